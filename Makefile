@@ -1,0 +1,68 @@
+# Every target sets up .venv by itself; when it exists and nothing changed, that costs nothing.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.laura-installed
+DEMO := recipes/smollm2-demo.yaml
+COVERAGE_FLOOR := 80
+
+# The first Python of 3.11-3.13 that really runs (a shim may exist and not work).
+# Override with `make test PYTHON=/path/to/python`.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 python; do \
+	if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	>/dev/null 2>&1; then echo $$candidate; break; fi; done)
+
+.PHONY: help setup demo test test-fast test-slow test-gpu check format bench docs lock clean
+
+help:  ## Say what each target does
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Laura needs Python 3.11, 3.12 or 3.13, none was found;" \
+		"install one, or say make PYTHON=/path/to/python" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: $(STAMP)  ## Make .venv with everything in it
+
+demo: $(STAMP)  ## Compare LoRA and full finetuning on a small real model (under 12 minutes)
+	$(BIN)/laura compare $(DEMO)
+
+test: test-fast test-slow  ## Run every test but those that need a GPU
+
+test-fast: $(STAMP)  ## Run the unit tests (about a minute)
+	$(BIN)/python -m pytest -m "not slow and not gpu" \
+		--cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR)
+
+test-slow: $(STAMP)  ## Run the tests that load the real model, kill runs, and so on
+	$(BIN)/python -m pytest -m "slow and not gpu" --durations=10
+
+test-gpu: $(STAMP)  ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: $(STAMP)  ## Lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## Time Laura beside its peers (long; installs them for this alone)
+	@for file in benchmarks/*.py; do \
+		if grep -q '__main__' $$file; then echo "== $$file"; $(BIN)/python $$file || exit 1; fi; done
+
+docs: $(STAMP)  ## Write docs/recipe.md from the recipe's own descriptions
+	$(BIN)/python scripts/write_recipe_reference.py
+
+lock: $(STAMP)  ## Write the installed versions to constraints.txt
+	$(BIN)/python scripts/write_constraints.py
+
+clean:  ## Remove .venv, caches and builds (studies and the model cache stay)
+	rm -rf $(VENV) .venvs build dist *.egg-info .coverage* .pytest_cache .mypy_cache \
+		.ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,254 @@
+"""A recipe: what is compared, on which data, and how it is measured.
+
+Every default lives here and nowhere else. Each part of Laura receives its own
+section, never the whole recipe. Reading YAML, overriding and gathering faults
+is in `recipe_reading.py`.
+
+Source of the numbers: learning-rate ranges and alpha = 2r follow Biderman et
+al. 2024 (paper notes 1.3, 6.1, 6.2); they are ranges to search, not constants.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+BENCHMARKS = ("hellaswag", "arc_challenge", "winogrande", "gsm8k")
+LOSSES = ("target_loss", "source_loss", "kl")
+LearningTask = Literal["gsm8k", "target_loss"]
+ForgettingTask = Literal["hellaswag", "arc_challenge", "winogrande", "source_loss", "kl"]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe; unknown keys, wrong types and infinities are faults."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class BaseSection(Section):
+    """The model before adaptation."""
+
+    model: str = Field(
+        min_length=1,
+        description="Registry name, Hub id, folder, or GGUF file of a Llama-type model.",
+    )
+    revision: str | None = Field(None, description="Hub branch, tag or commit; null for main.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Type the weights are held in; full finetuning wants float32."
+    )
+
+
+class Source(Section):
+    """Where rows come from; a plain string is short for `{source: ...}`."""
+
+    source: str = Field(
+        min_length=1, description="Named set, JSONL file (also .gz), or Hub data set id."
+    )
+    split: str | None = Field(
+        None, description="Split, where the source has several; null for the set's own default."
+    )
+    subset: str | None = Field(None, description="Hub configuration name, where there are several.")
+    limit: int | None = Field(None, ge=1, description="Use at most this many rows; null for all.")
+
+
+def _source_from_text(value: object) -> object:
+    return {"source": value} if isinstance(value, str) else value
+
+
+SourceField = Annotated[
+    Source, BeforeValidator(_source_from_text, json_schema_input_type=str | Source)
+]
+
+
+class DataSection(Section):
+    """What is learnt, and the text that losses are measured on."""
+
+    train: SourceField = Field(description="Rows to learn from.")
+    validation: SourceField | None = Field(
+        None, description="Rows that choose the learning rate; null holds rows out of `train`."
+    )
+    validation_rows: int = Field(
+        200, ge=1, description="Rows held out of `train` when `validation` is null."
+    )
+    test: SourceField | None = Field(
+        None, description="Target-domain rows for `target_loss` and `kl`; never trained on."
+    )
+    source_text: SourceField | None = Field(
+        None, description="Text the base already models well, for `source_loss`."
+    )
+    template: Literal["chat", "plain"] = Field(
+        "chat",
+        description="`chat`: the model's own chat template; `plain`: question, blank, answer.",
+    )
+    overlong: Literal["error", "drop", "truncate"] = Field(
+        "error", description="What happens to an example longer than `train.row_tokens`."
+    )
+
+
+class BudgetSection(Section):
+    """How long each run trains; a checkpoint is measured at each point of the list."""
+
+    tokens: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="Training tokens (all that pass through the model), rising."
+    )
+    epochs: list[Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="Passes over the training rows, rising; needs a finite source."
+    )
+    points: Literal["separate", "hot"] = Field(
+        "separate",
+        description="`separate`: every point has its own complete schedule (a run of its own "
+        "with cosine, a cooldown branch off one trunk with trapezoidal; constant needs none). "
+        "`hot`: points are snapshots of the longest run, not cooled down.",
+    )
+
+    @field_validator("tokens", "epochs")
+    @classmethod
+    def _rising(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and (not value or sorted(set(value)) != value):
+            raise ValueError(f"must be a rising list with at least one point, came {value}")
+        return value
+
+
+class FullArm(Section):
+    """Full finetuning: every weight is trained."""
+
+    method: Literal["full"] = Field(description="full")
+    learning_rates: list[Rate] = Field(
+        default=[1e-5, 3e-5, 1e-4],
+        min_length=1,
+        description="Rates to try, about a tenth of LoRA's.",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled decay toward zero (see docs).")
+
+
+class LoraArm(Section):
+    """LoRA: low-rank updates beside frozen weights."""
+
+    method: Literal["lora"] = Field(description="lora")
+    learning_rates: list[Rate] = Field(
+        default=[1e-4, 3e-4, 1e-3],
+        min_length=1,
+        description="Rates to try, about ten times full's.",
+    )
+    rank: int = Field(16, ge=1, description="Rank r of every update.")
+    alpha: float | None = Field(None, gt=0, description="Scale numerator; null means 2r.")
+    rslora: bool = Field(False, description="Scale by alpha/sqrt(r) instead of alpha/r.")
+    targets: Literal["all", "mlp", "attention"] | list[str] = Field(
+        "all", description="Linear maps that get an update: a group, or module names."
+    )
+    dropout: Share = Field(0.0, description="Dropout on the input of the update.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of A and B toward zero.")
+
+    @property
+    def alpha_value(self) -> float:
+        """Alpha with the rule alpha = 2r filled in (paper notes 6.2)."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
+Arm = Annotated[FullArm | LoraArm, Field(discriminator="method")]
+
+
+class TrainSection(Section):
+    """The loop's settings, the same for every arm."""
+
+    optimiser: Literal["adamw", "lion"] = Field(
+        "adamw", description="AdamW (fused) or decoupled Lion."
+    )
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] | None = Field(
+        None, description="Null: 0.9, 0.999 for adamw and 0.9, 0.95 for lion (paper notes 1.3)."
+    )
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    schedule: Literal["cosine", "constant", "trapezoidal"] = Field(
+        "cosine", description="Rate over time."
+    )
+    warmup: Share = Field(0.1, description="Share of the run spent warming up linearly.")
+    cooldown: Share = Field(0.2, description="Last share of a trapezoidal budget, falling to zero.")
+    final_factor: Share = Field(0.01, description="Cosine ends at this share of the peak rate.")
+    batch_tokens: int = Field(2048, ge=8, description="Tokens of one optimiser step.")
+    row_tokens: int = Field(
+        1024, ge=8, description="Tokens of one packed row; also the longest example."
+    )
+    rows_per_pass: int = Field(
+        1, ge=1, description="Rows that go through the model together; smaller needs less memory."
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 autocast where the processor has bf16 arithmetic."
+    )
+    clip: float | None = Field(
+        1.0, gt=0, description="Largest gradient norm; null for no clipping."
+    )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="A resumable checkpoint at least so often."
+    )
+    validate_every: int | None = Field(
+        None, ge=1, description="Steps between validation losses; null: only at budget points."
+    )
+
+    @property
+    def beta_values(self) -> tuple[float, float]:
+        """Betas with the optimiser's default filled in."""
+        if self.betas is not None:
+            return self.betas
+        return (0.9, 0.999) if self.optimiser == "adamw" else (0.9, 0.95)
+
+
+class SearchSection(Section):
+    """How learning rates are chosen."""
+
+    sampler: Literal["grid"] = Field("grid", description="Every rate of every arm is run.")
+    allow_shared_rate: bool = Field(
+        False,
+        description="Accept arms compared at one and the same rate. It misleads: the best LoRA "
+        "rate is about ten times the best full rate.",
+    )
+
+
+class MeasureSection(Section):
+    """What is measured at every budget point, on the base first."""
+
+    learning: list[LearningTask] = Field(
+        default=["target_loss"], min_length=1, description="Target scores; the first one leads."
+    )
+    forgetting: list[ForgettingTask] = Field(
+        default=["source_loss", "kl"], min_length=1, description="Scores of what the base could do."
+    )
+    limit: int | None = Field(200, ge=1, description="Items of each benchmark; null for all.")
+    loss_documents: int = Field(200, ge=1, description="Documents of each held-out loss.")
+    loss_tokens: int = Field(
+        512, ge=8, description="A held-out document is cut to this many tokens."
+    )
+    gsm8k_shots: int = Field(5, ge=0, le=8, description="Worked examples before a GSM8K question.")
+    gsm8k_tokens: int = Field(256, ge=1, description="New tokens allowed for a GSM8K answer.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "fp32", description="Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats."
+    )
+
+
+class Recipe(Section):
+    """A whole comparison."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the study and of its folder.")
+    base: BaseSection
+    domain: str = Field(
+        "target", min_length=1, description="Target domain, used in words and charts."
+    )
+    regime: Literal["instruct", "pretrain"] = Field(
+        "instruct", description="instruct: loss on answers only; pretrain: loss on every token."
+    )
+    data: DataSection
+    budget: BudgetSection
+    arms: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Arm] = Field(
+        min_length=1, description="Name of each arm, and its settings."
+    )
+    train: TrainSection = Field(default_factory=TrainSection)
+    search: SearchSection = Field(default_factory=SearchSection)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
+        default=[0, 1, 2], min_length=1, description="The grid uses the first; the best rate all."
+    )
+    measure: MeasureSection = Field(default_factory=MeasureSection)

@@ -1,0 +1,230 @@
+"""What can be wrong in a recipe, in words: what came, what is allowed, what to do.
+
+Pydantic finds the faults of single values; the checks between sections are here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from laura.errors import Fault
+from laura.recipe import LoraArm, Recipe, Section
+
+DottedPath = tuple[str | int, ...]
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def validate(
+    kind: type[SectionType], data: dict[str, Any]
+) -> tuple[SectionType | None, list[Fault]]:
+    """The section, or every fault pydantic finds in it, in our words."""
+    try:
+        return kind.model_validate(data), []
+    except ValidationError as error:
+        return None, [
+            Fault(dotted(_clean_location(item["loc"], data)), _problem(item, kind))
+            for item in error.errors(include_url=False)
+        ]
+
+
+def cross_faults(data: dict[str, Any], found: list[Fault]) -> list[Fault]:
+    """Faults between keys, which one key alone does not show.
+
+    Sections that `found` blames are stood in for, and checks that need them are
+    left out, so that one mistake does not hide another.
+    """
+    faulty = {fault.path.split(".")[0] for fault in found}
+    stand_in = {
+        "name": "x",
+        "base": {"model": "x"},
+        "data": {"train": "x"},
+        "budget": {"epochs": [1]},
+        "arms": {"x": {"method": "full"}},
+    }
+    rest = {key: data[key] for key in Recipe.model_fields if key in data and key not in faulty}
+    recipe, _ = validate(Recipe, {**stand_in, **rest})
+    if recipe is None:
+        return []
+    return [fault for needed, check in _CHECKS if not needed & faulty for fault in check(recipe)]
+
+
+def _budget_faults(recipe: Recipe) -> Iterable[Fault]:
+    if (recipe.budget.tokens is None) == (recipe.budget.epochs is None):
+        yield Fault("budget", "give either tokens or epochs, one of the two")
+
+
+def _train_faults(recipe: Recipe) -> Iterable[Fault]:
+    train = recipe.train
+    if train.batch_tokens < train.row_tokens:
+        yield Fault(
+            "train.batch_tokens",
+            f"must hold at least one row: {train.batch_tokens} < row_tokens {train.row_tokens}",
+        )
+    if train.warmup + (train.cooldown if train.schedule == "trapezoidal" else 0) >= 1:
+        yield Fault("train.warmup", "warm-up and cooldown together must leave some steps between")
+
+
+def _arm_faults(recipe: Recipe) -> Iterable[Fault]:
+    for name, arm in recipe.arms.items():
+        where = f"arms.{name}"
+        if len(set(arm.learning_rates)) != len(arm.learning_rates):
+            yield Fault(f"{where}.learning_rates", "names a rate twice")
+        if isinstance(arm, LoraArm) and arm.targets == []:
+            yield Fault(f"{where}.targets", "is empty; name a module or use all, mlp, attention")
+
+
+def _shared_rate_faults(recipe: Recipe) -> Iterable[Fault]:
+    methods = {arm.method for arm in recipe.arms.values()}
+    grids = {tuple(sorted(arm.learning_rates)) for arm in recipe.arms.values()}
+    shared = len(methods) > 1 and len(grids) == 1 and len(next(iter(grids))) == 1
+    if shared and not recipe.search.allow_shared_rate:
+        yield Fault(
+            "arms",
+            "full and lora would be compared at one shared learning rate, which misleads (the "
+            "best LoRA rate is about ten times the best full rate); give each arm its own "
+            "learning_rates, or set search.allow_shared_rate: true",
+        )
+
+
+def _seed_faults(recipe: Recipe) -> Iterable[Fault]:
+    if len(set(recipe.seeds)) != len(recipe.seeds):
+        yield Fault("seeds", "names a seed twice")
+
+
+def _task_faults(recipe: Recipe) -> Iterable[Fault]:
+    tasks = [*recipe.measure.learning, *recipe.measure.forgetting]
+    if len(set(tasks)) != len(tasks):
+        yield Fault("measure", "names a task twice")
+
+
+def _text_faults(recipe: Recipe) -> Iterable[Fault]:
+    tasks = {*recipe.measure.learning, *recipe.measure.forgetting}
+    wants_test = {"target_loss", "kl"} & tasks
+    if wants_test and recipe.data.test is None:
+        yield Fault("data.test", f"is needed by measure: {', '.join(sorted(wants_test))}")
+    if "source_loss" in tasks and recipe.data.source_text is None:
+        yield Fault("data.source_text", "is needed by measure: source_loss")
+
+
+# Each check, and the sections that must be free of faults for it to mean something.
+_CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
+    ({"budget"}, _budget_faults),
+    ({"train"}, _train_faults),
+    ({"arms"}, _arm_faults),
+    ({"arms", "search"}, _shared_rate_faults),
+    ({"seeds"}, _seed_faults),
+    ({"measure"}, _task_faults),
+    ({"measure", "data"}, _text_faults),
+)
+
+
+def _clean_location(location: tuple[int | str, ...], data: Any) -> DottedPath:
+    """Drop the parts pydantic adds for unions, which are not in the user's file."""
+    clean: list[str | int] = []
+    place: Any = data
+    for number, part in enumerate(location):
+        last = number == len(location) - 1
+        if isinstance(place, dict) and part in place:
+            place = place[part]
+        elif isinstance(place, list) and isinstance(part, int) and part < len(place):
+            place = place[part]
+        elif part == "[key]":
+            continue
+        elif not last or not _may_be_absent(place, part):
+            continue
+        clean.append(part)
+    return tuple(clean)
+
+
+def _may_be_absent(place: Any, part: int | str) -> bool:
+    """Whether a fault can be about something that the user did not write."""
+    if not isinstance(place, dict):
+        return isinstance(place, list) and isinstance(part, int)
+    schema = _schema(Recipe)
+    sections = [schema, *(d for d in schema["$defs"].values() if "properties" in d)]
+    return any(part in section["properties"] for section in sections)
+
+
+@cache
+def _schema(kind: type[Section]) -> dict[str, Any]:
+    return kind.model_json_schema()
+
+
+def _problem(item: Any, section: type[Section]) -> str:
+    came = f", came {short(item['input'])}"
+    kind = item["type"]
+    context = item.get("ctx", {})
+    if kind == "extra_forbidden":
+        key = str(item["loc"][-1])
+        allowed = _allowed_keys(item["loc"], _schema(section))
+        near = difflib.get_close_matches(key, allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"unknown key; {hint}allowed here: {', '.join(allowed)}"
+    if kind == "missing":
+        return "is needed but missing"
+    if kind == "union_tag_not_found":
+        return "needs a method: full or lora"
+    if kind == "union_tag_invalid":
+        return f"method must be full or lora, came {short(context.get('tag'))}"
+    if kind == "literal_error":
+        return f"must be {context['expected']}{came}"
+    if kind == "string_pattern_mismatch":
+        return f"must be letters, digits, '.', '_' or '-', starting with one of the first two{came}"
+    if kind == "value_error":
+        return str(context.get("error", item["msg"]))
+    if kind in {"model_type", "model_attributes_type", "dict_type"}:
+        return f"must be a section (key: value){came}"
+    message = str(item["msg"]).replace("Input should be", "must be")
+    return message[:1].lower() + message[1:] + came
+
+
+def _allowed_keys(location: tuple[int | str, ...], schema: dict[str, Any]) -> list[str]:
+    place: Any = schema
+    for part in location[:-1]:
+        place = _below(place, part, schema)
+        if place is None:
+            return sorted(schema["properties"])
+    return sorted(place.get("properties", schema["properties"]))
+
+
+def _below(place: Any, part: int | str, schema: Any) -> Any:
+    mapping = place.get("discriminator", {}).get("mapping", {})
+    if part in mapping:
+        return _resolve({"$ref": mapping[part]}, schema)
+    if part in place.get("properties", {}):
+        return _resolve(place["properties"][part], schema)
+    patterns = place.get("patternProperties", {})
+    extra = next(iter(patterns.values()), place.get("additionalProperties"))
+    return _resolve(extra, schema) if isinstance(extra, dict) else place
+
+
+def _resolve(place: Any, schema: Any) -> Any:
+    if "anyOf" in place:
+        place = next((choice for choice in place["anyOf"] if "$ref" in choice), place)
+    if "$ref" in place:
+        return schema["$defs"][place["$ref"].rsplit("/", 1)[1]]
+    return place
+
+
+def dotted(path: DottedPath) -> str:
+    """A path as people write it, `arms.lora.rank`."""
+    return ".".join(str(part) for part in path) or "recipe"
+
+
+def short(value: object) -> str:
+    """A value as it came, in at most about sixty characters."""
+    try:
+        text = _REPR.repr(value)
+    except ValueError:
+        return "a number too long to show"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring, _REPR.maxother, _REPR.maxlevel, _REPR.maxlong = 60, 60, 3, 40

@@ -1,0 +1,283 @@
+"""Standard errors and paired comparisons; no torch, and numpy only to resample.
+
+Every score here is computed over items (questions or documents). Two models
+measured on the same items are compared item by item, which removes the noise
+of how hard the items are; that is why every change is paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number and how sure we are of it.
+
+    Attributes:
+        value: The number.
+        stderr: Its standard error, in the same unit.
+        n: Items (questions or documents) it was computed from.
+    """
+
+    value: float
+    stderr: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        level: Share of intervals that hold the truth, such as 0.95.
+    """
+
+    low: float
+    high: float
+    level: float
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean of independent items, with the standard error of that mean.
+
+    Formula: s / sqrt(n) with s^2 = sum (x - mean)^2 / (n - 1).
+
+    Args:
+        values: One finite number an item; shares are 0 or 1 an item.
+
+    Raises:
+        ValueError: fewer than two items (the error is undefined), or a value
+            that is not finite.
+
+    Source:
+        `mean_stderr` of lm-eval 0.4.13 (lm_eval/api/metrics.py).
+    """
+    numbers = _finite(values, "values")
+    n = _at_least_two(numbers)
+    average = math.fsum(numbers) / n
+    variance = math.fsum((x - average) ** 2 for x in numbers) / (n - 1)
+    return Estimate(average, math.sqrt(variance / n), n)
+
+
+def paired_difference(before: Mapping[int, float], after: Mapping[int, float]) -> Estimate:
+    """Mean of `after - before` over the same items, with its standard error.
+
+    Formula: the one-sample standard error of d_i = after_i - before_i, that is
+    sd(d) / sqrt(n), as in a paired t-test.
+
+    Args:
+        before: Item index to value, on the base.
+        after: The same indices on the tuned model.
+
+    Raises:
+        ValueError: the two cover different items, or fewer than two.
+
+    Source:
+        Student's paired test; for language models Miller 2024,
+        arXiv:2411.00640 (paired differences).
+    """
+    indices = _same_items(before, after)
+    return mean([after[index] - before[index] for index in indices])
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
+    """Ratio of two sums over documents, with a standard error clustered by document.
+
+    Held-out loss is sum of nats / sum of tokens. Tokens of one document are not
+    independent, so the document is the unit.
+
+    Formula: R = sum x / sum d; with residuals e_i = x_i - R d_i,
+    variance = n / (n - 1) * sum e_i^2 / (sum d)^2 (delta method).
+
+    Args:
+        numerators: One an item, such as nats.
+        denominators: One an item, such as tokens; their sum is above zero.
+
+    Raises:
+        ValueError: unequal lengths, fewer than two items, a value that is not
+            finite, a negative denominator, or denominators that sum to zero.
+
+    Source:
+        Cochran 1977, Sampling Techniques, section 6.4, without the correction
+        for a finite population. With equal denominators this is `mean`.
+    """
+    value, residuals, total = _ratio_residuals(numerators, denominators)
+    n = len(residuals)
+    variance = n / (n - 1) * math.fsum(e * e for e in residuals) / total**2
+    return Estimate(value, math.sqrt(variance), n)
+
+
+def ratio_difference(
+    before: Mapping[int, tuple[float, float]], after: Mapping[int, tuple[float, float]]
+) -> Estimate:
+    """Difference of two ratios over the same documents, paired by document.
+
+    Formula: R_after - R_before; with the residuals e of `ratio`,
+    g_i = e_after_i / D_after - e_before_i / D_before (D: sum of denominators),
+    variance = n / (n - 1) * sum g_i^2. With equal denominators this is `ratio`
+    of the differences.
+
+    Args:
+        before: Document index to (numerator, denominator), on the base.
+        after: The same indices on the tuned model.
+
+    Raises:
+        ValueError: different documents, or what `ratio` refuses.
+
+    Source:
+        Cochran 1977, Sampling Techniques, section 6.18 (comparison of two
+        ratios), by the delta method.
+    """
+    indices = _same_items(before, after)
+    sides = [
+        _ratio_residuals([side[i][0] for i in indices], [side[i][1] for i in indices])
+        for side in (before, after)
+    ]
+    (old, old_residuals, old_total), (new, new_residuals, new_total) = sides
+    n = len(indices)
+    influence = [
+        e_new / new_total - e_old / old_total
+        for e_old, e_new in zip(old_residuals, new_residuals, strict=True)
+    ]
+    variance = n / (n - 1) * math.fsum(g * g for g in influence)
+    return Estimate(new - old, math.sqrt(variance), n)
+
+
+def mean_of_tasks(estimates: Sequence[Estimate]) -> Estimate:
+    """Plain mean of several tasks' scores (or changes), tasks weighing the same.
+
+    Formula: mean of the values; sqrt(sum stderr^2) / k for k tasks, whose items
+    are different and therefore independent. For the change of a mean give the
+    tasks' paired changes: the pairing is already inside their standard errors.
+
+    Raises:
+        ValueError: no task.
+
+    Source:
+        Forgetting score of Biderman et al. 2024, arXiv:2405.09673 (mean of
+        HellaSwag, ARC-Challenge and WinoGrande); `unweighted_mean_stderr` of
+        lm-eval 0.4.13 for the error.
+    """
+    if not estimates:
+        raise ValueError("the mean of no task is undefined; give at least one")
+    k = len(estimates)
+    value = math.fsum(estimate.value for estimate in estimates) / k
+    stderr = math.sqrt(math.fsum(estimate.stderr**2 for estimate in estimates)) / k
+    return Estimate(value, stderr, sum(estimate.n for estimate in estimates))
+
+
+def paired_mean_of_tasks(
+    before: Mapping[str, Mapping[int, float]], after: Mapping[str, Mapping[int, float]]
+) -> Estimate:
+    """Change of the plain mean of several tasks' scores, paired by item.
+
+    Args:
+        before: Task to (item index to value), on the base.
+        after: The same tasks and items on the tuned model.
+
+    Raises:
+        ValueError: different tasks or items, or fewer than two items in one.
+
+    Source:
+        `paired_difference` within each task, then `mean_of_tasks`.
+    """
+    if set(before) != set(after):
+        raise ValueError(
+            f"the two models were measured on different tasks: {sorted(before)} "
+            f"and {sorted(after)}; measure both on the same"
+        )
+    return mean_of_tasks([paired_difference(before[task], after[task]) for task in before])
+
+
+def paired_bootstrap(
+    before: Mapping[int, float],
+    after: Mapping[int, float],
+    *,
+    seed: int,
+    draws: int = 10_000,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile interval of the mean of `after - before`, by resampling items.
+
+    Formula: draw n items with replacement `draws` times; the interval runs from
+    the (1 - level) / 2 to the (1 + level) / 2 quantile of the means of
+    d_i = after_i - before_i.
+
+    Args:
+        before: Item index to value, on the base.
+        after: The same indices on the tuned model.
+        seed: The same seed gives the same interval.
+        draws: Resamples; 10,000 settles the ends to about a hundredth of the width.
+        level: Share in (0, 1), not a percentage.
+
+    Raises:
+        ValueError: different items, fewer than two, or a level outside (0, 1).
+
+    Source:
+        Efron and Tibshirani 1993, An Introduction to the Bootstrap, section
+        13.3; paired use as in Koehn 2004 (EMNLP).
+    """
+    import numpy as np
+
+    if not 0 < level < 1:
+        raise ValueError(f"level is a share between 0 and 1, came {level}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, came {draws}")
+    indices = _same_items(before, after)
+    _at_least_two(indices)
+    differences = np.array(_finite([after[i] - before[i] for i in indices], "differences"))
+    generator = np.random.default_rng(seed)
+    # One block of about 8 MB at a time, so that ten thousand items do not need gigabytes.
+    n = len(differences)
+    block = max(1, 1_000_000 // n)
+    counts = [min(block, draws - start) for start in range(0, draws, block)]
+    means = np.concatenate(
+        [differences[generator.integers(0, n, (count, n))].mean(axis=1) for count in counts]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level)
+
+
+def _finite(values: Iterable[float], name: str) -> list[float]:
+    numbers = [float(value) for value in values]
+    for place, number in enumerate(numbers):
+        if not math.isfinite(number):
+            raise ValueError(f"{name}[{place}] is {number}; every item needs a finite number")
+    return numbers
+
+
+def _at_least_two(items: Sequence[object]) -> int:
+    if len(items) < 2:
+        raise ValueError(
+            f"a standard error needs at least 2 items, came {len(items)}; measure more items"
+        )
+    return len(items)
+
+
+def _same_items(before: Mapping[int, object], after: Mapping[int, object]) -> list[int]:
+    if before.keys() != after.keys():
+        raise ValueError(
+            f"the two models were measured on different items ({len(before)} and {len(after)}, "
+            f"{len(before.keys() & after.keys())} in common); measure both on the same"
+        )
+    return sorted(before)
+
+
+def _ratio_residuals(
+    numerators: Sequence[float], denominators: Sequence[float]
+) -> tuple[float, list[float], float]:
+    """Ratio of the sums, residuals x - R d, and the sum of the denominators."""
+    if len(numerators) != len(denominators):
+        raise ValueError(f"{len(numerators)} numerators but {len(denominators)} denominators")
+    tops, bottoms = _finite(numerators, "numerators"), _finite(denominators, "denominators")
+    _at_least_two(tops)
+    if min(bottoms) < 0 or math.fsum(bottoms) <= 0:
+        raise ValueError("denominators must not be negative and must sum to more than zero")
+    total = math.fsum(bottoms)
+    value = math.fsum(tops) / total
+    return value, [x - value * d for x, d in zip(tops, bottoms, strict=True)], total

@@ -1,0 +1,288 @@
+"""Study and run folders: typed reading and writing, atomic and checksummed.
+
+    STUDY/
+      recipe.yaml  environment.json  base/evals/TASK.json
+      runs/ID/     ID = hash of everything that determines the run
+        run.json  metrics.jsonl  done.json | failed.json
+        checkpoints/STEP/   weights, manifest.json with SHA-256 (kept at budget points)
+        resume/STEP/        optimiser, random state, data position (one, replaced)
+        evals/STEP/TASK.json + TASK.samples.jsonl.gz
+      summary.json  report.html  figures/*.svg, *.png
+
+Files are written aside and renamed, so a file that exists is whole. Folders
+(checkpoints) carry a manifest that is written last. No torch here.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from laura.errors import CheckpointError, LauraError, StoreError
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into a `StoreError` that says what to do."""
+    try:
+        yield
+    except LauraError:
+        raise
+    except OSError as error:
+        raise StoreError(disk_message(error, path)) from error
+    except Exception as error:
+        # Libraries written in Rust (safetensors, tokenizers) tell the reason in words only.
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        refusal = OSError(int(code[1]), os.strerror(int(code[1])))
+        raise StoreError(disk_message(refusal, path)) from error
+
+
+def disk_message(error: OSError, path: Path) -> str:
+    """What an operating system's refusal means for the user, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full while writing {path}; finished work is kept. Free some space "
+            "(old checkpoints, other studies) and give the same command again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission for {path}; choose another folder with --out, or change its owner"
+    if error.errno == errno.ENOENT:
+        return f"{path} does not exist; check the path"
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return f"{path} is not the kind of file expected ({error.strerror}); choose another path"
+    return f"{path}: {error.strerror or error}; finished work is kept, try again"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or absent, also after a power cut."""
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinity are our bug, not a file format."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        StoreError: missing, unreadable or not JSON.
+    """
+    with disk_faults(path):
+        text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise StoreError(f"{path} is not JSON ({error}); delete it and run again") from error
+
+
+def write_lines_gz(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as gzipped JSON Lines, byte for byte the same for the same rows."""
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_bytes(path, gzip.compress(lines.encode("utf-8"), mtime=0))
+
+
+def read_lines_gz(path: Path) -> list[dict[str, Any]]:
+    """Read gzipped JSON Lines.
+
+    Raises:
+        StoreError: missing, unreadable, cut off or not gzipped JSON Lines.
+    """
+    with disk_faults(path):
+        packed = path.read_bytes()
+    try:
+        return [json.loads(line) for line in gzip.decompress(packed).splitlines()]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        problem = f"is not whole ({error}); delete it and run again"
+        raise StoreError(f"{path} {problem}") from error
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, hexadecimal."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def run_id(identity: dict[str, Any]) -> str:
+    """ID of a run: a hash of everything that determines its weights."""
+    return content_hash(identity)[:12]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with disk_faults(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_folder(target: Path, fill: Callable[[Path], None], facts: dict[str, Any]) -> None:
+    """Make a checksummed folder appear whole or not at all.
+
+    Args:
+        target: Where it shall stand; replaced if it exists.
+        fill: Writes the files into the folder it is given.
+        facts: What the manifest records beside the checksums.
+    """
+    with disk_faults(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            fill(aside)
+            files = sorted(p for p in aside.rglob("*") if p.is_file())
+            sums = {str(p.relative_to(aside)): file_hash(p) for p in files}
+            write_json(aside / MANIFEST, {"facts": facts, "sha256": sums})
+            os.chmod(aside, 0o755)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Check a folder against its manifest and give the facts recorded there.
+
+    Raises:
+        CheckpointError: no manifest, a file is missing, or a checksum differs.
+    """
+    advice = "delete the folder and give the same command again; it continues from what is whole"
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(f"{folder} has no {MANIFEST}, so it is not whole; {advice}")
+    try:
+        manifest = read_json(folder / MANIFEST)
+        sums, facts = dict(manifest["sha256"]), dict(manifest["facts"])
+    except (StoreError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged; {advice}") from error
+    for name, expected in sums.items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} lacks {name}; {advice}")
+        if file_hash(folder / name) != expected:
+            raise CheckpointError(f"{folder / name} does not match its SHA-256; {advice}")
+    return facts
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half-written beside the real files."""
+    for path in list(folder.rglob(".*.????????")) if folder.is_dir() else []:
+        if not re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with disk_faults(path):
+                path.unlink(missing_ok=True)
+
+
+class RunStore:
+    """One run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def metrics_file(self) -> Path:
+        """JSON Lines, one per optimiser step."""
+        return self.folder / "metrics.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the weights at a budget point."""
+        return self.folder / "checkpoints" / f"{step:08d}"
+
+    def evaluation(self, step: int, task: str) -> Path:
+        """File of one task's result at a budget point."""
+        return self.folder / "evals" / f"{step:08d}" / f"{task}.json"
+
+    @property
+    def state(self) -> str:
+        """`done`, `diverged`, `failed` or `open`."""
+        if (self.folder / "done.json").is_file():
+            return "done"
+        if (self.folder / "failed.json").is_file():
+            record = read_json(self.folder / "failed.json")
+            return str(record.get("kind", "failed")) if isinstance(record, dict) else "failed"
+        return "open"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl; a last line cut off by a kill is left out."""
+        rows: list[dict[str, Any]] = []
+        if not self.metrics_file.is_file():
+            return rows
+        with disk_faults(self.metrics_file):
+            lines = self.metrics_file.read_text("utf-8", errors="replace").splitlines()
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the rows a continued run will write again."""
+        kept = [row for row in self.metrics() if wanted(row)]
+        if self.metrics_file.is_file():
+            write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one row."""
+        with disk_faults(self.metrics_file):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class StudyStore:
+    """A study's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def summary_file(self) -> Path:
+        """All tables of the study, rebuilt from the rest at any time."""
+        return self.folder / "summary.json"
+
+    def base_evaluation(self, task: str) -> Path:
+        """File of one task's result on the base."""
+        return self.folder / "base" / "evals" / f"{task}.json"
+
+    def run(self, identity: str) -> RunStore:
+        """The folder of the run with this ID."""
+        return RunStore(self.folder / "runs" / identity)
+
+    def runs(self) -> list[RunStore]:
+        """Every run folder there is, by ID."""
+        root = self.folder / "runs"
+        folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        return [RunStore(folder) for folder in folders]
