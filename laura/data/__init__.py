@@ -1,0 +1,1 @@
+"""Data: sources, templates, packing, splits."""

@@ -1,0 +1,119 @@
+"""The data sets Laura knows by name: where they live and what their fields mean.
+
+Adding a data set is one line in `NAMED`, adding the rows of a benchmark is one
+line in `BENCHMARK_ROWS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Rows = Iterable[dict[str, Any]]
+
+TRAIN = {"train": "train"}
+TRAIN_TEST = {"train": "train", "test": "test"}
+TRAIN_VALIDATION = {"train": "train", "validation": "validation"}
+ALL_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+
+
+def wikitext_articles(rows: Rows) -> Iterator[dict[str, Any]]:
+    """Join the Hub's lines of wikitext into articles, cut at first-level headings.
+
+    A heading is a line ` = Title = `; deeper ones have more equals signs. Text
+    before the first heading is an article of its own.
+    """
+    lines: list[str] = []
+    for row in rows:
+        line = row.get("text")
+        if not isinstance(line, str):
+            yield row
+            continue
+        words = line.split()
+        heading = len(words) >= 3 and words[0] == words[-1] == "=" and words[1] != "="
+        if heading and any(part.strip() for part in lines):
+            yield {"text": "".join(lines).strip("\n")}
+            lines = []
+        lines.append(line)
+    if any(part.strip() for part in lines):
+        yield {"text": "".join(lines).strip("\n")}
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """One data set known by name.
+
+    Attributes:
+        hub: Data set id on the Hub; empty for a set that comes with Laura.
+        config: Hub configuration; None where there is only one.
+        splits: Our split name to the Hub's.
+        prompt: Fields that make the prompt, joined by a blank line; the first
+            is needed, the others may be empty or absent.
+        answer: Field of the answer.
+        text: Field of plain text; a set has either text or prompt and answer.
+        local: Split to file in the data folder.
+        default_split: What `split: null` means.
+        folder: Hub folder (`data_dir`) that holds the rows, where there are several.
+        regroup: Makes documents of the Hub's rows, where a row is less than one.
+        huge: True where the whole set is too large to load without a limit.
+        builtin: File that comes with Laura; its rows name their split.
+    """
+
+    hub: str
+    config: str | None
+    splits: Mapping[str, str]
+    prompt: tuple[str, ...] = ()
+    answer: str = ""
+    text: str = ""
+    local: Mapping[str, str] = field(default_factory=dict)
+    default_split: str = "train"
+    folder: str | None = None
+    regroup: Callable[[Rows], Iterator[dict[str, Any]]] | None = None
+    huge: bool = False
+    builtin: str = ""
+
+
+# fmt: off
+NAMED: dict[str, NamedSource] = {
+    "gsm8k": NamedSource("openai/gsm8k", "main", TRAIN_TEST, ("question",), "answer", local={"train": "gsm8k/train.jsonl.gz", "test": "gsm8k/test.jsonl"}),  # noqa: E501
+    "metamathqa": NamedSource("meta-math/MetaMathQA", None, TRAIN, ("query",), "response"),
+    "magicoder-evol-instruct": NamedSource("ise-uiuc/Magicoder-Evol-Instruct-110K", None, TRAIN, ("instruction",), "response"),  # noqa: E501
+    "codealpaca": NamedSource("sahil2801/CodeAlpaca-20k", None, TRAIN, ("instruction", "input"), "output", local={"train": "codealpaca/new_codealpaca.jsonl.gz"}),  # noqa: E501
+    "starcoder-python": NamedSource("bigcode/starcoderdata", None, TRAIN, text="content", folder="python", huge=True),  # noqa: E501
+    "openwebmath": NamedSource("open-web-math/open-web-math", None, TRAIN, text="text", huge=True),
+    "wikitext": NamedSource("Salesforce/wikitext", "wikitext-2-raw-v1", ALL_SPLITS, text="text", local={"validation": "wikitext2/valid.jsonl.gz", "test": "wikitext2/test.jsonl.gz"}, default_split="test", regroup=wikitext_articles),  # noqa: E501
+    "c4": NamedSource("allenai/c4", "en", TRAIN_VALIDATION, text="text", local={"train": "c4_sample/c4.jsonl.gz", "validation": "c4_sample/c4.jsonl.gz"}, huge=True),  # noqa: E501
+    "builtin:word-problems": NamedSource("", None, ALL_SPLITS, ("question",), "answer", builtin="word_problems.jsonl.gz"),  # noqa: E501
+    "builtin:plain-text": NamedSource("", None, TRAIN, text="text", builtin="source_text.jsonl.gz"),
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class BenchmarkRows:
+    """The rows of one benchmark.
+
+    Attributes:
+        hub: Data set id on the Hub.
+        config: Hub configuration, or None.
+        splits: Our split name to the Hub's.
+        local: Split to file in the data folder.
+        fields: What every row must have.
+    """
+
+    hub: str
+    config: str | None
+    splits: Mapping[str, str]
+    local: Mapping[str, str]
+    fields: tuple[str, ...]
+
+
+# fmt: off
+BENCHMARK_ROWS: dict[str, BenchmarkRows] = {
+    "hellaswag": BenchmarkRows("Rowan/hellaswag", None, TRAIN_VALIDATION, {"validation": "hellaswag/validation.jsonl.gz"}, ("activity_label", "ctx_a", "ctx_b", "endings", "label")),  # noqa: E501
+    "arc_challenge": BenchmarkRows("allenai/ai2_arc", "ARC-Challenge", ALL_SPLITS, {split: f"arc_challenge/{split}.jsonl" for split in ALL_SPLITS}, ("question", "choices", "answerKey")),  # noqa: E501
+    "winogrande": BenchmarkRows("allenai/winogrande", "winogrande_xl", TRAIN_VALIDATION, {"train": "winogrande/train_m.jsonl", "validation": "winogrande/dev.jsonl"}, ("sentence", "option1", "option2", "answer")),  # noqa: E501
+    "gsm8k": BenchmarkRows("openai/gsm8k", "main", TRAIN_TEST, NAMED["gsm8k"].local, ("question", "answer")),  # noqa: E501
+}
+# fmt: on

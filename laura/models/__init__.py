@@ -1,0 +1,1 @@
+"""Models, adapters, and what is asked of them."""

@@ -1,0 +1,229 @@
+"""Adapter files in PEFT's format, both ways.
+
+A folder holds adapter_config.json and adapter_model.safetensors. What is read
+is decided by the weights in the file, so target lists, patterns and expressions
+of any PEFT version mean what they meant there; what we cannot represent
+(DoRA, biases, trained embeddings, ...) is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from laura.errors import AdapterError
+from laura.models.lora import LoraSettings, attach, detach, lora_layers, merge, route, unmerge
+from laura.store import disk_faults, read_json, write_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# Fields whose non-empty value changes what the adapter computes, and that we do not have.
+REFUSED = (
+    "use_dora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "layer_replication",
+    "arrow_config",
+    "monteclora_config",
+    "velora_config",
+    "kasa_config",
+)
+
+
+def save_adapter(
+    model: nn.Module, folder: Path, settings: LoraSettings, base_name: str, slot: int = 0
+) -> None:
+    """Write one slot as a PEFT adapter (float32).
+
+    Args:
+        model: A model with LoRA layers.
+        folder: Where the two files go.
+        settings: What the layers were attached with.
+        base_name: Name or path of the base, for the reader.
+        slot: Which slot to write.
+    """
+    layers = lora_layers(model)
+    if not layers:
+        raise AdapterError("the model has no LoRA layers to save")
+    tensors = {}
+    for name, layer in layers.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A[slot].detach().float().cpu().contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B[slot].detach().float().cpu().contiguous()
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    everywhere = len(_names_ending(model, kinds)) == len(layers)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": settings.rslora,
+        "target_modules": kinds if everywhere else sorted(layers),
+        "rank_pattern": settings.rank_pattern,
+        "alpha_pattern": settings.alpha_pattern,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, config)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> LoraSettings:
+    """Attach the adapter in a PEFT folder to a plain model.
+
+    Returns:
+        The settings it carries, with ranks and alphas resolved by module.
+
+    Raises:
+        AdapterError: files are missing or damaged, the adapter uses something
+            we cannot represent, or it does not fit this model.
+    """
+    config = _read_config(folder)
+    tensors = _read_weights(folder)
+    settings = _resolve(config, tensors, folder)
+    attach(model, settings, seed=0)
+    try:
+        copy_weights(model, tensors, folder)
+    except BaseException:
+        detach(model)
+        raise
+    return settings
+
+
+def copy_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path, slot: int = 0) -> None:
+    """Fill one slot of attached layers from the tensors of an adapter file."""
+    for name, layer in lora_layers(model).items():
+        for letter, target in (("A", layer.A), ("B", layer.B)):
+            source = tensors[f"{PREFIX}{name}.lora_{letter}.weight"]
+            if source.shape != target[slot].shape:
+                raise AdapterError(
+                    f"{folder}: lora_{letter} of {name} has shape {tuple(source.shape)}, this base "
+                    f"needs {tuple(target[slot].shape)}; the adapter was made for another base"
+                )
+            with torch.no_grad():
+                target[slot].copy_(source)
+
+
+def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:
+    """Merge, compare, unmerge, compare; the largest difference of logits each time.
+
+    Returns:
+        `merged`: adapter beside the base against adapter folded in;
+        `unmerged`: before against after, which must be 0; `update`: adapter
+        against base, to judge the others by.
+    """
+    with torch.inference_mode():
+        beside = model(input_ids).logits.float()
+        with route(model, None):
+            base = model(input_ids).logits.float()
+        merge(model)
+        folded = model(input_ids).logits.float()
+        unmerge(model)
+        after = model(input_ids).logits.float()
+    return {
+        "merged": float((beside - folded).abs().max()),
+        "unmerged": float((beside - after).abs().max()),
+        "update": float((beside - base).abs().max()),
+    }
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise AdapterError(f"{folder} is not a folder; give the folder holding {CONFIG}")
+    if not (folder / CONFIG).is_file():
+        raise AdapterError(f"{folder} has no {CONFIG}; it is not a PEFT adapter folder")
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise AdapterError(f"{folder / CONFIG} holds no settings")
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise AdapterError(f"{folder} is a {kind} adapter; Laura reads LORA")
+    refused = [name for name in REFUSED if config.get(name)]
+    if config.get("bias", "none") != "none":
+        refused.append(f"bias={config['bias']}")
+    if str(config.get("init_lora_weights", True)).lower().startswith(("pissa", "olora", "corda")):
+        refused.append(f"init_lora_weights={config['init_lora_weights']} (changes the base)")
+    if refused:
+        raise AdapterError(
+            f"{folder} uses {', '.join(refused)}, which Laura cannot represent; "
+            "merge it with PEFT and load the merged model instead"
+        )
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = " (adapter_model.bin is pickled and is not read)"
+        hint = pickled if (folder / "adapter_model.bin").exists() else ""
+        raise AdapterError(f"{folder} has no {WEIGHTS}{hint}; save it with safetensors")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} is damaged ({error}); copy it again") from error
+    wrong = [n for n in tensors if not re.fullmatch(rf"{PREFIX}.+\.lora_[AB]\.weight", n)]
+    if wrong or not tensors:
+        found = ", ".join(wrong[:3]) or "nothing"
+        raise AdapterError(f"{path} holds {found}; expected lora_A and lora_B only")
+    for name, tensor in tensors.items():
+        if tensor.dim() != 2:
+            raise AdapterError(f"{path}: {name} has {tensor.dim()} dimensions, expected 2")
+        if not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(f"{path}: {name} is not finite; the training diverged")
+    return tensors
+
+
+def _resolve(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> LoraSettings:
+    names = sorted({n[len(PREFIX) :].rsplit(".lora_", 1)[0] for n in tensors})
+    try:
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        alpha_pattern = dict(config.get("alpha_pattern") or {})
+        rslora, dropout = bool(config.get("use_rslora")), float(config.get("lora_dropout") or 0.0)
+        alphas = {n: float(_by_pattern(alpha_pattern, n, alpha)) for n in names}
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(f"{folder / CONFIG}: r, lora_alpha or a pattern is unusable") from error
+    ranks = {}
+    for name in names:
+        a, b = (tensors.get(f"{PREFIX}{name}.lora_{letter}.weight") for letter in "AB")
+        if a is None or b is None or a.shape[0] != b.shape[1]:
+            raise AdapterError(f"{folder}: lora_A and lora_B of {name} do not belong together")
+        ranks[name] = a.shape[0]
+    return LoraSettings(
+        rank=rank,
+        alpha=alpha,
+        targets=tuple(names),
+        dropout=dropout,
+        rslora=rslora,
+        rank_pattern={n: r for n, r in ranks.items() if r != rank},
+        alpha_pattern={n: a for n, a in alphas.items() if a != alpha},
+    )
+
+
+def _by_pattern(pattern: dict[str, Any], name: str, default: float) -> Any:
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return default
+
+
+def _names_ending(model: nn.Module, kinds: list[str]) -> list[str]:
+    return [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in kinds]

@@ -1,0 +1,110 @@
+"""Attention in which packed documents never see one another.
+
+Registered with transformers as "laura" (its public AttentionInterface; nothing
+is patched), so any Llama-type model uses it. A forward pass names what it is:
+
+    model(ids, position_ids=..., documents=Documents(lengths))   a packed row
+    model(ids, position_ids=..., decode=state)                   one step of generation
+    model(ids)                                                   plain causal attention
+
+A packed row costs the sum of the squares of its documents' lengths, not the
+square of the row: no T x T mask exists at any time.
+
+Shapes: B batch (1 for a packed row), H heads, G key/value heads, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "laura"
+
+
+class Documents:
+    """The documents of a packed row, one after another without padding.
+
+    Args:
+        lengths: Tokens of each document; their sum is the row's T.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = [int(length) for length in lengths]
+
+    def attend(
+        self, query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, scaling: float, drop: float
+    ) -> Tensor:
+        """Causal attention within each document; (B, H, T, D)."""
+        pieces = zip(
+            query_BHTD.split(self.lengths, dim=2),
+            key_BGTD.split(self.lengths, dim=2),
+            value_BGTD.split(self.lengths, dim=2),
+            strict=True,
+        )
+        outputs = [_causal(query, key, value, scaling, drop) for query, key, value in pieces]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+class Decoding(Protocol):
+    """A step of generation that keeps its own keys and values (see decoding.py)."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """Attention of the new tokens over everything before; (B, T, H, D)."""
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, drop: float) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    output: Tensor = scaled_dot_product_attention(
+        query, key, value, dropout_p=drop, is_causal=True, scale=scaling, enable_gqa=grouped
+    )
+    return output
+
+
+def laura_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    documents: Documents | None = None,
+    decode: Decoding | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The function transformers calls in every layer; output (B, T, H, D)."""
+    scale = scaling if scaling is not None else float(query.shape[-1]) ** -0.5
+    # Under autocast the rotation leaves query and key in float32, value in bf16.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if decode is not None:
+        return decode.attend(int(module.layer_idx), query, key, value, scale), None  # type: ignore[arg-type]
+    if documents is not None:
+        output = documents.attend(query, key, value, scale, dropout)
+    elif attention_mask is None:
+        output = _causal(query, key, value, scale, dropout)
+    else:
+        grouped = query.shape[1] != key.shape[1]
+        output = scaled_dot_product_attention(
+            query, key, value, attention_mask, dropout, scale=scale, enable_gqa=grouped
+        )
+    return output.transpose(1, 2), None
+
+
+def register() -> None:
+    """Make "laura" known to transformers; calling it again changes nothing."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    AttentionInterface.register(NAME, laura_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
+
+
+def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
+    """The documents themselves say who sees whom; a dense mask is never built."""
+    return attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None

@@ -1,0 +1,82 @@
+"""Every choice that depends on the processor: where to run, in which arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from laura.errors import UsageError
+
+
+def pick_device(requested: str | None = None) -> torch.device:
+    """The device to run on: the one asked for, else CUDA, MPS, CPU in this order.
+
+    Raises:
+        UsageError: the name is no device, or the machine does not have it.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if requested is None:
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(requested)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"--device {requested!r} is none; use cpu, cuda, cuda:N or mps") from error
+    present = {"cpu": True, "cuda": cuda, "mps": mps}.get(device.type, False)
+    if device.type == "cuda" and device.index is not None:
+        present = present and device.index < torch.cuda.device_count()
+    if not present:
+        raise UsageError(f"this machine has no {requested!r}; leave --device out or use cpu")
+    return device
+
+
+def has_bf16_arithmetic(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run in hardware, not in emulation."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return bool(torch.backends.mps.is_macos_or_newer(14, 0))
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    arm = sys.platform == "darwin" or os.uname().machine == "aarch64"
+    return bool(check and check()) or (arm and torch.backends.mkldnn.is_available())
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Arithmetic for `auto`, `bf16` or `fp32`; auto is bf16 where hardware has it."""
+    if precision == "auto":
+        return torch.bfloat16 if has_bf16_arithmetic(device) else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Mixed precision for a forward pass; does nothing for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting peak memory anew, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: on the device for CUDA, else of this process (bytes)."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -1,0 +1,356 @@
+"""Loading a base: a model folder, a GGUF file, a named model or a Hub id.
+
+What is loaded is a decoder whose layers have the Linear maps that LoRA replaces
+and whose attention Laura may supply. Everything is checked before weights are
+read, and no weight is ever silently left at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from laura.errors import ModelError, StoreError, UsageError
+from laura.models import attention
+from laura.models.device import pick_device
+from laura.models.fetch import fetched
+from laura.models.gguf import converted
+from laura.models.hub import download
+from laura.models.registry import MODELS, HubModel, named_model
+from laura.progress import SILENT, Progress
+from laura.store import content_hash, file_hash, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYER_MAPS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+WEIGHTS, WEIGHT_INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# Written by whoever saved the folder last; they say nothing about the model.
+INCIDENTAL = ("transformers_version", "_name_or_path", "use_cache")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model before adaptation, with its tokenizer."""
+
+    model: PreTrainedModel
+    """In evaluation mode, attention "laura", without transformers' own cache."""
+    tokenizer: PreTrainedTokenizerBase
+    """Has an end token."""
+    name: str
+    """As the user gave it."""
+    fingerprint: str
+    """SHA-256 of weights and config, hexadecimal; independent of the folder's place."""
+    folder: Path
+    """Where config, safetensors and tokenizer lie."""
+
+
+def load_base(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> Base:
+    """Load a model and its tokenizer.
+
+    Args:
+        name: A folder, a .gguf file, a named model (see `registry`), or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        dtype: float32, bfloat16 or float16.
+        device: cpu, cuda, cuda:N or mps; None takes the best there is.
+        progress: Told about downloads and conversions.
+
+    Raises:
+        ModelError: the model, its tokenizer or its files cannot be used.
+        HubError: the Hub or the package index cannot be reached or refuses.
+        UsageError: no such dtype or device.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is unknown; allowed are {', '.join(DTYPES)}")
+    place = pick_device(device)
+    folder = resolve_model(name, revision, progress)
+    check_model_folder(folder)
+    with quiet_transformers():
+        config = _read_config(folder)
+        _check_decoder(config, folder)
+        tokenizer = load_tokenizer(folder)
+        if len(tokenizer) > config.vocab_size:
+            raise ModelError(
+                f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only "
+                f"{config.vocab_size} embeddings; use the tokenizer the model was trained with"
+            )
+        model = _read_weights(config, folder, DTYPES[dtype])
+    return Base(model.to(place).eval(), tokenizer, name, fingerprint(folder), folder)
+
+
+def resolve_model(name: str, revision: str | None = None, progress: Progress = SILENT) -> Path:
+    """Find the folder a model's name stands for, downloading or converting as needed.
+
+    What exists on disk wins over a named model, a named model over a Hub id.
+
+    Returns:
+        A folder; `check_model_folder` tells whether it is complete.
+
+    Raises:
+        ModelError: nothing of this name, or a damaged GGUF file.
+        HubError: it must be downloaded and cannot be.
+    """
+    path = Path(name).expanduser()
+    model = MODELS.get(name)
+    local = path.exists() or (model is None and _looks_like_path(name))
+    if revision is not None and (local or not (model is None or isinstance(model, HubModel))):
+        raise ModelError(
+            f"revision {revision!r} was given, but {name} is no Hub id; leave the revision out"
+        )
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return converted(path, progress)
+        raise ModelError(f"{name} is neither a folder nor a .gguf file; give the model's folder")
+    if local:
+        raise ModelError(f"{name} does not exist; check the path of the model folder or .gguf file")
+    if isinstance(model, HubModel):
+        return download(model.repository, revision, progress)
+    if model is None and name.count("/") == 1:
+        return download(name, revision, progress)
+    named_model(name)
+    return fetched(name, progress)
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or "\\" in name
+
+
+def check_model_folder(folder: Path) -> None:
+    """Check that a folder holds config, whole weights and a tokenizer.
+
+    Raises:
+        ModelError: something is missing or damaged; every fault is listed.
+    """
+    faults = []
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter, not a model; give its base, and this folder as the adapter"
+        )
+    if not (folder / "config.json").is_file():
+        faults.append("no config.json")
+    if not (folder / WEIGHTS).is_file() and not (folder / WEIGHT_INDEX).is_file():
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        faults.append(
+            f"no model.safetensors (it has {pickled[0]}, but pickled weights can run code when "
+            "opened and are not read; save the model as safetensors)"
+            if pickled
+            else "no model.safetensors"
+        )
+    else:
+        faults += _weight_faults(folder)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        faults.append("no tokenizer (tokenizer.json)")
+    if faults:
+        raise ModelError(
+            f"{folder} is no usable model folder: {'; '.join(faults)}. "
+            "Copy the missing files from where the model came from"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model, in order of name.
+
+    Raises:
+        ModelError: the index of the shards is damaged.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    try:
+        places = read_json(folder / WEIGHT_INDEX)["weight_map"]
+        return [folder / name for name in sorted(set(places.values()))]
+    except (StoreError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{folder / WEIGHT_INDEX} is damaged; copy it again") from error
+
+
+def _weight_faults(folder: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    faults = []
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except FileNotFoundError:
+            faults.append(f"no {path.name}, which the index names")
+        except (SafetensorError, OSError) as error:
+            faults.append(f"{path.name} is truncated or damaged ({error})")
+    return faults
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the content of weights and config (about a second per 1.5 GB).
+
+    The same model gives the same value wherever it lies and whoever saved its config.
+    """
+    config = {
+        key: value
+        for key, value in read_json(folder / "config.json").items()
+        if key not in INCIDENTAL
+    }
+    weights = {path.name: file_hash(path) for path in weight_files(folder)}
+    return content_hash({"config": config, "weights": weights})
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a folder's tokenizer.
+
+    Raises:
+        ModelError: it cannot be read, or has no end token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True
+        )
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be read ({_first_line(error)}); copy tokenizer.json "
+            "and tokenizer_config.json again from where the model came from"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer in {folder} has no end token, so answers could never end; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def _read_config(folder: Path) -> Any:
+    """The folder's config, refused if its model needs what Laura does not do."""
+    from transformers import AutoConfig
+
+    try:
+        raw = read_json(folder / "config.json")
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except StoreError as error:
+        raise ModelError(f"{folder / 'config.json'} is damaged; copy it again") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'} describes no model that transformers knows "
+            f"({_first_line(error)}); use a Llama-type model"
+        ) from error
+    if "quantization_config" in raw:
+        raise ModelError(f"{folder} is quantised; use the unquantised model, or a GGUF file of it")
+    return config
+
+
+def _check_decoder(config: Any, folder: Path) -> None:
+    """Build the model without memory and check its layers.
+
+    Raises:
+        ModelError: not a causal language model, or not one of Llama's kind.
+    """
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    kind = f"{folder} is a {config.model_type!r} model"
+    allowed = "use a Llama-type model (Llama, Mistral, Qwen2, SmolLM2, ...)"
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"{kind}, which cannot be built as a causal language model "
+            f"({_first_line(error)}); {allowed}"
+        ) from error
+    layers = getattr(model.base_model, "layers", None)
+    if not isinstance(layers, torch.nn.ModuleList) or len(layers) == 0:
+        raise ModelError(f"{kind}, which has no list of decoder layers; {allowed}")
+    for layer in layers:
+        modules = dict(layer.named_modules())
+        missing = [name for name in LAYER_MAPS if type(modules.get(name)) is not torch.nn.Linear]
+        if missing:
+            raise ModelError(f"{kind}, whose layers lack {', '.join(missing)}; {allowed}")
+    if not type(model)._supports_attention_backend:
+        raise ModelError(f"{kind}, whose attention cannot be supplied from outside; {allowed}")
+    _check_attention(config, kind, allowed)
+
+
+def _check_attention(config: Any, kind: str, allowed: str) -> None:
+    """Refuse attention that is not plain and causal; shorten a sliding window."""
+    unusual = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    if getattr(config, "attn_logit_softcapping", None) or unusual:
+        raise ModelError(f"{kind}, whose attention is not plain causal attention; {allowed}")
+    window = getattr(config, "sliding_window", None)
+    if window:
+        # Up to the window's length, sliding and full attention are the same.
+        config.max_position_embeddings = min(config.max_position_embeddings, int(window))
+
+
+def _read_weights(config: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """The model with every weight read from the folder."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    config.use_cache = False
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"the weights in {folder} do not fit its config.json ({_first_line(error)}); "
+            "copy both again from where the model came from"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    surplus = sorted(key for key in report["unexpected_keys"] if "rotary_emb" not in key)
+    for keys, problem in ((missing, "lack"), (surplus, "hold, but its config.json does not know,")):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ModelError(
+                f"the weights in {folder} {problem} {', '.join(keys[:3])}{more}; "
+                "copy config.json and the safetensors again from where the model came from"
+            )
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hide transformers' own bars and remarks, and restore them afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,302 @@
+"""LoRA as a replacement of Linear layers, with room for several adapters.
+
+One class replaces a Linear and holds S slots: stacked A (S, r, in) and B
+(S, out, r) and a scale per slot. A route, set for one forward pass, says which
+tokens use which slot, or none: the base. The layer trains one adapter (S = 1)
+and runs several in one pass; model files stay unaware.
+
+    y = W x + scale * B (A x),   scale = alpha / r, or alpha / sqrt(r) (rsLoRA)
+
+A starts Kaiming-uniform and B at zero, as in PEFT, so the update starts at zero.
+Source: Hu et al. 2021, arXiv:2106.09685; paper notes 1.1, 6.2, 9 (fact 2).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from laura.errors import AdapterError
+from laura.models.lora_product import lora_product
+
+GROUPS = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+GROUPS["all"] = GROUPS["attention"] + GROUPS["mlp"]
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What determines a LoRA adapter besides its weights.
+
+    Attributes:
+        rank: Rank r of every update that no pattern names.
+        alpha: Scale numerator that no pattern names.
+        targets: A group (`all`, `mlp`, `attention`) or module names, matched
+            like PEFT: a module whose name is, or ends in, `.NAME`.
+        dropout: Dropout on the input of the update while training.
+        rslora: Scale by alpha / sqrt(r) instead of alpha / r.
+        rank_pattern: Rank by module name, where it differs.
+        alpha_pattern: Alpha by module name, where it differs.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str | tuple[str, ...] = "all"
+    dropout: float = 0.0
+    rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+
+    def for_module(self, name: str) -> tuple[int, float]:
+        """Rank and scale of the module with this full name."""
+        rank = next((r for key, r in self.rank_pattern.items() if _named(name, key)), self.rank)
+        alpha = next((a for key, a in self.alpha_pattern.items() if _named(name, key)), self.alpha)
+        return rank, alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+@dataclass
+class Route:
+    """Which tokens of the coming forward passes use which slot.
+
+    Attributes:
+        slot: One slot for all tokens; None for the base alone.
+        segments: Instead of `slot`: (slot or None, tokens) pieces, in order,
+            over the flattened tokens of the batch.
+    """
+
+    slot: int | None = 0
+    segments: tuple[tuple[int | None, int], ...] | None = None
+
+
+class LoraLinear(nn.Module):
+    """A frozen Linear with low-rank updates beside it.
+
+    Args:
+        base: The layer it replaces; its weight is neither copied nor trained.
+        rank: Rank of the updates.
+        scale: Factor of the update, the same for every slot at first.
+        dropout: Dropout on the update's input.
+        slots: Adapters it has room for.
+        route: The model-wide route, shared by all its layers.
+    """
+
+    def __init__(
+        self, base: nn.Linear, rank: int, scale: float, dropout: float, slots: int, route: Route
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.dropout = dropout
+        self.scales = [scale] * slots
+        self.route = route
+        self.merged: Tensor | None = None
+        self._cast: Tensor | None = None
+        place = {"device": base.weight.device, "dtype": torch.float32}
+        self.A = nn.Parameter(torch.empty(slots, rank, base.in_features, **place))
+        self.B = nn.Parameter(torch.zeros(slots, base.out_features, rank, **place))
+        for matrix in self.A:
+            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+
+    @property
+    def weight(self) -> Tensor:
+        """The base weight (out, in), so that code asking a Linear's type or place works."""
+        return self.base.weight
+
+    def update(self, slot: int = 0) -> Tensor:
+        """The update of one slot, scale * B A, shape (out, in), float32."""
+        return self.scales[slot] * (self.B[slot].float() @ self.A[slot].float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Base map plus the updates of the routed slots; shape (..., out)."""
+        route = self.route
+        if self.merged is not None or (route.segments is None and route.slot is None):
+            return functional.linear(x, self._weight(x), self.base.bias)
+        if route.segments is None and self.base.bias is None and not self._drops():
+            assert route.slot is not None
+            slot = route.slot
+            dtype = _arithmetic(x)
+            return lora_product(
+                x.to(dtype), self._weight(x), self.A[slot], self.B[slot], self.scales[slot]
+            )
+        y = functional.linear(x, self._weight(x), self.base.bias)
+        if route.segments is None:
+            assert route.slot is not None
+            return y + self._low_rank(x, route.slot)
+        return self._add_segments(x, y)
+
+    def _add_segments(self, x: Tensor, y: Tensor) -> Tensor:
+        flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+        segments = self.route.segments or ()
+        sizes = [tokens for _, tokens in segments]
+        if sum(sizes) != flat_x.shape[0]:
+            raise AdapterError(
+                f"the route covers {sum(sizes)} tokens, the batch has {flat_x.shape[0]}"
+            )
+        pieces = [
+            part_y if slot is None else part_y + self._low_rank(part_x, slot)
+            for (slot, _), part_x, part_y in zip(
+                segments, flat_x.split(sizes), flat_y.split(sizes), strict=True
+            )
+        ]
+        return torch.cat(pieces).reshape(y.shape)
+
+    def _low_rank(self, x: Tensor, slot: int) -> Tensor:
+        if self._drops():
+            x = functional.dropout(x, self.dropout, training=True)
+        x = x.to(_arithmetic(x))
+        inner = functional.linear(x, self.A[slot].to(x.dtype))
+        return functional.linear(inner, self.B[slot].to(x.dtype)) * self.scales[slot]
+
+    def _drops(self) -> bool:
+        return self.training and self.dropout > 0
+
+    def _weight(self, x: Tensor) -> Tensor:
+        """The frozen weight in the pass's arithmetic, cast once and kept.
+
+        Autocast would cast it again in every pass: frozen weights are not in
+        its cache, which holds only what is being trained.
+        """
+        source = self.base.weight if self.merged is None else self.merged
+        dtype = _arithmetic(x)
+        if source.dtype == dtype:
+            return source
+        if self._cast is None or self._cast.dtype != dtype:
+            self._cast = source.detach().to(dtype)
+        return self._cast
+
+    def forget_cast(self) -> None:
+        """Free the kept cast; needed after the base weight has changed."""
+        self._cast = None
+
+
+def _arithmetic(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) -> list[str]:
+    """Replace the target Linears by LoRA layers and freeze everything else.
+
+    The seed is set before the adapters are drawn, so the same seed gives the
+    same adapters whatever ran before.
+
+    Returns:
+        Full names of the modules replaced, in the model's order.
+
+    Raises:
+        AdapterError: a target matches no Linear, the rank exceeds a matrix, or
+            the model already carries LoRA layers.
+    """
+    if lora_layers(model):
+        raise AdapterError("the model already has LoRA layers; detach them first")
+    names = target_names(model, settings.targets)
+    for pattern in (*settings.rank_pattern, *settings.alpha_pattern):
+        if not any(_named(name, pattern) for name in names):
+            raise AdapterError(f"pattern {pattern!r} names none of the {len(names)} targets")
+    model.requires_grad_(False)
+    route = Route()
+    torch.manual_seed(seed)
+    for name in names:
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        rank, scale = settings.for_module(name)
+        if rank > min(base.in_features, base.out_features):
+            shape = f"{base.out_features} x {base.in_features}"
+            raise AdapterError(f"rank {rank} exceeds {name} ({shape}); choose a smaller rank")
+    for name in names:
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        rank, scale = settings.for_module(name)
+        layer = LoraLinear(base, rank, scale, settings.dropout, slots, route)
+        _replace(model, name, layer.train(base.training))
+    return names
+
+
+def detach(model: nn.Module) -> None:
+    """Put the original Linears back, exactly as they were (merged or not)."""
+    for name, layer in lora_layers(model).items():
+        _replace(model, name, layer.base)
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """The LoRA layers of a model by full module name, in order."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+
+
+@contextmanager
+def route(
+    model: nn.Module, slot: int | None = None, segments: Sequence[tuple[int | None, int]] = ()
+) -> Iterator[None]:
+    """Within the block, forward passes use this slot (None: the base) or these segments."""
+    layers = list(lora_layers(model).values())
+    if not layers:
+        yield
+        return
+    shared = layers[0].route
+    used = [s for s, _ in segments] if segments else [slot]
+    for one in used:
+        if one is not None and not 0 <= one < len(layers[0].scales):
+            raise AdapterError(f"slot {one} does not exist; there are {len(layers[0].scales)}")
+    before = (shared.slot, shared.segments)
+    shared.slot, shared.segments = slot, tuple(segments) or None
+    try:
+        yield
+    finally:
+        shared.slot, shared.segments = before
+
+
+def merge(model: nn.Module, slot: int = 0) -> None:
+    """Fold one slot into the weights that forward passes use; the base is kept aside."""
+    for layer in lora_layers(model).values():
+        layer.merged = layer.base.weight.detach().float() + layer.update(slot).detach()
+        layer.merged = layer.merged.to(layer.base.weight.dtype)
+        layer.forget_cast()
+
+
+def unmerge(model: nn.Module) -> None:
+    """Undo `merge` exactly: the base weight was never touched."""
+    for layer in lora_layers(model).values():
+        layer.merged = None
+        layer.forget_cast()
+
+
+def target_names(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Full names of the Linears that `targets` means.
+
+    Raises:
+        AdapterError: a target matches no Linear; the message names the nearest.
+    """
+    wanted = GROUPS.get(targets, (targets,)) if isinstance(targets, str) else tuple(targets)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
+    faults = []
+    for target in wanted:
+        if not any(_named(name, target) for name in linears):
+            near = difflib.get_close_matches(target, [*kinds, *GROUPS], n=1)
+            faults.append(f"{target!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if faults:
+        raise AdapterError(
+            f"no Linear is named {', '.join(faults)}; this model has: {', '.join(kinds)}; "
+            "groups: all, mlp, attention"
+        )
+    return [name for name in linears if any(_named(name, target) for target in wanted)]
+
+
+def _named(name: str, pattern: str) -> bool:
+    return name == pattern or name.endswith("." + pattern)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

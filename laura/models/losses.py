@@ -1,0 +1,117 @@
+"""Cross-entropy over a large vocabulary without ever holding all its logits.
+
+Logits exist only for positions that have a label, one chunk at a time, and
+their gradient is taken while the chunk is at hand. Memory is chunk x vocabulary,
+whatever the number of tokens.
+
+Shapes: N labelled positions, C hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laura.errors import ModelError
+
+CHUNK_POSITIONS = 256
+IGNORED = -100
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden, weight = hidden_NC.to(dtype), weight_VC.to(dtype)
+        grad_hidden = torch.empty_like(hidden_NC) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight_VC) if wants_weight else None
+        total = hidden_NC.new_zeros((), dtype=torch.float32)
+        for start in range(0, hidden.shape[0], CHUNK_POSITIONS):
+            part = slice(start, start + CHUNK_POSITIONS)
+            logits = (hidden[part] @ weight.T).float()
+            target = labels_N[part, None]
+            norm = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (norm - logits.gather(1, target)).sum()
+            if not (wants_hidden or wants_weight):
+                continue
+            # The gradient of the loss with respect to the logits: softmax minus one-hot.
+            slope = logits.sub_(norm).exp_()
+            slope.scatter_add_(1, target, torch.full_like(target, -1, dtype=slope.dtype))
+            slope = slope.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = slope @ weight
+            if grad_weight is not None:
+                grad_weight += slope.T @ hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * grads[0],
+            None if grad_weight is None else grad_weight * grads[0],
+            None,
+            None,
+        )
+
+
+def loss_sum(hidden_NC: Tensor, head: nn.Linear, labels_N: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum of the negative log-likelihoods of N labels, in nats.
+
+    Args:
+        hidden_NC: Last hidden states at the labelled positions only.
+        head: The model's output map, weight (V, C); tied or not.
+        labels_N: Token ids to be predicted, all valid.
+        dtype: Arithmetic of the products; sums are float32 throughout.
+
+    Returns:
+        A float32 scalar; divide by N for the mean.
+    """
+    if hidden_NC.shape[0] == 0:
+        return hidden_NC.float().sum()  # zero, but still joined to the graph
+    result: Tensor = _ChunkedCrossEntropy.apply(hidden_NC, head.weight, labels_N, dtype)  # type: ignore[no-untyped-call]
+    return result
+
+
+def output_head(model: Any) -> nn.Linear:
+    """The model's output map, checked to be a plain one.
+
+    Raises:
+        ModelError: the model scales or caps its logits, which chunking would skip.
+    """
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(model.config, name, None)
+        if value not in (None, 1.0, 1):
+            raise ModelError(
+                f"the model sets {name}={value}, which Llama-type models do not; "
+                "use a model whose logits are head(hidden)"
+            )
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise ModelError("the model's output map is not a Linear without bias; it is not supported")
+    return head
+
+
+def packed_loss_sum(
+    model: Any, inputs: dict[str, Any], labels_T: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Loss of one packed row: hidden states everywhere, logits only where labelled.
+
+    Args:
+        model: A causal language model.
+        inputs: Keyword arguments of its decoder (input_ids, position_ids, documents).
+        labels_T: Target predicted at each position of the row, -100 for none.
+        dtype: Arithmetic of the output map.
+
+    Returns:
+        Sum of nats over the labelled positions, a float32 scalar.
+    """
+    decoder = model.get_decoder()
+    hidden_TC = decoder(**inputs, use_cache=False).last_hidden_state[0]
+    places = (labels_T != IGNORED).nonzero().squeeze(1)
+    return loss_sum(hidden_TC[places], output_head(model), labels_T[places], dtype)

@@ -1,0 +1,62 @@
+"""Write constraints.txt: the versions, direct and indirect, that this environment was tested with.
+
+torch stays a range. Its builds carry local labels (`+cpu`, `+cu130`) and its
+index differs from machine to machine, so a pin would fail where a range works.
+
+Use: make lock
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+RANGES = {"torch": "torch>=2.9,<3"}
+HEADER = """\
+# The versions Laura is tested with; made by `make lock`, used by `make` when it installs.
+# torch stays a range: its builds carry local labels and come from different indexes.
+"""
+
+
+def main() -> None:
+    """Write the file and say how many packages it names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"]]
+    for extra in project["optional-dependencies"].values():
+        wanted += [line for line in extra if not line.startswith("laura[")]
+    pins = {name: f"{name}=={version}" for name, version in installed_closure(wanted).items()}
+    pins |= RANGES
+    lines = "".join(f"{pins[name]}\n" for name in sorted(pins))
+    (ROOT / "constraints.txt").write_text(HEADER + lines, encoding="utf-8")
+    print(f"constraints.txt: {len(pins)} packages")
+
+
+def installed_closure(requirements: list[str]) -> dict[str, str]:
+    """Version of every installed package that the requirements reach, by canonical name."""
+    versions: dict[str, str] = {}
+    todo = [Requirement(line) for line in requirements]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        key = (name, frozenset(requirement.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        package = metadata.distribution(name)
+        versions[name] = package.version
+        for line in package.requires or []:
+            below = Requirement(line)
+            environments = [{"extra": extra} for extra in ("", *requirement.extras)]
+            if below.marker is None or any(below.marker.evaluate(e) for e in environments):
+                todo.append(below)
+    return versions
+
+
+if __name__ == "__main__":
+    main()
