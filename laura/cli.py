@@ -1,0 +1,355 @@
+"""The commands. Everything heavy is imported inside them, so that help costs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from laura import __version__
+from laura.cli_answers import (
+    answer_study,
+    answer_training,
+    facts_text,
+    finding_text,
+    scores_text,
+    task_names,
+)
+from laura.door import listen_for_stop, opened
+
+if TYPE_CHECKING:
+    from laura.recipe import MeasureSection, Recipe
+
+DEFAULT_RECIPE = "smollm2-demo"
+
+app = typer.Typer(
+    name="laura",
+    help="LoRA or full finetuning, at which settings, and what will the model forget?\n\n"
+    "\b\nStart with:\n  laura compare   a small comparison on a real model, about ten minutes\n"
+    "  laura doctor    what this machine can do and what is missing\n\n"
+    "\b\nExit codes: 0 done, 2 a mistake you can mend, 1 a bug of ours, 130 stopped.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Override one value of the recipe, as in --set train.batch_tokens=4096. Repeatable.",
+    ),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="LAURA_DATA",
+        exists=True,
+        file_okay=False,
+        metavar="DIR",
+        help="Folder of local data; it wins over the Hub.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:N or mps; the best by default."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of text, for machines.")
+]
+StudyOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Study folder.", show_default="studies/NAME"),
+]
+
+
+def main() -> None:
+    """Run the command line; the entry point of `laura`."""
+    listen_for_stop()
+    app(prog_name="laura")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"laura {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument = DEFAULT_RECIPE,
+    settings: SetOption = None,
+    data_dir: DataOption = None,
+    out: StudyOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare arms: what each learns, what it forgets.
+
+    Evaluates the base, trains every arm at every learning rate, measures, and
+    writes summary.json and report.html into the study folder. Stopped or
+    killed, the same command continues; finished runs are never repeated.
+
+    \b
+    Example:
+      laura compare recipes/smollm2-gsm8k.yaml --data-dir data --set seeds=[0]
+    """
+    with opened(json) as desk:
+        # First the recipe: whoever mistyped it should not wait for torch to be told.
+        chosen = _recipe(recipe, settings)
+        from laura.report.page import write_report
+        from laura.report.tables import summary_table
+        from laura.study.compare import compare as run_comparison
+
+        study = out or _study_folder(chosen)
+        summary = run_comparison(
+            chosen, study=study, data_dir=data_dir, device=device, progress=desk.progress
+        )
+        page = write_report(study, desk.progress)
+        answer_study(desk, summary, summary_table(summary), study, page)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    arm: Annotated[str, typer.Option("--arm", metavar="NAME", help="Arm of the recipe to train.")],
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Learning rate.", show_default="the arm's only one"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed.", show_default="the recipe's first")
+    ] = None,
+    settings: SetOption = None,
+    data_dir: DataOption = None,
+    out: StudyOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train one run: an arm, a learning rate, a seed.
+
+    The run lands in the study folder where `laura compare` finds it again.
+
+    \b
+    Example:
+      laura train recipes/smollm2-gsm8k.yaml --arm lora --learning-rate 3e-4
+    """
+    with opened(json) as desk:
+        chosen = _recipe(recipe, settings)
+        from laura.study.single import train as run_training
+
+        answer = run_training(
+            chosen,
+            arm=arm,
+            learning_rate=learning_rate,
+            seed=seed,
+            study=out or _study_folder(chosen),
+            data_dir=data_dir,
+            device=device,
+            progress=desk.progress,
+        )
+        answer_training(desk, answer)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Registry name, folder, GGUF file or Hub id.")
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B", help="Tasks, with commas: hellaswag, arc_challenge, winogrande, gsm8k."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for one TASK.json each.")
+    ] = Path("evals"),
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, metavar="DIR", help="LoRA adapter in PEFT's format."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Items of each task.", show_default="all"),
+    ] = None,
+    settings: SetOption = None,
+    data_dir: DataOption = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure a model, with or without an adapter.
+
+    Prompts and metrics equal those of lm-eval, item by item. `--set` reaches
+    the recipe's `measure` section: --set measure.gsm8k_shots=0
+
+    \b
+    Example:
+      laura evaluate smollm2-135m-instruct-q4 --tasks hellaswag,gsm8k --limit 100 --out evals
+    """
+    with opened(json) as desk:
+        names, section = task_names(tasks), _measure_section(limit, settings)
+        from laura.study.evaluation import evaluate_model
+
+        answer = evaluate_model(
+            model,
+            adapter=adapter,
+            tasks=names,
+            section=section,
+            data_dir=data_dir,
+            out=out,
+            device=device,
+            progress=desk.progress,
+        )
+        desk.answer(answer, scores_text(answer))
+
+
+@app.command()
+def report(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Study folder.")],
+    json: JsonOption = False,
+) -> None:
+    """Draw the report again from a study folder alone.
+
+    \b
+    Example:
+      laura report studies/smollm2-demo
+    """
+    with opened(json) as desk:
+        from laura.report.page import write_report
+        from laura.report.tables import summary_table
+        from laura.store import StudyStore, read_json
+
+        page = write_report(study, desk.progress)
+        summary = read_json(StudyStore(study).summary_file)
+        answer_study(desk, summary, summary_table(summary), study, page)
+
+
+@app.command()
+def merge(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model the adapter is for.")],
+    adapter: Annotated[
+        Path,
+        typer.Argument(metavar="ADAPTER", exists=True, file_okay=False, help="Adapter folder."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Add an adapter's updates into the weights.
+
+    Saves a model that needs no adapter, and says how far the merged model's
+    logits are from the adapter's.
+
+    \b
+    Example:
+      laura merge smollm2-135m-instruct-q4 studies/demo/runs/ID/checkpoints/STEP merged
+    """
+    with opened(json) as desk:
+        from laura.study.merging import merge_adapter
+
+        answer = merge_adapter(base, adapter, out, device=device, progress=desk.progress)
+        desk.answer(answer, facts_text(answer))
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in the registry, or Hub id.")],
+    json: JsonOption = False,
+) -> None:
+    """Get a named model, with checksum.
+
+    \b
+    Example:
+      laura fetch smollm2-135m-instruct-q4
+    """
+    with opened(json) as desk:
+        from laura.models.fetch import fetch as fetch_model
+
+        folder = fetch_model(name, desk.progress)
+        desk.answer({"name": name, "folder": str(folder)}, f"{name} is at {folder}")
+
+
+@app.command()
+def doctor(
+    network: Annotated[
+        bool, typer.Option("--network", help="Also ask whether the Hub can be reached.")
+    ] = False,
+    data_dir: DataOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what this machine can do and what is missing.
+
+    Exits with 2 when something that every comparison needs is missing.
+
+    \b
+    Example:
+      laura doctor --network
+    """
+    with opened(json) as desk:
+        from dataclasses import asdict
+
+        from laura.doctor import examine
+
+        findings = examine(data_dir, network)
+        usable = not any(finding.state == "missing" for finding in findings)
+        value = {"usable": usable, "findings": [asdict(finding) for finding in findings]}
+        desk.answer(value, "\n".join(finding_text(finding) for finding in findings))
+    if not usable:
+        raise typer.Exit(2)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors.
+
+    \b
+    Example:
+      laura schema > recipe.schema.json
+      Then write this into the first line of a recipe:
+      # yaml-language-server: $schema=recipe.schema.json
+    """
+    with opened() as desk:
+        from laura.recipe_reading import recipe_schema
+
+        desk.answer({}, recipe_schema())
+
+
+def _recipe(name: str, settings: list[str] | None) -> Recipe:
+    from laura.recipe_reading import read_recipe
+    from laura.shipped import find_recipe
+
+    return read_recipe(find_recipe(name), settings or ())
+
+
+def _study_folder(recipe: Recipe) -> Path:
+    return Path("studies") / recipe.name
+
+
+def _measure_section(limit: int | None, settings: list[str] | None) -> MeasureSection:
+    from laura.recipe_reading import read_measure_section
+
+    return read_measure_section([f"measure.limit={limit or 'null'}", *(settings or ())])
+
+
+if __name__ == "__main__":
+    main()

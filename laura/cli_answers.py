@@ -1,0 +1,81 @@
+"""What the commands take apart and how they word their answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laura.errors import UsageError
+
+if TYPE_CHECKING:
+    from laura.doctor import Finding
+    from laura.door import Desk
+
+
+def task_names(text: str) -> list[str]:
+    """Names out of `a,b`.
+
+    Raises:
+        UsageError: none, or one given twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--tasks is empty; name at least one, as in --tasks hellaswag,gsm8k")
+    if len(set(names)) != len(names):
+        raise UsageError(f"--tasks names a task twice: {text}")
+    return names
+
+
+def answer_study(desk: Desk, summary: Any, table: Any, study: Path, page: Path) -> None:
+    """Show a study: its table, its verdict, and where the report is."""
+    value = {"study": str(study), "report": str(page), **_without_curves(summary)}
+    if desk.as_json:
+        desk.answer(value)
+        return
+    desk.answer(value, table)
+    verdict = summary.get("verdict", {})
+    lines = [
+        verdict.get("headline", ""),
+        *verdict.get("sentences", []),
+        *verdict.get("caveats", []),
+    ]
+    desk.answer(value, "\n".join(["", *filter(None, lines), "", f"Report: {page}"]))
+
+
+def answer_training(desk: Desk, answer: dict[str, Any]) -> None:
+    """Show one training: its runs, how they ended, and where they lie."""
+    lines = [f"{run['id']}: {run['state']}, in {run['folder']}" for run in answer["runs"]]
+    desk.answer({**answer, "summary": _without_curves(answer["summary"])}, "\n".join(lines))
+
+
+def _without_curves(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary without the training curves, which are long and lie in summary.json."""
+    runs = [
+        {key: value for key, value in run.items() if key != "loss_curve"}
+        for run in summary.get("runs", [])
+    ]
+    return {**summary, "runs": runs}
+
+
+def scores_text(answer: dict[str, Any]) -> str:
+    """Scores of an evaluation, one metric a line."""
+    return "\n".join(
+        f"{task:<14} {name:<16} {metric['value']:.4f} ± {metric['stderr']:.4f}  (n={found['n']})"
+        for task, found in answer.items()
+        for name, metric in found["metrics"].items()
+    )
+
+
+def facts_text(answer: dict[str, Any]) -> str:
+    """An answer as lines of `name: value`."""
+    return "\n".join(
+        f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}"
+        for name, value in answer.items()
+    )
+
+
+def finding_text(finding: Finding) -> str:
+    """One finding of the doctor, with its advice below."""
+    mark = {"ok": "ok     ", "limited": "limited", "missing": "MISSING"}[finding.state]
+    advice = f"\n{'':28}-> {finding.advice}" if finding.advice else ""
+    return f"{mark}  {finding.name:<17}  {finding.found}{advice}"

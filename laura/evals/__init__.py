@@ -1,0 +1,1 @@
+"""Measuring: one file per task, what grades them, and what runs them."""

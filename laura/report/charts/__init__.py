@@ -1,0 +1,35 @@
+"""The charts of a report: one file each, and one line each in the table below."""
+
+from __future__ import annotations
+
+from laura.report.charts import (
+    forgetting_by_task,
+    learning_curves,
+    learning_rates,
+    loss_curves,
+    tradeoff,
+)
+from laura.report.charts.panel import (
+    Chart,
+    Panel,
+    figure_specification,
+    page_specification,
+    panel_specification,
+)
+
+CHARTS: tuple[Chart, ...] = (
+    tradeoff.CHART,
+    forgetting_by_task.CHART,
+    learning_curves.CHART,
+    learning_rates.CHART,
+    loss_curves.CHART,
+)
+
+__all__ = [
+    "CHARTS",
+    "Chart",
+    "Panel",
+    "figure_specification",
+    "page_specification",
+    "panel_specification",
+]

@@ -1,0 +1,124 @@
+"""Change of every forgetting task, one row a task, one point an arm."""
+
+from __future__ import annotations
+
+from laura.report import formats
+from laura.report.charts import style
+from laura.report.charts.panel import Chart, Panel
+from laura.report.groups import final_groups
+from laura.report.reading import MEAN, Summary, Task
+
+TOOLTIPS = {
+    "arm": "arm",
+    "task": "task",
+    "change": "change from base",
+    "value": "score",
+    "base": "base",
+    "rate": "learning rate",
+    "seeds": "seeds",
+    "budget": "budget",
+    "run": "run",
+    "n": "n",
+}
+
+
+def draw(summary: Summary) -> list[Panel]:
+    """One panel for the accuracies with their mean, one for losses and KL."""
+    accuracies = [*summary.accuracies, MEAN] if summary.accuracies else []
+    losses = [name for name in summary.forgetting_measures if name != MEAN]
+    panels = [
+        _panel(summary, "accuracies", "Benchmarks", accuracies),
+        _panel(summary, "losses", "Losses and KL", losses),
+    ]
+    return [panel for panel in panels if panel is not None]
+
+
+def _rows(summary: Summary, tasks: list[Task]) -> list[style.Row]:
+    rows = []
+    for task in tasks:
+        for group in final_groups(summary):
+            change = group.change(task.name)
+            if change is None:
+                continue
+            rows.append(
+                {
+                    "arm": group.arm,
+                    "task": _label(task),
+                    **style.spread("x", change, task),
+                    "change": formats.change(change, task, True),
+                    "value": formats.value(group.value(task.name), task, True),
+                    "base": formats.value(summary.base(task.name), task, True),
+                    "rate": formats.rate(group.learning_rate),
+                    "seeds": formats.seeds(group.seeds),
+                    "budget": formats.budget_of(summary, group.budget),
+                    "run": ", ".join(group.runs),
+                    "n": f"{change.n} {task.items}",
+                }
+            )
+    return rows
+
+
+def _label(task: Task) -> str:
+    return "Mean of these" if task.name == MEAN else task.short_title
+
+
+def _panel(summary: Summary, name: str, title: str, names: list[str]) -> Panel | None:
+    import altair
+
+    tasks = [summary.task(part) for part in names]
+    rows = _rows(summary, tasks)
+    if not rows:
+        return None
+    first = tasks[0]
+    labels = [_label(task) for task in tasks]
+    arms = [arm.name for arm in summary.arms]
+    reversed_text = "" if first.higher_is_better else ", axis reversed"
+    x = altair.X(
+        "x:Q",
+        title=f"change from base ({formats.change_unit(first)}{reversed_text}); right is better",
+        scale=style.value_scale(first),
+        axis=style.signed_axis(),
+    )
+    y = altair.Y(
+        "task:N",
+        title=None,
+        scale=altair.Scale(domain=labels, paddingInner=0.35, paddingOuter=0.2),
+        axis=altair.Axis(labelLimit=150, grid=False, domain=False, ticks=False),
+    )
+    offset = altair.YOffset("arm:N", scale=altair.Scale(domain=arms))
+    tint, drawn = style.color(summary), style.chart(rows)
+    zero = style.chart([{"x": 0}]).mark_rule(color=style.GREY, strokeDash=[4, 3])
+    layers = [
+        zero.encode(x="x:Q"),
+        drawn.mark_rule(strokeWidth=2, opacity=0.7).encode(
+            x="x_low:Q", x2="x_high:Q", y=y, yOffset=offset, color=tint
+        ),
+        drawn.mark_point(filled=True, opacity=1, size=85).encode(
+            x=x,
+            y=y,
+            yOffset=offset,
+            color=tint,
+            shape=style.shape(summary),
+            tooltip=style.tooltips(**TOOLTIPS),
+        ),
+    ]
+    counted = ", ".join(f"{_label(task)} {task.n}" for task in tasks if task.n)
+    subtitle = ["Dashed: base. Bars: ± 1 standard error.", f"n: {counted}"]
+    height = max(140, len(labels) * (22 + 16 * max(1, len(arms))))
+    return Panel(
+        name,
+        style.titled(layers, f"Forgetting: {title}", *subtitle),
+        f"Change of {', '.join(labels)} from the base, one point an arm.",
+        height,
+    )
+
+
+CHART = Chart(
+    name="forgetting_by_task",
+    title="Forgetting, task by task",
+    explanation=(
+        "Every arm at its best learning rate and largest budget. Left of the dashed line "
+        "something was lost. A mean can hide that one task fell while another rose."
+    ),
+    draw=draw,
+)

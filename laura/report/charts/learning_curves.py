@@ -1,0 +1,98 @@
+"""Scores against tokens trained on, one line an arm, the base dashed."""
+
+from __future__ import annotations
+
+from laura.report import formats
+from laura.report.charts import style
+from laura.report.charts.panel import Chart, Panel
+from laura.report.groups import selected_groups
+from laura.report.reading import Summary
+
+TOOLTIPS = {
+    "arm": "arm",
+    "value": "score",
+    "change": "change from base",
+    "rate": "learning rate",
+    "seeds": "seeds",
+    "budget": "budget",
+    "tokens_text": "tokens",
+    "run": "run",
+    "n": "n",
+}
+
+
+def draw(summary: Summary) -> list[Panel]:
+    """One panel for each learning task and each measure of forgetting."""
+    names = [*summary.learning, *summary.forgetting_measures]
+    panels = [_panel(summary, name) for name in names]
+    return [panel for panel in panels if panel is not None]
+
+
+def _rows(summary: Summary, name: str) -> list[style.Row]:
+    task = summary.task(name)
+    rows = []
+    for group in selected_groups(summary):
+        score = group.value(name)
+        if score is None:
+            continue
+        rows.append(
+            {
+                "arm": group.arm,
+                "tokens": group.tokens,
+                **style.spread("y", score, task),
+                "value": formats.value(score, task, True),
+                "change": formats.change(group.change(name), task, True),
+                "rate": formats.rate(group.learning_rate),
+                "seeds": formats.seeds(group.seeds),
+                "budget": formats.budget_of(summary, group.budget),
+                "tokens_text": formats.count(group.tokens),
+                "run": ", ".join(group.runs),
+                "n": f"{score.n} {task.items}",
+            }
+        )
+    return rows
+
+
+def _panel(summary: Summary, name: str) -> Panel | None:
+    import altair
+
+    task, rows = summary.task(name), _rows(summary, name)
+    if not rows:
+        return None
+    x = style.token_axis(max(row["tokens"] for row in rows))
+    y = altair.Y("y:Q", title=style.value_title(task), scale=altair.Scale(zero=False, padding=10))
+    tint = style.color(summary)
+    drawn = style.chart(rows)
+    layers = [
+        *style.base_layers(summary, name),
+        drawn.mark_line(strokeWidth=2, opacity=0.8).encode(x=x, y=y, color=tint),
+        drawn.mark_rule(strokeWidth=1.2, opacity=0.65).encode(
+            x=x, y="y_low:Q", y2="y_high:Q", color=tint
+        ),
+        drawn.mark_point(filled=True, opacity=1, size=70).encode(
+            x=x,
+            y=y,
+            color=tint,
+            shape=style.shape(summary),
+            tooltip=style.tooltips(**TOOLTIPS),
+        ),
+    ]
+    side = "learning" if name in summary.learning else "forgetting"
+    subtitle = f"{side.capitalize()}: {style.direction(task)}. Bars: ± 1 standard error."
+    return Panel(
+        name,
+        style.titled(layers, task.title, subtitle),
+        f"{task.title} against tokens trained on, one line an arm, the base dashed.",
+    )
+
+
+CHART = Chart(
+    name="learning_curves",
+    title="Scores against tokens",
+    explanation=(
+        "Every arm at its best learning rate, measured at each budget (mean over seeds). The "
+        "dashed line is the base before training. A line that keeps moving has not settled at "
+        "the largest budget."
+    ),
+    draw=draw,
+)

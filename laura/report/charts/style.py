@@ -1,0 +1,184 @@
+"""How every chart looks: colour and shape of an arm, error bars, titles, the base.
+
+Colours are those of Okabe and Ito (2008), made to be told apart with any kind
+of colour vision; yellow and black are left out, since one cannot be seen on
+white and the other not in the dark. Shapes differ as well, so that a print in
+grey still tells arms apart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from laura.report import formats
+from laura.report.reading import Summary, Task
+from laura.statistics import Estimate
+
+if TYPE_CHECKING:
+    import altair
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7A2E")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+GREY = "#7A7A7A"
+INK = "#222222"
+# A drawn cross: the character is missing from many fonts.
+CROSS = "M-1,-1L1,1M-1,1L1,-1"
+
+Row = dict[str, Any]
+
+
+def color(summary: Summary) -> altair.Color:
+    """Colour by arm, the same in every chart of a study."""
+    import altair
+
+    names = [arm.name for arm in summary.arms]
+    palette = [PALETTE[place % len(PALETTE)] for place in range(len(names))]
+    return altair.Color(
+        "arm:N",
+        scale=altair.Scale(domain=names, range=palette),
+        legend=altair.Legend(title=None, orient="bottom", columns=3),
+    )
+
+
+def shape(summary: Summary) -> altair.Shape:
+    """Shape by arm, the same in every chart of a study."""
+    import altair
+
+    names = [arm.name for arm in summary.arms]
+    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
+    return altair.Shape(
+        "arm:N",
+        scale=altair.Scale(domain=names, range=shapes),
+        legend=altair.Legend(title=None, orient="bottom", columns=3),
+    )
+
+
+def chart(rows: list[Row]) -> altair.Chart:
+    """A chart on rows held in the specification itself."""
+    import altair
+
+    # A tuple, because Altair copies lists deeply again and again while layers are stacked.
+    return altair.Chart(altair.InlineData(values=tuple(rows)))
+
+
+def titled(layers: list[altair.Chart], title: str, *subtitle: str) -> altair.LayerChart:
+    """Layers on common axes under a title that says what is seen."""
+    import altair
+
+    return altair.layer(*layers).properties(
+        title=altair.TitleParams(title, subtitle=list(subtitle), anchor="start")
+    )
+
+
+def tooltips(**names: str) -> list[altair.Tooltip]:
+    """Tooltip lines, field to label; every field is text already."""
+    import altair
+
+    return [altair.Tooltip(f"{field}:N", title=label) for field, label in names.items()]
+
+
+def spread(prefix: str, estimate: Estimate, task: Task) -> Row:
+    """Fields PREFIX, PREFIX_low and PREFIX_high: value and one standard error around it, as shown."""
+    center, error = estimate.value * task.scale, estimate.stderr * task.scale
+    return {prefix: center, f"{prefix}_low": center - error, f"{prefix}_high": center + error}
+
+
+def base_layers(summary: Summary, name: str) -> list[altair.Chart]:
+    """The base's score as a dashed line with its name; nothing where it was not measured."""
+    import altair
+
+    task, score = summary.task(name), summary.base(name)
+    if score is None:
+        return []
+    here = chart([{"y": score.value * task.scale, "value": formats.value(score, task, True)}])
+    tip = tooltips(value="base")
+    word = here.mark_text(text="base", align="right", dx=-2, dy=-6, fontSize=11.5)
+    return [
+        here.mark_rule(color=GREY, strokeDash=[5, 4], strokeWidth=1.5).encode(y="y:Q", tooltip=tip),
+        word.encode(x=altair.value("width"), y="y:Q"),
+    ]
+
+
+def value_title(task: Task) -> str:
+    """Axis title of a score."""
+    return f"{task.short_title} ({formats.unit(task)}), {formats.items(task)}"
+
+
+def change_title(task: Task) -> list[str]:
+    """Axis title of a change against the base, in two lines."""
+    counted = f", {formats.items(task)}" if task.n else ""
+    return [task.title, f"change in {formats.change_unit(task)}{counted}"]
+
+
+def signed_axis() -> altair.Axis:
+    """Axis of a change: a sign on every number but zero, few enough ticks for a phone."""
+    import altair
+
+    label = "datum.value == 0 ? '0' : format(datum.value, '+~g')"
+    return altair.Axis(labelExpr=label, tickCount=6)
+
+
+def token_axis(most: float) -> altair.X:
+    """Tokens on x from zero to a little beyond the most there are."""
+    import altair
+
+    label = "datum.value == 0 ? '0' : format(datum.value, '~s')"
+    return altair.X(
+        "tokens:Q",
+        title="tokens trained on",
+        scale=altair.Scale(domain=[0, 1.04 * most], nice=False),
+        axis=altair.Axis(labelExpr=label, tickCount=6),
+    )
+
+
+def direction(task: Task) -> str:
+    """Which way is good, in words."""
+    return "higher is better" if task.higher_is_better else "lower is better"
+
+
+def value_scale(task: Task) -> altair.Scale:
+    """Scale of a change on which better is always up or right."""
+    import altair
+
+    return altair.Scale(reverse=not task.higher_is_better, zero=False, padding=14)
+
+
+def configuration(background: str | None) -> dict[str, Any]:
+    """Vega-Lite configuration; the page recolours text and grid for the dark by its own style."""
+    return {
+        "background": background or "transparent",
+        "font": "sans-serif",
+        "padding": 6,
+        "view": {"stroke": None},
+        "axis": {
+            "labelFontSize": 11,
+            "titleFontSize": 11.5,
+            "titleFontWeight": "normal",
+            "titlePadding": 8,
+            "titleColor": INK,
+            "labelColor": INK,
+            "gridColor": "#E4E4E4",
+            "domainColor": "#9A9A9A",
+            "tickColor": "#9A9A9A",
+        },
+        "title": {
+            "fontSize": 13.5,
+            "fontWeight": 600,
+            "subtitleFontSize": 11.5,
+            "subtitlePadding": 4,
+            "subtitleColor": "#555555",
+            "color": INK,
+            "offset": 12,
+        },
+        "legend": {
+            "labelFontSize": 11.5,
+            "titleFontSize": 11.5,
+            "titleFontWeight": "normal",
+            "labelLimit": 220,
+            "symbolOpacity": 1,
+            "layout": {"bottom": {"anchor": "start", "direction": "vertical", "margin": 4}},
+            "symbolStrokeWidth": 2,
+            "labelColor": INK,
+            "titleColor": INK,
+        },
+    }

@@ -1,0 +1,238 @@
+"""Forgetting on x, learning on y: one line an arm, one marker a budget, the base at the origin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from laura.report import formats
+from laura.report.charts import style
+from laura.report.charts.panel import Chart, Panel
+from laura.report.groups import Group, selected_groups
+from laura.report.reading import MEAN, Point, Summary, Task
+
+if TYPE_CHECKING:
+    import altair
+
+BASE_TEXT = "base"
+TOOLTIPS = {
+    "arm": "arm",
+    "learning": "learning",
+    "learning_change": "change from base",
+    "forgetting": "forgetting",
+    "forgetting_change": "change from base ",
+    "rate": "learning rate",
+    "seeds": "seeds",
+    "budget_text": "budget",
+    "tokens": "tokens",
+    "run": "run",
+    "n": "n",
+}
+
+
+def pairs(summary: Summary) -> list[tuple[str, str]]:
+    """Pairs (learning, forgetting) that make sense beside each other.
+
+    The leading task against the mean of the accuracies, loss against loss, and
+    the leading task against KL.
+    """
+    if summary.primary is None:
+        return []
+    found = []
+    if MEAN in summary.forgetting_measures:
+        found.append((summary.primary, MEAN))
+    if "source_loss" in summary.forgetting:
+        loss = "target_loss" if "target_loss" in summary.learning else summary.primary
+        found.append((loss, "source_loss"))
+    found += [
+        (summary.primary, name)
+        for name in summary.forgetting_measures
+        if name not in (MEAN, "source_loss")
+    ]
+    return found
+
+
+def draw(summary: Summary) -> list[Panel]:
+    """One panel for each pair that has at least one point."""
+    panels = [_panel(summary, learning, forgetting) for learning, forgetting in pairs(summary)]
+    return [panel for panel in panels if panel is not None]
+
+
+def _panel(summary: Summary, learning: str, forgetting: str) -> Panel | None:
+    up, right = summary.task(learning), summary.task(forgetting)
+    means = _rows(selected_groups(summary), up, right)
+    if not means:
+        return None
+    single = [_alone(summary, point) for point in summary.points if point.selected]
+    seeds = _rows(single, up, right)
+    layers = [
+        *_origin_layers(),
+        *_bar_layers(summary, means),
+        *_seed_layers(summary, seeds if len(seeds) > len(means) else []),
+        *_mean_layers(summary, means, up, right),
+        *_word_layers(),
+    ]
+    title = f"{up.short_title} against {_inside_a_title(right.short_title)}"
+    reversed_axes = [
+        axis for axis, task in (("x", right), ("y", up)) if not task.higher_is_better
+    ]
+    lines = ["Better is up and right; markers grow with budget.", "Bars: ± 1 standard error."]
+    if reversed_axes:
+        lines[1] += f" {' and '.join(reversed_axes)} reversed."
+    description = (
+        f"Scatter of {up.title} against {right.title}, both as change from the base, "
+        f"for {len(summary.arms)} arms."
+    )
+    return Panel(f"{learning}-{forgetting}", style.titled(layers, title, *lines), description)
+
+
+def _inside_a_title(words: str) -> str:
+    """First letter small, unless the word is an abbreviation."""
+    return words if words[1:2].isupper() else words[:1].lower() + words[1:]
+
+
+def _alone(summary: Summary, point: Point) -> Group:
+    return Group(summary, point.arm, point.learning_rate, point.budget, (point,))
+
+
+def _rows(found: list[Group], up: Task, right: Task) -> list[style.Row]:
+    rows = []
+    for group in found:
+        learnt, kept = group.change(up.name), group.change(right.name)
+        if learnt is None or kept is None:
+            continue
+        rows.append(
+            {
+                "arm": group.arm,
+                **style.spread("y", learnt, up),
+                **style.spread("x", kept, right),
+                "learning": f"{up.title}: {formats.value(group.value(up.name), up, True)}",
+                "learning_change": formats.change(learnt, up, True),
+                "forgetting": f"{right.title}: {formats.value(group.value(right.name), right, True)}",
+                "forgetting_change": formats.change(kept, right, True),
+                "rate": formats.rate(group.learning_rate),
+                "seeds": formats.seeds(group.seeds),
+                "budget": group.budget,
+                "budget_text": formats.budget_of(group.summary, group.budget),
+                "tokens": formats.count(group.tokens),
+                "run": ", ".join(group.runs),
+                "n": f"{learnt.n} {up.items}, {kept.n} {right.items}",
+            }
+        )
+    return rows
+
+
+def _axes(up: Task, right: Task) -> tuple[altair.X, altair.Y]:
+    import altair
+
+    x_scale, y_scale = style.value_scale(right), style.value_scale(up)
+    axis = style.signed_axis()
+    return (
+        altair.X("x:Q", title=style.change_title(right), scale=x_scale, axis=axis),
+        altair.Y("y:Q", title=style.change_title(up), scale=y_scale, axis=axis),
+    )
+
+
+def _origin_layers() -> list[altair.Chart]:
+    here = style.chart([{"x": 0, "y": 0, "arm": BASE_TEXT}])
+    line = {"color": style.GREY, "strokeDash": [4, 3], "strokeWidth": 1, "opacity": 0.8}
+    return [here.mark_rule(**line).encode(x="x:Q"), here.mark_rule(**line).encode(y="y:Q")]
+
+
+def _word_layers() -> list[altair.Chart]:
+    import altair
+
+    here = style.chart([{"x": 0, "y": 0, "arm": BASE_TEXT}])
+    corner = style.chart([{"text": "better: up and right"}])
+    tip = style.tooltips(arm="model")
+    return [
+        here.mark_point(
+            shape="diamond", filled=True, size=190, color=style.GREY, opacity=1
+        ).encode(x="x:Q", y="y:Q", tooltip=tip),
+        here.mark_text(text=BASE_TEXT, dx=-10, dy=12, align="right", fontSize=11.5).encode(
+            x="x:Q", y="y:Q"
+        ),
+        corner.mark_text(align="right", baseline="top", dx=-4, dy=4, fontSize=11.5).encode(
+            text="text:N", x=altair.value("width"), y=altair.value(0)
+        ),
+    ]
+
+
+def _bar_layers(summary: Summary, rows: list[style.Row]) -> list[altair.Chart]:
+    bars = style.chart(rows).mark_rule(strokeWidth=1.2, opacity=0.65)
+    tint = style.color(summary)
+    return [
+        bars.encode(x="x_low:Q", x2="x_high:Q", y="y:Q", color=tint),
+        bars.encode(x="x:Q", y="y_low:Q", y2="y_high:Q", color=tint),
+    ]
+
+
+def _seed_layers(summary: Summary, rows: list[style.Row]) -> list[altair.Chart]:
+    if not rows:
+        return []
+    return [
+        style.chart(rows)
+        .mark_point(filled=True, size=22, opacity=0.4)
+        .encode(
+            x="x:Q",
+            y="y:Q",
+            color=style.color(summary),
+            shape=style.shape(summary),
+            tooltip=style.tooltips(**TOOLTIPS),
+        )
+    ]
+
+
+def _size_legend() -> altair.Legend:
+    import altair
+
+    return altair.Legend(
+        title="budget",
+        orient="bottom",
+        symbolFillColor=style.GREY,
+        symbolStrokeColor=style.GREY,
+        titleOrient="left",
+        columns=4,
+    )
+
+
+def _mean_layers(
+    summary: Summary, rows: list[style.Row], up: Task, right: Task
+) -> list[altair.Chart]:
+    import altair
+
+    x, y = _axes(up, right)
+    budgets = sorted({row["budget"] for row in rows})
+    labels = [formats.budget_of(summary, budget) for budget in budgets]
+    sizes = [60 + 200 * place / max(1, len(budgets) - 1) for place in range(len(budgets))]
+    size = altair.Size(
+        "budget_text:O",
+        scale=altair.Scale(domain=labels, range=sizes),
+        legend=_size_legend() if len(budgets) > 1 else None,
+    )
+    line = style.chart(rows).mark_line(strokeWidth=2, opacity=0.8)
+    point = style.chart(rows).mark_point(filled=True, opacity=1)
+    return [
+        line.encode(x=x, y=y, color=style.color(summary), order=altair.Order("budget:Q")),
+        point.encode(
+            x=x,
+            y=y,
+            color=style.color(summary),
+            shape=style.shape(summary),
+            size=size,
+            tooltip=style.tooltips(**TOOLTIPS),
+        ),
+    ]
+
+
+CHART = Chart(
+    name="tradeoff",
+    title="The trade-off: what was learnt, what was lost",
+    explanation=(
+        "Every marker is an arm at its best learning rate after one budget, as change from the "
+        "base, which is the grey diamond at zero. Up means more learnt, right means less "
+        "forgotten; an arm that lies above and to the right of another is better in both. Bars are "
+        "one standard error either way: a difference no longer than the bars may be chance. Small pale markers are single seeds. Where lower numbers are better the axis runs "
+        "backwards, so up and right are always better."
+    ),
+    draw=draw,
+)

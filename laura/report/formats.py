@@ -1,0 +1,112 @@
+"""Numbers as a reader wants them; the same words on the page, in charts and in the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from laura.report.reading import Summary, Task
+from laura.statistics import Estimate
+
+ABSENT = "–"
+_LARGE = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+
+
+def rate(value: float | None) -> str:
+    """A learning rate: 0.0003 is `3e-4`, 2.5e-05 is `2.5e-5`."""
+    if value is None:
+        return ABSENT
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def count(value: float | None) -> str:
+    """A count with three digits: 1234567 is `1.23M`."""
+    if value is None:
+        return ABSENT
+    for letter, size in _LARGE:
+        # 999.5 and above would print as 1e+03, so it belongs to the next letter.
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def memory(value: float | None) -> str:
+    """Bytes in GiB or MiB."""
+    if value is None:
+        return ABSENT
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as hours, minutes and seconds, the two largest."""
+    if seconds is None:
+        return ABSENT
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def budget(value: float | None, unit: str) -> str:
+    """A budget with its unit: `20k tokens`, `2 epochs`."""
+    if value is None:
+        return ABSENT
+    if unit == "epochs":
+        return f"{value:g} epoch{'' if value == 1 else 's'}"
+    return f"{count(value)} tokens"
+
+
+def budget_of(summary: Summary, value: float | None) -> str:
+    """A budget in the study's unit."""
+    return budget(value, summary.budget_unit)
+
+
+def unit(task: Task) -> str:
+    """Unit of a task's values as shown."""
+    return "%" if task.is_share else task.unit
+
+
+def change_unit(task: Task) -> str:
+    """Unit of a task's changes as shown."""
+    return "percentage points" if task.is_share else task.unit
+
+
+def value(estimate: Estimate | None, task: Task, with_unit: bool = False) -> str:
+    """A score with its standard error: `41.5 ± 3.5`."""
+    return _plus_minus(estimate, task, False, unit(task) if with_unit else "")
+
+
+def change(estimate: Estimate | None, task: Task, with_unit: bool = False) -> str:
+    """A change with its sign and standard error: `+3.1 ± 1.2`."""
+    return _plus_minus(estimate, task, True, change_unit(task) if with_unit else "")
+
+
+def _plus_minus(estimate: Estimate | None, task: Task, signed: bool, ending: str) -> str:
+    if estimate is None:
+        return ABSENT
+    shown, error = estimate.value * task.scale, estimate.stderr * task.scale
+    digits = _digits(error, task)
+    text = f"{shown:{'+' if signed else ''}.{digits}f} ± {error:.{digits}f}"
+    if float(f"{shown:.{digits}f}") == 0:  # neither +0.0 nor -0.0
+        text = text.replace("-", "").replace("+", "")
+    return f"{text.replace('-', '−')} {ending}".rstrip()
+
+
+def _digits(error: float, task: Task) -> int:
+    """Digits after the point, so that the error has two that mean something."""
+    if task.is_share:
+        return 1
+    return min(5, max(3, 1 - math.floor(math.log10(error)))) if error > 0 else 3
+
+
+def items(task: Task) -> str:
+    """How many items a task was measured on: `n = 200 questions`."""
+    return f"n = {task.n} {task.items}" if task.n else "n not recorded"
+
+
+def seeds(values: list[int]) -> str:
+    """Seeds in words: `1 seed (0)`, `3 seeds (0, 1, 2)`."""
+    listed = ", ".join(str(seed) for seed in values)
+    return f"{len(values)} seed{'' if len(values) == 1 else 's'} ({listed})"

@@ -1,0 +1,93 @@
+"""Seeds taken together: the points of one arm, rate and budget as one estimate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from laura.report.reading import Point, Summary
+from laura.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Group:
+    """The seeds of one arm at one learning rate and one budget."""
+
+    summary: Summary
+    arm: str
+    learning_rate: float
+    budget: float
+    points: tuple[Point, ...]
+
+    @property
+    def tokens(self) -> float:
+        """Tokens trained on, the mean over seeds."""
+        return math.fsum(point.tokens for point in self.points) / len(self.points)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds, rising."""
+        return sorted({point.seed for point in self.points})
+
+    @property
+    def runs(self) -> list[str]:
+        """IDs of the runs, in the order of their seeds."""
+        return [point.run for point in sorted(self.points, key=lambda point: point.seed)]
+
+    def value(self, name: str) -> Estimate | None:
+        """Score over the seeds that have one."""
+        return self._over_seeds(lambda point: point.value(name))
+
+    def change(self, name: str) -> Estimate | None:
+        """Tuned minus base over the seeds that have it."""
+        return self._over_seeds(lambda point: self.summary.change(point, name))
+
+    def _over_seeds(self, read: Callable[[Point], Estimate | None]) -> Estimate | None:
+        found = [estimate for estimate in map(read, self.points) if estimate is not None]
+        return over_seeds(found) if found else None
+
+
+def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of several seeds measured on the same items, with its standard error.
+
+    Formula: sqrt(mean of stderr_i^2 + s^2 / k) for k seeds with spread s
+    between them. The items are the same for every seed, so more seeds do not
+    shrink their share of the error. Some noise of single items is counted in
+    both terms: the result is too large rather than too small. One seed keeps
+    the error over items, which says nothing about the luck of the seed.
+
+    Args:
+        estimates: One a seed; at least one.
+
+    Returns:
+        The mean, its standard error, and the smallest n.
+    """
+    k = len(estimates)
+    average = math.fsum(estimate.value for estimate in estimates) / k
+    over_items = math.fsum(estimate.stderr**2 for estimate in estimates) / k
+    spread = math.fsum((estimate.value - average) ** 2 for estimate in estimates)
+    between = spread / (k - 1) / k if k > 1 else 0.0
+    return Estimate(average, math.sqrt(over_items + between), min(e.n for e in estimates))
+
+
+def groups(summary: Summary, wanted: Callable[[Point], bool] = lambda point: True) -> list[Group]:
+    """Points that are wanted, grouped; ordered as the arms are, then by rate and budget."""
+    order = {arm.name: place for place, arm in enumerate(summary.arms)}
+    found: dict[tuple[str, float, float], list[Point]] = {}
+    for point in summary.points:
+        if wanted(point):
+            found.setdefault((point.arm, point.learning_rate, point.budget), []).append(point)
+    keys = sorted(found, key=lambda key: (order.get(key[0], len(order)), key))
+    return [Group(summary, *key, tuple(found[key])) for key in keys]
+
+
+def selected_groups(summary: Summary) -> list[Group]:
+    """Every arm at its best learning rate, one group a budget."""
+    return groups(summary, lambda point: point.selected)
+
+
+def final_groups(summary: Summary) -> list[Group]:
+    """Every arm at its best learning rate and the largest budget it reached."""
+    last = {group.arm: group for group in selected_groups(summary)}
+    return list(last.values())

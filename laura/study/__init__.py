@@ -1,0 +1,1 @@
+"""Wiring: a study from recipe to summary."""

@@ -1,0 +1,82 @@
+"""`laura compare`: base, grids, best rates, further seeds, summary, report.
+
+A short program: each step leaves files, and a step whose files stand is not
+done again, so a comparison that is stopped at any moment goes on with the same
+command.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from laura.progress import SILENT, Progress
+from laura.recipe import Recipe
+from laura.store import StudyStore, read_json, write_json
+from laura.study.session import RunSpec, Session, open_study
+from laura.study.summary import build_costs, build_summary, gather
+from laura.study.verdict import build_verdict
+
+
+def compare(
+    recipe: Recipe,
+    *,
+    study: Path,
+    data_dir: Path | None = None,
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Carry out a whole comparison, continuing what stands in the folder.
+
+    Args:
+        recipe: What is compared.
+        study: The study folder.
+        data_dir: Folder of data sets that wins over the Hub.
+        device: Device name; None for the best there is.
+        progress: Where to report.
+
+    Returns:
+        The content of `summary.json`, which is written beside `cost.json`.
+    """
+    with open_study(recipe, study, data_dir, device, progress) as session:
+        grid = [
+            spec
+            for name, arm in recipe.arms.items()
+            for rate in sorted(arm.learning_rates)
+            for spec in session.specs(name, rate, recipe.seeds[0])
+        ]
+        further = (len(recipe.seeds) - 1) * len(recipe.arms)
+        further *= len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
+        with progress.bar("study", 1 + len(grid) + further, "stages") as bar:
+            session.base_results()
+            bar.advance()
+            for spec in grid:
+                session.carry_out(spec)
+                bar.advance()
+            for spec in _further_seeds(session):
+                session.carry_out(spec)
+                bar.advance()
+        return write_summary(session.store, recipe)
+
+
+def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
+    """Build `summary.json` and `cost.json` from what stands in the folder."""
+    evidence = gather(store, recipe)
+    summary = build_summary(evidence, build_verdict(evidence))
+    costs = build_costs(evidence, read_json(store.folder / "environment.json"))
+    write_json(store.folder / "cost.json", costs)
+    write_json(store.summary_file, summary)
+    return summary
+
+
+def _further_seeds(session: Session) -> list[RunSpec]:
+    """Runs at each arm's best rate with the seeds the grid did not use."""
+    recipe = session.recipe
+    best = gather(session.store, recipe).best
+    return [
+        spec
+        for seed in recipe.seeds[1:]
+        for name in recipe.arms
+        if name in best
+        for spec in session.specs(name, best[name], seed)
+    ]

@@ -1,0 +1,312 @@
+"""An open study: its folder, its base, its data, and what can be done with them.
+
+`compare` and `train` are short programs over this; both leave the same folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laura.errors import StoreError
+from laura.evals.runner import Material, RowProvider, evaluate, file_rows
+from laura.models.attention import Documents
+from laura.models.device import autocast, pick_device, resolve_precision
+from laura.models.engine import Engine
+from laura.models.losses import packed_loss_sum
+from laura.progress import SILENT, Progress
+from laura.recipe import BudgetSection, Recipe
+from laura.recipe_reading import recipe_yaml
+from laura.store import (
+    RunStore,
+    StudyStore,
+    content_hash,
+    disk_faults,
+    read_json,
+    remove_leftovers,
+    run_id,
+    write_json,
+    write_text,
+)
+from laura.study.environment import describe
+from laura.study.material import StudyData, prepare
+from laura.study.workbench import Workbench
+from laura.train.batches import BatchPlan, plan_batches
+from laura.train.run import train_run
+
+VALIDATION = "validation_loss"
+RUN_FORMAT = 1  # counts up when the same recipe would train other weights
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What determines a run, before anything is computed.
+
+    Attributes:
+        arm: Name of the arm.
+        learning_rate: Peak rate.
+        seed: Seed.
+        budget: Its budget points; one only where points are separate runs.
+    """
+
+    arm: str
+    learning_rate: float
+    seed: int
+    budget: BudgetSection
+
+
+@dataclass
+class Session:
+    """A study being carried out.
+
+    Attributes:
+        recipe: What to do.
+        store: Where.
+        bench: The base.
+        data: What is read.
+        rows: Benchmark rows.
+        progress: Where to report.
+    """
+
+    recipe: Recipe
+    store: StudyStore
+    bench: Workbench
+    data: StudyData
+    rows: RowProvider
+    progress: Progress = SILENT
+    _plans: dict[str, BatchPlan] = field(default_factory=dict)
+
+    def base_results(self) -> None:
+        """Measure the base, before anything is trained."""
+        self._evaluate(self.bench.base.model, None, "base", self.store.base_evaluation)
+
+    def specs(self, arm: str, learning_rate: float, seed: int) -> list[RunSpec]:
+        """The runs that one arm at one rate with one seed takes: one, or one a budget."""
+        budget = self.recipe.budget
+        points = budget.tokens or budget.epochs or []
+        separate = budget.points == "separate" and self.recipe.train.schedule == "cosine"
+        if not separate or len(points) == 1:
+            return [RunSpec(arm, learning_rate, seed, budget)]
+        unit = "tokens" if budget.tokens else "epochs"
+        parts = [budget.model_copy(update={unit: [point]}) for point in points]
+        return [RunSpec(arm, learning_rate, seed, part) for part in parts]
+
+    def run_store(self, spec: RunSpec) -> RunStore:
+        """The folder of a run; its name is the hash of everything that determines it."""
+        return self.store.run(run_id(self._identity(spec)))
+
+    def carry_out(self, spec: RunSpec) -> str:
+        """Train a run, measure each of its budget points; returns its state."""
+        run = self.run_store(spec)
+        plan = self._plan(spec)
+        self._write_record(spec, run, plan)
+        state = self._train(spec, run, plan)
+        for step in plan.points:
+            if run.checkpoint(step).is_dir():
+                self._measure_point(run, step)
+        return state
+
+    def _train(self, spec: RunSpec, run: RunStore, plan: BatchPlan) -> str:
+        if run.state in ("done", "diverged"):
+            return run.state
+        arm = self.recipe.arms[spec.arm]
+        self.progress.say(f"{spec.arm}, rate {spec.learning_rate:g}, seed {spec.seed}")
+        with self.bench.adapted(arm, spec.seed) as adapted:
+            state = train_run(
+                adapted.model,
+                run,
+                self.recipe.train,
+                plan,
+                learning_rate=spec.learning_rate,
+                weight_decay=arm.weight_decay,
+                seed=spec.seed,
+                write_weights=adapted.write_weights,
+                validate=self._validator(adapted.model),
+                title=f"training {spec.arm} at {spec.learning_rate:g}",
+                progress=self.progress,
+            )
+        if state == "diverged":
+            reason = read_json(run.folder / "failed.json")["reason"]
+            self.progress.say(f"{spec.arm} diverged: {reason}")
+        return state
+
+    def _measure_point(self, run: RunStore, step: int) -> None:
+        names = self._task_names()
+        if all(run.evaluation(step, name).is_file() for name in names):
+            return
+        with self.bench.tuned(run.checkpoint(step)) as (model, reference):
+            self._evaluate(
+                model, reference, run.folder.name, lambda name: run.evaluation(step, name)
+            )
+
+    def _task_names(self) -> list[str]:
+        measure = self.recipe.measure
+        return [VALIDATION, *measure.learning, *measure.forgetting]
+
+    def _evaluate(self, model: Any, reference: Any, name: str, out: Callable[[str], Path]) -> None:
+        precision = resolve_precision(self.recipe.measure.precision, model.device)
+        engine = Engine(model, self.bench.base.tokenizer, precision, progress=self.progress)
+        material = Material(self.recipe.measure, self.rows, self.data.documents, reference)
+        evaluate(
+            engine, self._task_names(), material, model_name=name, out=out, progress=self.progress
+        )
+
+    def _plan(self, spec: RunSpec) -> BatchPlan:
+        key = content_hash([spec.budget.model_dump(mode="json"), spec.seed])
+        if key not in self._plans:
+            self._plans.clear()  # plans are large; runs that share one follow each other
+            self._plans[key] = plan_batches(
+                self.data.train,
+                self.recipe.train,
+                spec.budget,
+                overlong=self.recipe.data.overlong,
+                split_long=self.recipe.regime == "pretrain",
+                seed=spec.seed,
+            )
+        return self._plans[key]
+
+    def _identity(self, spec: RunSpec) -> dict[str, Any]:
+        recipe = self.recipe
+        arm = recipe.arms[spec.arm].model_dump(mode="json", exclude={"learning_rates"})
+        # These two change how often a run is saved or looked at, not what it becomes.
+        train = recipe.train.model_dump(
+            mode="json", exclude={"checkpoint_minutes", "validate_every"}
+        )
+        device = pick_device(self.bench.device_name)
+        train["precision"] = str(resolve_precision(recipe.train.precision, device))
+        return {
+            "format": RUN_FORMAT,
+            "base": self.bench.base.fingerprint,
+            "dtype": recipe.base.dtype,
+            "data": self.data.fingerprint,
+            "template": [recipe.data.template, recipe.data.overlong, recipe.regime],
+            "arm": [spec.arm, arm],
+            "learning_rate": spec.learning_rate,
+            "seed": spec.seed,
+            "budget": spec.budget.model_dump(mode="json"),
+            "train": train,
+        }
+
+    def _write_record(self, spec: RunSpec, run: RunStore, plan: BatchPlan) -> None:
+        path = run.folder / "run.json"
+        if path.is_file():
+            return
+        budgets = spec.budget.tokens or spec.budget.epochs or []
+        marks = []
+        for budget, step in zip(budgets, plan.points, strict=True):
+            rows = [row for batch in plan.batches[:step] for row in batch]
+            marks.append(
+                {
+                    "budget": budget,
+                    "step": step,
+                    "tokens": sum(len(row.token_ids) for row in rows),
+                    "supervised_tokens": sum(label >= 0 for row in rows for label in row.labels),
+                }
+            )
+        record = {
+            "id": run.folder.name,
+            "arm": spec.arm,
+            "learning_rate": spec.learning_rate,
+            "seed": spec.seed,
+            "points": marks,
+            "identity": self._identity(spec),
+        }
+        write_json(path, record)
+
+    def _validator(self, model: Any) -> Callable[[], float] | None:
+        """Mean validation loss of the model in training, for `train.validate_every`."""
+        if self.recipe.train.validate_every is None:
+            return None
+        documents = self.data.documents[VALIDATION]
+        dtype = resolve_precision(self.recipe.train.precision, model.device)
+
+        def validate() -> float:
+            model.eval()
+            total, count = 0.0, 0
+            with torch.inference_mode(), autocast(model.device, dtype):
+                for document in documents:
+                    ids = torch.tensor([document.token_ids], device=model.device)
+                    wanted = torch.tensor([*document.supervised[1:], False], device=model.device)
+                    labels = torch.where(wanted, ids[0].roll(-1), -100)
+                    inputs = {"input_ids": ids, "documents": Documents([ids.shape[1]])}
+                    total += float(packed_loss_sum(model, inputs, labels, dtype))
+                    count += int(wanted.sum())
+            return total / count
+
+        return validate
+
+
+@contextmanager
+def open_study(
+    recipe: Recipe,
+    folder: Path,
+    data_dir: Path | None,
+    device: str | None,
+    progress: Progress = SILENT,
+) -> Iterator[Session]:
+    """Open a study folder for work: checked, locked against a second process, recorded.
+
+    Raises:
+        StoreError: another process works there, or it holds another study.
+    """
+    place = pick_device(device)
+    store = StudyStore(folder)
+    with _locked(folder):
+        remove_leftovers(folder)
+        bench = Workbench(recipe.base, device, progress)
+        tokenizer = bench.base.tokenizer
+        data = prepare(recipe.data, recipe.measure, recipe.regime, tokenizer, data_dir, progress)
+        _check_same_study(store, recipe, bench, data)
+        write_text(folder / "recipe.yaml", recipe_yaml(recipe))
+        write_json(folder / "environment.json", describe(place))
+        yield Session(recipe, store, bench, data, file_rows(data_dir), progress)
+
+
+def _check_same_study(store: StudyStore, recipe: Recipe, bench: Workbench, data: StudyData) -> None:
+    """Results of one folder must be comparable: same base, data and measures."""
+    base = bench.base
+    identity = {
+        "base": base.fingerprint,
+        "data": data.fingerprint,
+        "measure": recipe.measure.model_dump(mode="json"),
+    }
+    path = store.folder / "study.json"
+    if path.is_file():
+        before = read_json(path)["identity"]
+        changed = [key for key in identity if before.get(key) != identity[key]]
+        if changed:
+            raise StoreError(
+                f"{store.folder} holds a study with another {', '.join(changed)}; its results "
+                "cannot be compared with new ones: choose another folder with --out, or another name"
+            )
+    parameters = sum(p.numel() for p in base.model.parameters())
+    trainable = {name: bench.count_trainable(arm) for name, arm in recipe.arms.items()}
+    facts = {
+        "identity": identity,
+        "base": {"model": base.name, "fingerprint": base.fingerprint, "parameters": parameters},
+        "trainable_parameters": trainable,
+    }
+    write_json(path, facts)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process, however it ends."""
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(
+                f"another laura process works in {folder}; wait for it, or choose another folder "
+                "with --out"
+            ) from error
+        yield

@@ -1,0 +1,290 @@
+"""All tables of a study, rebuilt from its folder alone: `summary.json`. No torch.
+
+Nothing here depends on the time or the machine, so a study that was killed and
+continued gives the same summary as one that was not. Costs are in `cost.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import laura
+from laura.evals.tasks import TASKS
+from laura.recipe import LoraArm, Recipe
+from laura.results import TaskResult, change
+from laura.statistics import mean_of_tasks
+from laura.store import RunStore, StudyStore, read_json
+
+ACCURACIES = ("hellaswag", "arc_challenge", "winogrande")
+VALIDATION = "validation_loss"
+CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run at one budget point, with every result that exists.
+
+    Attributes:
+        run: The run's own record (run.json).
+        budget: Tokens or epochs of the recipe's list.
+        step: Optimiser steps taken.
+        tokens: Tokens trained on so far.
+        supervised_tokens: Of these, how many were learnt.
+        results: Result of each task by name.
+    """
+
+    run: dict[str, Any]
+    budget: float
+    step: int
+    tokens: int
+    supervised_tokens: int
+    results: dict[str, TaskResult] = field(default_factory=dict)
+
+    @property
+    def arm(self) -> str:
+        """Name of the arm."""
+        return str(self.run["arm"])
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+        return float(self.run["learning_rate"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.run["seed"])
+
+    @property
+    def validation(self) -> float | None:
+        """Validation loss, nats per token; None if it was not measured."""
+        found = self.results.get(VALIDATION)
+        return found.metrics["nats_per_token"].value if found else None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a study folder holds, read and checked.
+
+    Attributes:
+        recipe: The recipe that is carried out.
+        facts: `study.json`: the base and the tasks.
+        base: The base's results by task.
+        runs: Record and folder of every run, in order.
+        points: Every measured point, in order.
+        best: Best learning rate of each arm by validation loss, where known.
+    """
+
+    recipe: Recipe
+    facts: dict[str, Any]
+    base: dict[str, TaskResult]
+    runs: list[tuple[dict[str, Any], RunStore]]
+    points: list[Point]
+    best: dict[str, float]
+
+
+def gather(study: StudyStore, recipe: Recipe) -> Evidence:
+    """Read every result of the recipe's arms in a study folder.
+
+    Raises:
+        StoreError: a file is damaged.
+    """
+    facts = read_json(study.folder / "study.json")
+    tasks = [VALIDATION, *recipe.measure.learning, *recipe.measure.forgetting]
+    base = _results(tasks, study.base_evaluation)
+    order = list(recipe.arms)
+    runs = []
+    for run in study.runs():
+        record = run.folder / "run.json"
+        if record.is_file():
+            known = read_json(record)
+            if known["arm"] in order:
+                runs.append((known, run))
+    runs.sort(key=lambda pair: _order(pair[0], order))
+    points = []
+    for known, run in runs:
+        for mark in known["points"]:
+            results = _results(tasks, lambda task, s=mark["step"], r=run: r.evaluation(s, task))
+            if results:
+                points.append(Point(known, results=results, **mark))
+    return Evidence(recipe, facts, base, runs, points, _best_rates(recipe, points, runs))
+
+
+def build_summary(evidence: Evidence, verdict: dict[str, Any]) -> dict[str, Any]:
+    """The content of `summary.json`; see the store's contract."""
+    recipe = evidence.recipe
+    measure = recipe.measure
+    return {
+        "format": 1,
+        "name": recipe.name,
+        "domain": recipe.domain,
+        "regime": recipe.regime,
+        "laura": laura.__version__,
+        "base": {**evidence.facts["base"], "scores": _scores(evidence.base)},
+        "measure": {"learning": list(measure.learning), "forgetting": list(measure.forgetting)},
+        "tasks": {
+            name: {
+                "title": TASKS[name].title,
+                "metric": TASKS[name].metric,
+                "unit": TASKS[name].unit,
+                "higher_is_better": TASKS[name].higher_is_better,
+                "n": evidence.base[name].n if name in evidence.base else 0,
+            }
+            for name in (*measure.learning, *measure.forgetting)
+        },
+        "budget": {
+            "unit": "tokens" if recipe.budget.tokens else "epochs",
+            "points": list(recipe.budget.tokens or recipe.budget.epochs or []),
+            "mode": recipe.budget.points,
+        },
+        "arms": [_arm(name, evidence) for name in recipe.arms],
+        "runs": [_run(known, run, evidence) for known, run in evidence.runs],
+        "points": [_point(point, evidence) for point in evidence.points],
+        "verdict": verdict,
+    }
+
+
+def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, Any]:
+    """The content of `cost.json`: what each run took on this machine."""
+    runs = []
+    seconds = sum(result.seconds for result in evidence.base.values())
+    for point in evidence.points:
+        seconds += sum(result.seconds for result in point.results.values())
+    for known, run in evidence.runs:
+        rows = run.metrics()
+        if rows:
+            speeds = sorted(row["tokens_per_second"] for row in rows)
+            runs.append(
+                {
+                    "id": known["id"],
+                    "arm": known["arm"],
+                    "learning_rate": known["learning_rate"],
+                    "seed": known["seed"],
+                    "train_seconds": sum(row["seconds"] for row in rows),
+                    "tokens_per_second": speeds[len(speeds) // 2],
+                    "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
+                    "flops": sum(row["flops"] for row in rows),
+                }
+            )
+    return {"machine": environment, "runs": runs, "evaluation_seconds": seconds}
+
+
+def _results(tasks: Sequence[str], place: Any) -> dict[str, TaskResult]:
+    return {task: TaskResult.read(place(task)) for task in tasks if place(task).is_file()}
+
+
+def _order(known: dict[str, Any], arms: list[str]) -> tuple[Any, ...]:
+    budget = known["points"][0]["budget"]
+    return (arms.index(known["arm"]), known["learning_rate"], known["seed"], budget)
+
+
+def _best_rates(
+    recipe: Recipe, points: list[Point], runs: list[tuple[dict[str, Any], RunStore]]
+) -> dict[str, float]:
+    """The rate with the lowest validation loss at the largest budget, first seed."""
+    finished = {known["id"] for known, run in runs if run.state == "done"}
+    last = max(recipe.budget.tokens or recipe.budget.epochs or [0])
+    best: dict[str, tuple[float, float]] = {}
+    for point in points:
+        fits = point.seed == recipe.seeds[0] and point.budget == last
+        loss = point.validation
+        if not fits or loss is None or point.run["id"] not in finished:
+            continue
+        if point.learning_rate not in recipe.arms[point.arm].learning_rates:
+            continue
+        found = (loss, point.learning_rate)
+        best[point.arm] = min(best.get(point.arm, found), found)
+    return {arm: rate for arm, (_, rate) in best.items()}
+
+
+def _scores(results: dict[str, TaskResult]) -> dict[str, Any]:
+    scores = {}
+    for name, result in results.items():
+        if name != VALIDATION:
+            metric = result.metrics[TASKS[name].metric]
+            scores[name] = {"value": metric.value, "stderr": metric.stderr, "n": result.n}
+    return scores
+
+
+def _arm(name: str, evidence: Evidence) -> dict[str, Any]:
+    arm = evidence.recipe.arms[name]
+    settings = arm.model_dump(mode="json", exclude={"method", "learning_rates"})
+    if isinstance(arm, LoraArm):
+        settings["alpha"] = arm.alpha_value
+    rates, best = sorted(arm.learning_rates), evidence.best.get(name)
+    return {
+        "name": name,
+        "method": arm.method,
+        "settings": settings,
+        "trainable_parameters": evidence.facts["trainable_parameters"][name],
+        "learning_rates": rates,
+        "best_learning_rate": best,
+        "best_at_edge": len(rates) > 1 and best in (rates[0], rates[-1]),
+    }
+
+
+def _run(known: dict[str, Any], run: RunStore, evidence: Evidence) -> dict[str, Any]:
+    failed = run.folder / "failed.json"
+    rows = run.metrics()
+    stride = max(1, len(rows) // CURVE_POINTS)
+    budgets = [mark["budget"] for mark in known["points"]]
+    return {
+        "id": known["id"],
+        "arm": known["arm"],
+        "learning_rate": known["learning_rate"],
+        "seed": known["seed"],
+        "budget": budgets[0] if len(budgets) == 1 else None,
+        "state": run.state,
+        "reason": read_json(failed)["reason"] if failed.is_file() else None,
+        "loss_curve": [[row["tokens"], row["loss"]] for row in rows[::stride]],
+        "selected": evidence.best.get(known["arm"]) == known["learning_rate"],
+    }
+
+
+def _point(point: Point, evidence: Evidence) -> dict[str, Any]:
+    measure = evidence.recipe.measure
+    validation = point.results.get(VALIDATION)
+    metric = validation.metrics["nats_per_token"] if validation else None
+    return {
+        "run": point.run["id"],
+        "arm": point.arm,
+        "learning_rate": point.learning_rate,
+        "seed": point.seed,
+        "budget": point.budget,
+        "tokens": point.tokens,
+        "supervised_tokens": point.supervised_tokens,
+        "step": point.step,
+        "selected": evidence.best.get(point.arm) == point.learning_rate,
+        "validation_loss": {"value": metric.value, "stderr": metric.stderr, "n": validation.n}
+        if metric and validation
+        else None,
+        "scores": _scores(point.results),
+        "learning": _changes(measure.learning, point, evidence),
+        "forgetting": {
+            **_changes(measure.forgetting, point, evidence),
+            **_mean_change(point, evidence),
+        },
+    }
+
+
+def _changes(tasks: Sequence[str], point: Point, evidence: Evidence) -> dict[str, Any]:
+    changes = {}
+    for task in tasks:
+        if task in point.results and task in evidence.base:
+            found = change(evidence.base[task], point.results[task], TASKS[task].metric)
+            changes[task] = {"change": found.value, "stderr": found.stderr}
+    return changes
+
+
+def _mean_change(point: Point, evidence: Evidence) -> dict[str, Any]:
+    """Mean of the three accuracies (paper notes 2.2) and its change from the base."""
+    tasks = [t for t in ACCURACIES if t in evidence.recipe.measure.forgetting]
+    if not tasks or any(t not in point.results or t not in evidence.base for t in tasks):
+        return {}
+    estimates = [change(evidence.base[t], point.results[t], TASKS[t].metric) for t in tasks]
+    moved = mean_of_tasks(estimates)
+    values = [point.results[t].metrics[TASKS[t].metric].value for t in tasks]
+    value = sum(values) / len(values)
+    return {"mean": {"value": value, "change": moved.value, "stderr": moved.stderr}}

@@ -1,0 +1,65 @@
+"""Floating-point operations of training, counted from the model's shapes.
+
+A product of (N x I) by (I x O) counts 2 N I O. Per trained matrix the forward
+pass is one product and the backward pass two; a frozen matrix needs only one
+backward (paper notes 9, fact 5). Attention counts the pairs that are computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from laura.data.packing import Row
+from laura.models.lora import LoraLinear
+from laura.models.losses import output_head
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-add counts of a model, per token where not said otherwise.
+
+    Attributes:
+        frozen: Elements of Linear weights that are not trained.
+        trained: Elements of Linear weights, and of A and B, that are trained.
+        head: Elements of the output map, used at labelled positions only.
+        head_trained: Whether the output map is trained.
+        attention: Heads x head width x layers.
+    """
+
+    frozen: int
+    trained: int
+    head: int
+    head_trained: bool
+    attention: int
+
+
+def count_work(model: Any) -> Work:
+    """Count a model as it stands: with LoRA layers attached, or everything trained."""
+    head = output_head(model)
+    frozen = trained = 0
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            trained += module.A[0].numel() + module.B[0].numel()
+        elif isinstance(module, nn.Linear) and module is not head:
+            if module.weight.requires_grad:
+                trained += module.weight.numel()
+            else:
+                frozen += module.weight.numel()
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = config.num_attention_heads * width * config.num_hidden_layers
+    return Work(frozen, trained, head.weight.numel(), head.weight.requires_grad, attention)
+
+
+def step_flops(work: Work, batch: list[Row]) -> int:
+    """Operations of one training step on these rows, forward and backward."""
+    tokens = sum(len(row.token_ids) for row in batch)
+    labelled = sum(label >= 0 for row in batch for label in row.labels)
+    pairs = sum(n * (n + 1) // 2 for row in batch for n in row.lengths)
+    body = tokens * (2 * 2 * work.frozen + 3 * 2 * work.trained)
+    head = labelled * 2 * work.head * (3 if work.head_trained else 2)
+    # Forward: scores and values; backward: twice as much.
+    return body + head + pairs * 3 * 2 * 2 * work.attention

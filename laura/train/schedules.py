@@ -1,0 +1,80 @@
+"""Learning rate over time, and the legs a run is made of.
+
+A run is one leg, except with a trapezoidal schedule and several budget points:
+then one trunk at the full rate forks before each point, and each fork cools
+down to zero over the last share of its budget. That is how the paper gets eight
+budgets out of one 20 B run (paper notes 1.3, CPT smaller budgets).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from laura.recipe import TrainSection
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A stretch of optimiser steps under one schedule.
+
+    Attributes:
+        name: Unique in its run; also the name of its resume folder.
+        start: Steps already taken when it begins.
+        end: Steps taken when it ends.
+        origin: Leg whose final state it starts from; None for a fresh start.
+        points: Step counts at which weights are kept.
+        cooldown: Whether the rate falls to zero over this leg.
+        length: Steps that a complete schedule of this leg spans (cosine).
+        warmup: Steps of linear warm-up, counted from the run's start.
+    """
+
+    name: str
+    start: int
+    end: int
+    origin: str | None
+    points: tuple[int, ...]
+    cooldown: bool
+    length: int
+    warmup: int
+
+
+def plan_legs(section: TrainSection, points: list[int]) -> list[Leg]:
+    """The legs of a run that is measured after each of `points` steps (rising)."""
+    last = points[-1]
+    if section.schedule != "trapezoidal":
+        warmup = round(section.warmup * last)
+        return [Leg("main", 0, last, None, tuple(points), False, last, warmup)]
+    legs: list[Leg] = []
+    # The shortest budget must be past its warm-up when its cooldown starts.
+    warmup = round(section.warmup * points[0])
+    origin, position = None, 0
+    for number, point in enumerate(points, start=1):
+        fork = point - max(1, round(section.cooldown * point)) if section.cooldown else point
+        fork = max(fork, position)
+        if fork > position:
+            trunk = Leg(f"trunk-{number}", position, fork, origin, (), False, last, warmup)
+            legs.append(trunk)
+            origin, position = trunk.name, fork
+        branch = Leg(f"branch-{number}", fork, point, origin, (point,), True, last, warmup)
+        legs.append(branch)
+    return legs
+
+
+def rate_factor(section: TrainSection, leg: Leg, step: int) -> float:
+    """Share of the peak rate used for the step that follows `step` finished ones.
+
+    cosine: linear warm-up, then half a cosine from 1 to `final_factor`.
+    constant: linear warm-up, then 1.
+    trapezoidal: linear warm-up, 1 on the trunk, and on a branch linearly toward
+    0, which it would reach one step after its last (paper notes 1.3).
+    """
+    if step < leg.warmup:
+        return (step + 1) / leg.warmup
+    if section.schedule == "cosine":
+        progress = (step - leg.warmup) / max(1, leg.length - leg.warmup)
+        wave = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return section.final_factor + (1 - section.final_factor) * wave
+    if leg.cooldown:
+        return (leg.end - step) / (leg.end - leg.start)
+    return 1.0
