@@ -1,0 +1,215 @@
+"""Tasks: rows into questions, answers into items; no model."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from laura.errors import DataError, DivergenceError, UsageError
+from laura.evals import tasks
+from laura.evals.scoring import ChoiceQuestion, choice_item
+from laura.evals.tasks import arc_challenge, gsm8k, heldout_loss, hellaswag, kl, winogrande
+from laura.models.engine import GenerateAnswer, ScoreAnswer, ScoreRequest, TokenDocument
+from laura.recipe import BENCHMARKS, LOSSES
+from laura.results import summarise
+
+HELLASWAG = {
+    "activity_label": "Baking",
+    "ctx_a": "[header] How to bake [title] Start.",
+    "ctx_b": "the cook",
+    "endings": ["[step] waits.", "eats  it."],
+    "label": "1",
+}
+ARC = {
+    "question": "What is hot?",
+    "choices": {"text": ["Ice", "Fire", "Snow"], "label": ["A", "B", "C"]},
+    "answerKey": "B",
+}
+WINOGRANDE = {
+    "sentence": "Ann thanked Bo because _ helped her.",
+    "option1": "Ann",
+    "option2": "Bo",
+    "answer": "2",
+}
+GSM8K = {"question": "How many?", "answer": "So many.\n#### 1,234"}
+
+
+def test_table_covers_what_a_recipe_may_name_and_loads_every_file() -> None:
+    assert set(tasks.TASKS) == {*BENCHMARKS, *LOSSES}
+    for name, entry in tasks.TASKS.items():
+        module = tasks.load(name)
+        assert entry.metric in module.METRICS
+        assert bool(entry.split) == (entry.kind in ("choice", "generation"))
+
+
+def test_table_does_not_import_torch() -> None:
+    code = (
+        "import sys, laura.evals.tasks, laura.results, laura.statistics; "
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("helaswag", "hellaswag"), ("ARC-challenge", "arc_challenge"), ("GSM-8k", "gsm8k")],
+)
+def test_unknown_task_names_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"Did you mean '{near}'"):
+        tasks.find(name)
+    with pytest.raises(UsageError, match="Tasks: hellaswag, arc_challenge, winogrande, gsm8k"):
+        tasks.find("zzzz")
+
+
+def test_hellaswag_prompt() -> None:
+    question = hellaswag.question(HELLASWAG, 7)
+    context = "Baking: How to bake. Start. The cook"
+    # The bracket is cut after the outer strip, so its blank stays, as in lm-eval.
+    assert question.requests == (
+        ScoreRequest(context.replace("Baking: ", "Baking:  ").replace("  ", " "), "  waits."),
+        ScoreRequest(context, " eats it."),
+    )
+    assert (question.index, question.gold, question.choice_characters) == (7, 1, (7, 8))
+
+
+def test_arc_prompt() -> None:
+    question = arc_challenge.question(ARC, 0)
+    assert question.requests[1] == ScoreRequest("Question: What is hot?\nAnswer:", " Fire")
+    assert (question.gold, question.choice_characters) == (1, (3, 4, 4))
+
+
+def test_winogrande_scores_the_shared_ending() -> None:
+    question = winogrande.question(WINOGRANDE, 0)
+    assert question.requests == (
+        ScoreRequest("Ann thanked Bo because Ann", " helped her."),
+        ScoreRequest("Ann thanked Bo because Bo", " helped her."),
+    )
+    assert question.gold == 1
+
+
+def _choice(loglikelihoods: list[float], characters: tuple[int, ...], gold: int) -> dict[str, Any]:
+    requests = tuple(ScoreRequest("a", " b") for _ in loglikelihoods)
+    question = ChoiceQuestion(3, requests, gold, characters)
+    answers = [ScoreAnswer(value, False, 1) for value in loglikelihoods]
+    return choice_item(question, answers, ("acc", "acc_norm"), "acc_norm")
+
+
+def test_acc_and_acc_norm_can_disagree() -> None:
+    item = _choice([-4.0, -6.0], (2, 6), gold=1)
+    assert (item["acc"], item["acc_norm"], item["correct"]) == (0, 1, True)
+    assert item["loglikelihoods"] == [-4.0, -6.0]
+    assert item["choice_characters"] == [2, 6]
+
+
+def test_first_of_equals_wins() -> None:
+    assert _choice([-1.0, -1.0], (2, 2), gold=0)["acc"] == 1
+    assert _choice([-1.0, -1.0], (2, 2), gold=1)["acc"] == 0
+
+
+def test_numbers_that_are_not_finite_are_a_divergence() -> None:
+    with pytest.raises(DivergenceError, match="log-likelihoods of item 3 hold nan"):
+        _choice([math.nan, -1.0], (2, 2), gold=0)
+    with pytest.raises(DivergenceError, match="document 0 hold inf"):
+        heldout_loss.items([_document()], [[1.0, math.inf]])
+
+
+BAD_ROWS: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
+    (hellaswag, HELLASWAG, {"label": "2"}, "needs 'label' 0 to 1, came '2'"),
+    (hellaswag, HELLASWAG, {"label": None}, "came 'None'"),
+    (hellaswag, HELLASWAG, {"endings": "no"}, "needs 'endings' as a list"),
+    (hellaswag, HELLASWAG, {"endings": ["[cut]", "a"]}, r"needs 'endings \(cleaned\)'"),
+    (hellaswag, HELLASWAG, {"ctx_b": 3}, "needs 'ctx_b' as text, came 3"),
+    (arc_challenge, ARC, {"answerKey": "D"}, "needs 'answerKey' among"),
+    (arc_challenge, ARC, {"choices": []}, "needs 'choices' with text and label"),
+    (arc_challenge, ARC, {"choices": {"text": ["a", "b"], "label": ["A"]}}, "choices.label"),
+    (arc_challenge, ARC, {"choices": {"text": ["a", "b"], "label": [*"ABC"]}}, "2 choices but"),
+    (winogrande, WINOGRANDE, {"answer": ""}, "needs 'answer' 1 or 2, came ''"),
+    (winogrande, WINOGRANDE, {"sentence": "no blank"}, "needs a blank"),
+    (winogrande, WINOGRANDE, {"sentence": "ends in _ "}, "needs a blank"),
+]
+
+
+@pytest.mark.parametrize(("module", "row", "change", "message"), BAD_ROWS)
+def test_bad_rows_name_task_row_and_remedy(
+    module: Any, row: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        module.question({**row, **change}, 5)
+    assert f"{module.TASK}: row 5 (counted from 0)" in str(caught.value)
+    assert "mend the row" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "row"), [(hellaswag, HELLASWAG), (arc_challenge, ARC), (winogrande, WINOGRANDE)]
+)
+def test_missing_fields_name_what_came(module: Any, row: dict[str, Any]) -> None:
+    for field in row:
+        less = {name: value for name, value in row.items() if name != field}
+        with pytest.raises(DataError):
+            module.question(less, 0)
+    with pytest.raises(DataError, match="its fields are text"):
+        module.question({"text": "x"}, 0)
+    with pytest.raises(DataError, match="is list, not an object"):
+        module.question([], 0)
+
+
+def test_gsm8k_prompt_and_shots() -> None:
+    training = [{"question": f"Q{i}?", "answer": f"A{i}\n#### {i}"} for i in range(6)]
+    (none,) = gsm8k.questions([GSM8K], [], 0, 9)
+    assert none.request.prompt == "Question: How many?\nAnswer:"
+    assert none.request.stop == ("Question:", "</s>", "<|im_end|>")
+    assert none.request.max_new_tokens == 9
+    first, second = gsm8k.questions([GSM8K, GSM8K], training, 2, 9)
+    worked = "Question: Q0?\nAnswer: A0\n#### 0\n\nQuestion: Q1?\nAnswer: A1\n#### 1\n\n"
+    assert first.request.prompt == second.request.prompt == worked + none.request.prompt
+    drawn = gsm8k.questions([GSM8K, GSM8K], training, 2, 9, gsm8k.Shots.SAMPLED)
+    assert drawn[0].request.prompt != drawn[1].request.prompt
+    assert gsm8k.version(2, 9) != gsm8k.version(2, 9, gsm8k.Shots.SAMPLED)
+
+
+def test_gsm8k_refuses_bad_rows() -> None:
+    with pytest.raises(DataError, match=r"5 worked examples are wanted .* has 1 rows"):
+        gsm8k.questions([GSM8K], [GSM8K], 5, 9)
+    with pytest.raises(DataError, match=r"gsm8k test: row 1 .* needs an answer with '#### NUMBER'"):
+        gsm8k.questions([GSM8K, {"question": "?", "answer": "none"}], [], 0, 9)
+    with pytest.raises(DataError, match=r"gsm8k train: row 0 .* needs 'question' as text"):
+        gsm8k.questions([GSM8K], [{"answer": "#### 1"}], 1, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        (" We get\n#### 1234", 1, 1),
+        (" #### 1,234.", 1, 1),
+        (" #### 1234.0", 0, 0),
+        (" #### 5\n#### 1234", 0, 1),
+        (" the answer is $1,234.", 0, 1),
+        (" ####1234", 0, 1),
+        (" nothing", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_gsm8k_grades(text: str, strict: int, flexible: int) -> None:
+    (question,) = gsm8k.questions([GSM8K], [], 0, 9)
+    item, sample = gsm8k.grade(question, GenerateAnswer(text, 4, "stop"))
+    assert (item["exact_match"], item["flexible_extract"]) == (strict, flexible)
+    assert item["correct"] is bool(strict)
+    assert sample["text"] == text
+    assert sample["prompt"].endswith("Answer:")
+
+
+def _document(bytes_: int = 11, index: int = 0) -> TokenDocument:
+    return TokenDocument([1, 2, 3], [False, True, True], bytes_, index)
+
+
+def test_losses_are_weighted_by_tokens_and_by_bytes() -> None:
+    documents = [_document(10, 4), _document(30, 5)]
+    items = heldout_loss.items(documents, [[1.0, 2.0], [4.0, 5.0]])
+    assert items[0] == {"index": 4, "nats": 3.0, "tokens": 2, "bytes": 10}
+    assert summarise(items, "nats_per_token", False).value == pytest.approx(12 / 4)
+    assert summarise(items, "nats_per_byte", False).value == pytest.approx(12 / 40)
+    assert kl.items(documents, [[0.5, 0.0], [0.0, 0.25]])[1]["nats"] == 0.25

@@ -1,0 +1,226 @@
+"""A study that never ran: a builder of summary.json and of the folder around it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TASKS: dict[str, dict[str, Any]] = {
+    "gsm8k": {"title": "GSM8K, strict match", "metric": "exact_match", "unit": "share"},
+    "target_loss": {"title": "Target loss", "metric": "nats_per_token", "unit": "nats per token"},
+    "hellaswag": {"title": "HellaSwag, acc_norm", "metric": "acc_norm", "unit": "share"},
+    "arc_challenge": {"title": "ARC-Challenge, acc_norm", "metric": "acc_norm", "unit": "share"},
+    "winogrande": {"title": "WinoGrande, acc", "metric": "acc", "unit": "share"},
+    "source_loss": {"title": "Source loss", "metric": "nats_per_token", "unit": "nats per token"},
+    "kl": {"title": "KL(base || tuned)", "metric": "nats_per_token", "unit": "nats per token"},
+}
+BASE = {
+    "gsm8k": 0.02,
+    "target_loss": 1.31,
+    "hellaswag": 0.42,
+    "arc_challenge": 0.29,
+    "winogrande": 0.53,
+    "source_loss": 3.12,
+    "kl": 0.0,
+}
+ARMS = {"lora-r16": ("lora", [1e-4, 3e-4, 1e-3], 3e-4), "full": ("full", [1e-5, 3e-5, 1e-4], 3e-5)}
+
+
+class Builder:
+    """Builds a summary whose numbers move as in a real study; every gap is a switch."""
+
+    def __init__(
+        self,
+        *,
+        learning: tuple[str, ...] = ("gsm8k", "target_loss"),
+        forgetting: tuple[str, ...] = (
+            "hellaswag",
+            "arc_challenge",
+            "winogrande",
+            "source_loss",
+            "kl",
+        ),
+        seeds: tuple[int, ...] = (0, 1, 2),
+        budgets: tuple[int, ...] = (20_000, 40_000, 80_000),
+        arms: dict[str, tuple[str, list[float], float | None]] | None = None,
+        diverged: tuple[tuple[str, float], ...] = (("full", 1e-4),),
+        missing: tuple[str, ...] = (),
+    ) -> None:
+        self.learning, self.forgetting = learning, forgetting
+        self.seeds, self.budgets, self.diverged, self.missing = seeds, budgets, diverged, missing
+        self.arms = dict(ARMS) if arms is None else arms
+        self.random = random.Random(7)
+
+    def build(self) -> dict[str, Any]:
+        runs, points = [], []
+        for arm, (_, rates, best) in self.arms.items():
+            for rate in rates:
+                for seed in self.seeds if rate == best else self.seeds[:1]:
+                    for budget in self.budgets:
+                        run = self.run(arm, rate, seed, budget, rate == best)
+                        runs.append(run)
+                        if run["state"] == "done":
+                            points.append(self.point(run))
+        measured = [*self.learning, *self.forgetting]
+        return {
+            "format": 1,
+            "name": "synthetic",
+            "domain": "math",
+            "regime": "instruct",
+            "laura": "0.1.0",
+            "base": {
+                "model": "smollm2-135m-instruct-q4",
+                "fingerprint": "ab" * 32,
+                "parameters": 134_515_008,
+                "scores": {task: self.score(task, BASE[task]) for task in measured},
+            },
+            "measure": {"learning": list(self.learning), "forgetting": list(self.forgetting)},
+            "tasks": {
+                task: {
+                    **TASKS[task],
+                    "higher_is_better": TASKS[task]["unit"] == "share",
+                    "n": 200,
+                }
+                for task in measured
+            },
+            "budget": {"unit": "tokens", "points": list(self.budgets), "mode": "separate"},
+            "arms": [
+                {
+                    "name": name,
+                    "method": method,
+                    "settings": {"rank": 16, "alpha": 32.0} if method == "lora" else {},
+                    "trainable_parameters": 4_884_480 if method == "lora" else 134_515_008,
+                    "learning_rates": rates,
+                    "best_learning_rate": best,
+                    "best_at_edge": best == max(rates),
+                }
+                for name, (method, rates, best) in self.arms.items()
+            ],
+            "runs": runs,
+            "points": points,
+            "verdict": {
+                "headline": "LoRA forgets less here; full finetuning learns no more.",
+                "sentences": ["At 80k tokens both arms learn about the same."],
+                "caveats": ["200 questions cannot tell small differences apart."],
+            },
+        }
+
+    def run(self, arm: str, rate: float, seed: int, budget: int, selected: bool) -> dict[str, Any]:
+        diverged = (arm, rate) in self.diverged
+        steps = range(1, 41)
+        curve = [
+            [step * budget / 40, 1.6 - 0.35 * (1 - 0.93**step) + self.random.gauss(0, 0.03)]
+            for step in steps
+        ]
+        if diverged:
+            curve = [[x, y + 0.02 * place**2] for place, (x, y) in enumerate(curve[:20])]
+        return {
+            "id": hashlib.sha256(f"{arm}-{rate}-{seed}-{budget}".encode()).hexdigest()[:12],
+            "arm": arm,
+            "learning_rate": rate,
+            "seed": seed,
+            "budget": budget,
+            "state": "diverged" if diverged else "done",
+            "reason": "loss left the finite numbers at step 20" if diverged else None,
+            "loss_curve": curve,
+            "selected": selected,
+        }
+
+    def score(self, task: str, value: float) -> dict[str, Any]:
+        share = TASKS[task]["unit"] == "share"
+        stderr = (value * (1 - value) / 200) ** 0.5 if share else 0.03
+        return {"value": value, "stderr": stderr, "n": 200}
+
+    def point(self, run: dict[str, Any]) -> dict[str, Any]:
+        full = self.arms[run["arm"]][0] == "full"
+        grown = (run["budget"] / 80_000) ** 0.6
+        heat = {0: 0.6, 1: 1.0, 2: 1.4}[
+            min(2, self.arms[run["arm"]][1].index(run["learning_rate"]))
+        ]
+        moves = {
+            "gsm8k": 0.06 * grown * (1.1 if full else 1.0),
+            "target_loss": -0.35 * grown,
+            "hellaswag": -0.02 * grown * heat * (2 if full else 1),
+            "arc_challenge": 0.01 * grown - 0.02 * full * grown,
+            "winogrande": -0.012 * grown * heat,
+            "source_loss": 0.09 * grown * heat * (2.2 if full else 1),
+            "kl": 0.12 * grown * heat * (1.8 if full else 1),
+        }
+        scores, changes = {}, {}
+        for task in [*self.learning, *self.forgetting]:
+            if task in self.missing:
+                continue
+            share = TASKS[task]["unit"] == "share"
+            change = moves[task] + self.random.gauss(0, 0.006 if share else 0.008)
+            scores[task] = self.score(task, max(0.0, BASE[task] + change))
+            changes[task] = {"change": change, "stderr": 0.012 if share else 0.012}
+        accuracies = [
+            task
+            for task in ("hellaswag", "arc_challenge", "winogrande")
+            if task in self.forgetting and task in scores
+        ]
+        forgetting = {task: changes[task] for task in self.forgetting if task in changes}
+        if accuracies:
+            k = len(accuracies)
+            forgetting["mean"] = {
+                "value": sum(scores[task]["value"] for task in accuracies) / k,
+                "change": sum(changes[task]["change"] for task in accuracies) / k,
+                "stderr": sum(changes[task]["stderr"] ** 2 for task in accuracies) ** 0.5 / k,
+            }
+        loss = 1.3 - 0.3 * grown + 0.08 * abs(heat - 1) + self.random.gauss(0, 0.003)
+        return {
+            **{key: run[key] for key in ("arm", "learning_rate", "seed", "budget", "selected")},
+            "run": run["id"],
+            "tokens": run["budget"],
+            "supervised_tokens": run["budget"] // 2,
+            "step": run["budget"] // 2000,
+            "validation_loss": {"value": loss, "stderr": 0.02, "n": 200},
+            "scores": scores,
+            "learning": {task: changes[task] for task in self.learning if task in changes},
+            "forgetting": forgetting,
+        }
+
+
+@pytest.fixture
+def build() -> Callable[..., dict[str, Any]]:
+    """build(**gaps) -> the value of a summary.json."""
+    return lambda **gaps: Builder(**gaps).build()
+
+
+@pytest.fixture
+def make_study(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    """make_study(summary) -> a study folder with recipe and costs."""
+
+    def make(summary: dict[str, Any], costs: bool = True) -> Path:
+        study = tmp_path / "study"
+        study.mkdir()
+        (study / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        (study / "recipe.yaml").write_text("name: synthetic\n# <script>alert(1)</script>\n")
+        if costs:
+            (study / "cost.json").write_text(json.dumps(cost_value(summary)), encoding="utf-8")
+        return study
+
+    return make
+
+
+def cost_value(summary: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "machine": {"processor": "test & test", "cores": 2},
+        "runs": [
+            {
+                **{key: run[key] for key in ("id", "arm", "learning_rate", "seed")},
+                "train_seconds": 125.0,
+                "tokens_per_second": 310.5,
+                "peak_memory_bytes": 5 * 2**30,
+                "flops": 3.1e13,
+            }
+            for run in summary["runs"]
+        ],
+        "evaluation_seconds": 3725.0,
+    }

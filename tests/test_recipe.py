@@ -1,0 +1,395 @@
+"""Recipes: every fault at once, with line and advice; nothing but a fault or a recipe comes out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import string
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laura.errors import EXIT_USER, LauraError, RecipeError
+from laura.recipe import FullArm, LoraArm, Recipe
+from laura.recipe_reading import (
+    parse_recipe,
+    read_measure_section,
+    read_recipe,
+    recipe_schema,
+    recipe_yaml,
+)
+from laura.shipped import shipped_recipes
+
+GOOD = """\
+name: demo
+base:
+  model: smollm2-135m
+data:
+  train: gsm8k
+  test: {source: gsm8k, split: test, limit: 20}
+  source_text: wikitext
+budget: {tokens: [2e4, 40000]}
+arms:
+  lora: {method: lora, rank: 8, learning_rates: [1e-4, 1e-3]}
+  full: {method: full, learning_rates: [1e-5, 1e-4]}
+train:
+  betas: [0.9, 0.95]
+  batch_tokens: 4096
+seeds: [0, 1]
+"""
+
+
+def faults_of(text: str, overrides: tuple[str, ...] = ()) -> dict[str, str]:
+    """Problem of each fault by path."""
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, overrides)
+    return {fault.path: fault.problem for fault in caught.value.faults}
+
+
+def lines_of(text: str, overrides: tuple[str, ...] = ()) -> dict[str, int | None]:
+    """Line of each fault by path."""
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, overrides)
+    return {fault.path: fault.line for fault in caught.value.faults}
+
+
+def test_good_recipe_reads() -> None:
+    recipe = parse_recipe(GOOD)
+    assert recipe.budget.tokens == [20_000, 40_000]
+    assert recipe.train.beta_values == (0.9, 0.95)
+    assert recipe.data.train.source == "gsm8k"
+    lora, full = recipe.arms["lora"], recipe.arms["full"]
+    assert isinstance(lora, LoraArm) and isinstance(full, FullArm)
+    assert lora.alpha_value == 16
+    assert recipe.arms["lora"].learning_rates == [1e-4, 1e-3]
+
+
+def test_every_fault_at_once_with_line_and_advice() -> None:
+    text = GOOD.replace("name: demo", "name: a b").replace("rank: 8", "rnk: 8")
+    text = text.replace("batch_tokens: 4096", "batch_tokens: many\n  schedule: cosin")
+    text = text.replace("seeds: [0, 1]", "seeds: [0, 0]\nmeasure: {learning: [gsm9k]}")
+    faults = faults_of(text)
+    assert set(faults) == {
+        "name",
+        "arms.lora.rnk",
+        "train.batch_tokens",
+        "train.schedule",
+        "seeds",
+        "measure.learning.0",
+    }
+    assert "did you mean rank?" in faults["arms.lora.rnk"]
+    assert "learning_rates" in faults["arms.lora.rnk"], "says what is allowed"
+    assert "many" in faults["train.batch_tokens"], "says what came"
+    assert "'cosine', 'constant' or 'trapezoidal'" in faults["train.schedule"]
+    assert "twice" in faults["seeds"], "a fault between values is told beside faults of types"
+    lines = lines_of(text)
+    assert lines["name"] == 1
+    assert lines["arms.lora.rnk"] == 10
+    assert lines["train.batch_tokens"] == 14
+    assert lines["train.schedule"] == 15
+
+
+def test_message_reads_well() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(GOOD.replace("batch_tokens", "batch_token"), source="mine.yaml")
+    message = str(caught.value)
+    assert message.startswith("mine.yaml has 1 mistake:\n")
+    assert "train.batch_token (line 14): unknown key; did you mean batch_tokens?" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "words"),
+    [
+        ("tokens: [2e4, 40000]", "tokens: [5, 4]", "budget.tokens", "rising"),
+        ("tokens: [2e4, 40000]", "tokens: [5], epochs: [1]", "budget", "either"),
+        ("tokens: [2e4, 40000]", "points: hot", "budget", "either"),
+        ("tokens: [2e4, 40000]", "tokens: []", "budget.tokens", "at least one"),
+        ("tokens: [2e4, 40000]", "epochs: [.inf]", "budget.epochs.0", "finite"),
+        ("rank: 8", "rank: true", "arms.lora.rank", "integer"),
+        ("rank: 8", "rank: 8.5", "arms.lora.rank", "integer"),
+        ("rank: 8", "rank: 0", "arms.lora.rank", "greater"),
+        ("rank: 8", "targets: []", "arms.lora.targets", "name a module"),
+        ("rank: 8", "alpha: .nan", "arms.lora.alpha", "finite"),
+        ("[1e-4, 1e-3]", "[1e-4, 1e-4]", "arms.lora.learning_rates", "twice"),
+        ("[1e-4, 1e-3]", "[0]", "arms.lora.learning_rates.0", "greater than 0"),
+        ("method: lora", "method: qlora", "arms.lora", "full or lora"),
+        ("{method: full, learning_rates: [1e-5, 1e-4]}", "{}", "arms.full", "needs a method"),
+        ("{method: full, learning_rates: [1e-5, 1e-4]}", "", "arms.full", "section"),
+        ("  source_text: wikitext\n", "", "data.source_text", "source_loss"),
+        ("  test: {source: gsm8k, split: test, limit: 20}\n", "", "data.test", "kl, target_loss"),
+        ("limit: 20", "limit: '20'", "data.test.limit", "integer"),
+        ("batch_tokens: 4096", "batch_tokens: 512", "train.batch_tokens", "at least one row"),
+        ("batch_tokens: 4096", "precision: fp16", "train.precision", "'auto', 'bf16' or 'fp32'"),
+        ("betas: [0.9, 0.95]", "betas: [0.9]", "train.betas.1", "missing"),
+        ("betas: [0.9, 0.95]", "warmup: 0.9\n  schedule: trapezoidal", "train.warmup", "steps"),
+        ("train:\n  betas", "train: 3\nx:\n  betas", "train", "section"),
+        ("base:\n  model: smollm2-135m", "base: {}", "base.model", "missing"),
+        ("base:\n  model: smollm2-135m\n", "", "base", "missing"),
+        ("seeds: [0, 1]", "seeds: []", "seeds", "at least 1"),
+        ("seeds: [0, 1]", "seeds: 0", "seeds", "list"),
+        ("seeds: [0, 1]", "seeds: [0]\nseeds: [1]", "seeds", "given twice"),
+        ("seeds: [0, 1]", "1: 2", "1", "string"),
+    ],
+)
+def test_each_mistake(old: str, new: str, path: str, words: str) -> None:
+    assert old in GOOD
+    faults = faults_of(GOOD.replace(old, new))
+    assert words in faults[path], faults
+
+
+def test_arms_at_one_shared_rate_need_consent() -> None:
+    text = GOOD.replace("[1e-4, 1e-3]", "[1e-4]").replace("[1e-5, 1e-4]", "[1e-4]")
+    assert "misleads" in faults_of(text)["arms"]
+    parse_recipe(text, ["search.allow_shared_rate=true"])
+
+
+def test_overrides() -> None:
+    recipe = parse_recipe(
+        GOOD,
+        [
+            "train.batch_tokens=8192",
+            "data.train.limit=5",
+            "arms.lora.learning_rates=[2e-4]",
+            "budget.tokens=[1e5]",
+            "train.clip=null",
+            "domain=mathematics",
+        ],
+    )
+    assert recipe.train.batch_tokens == 8192
+    assert (recipe.data.train.source, recipe.data.train.limit) == ("gsm8k", 5)
+    assert recipe.arms["lora"].learning_rates == [2e-4]
+    assert recipe.budget.tokens == [100_000]
+    assert recipe.train.clip is None
+    assert recipe.domain == "mathematics"
+
+
+def test_override_of_an_arm_whose_name_holds_dots() -> None:
+    text = GOOD.replace("  lora:", "  lora.r8:")
+    assert parse_recipe(text, ["arms.lora.r8.rank=4"]).arms["lora.r8"].rank == 4  # type: ignore[union-attr]
+
+
+def test_override_leaves_an_alias_alone() -> None:
+    text = GOOD.replace("  lora: {", "  lora: &one {").replace("arms:\n", "arms:\n")
+    text = text.replace("  full: {", "  other: *one\n  full: {")
+    recipe = parse_recipe(text, ["arms.other.rank=2"])
+    assert recipe.arms["lora"].rank == 8  # type: ignore[union-attr]
+    assert recipe.arms["other"].rank == 2  # type: ignore[union-attr]
+
+
+def test_faults_of_overrides_do_not_blame_the_file() -> None:
+    given_faults = ("train.batch_tokens=x", "train.nonsense=1", "no-equals", "name.x=1", "a=[")
+    faults = faults_of(GOOD, given_faults)
+    assert faults["train.batch_tokens"].endswith("(given by --set)")
+    assert faults["train.nonsense"].endswith("(given by --set)")
+    assert "takes section.key=value" in faults["--set"]
+    assert "not a section" in faults["--set name.x"]
+    assert "not YAML" in faults["--set a"]
+    assert not any(lines_of(GOOD, given_faults).values())
+
+
+def test_measure_section_by_overrides() -> None:
+    section = read_measure_section(["measure.limit=7", "measure.gsm8k_shots=0"])
+    assert (section.limit, section.gsm8k_shots) == (7, 0)
+    with pytest.raises(RecipeError, match=r"only measure\.key") as caught:
+        read_measure_section(["train.clip=1", "measure.limit=0"])
+    assert {fault.path for fault in caught.value.faults} == {"--set train", "measure.limit"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "came nothing"),
+        (b"- a\n", "came list"),
+        (b"name: [", "not YAML"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"name: \x00", "not YAML"),
+        (b"a: !!python/object:os.system {}", "not YAML"),
+        (b"a: !!bool perhaps", "not YAML"),
+        (b"a: !!int ''", "not a whole number"),
+        (b"a: 0x" + b"f" * 9000, "too large"),
+        (b"a: " + b"9" * 9000, "not a whole number"),
+        (b"a: 2020-99-99", "not YAML"),
+        (b"? [a]\n: b", "not YAML"),
+        (b"[" * 3000, "not YAML"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=words):
+        read_recipe(path)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cannot be read \(No such file.*give the path"):
+        read_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        read_recipe(tmp_path)
+
+
+def test_aliases_that_explode_end_soon() -> None:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in pairwise("abcdefghij")]
+    assert "a" in faults_of("\n".join(lines))
+    assert "a" in faults_of("a: &a {b: *a}")
+
+
+def test_recipe_error_is_the_users_and_a_value_error() -> None:
+    assert issubclass(RecipeError, LauraError) and issubclass(RecipeError, ValueError)
+    assert EXIT_USER == 2
+
+
+def test_round_trip() -> None:
+    recipe = parse_recipe(GOOD)
+    assert parse_recipe(recipe_yaml(recipe)) == recipe
+
+
+def test_schema_is_valid_and_accepts_what_we_accept() -> None:
+    schema = json.loads(recipe_schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(yaml.safe_load(recipe_yaml(parse_recipe(GOOD))))
+    validator.validate(yaml.safe_load(GOOD.replace("2e4", "20000").replace("e-", ".0e-")))
+    assert not validator.is_valid({"name": "x"})
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_shipped_recipes_are_whole(name: str) -> None:
+    recipe = read_recipe(shipped_recipes()[name])
+    assert parse_recipe(recipe_yaml(recipe)) == recipe
+
+
+def outcome(text: str, overrides: tuple[str, ...] = ()) -> Recipe | None:
+    """The recipe, or None where faults were listed; anything else escapes."""
+    try:
+        recipe = parse_recipe(text, overrides)
+    except RecipeError as error:
+        assert error.faults and all(fault.problem and fault.path for fault in error.faults)
+        assert len(str(error)) < 20_000
+        return None
+    assert parse_recipe(recipe_yaml(recipe)) == recipe
+    return recipe
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(alphabet=string.printable, max_size=12)
+    | st.sampled_from(["lora", "full", "gsm8k", "all", "auto", "", "1e-4", "."])
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(alphabet="abmr._", max_size=6) | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to everything inside a value."""
+    children: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        children = list(value.items())
+    elif isinstance(value, list):
+        children = list(enumerate(value))
+    return [
+        found for key, below in children for found in [(*path, key), *places(below, (*path, key))]
+    ]
+
+
+PLAIN = yaml.safe_load(recipe_yaml(parse_recipe(GOOD)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_mutated_recipes_never_escape(data: st.DataObject) -> None:
+    mutant = copy.deepcopy(PLAIN)
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(places(mutant)))
+        parent = mutant
+        for key in path[:-1]:
+            parent = parent[key]
+        match data.draw(st.sampled_from(["delete", "replace", "rename", "swap"])):
+            case "delete":
+                del parent[path[-1]]
+            case "rename" if isinstance(parent, dict):
+                parent[data.draw(st.text(alphabet="abct_", max_size=5))] = parent.pop(path[-1])
+            case "swap":
+                other = data.draw(st.sampled_from(list(PLAIN.values())))
+                parent[path[-1]] = copy.deepcopy(other)
+            case _:
+                parent[path[-1]] = data.draw(values)
+    outcome(yaml.safe_dump(mutant, allow_unicode=True))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_mutated_text_never_escapes(data: st.DataObject) -> None:
+    text = GOOD
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.integers(start, min(len(text), start + 8)))
+        pieces = st.text(max_size=4) | st.sampled_from(
+            [
+                "&a ",
+                "*a",
+                "!!int ",
+                "!!bool ",
+                "<<: ",
+                "? ",
+                "|\n",
+                "{",
+                "]",
+                "\t",
+                "---\n",
+                "1e999",
+            ]
+        )
+        text = text[:start] + data.draw(pieces) + text[end:]
+    outcome(text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60), st.integers(0, len(GOOD)))
+def test_damaged_bytes_never_escape(tmp_path_factory: Any, noise: bytes, at: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    path.write_bytes(GOOD[:at].encode() + noise + GOOD[at:].encode())
+    try:
+        read_recipe(path)
+    except RecipeError as error:
+        assert error.faults
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([".".join(map(str, path)) for path in places(PLAIN)])
+        | st.text(alphabet="ab.= ", max_size=8),
+        min_size=1,
+        max_size=3,
+    ),
+    values,
+)
+def test_overrides_never_escape(paths: list[str], value: Any) -> None:
+    shown = json.dumps(value) if isinstance(value, dict | list) else str(value)
+    outcome(GOOD, tuple(f"{path}={shown}" for path in paths))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(min_value=1e-300, max_value=1.0))
+def test_every_rate_survives_the_round_trip(rate: float) -> None:
+    recipe = outcome(GOOD, (f"arms.full.learning_rates=[{rate!r}]",))
+    assert recipe is not None and math.isclose(
+        recipe.arms["full"].learning_rates[0], rate, rel_tol=0
+    )

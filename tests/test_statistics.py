@@ -1,0 +1,164 @@
+"""Statistics against scipy, lm-eval, closed forms and the jackknife."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from laura import statistics
+from laura.statistics import Estimate
+
+
+def _numbers(n: int, seed: int) -> list[float]:
+    return [float(x) for x in np.random.default_rng(seed).normal(2.0, 3.0, n)]
+
+
+def _keyed(values: list[float]) -> dict[int, float]:
+    return dict(enumerate(values))
+
+
+def test_mean_equals_scipy_and_lm_eval() -> None:
+    from lm_eval.api.metrics import mean_stderr
+
+    for values in (_numbers(37, 0), [0.0, 1.0, 1.0, 0.0, 1.0]):
+        found = statistics.mean(values)
+        assert found.value == pytest.approx(np.mean(values), abs=1e-12)
+        assert found.stderr == pytest.approx(stats.sem(values), abs=1e-12)
+        assert found.stderr == pytest.approx(mean_stderr(values), abs=1e-12)
+        assert found.n == len(values)
+
+
+def test_share_has_the_closed_form() -> None:
+    """For k ones among n: sqrt(p (1 - p) / (n - 1))."""
+    found = statistics.mean([1.0] * 3 + [0.0] * 7)
+    assert found.stderr == pytest.approx(math.sqrt(0.3 * 0.7 / 9))
+
+
+def test_paired_difference_is_the_paired_t_test() -> None:
+    before, after = _numbers(50, 1), _numbers(50, 2)
+    found = statistics.paired_difference(_keyed(before), _keyed(after))
+    expected = stats.ttest_rel(after, before)
+    assert found.value / found.stderr == pytest.approx(expected.statistic)
+
+
+def test_pairing_removes_what_the_items_share() -> None:
+    hardness = np.random.default_rng(3).normal(0, 10, 200)
+    before, after = _keyed(hardness.tolist()), _keyed((hardness + 1).tolist())
+    found = statistics.paired_difference(before, after)
+    assert found.value == pytest.approx(1.0)
+    assert found.stderr < 1e-6 < statistics.mean(list(before.values())).stderr
+
+
+def test_ratio_with_equal_denominators_is_the_mean() -> None:
+    values = _numbers(20, 4)
+    found = statistics.ratio([3 * x for x in values], [3.0] * 20)
+    expected = statistics.mean(values)
+    assert found.value == pytest.approx(expected.value)
+    assert found.stderr == pytest.approx(expected.stderr)
+
+
+def test_ratio_agrees_with_jackknife_and_simulation() -> None:
+    generator = np.random.default_rng(5)
+
+    def documents(n: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens = generator.integers(50, 500, n).astype(float)
+        return tokens * generator.normal(2.0, 0.3, n), tokens
+
+    nats, tokens = documents(200)
+    found = statistics.ratio(nats.tolist(), tokens.tolist())
+    assert found.value == pytest.approx(nats.sum() / tokens.sum())
+    left_out = np.array(
+        [(nats.sum() - x) / (tokens.sum() - t) for x, t in zip(nats, tokens, strict=True)]
+    )
+    jackknife = math.sqrt(199 / 200 * ((left_out - left_out.mean()) ** 2).sum())
+    assert found.stderr == pytest.approx(jackknife, rel=0.02)
+    repeats = [x.sum() / t.sum() for x, t in (documents(200) for _ in range(2000))]
+    assert found.stderr == pytest.approx(np.std(repeats), rel=0.15)
+
+
+def test_ratio_difference_with_shared_denominators_is_a_ratio_of_differences() -> None:
+    generator = np.random.default_rng(6)
+    tokens = generator.integers(10, 100, 40).astype(float)
+    before, after = generator.normal(200, 30, 40), generator.normal(180, 30, 40)
+    found = statistics.ratio_difference(
+        {i: (x, t) for i, (x, t) in enumerate(zip(before, tokens, strict=True))},
+        {i: (x, t) for i, (x, t) in enumerate(zip(after, tokens, strict=True))},
+    )
+    expected = statistics.ratio((after - before).tolist(), tokens.tolist())
+    assert found.value == pytest.approx(expected.value)
+    assert found.stderr == pytest.approx(expected.stderr)
+
+
+def test_ratio_difference_with_other_denominators_agrees_with_the_jackknife() -> None:
+    generator = np.random.default_rng(7)
+    d, e = (generator.integers(100, 200, 150).astype(float) for _ in range(2))
+    x, y = d * generator.normal(2, 0.2, 150), e * generator.normal(1.8, 0.2, 150)
+    found = statistics.ratio_difference(
+        {i: (x[i], d[i]) for i in range(150)}, {i: (y[i], e[i]) for i in range(150)}
+    )
+    keep = [np.arange(150) != i for i in range(150)]
+    left_out = np.array([y[k].sum() / e[k].sum() - x[k].sum() / d[k].sum() for k in keep])
+    jackknife = math.sqrt(149 / 150 * ((left_out - left_out.mean()) ** 2).sum())
+    assert found.stderr == pytest.approx(jackknife, rel=0.02)
+
+
+def test_mean_of_tasks_equals_lm_eval() -> None:
+    from lm_eval.api.metrics import unweighted_mean_stderr
+
+    tasks = [Estimate(0.4, 0.03, 200), Estimate(0.3, 0.02, 100), Estimate(0.5, 0.04, 50)]
+    found = statistics.mean_of_tasks(tasks)
+    assert found.value == pytest.approx(0.4)
+    assert found.stderr == pytest.approx(unweighted_mean_stderr([0.03, 0.02, 0.04]))
+    assert found.n == 350
+    with pytest.raises(ValueError, match="at least one"):
+        statistics.mean_of_tasks([])
+
+
+def test_paired_mean_of_tasks_is_the_mean_of_paired_changes() -> None:
+    before = {"one": _keyed(_numbers(30, 8)), "two": _keyed(_numbers(20, 9))}
+    after = {"one": _keyed(_numbers(30, 10)), "two": _keyed(_numbers(20, 11))}
+    found = statistics.paired_mean_of_tasks(before, after)
+    changes = [
+        stats.ttest_rel(list(after[t].values()), list(before[t].values())) for t in ("one", "two")
+    ]
+    widths = [
+        np.mean(list(after[t].values())) - np.mean(list(before[t].values())) for t in ("one", "two")
+    ]
+    assert found.value == pytest.approx(np.mean(widths))
+    errors = [w / c.statistic for w, c in zip(widths, changes, strict=True)]
+    assert found.stderr == pytest.approx(math.hypot(*errors) / 2)
+    with pytest.raises(ValueError, match="different tasks"):
+        statistics.paired_mean_of_tasks(before, {"one": after["one"]})
+
+
+def test_paired_bootstrap_is_seeded_and_agrees_with_scipy() -> None:
+    before, after = _numbers(60, 12), _numbers(60, 13)
+    found = statistics.paired_bootstrap(_keyed(before), _keyed(after), seed=1)
+    again = statistics.paired_bootstrap(_keyed(before), _keyed(after), seed=1)
+    other = statistics.paired_bootstrap(_keyed(before), _keyed(after), seed=2)
+    assert found == again != other
+    differences = np.array(after) - np.array(before)
+    expected = stats.bootstrap(
+        (differences,), np.mean, n_resamples=10_000, method="percentile", rng=3
+    ).confidence_interval
+    width = expected.high - expected.low
+    assert found.low == pytest.approx(expected.low, abs=0.05 * width)
+    assert found.high == pytest.approx(expected.high, abs=0.05 * width)
+
+
+def test_what_has_no_meaning_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2 items, came 1"):
+        statistics.mean([1.0])
+    with pytest.raises(ValueError, match=r"values\[1\] is nan"):
+        statistics.mean([1.0, math.nan])
+    with pytest.raises(ValueError, match="1 in common"):
+        statistics.paired_difference({0: 1.0, 1: 2.0}, {1: 1.0, 2: 2.0})
+    with pytest.raises(ValueError, match="2 numerators but 1 denominators"):
+        statistics.ratio([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="more than zero"):
+        statistics.ratio([1.0, 2.0], [0.0, 0.0])
+    with pytest.raises(ValueError, match="level is a share"):
+        statistics.paired_bootstrap({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}, seed=0, level=95)

@@ -1,0 +1,251 @@
+"""The loop against a naive one, and against being killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from laura.data.packing import Row
+from laura.data.templates import Encoded
+from laura.errors import CheckpointError, DataError
+from laura.models.adapters import save_adapter
+from laura.models.lora import LoraSettings, attach
+from laura.recipe import BudgetSection, TrainSection
+from laura.store import RunStore
+from laura.train.batches import plan_batches
+from laura.train.flops import count_work, step_flops
+from laura.train.loop import model_inputs
+from laura.train.run import train_run
+from laura.train.schedules import plan_legs, rate_factor
+
+HERE = Path(__file__).parent
+
+
+def make_examples(count: int = 40) -> list[Encoded]:
+    """Random documents of 8 to 30 tokens whose second half is learnt."""
+    source = random.Random(5)
+    examples = []
+    for index in range(count):
+        length = source.randint(8, 30)
+        ids = [source.randint(3, 511) for _ in range(length)]
+        examples.append(Encoded(index, ids, [i >= length // 2 for i in range(length)], length))
+    return examples
+
+
+def make_section(**changes: Any) -> TrainSection:
+    """Small steps in float32."""
+    settings = {"batch_tokens": 128, "row_tokens": 64, "precision": "fp32", "warmup": 0.2}
+    return TrainSection(**{**settings, **changes})
+
+
+def make_plan(section: TrainSection, tokens: tuple[int, ...] = (1200,)) -> Any:
+    """Batches for these budgets."""
+    budget = BudgetSection(tokens=list(tokens))
+    return plan_batches(
+        make_examples(), section, budget, overlong="error", split_long=False, seed=7
+    )
+
+
+def train(model: Any, folder: Path, section: TrainSection, plan: Any, **changes: Any) -> str:
+    """Train with weights kept as one safetensors file."""
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.0, "seed": 7}
+    return train_run(
+        model, RunStore(folder), section, plan, write_weights=weight_writer(model),
+        **{**settings, **changes},
+    )  # fmt: skip
+
+
+def weight_writer(model: Any) -> Any:
+    """Writes what is trained."""
+    from safetensors.torch import save_file
+
+    def write(folder: Path) -> None:
+        trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / "weights.safetensors")
+
+    return write
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """Weights kept at a step."""
+    return load_file(RunStore(folder).checkpoint(step) / "weights.safetensors")
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_training_equals_a_naive_loop_over_documents(
+    tiny_model: Any, tmp_path: Path, decay: float
+) -> None:
+    from tests.conftest import make_tiny_model
+
+    section = make_section(clip=0.5)
+    plan = make_plan(section)
+    assert train(tiny_model, tmp_path, section, plan, weight_decay=decay) == "done"
+
+    naive = make_tiny_model()
+    naive.set_attn_implementation("eager")
+    optimiser = torch.optim.AdamW(naive.parameters(), lr=1e-3, weight_decay=decay)
+    leg = plan_legs(section, plan.points)[0]
+    losses = []
+    for step, batch in enumerate(plan.batches):
+        total, count = torch.zeros(()), 0
+        for row in batch:
+            ids, labels = torch.tensor(row.token_ids), torch.tensor(row.labels)
+            for piece, target in zip(ids.split(row.lengths), labels.split(row.lengths), strict=True):
+                logits = naive(piece[None]).logits[0]
+                total = total + torch.nn.functional.cross_entropy(
+                    logits, target, ignore_index=-100, reduction="sum"
+                )
+                count += int((target >= 0).sum())
+        optimiser.param_groups[0]["lr"] = 1e-3 * rate_factor(section, leg, step)
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(naive.parameters(), 0.5)
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(total.detach()) / count)
+    rows = RunStore(tmp_path).metrics()
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-4)
+    assert losses[-1] < losses[0]
+    kept = weights(tmp_path, plan.points[-1])
+    for name, parameter in naive.named_parameters():
+        torch.testing.assert_close(kept[name], parameter.detach(), atol=2e-4, rtol=1e-3)
+
+
+def test_the_loss_does_not_depend_on_how_a_step_is_cut_into_passes(tmp_path: Path) -> None:
+    from tests.conftest import make_tiny_model
+
+    curves = []
+    for passes in (1, 2):
+        section = make_section(rows_per_pass=passes)
+        folder = tmp_path / str(passes)
+        train(make_tiny_model(), folder, section, make_plan(section))
+        curves.append([row["loss"] for row in RunStore(folder).metrics()])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimiser", "schedule"), [("adamw", "cosine"), ("lion", "trapezoidal")])
+def test_killed_at_several_moments_ends_bit_identical(
+    tmp_path: Path, optimiser: str, schedule: str
+) -> None:
+    """SIGKILL to the whole process after the n-th progress report, LoRA with dropout."""
+    script = HERE / "killed_run.py"
+
+    def run(folder: Path, kill_at: int) -> int:
+        command = [sys.executable, str(script), str(folder), optimiser, schedule, str(kill_at)]
+        return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode
+
+    assert run(tmp_path / "whole", 0) == 0
+    for kill_at in (2, 5, 3, 4):
+        assert run(tmp_path / "killed", kill_at) == -9
+    assert run(tmp_path / "killed", 0) == 0
+    whole, killed = RunStore(tmp_path / "whole"), RunStore(tmp_path / "killed")
+    points = json.loads((whole.folder / "done.json").read_text())["points"]
+    assert len(points) == 2
+    for point in points:
+        one, other = weights(whole.folder, point), weights(killed.folder, point)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    keep = ("leg", "step", "loss", "gradient_norm", "learning_rate", "tokens")
+    tables = [[{k: row[k] for k in keep} for row in run.metrics()] for run in (whole, killed)]
+    assert tables[0] == tables[1]
+    assert not (killed.folder / "resume").exists()
+
+
+def test_branches_share_the_trunk_and_equal_a_run_of_their_own(tmp_path: Path) -> None:
+    from tests.conftest import make_tiny_model
+
+    section = make_section(schedule="trapezoidal", warmup=0.0)
+    both, alone = make_plan(section, (600, 1200)), make_plan(section, (1200,))
+    train(make_tiny_model(), tmp_path / "both", section, both)
+    train(make_tiny_model(), tmp_path / "alone", section, alone)
+    last = both.points[-1]
+    one, other = weights(tmp_path / "both", last), weights(tmp_path / "alone", last)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_divergence_is_recorded_and_not_repeated(tiny_model: Any, tmp_path: Path) -> None:
+    section = make_section(clip=None)
+    plan = make_plan(section)
+    with torch.no_grad():
+        tiny_model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    assert train(tiny_model, tmp_path, section, plan) == "diverged"
+    failed = json.loads((tmp_path / "failed.json").read_text())
+    assert failed["kind"] == "diverged" and "learning rate 0.001 is too high" in failed["reason"]
+    assert RunStore(tmp_path).state == "diverged"
+    assert train(tiny_model, tmp_path, section, plan) == "diverged"
+
+
+def test_worse_than_guessing_is_divergence_too(tiny_model: Any, tmp_path: Path) -> None:
+    section = make_section(clip=None, optimiser="lion", warmup=0.0)
+    assert train(tiny_model, tmp_path, section, make_plan(section), learning_rate=0.9) == "diverged"
+    assert "guessing" in json.loads((tmp_path / "failed.json").read_text())["reason"]
+
+
+def test_a_damaged_state_is_refused(tiny_model: Any, tmp_path: Path) -> None:
+    section = make_section()
+    plan = make_plan(section)
+    train(tiny_model, tmp_path / "a", section, plan)
+    from laura.train.checkpoints import load_state, save_state
+
+    parameters = dict(tiny_model.named_parameters())
+    optimiser = torch.optim.AdamW(parameters.values())
+    save_state(tmp_path / "state", parameters, optimiser, {"step": 1})
+    path = tmp_path / "state" / "state.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"does not match its SHA-256.*same command"):
+        load_state(tmp_path / "state", parameters, optimiser)
+
+
+def test_budgets_become_steps() -> None:
+    section = make_section()
+    plan = make_plan(section, (300, 900))
+    sizes = [sum(len(row.token_ids) for row in batch) for batch in plan.batches]
+    for goal, step in zip((300, 900), plan.points, strict=True):
+        assert sum(sizes[:step]) >= goal > sum(sizes[: step - 1])
+    epochs = plan_batches(
+        make_examples(), section, BudgetSection(epochs=[1, 2]),
+        overlong="error", split_long=False, seed=0,
+    )  # fmt: skip
+    seen = [e for batch in epochs.batches[: epochs.points[0]] for r in batch for e in r.examples]
+    assert sorted(seen) == list(range(40))
+    with pytest.raises(DataError, match="fall on steps"):
+        make_plan(section, (300, 301))
+
+
+def test_flops_of_a_step_are_counted_from_shapes(tiny_model: Any) -> None:
+    row = Row([5] * 10, [7] * 4 + [-100] * 6, list(range(10)), [10], [0])
+    layers = 2 * (64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 128)
+    pairs = 55 * 3 * 4 * (4 * 16 * 2)
+    full = step_flops(count_work(tiny_model), [row])
+    assert full == 10 * 6 * layers + 4 * 6 * 64 * 512 + pairs
+    attach(tiny_model, LoraSettings(rank=4, targets=("q_proj",)), seed=0)
+    lora = step_flops(count_work(tiny_model), [row])
+    assert lora == 10 * (4 * layers + 6 * 2 * 4 * 128) + 4 * 4 * 64 * 512 + pairs
+
+
+def test_inputs_of_a_pass_join_rows_without_padding() -> None:
+    rows = [Row([1, 2], [2, -100], [0, 1], [2], [0]), Row([3], [-100], [0], [1], [1])]
+    inputs, labels = model_inputs(rows, torch.device("cpu"))
+    assert inputs["input_ids"].tolist() == [[1, 2, 3]]
+    assert inputs["position_ids"].tolist() == [[0, 1, 0]]
+    assert inputs["documents"].lengths == [2, 1]
+    assert labels.tolist() == [2, -100, -100]
+
+
+def test_adapters_are_saved_as_they_are_in_memory(tiny_model: Any, tmp_path: Path) -> None:
+    settings = LoraSettings(rank=2, targets=("v_proj",))
+    attach(tiny_model, settings, seed=0)
+    save_adapter(tiny_model, tmp_path, settings, "tiny")
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    key = "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"
+    layer = tiny_model.model.layers[0].self_attn.v_proj
+    assert torch.equal(stored[key], layer.A[0])

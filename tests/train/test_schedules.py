@@ -1,0 +1,75 @@
+"""Schedules and legs against written-out values and transformers' own cosine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from laura.recipe import TrainSection
+from laura.train.optimisers import DecoupledLion
+from laura.train.schedules import plan_legs, rate_factor
+
+
+def _factors(section: TrainSection, points: list[int]) -> dict[str, list[float]]:
+    legs = plan_legs(section, points)
+    return {leg.name: [rate_factor(section, leg, s) for s in range(leg.start, leg.end)] for leg in legs}
+
+
+def test_cosine_equals_transformers_with_a_floor() -> None:
+    from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+    section = TrainSection(schedule="cosine", warmup=0.1, final_factor=0.01)
+    ours = _factors(section, [50])["main"]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([parameter], lr=1.0)
+    theirs = get_cosine_with_min_lr_schedule_with_warmup(optimiser, 5, 50, min_lr_rate=0.01)
+    for step, factor in enumerate(ours):
+        # transformers starts its warm-up at 0, which wastes a step; ours is one step ahead there.
+        if step >= 5:
+            assert factor == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        else:
+            assert factor == pytest.approx((step + 1) / 5)
+        optimiser.step()
+        theirs.step()
+
+
+def test_trapezoid_forks_before_every_budget_and_cools_down_over_its_last_fifth() -> None:
+    section = TrainSection(schedule="trapezoidal", warmup=0.2, cooldown=0.2)
+    legs = plan_legs(section, [10, 20, 40])
+    told = [(leg.name, leg.start, leg.end, leg.origin, leg.points) for leg in legs]
+    assert told == [
+        ("trunk-1", 0, 8, None, ()),
+        ("branch-1", 8, 10, "trunk-1", (10,)),
+        ("trunk-2", 8, 16, "trunk-1", ()),
+        ("branch-2", 16, 20, "trunk-2", (20,)),
+        ("trunk-3", 16, 32, "trunk-2", ()),
+        ("branch-3", 32, 40, "trunk-3", (40,)),
+    ]
+    factors = _factors(section, [10, 20, 40])
+    assert factors["trunk-1"] == [0.5, 1, 1, 1, 1, 1, 1, 1]
+    assert factors["trunk-3"] == [1.0] * 16
+    assert factors["branch-2"] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_constant_is_one_leg_with_a_snapshot_at_each_point() -> None:
+    legs = plan_legs(TrainSection(schedule="constant", warmup=0.0), [3, 7])
+    assert [(leg.start, leg.end, leg.points) for leg in legs] == [(0, 7, (3, 7))]
+
+
+def test_lion_follows_the_papers_rule_with_decay_not_times_the_rate() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(5, 3)
+    parameter = torch.nn.Parameter(start.clone())
+    optimiser = DecoupledLion([parameter], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
+    weight, memory = start.clone(), torch.zeros_like(start)
+    for step in range(4):
+        gradient = torch.randn(5, 3)
+        rate = 0.01 * (1 - step / 8)
+        optimiser.param_groups[0]["lr"] = rate
+        parameter.grad = gradient.clone()
+        optimiser.step()
+        weight = weight * (1 - 0.1 * rate / 0.01)
+        weight = weight - rate * torch.sign(0.9 * memory + 0.1 * gradient)
+        memory = 0.95 * memory + 0.05 * gradient
+    torch.testing.assert_close(parameter.detach(), weight)
+    torch.testing.assert_close(optimiser.state[parameter]["exp_avg"], memory)
