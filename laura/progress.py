@@ -7,7 +7,7 @@ the door hands in one that draws bars with the time left, tests hand in nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -24,16 +24,11 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Where long work is reported."""
 
-    def bar(self, title: str, total: float, unit: str = "") -> _BarContext:
+    def bar(self, title: str, total: float, unit: str = "") -> AbstractContextManager[Bar]:
         """Open a bar for `total` units; use as a context manager."""
 
     def say(self, text: str) -> None:
         """Tell the user one line that stays."""
-
-
-class _BarContext(Protocol):
-    def __enter__(self) -> Bar: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _SilentBar:

@@ -5,7 +5,7 @@ section, never the whole recipe. Reading YAML, overriding and gathering faults
 is in `recipe_reading.py`.
 
 Source of the numbers: learning-rate ranges and alpha = 2r follow Biderman et
-al. 2024 (paper notes 1.3, 6.1, 6.2); they are ranges to search, not constants.
+al. 2024, arXiv:2405.09673; they are ranges to search, not constants.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ class FullArm(Section):
         min_length=1,
         description="Rates to try, about a tenth of LoRA's.",
     )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled decay toward zero (see docs).")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled decay of the weights toward zero."
+    )
 
 
 class LoraArm(Section):
@@ -147,7 +149,7 @@ class LoraArm(Section):
 
     @property
     def alpha_value(self) -> float:
-        """Alpha with the rule alpha = 2r filled in (paper notes 6.2)."""
+        """Alpha with the rule alpha = 2r filled in (Biderman et al. 2024)."""
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
 
@@ -161,7 +163,7 @@ class TrainSection(Section):
         "adamw", description="AdamW (fused) or decoupled Lion."
     )
     betas: Annotated[tuple[Share, Share], Field(strict=False)] | None = Field(
-        None, description="Null: 0.9, 0.999 for adamw and 0.9, 0.95 for lion (paper notes 1.3)."
+        None, description="Null: 0.9, 0.999 for adamw and 0.9, 0.95 for lion."
     )
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     schedule: Literal["cosine", "constant", "trapezoidal"] = Field(

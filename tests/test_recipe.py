@@ -393,3 +393,9 @@ def test_every_rate_survives_the_round_trip(rate: float) -> None:
     assert recipe is not None and math.isclose(
         recipe.arms["full"].learning_rates[0], rate, rel_tol=0
     )
+
+
+def test_the_written_reference_is_up_to_date() -> None:
+    from scripts.write_recipe_reference import TARGET, reference
+
+    assert TARGET.read_text(encoding="utf-8") == reference(), "say `make docs`"

@@ -28,6 +28,11 @@ def peak_memory_bytes() -> int:
     raise RuntimeError("/proc/self/status has no VmHWM; the benchmark needs Linux")
 
 
+def passes_per_step(options: argparse.Namespace, work: dict[str, Any]) -> int:
+    """Forward and backward passes of one optimiser step."""
+    return int(work["examples_per_step"]) if options.accumulate == "all" else 1
+
+
 def settings(options: argparse.Namespace, work: dict[str, Any], folder: str) -> dict[str, Any]:
     """SFTConfig's arguments: the fastest ones, and only documented ones.
 
@@ -48,9 +53,9 @@ def settings(options: argparse.Namespace, work: dict[str, Any], folder: str) -> 
             "max_length": work["tokens_per_step"],
         },
     }[options.layout]
-    if options.accumulate > 1:
-        layout["per_device_train_batch_size"] //= options.accumulate
-        layout["gradient_accumulation_steps"] = options.accumulate
+    passes = passes_per_step(options, work)
+    layout["per_device_train_batch_size"] //= passes
+    layout["gradient_accumulation_steps"] = passes
     return {
         "output_dir": folder,
         "use_cpu": True,
@@ -79,16 +84,15 @@ def train(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    ends: list[float] = []
+    tokens: list[int] = []
+    losses: list[float] = []
+
     class Clock(TrainerCallback):
         """Notes when each optimiser step has ended."""
 
-        ends: list[float] = []
-
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ends.append(time.perf_counter())
-
-    tokens: list[int] = []
-    losses: list[float] = []
+            ends.append(time.perf_counter())
 
     class Counted(SFTTrainer):
         """Counts the tokens that are not padding as they go in."""
@@ -121,17 +125,20 @@ def train(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
         )
         before = peak_memory_bytes()
         trainer.train()
-    per_step = options.accumulate
-    grouped = [sum(tokens[at : at + per_step]) for at in range(0, len(tokens), per_step)]
-    ends = Clock.ends
+    passes = passes_per_step(options, work)
+    grouped = [sum(tokens[at : at + passes]) for at in range(0, len(tokens), passes)]
+    loss_sums = [sum(losses[at : at + passes]) for at in range(0, len(losses), passes)]
     first = max(options.warmup, 1)
     return {
         "seconds": [ends[at] - ends[at - 1] for at in range(first, len(ends))],
         "tokens": grouped[first : len(ends)],
-        "losses": losses,
+        # Each pass is already divided by the labels of the whole step.
+        "losses": loss_sums,
         "peak_memory_bytes": peak_memory_bytes(),
         "loaded_memory_bytes": before,
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "trainable_parameters": sum(
+            p.numel() for p in trainer.model.parameters() if p.requires_grad
+        ),
     }
 
 
@@ -145,7 +152,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
     parser.add_argument("--weights", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
-    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--accumulate", choices=("no", "all"), default="no")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)

@@ -10,7 +10,7 @@ those the model would have to write after the prompt it is given.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -22,7 +22,8 @@ from laura.errors import DataError
 Template = Literal["chat", "plain"]
 Regime = Literal["instruct", "pretrain"]
 Render = Callable[[list[dict[str, str]], bool], str]
-Tokenize = Callable[[list[str]], list[list[int]]]
+# All tokens, and start, stop and whether an end token closes it, of each answer.
+Marked = tuple[list[int], list[tuple[int, int, bool]]]
 
 CHUNK = 1000
 TEMPLATE_DAY = datetime(2024, 7, 26)
@@ -132,22 +133,27 @@ class _Encoder:
     def encode(self, examples: Iterator[Example]) -> Iterator[Encoded]:
         while chunk := list(islice(examples, CHUNK)):
             rendered = [self._rendered(example) for example in chunk]
-            # A text often occurs more than once: the last answer ends where the whole does.
-            texts = list(dict.fromkeys(text for item in rendered for text in _texts(item)))
-            ids = dict(zip(texts, self._tokenize(texts), strict=True))
-            for item in rendered:
-                yield self._encoded(item, [ids[text] for text in _texts(item)])
+            ids = self._tokenize(text for item in rendered for text in _texts(item))
+            marked = [self._spans(item, ids) for item in rendered]
+            joined = [item for item, found in zip(rendered, marked, strict=True) if found is None]
+            apart = self._tokenize(text for item in joined for text in _pieces(item))
+            for item, found in zip(rendered, marked, strict=True):
+                yield self._encoded(item, ids, found or self._spans_apart(item, ids, apart))
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+    def _tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Tokens of each text; one often occurs twice, as the last answer ends with the whole."""
+        once = list(dict.fromkeys(texts))
+        if not once:
+            return {}
         found = self.tokenizer(
-            texts,
+            once,
             add_special_tokens=False,
             truncation=False,
             padding=False,
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
-        return [list(ids) for ids in found]
+        return {text: list(ids) for text, ids in zip(once, found, strict=True)}
 
     def _rendered(self, example: Example) -> _Rendered:
         if not example.messages:
@@ -189,52 +195,45 @@ class _Encoder:
                 "use template: plain"
             ) from error
 
-    def _encoded(self, item: _Rendered, ids: list[list[int]]) -> Encoded:
+    def _encoded(self, item: _Rendered, ids: dict[str, list[int]], marked: Marked) -> Encoded:
         index = item.example.index
         if not item.example.messages:
-            tokens = [*self.begin, *ids[0], self._end()]
+            tokens = [*self.begin, *ids[item.full], self._end()]
             return self._finished(index, tokens, [True] * len(tokens))
         if self.regime == "pretrain":
-            tokens = self._ended([*self.begin_messages, *ids[0]])
+            tokens = self._ended([*self.begin_messages, *ids[item.full]])
             return self._finished(index, tokens, [True] * len(tokens))
-        tokens, spans = self._spans(item, ids)
+        tokens, spans = marked
         start, stop, ended = spans[-1]
         if not ended:
             tokens = [*tokens[:stop], self._end()]
-            spans[-1] = (start, stop + 1, True)
+            spans = [*spans[:-1], (start, stop + 1, True)]
         shift = len(self.begin_messages)
         supervised = [False] * (shift + len(tokens))
         for start, stop, _ in spans:
             supervised[shift + start : shift + stop] = [True] * (stop - start)
         return self._finished(index, [*self.begin_messages, *tokens], supervised)
 
-    def _spans(
-        self, item: _Rendered, ids: list[list[int]]
-    ) -> tuple[list[int], list[tuple[int, int, bool]]]:
-        """Tokens of the whole, and start, stop and ended of each answer's tokens."""
-        tokens, parts = ids[0], ids[1:]
-        spans = []
-        for before, through in zip(parts[::2], parts[1::2], strict=True):
+    def _spans(self, item: _Rendered, ids: dict[str, list[int]]) -> Marked | None:
+        """Tokens of the whole with its answers, or None where a token reaches over a border."""
+        tokens, spans = ids[item.full], []
+        for before_text, through_text in item.answers:
+            before, through = ids[before_text], ids[through_text]
             stop, ended = self._answer_stop(through, len(before))
             if tokens[: len(before)] != before or tokens[:stop] != through[:stop]:
-                return self._piecewise(item, tokens)
+                return None
             spans.append((len(before), stop, ended))
         return tokens, spans
 
-    def _piecewise(
-        self, item: _Rendered, whole: list[int]
-    ) -> tuple[list[int], list[tuple[int, int, bool]]]:
-        """Tokenize prompts and answers apart, where a token would reach over their border.
+    def _spans_apart(
+        self, item: _Rendered, ids: dict[str, list[int]], apart: dict[str, list[int]]
+    ) -> Marked:
+        """Prompts and answers tokenized apart.
 
         The model is given the prompt's tokens and writes the answer's, so a
         token that holds the end of one and the start of the other never occurs.
         """
-        pieces, place = [], 0
-        for before, through in item.answers:
-            pieces += [before[place:], through[len(before) :]]
-            place = len(through)
-        pieces.append(item.full[place:])
-        found = self._tokenize(pieces)
+        found = [apart[piece] for piece in _pieces(item)]
         tokens: list[int] = []
         spans = []
         for prompt, answer in zip(found[:-1:2], found[1:-1:2], strict=True):
@@ -243,7 +242,7 @@ class _Encoder:
             spans.append((len(tokens), len(tokens) + stop, ended))
             tokens += answer
         tokens += found[-1]
-        if self._text(tokens) != self._text(whole):
+        if self._text(tokens) != self._text(ids[item.full]):
             raise DataError(
                 f"example {item.example.index}: the tokenizer joins the end of the prompt and the "
                 "start of the answer into one token, and cannot write them apart; remove white "
@@ -286,6 +285,15 @@ class _Encoder:
 
 def _texts(item: _Rendered) -> list[str]:
     return [item.full, *(text for answer in item.answers for text in answer)]
+
+
+def _pieces(item: _Rendered) -> list[str]:
+    """Prompt, answer, prompt, answer, ..., and what follows the last answer."""
+    pieces, place = [], 0
+    for before, through in item.answers:
+        pieces += [before[place:], through[len(before) :]]
+        place = len(through)
+    return [*pieces, item.full[place:]]
 
 
 def _begin_token(tokenizer: Any) -> list[int]:

@@ -38,7 +38,7 @@ class Material:
     Attributes:
         section: The recipe's `measure` section.
         rows: Gives a benchmark's rows by name and split (see `file_rows`).
-        documents: Documents of `target_loss`, `source_loss` and `kl`, by task.
+        documents: Documents of the losses and of `kl`, by task.
         reference: The base for `kl`: another model, or a callable whose context
             switches the adapters off. None means the engine holds the base.
     """
@@ -249,7 +249,8 @@ _KINDS: dict[str, Callable[[Engine, str, TaskEntry, Material], _Plan]] = {
 def _documents(name: str, material: Material) -> Sequence[TokenDocument]:
     documents = material.documents.get(name, ())
     if not documents:
-        field = "data.source_text" if name == "source_loss" else "data.test"
+        fields = {"source_loss": "source_text", "validation_loss": "validation"}
+        field = f"data.{fields.get(name, 'test')}"
         raise DataError(f"{name} needs documents and there are none; give {field} in the recipe")
     indices = {document.index for document in documents}
     assert len(indices) == len(documents), f"documents of {name} share an index"

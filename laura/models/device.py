@@ -38,7 +38,7 @@ def pick_device(requested: str | None = None) -> torch.device:
 def has_bf16_arithmetic(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 run in hardware, not in emulation."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "mps":
         return bool(torch.backends.mps.is_macos_or_newer(14, 0))
     check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)

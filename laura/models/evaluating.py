@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(
-    models: Sequence[nn.Module], precision: torch.dtype, keep: nn.Module | None = None
+    models: Sequence[nn.Module], precision: torch.dtype, keep: Sequence[nn.Module] = ()
 ) -> Iterator[None]:
     """Within the block: no dropout, no gradients, matrices ready in `precision`.
 
@@ -20,7 +20,7 @@ def evaluating(
     Args:
         models: Models in use; the same one may come twice.
         precision: See `lowered_weights`.
-        keep: A module whose weights stay as they are.
+        keep: Modules whose weights stay as they are.
     """
     distinct = list(dict.fromkeys(models))
     modes = [(module, module.training) for model in distinct for module in model.modules()]
@@ -38,18 +38,18 @@ def evaluating(
 
 @contextmanager
 def lowered_weights(
-    model: nn.Module, precision: torch.dtype, keep: nn.Module | None = None
+    model: nn.Module, precision: torch.dtype, keep: Sequence[nn.Module] = ()
 ) -> Iterator[None]:
     """Within the block, matrices stand ready in `precision`; afterwards the originals do.
 
     Autocast would cast every frozen matrix again in every pass, which takes longer
-    than a step of generation itself. Embeddings, vectors and the module `keep` stay
-    as they are. Costs one copy of the matrices in `precision`; nothing for float32.
+    than a step of generation itself. Embeddings, vectors and the modules of `keep`
+    stay as they are. Costs one copy of the matrices in `precision`; nothing for float32.
     """
     changed: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
         for module in model.modules() if precision != torch.float32 else ():
-            if isinstance(module, nn.Embedding) or module is keep:
+            if isinstance(module, nn.Embedding) or module in keep:
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if parameter.dim() >= 2 and parameter.dtype == torch.float32:

@@ -112,6 +112,8 @@ def resolve_model(name: str, revision: str | None = None, progress: Progress = S
         ModelError: nothing of this name, or a damaged GGUF file.
         HubError: it must be downloaded and cannot be.
     """
+    if not name.strip():
+        named_model(name)
     path = Path(name).expanduser()
     model = MODELS.get(name)
     local = path.exists() or (model is None and _looks_like_path(name))
@@ -332,6 +334,9 @@ def _read_weights(config: Any, folder: Path, dtype: torch.dtype) -> Any:
                 f"the weights in {folder} {problem} {', '.join(keys[:3])}{more}; "
                 "copy config.json and the safetensors again from where the model came from"
             )
+    # We never pad. With a padding index, the end token, which many models also
+    # pad with, would get no gradient where it is read.
+    model.get_input_embeddings().padding_idx = None
     return model
 
 

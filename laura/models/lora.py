@@ -75,6 +75,15 @@ class Route:
 
     slot: int | None = 0
     segments: tuple[tuple[int | None, int], ...] | None = None
+    _kept: tuple[Tensor, Tensor] | None = None
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`x` in the pass's arithmetic, cast once for the layers that share it (q, k, v)."""
+        if x.dtype == dtype:
+            return x
+        if self._kept is None or self._kept[0] is not x or self._kept[1].dtype != dtype:
+            self._kept = (x, x.to(dtype))
+        return self._kept[1]
 
 
 class LoraLinear(nn.Module):
@@ -99,9 +108,10 @@ class LoraLinear(nn.Module):
         self.route = route
         self.merged: Tensor | None = None
         self._cast: Tensor | None = None
-        place = {"device": base.weight.device, "dtype": torch.float32}
-        self.A = nn.Parameter(torch.empty(slots, rank, base.in_features, **place))
-        self.B = nn.Parameter(torch.zeros(slots, base.out_features, rank, **place))
+        device = base.weight.device
+        a_SRI = torch.empty(slots, rank, base.in_features, dtype=torch.float32, device=device)
+        b_SOR = torch.zeros(slots, base.out_features, rank, dtype=torch.float32, device=device)
+        self.A, self.B = nn.Parameter(a_SRI), nn.Parameter(b_SOR)
         for matrix in self.A:
             nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
@@ -124,7 +134,7 @@ class LoraLinear(nn.Module):
             slot = route.slot
             dtype = _arithmetic(x)
             return lora_product(
-                x.to(dtype), self._weight(x), self.A[slot], self.B[slot], self.scales[slot]
+                route.cast(x, dtype), self._weight(x), self.A[slot], self.B[slot], self.scales[slot]
             )
         y = functional.linear(x, self._weight(x), self.base.bias)
         if route.segments is None:

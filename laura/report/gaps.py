@@ -52,7 +52,8 @@ def _run_sentence(summary: Summary, runs: list[Run]) -> str:
     )
     state = STATE_WORDS.get(first.state, f"unknown state {first.state!r}")
     reason = f" ({first.reason.rstrip('.')})" if first.reason else ""
-    return f"{first.arm} at learning rate {formats.rate(first.learning_rate)}: {state}{reason}, {places}."
+    rate = formats.rate(first.learning_rate)
+    return f"{first.arm} at learning rate {rate}: {state}{reason}, {places}."
 
 
 def _arm_gaps(summary: Summary) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -100,7 +101,7 @@ def _draw(chart: Chart, summary: Summary, folder: Path) -> DrawnChart:
         return DrawnChart(chart.name, chart.title, chart.explanation, [], Markup())
     specifications = [panel_specification(panel) for panel in panels]
     figure = figure_specification(specifications, [panel.height for panel in panels])
-    svg = vl_convert.vegalite_to_svg(figure)
+    svg = _renumber(vl_convert.vegalite_to_svg(figure))
     write_text(svg_file, svg)
     write_bytes(png_file, smaller(vl_convert.svg_to_png(svg, scale=PIXELS_PER_POINT)))
     return DrawnChart(
@@ -110,6 +111,13 @@ def _draw(chart: Chart, summary: Summary, folder: Path) -> DrawnChart:
         [_drawn_panel(chart, *pair) for pair in zip(panels, specifications, strict=True)],
         Markup(svg),  # made by Vega, which escapes the texts it draws
     )
+
+
+def _renumber(svg: str) -> str:
+    """Number clipping paths from zero; Vega counts on through the life of the process."""
+    pattern = re.compile(r'(?<=id=")clip\d+(?=")|(?<=url\(#)clip\d+(?=\))')
+    numbers: dict[str, int] = {}
+    return pattern.sub(lambda m: f"clip{numbers.setdefault(m[0], len(numbers))}", svg)
 
 
 def _drawn_panel(chart: Chart, panel: Panel, specification: dict[str, Any]) -> DrawnPanel:
@@ -138,7 +146,7 @@ def _bundle() -> Markup:
     from markupsafe import Markup
 
     # A closing tag inside a string literal would end the script element early.
-    script = vl_convert.javascript_bundle()
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return Markup(script.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
 
 
@@ -236,7 +244,7 @@ def _arm_rows(summary: Summary) -> list[dict[str, str]]:
         {
             "name": arm.name,
             "method": arm.method,
-            "settings": ", ".join(f"{key} {_setting(value)}" for key, value in arm.settings.items()),
+            "settings": ", ".join(f"{key} {_setting(arm.settings[key])}" for key in arm.settings),
             "parameters": formats.count(arm.trainable_parameters),
             "rates": ", ".join(formats.rate(rate) for rate in arm.learning_rates),
             "best": formats.rate(arm.best_learning_rate),

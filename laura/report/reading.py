@@ -173,13 +173,16 @@ class Summary:
         if name == MEAN:
             parts = [self.task(part) for part in self.accuracies]
             title = "Forgetting mean: " + ", ".join(part.short_title for part in parts)
-            return Task(MEAN, title, "share", True, sum(part.n for part in parts))
+            found = [p.scores[MEAN].n for p in self.points if MEAN in p.scores]
+            n = max(found, default=sum(part.n for part in parts))
+            return Task(MEAN, title, "share", True, n)
         if name == VALIDATION:
             found = [p.scores[VALIDATION].n for p in self.points if VALIDATION in p.scores]
-            return Task(VALIDATION, "Validation loss", "nats per token", False, max(found, default=0))
-        loss = name in LOSSES
-        base = self.base_scores.get(name)
-        return Task(name, name, "nats per token" if loss else "share", not loss, base.n if base else 0)
+            n = max(found, default=0)
+            return Task(VALIDATION, "Validation loss", "nats per token", False, n)
+        loss, base = name in LOSSES, self.base_scores.get(name)
+        unit = "nats per token" if loss else "share"
+        return Task(name, name, unit, not loss, base.n if base else 0)
 
     def base(self, name: str) -> Estimate | None:
         """The base's score; None where it was not measured, as for `validation_loss`."""

@@ -131,7 +131,8 @@ def summary_table(summary: dict[str, Any]) -> RenderableType:
     read = parse_summary(summary)
     tasks = measured(read)
     shown = _short_columns(read, tasks)
-    table = Table(title=Text(f"{read.name}: arms at their best learning rate"), title_justify="left")
+    title = Text(f"{read.name}: arms at their best learning rate")
+    table = Table(title=title, title_justify="left")
     for heading in ("arm", "rate", "budget", "seeds"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for column in shown:

@@ -61,7 +61,7 @@ def evaluate_model(
         name = f"{base.name} + {adapter.name}"
     documents = {}
     if "source_loss" in tasks:
-        examples = load_examples(Source(source="c4", limit=section.loss_documents), data_dir)  # type: ignore[call-arg]
+        examples = load_examples(Source(source="c4", limit=section.loss_documents), data_dir)
         documents["source_loss"] = documents_of(
             examples, base.tokenizer, "plain", "pretrain", section
         )

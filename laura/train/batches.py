@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laura.data.packing import Row, batches, epoch_rows
+from laura.data.packing import Overlong, Row, batches, epoch_rows
 from laura.data.templates import Encoded
 from laura.errors import DataError
 from laura.recipe import BudgetSection, TrainSection
@@ -33,7 +33,7 @@ def plan_batches(
     train: TrainSection,
     budget: BudgetSection,
     *,
-    overlong: str,
+    overlong: Overlong,
     split_long: bool,
     seed: int,
 ) -> BatchPlan:

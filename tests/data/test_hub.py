@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 
 from laura.data.hub import hub_rows
@@ -40,8 +40,8 @@ def datasets_says(monkeypatch: pytest.MonkeyPatch, answer: Exception | list[Any]
 def refused(status: int) -> Exception:
     from huggingface_hub.errors import HfHubHTTPError
 
-    request = httpx.Request("GET", "https://example.invalid")
-    return HfHubHTTPError("no", response=httpx.Response(status, request=request))
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
+    return HfHubHTTPError("no", response=response)
 
 
 def test_rows_come_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_rows_come_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
         (refused(404), "does not exist, or you may not read it.*hf auth login"),
         (refused(401), "does not exist, or you may not read it"),
         (refused(500), "data set x/y: no.* --data-dir"),
-        (httpx.ConnectError("no route"), "cannot be reached .no route.*a folder with a.jsonl"),
+        (OSError("no route"), "cannot be reached .no route.*a folder with a.jsonl"),
     ],
 )
 def test_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, answer: Exception, message: str) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from laura.errors import ModelError
 from laura.models.gguf import convert, converted
+from laura.models.load import load_base
 
 IDS = torch.tensor([[5, 9, 200, 33, 7, 450, 2, 81, 81, 300]])
 TEXTS = (
@@ -28,9 +29,7 @@ TEXTS = (
 def permute(weights: np.ndarray, heads: int) -> np.ndarray:
     """llama.cpp's own reordering of query and key rows (`convert_hf_to_gguf.py`)."""
     rows = weights.shape[0] // heads // 2
-    return (
-        weights.reshape(heads, 2, rows, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
-    )
+    return weights.reshape(heads, 2, rows, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
 
 
 def gguf_name(name: str, architecture: str) -> str:
@@ -87,7 +86,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, pre: str) -> None:
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     tokens = [token for token, _ in sorted(model["vocab"].items(), key=lambda pair: pair[1])]
     tokens += [f"[PAD{number}]" for number in range(len(tokens), 512)]
-    special = tokenizer.all_special_tokens + ["<|im_start|>"]
+    special = [*tokenizer.all_special_tokens, "<|im_start|>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
@@ -99,7 +98,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, pre: str) -> None:
     writer.add_chat_template(tokenizer.chat_template)
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model: Any) -> Any:
     with torch.inference_mode():
         return model.eval()(IDS).logits
 
@@ -141,7 +140,7 @@ def test_quantised_values_are_kept_exactly(
     write_gguf(tmp_path / "t.gguf", tiny_model, tiny_tokenizer, quantise=lambda _: quantised)
     model = back(tmp_path / "t.gguf", tmp_path / "out")
     # Blocks run along a row, so quantisation does not care for the order of rows.
-    for name, tensor in tiny_model.state_dict().items():
+    for tensor in tiny_model.state_dict().values():
         if tensor.dim() == 2:
             data = gguf.dequantize(gguf.quantize(tensor.numpy(), quantised), quantised)
             tensor.copy_(torch.from_numpy(np.array(data, dtype=np.float32)))
@@ -239,6 +238,9 @@ def test_the_cache_knows_a_file_by_its_content(
     first = converted(path)
     written = (first / "model.safetensors").stat().st_mtime_ns
     assert converted(path) == first
+    base = load_base(str(path), device="cpu")
+    assert (base.name, base.folder) == (str(path), first)
+    torch.testing.assert_close(logits(base.model), logits(tiny_model), rtol=0, atol=1e-6)
     assert (first / "model.safetensors").stat().st_mtime_ns == written
     write_gguf(path, tiny_model, tiny_tokenizer, pre="gpt-2")
     assert converted(path) != first

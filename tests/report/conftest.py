@@ -159,7 +159,7 @@ class Builder:
             share = TASKS[task]["unit"] == "share"
             change = moves[task] + self.random.gauss(0, 0.006 if share else 0.008)
             scores[task] = self.score(task, max(0.0, BASE[task] + change))
-            changes[task] = {"change": change, "stderr": 0.012 if share else 0.012}
+            changes[task] = {"change": change, "stderr": 0.012}
         accuracies = [
             task
             for task in ("hellaswag", "arc_challenge", "winogrande")
@@ -186,6 +186,22 @@ class Builder:
             "forgetting": forgetting,
         }
 
+    @staticmethod
+    def write(study: Path, summary: dict[str, Any], costs: bool = True) -> Path:
+        """Make the study folder with recipe and costs."""
+        study.mkdir()
+        (study / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        (study / "recipe.yaml").write_text("name: synthetic\n# <script>alert(1)</script>\n")
+        if costs:
+            (study / "cost.json").write_text(json.dumps(cost_value(summary)), encoding="utf-8")
+        return study
+
+
+@pytest.fixture(scope="session")
+def builder() -> type[Builder]:
+    """The class itself, for fixtures that outlive one test."""
+    return Builder
+
 
 @pytest.fixture
 def build() -> Callable[..., dict[str, Any]]:
@@ -194,19 +210,9 @@ def build() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def make_study(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
-    """make_study(summary) -> a study folder with recipe and costs."""
-
-    def make(summary: dict[str, Any], costs: bool = True) -> Path:
-        study = tmp_path / "study"
-        study.mkdir()
-        (study / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-        (study / "recipe.yaml").write_text("name: synthetic\n# <script>alert(1)</script>\n")
-        if costs:
-            (study / "cost.json").write_text(json.dumps(cost_value(summary)), encoding="utf-8")
-        return study
-
-    return make
+def make_study(tmp_path: Path) -> Callable[..., Path]:
+    """make_study(summary, costs=True) -> a study folder with recipe and costs."""
+    return lambda summary, costs=True: Builder.write(tmp_path / "study", summary, costs)
 
 
 def cost_value(summary: dict[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def test_training_equals_a_naive_loop_over_documents(
         total, count = torch.zeros(()), 0
         for row in batch:
             ids, labels = torch.tensor(row.token_ids), torch.tensor(row.labels)
-            for piece, target in zip(ids.split(row.lengths), labels.split(row.lengths), strict=True):
+            pieces = zip(ids.split(row.lengths), labels.split(row.lengths), strict=True)
+            for piece, target in pieces:
                 logits = naive(piece[None]).logits[0]
                 total = total + torch.nn.functional.cross_entropy(
                     logits, target, ignore_index=-100, reduction="sum"

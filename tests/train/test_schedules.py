@@ -12,7 +12,8 @@ from laura.train.schedules import plan_legs, rate_factor
 
 def _factors(section: TrainSection, points: list[int]) -> dict[str, list[float]]:
     legs = plan_legs(section, points)
-    return {leg.name: [rate_factor(section, leg, s) for s in range(leg.start, leg.end)] for leg in legs}
+    steps = {leg: range(leg.start, leg.end) for leg in legs}
+    return {leg.name: [rate_factor(section, leg, s) for s in steps[leg]] for leg in legs}
 
 
 def test_cosine_equals_transformers_with_a_floor() -> None:

@@ -40,10 +40,11 @@ def draw(summary: Summary) -> list[Panel]:
         title="training loss (nats per supervised token)",
         scale=altair.Scale(zero=False, domainMax=ceiling, nice=False),
     )
+    lost = [run for run in runs if run.state in ("diverged", "failed")]
     layers = [
-        _lines(summary, [run for run in runs if not run.selected], x, y, 0.3, 1.0),
-        _lines(summary, [run for run in runs if run.selected], x, y, 0.95, 1.8),
-        *_end_layers(summary, [run for run in runs if run.state in ("diverged", "failed")], ceiling),
+        *_line_layers(summary, [run for run in runs if not run.selected], x, y, 0.3, 1.0),
+        *_line_layers(summary, [run for run in runs if run.selected], x, y, 0.95, 1.8),
+        *_end_layers(summary, lost, ceiling),
     ]
     cut = any(loss > ceiling for run in runs for _, loss in run.loss_curve)
     lines = ["Strong lines: best learning rate; pale lines: the other rates tried."]
@@ -52,7 +53,7 @@ def draw(summary: Summary) -> list[Panel]:
     return [
         Panel(
             "training",
-            style.titled([layer for layer in layers if layer is not None], "Training loss", *lines),
+            style.titled(layers, "Training loss", *lines),
             "Training loss against tokens, one line a run.",
         )
     ]
@@ -95,15 +96,15 @@ def _row(summary: Summary, run: Run, tokens: float, loss: float) -> style.Row:
     }
 
 
-def _lines(
+def _line_layers(
     summary: Summary, runs: list[Run], x: altair.X, y: altair.Y, opacity: float, width: float
-) -> altair.Chart | None:
+) -> list[altair.Chart]:
     rows = [
         _row(summary, run, tokens, loss) for run in runs for tokens, loss in _thin(run.loss_curve)
     ]
     if not rows:
-        return None
-    return (
+        return []
+    return [
         style.chart(rows)
         .mark_line(clip=True, opacity=opacity, strokeWidth=width)
         .encode(
@@ -113,7 +114,7 @@ def _lines(
             detail="run:N",
             tooltip=style.tooltips(**TOOLTIPS),
         )
-    )
+    ]
 
 
 def _end_layers(summary: Summary, runs: list[Run], ceiling: float) -> list[altair.Chart]:

@@ -58,7 +58,9 @@ def panel_specification(panel: Panel) -> dict[str, Any]:
     return specification
 
 
-def figure_specification(specifications: list[dict[str, Any]], heights: list[int]) -> dict[str, Any]:
+def figure_specification(
+    specifications: list[dict[str, Any]], heights: list[int]
+) -> dict[str, Any]:
     """One Vega-Lite specification with every panel, for SVG and PNG.
 
     Args:

@@ -8,6 +8,7 @@ grey still tells arms apart.
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from laura.report import formats
@@ -36,7 +37,7 @@ def color(summary: Summary) -> altair.Color:
     return altair.Color(
         "arm:N",
         scale=altair.Scale(domain=names, range=palette),
-        legend=altair.Legend(title=None, orient="bottom", columns=3),
+        legend=altair.Legend(title=None, orient="bottom", columns=2),
     )
 
 
@@ -49,7 +50,7 @@ def shape(summary: Summary) -> altair.Shape:
     return altair.Shape(
         "arm:N",
         scale=altair.Scale(domain=names, range=shapes),
-        legend=altair.Legend(title=None, orient="bottom", columns=3),
+        legend=altair.Legend(title=None, orient="bottom", columns=2),
     )
 
 
@@ -65,7 +66,7 @@ def titled(layers: list[altair.Chart], title: str, *subtitle: str) -> altair.Lay
     """Layers on common axes under a title that says what is seen."""
     import altair
 
-    return altair.layer(*layers).properties(
+    return altair.LayerChart(layer=layers).properties(
         title=altair.TitleParams(title, subtitle=list(subtitle), anchor="start")
     )
 
@@ -78,7 +79,7 @@ def tooltips(**names: str) -> list[altair.Tooltip]:
 
 
 def spread(prefix: str, estimate: Estimate, task: Task) -> Row:
-    """Fields PREFIX, PREFIX_low and PREFIX_high: value and one standard error around it, as shown."""
+    """PREFIX, PREFIX_low and PREFIX_high: a value and one standard error around it, as shown."""
     center, error = estimate.value * task.scale, estimate.stderr * task.scale
     return {prefix: center, f"{prefix}_low": center - error, f"{prefix}_high": center + error}
 
@@ -105,9 +106,12 @@ def value_title(task: Task) -> str:
 
 
 def change_title(task: Task) -> list[str]:
-    """Axis title of a change against the base, in two lines."""
+    """Axis title of a change against the base, in lines short enough for a phone."""
     counted = f", {formats.items(task)}" if task.n else ""
-    return [task.title, f"change in {formats.change_unit(task)}{counted}"]
+    return [
+        *textwrap.wrap(task.title, 40, break_on_hyphens=False),
+        f"change in {formats.change_unit(task)}{counted}",
+    ]
 
 
 def signed_axis() -> altair.Axis:

@@ -72,9 +72,7 @@ def _panel(summary: Summary, learning: str, forgetting: str) -> Panel | None:
         *_word_layers(),
     ]
     title = f"{up.short_title} against {_inside_a_title(right.short_title)}"
-    reversed_axes = [
-        axis for axis, task in (("x", right), ("y", up)) if not task.higher_is_better
-    ]
+    reversed_axes = [axis for axis, task in (("x", right), ("y", up)) if not task.higher_is_better]
     lines = ["Better is up and right; markers grow with budget.", "Bars: ± 1 standard error."]
     if reversed_axes:
         lines[1] += f" {' and '.join(reversed_axes)} reversed."
@@ -100,18 +98,20 @@ def _rows(found: list[Group], up: Task, right: Task) -> list[style.Row]:
         learnt, kept = group.change(up.name), group.change(right.name)
         if learnt is None or kept is None:
             continue
+        score, kept_score = group.value(up.name), group.value(right.name)
         rows.append(
             {
                 "arm": group.arm,
                 **style.spread("y", learnt, up),
                 **style.spread("x", kept, right),
-                "learning": f"{up.title}: {formats.value(group.value(up.name), up, True)}",
+                "learning": f"{up.title}: {formats.value(score, up, True)}",
                 "learning_change": formats.change(learnt, up, True),
-                "forgetting": f"{right.title}: {formats.value(group.value(right.name), right, True)}",
+                "forgetting": f"{right.title}: {formats.value(kept_score, right, True)}",
                 "forgetting_change": formats.change(kept, right, True),
                 "rate": formats.rate(group.learning_rate),
                 "seeds": formats.seeds(group.seeds),
                 "budget": group.budget,
+                "budget_label": formats.count(group.budget),
                 "budget_text": formats.budget_of(group.summary, group.budget),
                 "tokens": formats.count(group.tokens),
                 "run": ", ".join(group.runs),
@@ -134,8 +134,8 @@ def _axes(up: Task, right: Task) -> tuple[altair.X, altair.Y]:
 
 def _origin_layers() -> list[altair.Chart]:
     here = style.chart([{"x": 0, "y": 0, "arm": BASE_TEXT}])
-    line = {"color": style.GREY, "strokeDash": [4, 3], "strokeWidth": 1, "opacity": 0.8}
-    return [here.mark_rule(**line).encode(x="x:Q"), here.mark_rule(**line).encode(y="y:Q")]
+    line = here.mark_rule(color=style.GREY, strokeDash=[4, 3], strokeWidth=1, opacity=0.8)
+    return [line.encode(x="x:Q"), line.encode(y="y:Q")]
 
 
 def _word_layers() -> list[altair.Chart]:
@@ -145,9 +145,9 @@ def _word_layers() -> list[altair.Chart]:
     corner = style.chart([{"text": "better: up and right"}])
     tip = style.tooltips(arm="model")
     return [
-        here.mark_point(
-            shape="diamond", filled=True, size=190, color=style.GREY, opacity=1
-        ).encode(x="x:Q", y="y:Q", tooltip=tip),
+        here.mark_point(shape="diamond", filled=True, size=190, color=style.GREY, opacity=1).encode(
+            x="x:Q", y="y:Q", tooltip=tip
+        ),
         here.mark_text(text=BASE_TEXT, dx=-10, dy=12, align="right", fontSize=11.5).encode(
             x="x:Q", y="y:Q"
         ),
@@ -182,11 +182,11 @@ def _seed_layers(summary: Summary, rows: list[style.Row]) -> list[altair.Chart]:
     ]
 
 
-def _size_legend() -> altair.Legend:
+def _size_legend(summary: Summary) -> altair.Legend:
     import altair
 
     return altair.Legend(
-        title="budget",
+        title=f"budget ({summary.budget_unit})",
         orient="bottom",
         symbolFillColor=style.GREY,
         symbolStrokeColor=style.GREY,
@@ -202,12 +202,12 @@ def _mean_layers(
 
     x, y = _axes(up, right)
     budgets = sorted({row["budget"] for row in rows})
-    labels = [formats.budget_of(summary, budget) for budget in budgets]
+    labels = [formats.count(budget) for budget in budgets]
     sizes = [60 + 200 * place / max(1, len(budgets) - 1) for place in range(len(budgets))]
     size = altair.Size(
-        "budget_text:O",
+        "budget_label:O",
         scale=altair.Scale(domain=labels, range=sizes),
-        legend=_size_legend() if len(budgets) > 1 else None,
+        legend=_size_legend(summary) if len(budgets) > 1 else None,
     )
     line = style.chart(rows).mark_line(strokeWidth=2, opacity=0.8)
     point = style.chart(rows).mark_point(filled=True, opacity=1)
@@ -230,8 +230,9 @@ CHART = Chart(
     explanation=(
         "Every marker is an arm at its best learning rate after one budget, as change from the "
         "base, which is the grey diamond at zero. Up means more learnt, right means less "
-        "forgotten; an arm that lies above and to the right of another is better in both. Bars are "
-        "one standard error either way: a difference no longer than the bars may be chance. Small pale markers are single seeds. Where lower numbers are better the axis runs "
+        "forgotten; an arm that lies above and to the right of another is better in both. Bars "
+        "are one standard error either way: a difference no longer than the bars may be chance. "
+        "Small pale markers are single seeds. Where lower numbers are better the axis runs "
         "backwards, so up and right are always better."
     ),
     draw=draw,

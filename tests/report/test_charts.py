@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from laura.report.charts import CHARTS, tradeoff
+from laura.report.charts.style import PALETTE, SHAPES
+from laura.report.reading import Summary, parse_summary
+
+Build = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=[chart.name for chart in CHARTS])
+def test_specifications_obey_the_vega_lite_schema(chart: Any, build: Build) -> None:
+    panels = chart.draw(parse_summary(build()))
+    assert panels and len({panel.name for panel in panels}) == len(panels)
+    for panel in panels:
+        panel.drawing.to_dict(validate=True)
+
+
+def rows_of(summary: Summary, place: int = 0) -> list[dict[str, Any]]:
+    found = tradeoff.draw(summary)[place].drawing.to_dict(validate=False)["datasets"]
+    return [row for rows in found.values() for row in rows]
+
+
+def test_trade_off_points_are_the_changes_of_the_summary(build: Build) -> None:
+    value = build(seeds=(0,))
+    point = next(p for p in value["points"] if p["selected"] and p["budget"] == 80_000)
+    [row] = [row for row in rows_of(parse_summary(value)) if row.get("run") == point["run"]]
+    change, mean = point["learning"]["gsm8k"], point["forgetting"]["mean"]
+    assert row["y"] == pytest.approx(100 * change["change"])
+    assert row["y_high"] - row["y"] == pytest.approx(100 * change["stderr"])
+    assert row["x"] == pytest.approx(100 * mean["change"])
+    assert row["x"] - row["x_low"] == pytest.approx(100 * mean["stderr"])
+
+
+def test_losses_are_drawn_on_reversed_axes(build: Build) -> None:
+    panel = tradeoff.draw(parse_summary(build()))[1]
+    assert panel.name == "target_loss-source_loss"
+    layers = panel.drawing.to_dict()["layer"]
+    scales = [
+        layer["encoding"][axis]["scale"]["reverse"]
+        for layer in layers
+        for axis in ("x", "y")
+        if "scale" in layer["encoding"].get(axis, {})
+    ]
+    assert scales and all(scales)
+
+
+@pytest.mark.parametrize(
+    ("learning", "forgetting", "expected"),
+    [
+        (
+            ("gsm8k", "target_loss"),
+            ("hellaswag", "arc_challenge", "winogrande", "source_loss", "kl"),
+            [("gsm8k", "mean"), ("target_loss", "source_loss"), ("gsm8k", "kl")],
+        ),
+        (("gsm8k",), ("source_loss",), [("gsm8k", "source_loss")]),
+        (
+            ("target_loss",),
+            ("source_loss", "kl"),
+            [("target_loss", "source_loss"), ("target_loss", "kl")],
+        ),
+        (("target_loss",), ("winogrande",), [("target_loss", "mean")]),
+    ],
+)
+def test_pairs_that_make_sense(
+    build: Build,
+    learning: tuple[str, ...],
+    forgetting: tuple[str, ...],
+    expected: list[tuple[str, str]],
+) -> None:
+    summary = parse_summary(build(learning=learning, forgetting=forgetting))
+    assert tradeoff.pairs(summary) == expected
+    assert [panel.name for panel in tradeoff.draw(summary)] == ["-".join(p) for p in expected]
+
+
+def test_every_chart_survives_every_gap(build: Build) -> None:
+    studies = [
+        build(missing=("gsm8k", "kl"), seeds=(0,)),
+        build(seeds=(0,), budgets=(20_000,), diverged=(("full", 3e-5), ("lora-r16", 3e-4))),
+        build(learning=("target_loss",), forgetting=("kl",)),
+        build(arms={}),
+    ]
+    studies[0]["tasks"] = {}
+    studies[1]["base"] = {}
+    for value in studies:
+        summary = parse_summary(value)
+        for chart in CHARTS:
+            for panel in chart.draw(summary):
+                panel.drawing.to_dict(validate=False)
+
+
+def test_colours_differ_and_follow_the_arm(build: Build) -> None:
+    assert len(set(PALETTE)) == len(PALETTE) and len(set(SHAPES)) == len(SHAPES)
+    scales = []
+    for chart in CHARTS:
+        for panel in chart.draw(parse_summary(build())):
+            for layer in panel.drawing.to_dict(validate=False)["layer"]:
+                color = layer["encoding"].get("color", {})
+                if "scale" in color:
+                    scales.append((color["scale"]["domain"], color["scale"]["range"]))
+    assert len(scales) > 20 and all(scale == scales[0] for scale in scales)

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from laura.errors import StoreError
+from laura.report.charts import CHARTS
+from laura.report.page import script_json, write_report
+from laura.report.png import smaller
+
+HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"
+Build = Callable[..., dict[str, Any]]
+MakeStudy = Callable[..., Path]
+
+
+class Reader(HTMLParser):
+    """Collects what a page would request, its visible text, and its embedded JSON."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.requests: list[tuple[str, str]] = []
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.identities: list[str] = []
+        self.words = ""
+        self.json: list[Any] = []
+        self._inside: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.handlers += [name for name in found if name.startswith("on")]
+        for name in ("src", "href", "srcset", "action", "xlink:href", "data"):
+            if found.get(name):
+                self.requests.append((tag, str(found[name])))
+        if found.get("id"):
+            self.identities.append(str(found["id"]))
+        if tag in ("script", "style"):
+            self._inside.append((tag, found))
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside and self._inside[-1][0] == tag:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self._inside:
+            self.words += data
+        elif self._inside[-1][1].get("type") == "application/json":
+            self.json.append(json.loads(data))
+
+
+def small(build: Build, **gaps: Any) -> dict[str, Any]:
+    """A study with as few panels as possible."""
+    few: dict[str, Any] = {"learning": ("target_loss",), "forgetting": ("kl",)}
+    return build(**{**few, "seeds": (0,), "budgets": (20_000,), **gaps})
+
+
+def read(page: Path) -> Reader:
+    return Reader(page.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> tuple[Path, dict[str, Any]]:
+    """A study without gaps and its report, drawn once."""
+    summary = builder().build()
+    study = builder.write(tmp_path_factory.mktemp("whole") / "study", summary)
+    write_report(study)
+    return study, summary
+
+
+Whole = tuple[Path, dict[str, Any]]
+
+
+def test_a_whole_study_gives_page_and_figures(whole: Whole) -> None:
+    study, summary = whole
+    page = read(study / "report.html")
+    assert summary["verdict"]["headline"] in page.words
+    assert summary["verdict"]["caveats"][0] in page.words
+    assert "loss left the finite numbers" in page.words
+    assert "lora-r16" in page.words and "3e-4" in page.words
+    assert "# <script>alert(1)</script>" in page.words  # the recipe, shown and not run
+    assert "5.00 GiB" in page.words and "1 h 2 min" in page.words
+    for chart in CHARTS:
+        assert chart.name in page.identities
+        svg = (study / "figures" / f"{chart.name}.svg").read_text(encoding="utf-8")
+        png = (study / "figures" / f"{chart.name}.png").read_bytes()
+        assert svg.startswith("<svg") and svg.count("<path") > 20
+        assert png.startswith(b"\x89PNG") and len(png) > 20_000
+        width, height = struct.unpack(">II", png[16:24])
+        assert width > 700 and height > 400
+
+
+def test_the_page_needs_no_network(whole: Whole) -> None:
+    page = read(whole[0] / "report.html")
+    assert page.requests == []
+    assert not {"link", "iframe", "object", "embed", "img"} & set(page.tags)
+    text = (whole[0] / "report.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in text and "connect-src" not in text
+    assert "@import" not in text.split("</style>")[0] and "url(" not in text.split("</style>")[0]
+
+
+def test_every_embedded_chart_is_whole_json(whole: Whole) -> None:
+    page = read(whole[0] / "report.html")
+    assert len(page.json) == 3 + 2 + 5 + 4 + 1
+    for specification in page.json:
+        assert specification["width"] == "container"
+        assert all(specification["datasets"].values())
+
+
+def test_the_same_study_gives_the_same_bytes(whole: Whole) -> None:
+    study = whole[0]
+    files = [study / "report.html", *sorted((study / "figures").iterdir())]
+    before = [file.read_bytes() for file in files]
+    write_report(study)
+    changed = [f.name for f, old in zip(files, before, strict=True) if f.read_bytes() != old]
+    assert len(files) == 11 and changed == []
+
+
+def test_hostile_names_stay_text(build: Build, make_study: MakeStudy) -> None:
+    arms = {HOSTILE: ("lora", [1e-4], 1e-4)}
+    summary = small(build, arms=arms, diverged=())
+    summary["verdict"]["headline"] = HOSTILE
+    summary["tasks"]["target_loss"]["title"] = HOSTILE
+    summary["runs"][0]["reason"] = HOSTILE
+    page = read(write_report(make_study(summary)))
+    assert HOSTILE in page.words
+    assert "img" not in page.tags and page.handlers == []
+    assert HOSTILE in json.dumps(page.json[0]).encode().decode("unicode_escape")
+
+
+def test_script_json_cannot_leave_its_element() -> None:
+    value = {"a": "</script><!-- & \u2028"}
+    text = str(script_json(value))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == value
+
+
+def test_gaps_are_named_and_do_not_stop_the_page(build: Build, make_study: MakeStudy) -> None:
+    arms = {
+        "lora-r16": ("lora", [1e-4, 3e-4], 3e-4),
+        "full": ("full", [1e-5, 1e-4], None),
+    }
+    summary = build(
+        arms=arms,
+        seeds=(0,),
+        budgets=(20_000,),
+        diverged=(("full", 1e-5), ("full", 1e-4)),
+        missing=("winogrande",),
+    )
+    summary["runs"].append(
+        {"id": "deadbeef", "arm": "lora-r16", "learning_rate": 1e-3, "seed": 0, "state": "open"}
+    )
+    study = make_study(summary)
+    (study / "recipe.yaml").unlink()
+    (study / "cost.json").write_text('{"runs": [{"id": "x"}]}')
+    words = read(write_report(study)).words
+    assert "Arm full has no measured run" in words
+    assert "WinoGrande, acc was not measured on any tuned model" in words
+    assert "Only one seed at the best learning rate for lora-r16" in words
+    assert "lora-r16 at learning rate 1e-3: not finished" in words
+    assert "no readable recipe.yaml" in words
+    assert "Costs are not shown" in words and "runs[0].arm is missing" in words
+    assert "Costs on this machine" not in words
+
+
+def test_a_study_where_everything_failed_still_has_a_page(
+    build: Build, make_study: MakeStudy
+) -> None:
+    summary = build(diverged=(("full", 1e-5), ("full", 3e-5), ("full", 1e-4)))
+    summary["points"] = []
+    for run in summary["runs"]:
+        run |= {"state": "failed", "reason": "the disk is full", "loss_curve": []}
+    study = make_study(summary, costs=False)
+    (study / "figures").mkdir()
+    (study / "figures" / "tradeoff.svg").write_text("old")
+    page = read(write_report(study))
+    assert "Nothing to draw" in page.words and page.json == []
+    assert "Costs" not in page.words
+    assert not (study / "figures" / "tradeoff.svg").exists()
+
+
+def test_no_summary_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="laura compare"):
+        write_report(tmp_path)
+    with pytest.raises(StoreError, match="is not a folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_torch_is_never_imported(build: Build, make_study: MakeStudy) -> None:
+    study = make_study(small(build))
+    program = (
+        "import sys, pathlib\n"
+        "import laura.report, laura.report.tables, laura.report.page\n"
+        "early = {'altair', 'rich', 'jinja2', 'vl_convert'} & set(sys.modules)\n"
+        "assert not early, early\n"
+        f"laura.report.page.write_report(pathlib.Path({str(study)!r}))\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_smaller_png_keeps_every_pixel() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        sum_of = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + sum_of
+
+    rows = bytes(range(256)) * 40
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 255, 40, 8, 0, 0, 0, 0))
+    stored = zlib.compress(rows, level=0)
+    pieces = [chunk(b"IDAT", stored[:1000]), chunk(b"IDAT", stored[1000:])]
+    image = b"\x89PNG\r\n\x1a\n" + header + b"".join(pieces) + chunk(b"IEND", b"")
+    result = smaller(image)
+    assert len(result) < len(image)
+    start = result.index(b"IDAT")
+    (length,) = struct.unpack_from(">I", result, start - 4)
+    assert zlib.decompress(result[start + 4 : start + 4 + length]) == rows
+    data = result[start : start + 4 + length]
+    assert result[start + 4 + length : start + 8 + length] == struct.pack(">I", zlib.crc32(data))
+    assert result.endswith(chunk(b"IEND", b"")) and header in result
+    assert smaller(result) == result

@@ -1,0 +1,133 @@
+"""Progress that people see, with a clock the test turns."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from laura.bars import Pace, PlainLines, RichBars, duration_text, speed_text
+
+
+class Clock:
+    """A clock that goes when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_pace_of_even_work() -> None:
+    clock = Clock()
+    pace = Pace(100, clock)
+    assert pace.rate is None and pace.seconds_left is None and pace.share == 0
+    for _ in range(10):
+        clock.now += 2
+        pace.advance(4)
+    assert pace.rate == pytest.approx(2)
+    assert pace.share == pytest.approx(0.4)
+    assert pace.seconds_left == pytest.approx(30)
+    assert pace.elapsed_seconds == pytest.approx(20)
+    clock.now += 5
+    assert pace.seconds_left == pytest.approx(25), "time passes between advances too"
+    clock.now += 500
+    assert pace.seconds_left == 0, "never negative"
+
+
+def test_pace_of_a_resumed_run_ignores_the_jump() -> None:
+    clock = Clock()
+    pace = Pace(1000, clock)
+    pace.advance(900)
+    for _ in range(5):
+        clock.now += 10
+        pace.advance(10)
+    assert pace.rate == pytest.approx(1)
+    assert pace.seconds_left == pytest.approx(50)
+
+
+def test_pace_follows_the_last_minutes() -> None:
+    clock = Clock()
+    pace = Pace(100_000, clock)
+    for seconds, amount in [(1, 1)] * 300 + [(1, 10)] * 300:
+        clock.now += seconds
+        pace.advance(amount)
+    assert pace.rate == pytest.approx(10)
+
+
+def test_pace_at_its_ends() -> None:
+    assert Pace(0).share == 1 and Pace(0).seconds_left == 0
+    pace = Pace(2)
+    pace.advance(3)
+    assert pace.share == 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "unit", "text"),
+    [
+        (None, "tokens", ""),
+        (5.0, "", ""),
+        (1234.5, "tokens", "1,234 tokens/s"),
+        (2.34, "items", "2.3 items/s"),
+        (0.25, "items", "4.0 s/item"),
+    ],
+)
+def test_speed_text(rate: float | None, unit: str, text: str) -> None:
+    assert speed_text(rate, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "-:--"), (0, "0:00"), (61.6, "1:02"), (3725, "1:02:05")]
+)
+def test_duration_text(seconds: float | None, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+def test_plain_lines_report_now_and_then() -> None:
+    clock, out = Clock(), io.StringIO()
+    lines = PlainLines(out.write, clock)
+    with lines.bar("study", 4, "stages") as outer:
+        outer.advance()
+        with lines.bar("train lora", 100, "tokens") as inner:
+            for _ in range(40):
+                clock.now += 1
+                inner.advance(2)
+                inner.note("loss 1.5")
+    lines.say("done")
+    assert out.getvalue().splitlines() == [
+        "study 25%, 1/4 stages, 0:15 elapsed, -:-- left > train lora 30%, 30/100 tokens, "
+        "2.0 tokens/s, 0:15 elapsed, 0:35 left, loss 1.5",
+        "study 25%, 1/4 stages, 0:30 elapsed, -:-- left > train lora 60%, 60/100 tokens, "
+        "2.0 tokens/s, 0:30 elapsed, 0:20 left, loss 1.5",
+        "train lora: finished in 0:40, loss 1.5",
+        "study: finished in 0:40",
+        "done",
+    ]
+
+
+def test_a_failing_bar_is_closed() -> None:
+    out = io.StringIO()
+    lines = PlainLines(out.write)
+    with pytest.raises(ValueError, match="oh"), lines.bar("work", 2):
+        raise ValueError("oh")
+    assert out.getvalue() == ""
+    assert lines._open == []
+
+
+def test_bars_on_a_terminal() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=160)
+    bars = RichBars(console)
+    with bars.bar("study", 4, "stages") as outer:
+        outer.advance()
+        with bars.bar("train [lora]", 0, "tokens") as inner:
+            inner.advance(30)
+            inner.note("loss [1.5]")
+            bars._display.refresh()
+            bars.say("a [word]")
+    text = out.getvalue()
+    for words in ("study", "25%", "1/4 stages", "  train [lora]", "left", "loss [1.5]", "a [word]"):
+        assert words in text
+    assert "\x1b[?25h" in text, "the cursor comes back"
