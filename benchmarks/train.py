@@ -51,16 +51,12 @@ class Setting:
         side: `laura` or `peer`.
         precision: Arithmetic of the matrix products, fp32 or bf16.
         arguments: What its program is told besides the work and the method.
-        methods: Methods it exists for.
-        comparable: Whether it is the same work as Laura's; the others are shown, not compared.
     """
 
     title: str
     side: str
     precision: str
     arguments: tuple[str, ...]
-    methods: tuple[str, ...] = ("lora", "full")
-    comparable: bool = True
 
 
 def peer_settings() -> list[Setting]:
@@ -82,8 +78,24 @@ def peer_settings() -> list[Setting]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare, run in turns, print the tables."""
+    """Run the benchmark; what the user can mend ends in one line and exit code 2."""
+    from laura.errors import LauraError
+
     options = read_options(arguments)
+    try:
+        compare(options)
+    except LauraError as error:
+        say(f"the benchmark cannot run: {error}")
+        return 2
+    except subprocess.CalledProcessError as error:
+        say(f"the peer could not be installed into {PEER_HOME} (pip ended with exit code "
+            f"{error.returncode}); see pip's message above")  # fmt: skip
+        return 2
+    return 0
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Prepare, run in turns, print the tables."""
     laura = laura_setting(options.precision)
     settings = peer_settings()
     with tempfile.TemporaryDirectory() as scratch:
@@ -96,21 +108,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tallies: dict[str, list[Tally]] = {}
         rates: list[dict[str, float]] = []
         for method in options.methods:
-            wanted = [s for s in [laura, *settings] if method in s.methods]
-            tallies[method] = [Tally(s.title, s.side, s.precision, s.comparable) for s in wanted]
+            tallies[method] = [Tally(s.title, s.side, s.precision) for s in [laura, *settings]]
+        chosen = {method: {s.title for s in [laura, *settings]} for method in options.methods}
         for turn in range(options.rounds):
             rates.append(runner.measure_machine())
             say(f"round {turn + 1} of {options.rounds}: matrix product "
                 + ", ".join(f"{name} {rate:.0f}" for name, rate in rates[-1].items())
                 + " GFLOP/s")  # fmt: skip
             for method in options.methods:
-                chosen = finalists(tallies[method]) if turn else None
-                for setting in [laura, *settings]:
-                    tally = next((t for t in tallies[method] if t.title == setting.title), None)
-                    if tally is None or (chosen is not None and tally.title not in chosen):
-                        continue
-                    tally.add(runner.run(setting, method, peer_python))
-                    say(f"  {method}: {tally.last_line()}")
+                for setting, tally in zip([laura, *settings], tallies[method], strict=True):
+                    if setting.title in chosen[method]:
+                        tally.add(runner.run(setting, method, peer_python))
+                        say(f"  {method}: {tally.last_line()}")
+                if turn == 0:
+                    chosen[method] = finalists(tallies[method])
     report = [method_table(m, tallies[m], facts, rates) for m in options.methods]
     say("\n" + "\n\n".join(report))
     if options.output:
@@ -120,12 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "verdicts": {m: verdict(m, tallies[m]) for m in options.methods},
         }  # fmt: skip
         Path(options.output).write_text(json.dumps(results, indent=1) + "\n")
-    return 0
 
 
 def finalists(tallies: list[Tally]) -> set[str]:
-    """Laura, and the settings of the peer that were fastest so far."""
-    peers = [t for t in tallies if t.side == "peer" and t.comparable and t.rates]
+    """Laura, and the settings of the peer that were fastest."""
+    peers = [t for t in tallies if t.side == "peer" and t.rates]
     peers.sort(key=lambda tally: -tally.tokens_per_second)
     return {t.title for t in [*(t for t in tallies if t.side == "laura"), *peers[:FINALISTS]]}
 

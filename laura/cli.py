@@ -190,7 +190,7 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Items of each task.", show_default="all"),
+        typer.Option(min=2, metavar="N", help="Items of each task.", show_default="all"),
     ] = None,
     settings: SetOption = None,
     data_dir: DataOption = None,

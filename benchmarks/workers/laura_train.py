@@ -26,11 +26,13 @@ class StepClock:
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.core_ends: list[float] = []
 
     def advance(self, amount: float = 1.0) -> None:
         """Note the time; advancing by nothing is only the loop's greeting."""
         if amount > 0:
             self.ends.append(time.perf_counter())
+            self.core_ends.append(time.process_time())
 
     def note(self, text: str) -> None:
         """Ignore remarks."""
@@ -96,9 +98,10 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
         metrics = run.metrics()
     if state != "done":
         raise RuntimeError(f"the benchmark's training ended as {state}")
-    first, ends = max(options.warmup, 1), clock.ends
+    first, ends, core_ends = max(options.warmup, 1), clock.ends, clock.core_ends
     return {
         "seconds": [ends[at] - ends[at - 1] for at in range(first, len(ends))],
+        "core_seconds": [core_ends[at] - core_ends[at - 1] for at in range(first, len(ends))],
         "tokens": [sum(len(row.token_ids) for row in batch) for batch in plan.batches[first:]],
         "losses": [row["loss"] for row in metrics],
         # Up to the last step, like the peer's; writing the weights is not training.

@@ -199,7 +199,8 @@ def _generation(engine: Engine, name: str, entry: TaskEntry, material: Material)
     shots, new_tokens = section.gsm8k_shots, section.gsm8k_tokens
     rows = material.rows(name, entry.split)[: section.limit]
     training = material.rows(name, module.TRAINING_SPLIT) if shots else []
-    questions = module.questions(rows, training, shots, new_tokens)
+    sampler = module.Shots(section.gsm8k_sampler)
+    questions = module.questions(rows, training, shots, new_tokens, sampler)
 
     def measure() -> Measured:
         answers = engine.generate([question.request for question in questions])
@@ -211,7 +212,7 @@ def _generation(engine: Engine, name: str, entry: TaskEntry, material: Material)
             samples.append(sample)
         return items, samples
 
-    version = module.version(shots, new_tokens)
+    version = module.version(shots, new_tokens, sampler)
     return _Plan(version, [(question.index, None) for question in questions], measure)
 
 

@@ -225,8 +225,8 @@ class Engine:
         """KL(reference || model) in nats where a supervised token is predicted.
 
         Over the full vocabulary: sum_v p_ref(v) (log p_ref(v) - log p(v)). Logits are
-        float32 whatever the precision: rounded to bfloat16 they alone add about 5e-4
-        nats, as much as a cautious finetuning.
+        float32 whatever the precision: rounding them to bfloat16 alone adds about
+        5e-4 nats (SmolLM2-135M on GSM8K), which would hide small divergences.
 
         Args:
             documents: What both models read.
@@ -256,8 +256,7 @@ class Engine:
                     reference_hidden = self._hidden(module, row)
                 nats: list[float] = []
                 for part in _chunks(len(row.targets)):
-                    with switch():
-                        expected = self._log_probabilities(reference_head, reference_hidden[part])
+                    expected = self._log_probabilities(reference_head, reference_hidden[part])
                     found = self._log_probabilities(self.head, hidden[part])
                     nats += (expected.exp() * (expected - found)).sum(-1).tolist()
                 _deal(nats, row, asked, results)

@@ -283,7 +283,8 @@ def _check_same_study(store: StudyStore, recipe: Recipe, bench: Workbench, data:
         if changed:
             raise StoreError(
                 f"{store.folder} holds a study with another {', '.join(changed)}; its "
-                "results cannot be compared with new ones: choose another folder with --out, or another name"
+                "results cannot be compared with new ones: choose another folder with --out, "
+                "or another name"
             )
     parameters = sum(p.numel() for p in base.model.parameters())
     trainable = {name: bench.count_trainable(arm) for name, arm in recipe.arms.items()}

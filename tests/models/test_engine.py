@@ -375,23 +375,21 @@ def test_packs_keep_order_and_limit() -> None:
 def test_gsm8k_answers_equal_transformers(
     smollm2: Any, shared_data: Path, same_shots: bool
 ) -> None:
-    path = next((shared_data / "gsm8k").glob("*train*.jsonl*"), None)
-    if path is None:
-        pytest.skip("no GSM8K rows")
-    rows = [json.loads(line) for line in path.read_text().splitlines()[:12]]
+    lines = (shared_data / "gsm8k" / "test.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines[:12]]
     shots = [f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in rows]
     prompts = [
         "".join(shots[:2] if same_shots else shots[i : i + 2])
         + f"Question: {rows[i + 4]['question']}\nAnswer:"
-        for i in range(4)
+        for i in range(3)
     ]
     engine = Engine(smollm2.model, smollm2.tokenizer)
-    answers = engine.generate([GenerateRequest(p, ("Question:",), 48) for p in prompts])
+    answers = engine.generate([GenerateRequest(p, ("Question:",), 24) for p in prompts])
     reference = eager_copy(smollm2.model)
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([smollm2.tokenizer.encode(prompt)])
         output = reference.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, do_sample=False
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
         )
         text = smollm2.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         assert answer.text == text.split("Question:")[0]

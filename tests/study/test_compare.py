@@ -1,0 +1,180 @@
+"""A whole comparison on the tiny model: what it writes, and that killing it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from laura.errors import RecipeError, StoreError, UsageError
+from laura.recipe_reading import parse_recipe
+from laura.results import TaskResult
+from laura.store import StudyStore
+from laura.study.compare import compare, write_summary
+from laura.study.single import train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_data: Path) -> Any:
+    """A finished study, shared by the tests that only read it."""
+    from tests.study.conftest import RECIPE
+
+    text = RECIPE.format(model=tiny_folder, folder=tiny_data)
+    recipe = parse_recipe(text)
+    folder = tmp_path_factory.mktemp("study") / "tiny"
+    return recipe, folder, compare(recipe, study=folder)
+
+
+def test_every_arm_has_its_grid_its_best_rate_and_its_seeds(finished: Any) -> None:
+    _, _, summary = finished
+    for arm, rates in (("full", [1e-3, 3e-3]), ("lora", [1e-2, 3e-2])):
+        points = [p for p in summary["points"] if p["arm"] == arm]
+        # two rates x two budgets with the first seed, the best rate x two budgets with the second
+        assert len(points) == 6
+        last = [p for p in points if p["budget"] == 1200 and p["seed"] == 0]
+        assert sorted(p["learning_rate"] for p in last) == rates
+        best = min(last, key=lambda p: p["validation_loss"]["value"])["learning_rate"]
+        assert {p["learning_rate"] for p in points if p["seed"] == 1} == {best}
+        known = next(a for a in summary["arms"] if a["name"] == arm)
+        assert known["best_learning_rate"] == best
+        assert all(p["selected"] == (p["learning_rate"] == best) for p in points)
+    assert summary["verdict"]["headline"] and summary["verdict"]["caveats"]
+
+
+def test_changes_are_taken_against_the_base_item_by_item(finished: Any) -> None:
+    _, folder, summary = finished
+    store = StudyStore(folder)
+    base = TaskResult.read(store.base_evaluation("target_loss"))
+    assert summary["base"]["scores"]["kl"]["value"] == 0
+    for point in summary["points"]:
+        tuned = TaskResult.read(store.run(point["run"]).evaluation(point["step"], "target_loss"))
+        totals = [
+            sum(i["nats"] for i in r.items) / sum(i["tokens"] for i in r.items)
+            for r in (base, tuned)
+        ]
+        change = point["learning"]["target_loss"]
+        assert change["change"] == pytest.approx(totals[1] - totals[0])
+        assert change["stderr"] > 0
+        assert point["scores"]["target_loss"]["n"] == len(base.items) == 10
+        assert point["forgetting"]["kl"]["change"] > 0
+
+
+def test_the_base_is_measured_before_anything_is_trained(finished: Any) -> None:
+    _, folder, _ = finished
+    base = max(p.stat().st_mtime_ns for p in (folder / "base" / "evals").glob("*.json"))
+    assert base < min(p.stat().st_mtime_ns for p in folder.glob("runs/*/run.json"))
+
+
+def test_a_second_call_repeats_nothing_and_the_summary_can_be_rebuilt(finished: Any) -> None:
+    recipe, folder, summary = finished
+    before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
+    again = compare(recipe, study=folder)
+    after = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
+    assert again == summary and before == after
+    (folder / "summary.json").unlink()
+    assert write_summary(StudyStore(folder), recipe) == summary
+
+
+def test_checkpoints_load_in_transformers_and_peft(finished: Any) -> None:
+    from peft import PeftConfig
+    from transformers import AutoModelForCausalLM
+
+    _, folder, summary = finished
+    for point in summary["points"][:1] + summary["points"][-1:]:
+        checkpoint = StudyStore(folder).run(point["run"]).checkpoint(point["step"])
+        if point["arm"] == "full":
+            assert AutoModelForCausalLM.from_pretrained(checkpoint).num_parameters() > 0
+        else:
+            assert PeftConfig.from_pretrained(checkpoint).r == 4
+
+
+def test_one_run_by_itself_is_the_run_of_the_comparison(finished: Any, tmp_path: Path) -> None:
+    recipe, _, summary = finished
+    with pytest.raises(UsageError, match="several rates"):
+        train(recipe, arm="lora", study=tmp_path / "one")
+    with pytest.raises(UsageError, match="no arm 'lroa'"):
+        train(recipe, arm="lroa", study=tmp_path / "one")
+    made = train(recipe, arm="lora", learning_rate=0.01, study=tmp_path / "one")
+    known = {p["run"]: p for p in summary["points"]}
+    for point in made["summary"]["points"]:
+        assert point["scores"] == known[point["run"]]["scores"]
+
+
+def test_another_base_data_or_measure_is_refused(finished: Any) -> None:
+    recipe, folder, _ = finished
+    other = recipe.model_copy(
+        update={"measure": recipe.measure.model_copy(update={"loss_documents": 9})}
+    )
+    with pytest.raises(StoreError, match="another measure"):
+        compare(other, study=folder)
+
+
+def test_one_shared_rate_needs_a_flag(recipe_text: str) -> None:
+    text = recipe_text.replace("[1e-3, 3e-3]", "[1e-3]").replace("[1e-2, 3e-2]", "[1e-3]")
+    with pytest.raises(RecipeError, match="shared learning rate"):
+        parse_recipe(text)
+    assert parse_recipe(text, ["search.allow_shared_rate=true"])
+
+
+def test_a_damaged_checkpoint_is_named_and_finished_runs_stay(
+    finished: Any, tmp_path: Path
+) -> None:
+    import shutil
+
+    from laura.errors import CheckpointError
+
+    recipe, folder, summary = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    point = summary["points"][0]
+    run = StudyStore(copy).run(point["run"])
+    run.evaluation(point["step"], "kl").unlink()
+    weights = next(run.checkpoint(point["step"]).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match=r"SHA-256.*give the same command again"):
+        compare(recipe, study=copy)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_gives_the_same_summary(
+    finished: Any, tiny_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Five SIGKILLs at random moments, then the same command to its end."""
+    from tests.study.conftest import RECIPE
+
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=tiny_folder, folder=tiny_data))
+    _, _, summary = finished
+    command = [
+        sys.executable, "-m", "laura.cli", "compare", str(tmp_path / "recipe.yaml"),
+        "--out", str(tmp_path / "study"),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    moments, kills = random.Random(1), 0
+    started = time.monotonic()
+    while kills < 5 and time.monotonic() - started < 240:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        # Wait for the folder to exist, then for a random while: not only start-up is hit.
+        while not (tmp_path / "study" / "study.json").exists() and process.poll() is None:
+            time.sleep(0.05)
+        try:
+            process.wait(timeout=moments.uniform(0.5, 6.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:
+            break
+    assert kills >= 3
+    finish = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
+    assert finish.returncode == 0, finish.stderr.decode()
+    assert json.loads((tmp_path / "study" / "summary.json").read_text()) == summary
