@@ -31,6 +31,7 @@ from tables import GOALS, Tally, method_table, verdict
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PEER_HOME = ROOT / ".venvs" / "trl"
+sys.path.insert(0, str(ROOT))  # measure this checkout, installed or not
 REQUIREMENTS = HERE / "peers" / "trl-requirements.txt"
 
 MODEL = "smollm2-135m-instruct-q4"

@@ -8,7 +8,7 @@ and runs several in one pass; model files stay unaware.
     y = W x + scale * B (A x),   scale = alpha / r, or alpha / sqrt(r) (rsLoRA)
 
 A starts Kaiming-uniform and B at zero, as in PEFT, so the update starts at zero.
-Source: Hu et al. 2021, arXiv:2106.09685; paper notes 1.1, 6.2, 9 (fact 2).
+Source: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA).
 """
 
 from __future__ import annotations

@@ -355,6 +355,6 @@ def _estimate(fields: Fields, field: str, n: int) -> Estimate:
 
 
 def _with_mean(scores: dict[str, Estimate], forgetting: list[str]) -> dict[str, Estimate]:
-    """Add the mean of the accuracies that were measured (paper notes 2.2)."""
+    """Add the mean of the accuracies that were measured (Biderman et al. 2024, section 3)."""
     parts = [scores[name] for name in ACCURACIES if name in forgetting and name in scores]
     return {**scores, MEAN: mean_of_tasks(parts)} if parts else scores

@@ -48,6 +48,7 @@ def compare(
         further = (len(recipe.seeds) - 1) * len(recipe.arms)
         further *= len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
         with progress.bar("study", 1 + len(grid) + further, "stages") as bar:
+            session.check(grid)
             session.base_results()
             bar.advance()
             for spec in grid:

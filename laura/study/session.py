@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from laura.errors import StoreError
 from laura.evals.runner import Material, RowProvider, evaluate, file_rows
+from laura.evals.tasks import find
 from laura.models.attention import Documents
 from laura.models.device import autocast, pick_device, resolve_precision
 from laura.models.engine import Engine
@@ -81,6 +82,20 @@ class Session:
     rows: RowProvider
     progress: Progress = SILENT
     _plans: dict[str, BatchPlan] = field(default_factory=dict)
+
+    def check(self, specs: Iterable[RunSpec]) -> None:
+        """Find what would stop the study later: missing benchmark rows, unusable budgets.
+
+        Raises:
+            DataError: rows are missing, an example is too long, a budget is
+                less than a step.
+        """
+        for name in self._task_names():
+            split = find(name).split
+            if split:
+                self.rows(name, split)
+        for spec in {str(spec.budget): spec for spec in specs}.values():
+            self._plan(spec)
 
     def base_results(self) -> None:
         """Measure the base, before anything is trained."""
@@ -229,7 +244,7 @@ class Session:
         def validate() -> float:
             model.eval()
             total, count = 0.0, 0
-            with torch.inference_mode(), autocast(model.device, dtype):
+            with torch.no_grad(), autocast(model.device, dtype):
                 for document in documents:
                     ids = torch.tensor([document.token_ids], device=model.device)
                     wanted = torch.tensor([*document.supervised[1:], False], device=model.device)

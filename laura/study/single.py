@@ -52,9 +52,11 @@ def train(
         raise UsageError(f"--learning-rate must be above 0 and at most 1, came {rate:g}")
     chosen = recipe.seeds[0] if seed is None else seed
     with open_study(recipe, study, data_dir, device, progress) as session:
+        specs = session.specs(arm, rate, chosen)
+        session.check(specs)
         session.base_results()
         runs = []
-        for spec in session.specs(arm, rate, chosen):
+        for spec in specs:
             state = session.carry_out(spec)
             run = session.run_store(spec)
             folders = sorted(str(p) for p in (run.folder / "checkpoints").glob("[0-9]*"))

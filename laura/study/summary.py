@@ -227,7 +227,7 @@ def _arm(name: str, evidence: Evidence) -> dict[str, Any]:
 
 def _run(known: dict[str, Any], run: RunStore, evidence: Evidence) -> dict[str, Any]:
     failed = run.folder / "failed.json"
-    rows = run.metrics()
+    rows = _longest_path(run.metrics())
     stride = max(1, len(rows) // CURVE_POINTS)
     budgets = [mark["budget"] for mark in known["points"]]
     return {
@@ -241,6 +241,12 @@ def _run(known: dict[str, Any], run: RunStore, evidence: Evidence) -> dict[str, 
         "loss_curve": [[row["tokens"], row["loss"]] for row in rows[::stride]],
         "selected": evidence.best.get(known["arm"]) == known["learning_rate"],
     }
+
+
+def _longest_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that lead to the last budget: the trunk, and only its last cooldown."""
+    fork = max((r["step"] for r in rows if not r["leg"].startswith("branch")), default=0)
+    return [r for r in rows if not r["leg"].startswith("branch") or r["step"] > fork]
 
 
 def _point(point: Point, evidence: Evidence) -> dict[str, Any]:
@@ -279,7 +285,7 @@ def _changes(tasks: Sequence[str], point: Point, evidence: Evidence) -> dict[str
 
 
 def _mean_change(point: Point, evidence: Evidence) -> dict[str, Any]:
-    """Mean of the three accuracies (paper notes 2.2) and its change from the base."""
+    """Mean of the three accuracies (Biderman et al. 2024, section 3) and its change from the base."""
     tasks = [t for t in ACCURACIES if t in evidence.recipe.measure.forgetting]
     if not tasks or any(t not in point.results or t not in evidence.base for t in tasks):
         return {}

@@ -160,7 +160,10 @@ def _pair_sentence(
     learnt = compare_arms(leading, measured[first], measured[second], higher)
     kept, where = _forgetting_difference(first, second, measured, evidence)
     learning_words = _words(learnt, "learnt more", f"on {TASKS[leading].title}", "learning")
-    return f"{learning_words}; {_words(kept, 'forgot less', where, 'forgetting')}."
+    sentence = f"{learning_words}; {_words(kept, 'forgot less', where, 'forgetting')}."
+    # An arm's name keeps its spelling, our own words begin as a sentence does.
+    own = sentence.startswith(("in ", "learning "))
+    return sentence[0].upper() + sentence[1:] if own else sentence
 
 
 def _forgetting_difference(

@@ -2,7 +2,7 @@
 
 A product of (N x I) by (I x O) counts 2 N I O. Per trained matrix the forward
 pass is one product and the backward pass two; a frozen matrix needs only one
-backward (paper notes 9, fact 5). Attention counts the pairs that are computed.
+backward (Schulman et al. 2025, LoRA Without Regret). Attention counts the pairs that are computed.
 """
 
 from __future__ import annotations

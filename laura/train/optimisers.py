@@ -23,7 +23,7 @@ class DecoupledLion(torch.optim.Optimizer):
 
     The decay follows the schedule's shape but not the rate's height: the same
     coefficient in AdamW's convention would be wd / lr.
-    Source: llm-foundry's DecoupledLionW, as in the paper notes, section 1.3.
+    Source: llm-foundry's DecoupledLionW, which Biderman et al. 2024 trained with.
 
     Args:
         parameters: Tensors to train.

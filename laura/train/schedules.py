@@ -3,7 +3,7 @@
 A run is one leg, except with a trapezoidal schedule and several budget points:
 then one trunk at the full rate forks before each point, and each fork cools
 down to zero over the last share of its budget. That is how the paper gets eight
-budgets out of one 20 B run (paper notes 1.3, CPT smaller budgets).
+budgets out of one 20 B run (Biderman et al. 2024, continued pretraining).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def rate_factor(section: TrainSection, leg: Leg, step: int) -> float:
     cosine: linear warm-up, then half a cosine from 1 to `final_factor`.
     constant: linear warm-up, then 1.
     trapezoidal: linear warm-up, 1 on the trunk, and on a branch linearly toward
-    0, which it would reach one step after its last (paper notes 1.3).
+    0, which it would reach one step after its last (Biderman et al. 2024).
     """
     if step < leg.warmup:
         return (step + 1) / leg.warmup
