@@ -96,9 +96,9 @@ def flops_per_token(method: str, facts: dict[str, Any]) -> float:
     maps = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden),
             (hidden, inner), (hidden, inner), (inner, hidden)]  # fmt: skip
     layers = config["num_hidden_layers"]
-    body = layers * sum(rows * columns for rows, columns in maps)
-    low_rank = layers * facts["rank"] * sum(rows + columns for rows, columns in maps)
-    head = hidden * config["vocab_size"] * facts["labelled_share"]
+    body = float(layers * sum(rows * columns for rows, columns in maps))
+    low_rank = float(layers * facts["rank"] * sum(rows + columns for rows, columns in maps))
+    head = float(hidden * config["vocab_size"] * facts["labelled_share"])
     if method == "full":
         return 6.0 * (body + head)
     return 4.0 * (body + head) + 6.0 * low_rank

@@ -89,14 +89,14 @@ def train(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
     tokens: list[int] = []
     losses: list[float] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc,unused-ignore]
         """Notes when each optimiser step has ended."""
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
             core_ends.append(time.process_time())
 
-    class Counted(SFTTrainer):
+    class Counted(SFTTrainer):  # type: ignore[misc,unused-ignore]
         """Counts the tokens that are not padding as they go in."""
 
         def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:

@@ -132,7 +132,7 @@ class LoraLinear(nn.Module):
         if route.segments is None and self.base.bias is None and not self._drops():
             assert route.slot is not None
             slot = route.slot
-            dtype = _arithmetic(x)
+            dtype = arithmetic(x)
             return lora_product(
                 route.cast(x, dtype), self._weight(x), self.A[slot], self.B[slot], self.scales[slot]
             )
@@ -161,7 +161,7 @@ class LoraLinear(nn.Module):
     def _low_rank(self, x: Tensor, slot: int) -> Tensor:
         if self._drops():
             x = functional.dropout(x, self.dropout, training=True)
-        x = x.to(_arithmetic(x))
+        x = x.to(arithmetic(x))
         inner = functional.linear(x, self.A[slot].to(x.dtype))
         return functional.linear(inner, self.B[slot].to(x.dtype)) * self.scales[slot]
 
@@ -175,7 +175,7 @@ class LoraLinear(nn.Module):
         its cache, which holds only what is being trained.
         """
         source = self.base.weight if self.merged is None else self.merged
-        dtype = _arithmetic(x)
+        dtype = arithmetic(x)
         if source.dtype == dtype:
             return source
         if self._cast is None or self._cast.dtype != dtype:
@@ -187,7 +187,8 @@ class LoraLinear(nn.Module):
         self._cast = None
 
 
-def _arithmetic(x: Tensor) -> torch.dtype:
+def arithmetic(x: Tensor) -> torch.dtype:
+    """The type in which matrix products on `x` run: autocast's, or its own."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)

@@ -51,10 +51,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: the gradient of a large output map is not held twice.
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
-            None if grad_hidden is None else grad_hidden * grads[0],
-            None if grad_weight is None else grad_weight * grads[0],
+            None if grad_hidden is None else grad_hidden.mul_(grads[0]),
+            None if grad_weight is None else grad_weight.mul_(grads[0]),
             None,
             None,
         )

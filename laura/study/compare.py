@@ -45,10 +45,12 @@ def compare(
             for rate in sorted(arm.learning_rates)
             for spec in session.specs(name, rate, recipe.seeds[0])
         ]
-        further = (len(recipe.seeds) - 1) * len(recipe.arms)
-        further *= len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
+        session.check(grid)
+        # What stands is not counted, or the time left would be judged by its speed.
+        grid = [spec for spec in grid if not session.finished(spec)]
+        each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
+        further = (len(recipe.seeds) - 1) * len(recipe.arms) * each
         with progress.bar("study", 1 + len(grid) + further, "stages") as bar:
-            session.check(grid)
             session.base_results()
             bar.advance()
             for spec in grid:

@@ -116,6 +116,14 @@ class Session:
         """The folder of a run; its name is the hash of everything that determines it."""
         return self.store.run(run_id(self._identity(spec)))
 
+    def finished(self, spec: RunSpec) -> bool:
+        """Whether a run has ended and every budget point it reached was measured."""
+        run = self.run_store(spec)
+        if run.state not in ("done", "diverged"):
+            return False
+        steps = [step for step in self._plan(spec).points if run.checkpoint(step).is_dir()]
+        return all(run.evaluation(s, name).is_file() for s in steps for name in self._task_names())
+
     def carry_out(self, spec: RunSpec) -> str:
         """Train a run, measure each of its budget points; returns its state."""
         run = self.run_store(spec)

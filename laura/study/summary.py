@@ -285,7 +285,7 @@ def _changes(tasks: Sequence[str], point: Point, evidence: Evidence) -> dict[str
 
 
 def _mean_change(point: Point, evidence: Evidence) -> dict[str, Any]:
-    """Mean of the three accuracies (Biderman et al. 2024, section 3) and its change from the base."""
+    """Mean of the accuracies (Biderman et al. 2024, section 3) and its change from the base."""
     tasks = [t for t in ACCURACIES if t in evidence.recipe.measure.forgetting]
     if not tasks or any(t not in point.results or t not in evidence.base for t in tasks):
         return {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from laura.errors import DivergenceError
 from laura.models.device import reset_peak_memory
+from laura.models.lean import lean
 from laura.progress import SILENT, Progress
 from laura.recipe import TrainSection
 from laura.store import RunStore, disk_faults, read_json, remove_leftovers, write_folder, write_json
@@ -73,7 +74,7 @@ def train_run(
         validate=validate,
     )
     try:
-        with progress.bar(title, trainer.tokens_of(legs), "tokens") as bar:
+        with lean(model), progress.bar(title, trainer.tokens_of(legs), "tokens") as bar:
             for leg in legs:
                 _run_leg(trainer, leg, legs, run, bar)
     except DivergenceError as error:

@@ -1,0 +1,117 @@
+"""Parts of a Llama block that keep less for the gradient while a model is trained.
+
+The values are transformers' own, rounded at the same places; only what is kept
+differs. A norm keeps its input, which the residual stream holds anyway, and
+hands its output on in the pass's arithmetic, so that the maps that read it
+share one copy. The gated unit recomputes its activation.
+
+Only modules of exactly the Llama form are exchanged; others stay as they are.
+
+Shapes: N tokens, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from laura.models.lora import arithmetic
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_C: Tensor, epsilon: float, dtype: torch.dtype
+    ) -> Tensor:
+        wide = x.float()
+        square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
+        inverse = square.add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight_C, inverse)
+        return (wide * inverse).mul_(weight_C).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        wide = x.float()
+        slope = grads[0].float()
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (slope * wide * inverse).flatten(0, -2).sum(0).to(weight.dtype)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            slope = slope * weight
+            pull = (slope * wide).sum(-1, keepdim=True).mul_(inverse.pow(3)) / x.shape[-1]
+            grad_x = slope.mul_(inverse).addcmul_(wide, pull, value=-1).to(x.dtype)
+        return grad_x, grad_weight, None, None
+
+
+class _GatedUnit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad_up = functional.silu(gate).mul_(grads[0])
+        grad_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
+        return grad_gate, grad_up
+
+
+class LeanNorm(nn.Module):
+    """A root-mean-square norm, weight * x / sqrt(mean(x^2) + epsilon)."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised x, in the arithmetic of the pass."""
+        result: Tensor = _RmsNorm.apply(x, self.weight, self.epsilon, arithmetic(x))  # type: ignore[no-untyped-call]
+        return result
+
+
+class LeanGatedUnit(nn.Module):
+    """down(silu(gate(x)) * up(x)), with the block's own maps."""
+
+    def __init__(self, unit: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = unit.gate_proj, unit.up_proj, unit.down_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The unit's output, (..., C)."""
+        result: Tensor = self.down_proj(_GatedUnit.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-untyped-call]
+        return result
+
+
+@contextmanager
+def lean(model: nn.Module) -> Iterator[None]:
+    """Within the block, norms and gated units keep less; afterwards the originals are back."""
+    changed: list[tuple[nn.Module, str, nn.Module]] = []
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            thin = _thinner(child)
+            if thin is not None:
+                changed.append((parent, name, child))
+                setattr(parent, name, thin.train(child.training))
+    try:
+        yield
+    finally:
+        for parent, name, child in changed:
+            setattr(parent, name, child)
+
+
+def _thinner(module: nn.Module) -> nn.Module | None:
+    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+    if type(module) is LlamaRMSNorm:
+        return LeanNorm(module)
+    if type(module) is LlamaMLP and module.config.hidden_act == "silu":
+        return LeanGatedUnit(module)
+    return None

@@ -1,0 +1,70 @@
+"""Lean norms and gated units against transformers' own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from laura.models.attention import Documents
+from laura.models.device import autocast
+from laura.models.lean import LeanGatedUnit, LeanNorm, lean
+from laura.models.lora import LoraSettings, attach
+from laura.models.losses import packed_loss_sum
+
+CPU = torch.device("cpu")
+
+
+def _gradients(model: Any, dtype: torch.dtype) -> tuple[float, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    ids = torch.randint(3, 512, (1, 24))
+    inputs = {"input_ids": ids, "documents": Documents([10, 14])}
+    model.zero_grad()
+    with autocast(CPU, dtype):
+        loss = packed_loss_sum(model, inputs, ids[0].roll(-1), dtype)
+    loss.backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    return float(loss.detach()), {n: p.grad.clone() for n, p in trained.items()}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_gradients_equal_those_of_the_modules_replaced(tiny_model: Any, method: str) -> None:
+    if method == "lora":
+        attach(tiny_model, LoraSettings(rank=4), seed=0)
+        with torch.no_grad():
+            for name, parameter in tiny_model.named_parameters():
+                if name.endswith(".B"):
+                    parameter.normal_(std=0.1)
+    else:
+        with torch.no_grad():
+            for name, parameter in tiny_model.named_parameters():
+                if "norm" in name:
+                    parameter.uniform_(0.5, 1.5)
+    loss, expected = _gradients(tiny_model, torch.float32)
+    with lean(tiny_model):
+        kinds = {type(module) for module in tiny_model.modules()}
+        assert {LeanNorm, LeanGatedUnit} <= kinds
+        found_loss, found = _gradients(tiny_model, torch.float32)
+    assert found_loss == pytest.approx(loss, rel=1e-6)
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=2e-5, rtol=1e-4)
+
+
+def test_mixed_precision_rounds_at_the_same_places(tiny_model: Any) -> None:
+    loss, expected = _gradients(tiny_model, torch.bfloat16)
+    with lean(tiny_model):
+        found_loss, found = _gradients(tiny_model, torch.bfloat16)
+    assert found_loss == pytest.approx(loss, rel=1e-4)
+    for name, gradient in expected.items():
+        error = (found[name] - gradient).norm() / gradient.norm()
+        assert error < 0.02, name
+
+
+def test_the_originals_are_back_afterwards_and_state_has_the_same_names(tiny_model: Any) -> None:
+    before, names = list(tiny_model.modules()), list(tiny_model.state_dict())
+    with pytest.raises(RuntimeError, match="stop"), lean(tiny_model):
+        assert list(tiny_model.state_dict()) == names
+        raise RuntimeError("stop")
+    assert list(tiny_model.modules()) == before
