@@ -32,7 +32,8 @@ class _RmsNorm(torch.autograd.Function):
         square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
         inverse = square.add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight_C, inverse)
-        return (wide * inverse).mul_(weight_C).to(dtype)
+        normed: Tensor = (wide * inverse).mul_(weight_C)
+        return normed.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -112,6 +113,6 @@ def _thinner(module: nn.Module) -> nn.Module | None:
 
     if type(module) is LlamaRMSNorm:
         return LeanNorm(module)
-    if type(module) is LlamaMLP and module.config.hidden_act == "silu":
+    if type(module) is LlamaMLP and getattr(module.config, "hidden_act", None) == "silu":
         return LeanGatedUnit(module)
     return None
