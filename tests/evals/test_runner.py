@@ -211,7 +211,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"source_loss needs documents.*give data\.source_text"):
         _run(tmp_path, ["source_loss"], engine, _material(documents={}))
     with pytest.raises(DataError, match=r"winogrande has 1 item\(s\), a standard error needs"):
-        _run(tmp_path, ["winogrande"], engine, _material(section=MeasureSection(limit=1)))
+        _run(tmp_path, ["winogrande"], engine, _material(rows=lambda *key: ROWS[key][:1]))
     with pytest.raises(DataError, match=r"winogrande: row 0 .* needs 'sentence' as text"):
         _run(tmp_path, ["winogrande"], engine, _material(rows=lambda *_: [{}, {}]))
     assert engine.calls == []
