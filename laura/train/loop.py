@@ -63,6 +63,7 @@ class Trainer:
     _work: Work = field(init=False)
     _recent: list[float] = field(init=False, default_factory=list)
     _first: float | None = field(init=False, default=None)
+    _updating: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         named = self.model.named_parameters()
@@ -87,17 +88,25 @@ class Trainer:
         step = self._begin(leg, bar)
         saved = time.monotonic()
         self.model.train()
-        while step < leg.end:
-            metrics = self._step(leg, step)
-            step += 1
-            self.run.append_metrics(metrics)
-            bar.advance(self._tokens[step] - self._tokens[step - 1])
-            bar.note(f"loss {metrics['loss']:.3f}")
-            if step in leg.points:
-                self.keep(step)
-            if time.monotonic() - saved >= 60 * self.section.checkpoint_minutes and step < leg.end:
+        try:
+            while step < leg.end:
+                metrics = self._step(leg, step)
+                step += 1
+                self._updating = False
+                self.run.append_metrics(metrics)
+                bar.advance(self._tokens[step] - self._tokens[step - 1])
+                bar.note(f"loss {metrics['loss']:.3f}")
+                if step in leg.points:
+                    self.keep(step)
+                due = time.monotonic() - saved >= 60 * self.section.checkpoint_minutes
+                if due and step < leg.end:
+                    self._save(leg, step)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            # Between two updates the weights are those of a step; within one they are not.
+            if not self._updating:
                 self._save(leg, step)
-                saved = time.monotonic()
+            raise
         self._save(leg, step)
         self.model.eval()
 
@@ -140,6 +149,7 @@ class Trainer:
         norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), limit))
         loss_nats = float(total) / labels
         self._check(loss_nats, norm, step)
+        self._updating = True
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started

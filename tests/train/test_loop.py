@@ -6,6 +6,8 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from laura.data.templates import Encoded
 from laura.errors import CheckpointError, DataError
 from laura.models.adapters import save_adapter
 from laura.models.lora import LoraSettings, attach
+from laura.progress import Silent
 from laura.recipe import BudgetSection, TrainSection
 from laura.store import RunStore
 from laura.train.batches import plan_batches
@@ -157,6 +160,44 @@ def test_killed_at_several_moments_ends_bit_identical(
     tables = [[{k: row[k] for k in keep} for row in run.metrics()] for run in (whole, killed)]
     assert tables[0] == tables[1]
     assert not (killed.folder / "resume").exists()
+
+
+class Interrupter(Silent):
+    """Raises KeyboardInterrupt at the n-th report, as Ctrl-C would."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    @contextmanager
+    def bar(self, title: str, total: float, unit: str = "") -> Iterator[Interrupter]:
+        """Be the bar as well."""
+        yield self
+
+    def advance(self, amount: float = 1.0) -> None:
+        """Count one report."""
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def note(self, text: str) -> None:
+        """Nothing to show."""
+
+
+def test_ctrl_c_keeps_the_last_step_and_the_run_goes_on_from_it(tmp_path: Path) -> None:
+    from tests.conftest import make_tiny_model
+
+    section = make_section()
+    plan = make_plan(section)
+    train(make_tiny_model(), tmp_path / "whole", section, plan)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_tiny_model(), tmp_path / "cut", section, plan, progress=Interrupter(5))
+    state = json.loads((tmp_path / "cut/resume/main/manifest.json").read_text())
+    assert state["facts"]["step"] == 4  # the first report greets, four steps were taken
+    model = make_tiny_model()
+    train(model, tmp_path / "cut", section, plan)
+    last = plan.points[-1]
+    one, other = weights(tmp_path / "whole", last), weights(tmp_path / "cut", last)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_branches_share_the_trunk_and_equal_a_run_of_their_own(tmp_path: Path) -> None:
