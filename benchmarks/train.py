@@ -2,6 +2,7 @@
 
     python benchmarks/train.py                          everything, 20 to 60 minutes
     python benchmarks/train.py --rounds 1 --steps 3 --methods lora
+    python benchmarks/train.py --rounds 2 --only "ing, bf16 autocast"    a few minutes
 
 Both sides train SmolLM2-135M on the same GSM8K tokens, loss on answers only,
 LoRA r=16 on all seven maps and full finetuning. Each training is a process of
@@ -97,8 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> None:
     """Prepare, run in turns, print the tables."""
+    from laura.errors import UsageError
+
     laura = laura_setting(options.precision)
-    settings = peer_settings()
+    settings = [s for s in peer_settings() if not options.only or options.only in s.title]
+    if not settings:
+        titles = "; ".join(s.title for s in peer_settings())
+        raise UsageError(f"--only {options.only!r} names no setting of the peer: {titles}")
     with tempfile.TemporaryDirectory() as scratch:
         runner = Runner(options, Path(scratch))
         say("preparing the peer's environment and the work")
@@ -271,6 +277,9 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of a turn (default 5)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them (default 2)")
     parser.add_argument("--methods", nargs="+", choices=("lora", "full"), default=["lora", "full"])
+    parser.add_argument(
+        "--only", default="", help="peer settings whose title has this, as 'packing'"
+    )
     precisions = ("auto", "bf16", "fp32")
     parser.add_argument("--precision", choices=precisions, default="auto", help="Laura's only")
     cores = len(os.sched_getaffinity(0))
