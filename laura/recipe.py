@@ -177,7 +177,7 @@ class TrainSection(Section):
         1024, ge=8, description="Tokens of one packed row; also the longest example."
     )
     rows_per_pass: int = Field(
-        1, ge=1, description="Rows that go through the model together; smaller needs less memory."
+        2, ge=1, description="Rows that go through the model together; smaller needs less memory."
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 autocast where the processor has bf16 arithmetic."
