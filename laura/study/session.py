@@ -37,11 +37,11 @@ from laura.store import (
 )
 from laura.study.environment import describe
 from laura.study.material import StudyData, prepare
+from laura.study.summary import VALIDATION
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.run import train_run
 
-VALIDATION = "validation_loss"
 RUN_FORMAT = 1  # counts up when the same recipe would train other weights
 
 
