@@ -1,8 +1,8 @@
 """Cross-entropy over a large vocabulary without ever holding all its logits.
 
 Logits exist only for positions that have a label, one chunk at a time, and
-their gradient is taken while the chunk is at hand. Memory is chunk x vocabulary,
-whatever the number of tokens.
+their gradient is taken while the chunk is at hand. Memory is chunk x vocabulary
+(group x vocabulary when the output map is trained), whatever the number of tokens.
 
 Shapes: N labelled positions, C hidden width, V vocabulary.
 """
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from laura.errors import ModelError
 
 CHUNK_POSITIONS = 256
+# Positions whose slopes enter the gradient of the output map together, a multiple of
+# the chunk: each product passes over the whole (V, C) gradient once.
+GROUP_POSITIONS = 1024
 IGNORED = -100
 
 
@@ -28,24 +31,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden, weight = hidden_NC.to(dtype), weight_VC.to(dtype)
         grad_hidden = torch.empty_like(hidden_NC) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight_VC) if wants_weight else None
+        grad_weight: Tensor | None = None
         total = hidden_NC.new_zeros((), dtype=torch.float32)
-        for start in range(0, hidden.shape[0], CHUNK_POSITIONS):
-            part = slice(start, start + CHUNK_POSITIONS)
-            logits = (hidden[part] @ weight.T).float()
-            target = labels_N[part, None]
-            norm = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (norm - logits.gather(1, target)).sum()
-            if not (wants_hidden or wants_weight):
-                continue
-            # The gradient of the loss with respect to the logits: softmax minus one-hot.
-            slope = logits.sub_(norm).exp_()
-            slope.scatter_add_(1, target, torch.full_like(target, -1, dtype=slope.dtype))
-            slope = slope.to(dtype)
+        count, chunk, group = len(hidden), CHUNK_POSITIONS, GROUP_POSITIONS
+        slopes = hidden.new_empty(min(group, count), len(weight)) if wants_weight else None
+        for start in range(0, count, chunk):
+            part = slice(start, start + chunk)
+            loss, exact = _loss_and_slope(hidden[part] @ weight.T, labels_N[part])
+            total += loss
+            first = start % group
+            place = None if slopes is None else slopes[first : first + len(exact)]
+            slope = exact.to(dtype) if place is None else place.copy_(exact)
             if grad_hidden is not None:
                 grad_hidden[part] = slope @ weight
-            if grad_weight is not None:
-                grad_weight += slope.T @ hidden[part]
+            done = start + len(slope)
+            if slopes is not None and (done == count or done % group == 0):
+                used = first + len(slope)
+                product = slopes[:used].T @ hidden[done - used : done]
+                # The first product is the sum so far: nothing is filled with zeros.
+                grad_weight = _added(grad_weight, product, weight_VC.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -59,6 +63,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _loss_and_slope(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the losses, and their gradient by the logits: softmax minus one-hot, float32."""
+    logits, target = logits_NV.float(), labels_N[:, None]
+    highest = logits.amax(dim=-1, keepdim=True)
+    chosen = logits.gather(1, target)
+    # One exponential serves both the normaliser and the softmax.
+    weights = logits.sub_(highest).exp_()
+    norm = weights.sum(dim=-1, keepdim=True)
+    slope = weights.div_(norm)
+    slope.scatter_add_(1, target, torch.full_like(chosen, -1))
+    return (norm.log() + highest - chosen).sum(), slope
+
+
+def _added(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
+    return part.to(dtype) if total is None else total.add_(part)
 
 
 def loss_sum(hidden_NC: Tensor, head: nn.Linear, labels_N: Tensor, dtype: torch.dtype) -> Tensor:

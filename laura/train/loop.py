@@ -145,8 +145,7 @@ class Trainer:
             loss = self._pass_loss(rows)
             (loss / labels).backward()
             total += loss.detach()
-        limit = self.section.clip if self.section.clip is not None else math.inf
-        norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), limit))
+        norm = self._clip()
         loss_nats = float(total) / labels
         self._check(loss_nats, norm, step)
         self._updating = True
@@ -177,6 +176,17 @@ class Trainer:
         inputs, labels = model_inputs(rows, self._device)
         with autocast(self._device, self._dtype):
             return packed_loss_sum(self.model, inputs, labels, self._dtype)
+
+    def _clip(self) -> float:
+        """Scale the gradients down to `train.clip` if they are longer; returns their norm."""
+        trained = list(self._parameters.values())
+        gradients = [p.grad for p in trained if p.grad is not None]
+        total = nn.utils.get_total_norm(gradients)
+        norm, limit = float(total), self.section.clip
+        # torch's clip_grad_norm_ multiplies by one where nothing is to be clipped.
+        if limit is not None and norm > limit:
+            nn.utils.clip_grads_with_norm_(trained, limit, total)
+        return norm
 
     def _check(self, loss: float, norm: float, step: int) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -82,13 +82,14 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(RunStore(folder).checkpoint(step) / "weights.safetensors")
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+# The second limit lies above every norm: nothing is clipped, by torch's rule too.
+@pytest.mark.parametrize(("decay", "clip"), [(0.0, 0.5), (0.1, 1e3)])
 def test_training_equals_a_naive_loop_over_documents(
-    tiny_model: Any, tmp_path: Path, decay: float
+    tiny_model: Any, tmp_path: Path, decay: float, clip: float
 ) -> None:
     from tests.conftest import make_tiny_model
 
-    section = make_section(clip=0.5)
+    section = make_section(clip=clip)
     plan = make_plan(section)
     assert train(tiny_model, tmp_path, section, plan, weight_decay=decay) == "done"
 
@@ -96,7 +97,7 @@ def test_training_equals_a_naive_loop_over_documents(
     naive.set_attn_implementation("eager")
     optimiser = torch.optim.AdamW(naive.parameters(), lr=1e-3, weight_decay=decay)
     leg = plan_legs(section, plan.points)[0]
-    losses = []
+    losses, norms = [], []
     for step, batch in enumerate(plan.batches):
         total, count = torch.zeros(()), 0
         for row in batch:
@@ -110,11 +111,13 @@ def test_training_equals_a_naive_loop_over_documents(
                 count += int((target >= 0).sum())
         optimiser.param_groups[0]["lr"] = 1e-3 * rate_factor(section, leg, step)
         (total / count).backward()
-        torch.nn.utils.clip_grad_norm_(naive.parameters(), 0.5)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(naive.parameters(), clip)))
         optimiser.step()
         optimiser.zero_grad()
         losses.append(float(total.detach()) / count)
     rows = RunStore(tmp_path).metrics()
+    assert all((norm > clip) == (clip == 0.5) for norm in norms)
+    assert [row["gradient_norm"] for row in rows] == pytest.approx(norms, rel=1e-3)
     assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-4)
     assert losses[-1] < losses[0]
     kept = weights(tmp_path, plan.points[-1])
