@@ -14,7 +14,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 pyth
 	if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	>/dev/null 2>&1; then echo $$candidate; break; fi; done)
 
-.PHONY: help setup demo test test-fast test-slow test-gpu check format bench docs lock clean
+.PHONY: help setup demo test test-fast test-slow test-gpu check format bench parity docs lock clean
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,8 +53,10 @@ format: $(STAMP)  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## Time Laura beside its peers (long; installs them for this alone)
-	@for file in benchmarks/*.py; do \
-		if grep -q '__main__' $$file; then echo "== $$file"; $(BIN)/python $$file || exit 1; fi; done
+	$(BIN)/python benchmarks/train.py
+
+parity: $(STAMP)  ## Compare 200 items a task with lm-eval (LAURA_DATA, or else the Hub)
+	$(BIN)/python benchmarks/parity_lm_eval.py
 
 docs: $(STAMP)  ## Write docs/recipe.md from the recipe's own descriptions
 	$(BIN)/python scripts/write_recipe_reference.py

@@ -1,12 +1,13 @@
 """Are Laura's numbers lm-eval's numbers, item by item, on the same weights?
 
-    python benchmarks/parity_lm_eval.py MODEL --data-dir DIR [--limit 200] [--tasks a,b]
+    python benchmarks/parity_lm_eval.py [MODEL] [--data-dir DIR] [--limit 200] [--tasks a,b]
 
-MODEL is a folder or a name of the registry. For the three multiple-choice tasks
-it prints whether every prompt is the same text, the largest difference of a
-log-likelihood in nats (fp32), and whether `acc` and `acc_norm` are the same on
-every item. For gsm8k (only when asked for; it is slow) it compares prompts and
-grades. Needs lm-eval 0.4.13. Ends with 1 when something differs.
+MODEL is a folder or a name of the registry; rows come from DIR, from `LAURA_DATA`
+or from the Hub. For the three multiple-choice tasks it prints whether every prompt
+is the same text, the largest difference of a log-likelihood in nats (fp32), and
+whether `acc` and `acc_norm` are the same on every item. For gsm8k (only when asked
+for; it is slow) it compares prompts and grades. Needs lm-eval 0.4.13. Ends with 1
+when something differs.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def main() -> int:
     from laura.models.load import load_base
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?", default="smollm2-135m-instruct-q4")
     parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--tasks", default=",".join(CHOICE_TASKS))

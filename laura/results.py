@@ -22,6 +22,9 @@ from laura.statistics import Estimate, mean, paired_difference, ratio, ratio_dif
 
 Item = dict[str, Any]
 
+# Held-out loss that chooses the learning rate; measured in every study, never shown as learning.
+VALIDATION = "validation_loss"
+
 # Metrics that are a ratio of two sums over documents, and the items' fields that are summed.
 # Every other metric is the mean of the items' field of the same name.
 RATIO_FIELDS: dict[str, tuple[str, str]] = {

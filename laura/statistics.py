@@ -194,6 +194,36 @@ def paired_mean_of_tasks(
     return mean_of_tasks([paired_difference(before[task], after[task]) for task in before])
 
 
+def seed_error(values: Sequence[float]) -> float:
+    """Standard error of a mean over seeds, the items held fixed; 0 with one seed.
+
+    Formula: s / sqrt(k) for k seeds with spread s between them. One seed says
+    nothing about the luck of the seed, so it adds nothing here.
+    """
+    return mean(values).stderr if len(values) > 1 else 0.0
+
+
+def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of several seeds measured on the same items, with its standard error.
+
+    Formula: sqrt(mean of stderr_i^2 + seed_error^2). The items are the same for
+    every seed, so more seeds do not shrink their share of the error. Some noise
+    of single items is counted in both terms: the result is too large rather
+    than too small. One seed keeps the error over items.
+
+    Args:
+        estimates: One a seed; at least one.
+
+    Returns:
+        The mean, its standard error, and the smallest n.
+    """
+    k = len(estimates)
+    values = [estimate.value for estimate in estimates]
+    over_items = math.fsum(estimate.stderr**2 for estimate in estimates) / k
+    stderr = math.sqrt(over_items + seed_error(values) ** 2)
+    return Estimate(math.fsum(values) / k, stderr, min(e.n for e in estimates))
+
+
 def paired_bootstrap(
     before: Mapping[int, float],
     after: Mapping[int, float],

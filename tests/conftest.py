@@ -55,28 +55,32 @@ def make_tiny_tokenizer() -> Any:
     )
 
 
-def make_tiny_model(seed: int = 0) -> Any:
-    """A random Llama: 2 layers, width 64, 4 heads over 2 key/value heads, 512 tokens."""
+def make_tiny_model(seed: int = 0, **changes: Any) -> Any:
+    """A random Llama: 2 layers, width 64, 4 heads over 2 key/value heads, 512 tokens.
+
+    `changes` replace settings of its LlamaConfig.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from laura.models import attention
 
     attention.register()
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=512,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=2,
-        pad_token_id=0,
-        initializer_range=0.1,
-    )
+    settings = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "initializer_range": 0.1,
+    }
+    config = LlamaConfig(**{**settings, **changes})
     torch.manual_seed(seed)
     model = LlamaForCausalLM._from_config(config, attn_implementation="laura")
     return model.eval()

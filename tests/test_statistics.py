@@ -162,3 +162,32 @@ def test_what_has_no_meaning_is_refused() -> None:
         statistics.ratio([1.0, 2.0], [0.0, 0.0])
     with pytest.raises(ValueError, match="level is a share"):
         statistics.paired_bootstrap({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}, seed=0, level=95)
+
+
+def test_one_seed_keeps_the_error_over_items() -> None:
+    assert statistics.seed_error([0.3]) == 0
+    assert statistics.over_seeds([Estimate(0.3, 0.02, 200)]) == Estimate(0.3, 0.02, 200)
+
+
+def test_seeds_add_their_own_error() -> None:
+    values, errors = _numbers(4, 3), [0.5, 0.6, 0.7, 0.8]
+    found = statistics.over_seeds(
+        [Estimate(v, e, 100 + i) for i, (v, e) in enumerate(zip(values, errors, strict=True))]
+    )
+    between = stats.sem(values)
+    assert statistics.seed_error(values) == pytest.approx(between)
+    assert found.value == pytest.approx(np.mean(values))
+    assert found.stderr == pytest.approx(math.sqrt(np.mean(np.square(errors)) + between**2))
+    assert found.n == 100
+
+
+def test_the_error_over_seeds_and_items_covers_the_truth_about_as_often_as_it_says() -> None:
+    # Items shared by all seeds, a seed's own luck, and noise of each item in each seed.
+    draw = np.random.default_rng(11)
+    inside = 0
+    for _ in range(600):
+        items, seeds = draw.normal(0, 1.0, 80), draw.normal(0, 0.1, 5)
+        scores = items[None] + seeds[:, None] + draw.normal(0, 0.5, (5, 80))
+        found = statistics.over_seeds([statistics.mean(list(row)) for row in scores])
+        inside += abs(found.value) < 2 * found.stderr
+    assert 0.93 < inside / 600 < 0.99

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from laura.report.reading import Point, Summary
-from laura.statistics import Estimate
+from laura.statistics import Estimate, over_seeds
 
 
 @dataclass(frozen=True)
@@ -46,29 +46,6 @@ class Group:
     def _over_seeds(self, read: Callable[[Point], Estimate | None]) -> Estimate | None:
         found = [estimate for estimate in map(read, self.points) if estimate is not None]
         return over_seeds(found) if found else None
-
-
-def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean of several seeds measured on the same items, with its standard error.
-
-    Formula: sqrt(mean of stderr_i^2 + s^2 / k) for k seeds with spread s
-    between them. The items are the same for every seed, so more seeds do not
-    shrink their share of the error. Some noise of single items is counted in
-    both terms: the result is too large rather than too small. One seed keeps
-    the error over items, which says nothing about the luck of the seed.
-
-    Args:
-        estimates: One a seed; at least one.
-
-    Returns:
-        The mean, its standard error, and the smallest n.
-    """
-    k = len(estimates)
-    average = math.fsum(estimate.value for estimate in estimates) / k
-    over_items = math.fsum(estimate.stderr**2 for estimate in estimates) / k
-    spread = math.fsum((estimate.value - average) ** 2 for estimate in estimates)
-    between = spread / (k - 1) / k if k > 1 else 0.0
-    return Estimate(average, math.sqrt(over_items + between), min(e.n for e in estimates))
 
 
 def groups(summary: Summary, wanted: Callable[[Point], bool] = lambda point: True) -> list[Group]:

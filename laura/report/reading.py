@@ -17,13 +17,12 @@ from typing import Any
 from laura.errors import StoreError
 from laura.recipe import LOSSES
 from laura.report.fields import Fields
+from laura.results import VALIDATION
 from laura.statistics import Estimate, mean_of_tasks
 from laura.store import StudyStore, read_json
 
 FORMAT = 1
 MEAN = "mean"
-VALIDATION = "validation_loss"
-ACCURACIES = ("hellaswag", "arc_challenge", "winogrande")
 STATES = ("done", "diverged", "failed", "open")
 
 
@@ -158,13 +157,14 @@ class Summary:
     @property
     def accuracies(self) -> list[str]:
         """Forgetting tasks whose accuracies make up `mean`."""
-        return [name for name in ACCURACIES if name in self.forgetting]
+        return [name for name in self.forgetting if self.task(name).is_share]
 
     @property
     def forgetting_measures(self) -> list[str]:
         """`mean` where there are accuracies, then the losses."""
-        losses = [name for name in self.forgetting if name not in ACCURACIES]
-        return ([MEAN] if self.accuracies else []) + losses
+        accuracies = self.accuracies
+        losses = [name for name in self.forgetting if name not in accuracies]
+        return ([MEAN] if accuracies else []) + losses
 
     def task(self, name: str) -> Task:
         """What a key means; `mean` and `validation_loss` are made up here."""
@@ -241,6 +241,7 @@ def parse_summary(value: Any, source: str = "summary") -> Summary:
         name: _task(name, fields.nested("tasks").nested(name))
         for name in fields.nested("tasks").names
     }
+    shares = [n for n in forgetting if (tasks[n].is_share if n in tasks else n not in LOSSES)]
     verdict = fields.nested("verdict")
     parameters = base.optional_number("parameters")
     return Summary(
@@ -251,7 +252,7 @@ def parse_summary(value: Any, source: str = "summary") -> Summary:
         base_model=base.optional_text("model", "base"),
         base_fingerprint=base.optional_text("fingerprint"),
         base_parameters=None if parameters is None else int(parameters),
-        base_scores=_with_mean(_scores(base.nested("scores"), tasks), forgetting),
+        base_scores=_with_mean(_scores(base.nested("scores"), tasks), shares),
         learning=measure.texts("learning"),
         forgetting=forgetting,
         tasks=tasks,
@@ -260,7 +261,7 @@ def parse_summary(value: Any, source: str = "summary") -> Summary:
         budget_mode=budget.optional_text("mode"),
         arms=[_arm(arm) for arm in fields.nested_list("arms")],
         runs=[_run(run) for run in fields.nested_list("runs")],
-        points=[_point(point, tasks, forgetting) for point in fields.nested_list("points")],
+        points=[_point(point, tasks, shares) for point in fields.nested_list("points")],
         verdict=Verdict(
             verdict.optional_text("headline", "The summary holds no verdict."),
             verdict.texts("sentences"),
@@ -314,11 +315,11 @@ def _curve(pairs: list[Any]) -> list[tuple[float, float]]:
     return kept
 
 
-def _point(fields: Fields, tasks: Mapping[str, Task], forgetting: list[str]) -> Point:
+def _point(fields: Fields, tasks: Mapping[str, Task], shares: list[str]) -> Point:
     scores = _scores(fields.nested("scores"), tasks)
     if fields.has(VALIDATION):
         scores[VALIDATION] = _estimate(fields.nested(VALIDATION), "value", 0)
-    scores = _with_mean(scores, forgetting)
+    scores = _with_mean(scores, shares)
     changes = {}
     for side in (fields.nested("forgetting"), fields.nested("learning")):
         for name in side.names:
@@ -354,7 +355,7 @@ def _estimate(fields: Fields, field: str, n: int) -> Estimate:
     return Estimate(fields.number(field), stderr, n if given is None else int(given))
 
 
-def _with_mean(scores: dict[str, Estimate], forgetting: list[str]) -> dict[str, Estimate]:
+def _with_mean(scores: dict[str, Estimate], shares: list[str]) -> dict[str, Estimate]:
     """Add the mean of the accuracies that were measured (Biderman et al. 2024, section 3)."""
-    parts = [scores[name] for name in ACCURACIES if name in forgetting and name in scores]
+    parts = [scores[name] for name in shares if name in scores]
     return {**scores, MEAN: mean_of_tasks(parts)} if parts else scores

@@ -24,6 +24,7 @@ from laura.models.losses import packed_loss_sum
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, Recipe
 from laura.recipe_reading import recipe_yaml
+from laura.results import VALIDATION
 from laura.store import (
     RunStore,
     StudyStore,
@@ -37,7 +38,6 @@ from laura.store import (
 )
 from laura.study.environment import describe
 from laura.study.material import StudyData, prepare
-from laura.study.summary import VALIDATION
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.run import train_run

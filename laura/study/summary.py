@@ -13,12 +13,10 @@ from typing import Any
 import laura
 from laura.evals.tasks import TASKS
 from laura.recipe import LoraArm, Recipe
-from laura.results import TaskResult, change
+from laura.results import VALIDATION, TaskResult, change
 from laura.statistics import mean_of_tasks
 from laura.store import RunStore, StudyStore, read_json
 
-ACCURACIES = ("hellaswag", "arc_challenge", "winogrande")
-VALIDATION = "validation_loss"
 CURVE_POINTS = 200
 
 
@@ -83,6 +81,11 @@ class Evidence:
     runs: list[tuple[dict[str, Any], RunStore]]
     points: list[Point]
     best: dict[str, float]
+
+
+def accuracies(recipe: Recipe) -> list[str]:
+    """Forgetting tasks that are shares of right answers; their mean is the forgetting score."""
+    return [task for task in recipe.measure.forgetting if TASKS[task].unit == "share"]
 
 
 def gather(study: StudyStore, recipe: Recipe) -> Evidence:
@@ -286,7 +289,7 @@ def _changes(tasks: Sequence[str], point: Point, evidence: Evidence) -> dict[str
 
 def _mean_change(point: Point, evidence: Evidence) -> dict[str, Any]:
     """Mean of the accuracies (Biderman et al. 2024, section 3) and its change from the base."""
-    tasks = [t for t in ACCURACIES if t in evidence.recipe.measure.forgetting]
+    tasks = accuracies(evidence.recipe)
     if not tasks or any(t not in point.results or t not in evidence.base for t in tasks):
         return {}
     estimates = [change(evidence.base[t], point.results[t], TASKS[t].metric) for t in tasks]

@@ -2,7 +2,7 @@
 
 Arms are compared at their own best learning rate and the largest budget, item
 by item, averaged over seeds. A difference counts as seen when it exceeds two
-standard errors; the error is the larger of two: over items, and over seeds.
+standard errors; the error holds both, that over items and that over seeds.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from laura.evals.tasks import TASKS
 from laura.results import RATIO_FIELDS, TaskResult
-from laura.statistics import Estimate, mean_of_tasks, paired_difference
-from laura.study.summary import ACCURACIES, Evidence, Point
+from laura.statistics import Estimate, mean_of_tasks, paired_difference, seed_error
+from laura.study.summary import Evidence, Point, accuracies
 
 CLEAR = 2.0  # standard errors
 
@@ -28,7 +28,7 @@ class Difference:
         first: Name of an arm.
         second: Name of the other.
         value: Difference, turned so that higher is better.
-        stderr: The larger of the error over items and the error over seeds.
+        stderr: The error over items and the error over seeds together.
         n: Items.
     """
 
@@ -75,16 +75,16 @@ def compare_arms(
             return None
         sides.append(results)
     over_items = paired_difference(_mean_items(sides[1], metric), _mean_items(sides[0], metric))
-    over_seeds = _seed_error([[r.metrics[metric].value for r in side] for side in sides])
+    over_seeds = [seed_error([r.metrics[metric].value for r in side]) for side in sides]
     value = _value(sides[0], metric) - _value(sides[1], metric)
     sign = 1.0 if better_is_higher else -1.0
-    stderr = max(over_items.stderr, over_seeds)
+    stderr = math.hypot(over_items.stderr, *over_seeds)
     return Difference(first[0].arm, second[0].arm, sign * value, stderr, over_items.n)
 
 
 def compare_means(first: list[Point], second: list[Point], evidence: Evidence) -> Difference | None:
     """Difference of the mean of the measured accuracies; None if any is missing."""
-    tasks = [task for task in ACCURACIES if task in evidence.recipe.measure.forgetting]
+    tasks = accuracies(evidence.recipe)
     found = [compare_arms(task, first, second, True) for task in tasks]
     parts = [part for part in found if part is not None]
     if not parts or len(parts) < len(found):
@@ -120,27 +120,16 @@ def _value(results: list[TaskResult], metric: str) -> float:
     return sum(result.metrics[metric].value for result in results) / len(results)
 
 
-def _seed_error(sides: list[list[float]]) -> float:
-    """Standard error of the difference of two means over seeds; 0 with one seed each."""
-    total = 0.0
-    for values in sides:
-        if len(values) > 1:
-            mean = sum(values) / len(values)
-            spread = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-            total += spread / len(values)
-    return math.sqrt(total)
-
-
 def _arm_sentence(name: str, points: list[Point], evidence: Evidence) -> str:
     recipe = evidence.recipe
-    parts = []
+    parts, general = [], accuracies(recipe)
     for task in (*recipe.measure.learning, *recipe.measure.forgetting):
         values = [p.results[task] for p in points if task in p.results]
-        if values and task in evidence.base and task not in ACCURACIES:
+        if values and task in evidence.base and task not in general:
             metric = TASKS[task].metric
             before = evidence.base[task].metrics[metric].value
             parts.append(f"{TASKS[task].title} {before:.3f} to {_value(values, metric):.3f}")
-    tasks = [t for t in ACCURACIES if t in recipe.measure.forgetting and t in evidence.base]
+    tasks = [task for task in general if task in evidence.base]
     if tasks and all(t in p.results for p in points for t in tasks):
         before = sum(_value([evidence.base[t]], TASKS[t].metric) for t in tasks) / len(tasks)
         after = sum(_value([p.results[t] for p in points], TASKS[t].metric) for t in tasks) / len(
@@ -172,8 +161,9 @@ def _forgetting_difference(
     mean = compare_means(measured[first], measured[second], evidence)
     if mean is not None:
         return mean, "on the mean of the general tasks"
-    task = next(t for t in evidence.recipe.measure.forgetting if t not in ACCURACIES)
-    found = compare_arms(task, measured[first], measured[second], False)
+    task = evidence.recipe.measure.forgetting[0]  # a loss, or there would be a mean
+    higher = TASKS[task].higher_is_better
+    found = compare_arms(task, measured[first], measured[second], higher)
     return found, f"by {TASKS[task].title}"
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from laura.errors import ModelError
 from laura.models.gguf import convert, converted
 from laura.models.load import load_base
+from tests.conftest import make_tiny_model
 
 IDS = torch.tensor([[5, 9, 200, 33, 7, 450, 2, 81, 81, 300]])
 TEXTS = (
@@ -150,8 +151,6 @@ def test_quantised_values_are_kept_exactly(
 
 
 def test_llama_3s_stretched_rotation_is_recovered(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     rotation = {
         "rope_type": "llama3",
         "rope_theta": 500000.0,
@@ -160,19 +159,15 @@ def test_llama_3s_stretched_rotation_is_recovered(tiny_tokenizer: Any, tmp_path:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    config = LlamaConfig(
+    model = make_tiny_model(
+        1,
         hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        vocab_size=512,
         tie_word_embeddings=False,
         max_position_embeddings=131072,
         rope_parameters=rotation,
     )
-    torch.manual_seed(1)
-    model = LlamaForCausalLM(config)
     plain = 500000.0 ** (-np.arange(32) / 32)
     factors = (plain / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
 

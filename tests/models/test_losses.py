@@ -86,3 +86,10 @@ def test_large_logits_do_not_overflow() -> None:
 def test_a_group_holds_whole_chunks() -> None:
     # The gradient of the output map is taken when a group is full, which is seen at a chunk's end.
     assert losses.GROUP_POSITIONS % losses.CHUNK_POSITIONS == 0
+
+
+def test_packing_and_loss_mean_the_same_by_not_learnt() -> None:
+    from laura.data import packing
+    from laura.models import losses
+
+    assert packing.IGNORED == losses.IGNORED == -100  # torch's ignore_index

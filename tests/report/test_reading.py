@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from laura.errors import StoreError
 from laura.report import formats
 from laura.report.gaps import gaps
-from laura.report.groups import final_groups, over_seeds, selected_groups
+from laura.report.groups import final_groups, selected_groups
 from laura.report.reading import MEAN, Task, parse_summary, read_summary
 from laura.statistics import Estimate
 
@@ -38,10 +38,6 @@ def test_seeds_are_taken_together(build: Build) -> None:
     assert found is not None and found.value == pytest.approx(statistics.fmean(changes))
     expected = math.sqrt(0.012**2 + statistics.variance(changes) / 3)
     assert found.stderr == pytest.approx(expected)
-
-
-def test_one_seed_keeps_the_error_over_items() -> None:
-    assert over_seeds([Estimate(0.3, 0.02, 200)]) == Estimate(0.3, 0.02, 200)
 
 
 def test_mean_of_the_base_is_the_plain_mean(build: Build) -> None:

@@ -8,7 +8,8 @@ from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import Group, groups
-from laura.report.reading import MEAN, VALIDATION, Summary, Task
+from laura.report.reading import MEAN, Summary, Task
+from laura.results import VALIDATION
 
 if TYPE_CHECKING:
     import altair
