@@ -6,6 +6,7 @@ one opened while another is open stands below it.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -75,7 +76,7 @@ class Pace:
         """Seconds until the total is reached at the present speed; None before it is known."""
         if self.share >= 1:
             return 0.0
-        if self.rate is None:
+        if self.rate is None or math.isinf(self.total):
             return None
         since_last = self._clock() - self._samples[-1][0]
         return max(0.0, (self.total - self.done) / self.rate - since_last)
@@ -100,7 +101,8 @@ def duration_text(seconds: float | None) -> str:
 
 
 def _amount_text(pace: Pace, unit: str) -> str:
-    return f"{pace.done:,.0f}/{pace.total:,.0f} {unit}".rstrip()
+    total = "" if math.isinf(pace.total) else f"/{pace.total:,.0f}"
+    return f"{pace.done:,.0f}{total} {unit}".rstrip()
 
 
 class _PlainBar:

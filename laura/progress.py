@@ -25,7 +25,7 @@ class Progress(Protocol):
     """Where long work is reported."""
 
     def bar(self, title: str, total: float, unit: str = "") -> AbstractContextManager[Bar]:
-        """Open a bar for `total` units; use as a context manager."""
+        """Open a bar for `total` units (infinite if not known); use as a context manager."""
 
     def say(self, text: str) -> None:
         """Tell the user one line that stays."""

@@ -2,6 +2,7 @@
 
     STUDY/
       recipe.yaml  environment.json  base/evals/TASK.json
+      corpus/      training examples as tokens; made again if deleted
       runs/ID/     ID = hash of everything that determines the run
         run.json  metrics.jsonl  done.json | failed.json
         checkpoints/STEP/   weights, manifest.json with SHA-256 (kept at budget points)
@@ -272,6 +273,11 @@ class StudyStore:
     def summary_file(self) -> Path:
         """All tables of the study, rebuilt from the rest at any time."""
         return self.folder / "summary.json"
+
+    @property
+    def corpus_folder(self) -> Path:
+        """Where the training examples lie as tokens."""
+        return self.folder / "corpus"
 
     def base_evaluation(self, task: str) -> Path:
         """File of one task's result on the base."""

@@ -83,7 +83,7 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
     if options.method == "lora":
         arm = LoraArm(method="lora", rank=work["rank"], targets=work["targets"])
     steps = work["steps"][: options.warmup + options.steps]
-    plan = BatchPlan([rows_of(*step) for step in enumerate(steps)], [len(steps)])
+    plan = BatchPlan.of([rows_of(*step) for step in enumerate(steps)], [len(steps)])
     bench = Workbench(BaseSection(model=work["model"]), device="cpu")
     clock = StepClock()
     cpu = torch.device("cpu")

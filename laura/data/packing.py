@@ -4,25 +4,34 @@ Documents come in an order shuffled by the seed and wait in a short window. A
 row takes those that have waited longest, and the one that fills it best comes
 last. Rows are shuffled again, so length tells nothing about when a document is
 seen.
+
+What is arranged is lengths and numbers. Tokens are looked at once, to see what
+fits, and again when a row is made, so they may lie in a file of any size.
 """
 
 from __future__ import annotations
 
 import random
+from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from typing import Literal
 
-from laura.data.sources import Example
 from laura.data.templates import Encoded
 from laura.errors import DataError
 from laura.progress import SILENT, Progress
 
 IGNORED = -100
 WINDOW = 256
+SIGN_EVERY = 1000  # examples between two signs of progress
 Overlong = Literal["error", "drop", "truncate"]
+
+
+def _numbers() -> array[int]:
+    return array("q")
 
 
 @dataclass(frozen=True)
@@ -47,17 +56,23 @@ class Row:
 
 @dataclass
 class Fitted:
-    """Documents that fit a row, and what was done to make them fit.
+    """Documents that fit a row, as parts of examples, and what was done to make them fit.
 
     Attributes:
-        documents: What is left, in order.
+        places: Place of each document's example among the examples.
+        starts: First token of each document in its example.
+        lengths: Tokens of each document.
+        labels: Supervised tokens of each document that something predicts.
         dropped: Examples left out because they were too long.
         truncated: Examples that were cut and kept.
         split: Examples cut into several documents.
         unlearnable: Documents left out because no token of them is supervised.
     """
 
-    documents: list[Encoded] = field(default_factory=list)
+    places: array[int] = field(default_factory=_numbers)
+    starts: array[int] = field(default_factory=_numbers)
+    lengths: array[int] = field(default_factory=_numbers)
+    labels: array[int] = field(default_factory=_numbers)
     dropped: int = 0
     truncated: int = 0
     split: int = 0
@@ -74,35 +89,114 @@ class Fitted:
         }
         return "; ".join(f"{count} examples {what}" for what, count in parts.items() if count)
 
+    def row(self, encoded: Sequence[Encoded], documents: Sequence[int]) -> Row:
+        """The row that holds these documents, by their numbers here."""
+        row = Row([], [], [], [], [])
+        for document in documents:
+            start, length = self.starts[document], self.lengths[document]
+            _append(row, encoded[self.places[document]], start, start + length)
+        return row
+
+    def add(self, place: int, start: int, stop: int, labels: int) -> None:
+        """Append tokens `start` to `stop` of an example, if there is something to learn."""
+        if not labels:
+            self.unlearnable += 1
+            return
+        self.places.append(place)
+        self.starts.append(start)
+        self.lengths.append(stop - start)
+        self.labels.append(labels)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Which documents make each row: row r holds members[ends[r]:ends[r + 1]].
+
+    Attributes:
+        members: Numbers of documents, row after row.
+        ends: Where each row ends, after a leading 0.
+    """
+
+    members: array[int]
+    ends: array[int]
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __iter__(self) -> Iterator[array[int]]:
+        return (self.members[start:stop] for start, stop in pairwise(self.ends))
+
 
 def fit(
-    encoded: Iterable[Encoded],
+    encoded: Sequence[Encoded],
     row_tokens: int,
     overlong: Overlong = "error",
     *,
     split_long: bool = False,
+    progress: Progress = SILENT,
 ) -> Fitted:
     """Make every document fit a row.
 
     Args:
-        encoded: The examples.
+        encoded: The examples; each is looked at once.
         row_tokens: Tokens of a row.
         overlong: What happens to longer examples: `error`, `drop`, or
             `truncate` (an instruct example then loses its end token).
         split_long: Cut longer examples into documents of a row's size instead,
             for pretraining; `overlong` then has nothing to do.
+        progress: Told what was dropped or cut.
 
     Raises:
-        DataError: an example is too long and `overlong` is `error`.
+        DataError: an example is too long and `overlong` is `error`, or nothing
+            is left.
     """
     fitted = Fitted()
-    for item in encoded:
-        for document in _fit_one(item, row_tokens, overlong, split_long, fitted):
-            if any(document.supervised[1:]):
-                fitted.documents.append(document)
-            else:
-                fitted.unlearnable += 1
+    with progress.bar("fitting examples to rows", len(encoded), "examples") as bar:
+        for place, item in enumerate(encoded):
+            for start, stop in _cuts(item, row_tokens, overlong, split_long, fitted):
+                fitted.add(place, start, stop, sum(item.supervised[start + 1 : stop]))
+            if place % SIGN_EVERY == SIGN_EVERY - 1:
+                bar.advance(SIGN_EVERY)
+    if fitted.report:
+        progress.say(f"data: {fitted.report} (rows hold {row_tokens} tokens)")
+    if not fitted.places:
+        raise DataError(
+            f"no example is left to learn from: {fitted.report or 'there were none'}; raise "
+            f"train.row_tokens ({row_tokens}) or check the data"
+        )
     return fitted
+
+
+def arrange(lengths: Sequence[int], row_tokens: int, seed: int | str) -> Arrangement:
+    """Put documents into rows of at most `row_tokens` tokens, none of them padding.
+
+    A pure function of its arguments: the seed decides the order of documents
+    and of rows. Every document is in exactly one row.
+
+    Args:
+        lengths: Tokens of each document, none longer than a row.
+        row_tokens: Tokens of a row.
+        seed: Decides the order.
+    """
+    chance = random.Random(f"laura pack {seed}")
+    order = list(range(len(lengths)))
+    chance.shuffle(order)
+    filled, ends = _numbers(), array("q", [0])
+    for row in _filled(order, lengths, row_tokens, WINDOW):
+        filled.extend(row)
+        ends.append(len(filled))
+    rows = list(range(len(ends) - 1))
+    chance.shuffle(rows)
+    members, new_ends = _numbers(), array("q", [0])
+    for number in rows:
+        members.extend(filled[ends[number] : ends[number + 1]])
+        new_ends.append(len(members))
+    return Arrangement(members, new_ends)
+
+
+def epoch_rows(lengths: Sequence[int], row_tokens: int, seed: int, epoch: int) -> Arrangement:
+    """Rows of one epoch: arranged anew, a pure function of seed and epoch."""
+    return arrange(lengths, row_tokens, f"{seed} epoch {epoch}")
 
 
 def pack(
@@ -114,99 +208,35 @@ def pack(
     split_long: bool = False,
     progress: Progress = SILENT,
 ) -> list[Row]:
-    """Pack examples into rows of at most `row_tokens` tokens, none of them padding.
-
-    A pure function of its arguments: the seed decides the order of documents
-    and of rows. Every document is in exactly one row.
-
-    Args:
-        encoded: The examples.
-        row_tokens: Tokens of a row.
-        overlong, split_long: As `fit`.
-        seed: Decides the order.
-        progress: Told what was dropped or cut.
+    """Pack examples into rows, all of them made at once; see `fit` and `arrange`.
 
     Raises:
-        DataError: an example is too long (and may not be), or nothing is left.
+        DataError: as `fit`.
     """
-    fitted = fit(encoded, row_tokens, overlong, split_long=split_long)
-    if fitted.report:
-        progress.say(f"data: {fitted.report} (rows hold {row_tokens} tokens)")
-    if not fitted.documents:
-        raise DataError(
-            f"no example is left to learn from: {fitted.report or 'there were none'}; raise "
-            f"train.row_tokens ({row_tokens}) or check the data"
-        )
-    chance = random.Random(f"laura pack {seed}")
-    documents = list(fitted.documents)
-    chance.shuffle(documents)
-    rows = list(_filled(documents, row_tokens, WINDOW))
-    chance.shuffle(rows)
-    return rows
+    fitted = fit(encoded, row_tokens, overlong, split_long=split_long, progress=progress)
+    rows = arrange(fitted.lengths, row_tokens, seed)
+    return [fitted.row(encoded, documents) for documents in rows]
 
 
-def epoch_rows(
-    encoded: Sequence[Encoded],
-    row_tokens: int,
-    seed: int,
-    epoch: int,
-    overlong: Overlong = "error",
-    *,
-    split_long: bool = False,
-) -> list[Row]:
-    """Rows of one epoch: packed anew, a pure function of seed and epoch.
-
-    Raises:
-        DataError: as `pack`.
-    """
-    return pack(encoded, row_tokens, overlong, f"{seed} epoch {epoch}", split_long=split_long)
-
-
-def stream_rows(
-    examples: Iterable[Example],
-    encode: Callable[[Example], Encoded],
-    row_tokens: int,
-    overlong: Overlong = "error",
-    *,
-    split_long: bool = False,
-) -> Iterator[Row]:
-    """Pack a stream, holding at most `WINDOW` documents.
-
-    Documents keep about the stream's order; nothing is shuffled.
-
-    Args:
-        examples: The stream.
-        encode: Makes tokens of one example.
-        row_tokens: Tokens of a row.
-        overlong, split_long: As `fit`.
-
-    Raises:
-        DataError: an example is too long (and may not be).
-    """
-
-    def documents() -> Iterator[Encoded]:
-        for example in examples:
-            yield from fit([encode(example)], row_tokens, overlong, split_long=split_long).documents
-
-    return _filled(documents(), row_tokens, WINDOW)
-
-
-def batches(rows: Iterable[Row], batch_tokens: int) -> Iterator[list[Row]]:
-    """Group rows for one optimiser step each.
+def step_ends(row_lengths: Iterable[int], batch_tokens: int) -> Iterator[int]:
+    """How many rows are used up after each optimiser step.
 
     A step takes rows as long as they fit `batch_tokens`, at least one: full
     rows give batch_tokens // row_tokens of them. The last step may be smaller.
+
+    Args:
+        row_lengths: Tokens of each row, in order.
+        batch_tokens: Tokens of one step.
     """
-    batch: list[Row] = []
-    tokens = 0
-    for row in rows:
-        if batch and tokens + len(row.token_ids) > batch_tokens:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(row)
-        tokens += len(row.token_ids)
-    if batch:
-        yield batch
+    tokens = rows = 0
+    for length in row_lengths:
+        if tokens and tokens + length > batch_tokens:
+            yield rows
+            tokens = 0
+        rows += 1
+        tokens += length
+    if tokens:
+        yield rows
 
 
 def fill_rate(rows: Sequence[Row], row_tokens: int) -> float:
@@ -214,18 +244,19 @@ def fill_rate(rows: Sequence[Row], row_tokens: int) -> float:
     return sum(len(row.token_ids) for row in rows) / (len(rows) * row_tokens)
 
 
-def _fit_one(
+def _cuts(
     item: Encoded, row_tokens: int, overlong: Overlong, split_long: bool, fitted: Fitted
-) -> Iterator[Encoded]:
+) -> Iterator[tuple[int, int]]:
+    """First token and end of each document an example becomes."""
     length = len(item.token_ids)
     if length <= row_tokens:
-        yield item
+        yield 0, length
     elif split_long:
         fitted.split += 1
-        yield from _pieces(item, row_tokens)
+        yield from _split(length, row_tokens)
     elif overlong == "truncate":
         fitted.truncated += 1
-        yield _piece(item, 0, row_tokens)
+        yield 0, row_tokens
     elif overlong == "drop":
         fitted.dropped += 1
     else:
@@ -236,73 +267,66 @@ def _fit_one(
         )
 
 
-def _pieces(item: Encoded, row_tokens: int) -> Iterator[Encoded]:
-    """Row-sized documents; the last is never a single token, which could teach nothing."""
-    start, length = 0, len(item.token_ids)
+def _split(length: int, row_tokens: int) -> Iterator[tuple[int, int]]:
+    """Row-sized parts; the last is never a single token, which could teach nothing."""
+    start = 0
     while start < length:
         stop = min(start + row_tokens, length)
         if length - stop == 1:
             stop -= 1
-        yield _piece(item, start, stop)
+        yield start, stop
         start = stop
 
 
-def _piece(item: Encoded, start: int, stop: int) -> Encoded:
-    """Part of a document; its bytes are estimated by its share of supervised tokens."""
-    supervised = item.supervised[start:stop]
-    supervised[0] = False
-    share = sum(supervised) / max(1, sum(item.supervised))
-    size = round(item.supervised_bytes * share)
-    return Encoded(item.index, item.token_ids[start:stop], supervised, size)
-
-
-def _filled(documents: Iterable[Encoded], row_tokens: int, window: int) -> Iterator[Row]:
+def _filled(
+    order: Iterable[int], lengths: Sequence[int], row_tokens: int, window: int
+) -> Iterator[list[int]]:
     """Fill row after row from a window of waiting documents.
 
     The one that has waited longest comes first; once a row is nearly full, the
     longest that fits closes the gap.
     """
-    waiting: dict[int, Encoded] = {}
-    lengths: list[tuple[int, int]] = []
-    for serial, document in enumerate(documents):
+    waiting: dict[int, int] = {}  # serial number to document, oldest first
+    by_length: list[tuple[int, int]] = []
+    for serial, document in enumerate(order):
         waiting[serial] = document
-        insort(lengths, (len(document.token_ids), serial))
+        insort(by_length, (lengths[document], serial))
         while len(waiting) >= window:
-            yield _row(_one_row(waiting, lengths, row_tokens))
+            yield _one_row(waiting, by_length, lengths, row_tokens)
     while waiting:
-        yield _row(_one_row(waiting, lengths, row_tokens))
+        yield _one_row(waiting, by_length, lengths, row_tokens)
 
 
 def _one_row(
-    waiting: dict[int, Encoded], lengths: list[tuple[int, int]], row_tokens: int
-) -> list[Encoded]:
+    waiting: dict[int, int],
+    by_length: list[tuple[int, int]],
+    lengths: Sequence[int],
+    row_tokens: int,
+) -> list[int]:
     """Take the documents of one row out of those waiting."""
-    chosen: list[Encoded] = []
+    chosen: list[int] = []
     left = row_tokens
     while waiting:
         oldest = next(iter(waiting))
-        length = len(waiting[oldest].token_ids)
-        middle = lengths[len(lengths) // 2][0]
+        length = lengths[waiting[oldest]]
+        middle = by_length[len(by_length) // 2][0]
         if chosen and left - length < middle and left != length:
-            place = bisect_right(lengths, (left, inf)) - 1
+            place = bisect_right(by_length, (left, inf)) - 1
             if place < 0:
                 break
-            length, oldest = lengths[place]
+            length, oldest = by_length[place]
         chosen.append(waiting.pop(oldest))
-        lengths.pop(bisect_left(lengths, (length, oldest)))
+        by_length.pop(bisect_left(by_length, (length, oldest)))
         left -= length
     return chosen
 
 
-def _row(documents: list[Encoded]) -> Row:
-    row = Row([], [], [], [], [])
-    for document in documents:
-        tokens, on = document.token_ids, document.supervised
-        after = zip(tokens[1:], on[1:], strict=True)
-        row.token_ids.extend(tokens)
-        row.labels.extend(token if learnt else IGNORED for token, learnt in after)
-        row.labels.append(IGNORED)
-        row.positions.extend(range(len(tokens)))
-        row.lengths.append(len(tokens))
-        row.examples.append(document.index)
-    return row
+def _append(row: Row, item: Encoded, start: int, stop: int) -> None:
+    """Add tokens `start` to `stop` of an example as one document of a row."""
+    tokens, learnt = item.token_ids[start:stop], item.supervised[start + 1 : stop]
+    row.token_ids.extend(tokens)
+    row.labels.extend(t if on else IGNORED for t, on in zip(tokens[1:], learnt, strict=True))
+    row.labels.append(IGNORED)
+    row.positions.extend(range(len(tokens)))
+    row.lengths.append(len(tokens))
+    row.examples.append(item.index)

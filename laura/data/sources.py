@@ -8,17 +8,14 @@ data set id on the Hub. For a named set the data folder (`--data-dir` or
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from laura.data.examples import Example
 from laura.data.files import kind_of, missing_file, read_rows
 from laura.data.hub import hub_rows
 from laura.data.named import BENCHMARK_ROWS, NAMED, NamedSource
@@ -28,47 +25,6 @@ from laura.recipe import Source
 BUILTIN = Path(__file__).parent / "builtin"
 ROLES = ("system", "user", "assistant")
 ALLOWED_FIELDS = "messages ([{role, content}, ...]), or prompt and completion, or text"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One conversation or one text.
-
-    Attributes:
-        index: Row number in its data file or split, counted from 0.
-        messages: Pairs of role (`system`, `user`, `assistant`) and content;
-            empty for plain text.
-        text: The text, where there are no messages.
-    """
-
-    index: int
-    messages: tuple[tuple[str, str], ...]
-    text: str = ""
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the content exactly as it is, hexadecimal."""
-        return _hash([self.messages, self.text])
-
-    @cached_property
-    def normal_digest(self) -> str:
-        """SHA-256 of the content in lower case with white space collapsed."""
-        messages = [(role, _normal(content)) for role, content in self.messages]
-        return _hash([messages, _normal(self.text)])
-
-    @cached_property
-    def prompt_digest(self) -> str:
-        """Like `normal_digest`, of what comes before the first answer; empty if nothing does.
-
-        System messages are left out: they are shared by many rows.
-        """
-        prompt: list[str] = []
-        for role, content in self.messages:
-            if role == "assistant":
-                break
-            if role == "user" and content.strip():
-                prompt.append(_normal(content))
-        return _hash(prompt) if prompt else ""
 
 
 def find_data_dir(given: Path | None) -> Path | None:
@@ -99,13 +55,9 @@ def load_examples(source: Source, data_dir: Path | None = None) -> list[Example]
             fields needed, or no rows at all.
         HubError: the Hub is needed and cannot be reached.
     """
-    named = _named(source)
-    if named and named.huge and source.limit is None and not _local_file(source, named, data_dir):
-        raise DataError(
-            f"{source.source} is too large to load whole; give a limit, such as "
-            f"{{source: {source.source}, limit: 100000}}"
-        )
-    return list(_examples(source, data_dir, streaming=source.limit is not None))
+    if is_endless(source, data_dir):
+        raise too_large(source)
+    return list(stream_examples(source, data_dir))
 
 
 def stream_examples(source: Source, data_dir: Path | None = None) -> Iterator[Example]:
@@ -114,7 +66,33 @@ def stream_examples(source: Source, data_dir: Path | None = None) -> Iterator[Ex
     Raises:
         DataError, HubError: as `load_examples`, when the row is reached.
     """
-    return _examples(source, data_dir, streaming=True)
+    streaming = source.limit is not None or is_endless(source, data_dir)
+    return _examples(source, data_dir, streaming)
+
+
+def is_endless(source: Source, data_dir: Path | None = None) -> bool:
+    """Whether a source is too large to be read whole: a huge set of the Hub without a limit."""
+    named = _named(source)
+    huge = named is not None and named.huge and source.limit is None
+    return huge and named is not None and _local_file(source, named, data_dir) is None
+
+
+def too_large(source: Source) -> DataError:
+    """The error of a source that would have to be read whole, and cannot."""
+    return DataError(
+        f"{source.source} is too large to load whole; give a limit, such as "
+        f"{{source: {source.source}, limit: 100000}}"
+    )
+
+
+def source_file(source: Source, data_dir: Path | None = None) -> Path | None:
+    """The local file whose rows a source means, or None where they come from the Hub.
+
+    Raises:
+        DataError: an unknown name, or a file that does not exist.
+    """
+    named = _named(source)
+    return _local_file(source, named, data_dir) if named else _file(source, data_dir)
 
 
 def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[str, Any]]:
@@ -367,15 +345,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}known are {', '.join(names)}"
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def _hash(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _list(row: Mapping[Any, Any]) -> str:

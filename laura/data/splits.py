@@ -1,14 +1,21 @@
-"""Train, validation and test examples that never overlap."""
+"""Train, validation and test examples that never overlap.
+
+Training examples may be billions of tokens, so they are only known by their
+digests here; the other parts are small and are loaded.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-from laura.data.sources import Example, load_examples
+from laura.data.examples import Example, Known
+from laura.data.sources import load_examples
 from laura.errors import DataError
 from laura.recipe import DataSection, Source
 
@@ -22,23 +29,28 @@ class Splits:
     """The examples of a study.
 
     Attributes:
-        train: What is learnt from, in source order.
-        validation: What chooses the learning rate. Held-out rows come in a
-            random but fixed order, so that the first few are a fair sample.
+        train: Places of the training examples that are learnt from, rising.
+        held_out: Places of those held out as validation, in a random but fixed
+            order, so that the first few are a fair sample; empty where the
+            recipe names validation data.
+        validation: That data, which chooses the learning rate; else empty.
         test: Target-domain examples; may be empty.
         source_text: Source-domain texts; may be empty.
-        fingerprint: SHA-256 over the content of all four, in order.
+        fingerprint: SHA-256 over the content of all parts, in order.
     """
 
-    train: list[Example]
+    train: Sequence[int]
+    held_out: list[int]
     validation: list[Example]
     test: list[Example]
     source_text: list[Example]
     fingerprint: str
 
 
-def make_splits(section: DataSection, data_dir: Path | None = None) -> Splits:
-    """Load every source of a recipe's data section and keep them apart.
+def make_splits(
+    section: DataSection, train: Sequence[Known], data_dir: Path | None = None
+) -> Splits:
+    """Load the held-out parts of a recipe's data section and keep all apart.
 
     Two examples count as the same when their contents agree up to case and
     white space, or when they ask the same question (all user messages before
@@ -52,6 +64,7 @@ def make_splits(section: DataSection, data_dir: Path | None = None) -> Splits:
 
     Args:
         section: The recipe's `data`.
+        train: The examples of `data.train`, in order.
         data_dir: Data folder; None means `LAURA_DATA`, if set.
 
     Raises:
@@ -63,41 +76,49 @@ def make_splits(section: DataSection, data_dir: Path | None = None) -> Splits:
     def load(source: Source | None) -> list[Example]:
         return load_examples(source, data_dir) if source else []
 
-    train, test, text = load(section.train), load(section.test), load(section.source_text)
+    test, text = load(section.test), load(section.source_text)
     questions = _Questions(train)
     _refuse_overlap("train", train, "test", test, questions)
     _refuse_overlap("train", train, "source_text", text, questions)
+    kept: Sequence[int] = range(len(train))
+    held_out: list[int] = []
+    validation = load(section.validation)
     if section.validation is None:
-        train, validation = _hold_out(train, section.validation_rows, questions)
+        kept, held_out = _hold_out(train, section.validation_rows, questions)
     else:
-        validation = load(section.validation)
         _refuse_overlap("train", train, "validation", validation, questions)
         _refuse_overlap("validation", validation, "test", test, questions)
-    parts = {"train": train, "validation": validation, "test": test, "source_text": text}
-    return Splits(train, validation, test, text, _fingerprint(parts))
+    parts: dict[str, tuple[int, Iterable[Known]]] = {
+        "train": (len(kept), (train[place] for place in kept)),
+        "held out": (len(held_out), (train[place] for place in held_out)),
+        "validation": (len(validation), validation),
+        "test": (len(test), test),
+        "source_text": (len(text), text),
+    }
+    return Splits(kept, held_out, validation, test, text, _fingerprint(parts))
 
 
 class _Questions:
     """Tells by which keys an example is compared."""
 
-    def __init__(self, train: Sequence[Example]) -> None:
+    def __init__(self, train: Sequence[Known]) -> None:
         counts = Counter(example.prompt_digest for example in train)
         most = max(INSTRUCTION_FLOOR, len(train) // INSTRUCTION_SHARE)
         self.shared = {prompt for prompt, count in counts.items() if count > most} | {""}
 
-    def keys(self, example: Example) -> set[str]:
+    def keys(self, example: Known) -> set[str]:
         """Digests of the content and, if it is a question, of the prompt."""
         return {example.normal_digest, example.prompt_digest} - self.shared
 
-    def all_keys(self, examples: Iterable[Example]) -> set[str]:
+    def all_keys(self, examples: Iterable[Known]) -> set[str]:
         return {key for example in examples for key in self.keys(example)}
 
 
 def _refuse_overlap(
     name: str,
-    examples: Sequence[Example],
+    examples: Sequence[Known],
     other_name: str,
-    others: Sequence[Example],
+    others: Sequence[Known],
     questions: _Questions,
 ) -> None:
     there = questions.all_keys(others)
@@ -112,37 +133,46 @@ def _refuse_overlap(
 
 
 def _hold_out(
-    train: list[Example], count: int, questions: _Questions
-) -> tuple[list[Example], list[Example]]:
-    validation: list[Example] = []
+    train: Sequence[Known], count: int, questions: _Questions
+) -> tuple[array[int], list[int]]:
+    """Places that stay, and places that are held out."""
+    held_out: list[int] = []
     taken: set[str] = set()
-    for example in sorted(train, key=_lot):
-        if len(validation) == count:
+    for place in _drawn(train):
+        if len(held_out) == count:
             break
-        keys = questions.keys(example)
+        keys = questions.keys(train[place])
         if not keys & taken:
-            validation.append(example)
+            held_out.append(place)
             taken |= keys
-    kept = [example for example in train if not questions.keys(example) & taken]
-    if len(validation) < count or not kept:
+    kept = array("q", (p for p, known in enumerate(train) if not questions.keys(known) & taken))
+    if len(held_out) < count or not kept:
         raise DataError(
             f"data.train has {len(train)} rows, {len(questions.all_keys(train))} different ones, "
             f"too few to hold out validation_rows = {count} and still learn; lower "
             "data.validation_rows, or name a source as data.validation"
         )
-    return kept, validation
+    return kept, held_out
 
 
-def _lot(example: Example) -> tuple[str, str, int]:
-    """Place in the draw: by content, so that the order of rows does not matter."""
-    drawn = hashlib.sha256(f"{SALT} {example.normal_digest}".encode()).hexdigest()
-    return drawn, example.digest, example.index
+def _drawn(train: Sequence[Known]) -> Iterator[int]:
+    """Places in the order of a draw by content, so that the order of rows does not matter."""
+    lots = array("Q", (_lot(known) for known in train))
+    order = sorted(range(len(lots)), key=lots.__getitem__)
+    # Copies draw the same lot; among them the content as it is decides.
+    for _, same in groupby(order, key=lots.__getitem__):
+        yield from sorted(same, key=lambda place: (train[place].digest, place))
 
 
-def _fingerprint(parts: dict[str, list[Example]]) -> str:
+def _lot(known: Known) -> int:
+    drawn = hashlib.sha256(f"{SALT} {known.normal_digest}".encode())
+    return int.from_bytes(drawn.digest()[:8], "big")
+
+
+def _fingerprint(parts: dict[str, tuple[int, Iterable[Known]]]) -> str:
     total = hashlib.sha256()
-    for name, examples in parts.items():
-        total.update(f"{name} {len(examples)}\n".encode())
+    for name, (count, examples) in parts.items():
+        total.update(f"{name} {count}\n".encode())
         for example in examples:
             total.update(bytes.fromhex(example.digest))
     return total.hexdigest()

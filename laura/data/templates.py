@@ -16,7 +16,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Literal
 
-from laura.data.sources import Example
+from laura.data.examples import Example
 from laura.errors import DataError
 
 Template = Literal["chat", "plain"]

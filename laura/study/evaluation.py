@@ -15,7 +15,7 @@ from laura.models.engine import Engine
 from laura.models.load import load_base
 from laura.progress import SILENT, Progress
 from laura.recipe import MeasureSection, Source
-from laura.study.material import documents_of
+from laura.study.material import Encoder, documents_of
 
 
 def evaluate_model(
@@ -62,9 +62,8 @@ def evaluate_model(
     documents = {}
     if "source_loss" in tasks:
         examples = load_examples(Source(source="c4", limit=section.loss_documents), data_dir)
-        documents["source_loss"] = documents_of(
-            examples, base.tokenizer, "plain", "pretrain", section
-        )
+        encoded = Encoder(base.tokenizer, "plain", "pretrain")(examples)
+        documents["source_loss"] = documents_of(encoded, base.tokenizer, section.loss_tokens)
     precision = resolve_precision(section.precision, base.model.device)
     engine = Engine(base.model, base.tokenizer, precision, progress=progress)
     material = Material(section, file_rows(data_dir), documents)

@@ -9,11 +9,13 @@ import fcntl
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from laura.data.packing import Fitted, fit
 from laura.errors import StoreError
 from laura.evals.runner import Material, RowProvider, evaluate, file_rows
 from laura.evals.tasks import find
@@ -37,7 +39,7 @@ from laura.store import (
     write_text,
 )
 from laura.study.environment import describe
-from laura.study.material import StudyData, prepare
+from laura.study.material import Encoder, StudyData, prepare
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.run import train_run
@@ -183,16 +185,23 @@ class Session:
     def _plan(self, spec: RunSpec) -> BatchPlan:
         key = content_hash([spec.budget.model_dump(mode="json"), spec.seed])
         if key not in self._plans:
-            self._plans.clear()  # plans are large; runs that share one follow each other
+            self._plans.clear()  # a plan may be large; runs that share one follow each other
+            train = self.recipe.train
             self._plans[key] = plan_batches(
-                self.data.train,
-                self.recipe.train,
-                spec.budget,
-                overlong=self.recipe.data.overlong,
-                split_long=self.recipe.regime == "pretrain",
-                seed=spec.seed,
+                self.data.train, self._fitted, train, spec.budget, spec.seed
             )
         return self._plans[key]
+
+    @cached_property
+    def _fitted(self) -> Fitted:
+        """The training examples as documents that fit a row; the same for every run."""
+        return fit(
+            self.data.train,
+            self.recipe.train.row_tokens,
+            self.recipe.data.overlong,
+            split_long=self.recipe.regime == "pretrain",
+            progress=self.progress,
+        )
 
     def _identity(self, spec: RunSpec) -> dict[str, Any]:
         recipe = self.recipe
@@ -223,13 +232,12 @@ class Session:
         budgets = spec.budget.tokens or spec.budget.epochs or []
         marks = []
         for budget, step in zip(budgets, plan.points, strict=True):
-            rows = [row for batch in plan.batches[:step] for row in batch]
             marks.append(
                 {
                     "budget": budget,
                     "step": step,
-                    "tokens": sum(len(row.token_ids) for row in rows),
-                    "supervised_tokens": sum(label >= 0 for row in rows for label in row.labels),
+                    "tokens": plan.tokens[step],
+                    "supervised_tokens": plan.supervised[step],
                 }
             )
         record = {
@@ -284,7 +292,16 @@ def open_study(
         remove_leftovers(folder)
         bench = Workbench(recipe.base, device, progress)
         tokenizer = bench.base.tokenizer
-        data = prepare(recipe.data, recipe.measure, recipe.regime, tokenizer, data_dir, progress)
+        encoder = Encoder(tokenizer, recipe.data.template, recipe.regime)
+        data = prepare(
+            recipe.data,
+            recipe.measure,
+            recipe.budget,
+            encoder,
+            store.corpus_folder,
+            data_dir,
+            progress,
+        )
         _check_same_study(store, recipe, bench, data)
         write_text(folder / "recipe.yaml", recipe_yaml(recipe))
         write_json(folder / "environment.json", describe(place))

@@ -20,10 +20,11 @@ from laura.data.packing import Row
 from laura.errors import DivergenceError
 from laura.models.attention import Documents
 from laura.models.device import autocast, peak_memory_bytes, resolve_precision
-from laura.models.losses import IGNORED, packed_loss_sum
+from laura.models.losses import packed_loss_sum
 from laura.progress import Bar
 from laura.recipe import TrainSection
 from laura.store import RunStore, content_hash
+from laura.train.batches import BatchPlan
 from laura.train.checkpoints import load_state, save_state
 from laura.train.flops import Work, count_work, step_flops
 from laura.train.schedules import Leg, rate_factor
@@ -44,7 +45,7 @@ class Trainer:
         section: The recipe's `train`.
         learning_rate: Peak rate.
         seed: With the step, decides every random draw (dropout).
-        batches: Rows of each step of the run.
+        plan: Rows of each step of the run, and how many tokens they hold.
         run: Where metrics and states go.
         keep: Called with the step count at each budget point to keep the weights.
         validate: Mean validation loss in nats, for `validate_every`; or None.
@@ -55,7 +56,7 @@ class Trainer:
     section: TrainSection
     learning_rate: float
     seed: int
-    batches: list[list[Row]]
+    plan: BatchPlan
     run: RunStore
     keep: Callable[[int], None]
     validate: Callable[[], float] | None = None
@@ -71,12 +72,11 @@ class Trainer:
         self._device = next(iter(self._parameters.values())).device
         self._dtype = resolve_precision(self.section.precision, self._device)
         self._work = count_work(self.model)
-        self._tokens = _running_total(self.batches, lambda row: len(row.token_ids))
-        self._labels = _running_total(self.batches, lambda row: _labelled(row))
 
     def tokens_of(self, legs: Iterable[Leg]) -> int:
         """Tokens that pass through the model in these legs."""
-        return sum(self._tokens[leg.end] - self._tokens[leg.start] for leg in legs)
+        tokens = self.plan.tokens
+        return sum(tokens[leg.end] - tokens[leg.start] for leg in legs)
 
     def run_leg(self, leg: Leg, bar: Bar) -> None:
         """Take the steps of one leg, continuing from its last state if there is one.
@@ -94,7 +94,7 @@ class Trainer:
                 step += 1
                 self._updating = False
                 self.run.append_metrics(metrics)
-                bar.advance(self._tokens[step] - self._tokens[step - 1])
+                bar.advance(self.plan.tokens[step] - self.plan.tokens[step - 1])
                 bar.note(f"loss {metrics['loss']:.3f}")
                 if step in leg.points:
                     self.keep(step)
@@ -119,7 +119,7 @@ class Trainer:
             step = int(facts["step"])
         elif leg.origin is not None:
             load_state(folder / leg.origin, self._parameters, self.optimiser)
-        bar.advance(self._tokens[step] - self._tokens[leg.start])
+        bar.advance(self.plan.tokens[step] - self.plan.tokens[leg.start])
         self.run.keep_metrics(lambda row: row["leg"] != leg.name or row["step"] <= step)
         rows = self.run.metrics()
         self._first = rows[0]["loss"] if rows else None
@@ -137,8 +137,8 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         torch.manual_seed(step_seed(self.seed, step))
-        batch = self.batches[step]
-        labels = sum(_labelled(row) for row in batch)
+        batch = self.plan.batches[step]
+        labels = self.plan.supervised[step + 1] - self.plan.supervised[step]
         total = torch.zeros((), device=self._device)
         for start in range(0, len(batch), self.section.rows_per_pass):
             rows = batch[start : start + self.section.rows_per_pass]
@@ -152,15 +152,15 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
-        tokens = sum(len(row.token_ids) for row in batch)
+        tokens = self.plan.tokens[step + 1] - self.plan.tokens[step]
         metrics = {
             "leg": leg.name,
             "step": step + 1,
             "loss": loss_nats,
             "gradient_norm": norm,
             "learning_rate": rate,
-            "tokens": self._tokens[step + 1],
-            "supervised_tokens": self._labels[step + 1],
+            "tokens": self.plan.tokens[step + 1],
+            "supervised_tokens": self.plan.supervised[step + 1],
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "flops": step_flops(self._work, batch),
@@ -223,14 +223,3 @@ def model_inputs(rows: list[Row], device: torch.device) -> tuple[dict[str, Any],
 def step_seed(seed: int, step: int) -> int:
     """Seed of one step's random draws, a pure function of run seed and step."""
     return int(content_hash([seed, step])[:15], 16)
-
-
-def _labelled(row: Row) -> int:
-    return sum(label != IGNORED for label in row.labels)
-
-
-def _running_total(batches: list[list[Row]], count: Callable[[Row], int]) -> list[int]:
-    totals = [0]
-    for batch in batches:
-        totals.append(totals[-1] + sum(count(row) for row in batch))
-    return totals

@@ -68,7 +68,7 @@ def train_run(
         section=section,
         learning_rate=learning_rate,
         seed=seed,
-        batches=plan.batches,
+        plan=plan,
         run=run,
         keep=keep,
         validate=validate,

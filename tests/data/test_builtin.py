@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from laura.data.sources import BUILTIN, Example, load_examples
+from laura.data.examples import Example
+from laura.data.sources import BUILTIN, load_examples
 from laura.recipe import Source
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_word_problems.py"

@@ -8,16 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laura.data.packing import (
-    WINDOW,
     Row,
-    batches,
     epoch_rows,
     fill_rate,
     fit,
     pack,
-    stream_rows,
+    step_ends,
 )
-from laura.data.sources import Example
 from laura.data.templates import Encoded
 from laura.errors import DataError
 from laura.progress import Silent
@@ -77,27 +74,14 @@ def test_splitting_loses_and_doubles_no_token(lengths: list[int], row_tokens: in
     packed = Counter(token for row in rows for token in row.token_ids)
     assert packed == Counter(token for item in items for token in item.token_ids)
     assert all(2 <= length <= row_tokens for row in rows for length in row.lengths)
-    streamed = list(
-        stream_rows(
-            (Example(i, (), "x") for i in range(len(items))),
-            lambda example: items[example.index],
-            row_tokens,
-            split_long=True,
-        )
-    )
-    assert Counter(token for row in streamed for token in row.token_ids) == packed
 
 
 def test_rows_are_a_pure_function_of_seed_and_epoch() -> None:
-    items = [encoded(i, 2 + i % 37) for i in range(500)]
-    assert epoch_rows(items, 64, seed=1, epoch=2) == epoch_rows(items, 64, seed=1, epoch=2)
+    lengths = [2 + i % 37 for i in range(500)]
+    assert epoch_rows(lengths, 64, seed=1, epoch=2) == epoch_rows(lengths, 64, seed=1, epoch=2)
     orders = [
-        [index for row in rows for index in row.examples]
-        for rows in (
-            epoch_rows(items, 64, seed=1, epoch=0),
-            epoch_rows(items, 64, seed=1, epoch=1),
-            epoch_rows(items, 64, seed=0, epoch=1),
-        )
+        epoch_rows(lengths, 64, seed=seed, epoch=epoch).members
+        for seed, epoch in ((1, 0), (1, 1), (0, 1))
     ]
     assert len({tuple(order) for order in orders}) == 3
     assert all(sorted(order) == list(range(500)) for order in orders)
@@ -111,28 +95,6 @@ def test_rows_are_nearly_full_and_length_tells_nothing_of_the_time() -> None:
     order = [length for row in rows for length in row.lengths]
     parts = [sum(order[i : i + 1500]) for i in range(0, 6000, 1500)]
     assert max(parts) / min(parts) < 1.08
-    streamed = list(
-        stream_rows((Example(i, ()) for i in range(6000)), lambda e: items[e.index], 1024)
-    )
-    assert fill_rate(streamed, 1024) > 0.99
-    order = [length for row in streamed for length in row.lengths]
-    parts = [sum(order[i : i + 1500]) for i in range(0, 6000, 1500)]
-    assert max(parts) / min(parts) < 1.08
-
-
-def test_a_stream_is_read_no_further_than_the_window() -> None:
-    read = 0
-
-    def endless():  # type: ignore[no-untyped-def]
-        nonlocal read
-        while True:
-            read += 1
-            yield Example(read, ())
-
-    rows = stream_rows(endless(), lambda e: encoded(e.index, 10), 100)
-    for count in range(1, 5):
-        assert len(next(rows).token_ids) == 100
-        assert read <= WINDOW + 10 * count
 
 
 def test_overlong_examples() -> None:
@@ -141,14 +103,17 @@ def test_overlong_examples() -> None:
     with pytest.raises(DataError, match=message):
         pack(items, 20)
     dropped = fit(items, 20, "drop")
-    assert [item.index for item in dropped.documents] == [0]
+    assert list(dropped.places) == [0]
     assert dropped.report == "2 examples too long and dropped"
     cut = fit(items, 20, "truncate")
-    assert [(item.index, len(item.token_ids)) for item in cut.documents] == [(0, 10), (7, 20)]
+    assert list(zip(cut.places, cut.lengths, cut.labels, strict=True)) == [(0, 10, 9), (1, 20, 19)]
     assert (cut.truncated, cut.unlearnable) == (2, 1)
     split = fit(items, 20, split_long=True)
-    assert [item.index for item in split.documents] == [0, 7, 7, 2]
-    assert not any(item.supervised[0] for item in split.documents)
+    assert list(split.places) == [0, 1, 1, 2]
+    assert list(split.starts) == [0, 0, 20, 20]
+    for number in range(4):
+        row = split.row(items, [number])
+        assert sum(label >= 0 for label in row.labels) == split.labels[number]
 
 
 def test_what_is_dropped_is_said() -> None:
@@ -169,9 +134,7 @@ def test_nothing_left_is_an_error() -> None:
         pack([], 20)
 
 
-def test_batches_take_as_many_rows_as_fit() -> None:
-    rows = pack([encoded(i, 100) for i in range(70)], 1000)
-    sizes = [[len(row.token_ids) for row in batch] for batch in batches(iter(rows), 2048)]
-    assert sizes == [[1000, 1000]] * 3 + [[1000]]
-    assert [len(batch) for batch in batches(rows, 10)] == [1] * 7
-    assert list(batches([], 10)) == []
+def test_steps_take_as_many_rows_as_fit() -> None:
+    assert list(step_ends([1000] * 7, 2048)) == [2, 4, 6, 7]
+    assert list(step_ends([1000] * 7, 10)) == list(range(1, 8))
+    assert list(step_ends([], 10)) == []

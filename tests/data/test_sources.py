@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from laura.data.examples import Example
 from laura.data.named import BENCHMARK_ROWS, NAMED, wikitext_articles
-from laura.data.sources import Example, load_examples, load_rows, stream_examples
+from laura.data.sources import load_examples, load_rows, stream_examples
 from laura.errors import DataError, HubError, LauraError
 from laura.recipe import Source
 

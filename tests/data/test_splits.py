@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from laura.data.sources import Example
-from laura.data.splits import Splits, make_splits
+from laura.data.examples import Example
+from laura.data.sources import load_examples
+from laura.data.splits import make_splits
 from laura.errors import DataError
 from laura.recipe import DataSection
 
@@ -22,8 +24,24 @@ def write(path: Path, rows: list[dict[str, str]]) -> str:
     return str(path)
 
 
-def split(**section: Any) -> Splits:
-    return make_splits(DataSection(**section))
+@dataclass(frozen=True)
+class Parts:
+    """The splits with their examples in place of numbers."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    source_text: list[Example]
+    fingerprint: str
+
+
+def split(data_dir: Path | None = None, **section: Any) -> Parts:
+    data = DataSection(**section)
+    rows = load_examples(data.train, data_dir)
+    found = make_splits(data, rows, data_dir)
+    validation = [rows[place] for place in found.held_out] or found.validation
+    train = [rows[place] for place in found.train]
+    return Parts(train, validation, found.test, found.source_text, found.fingerprint)
 
 
 def contents(examples: list[Example]) -> set[tuple[tuple[str, str], ...]]:
@@ -117,8 +135,10 @@ def test_the_shipped_demo_data_fits_together() -> None:
 
 
 def test_gsm8k_train_and_test_are_apart(shared_data: Path) -> None:
-    section = DataSection(
-        train="gsm8k", test={"source": "gsm8k", "split": "test"}, source_text="wikitext"
+    found = split(
+        shared_data,
+        train="gsm8k",
+        test={"source": "gsm8k", "split": "test"},
+        source_text="wikitext",
     )
-    found = make_splits(section, shared_data)
     assert len(found.train) + len(found.validation) == 7473

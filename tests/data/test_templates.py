@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laura.data.examples import Example
 from laura.data.packing import fill_rate, pack
-from laura.data.sources import Example, load_examples
+from laura.data.sources import load_examples
 from laura.data.templates import Encoded, check_end_token, encode, encode_all, end_tokens
 from laura.errors import DataError
 from laura.recipe import Source

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from laura.data.packing import Row
+from laura.data.packing import Row, fit
 from laura.data.templates import Encoded
 from laura.errors import CheckpointError, DataError
 from laura.models.adapters import save_adapter
@@ -23,7 +23,7 @@ from laura.models.lora import LoraSettings, attach
 from laura.progress import Silent
 from laura.recipe import BudgetSection, TrainSection
 from laura.store import RunStore
-from laura.train.batches import plan_batches
+from laura.train.batches import BatchPlan, plan_batches
 from laura.train.flops import count_work, step_flops
 from laura.train.loop import model_inputs
 from laura.train.run import train_run
@@ -52,9 +52,8 @@ def make_section(**changes: Any) -> TrainSection:
 def make_plan(section: TrainSection, tokens: tuple[int, ...] = (1200,)) -> Any:
     """Batches for these budgets."""
     budget = BudgetSection(tokens=list(tokens))
-    return plan_batches(
-        make_examples(), section, budget, overlong="error", split_long=False, seed=7
-    )
+    examples = make_examples()
+    return plan_batches(examples, fit(examples, section.row_tokens), section, budget, seed=7)
 
 
 def train(model: Any, folder: Path, section: TrainSection, plan: Any, **changes: Any) -> str:
@@ -254,14 +253,17 @@ def test_budgets_become_steps() -> None:
     section = make_section()
     plan = make_plan(section, (300, 900))
     sizes = [sum(len(row.token_ids) for row in batch) for batch in plan.batches]
+    again = BatchPlan.of(list(plan.batches), plan.points)
+    assert list(plan.tokens) == again.tokens and list(plan.supervised) == again.supervised
     for goal, step in zip((300, 900), plan.points, strict=True):
         assert sum(sizes[:step]) >= goal > sum(sizes[: step - 1])
-    epochs = plan_batches(
-        make_examples(), section, BudgetSection(epochs=[1, 2]),
-        overlong="error", split_long=False, seed=0,
-    )  # fmt: skip
-    seen = [e for batch in epochs.batches[: epochs.points[0]] for r in batch for e in r.examples]
-    assert sorted(seen) == list(range(40))
+    examples = make_examples()
+    fitted = fit(examples, section.row_tokens)
+    epochs = plan_batches(examples, fitted, section, BudgetSection(epochs=[1, 2]), seed=0)
+    first = [epochs.batches[step] for step in range(epochs.points[0])]
+    assert sorted(e for batch in first for row in batch for e in row.examples) == list(range(40))
+    with pytest.raises(IndexError):
+        epochs.batches[epochs.points[1]]
     with pytest.raises(DataError, match="fall on steps"):
         make_plan(section, (300, 301))
 

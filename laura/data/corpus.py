@@ -1,0 +1,266 @@
+"""Tokenised examples in a folder: as many as the disk holds, read through memory maps.
+
+    FOLDER/
+      corpus.json     what it was made of, and how much it holds; written last
+      state.json      how far the writing has come, while it goes on
+      tokens.bin      token ids of one example after the other, 2 or 4 bytes each
+      learnt.bin      1 for a supervised token; absent where all but the first are
+      records.bin     of each example: end in tokens, row number, supervised bytes
+      digests.bin     of each example: three SHA-256 (content, normalised, prompt)
+
+Writing that is killed goes on after the last example that `state.json` counts.
+A corpus of a billion tokens takes 2 GB, and a few megabytes of memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import inf
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from laura.data.examples import Example
+from laura.data.templates import Encoded
+from laura.errors import DataError
+from laura.progress import SILENT, Progress
+from laura.store import disk_faults, read_json, write_json
+
+CHUNK = 500  # examples tokenised between two signs of progress
+STATE_SECONDS = 20.0  # at most so much work is done again after a kill
+RECORD = np.dtype([("end", "<i8"), ("index", "<i8"), ("bytes", "<i8")])
+DIGEST_BYTES = 32
+
+Encode = Callable[[list[Example]], list[Encoded]]
+
+
+@dataclass(frozen=True)
+class Enough:
+    """When an endless source has been read far enough.
+
+    Attributes:
+        tokens: Read this many tokens,
+        further: and this many examples more, to be held out.
+    """
+
+    tokens: int
+    further: int
+
+
+@dataclass(frozen=True)
+class Identity:
+    """By what an example is told from others; see `Example` for the digests."""
+
+    index: int
+    digest: str
+    normal_digest: str
+    prompt_digest: str
+
+
+class Corpus(Sequence[Encoded]):
+    """A finished corpus; examples are read from the disk when they are asked for.
+
+    Args:
+        folder: Where `write_corpus` wrote it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        facts = read_json(folder / "corpus.json")["facts"]
+        self._records = np.memmap(folder / "records.bin", RECORD, "r")
+        self._tokens = np.memmap(folder / "tokens.bin", facts["dtype"], "r")
+        masked = facts["masked"]
+        self._learnt = np.memmap(folder / "learnt.bin", np.bool_, "r") if masked else None
+        self.identities: Sequence[Identity] = _Identities(folder, self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, place: int) -> Encoded:  # type: ignore[override]
+        if not 0 <= place < len(self):
+            raise IndexError(f"example {place} of {len(self)}")
+        start = int(self._records["end"][place - 1]) if place else 0
+        stop, index, size = (int(number) for number in self._records[place])
+        ids = self._tokens[start:stop].tolist()
+        if self._learnt is not None:
+            return Encoded(index, ids, self._learnt[start:stop].tolist(), size)
+        return Encoded(index, ids, [False] + [True] * (len(ids) - 1), size)
+
+
+class Subset(Sequence[Encoded]):
+    """Some examples of a corpus, by their places in it."""
+
+    def __init__(self, whole: Sequence[Encoded], places: Sequence[int]) -> None:
+        self._whole, self._places = whole, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, place: int) -> Encoded:  # type: ignore[override]
+        return self._whole[self._places[place]]
+
+
+def write_corpus(
+    folder: Path,
+    identity: dict[str, Any],
+    examples: Iterator[Example],
+    encode: Encode,
+    *,
+    vocabulary: int,
+    masked: bool,
+    count: float = inf,
+    enough: Enough | None = None,
+    progress: Progress = SILENT,
+) -> Corpus:
+    """Tokenise examples into a folder, continuing or reusing what stands there.
+
+    Args:
+        folder: The corpus's own folder.
+        identity: What determines the tokens; whatever stands there and was made
+            of something else is written anew.
+        examples: Read in order, and no further than needed.
+        encode: Tokens of some examples, one `Encoded` each.
+        vocabulary: Token ids are below it.
+        masked: Whether some tokens besides the first are not supervised.
+        count: How many examples there are, where that is known.
+        enough: When to stop reading; None reads all.
+        progress: Where to report.
+
+    Raises:
+        DataError: there is no example, or what `examples` and `encode` raise.
+        StoreError: the disk is full or the folder cannot be written.
+    """
+    done = folder / "corpus.json"
+    dtype = "<u2" if vocabulary <= 1 << 16 else "<u4"
+    facts = {"identity": identity, "dtype": dtype, "masked": masked}
+    if _stands(folder, done, facts):
+        return Corpus(folder)
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        done.unlink(missing_ok=True)
+    with disk_faults(folder), _Writer(folder, facts) as writer:
+        total, unit = (count, "examples") if enough is None else (enough.tokens, "tokens")
+        with progress.bar("tokenising", total, unit) as bar:
+            bar.advance(writer.documents if enough is None else writer.tokens)
+            rest = islice(examples, writer.documents, None)
+            while not writer.filled(enough) and (part := list(islice(rest, CHUNK))):
+                before = writer.tokens
+                writer.add(part, encode(part), enough)
+                bar.advance(len(part) if enough is None else writer.tokens - before)
+        writer.save()
+    if not writer.documents:
+        raise DataError("there are no training examples; check data.train")
+    write_json(done, {"facts": facts, "documents": writer.documents, "tokens": writer.tokens})
+    return Corpus(folder)
+
+
+def _stands(folder: Path, record: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What `corpus.json` or `state.json` counts, if it is of these facts and the files hold it."""
+    found = read_json(record) if record.is_file() else {}
+    if found.get("facts") != facts:
+        return None
+    for name, size in _sizes(facts, found["documents"], found["tokens"]).items():
+        path = folder / f"{name}.bin"
+        if not path.is_file() or path.stat().st_size < size:
+            return None
+    return dict(found)
+
+
+def _sizes(facts: dict[str, Any], documents: int, tokens: int) -> dict[str, int]:
+    """Bytes of each file of a corpus."""
+    sizes = {
+        "tokens": tokens * np.dtype(facts["dtype"]).itemsize,
+        "records": documents * RECORD.itemsize,
+        "digests": documents * 3 * DIGEST_BYTES,
+    }
+    return {**sizes, "learnt": tokens} if facts["masked"] else sizes
+
+
+class _Writer:
+    """Appends examples to the files of a corpus, and notes how far they are whole."""
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        self._folder, self._facts = folder, facts
+        self._files: dict[str, IO[bytes]] = {}
+        nothing = {"documents": 0, "tokens": 0, "reached": None}
+        state = _stands(folder, folder / "state.json", facts) or nothing
+        self.documents: int = state["documents"]
+        self.tokens: int = state["tokens"]
+        self._reached: int | None = state["reached"]  # documents when the tokens were enough
+        self._saved = time.monotonic()
+
+    def __enter__(self) -> _Writer:
+        for name, size in _sizes(self._facts, self.documents, self.tokens).items():
+            # What was written after the last state is cut off.
+            self._files[name] = (self._folder / f"{name}.bin").open("r+b" if size else "wb")
+            self._files[name].truncate(size)
+            self._files[name].seek(size)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def filled(self, enough: Enough | None) -> bool:
+        """Whether nothing more needs to be read."""
+        if enough is None or self._reached is None:
+            return False
+        return self.documents >= self._reached + enough.further
+
+    def add(self, examples: list[Example], encoded: list[Encoded], enough: Enough | None) -> None:
+        """Append examples, up to the one that is enough."""
+        for example, item in zip(examples, encoded, strict=True):
+            if self.filled(enough):
+                break
+            self._append(example, item)
+            if enough is not None and self._reached is None and self.tokens >= enough.tokens:
+                self._reached = self.documents
+        if time.monotonic() - self._saved >= STATE_SECONDS:
+            self.save()
+
+    def _append(self, example: Example, item: Encoded) -> None:
+        self.documents += 1
+        self.tokens += len(item.token_ids)
+        record = np.array([(self.tokens, item.index, item.supervised_bytes)], RECORD)
+        digests = (example.digest, example.normal_digest, example.prompt_digest)
+        self._files["tokens"].write(np.array(item.token_ids, self._facts["dtype"]).tobytes())
+        self._files["records"].write(record.tobytes())
+        for digest in digests:
+            self._files["digests"].write(bytes.fromhex(digest).ljust(DIGEST_BYTES, b"\0"))
+        if "learnt" in self._files:
+            self._files["learnt"].write(bytes(item.supervised))
+
+    def save(self) -> None:
+        """Note that everything up to here is on the disk."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        state = {"documents": self.documents, "tokens": self.tokens, "reached": self._reached}
+        write_json(self._folder / "state.json", {"facts": self._facts, **state})
+        self._saved = time.monotonic()
+
+
+class _Identities(Sequence[Identity]):
+    def __init__(self, folder: Path, records: Any) -> None:
+        self._indices = records["index"]
+        with (folder / "digests.bin").open("rb") as file:
+            self._digests = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: int) -> Identity:  # type: ignore[override]
+        start = place * 3 * DIGEST_BYTES
+        parts = self._digests[start : start + 3 * DIGEST_BYTES]
+        prompt = parts[2 * DIGEST_BYTES :]
+        return Identity(
+            int(self._indices[place]),
+            parts[:DIGEST_BYTES].hex(),
+            parts[DIGEST_BYTES : 2 * DIGEST_BYTES].hex(),
+            prompt.hex() if any(prompt) else "",
+        )

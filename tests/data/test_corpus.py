@@ -1,0 +1,169 @@
+"""A corpus on the disk gives back what was put in, however its writing went."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from laura.data import corpus as module
+from laura.data.corpus import Corpus, Enough, Subset, write_corpus
+from laura.data.examples import Example
+from laura.data.packing import fit, pack
+from laura.data.templates import Encoded
+from laura.errors import DataError
+
+ASKED = [(("user", f"What is {i}?"), ("assistant", f"It is {i}.")) for i in range(1200)]
+EXAMPLES = [Example(3 * i, messages) for i, messages in enumerate(ASKED)]
+
+
+def encode(examples: list[Example]) -> list[Encoded]:
+    """Tokens that tell their example; the second half is learnt."""
+    found = []
+    for example in examples:
+        length = 2 + example.index % 11
+        ids = [(example.index * 7 + place) % 60_000 for place in range(length)]
+        found.append(Encoded(example.index, ids, [i > length // 2 for i in range(length)], length))
+    return found
+
+
+def learnt_whole(examples: list[Example]) -> list[Encoded]:
+    """Tokens of which all but the first are learnt."""
+    return [
+        Encoded(e.index, e.token_ids, [False] + [True] * (len(e.token_ids) - 1), 7)
+        for e in encode(examples)
+    ]
+
+
+def write(folder: Path, examples: Any = None, **changes: Any) -> Corpus:
+    settings: dict[str, Any] = {"vocabulary": 60_000, "masked": True}
+    rows = iter(EXAMPLES) if examples is None else examples
+    what = settings.pop("encode", changes.pop("encode", encode))
+    identity = changes.pop("identity", {"source": "x"})
+    return write_corpus(folder, identity, rows, what, **{**settings, **changes})
+
+
+def test_examples_come_back_as_they_were(tmp_path: Path) -> None:
+    found = write(tmp_path)
+    assert len(found) == 1200 and list(found) == encode(EXAMPLES)
+    assert (tmp_path / "tokens.bin").stat().st_size == 2 * sum(len(e.token_ids) for e in found)
+    for known, example in zip(found.identities, EXAMPLES, strict=True):
+        assert known.index == example.index
+        assert known.digest == example.digest
+        assert known.normal_digest == example.normal_digest
+        assert known.prompt_digest == example.prompt_digest
+    with pytest.raises(IndexError):
+        found[1200]
+    assert [item.index for item in Subset(found, range(10, 30, 5))] == [30, 45, 60, 75]
+
+
+def test_large_vocabularies_and_whole_documents(tmp_path: Path) -> None:
+    found = write(tmp_path, encode=learnt_whole, masked=False, vocabulary=128_000)
+    assert list(found) == learnt_whole(EXAMPLES)
+    assert not (tmp_path / "learnt.bin").exists()
+    assert (tmp_path / "tokens.bin").stat().st_size == 4 * sum(len(e.token_ids) for e in found)
+    text = Example(0, (), "only text")
+    assert write(tmp_path / "t", iter([text, text])).identities[1].prompt_digest == ""
+
+
+def test_what_stands_is_not_made_again_and_other_data_is(tmp_path: Path) -> None:
+    write(tmp_path)
+
+    def refuse(_: list[Example]) -> list[Encoded]:
+        raise AssertionError("tokenised again")
+
+    assert len(write(tmp_path, iter([]), encode=refuse)) == 1200
+    assert len(write(tmp_path, iter(EXAMPLES[:5]), identity={"source": "y"})) == 5
+    # A file that was cut off is not trusted.
+    (tmp_path / "learnt.bin").write_bytes(b"")
+    with pytest.raises(AssertionError, match="tokenised again"):
+        write(tmp_path, identity={"source": "y"}, encode=refuse)
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3])
+def test_writing_goes_on_where_it_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 300)
+    monkeypatch.setattr(module, "STATE_SECONDS", 0.0)
+    calls = 0
+
+    def dying(examples: list[Example]) -> list[Encoded]:
+        nonlocal calls
+        calls += 1
+        if calls > killed_after:
+            raise KeyboardInterrupt
+        return encode(examples)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, encode=dying)
+    assert not (tmp_path / "corpus.json").exists()
+    # What a kill leaves behind the last state is cut off.
+    with (tmp_path / "tokens.bin").open("ab") as file:
+        file.write(b"half a token")
+    seen = 0
+
+    def counting(examples: list[Example]) -> list[Encoded]:
+        nonlocal seen
+        seen += len(examples)
+        return encode(examples)
+
+    found = write(tmp_path, encode=counting)
+    assert seen == 1200 - 300 * killed_after
+    assert list(found) == encode(EXAMPLES)
+    whole = write(tmp_path / "undisturbed")
+    for name in ("tokens", "learnt", "records", "digests"):
+        one, other = (folder / f"{name}.bin" for folder in (tmp_path, tmp_path / "undisturbed"))
+        assert one.read_bytes() == other.read_bytes()
+    assert len(whole) == 1200
+
+
+def endless(read: list[int]) -> Iterator[Example]:
+    while True:
+        read.append(len(read))
+        yield Example(read[-1], (), f"text {read[-1]}")
+
+
+def test_an_endless_source_is_read_just_far_enough(tmp_path: Path) -> None:
+    read: list[int] = []
+    found = write(tmp_path, endless(read), enough=Enough(tokens=5000, further=30))
+    lengths = [len(item.token_ids) for item in found]
+    assert sum(lengths[:-30]) >= 5000 > sum(lengths[:-31])
+    assert len(read) <= len(found) + module.CHUNK
+    # A source that ends before it is enough is simply used up.
+    assert len(write(tmp_path / "short", iter(EXAMPLES[:9]), enough=Enough(5000, 3))) == 9
+
+
+def test_no_example_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no training examples; check data\.train"):
+        write(tmp_path, iter([]))
+
+
+def test_packing_from_the_disk_is_packing_from_memory(tmp_path: Path) -> None:
+    found = write(tmp_path)
+    for seed in range(3):
+        assert pack(found, 64, seed=seed) == pack(encode(EXAMPLES), 64, seed=seed)
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    long = [Encoded(i, [i] * 4000, [False] + [True] * 3999, 1) for i in range(300)]
+    rows = (Example(i, (), str(i)) for i in range(300))
+    found = write(tmp_path, rows, encode=lambda part: [long[e.index] for e in part], masked=False)
+    tracemalloc.start()
+    fitted = fit(found, 1024, split_long=True)
+    row = fitted.row(found, [0])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(row.token_ids) == 1024
+    # 1.2 million tokens as lists of Python would be 10 MB and more.
+    assert peak < 1_000_000
+
+
+def test_the_record_is_plain_json(tmp_path: Path) -> None:
+    write(tmp_path)
+    facts = json.loads((tmp_path / "corpus.json").read_text(encoding="utf-8"))
+    assert facts["documents"] == 1200 and facts["facts"]["dtype"] == "<u2"
