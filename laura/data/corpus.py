@@ -187,7 +187,7 @@ class _Writer:
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         self._folder, self._facts = folder, facts
         self._files: dict[str, IO[bytes]] = {}
-        nothing = {"documents": 0, "tokens": 0, "reached": None}
+        nothing: dict[str, Any] = {"documents": 0, "tokens": 0, "reached": None}
         state = _stands(folder, folder / "state.json", facts) or nothing
         self.documents: int = state["documents"]
         self.tokens: int = state["tokens"]

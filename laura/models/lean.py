@@ -3,7 +3,8 @@
 The values are transformers' own, rounded at the same places; only what is kept
 differs. A norm keeps its input, which the residual stream holds anyway, and
 hands its output on in the pass's arithmetic, so that the maps that read it
-share one copy. The gated unit recomputes its activation.
+share one copy. The gated unit keeps what its two maps give, and makes their product
+again when the gradient of the third map asks for it.
 
 Only modules of exactly the Llama form are exchanged; others stay as they are.
 
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from laura.models.lora import arithmetic
@@ -55,7 +57,7 @@ class _GatedUnit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return functional.silu(gate).mul_(up)
+        return _gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +65,10 @@ class _GatedUnit(torch.autograd.Function):
         grad_up = functional.silu(gate).mul_(grads[0])
         grad_gate = torch.ops.aten.silu_backward(grads[0] * up, gate)
         return grad_gate, grad_up
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return functional.silu(gate).mul_(up)
 
 
 class LeanNorm(nn.Module):
@@ -87,8 +93,26 @@ class LeanGatedUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The unit's output, (..., C)."""
-        result: Tensor = self.down_proj(_GatedUnit.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-untyped-call]
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        product: Tensor = _GatedUnit.apply(gate, up)  # type: ignore[no-untyped-call]
+        with _made_again(product, gate.detach(), up.detach()):
+            result: Tensor = self.down_proj(product)
         return result
+
+
+def _made_again(product: Tensor, gate: Tensor, up: Tensor) -> saved_tensors_hooks:
+    """Whatever keeps the product for its gradient keeps nothing, and makes it again."""
+    place = product.data_ptr()
+
+    def pack(kept: Tensor) -> Tensor | torch.Size:
+        same = kept.data_ptr() == place and kept.numel() == product_size
+        return kept.shape if same and kept.is_contiguous() else kept
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else _gated(gate, up).view(kept)
+
+    product_size = product.numel()
+    return saved_tensors_hooks(pack, unpack)
 
 
 @contextmanager
