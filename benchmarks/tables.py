@@ -19,6 +19,7 @@ class Tally:
         title: Its name in the table.
         side: `laura` or `peer`.
         precision: fp32 or bf16.
+        spares: Trades time for memory; the goals are not set against it.
         rates: Real tokens per second of every timed step, a list for each turn.
         core_rates: Real tokens per second of processor time, summed over cores; a
             busy machine disturbs it less than the rate by the clock.
@@ -30,6 +31,7 @@ class Tally:
     title: str
     side: str
     precision: str
+    spares: bool = False
     rates: list[list[float]] = field(default_factory=list)
     core_rates: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
@@ -75,6 +77,7 @@ class Tally:
         """Everything measured, for JSON."""
         return {
             "title": self.title, "side": self.side, "precision": self.precision,
+            "spares": self.spares,
             "tokens_per_second": self.rates, "tokens_per_core_second": self.core_rates,
             "peak_memory_bytes": self.peaks, "losses": self.losses, "failed": self.failed,
         }  # fmt: skip
@@ -105,8 +108,8 @@ def flops_per_token(method: str, facts: dict[str, Any]) -> float:
 
 
 def best_peer(tallies: list[Tally]) -> Tally | None:
-    """The peer's fastest setting among those that had the most turns."""
-    peers = [t for t in tallies if t.side == "peer" and t.rates]
+    """The peer's fastest setting that spares no memory, among those that had the most turns."""
+    peers = [t for t in tallies if t.side == "peer" and t.rates and not t.spares]
     most = max((len(t.rates) for t in peers), default=0)
     peers = [t for t in peers if len(t.rates) == most]
     return max(peers, key=lambda tally: tally.tokens_per_second, default=None)
