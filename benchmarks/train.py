@@ -172,8 +172,8 @@ def prepare_peer() -> Path:
     wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted and python.exists():
         return python
-    if not python.exists():
-        venv.create(PEER_HOME, with_pip=True)
+    # Again when it is there: an interrupted creation leaves a Python without pip.
+    venv.create(PEER_HOME, with_pip=True)
     subprocess.run([python, "-m", "pip", "install", "-q", "-r", REQUIREMENTS], check=True)
     stamp.write_text(wanted)
     return python

@@ -4,9 +4,10 @@ The values are transformers' own, rounded at the same places; only what is kept
 differs. A norm keeps its input, which the residual stream holds anyway, and
 hands its output on in the pass's arithmetic, so that the maps that read it
 share one copy. The gated unit keeps what its two maps give, and makes their product
-again when the gradient of the third map asks for it.
+again when the gradient of the third map asks for it. A trained map in mixed precision
+casts its weight again for the gradient instead of keeping the cast.
 
-Only modules of exactly the Llama form are exchanged; others stay as they are.
+Only modules of exactly this form are exchanged; others stay as they are.
 
 Shapes: N tokens, C width.
 """
@@ -71,6 +72,26 @@ def _gated(gate: Tensor, up: Tensor) -> Tensor:
     return functional.silu(gate).mul_(up)
 
 
+class _TrainedMap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
+        cast = x.to(dtype)
+        ctx.save_for_backward(cast, weight_OI)
+        ctx.input_dtype = x.dtype
+        return functional.linear(cast, weight_OI.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cast, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grads[0] @ weight.to(cast.dtype)).to(ctx.input_dtype)
+        if ctx.needs_input_grad[1]:
+            product = grads[0].flatten(0, -2).T @ cast.flatten(0, -2)
+            grad_weight = product.to(weight.dtype)
+        return grad_x, grad_weight, None
+
+
 class LeanNorm(nn.Module):
     """A root-mean-square norm, weight * x / sqrt(mean(x^2) + epsilon)."""
 
@@ -100,6 +121,20 @@ class LeanGatedUnit(nn.Module):
         return result
 
 
+class LeanLinear(nn.Module):
+    """A trained Linear without bias, x W^T in the arithmetic of the pass."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map's output, (..., out)."""
+        # Autocast keeps a cast of every trained weight until the pass has ended.
+        result: Tensor = _TrainedMap.apply(x, self.weight, arithmetic(x))  # type: ignore[no-untyped-call]
+        return result
+
+
 def _made_again(product: Tensor, gate: Tensor, up: Tensor) -> saved_tensors_hooks:
     """Whatever keeps the product for its gradient keeps nothing, and makes it again."""
     place = product.data_ptr()
@@ -117,11 +152,14 @@ def _made_again(product: Tensor, gate: Tensor, up: Tensor) -> saved_tensors_hook
 
 @contextmanager
 def lean(model: nn.Module) -> Iterator[None]:
-    """Within the block, norms and gated units keep less; afterwards the originals are back."""
+    """Within the block, the parts named above keep less; afterwards the originals are back."""
+    # The loss reads the output map's weight itself, see `losses.py`.
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     changed: list[tuple[nn.Module, str, nn.Module]] = []
-    for parent in list(model.modules()):
+    # Innermost first: a lean unit takes over its maps as they are by then.
+    for parent in reversed(list(model.modules())):
         for name, child in list(parent.named_children()):
-            thin = _thinner(child)
+            thin = None if child is head else _thinner(child)
             if thin is not None:
                 changed.append((parent, name, child))
                 setattr(parent, name, thin.train(child.training))
@@ -139,4 +177,6 @@ def _thinner(module: nn.Module) -> nn.Module | None:
         return LeanNorm(module)
     if type(module) is LlamaMLP and getattr(module.config, "hidden_act", None) == "silu":
         return LeanGatedUnit(module)
+    if type(module) is nn.Linear and module.bias is None and module.weight.requires_grad:
+        return LeanLinear(module)
     return None

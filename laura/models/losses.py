@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from laura.errors import ModelError
 
-CHUNK_POSITIONS = 256
+CHUNK_POSITIONS = 128
 # Positions whose slopes enter the gradient of the output map together, a multiple of
 # the chunk: each product passes over the whole (V, C) gradient once.
-GROUP_POSITIONS = 1024
+GROUP_POSITIONS = 512
+# Words of the vocabulary whose gradient is taken at once: a product of all of them would
+# be a second copy of the output map.
+BLOCK_WORDS = 8192
 IGNORED = -100
 
 
@@ -47,9 +50,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             done = start + len(slope)
             if slopes is not None and (done == count or done % group == 0):
                 used = first + len(slope)
-                product = slopes[:used].T @ hidden[done - used : done]
-                # The first product is the sum so far: nothing is filled with zeros.
-                grad_weight = _added(grad_weight, product, weight_VC.dtype)
+                grad_weight = _add_product(
+                    grad_weight, slopes[:used], hidden[done - used : done], weight_VC.dtype
+                )
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -78,8 +81,21 @@ def _loss_and_slope(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor
     return (norm.log() + highest - chosen).sum(), slope
 
 
-def _added(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
-    return part.to(dtype) if total is None else total.add_(part)
+def _add_product(
+    total_VC: Tensor | None, slopes_PV: Tensor, hidden_PC: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """`total` plus slopes^T hidden; without a total, the product is the sum so far."""
+    words = slopes_PV.shape[1]
+    empty = hidden_PC.new_empty
+    result = empty(words, hidden_PC.shape[1], dtype=dtype) if total_VC is None else total_VC
+    for start in range(0, words, BLOCK_WORDS):
+        block = slice(start, start + BLOCK_WORDS)
+        product = slopes_PV[:, block].T @ hidden_PC
+        if total_VC is None:
+            result[block] = product
+        else:
+            result[block] += product
+    return result
 
 
 def loss_sum(hidden_NC: Tensor, head: nn.Linear, labels_N: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tracemalloc
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from laura.data.corpus import Corpus, Enough, Subset, write_corpus
 from laura.data.examples import Example
 from laura.data.packing import fit, pack
 from laura.data.templates import Encoded
-from laura.errors import DataError
+from laura.errors import DataError, StoreError
 
 ASKED = [(("user", f"What is {i}?"), ("assistant", f"It is {i}.")) for i in range(1200)]
 EXAMPLES = [Example(3 * i, messages) for i, messages in enumerate(ASKED)]
@@ -136,6 +137,41 @@ def test_an_endless_source_is_read_just_far_enough(tmp_path: Path) -> None:
     assert len(read) <= len(found) + module.CHUNK
     # A source that ends before it is enough is simply used up.
     assert len(write(tmp_path / "short", iter(EXAMPLES[:9]), enough=Enough(5000, 3))) == 9
+
+
+def test_a_full_disk_is_told_and_what_was_written_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 300)
+    monkeypatch.setattr(module, "STATE_SECONDS", 0.0)
+
+    class FullDisk:
+        def __init__(self, file: Any, left: int) -> None:
+            self.file, self.left = file, left
+
+        def write(self, data: bytes) -> int:
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return int(self.file.write(data))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    enter = module._Writer.__enter__
+
+    def entered(writer: Any) -> Any:
+        enter(writer)
+        writer._files["tokens"] = FullDisk(writer._files["tokens"], 2 * 7 * 900)
+        return writer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Writer, "__enter__", entered)
+        with pytest.raises(StoreError, match="disk is full"):
+            write(tmp_path)
+    state = json.loads((tmp_path / "state.json").read_text(encoding="utf-8"))
+    assert state["documents"] >= 600
+    assert list(write(tmp_path)) == encode(EXAMPLES)
 
 
 def test_no_example_is_an_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lean norms and gated units against transformers' own."""
+"""Lean norms, gated units and trained maps against transformers' own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from laura.models import lean as module
 from laura.models.attention import Documents
 from laura.models.device import autocast
-from laura.models.lean import LeanGatedUnit, LeanNorm, lean
+from laura.models.lean import LeanGatedUnit, LeanLinear, LeanNorm, lean
 from laura.models.lora import LoraSettings, attach
 from laura.models.losses import packed_loss_sum
 
@@ -46,6 +46,7 @@ def test_gradients_equal_those_of_the_modules_replaced(tiny_model: Any, method: 
     with lean(tiny_model):
         kinds = {type(module) for module in tiny_model.modules()}
         assert {LeanNorm, LeanGatedUnit} <= kinds
+        assert (LeanLinear in kinds) == (method == "full")
         found_loss, found = _gradients(tiny_model, torch.float32)
     assert found_loss == pytest.approx(loss, rel=1e-6)
     assert set(found) == set(expected)
@@ -85,6 +86,29 @@ def test_the_gated_product_is_not_kept(
     products = [what for shape, what in kept if shape[-2:] == (24, 128)]
     assert len(products) == 2, "each of two layers asks once to keep its product"
     assert not any(isinstance(what, torch.Tensor) for what in products)
+
+
+def _weight_casts_kept(model: Any) -> int:
+    """How many bf16 copies of maps' weights a pass keeps for its gradient."""
+    head = model.get_output_embeddings()
+    maps = [m for m in model.modules() if hasattr(m, "weight") and m is not head]
+    shapes = {m.weight.shape for m in maps if m.weight.dim() == 2}
+    kept: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        _gradients(model, torch.bfloat16)
+    cast = [t for t in kept if t.dtype == torch.bfloat16]
+    return sum(t.shape in shapes or t.T.shape in shapes for t in cast if t.dim() == 2)
+
+
+def test_casts_of_trained_weights_are_not_kept(tiny_model: Any) -> None:
+    assert _weight_casts_kept(tiny_model) >= 14  # seven maps in each of two layers
+    with lean(tiny_model):
+        assert _weight_casts_kept(tiny_model) == 0
 
 
 def test_the_originals_are_back_afterwards_and_state_has_the_same_names(tiny_model: Any) -> None:

@@ -88,6 +88,15 @@ def test_a_group_holds_whole_chunks() -> None:
     assert losses.GROUP_POSITIONS % losses.CHUNK_POSITIONS == 0
 
 
+def test_the_gradient_of_the_output_map_comes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "BLOCK_WORDS", 10)  # of 97: nine whole blocks and a rest
+    hidden, head, labels = material(COUNTS[-1])
+    _, by_hidden, by_weight = reference(hidden, head.weight, labels)
+    loss_sum(hidden, head, labels, torch.float32).backward()
+    assert distance(hidden.grad, by_hidden) <= 1e-6
+    assert distance(head.weight.grad, by_weight) <= 1e-6
+
+
 def test_packing_and_loss_mean_the_same_by_not_learnt() -> None:
     from laura.data import packing
     from laura.models import losses
