@@ -275,8 +275,8 @@ class StudyStore:
         return self.folder / "summary.json"
 
     @property
-    def corpus_folder(self) -> Path:
-        """Where the training examples lie as tokens."""
+    def corpora(self) -> Path:
+        """Where the training examples lie as tokens, in a folder of each corpus."""
         return self.folder / "corpus"
 
     def base_evaluation(self, task: str) -> Path:

@@ -49,9 +49,9 @@ class StepClock:
 def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
     """Train and time; seconds are from the end of one step to the end of the next.
 
-    Every step holds the work's examples of that step, packed into rows; rows
-    of a step go through the model one after the other, as the recipe's
-    defaults have it, and make one optimiser step together.
+    Every step holds the work's examples of that step, packed into rows; as many
+    of them as the recipe's default says go through the model together, and all
+    make one optimiser step.
     """
     import torch
 

@@ -9,7 +9,7 @@
       digests.bin     of each example: three SHA-256 (content, normalised, prompt)
 
 Writing that is killed goes on after the last example that `state.json` counts.
-A corpus of a billion tokens takes 2 GB, and a few megabytes of memory.
+An example takes its tokens and 120 bytes on the disk, and no memory.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from laura.errors import DataError
 from laura.progress import SILENT, Progress
 from laura.store import disk_faults, read_json, write_json
 
+FORMAT = 1  # counts up when the same examples would give other tokens or digests
 CHUNK = 500  # examples tokenised between two signs of progress
 STATE_SECONDS = 20.0  # at most so much work is done again after a kill
 RECORD = np.dtype([("end", "<i8"), ("index", "<i8"), ("bytes", "<i8")])
@@ -82,20 +83,28 @@ class Corpus(Sequence[Encoded]):
         return len(self._records)
 
     def __getitem__(self, place: int) -> Encoded:  # type: ignore[override]
+        return self.part(place, 0, None)
+
+    def part(self, place: int, first: int, last: int | None) -> Encoded:
+        """Tokens `first` to `last` of an example; of the others, nothing is read."""
         if not 0 <= place < len(self):
             raise IndexError(f"example {place} of {len(self)}")
         start = int(self._records["end"][place - 1]) if place else 0
-        stop, index, size = (int(number) for number in self._records[place])
-        ids = self._tokens[start:stop].tolist()
+        end, index, size = (int(number) for number in self._records[place])
+        wanted = slice(start + first, end if last is None else min(start + last, end))
+        ids = self._tokens[wanted].tolist()
         if self._learnt is not None:
-            return Encoded(index, ids, self._learnt[start:stop].tolist(), size)
-        return Encoded(index, ids, [False] + [True] * (len(ids) - 1), size)
+            return Encoded(index, ids, self._learnt[wanted].tolist(), size)
+        learnt = [True] * len(ids)
+        if first == 0:
+            learnt[:1] = [False]
+        return Encoded(index, ids, learnt, size)
 
 
 class Subset(Sequence[Encoded]):
     """Some examples of a corpus, by their places in it."""
 
-    def __init__(self, whole: Sequence[Encoded], places: Sequence[int]) -> None:
+    def __init__(self, whole: Corpus, places: Sequence[int]) -> None:
         self._whole, self._places = whole, places
 
     def __len__(self) -> int:
@@ -103,6 +112,10 @@ class Subset(Sequence[Encoded]):
 
     def __getitem__(self, place: int) -> Encoded:  # type: ignore[override]
         return self._whole[self._places[place]]
+
+    def part(self, place: int, first: int, last: int | None) -> Encoded:
+        """As `Corpus.part`."""
+        return self._whole.part(self._places[place], first, last)
 
 
 def write_corpus(
@@ -113,7 +126,7 @@ def write_corpus(
     *,
     vocabulary: int,
     masked: bool,
-    count: float = inf,
+    count: Callable[[], float] = lambda: inf,
     enough: Enough | None = None,
     progress: Progress = SILENT,
 ) -> Corpus:
@@ -127,7 +140,8 @@ def write_corpus(
         encode: Tokens of some examples, one `Encoded` each.
         vocabulary: Token ids are below it.
         masked: Whether some tokens besides the first are not supervised.
-        count: How many examples there are, where that is known.
+        count: Says how many examples there are, where that is known; asked only
+            when there is something to do.
         enough: When to stop reading; None reads all.
         progress: Where to report.
 
@@ -137,14 +151,14 @@ def write_corpus(
     """
     done = folder / "corpus.json"
     dtype = "<u2" if vocabulary <= 1 << 16 else "<u4"
-    facts = {"identity": identity, "dtype": dtype, "masked": masked}
+    facts = {"format": FORMAT, "identity": identity, "dtype": dtype, "masked": masked}
     if _stands(folder, done, facts):
         return Corpus(folder)
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         done.unlink(missing_ok=True)
     with disk_faults(folder), _Writer(folder, facts) as writer:
-        total, unit = (count, "examples") if enough is None else (enough.tokens, "tokens")
+        total, unit = (count(), "examples") if enough is None else (enough.tokens, "tokens")
         with progress.bar("tokenising", total, unit) as bar:
             bar.advance(writer.documents if enough is None else writer.tokens)
             rest = islice(examples, writer.documents, None)
@@ -188,7 +202,11 @@ class _Writer:
         self._folder, self._facts = folder, facts
         self._files: dict[str, IO[bytes]] = {}
         nothing: dict[str, Any] = {"documents": 0, "tokens": 0, "reached": None}
-        state = _stands(folder, folder / "state.json", facts) or nothing
+        state = _stands(folder, folder / "state.json", facts)
+        if state is None:
+            # Left there, it would vouch for the tokens that are written now.
+            (folder / "state.json").unlink(missing_ok=True)
+            state = nothing
         self.documents: int = state["documents"]
         self.tokens: int = state["tokens"]
         self._reached: int | None = state["reached"]  # documents when the tokens were enough

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from laura.data.templates import Encoded
 from laura.errors import DataError
@@ -28,6 +28,14 @@ IGNORED = -100
 WINDOW = 256
 SIGN_EVERY = 1000  # examples between two signs of progress
 Overlong = Literal["error", "drop", "truncate"]
+
+
+@runtime_checkable
+class Partly(Protocol):
+    """Examples of which a part can be read without the rest."""
+
+    def part(self, place: int, first: int, last: int | None) -> Encoded:
+        """Tokens `first` to `last` of the example at `place`."""
 
 
 def _numbers() -> array[int]:
@@ -93,8 +101,12 @@ class Fitted:
         """The row that holds these documents, by their numbers here."""
         row = Row([], [], [], [], [])
         for document in documents:
-            start, length = self.starts[document], self.lengths[document]
-            _append(row, encoded[self.places[document]], start, start + length)
+            place, start = self.places[document], self.starts[document]
+            stop = start + self.lengths[document]
+            if isinstance(encoded, Partly):
+                _append(row, encoded.part(place, start, stop), 0, stop - start)
+            else:
+                _append(row, encoded[place], start, stop)
         return row
 
     def add(self, place: int, start: int, stop: int, labels: int) -> None:
@@ -179,13 +191,13 @@ def arrange(lengths: Sequence[int], row_tokens: int, seed: int | str) -> Arrange
         seed: Decides the order.
     """
     chance = random.Random(f"laura pack {seed}")
-    order = list(range(len(lengths)))
+    order = array("q", range(len(lengths)))
     chance.shuffle(order)
     filled, ends = _numbers(), array("q", [0])
     for row in _filled(order, lengths, row_tokens, WINDOW):
         filled.extend(row)
         ends.append(len(filled))
-    rows = list(range(len(ends) - 1))
+    rows = array("q", range(len(ends) - 1))
     chance.shuffle(rows)
     members, new_ends = _numbers(), array("q", [0])
     for number in rows:

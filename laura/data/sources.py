@@ -12,11 +12,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from laura.data.examples import Example
-from laura.data.files import kind_of, missing_file, read_rows
+from laura.data.files import count_rows, kind_of, missing_file, read_rows
 from laura.data.hub import hub_rows
 from laura.data.named import BENCHMARK_ROWS, NAMED, NamedSource
 from laura.errors import DataError
@@ -93,6 +94,19 @@ def source_file(source: Source, data_dir: Path | None = None) -> Path | None:
     """
     named = _named(source)
     return _local_file(source, named, data_dir) if named else _file(source, data_dir)
+
+
+def count_examples(source: Source, data_dir: Path | None = None) -> float:
+    """How many examples a source will give, for an estimate; infinity where that is unknown."""
+    if source.limit is not None:
+        return source.limit
+    named, path = _named(source), source_file(source, data_dir)
+    if path is None or not path.is_file():
+        return inf
+    if named is not None and named.builtin and len(named.splits) > 1:
+        split = source.split or named.default_split
+        return sum(1 for _, row in read_rows(path) if row["split"] == split)
+    return count_rows(path)
 
 
 def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[str, Any]]:

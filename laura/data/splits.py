@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+
+import numpy as np
 
 from laura.data.examples import Example, Known
 from laura.data.sources import load_examples
@@ -25,6 +26,40 @@ INSTRUCTION_FLOOR = 3
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The sources of a recipe that are not learnt from.
+
+    Attributes:
+        validation: Data that chooses the learning rate; empty where the recipe
+            names none.
+        test: Target-domain examples; may be empty.
+        source_text: Source-domain texts; may be empty.
+    """
+
+    validation: list[Example]
+    test: list[Example]
+    source_text: list[Example]
+
+
+def load_held_out(section: DataSection, data_dir: Path | None = None) -> HeldOut:
+    """Load what a recipe measures on.
+
+    Args:
+        section: The recipe's `data`.
+        data_dir: Data folder; None means `LAURA_DATA`, if set.
+
+    Raises:
+        DataError: a source cannot be read or has no rows.
+        HubError: the Hub is needed and cannot be reached.
+    """
+
+    def load(source: Source | None) -> list[Example]:
+        return load_examples(source, data_dir) if source else []
+
+    return HeldOut(load(section.validation), load(section.test), load(section.source_text))
+
+
+@dataclass(frozen=True)
 class Splits:
     """The examples of a study.
 
@@ -33,24 +68,16 @@ class Splits:
         held_out: Places of those held out as validation, in a random but fixed
             order, so that the first few are a fair sample; empty where the
             recipe names validation data.
-        validation: That data, which chooses the learning rate; else empty.
-        test: Target-domain examples; may be empty.
-        source_text: Source-domain texts; may be empty.
         fingerprint: SHA-256 over the content of all parts, in order.
     """
 
     train: Sequence[int]
     held_out: list[int]
-    validation: list[Example]
-    test: list[Example]
-    source_text: list[Example]
     fingerprint: str
 
 
-def make_splits(
-    section: DataSection, train: Sequence[Known], data_dir: Path | None = None
-) -> Splits:
-    """Load the held-out parts of a recipe's data section and keep all apart.
+def make_splits(section: DataSection, train: Sequence[Known], others: HeldOut) -> Splits:
+    """Keep what is learnt from apart from what is measured on.
 
     Two examples count as the same when their contents agree up to case and
     white space, or when they ask the same question (all user messages before
@@ -65,24 +92,18 @@ def make_splits(
     Args:
         section: The recipe's `data`.
         train: The examples of `data.train`, in order.
-        data_dir: Data folder; None means `LAURA_DATA`, if set.
+        others: The recipe's other sources.
 
     Raises:
-        DataError: a source cannot be read, train overlaps with another part,
-            validation overlaps with test, or too few rows are there to hold out.
-        HubError: the Hub is needed and cannot be reached.
+        DataError: train overlaps with another part, validation overlaps with
+            test, or too few rows are there to hold out.
     """
-
-    def load(source: Source | None) -> list[Example]:
-        return load_examples(source, data_dir) if source else []
-
-    test, text = load(section.test), load(section.source_text)
+    validation, test, text = others.validation, others.test, others.source_text
     questions = _Questions(train)
     _refuse_overlap("train", train, "test", test, questions)
     _refuse_overlap("train", train, "source_text", text, questions)
     kept: Sequence[int] = range(len(train))
     held_out: list[int] = []
-    validation = load(section.validation)
     if section.validation is None:
         kept, held_out = _hold_out(train, section.validation_rows, questions)
     else:
@@ -95,23 +116,33 @@ def make_splits(
         "test": (len(test), test),
         "source_text": (len(text), text),
     }
-    return Splits(kept, held_out, validation, test, text, _fingerprint(parts))
+    return Splits(kept, held_out, _fingerprint(parts))
 
 
 class _Questions:
     """Tells by which keys an example is compared."""
 
     def __init__(self, train: Sequence[Known]) -> None:
-        counts = Counter(example.prompt_digest for example in train)
+        # Eight bytes tell the prompts of any training set apart, and take little memory.
+        prompts = array("Q", (_start(known.prompt_digest) for known in train))
         most = max(INSTRUCTION_FLOOR, len(train) // INSTRUCTION_SHARE)
-        self.shared = {prompt for prompt, count in counts.items() if count > most} | {""}
+        starts, counts = np.unique(np.frombuffer(prompts, np.uint64), return_counts=True)
+        self._shared = {int(start) for start in starts[counts > most]}
 
     def keys(self, example: Known) -> set[str]:
         """Digests of the content and, if it is a question, of the prompt."""
-        return {example.normal_digest, example.prompt_digest} - self.shared
+        prompt = example.prompt_digest
+        if not prompt or _start(prompt) in self._shared:
+            return {example.normal_digest}
+        return {example.normal_digest, prompt}
 
     def all_keys(self, examples: Iterable[Known]) -> set[str]:
         return {key for example in examples for key in self.keys(example)}
+
+
+def _start(digest: str) -> int:
+    """The first eight bytes of a digest as a number; 0 of none."""
+    return int(digest[:16] or "0", 16)
 
 
 def _refuse_overlap(
@@ -158,9 +189,9 @@ def _hold_out(
 def _drawn(train: Sequence[Known]) -> Iterator[int]:
     """Places in the order of a draw by content, so that the order of rows does not matter."""
     lots = array("Q", (_lot(known) for known in train))
-    order = sorted(range(len(lots)), key=lots.__getitem__)
+    order = np.argsort(np.frombuffer(lots, np.uint64), kind="stable")
     # Copies draw the same lot; among them the content as it is decides.
-    for _, same in groupby(order, key=lots.__getitem__):
+    for _, same in groupby(map(int, order), key=lots.__getitem__):
         yield from sorted(same, key=lambda place: (train[place].digest, place))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from laura.errors import ModelError
 
@@ -40,6 +41,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         slopes = hidden.new_empty(min(group, count), len(weight)) if wants_weight else None
         for start in range(0, count, chunk):
             part = slice(start, start + chunk)
+            if not (wants_hidden or wants_weight):
+                logits = hidden[part] @ weight.T
+                total += cross_entropy(logits.float(), labels_N[part], reduction="sum")
+                continue
             loss, exact = _loss_and_slope(hidden[part] @ weight.T, labels_N[part])
             total += loss
             first = start % group
@@ -112,7 +117,11 @@ def loss_sum(hidden_NC: Tensor, head: nn.Linear, labels_N: Tensor, dtype: torch.
     """
     if hidden_NC.shape[0] == 0:
         return hidden_NC.float().sum()  # zero, but still joined to the graph
-    result: Tensor = _ChunkedCrossEntropy.apply(hidden_NC, head.weight, labels_N, dtype)  # type: ignore[no-untyped-call]
+    weight_VC = head.weight
+    if not torch.is_grad_enabled():
+        # Within a Function, only what requires a gradient tells whether one is wanted.
+        hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
+    result: Tensor = _ChunkedCrossEntropy.apply(hidden_NC, weight_VC, labels_N, dtype)  # type: ignore[no-untyped-call]
     return result
 
 

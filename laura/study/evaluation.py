@@ -61,7 +61,8 @@ def evaluate_model(
         name = f"{base.name} + {adapter.name}"
     documents = {}
     if "source_loss" in tasks:
-        examples = load_examples(Source(source="c4", limit=section.loss_documents), data_dir)
+        texts = Source(source="c4", split="validation", limit=section.loss_documents)
+        examples = load_examples(texts, data_dir)
         encoded = Encoder(base.tokenizer, "plain", "pretrain")(examples)
         documents["source_loss"] = documents_of(encoded, base.tokenizer, section.loss_tokens)
     precision = resolve_precision(section.precision, base.model.device)

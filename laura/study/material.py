@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
-from laura.data.corpus import Corpus, Enough, Subset, write_corpus
+from laura.data.corpus import Enough, Subset, write_corpus
 from laura.data.examples import Example
-from laura.data.files import count_rows
-from laura.data.sources import is_endless, source_file, stream_examples, too_large
-from laura.data.splits import make_splits
+from laura.data.sources import (
+    count_examples,
+    is_endless,
+    source_file,
+    stream_examples,
+    too_large,
+)
+from laura.data.splits import load_held_out, make_splits
 from laura.data.templates import Encoded, check_end_token, encode_all
 from laura.errors import DataError
 from laura.models.engine import TokenDocument
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, DataSection, MeasureSection
 from laura.store import content_hash
+
+RESERVE = 100  # documents of an endless source that are read beyond those needed
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,15 @@ class StudyData:
         documents: Held-out documents by task: `validation_loss`, and where the
             recipe names their data `target_loss` (also for `kl`) and `source_loss`.
         fingerprint: Hash of the data, for run IDs.
+        encoding: Hash of what made tokens of it, for run IDs.
+        corpus_folder: Where the training tokens lie.
     """
 
     train: Sequence[Encoded]
     documents: dict[str, list[TokenDocument]]
     fingerprint: str
+    encoding: str
+    corpus_folder: Path
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,8 @@ def prepare(
         measure: How many held-out documents, and how long.
         budget: How far an endless source is read.
         encoder: Makes tokens.
-        folder: Where the training tokens lie; reused where they are the same.
+        folder: Where corpora of training tokens lie, each named by what it was made
+            of, so that no corpus is ever overwritten by another.
         data_dir: Data folder; None means `LAURA_DATA`, if set.
         progress: Where to report.
 
@@ -101,15 +113,29 @@ def prepare(
             whose end token would not be learnt.
         StoreError: the disk is full or the folder cannot be written.
     """
-    corpus = _corpus(section, budget, encoder, folder, data_dir, progress)
-    splits = make_splits(section, corpus.identities, data_dir)
+    # First what is small: a mistake in it must not be told after hours of tokenising.
+    others = load_held_out(section, data_dir)
+    identity, enough = _identity(section, budget, encoder, data_dir)
+    place = folder / content_hash(identity)[:12]
+    corpus = write_corpus(
+        place,
+        identity,
+        stream_examples(section.train, data_dir),
+        encoder.to_learn,
+        vocabulary=len(encoder.tokenizer),
+        masked=encoder.regime == "instruct",
+        count=lambda: count_examples(section.train, data_dir),
+        enough=enough,
+        progress=progress,
+    )
+    splits = make_splits(section, corpus.identities, others)
     count = measure.loss_documents
     held_out = [corpus[place] for place in splits.held_out[:count]]
     texts = Encoder(encoder.tokenizer, encoder.template, "pretrain")
     parts = {
-        "validation_loss": held_out or encoder(splits.validation[:count]),
-        "target_loss": encoder(splits.test[:count]),
-        "source_loss": texts(splits.source_text[:count]),
+        "validation_loss": held_out or encoder(others.validation[:count]),
+        "target_loss": encoder(others.test[:count]),
+        "source_loss": texts(others.source_text[:count]),
     }
     documents = {
         name: documents_of(encoded, encoder.tokenizer, measure.loss_tokens)
@@ -118,50 +144,37 @@ def prepare(
     }
     if "kl" in measure.forgetting and "target_loss" in documents:
         documents["kl"] = documents["target_loss"]
-    return StudyData(Subset(corpus, splits.train), documents, splits.fingerprint)
+    train, encoding = Subset(corpus, splits.train), content_hash(encoder.identity)
+    return StudyData(train, documents, splits.fingerprint, encoding, place)
 
 
-def _corpus(
-    section: DataSection,
-    budget: BudgetSection,
-    encoder: Encoder,
-    folder: Path,
-    data_dir: Path | None,
-    progress: Progress,
-) -> Corpus:
-    """The training examples as tokens on the disk."""
-    source, enough, count = section.train, None, inf
+def _identity(
+    section: DataSection, budget: BudgetSection, encoder: Encoder, data_dir: Path | None
+) -> tuple[dict[str, Any], Enough | None]:
+    """What determines the training tokens, and when an endless source is enough."""
+    source, enough = section.train, None
     if is_endless(source, data_dir):
         if budget.tokens is None:
             raise too_large(source)
-        further = section.validation_rows if section.validation is None else 0
-        enough = Enough(budget.tokens[-1], further)
+        held_out = section.validation_rows if section.validation is None else 0
+        # Those held out are drawn from all, and may be longer than those that came last.
+        enough = Enough(budget.tokens[-1], 2 * held_out + RESERVE)
     path = source_file(source, data_dir)
-    file = None
-    if path is not None:
-        # A folder or a missing file is told by whoever reads it.
-        status = path.stat() if path.is_file() else None
-        file = [str(path.resolve()), status.st_size, status.st_mtime_ns] if status else [str(path)]
-        count = count_rows(path)
-    if source.limit is not None:
-        count = min(count, source.limit)
     identity = {
         "source": source.model_dump(mode="json"),
-        "file": file,
+        "file": None if path is None else _file_state(path),
         "enough": [enough.tokens, enough.further] if enough else None,
         **encoder.identity,
     }
-    return write_corpus(
-        folder,
-        identity,
-        stream_examples(source, data_dir),
-        encoder.to_learn,
-        vocabulary=len(encoder.tokenizer),
-        masked=encoder.regime == "instruct",
-        count=count,
-        enough=enough,
-        progress=progress,
-    )
+    return identity, enough
+
+
+def _file_state(path: Path) -> list[Any]:
+    """What changes when a file does; a pipe is never the same again."""
+    if not path.is_file():
+        return [str(path), time.time_ns()]
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def documents_of(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -217,6 +218,7 @@ class Session:
             "base": self.bench.base.fingerprint,
             "dtype": recipe.base.dtype,
             "data": self.data.fingerprint,
+            "tokenizer": self.data.encoding,
             "template": [recipe.data.template, recipe.data.overlong, recipe.regime],
             "arm": [spec.arm, arm],
             "learning_rate": spec.learning_rate,
@@ -293,39 +295,44 @@ def open_study(
         bench = Workbench(recipe.base, device, progress)
         tokenizer = bench.base.tokenizer
         encoder = Encoder(tokenizer, recipe.data.template, recipe.regime)
+        identity = {
+            "base": bench.base.fingerprint,
+            "tokenizer": content_hash(encoder.identity),
+            "measure": recipe.measure.model_dump(mode="json"),
+        }
+        _refuse_another(store, identity)  # before anything large is read
         data = prepare(
-            recipe.data,
-            recipe.measure,
-            recipe.budget,
-            encoder,
-            store.corpus_folder,
-            data_dir,
-            progress,
+            recipe.data, recipe.measure, recipe.budget, encoder, store.corpora, data_dir, progress
         )
-        _check_same_study(store, recipe, bench, data)
+        identity["data"] = data.fingerprint
+        _refuse_another(store, identity)
+        _write_facts(store, recipe, bench, identity)
+        with disk_faults(folder):
+            _keep_only(data.corpus_folder)
         write_text(folder / "recipe.yaml", recipe_yaml(recipe))
         write_json(folder / "environment.json", describe(place))
         yield Session(recipe, store, bench, data, file_rows(data_dir), progress)
 
 
-def _check_same_study(store: StudyStore, recipe: Recipe, bench: Workbench, data: StudyData) -> None:
-    """Results of one folder must be comparable: same base, data and measures."""
-    base = bench.base
-    identity = {
-        "base": base.fingerprint,
-        "data": data.fingerprint,
-        "measure": recipe.measure.model_dump(mode="json"),
-    }
+def _refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
+    """Results of one folder must be comparable: same base, tokens, data and measures."""
     path = store.folder / "study.json"
-    if path.is_file():
-        before = read_json(path)["identity"]
-        changed = [key for key in identity if before.get(key) != identity[key]]
-        if changed:
-            raise StoreError(
-                f"{store.folder} holds a study with another {', '.join(changed)}; its "
-                "results cannot be compared with new ones: choose another folder with --out, "
-                "or another name"
-            )
+    if not path.is_file():
+        return
+    before = read_json(path)["identity"]
+    changed = [key for key in identity if before.get(key) != identity[key]]
+    if changed:
+        raise StoreError(
+            f"{store.folder} holds a study with another {', '.join(changed)}; its "
+            "results cannot be compared with new ones: choose another folder with --out, "
+            "or another name"
+        )
+
+
+def _write_facts(
+    store: StudyStore, recipe: Recipe, bench: Workbench, identity: dict[str, Any]
+) -> None:
+    base = bench.base
     parameters = sum(p.numel() for p in base.model.parameters())
     trainable = {name: bench.count_trainable(arm) for name, arm in recipe.arms.items()}
     facts = {
@@ -333,7 +340,14 @@ def _check_same_study(store: StudyStore, recipe: Recipe, bench: Workbench, data:
         "base": {"model": base.name, "fingerprint": base.fingerprint, "parameters": parameters},
         "trainable_parameters": trainable,
     }
-    write_json(path, facts)
+    write_json(store.folder / "study.json", facts)
+
+
+def _keep_only(corpus: Path) -> None:
+    """Delete the corpora that commands which were refused or mended have left behind."""
+    for other in corpus.parent.iterdir():
+        if other.is_dir() and other != corpus:
+            shutil.rmtree(other)
 
 
 @contextmanager

@@ -123,6 +123,50 @@ def test_writing_goes_on_where_it_was_killed(
     assert len(whole) == 1200
 
 
+def test_an_old_state_vouches_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data A is finished, B is stopped before its first state, A is asked for again."""
+    first = write(tmp_path, iter(EXAMPLES[:300]))
+    wanted = list(first)
+    monkeypatch.setattr(module, "CHUNK", 300)
+    parts = iter([True, False])
+
+    def dying(examples: list[Example]) -> list[Encoded]:
+        if not next(parts):
+            raise KeyboardInterrupt
+        return [Encoded(e.index, [9] * 40, [False] + [True] * 39, 1) for e in examples]
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, encode=dying, identity={"source": "b"})
+    assert list(write(tmp_path, iter(EXAMPLES[:300]))) == wanted
+
+
+def test_a_part_of_an_example_is_that_of_the_whole(tmp_path: Path) -> None:
+    for masked, encoding in ((True, encode), (False, learnt_whole)):
+        found = write(tmp_path / str(masked), encode=encoding, masked=masked)
+        for places in (range(1200), range(5, 900, 7)):
+            some = Subset(found, places)
+            for place in (0, 1, 9, 100):
+                whole = some[place]
+                for first, last in ((0, 2), (1, 3), (1, 10_000), (0, None)):
+                    part = some.part(place, first, last)
+                    assert part.token_ids == whole.token_ids[first:last]
+                    assert part.supervised == whole.supervised[first:last]
+                    assert part.index == whole.index
+
+
+def test_a_long_document_is_not_read_whole_for_each_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [number % 50_000 for number in range(20_000)]
+    long = Encoded(0, ids, [False] + [True] * (len(ids) - 1), 1)
+    one = iter([Example(0, (), "long")])
+    found = write(tmp_path, one, encode=lambda _: [long], masked=False)
+    fitted = fit(found, 1024, split_long=True)
+    monkeypatch.setattr(Corpus, "__getitem__", None)
+    rows = [fitted.row(found, [document]) for document in range(len(fitted.places))]
+    assert [token for row in rows for token in row.token_ids] == ids
+
+
 def endless(read: list[int]) -> Iterator[Example]:
     while True:
         read.append(len(read))

@@ -10,7 +10,7 @@ import pytest
 
 from laura.data.examples import Example
 from laura.data.sources import load_examples
-from laura.data.splits import make_splits
+from laura.data.splits import load_held_out, make_splits
 from laura.errors import DataError
 from laura.recipe import DataSection
 
@@ -38,10 +38,11 @@ class Parts:
 def split(data_dir: Path | None = None, **section: Any) -> Parts:
     data = DataSection(**section)
     rows = load_examples(data.train, data_dir)
-    found = make_splits(data, rows, data_dir)
-    validation = [rows[place] for place in found.held_out] or found.validation
+    others = load_held_out(data, data_dir)
+    found = make_splits(data, rows, others)
+    validation = [rows[place] for place in found.held_out] or others.validation
     train = [rows[place] for place in found.train]
-    return Parts(train, validation, found.test, found.source_text, found.fingerprint)
+    return Parts(train, validation, others.test, others.source_text, found.fingerprint)
 
 
 def contents(examples: list[Example]) -> set[tuple[tuple[str, str], ...]]:

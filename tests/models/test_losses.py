@@ -72,6 +72,18 @@ def test_a_factor_on_the_loss_reaches_both_gradients() -> None:
     assert distance(head.weight.grad, by_weight / 8) <= 1e-6
 
 
+def test_without_gradients_no_slope_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Tensor) -> None:
+        raise AssertionError("a slope was made that nobody wants")
+
+    hidden, head, labels = material(COUNTS[-1])  # both require gradients, as in training
+    loss, _, _ = reference(hidden, head.weight, labels)
+    monkeypatch.setattr(losses, "_loss_and_slope", refuse)
+    with torch.no_grad():
+        ours = loss_sum(hidden, head, labels, torch.float32)
+    assert abs(float(ours) - float(loss)) <= 1e-6 * float(loss)
+
+
 def test_large_logits_do_not_overflow() -> None:
     hidden, head, labels = material(40)
     with torch.no_grad():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,19 @@ from laura.data import sources
 from laura.data.corpus import Corpus
 from laura.data.sources import load_examples
 from laura.data.templates import encode_all
-from laura.errors import DataError
+from laura.errors import DataError, StoreError
+from laura.recipe import Source
 from laura.recipe_reading import parse_recipe
 from laura.study import material
+from laura.study import session as session_module
 from laura.study.compare import compare
 from laura.study.material import Encoder, prepare
+from laura.study.session import open_study
 
+CHANGED_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+)
 WORDS = "the cat sat on a mat and the dog ran to it with an apple".split()
 
 
@@ -50,9 +59,10 @@ def test_pretraining_reads_an_endless_source_as_far_as_its_budget(
     monkeypatch.setattr(sources, "hub_rows", endless_text(read))
     recipe = parse_recipe(pretraining(recipe_text), ["seeds=[0]"])
     summary = compare(recipe, study=tmp_path / "s")
-    corpus = Corpus(tmp_path / "s" / "corpus")
+    corpus = Corpus(next((tmp_path / "s" / "corpus").iterdir()))
     lengths = [len(item.token_ids) for item in corpus]
-    assert sum(lengths[:-12]) >= 1200 > sum(lengths[:-13])
+    further = 2 * 12 + material.RESERVE
+    assert sum(lengths[:-further]) >= 1200 > sum(lengths[: -further - 1])
     assert all(point["tokens"] >= point["budget"] for point in summary["points"])
     assert len(summary["points"]) == 8
     # Held out of what was read, and not trained on: 12 documents, of which 10 are measured.
@@ -91,10 +101,84 @@ def test_training_tokens_are_those_of_the_examples(
     monkeypatch.setattr(material, "check_end_token", refuse)
     assert prepare(*sections, encoder, tmp_path, None).fingerprint == data.fingerprint
     source = Path(recipe.data.train.source)
-    copy = tmp_path / "train.jsonl"
+    copy = tmp_path / "copy.jsonl"
     copy.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     section = recipe.data.model_copy(
         update={"train": recipe.data.train.model_copy(update={"source": str(copy)})}
     )
     with pytest.raises(AssertionError, match="again"):
         prepare(section, recipe.measure, recipe.budget, encoder, tmp_path, None)
+
+
+def test_a_refused_command_leaves_the_corpus_as_it_was(
+    recipe_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = parse_recipe(recipe_text, ["seeds=[0]"])
+    with open_study(recipe, tmp_path, None, "cpu") as session:
+        folder = session.data.corpus_folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = parse_recipe(recipe_text, ["seeds=[0]", "data.train.limit=60"])
+    with (
+        pytest.raises(StoreError, match="another data"),
+        open_study(other, tmp_path, None, "cpu"),
+    ):
+        pass
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert len(list(folder.parent.iterdir())) == 2
+    # The right recipe goes on, and clears away what the wrong one left.
+    with open_study(recipe, tmp_path, None, "cpu") as session:
+        assert [path.name for path in session.store.corpora.iterdir()] == [folder.name]
+    # Another base, tokenizer or measure is told before anything is read.
+    monkeypatch.setattr(session_module, "prepare", None)
+    other = parse_recipe(recipe_text, ["seeds=[0]", "measure.limit=5"])
+    with (
+        pytest.raises(StoreError, match="another measure"),
+        open_study(other, tmp_path, None, "cpu"),
+    ):
+        pass
+
+
+def test_another_chat_template_makes_other_runs(
+    recipe_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = parse_recipe(recipe_text, ["seeds=[0]"])
+    with open_study(recipe, tmp_path / "a", None, "cpu") as session:
+        spec = session.specs(next(iter(recipe.arms)), 1e-3, 0)[0]
+        before = session.run_store(spec).folder.name
+        tokenizer = session.bench.base.tokenizer
+        monkeypatch.setattr(session.bench.base.tokenizer, "chat_template", CHANGED_TEMPLATE)
+        encoder = Encoder(tokenizer, recipe.data.template, recipe.regime)
+        sections = (recipe.data, recipe.measure, recipe.budget)
+        session.data = prepare(*sections, encoder, tmp_path / "b", None)
+        assert session.run_store(spec).folder.name != before
+
+
+def test_small_sources_are_read_before_anything_is_tokenised(
+    recipe_text: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    recipe = parse_recipe(recipe_text)
+    missing = Source(source=str(tmp_path / "missing.jsonl"))
+    section = recipe.data.model_copy(update={"test": missing})
+    encoder = Encoder(tiny_tokenizer, "chat", "instruct")
+    with pytest.raises(DataError, match="does not exist"):
+        prepare(section, recipe.measure, recipe.budget, encoder, tmp_path / "corpora", None)
+    assert not (tmp_path / "corpora").exists()
+
+
+def test_a_pipe_can_be_learnt_from_and_is_never_taken_for_an_earlier_one(
+    recipe_text: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    recipe = parse_recipe(recipe_text)
+    lines = Path(recipe.data.train.source).read_bytes()
+    encoder = Encoder(tiny_tokenizer, "chat", "instruct")
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    section = recipe.data.model_copy(update={"train": Source(source=str(pipe))})
+    folders = []
+    for _ in range(2):
+        writer = threading.Thread(target=pipe.write_bytes, args=(lines,))
+        writer.start()
+        found = prepare(section, recipe.measure, recipe.budget, encoder, tmp_path / "c", None)
+        writer.join()
+        folders.append(found.corpus_folder)
+    assert folders[0] != folders[1]
