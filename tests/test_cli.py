@@ -280,7 +280,9 @@ def test_interrupting_exits_130(stand_in: Any) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_politely(number: signal.Signals) -> None:
     code = (
-        "import os, sys, time, types\n"
+        "import os, signal, sys, time, types\n"
+        # A job in the background inherits that interrupts are ignored, and so would this one.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from laura import cli\n"
         "fake = types.ModuleType('laura.models.fetch')\n"
         "def fetch(name, progress):\n"
