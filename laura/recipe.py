@@ -226,6 +226,12 @@ class MeasureSection(Section):
         512, ge=8, description="A held-out document is cut to this many tokens."
     )
     gsm8k_shots: int = Field(5, ge=0, le=8, description="Worked examples before a GSM8K question.")
+    gsm8k_prompt: Literal["plain", "chat"] = Field(
+        "plain",
+        description="`plain`: lm-eval's prompt, `Question: ...` and `Answer:`; `chat`: the "
+        "question alone in the model's chat template, as instruct training shows it, worked "
+        "examples as earlier turns.",
+    )
     gsm8k_sampler: Literal["first", "sampled"] = Field(
         "first",
         description="`first`: the same first training rows for every question (lm-eval's "

@@ -91,6 +91,16 @@ def encode_all(
     return list(encoder.encode(iter(examples)))
 
 
+def chat_prompts(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:
+    """Turns a conversation into the text after which the model writes its next answer.
+
+    Raises:
+        DataError: the tokenizer has no chat template.
+    """
+    render = _chat_render(tokenizer)
+    return lambda messages: render(messages, True)
+
+
 def check_end_token(encoded: Sequence[Encoded], tokenizer: Any) -> None:
     """Check that every instruct example teaches the model to stop.
 

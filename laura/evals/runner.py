@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.sources import load_rows
+from laura.data.templates import chat_prompts
 from laura.errors import DataError, StoreError
 from laura.evals import tasks
 from laura.evals.scoring import choice_item
@@ -200,7 +201,8 @@ def _generation(engine: Engine, name: str, entry: TaskEntry, material: Material)
     rows = material.rows(name, entry.split)[: section.limit]
     training = material.rows(name, module.TRAINING_SPLIT) if shots else []
     sampler = module.Shots(section.gsm8k_sampler)
-    questions = module.questions(rows, training, shots, new_tokens, sampler)
+    chat = chat_prompts(engine.tokenizer) if section.gsm8k_prompt == "chat" else None
+    questions = module.questions(rows, training, shots, new_tokens, sampler, chat)
 
     def measure() -> Measured:
         answers = engine.generate([question.request for question in questions])
@@ -212,7 +214,7 @@ def _generation(engine: Engine, name: str, entry: TaskEntry, material: Material)
             samples.append(sample)
         return items, samples
 
-    version = module.version(shots, new_tokens, sampler)
+    version = module.version(shots, new_tokens, sampler, chat is not None)
     return _Plan(version, [(question.index, None) for question in questions], measure)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from laura.data.examples import Example
+from laura.data.templates import chat_prompts, encode
 from laura.errors import DataError, DivergenceError, UsageError
 from laura.evals import tasks
 from laura.evals.scoring import ChoiceQuestion, choice_item
@@ -170,6 +172,24 @@ def test_gsm8k_prompt_and_shots() -> None:
     drawn = gsm8k.questions([GSM8K, GSM8K], training, 2, 9, gsm8k.Shots.SAMPLED)
     assert drawn[0].request.prompt != drawn[1].request.prompt
     assert gsm8k.version(2, 9) != gsm8k.version(2, 9, gsm8k.Shots.SAMPLED)
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_gsm8k_asks_in_chat_as_instruct_training_shows_it(tiny_tokenizer: Any, shots: int) -> None:
+    training = [{"question": f"Q{i}?", "answer": f"Thus.\n#### {i}"} for i in range(2)]
+    chat = chat_prompts(tiny_tokenizer)
+    (asked,) = gsm8k.questions([GSM8K], training, shots, 9, chat=chat)
+    turns = [
+        turn
+        for row in [*training[:shots], GSM8K]
+        for turn in (("user", row["question"]), ("assistant", row["answer"]))
+    ]
+    learnt = encode(Example(0, tuple(turns)), tiny_tokenizer, "chat", "instruct")
+    marks = learnt.supervised
+    start = max(i for i in range(1, len(marks)) if marks[i] and not marks[i - 1])
+    prompt = tiny_tokenizer(asked.request.prompt, add_special_tokens=False)["input_ids"]
+    assert prompt == learnt.token_ids[:start]
+    assert gsm8k.version(0, 9, chat=True) != gsm8k.version(0, 9)
 
 
 def test_gsm8k_refuses_bad_rows() -> None:

@@ -13,6 +13,10 @@ once; it is lm-eval's prompt with `fewshot_config: {sampler: first_n}`, equal
 character by character (a test proves it). The other way is `Shots.SAMPLED`,
 equal to lm-eval's default, also tested. The version of the result says which.
 
+How it is asked. `plain` is lm-eval's prompt. `chat` puts the question alone into the
+model's chat template, worked problems as earlier turns: the form in which instruct
+training shows a problem.
+
 Source: Cobbe et al. 2021, arXiv:2110.14168; prompt, filters and metric of
 lm-eval 0.4.13 (tasks/gsm8k/gsm8k.yaml, version 3.0).
 """
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -37,6 +41,8 @@ TRAINING_SPLIT = "train"
 STOP = ("Question:", "</s>", "<|im_end|>")
 INVALID = "[invalid]"
 SHOT_SEED = 1234  # lm-eval's fewshot_random_seed
+
+Message = dict[str, str]
 
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
@@ -65,9 +71,12 @@ class Question:
     answer: str
 
 
-def version(shots: int, max_new_tokens: int, choice: Shots = Shots.FIRST) -> str:
+def version(
+    shots: int, max_new_tokens: int, choice: Shots = Shots.FIRST, chat: bool = False
+) -> str:
     """The version of a result: it changes with everything that changes the score."""
-    return f"3.0; {shots} shots, {choice}; {max_new_tokens} new tokens"
+    form = "; chat" if chat else ""
+    return f"3.0; {shots} shots, {choice}; {max_new_tokens} new tokens{form}"
 
 
 def questions(
@@ -76,6 +85,7 @@ def questions(
     shots: int,
     max_new_tokens: int,
     choice: Shots = Shots.FIRST,
+    chat: Callable[[list[Message]], str] | None = None,
 ) -> list[Question]:
     """Turn rows (question, answer) into questions.
 
@@ -86,6 +96,8 @@ def questions(
         shots: Worked problems before each question, 0 or more.
         max_new_tokens: Longest answer, in tokens.
         choice: Which worked problems.
+        chat: Turns a conversation into the prompt of its next answer; None for
+            lm-eval's plain prompt.
 
     Raises:
         DataError: a field is missing, an answer has no `#### NUMBER`, or there
@@ -104,7 +116,12 @@ def questions(
         else:
             places = list(range(shots))
         asked, answer = _read(row, index, "test")
-        prompt = "".join(_worked(training_rows[place], place) for place in places) + _ask(asked)
+        worked = [(training_rows[place], place) for place in places]
+        if chat is None:
+            prompt = "".join(_worked(*one) for one in worked) + _ask(asked)
+        else:
+            turns = [turn for one in worked for turn in _turns(*one)]
+            prompt = chat([*turns, {"role": "user", "content": asked}])
         found.append(Question(index, GenerateRequest(prompt, STOP, max_new_tokens), answer))
     return found
 
@@ -177,6 +194,11 @@ def _read(row: dict[str, Any], index: int, split: str) -> tuple[str, str]:
 
 def _ask(asked: str) -> str:
     return f"Question: {asked}\nAnswer:"
+
+
+def _turns(row: dict[str, Any], index: int) -> list[Message]:
+    asked, answer = _read(row, index, "train")
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
 def _worked(row: dict[str, Any], index: int) -> str:
