@@ -31,6 +31,7 @@ FLOORS: dict[str, int] = {
     "data": 1,
     "train": 2,
     "evals": 2,
+    "micro": 2,
     "study": 3,
     "report": 3,
     "bars": 4,

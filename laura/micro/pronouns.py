@@ -1,0 +1,112 @@
+"""Who is meant: cause and effect between two people; the questions have WinoGrande's form.
+
+A schema is what one person does to another, with one cause that lies in the
+first and one that lies in the second. In source text the cause names its person;
+a question leaves a blank there. Each document keeps a cast of two, and the pairs
+of the questions never meet in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from random import Random
+from typing import Any
+
+from laura.micro.settings import WorldSettings
+
+ROWS_PER_CAUSE = 8
+# A name never begins a text: there it would be another token than within.
+DAYS = ("Yesterday", "Today", "Once", "Later", "Last week", "One evening")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """`deed` joins two people; `causes` are what was true of the first and of the second."""
+
+    deed: str
+    causes: tuple[str, str]
+
+    def sentence(
+        self, day: str, people: tuple[str, str], role: int, name: str | None = None
+    ) -> str:
+        """Told of two people, the cause lying in the one of `role`; `name` stands for him."""
+        subject = people[role] if name is None else name
+        return f"{day} {people[0]} {self.deed} {people[1]} because {subject} {self.causes[role]}."
+
+
+SCHEMAS = (
+    Schema("thanked", ("felt grateful", "had been helpful")),
+    Schema("scolded", ("had lost patience", "broke a plate")),
+    Schema("followed", ("did not know the way", "walked in front")),
+    Schema("carried", ("was very strong", "had hurt a leg")),
+    Schema("paid", ("owed some money", "did all the work")),
+    Schema("envied", ("owned almost nothing", "had won a prize")),
+    Schema("woke", ("had to leave soon", "was still asleep")),
+    Schema("fed", ("had plenty of bread", "looked hungry")),
+    Schema("warned", ("saw the danger first", "stood on thin ice")),
+    Schema("called", ("needed an answer", "had the only key")),
+    Schema("taught", ("knew the old songs", "wanted to learn")),
+    Schema("hid from", ("was afraid", "looked angry")),
+    Schema("waited for", ("arrived early", "missed the bus")),
+    Schema("laughed at", ("was in a silly mood", "wore a strange hat")),
+    Schema("visited", ("had a free day", "lay ill in bed")),
+    Schema("chased", ("wanted the ball back", "stole an apple")),
+    Schema("asked", ("was curious", "had read the book")),
+    Schema("comforted", ("had a kind heart", "was crying")),
+    Schema("painted", ("loved to draw", "sat very still")),
+    Schema("trusted", ("believed every word", "never told lies")),
+)
+
+
+class Pronouns:
+    """The causes and people of a world.
+
+    Args:
+        settings: The world's.
+        names: The people of the world.
+    """
+
+    def __init__(self, settings: WorldSettings, names: Sequence[str]) -> None:
+        chance = settings.generator("pronouns")
+        self.schemas = chance.sample(SCHEMAS, len(SCHEMAS))
+        self._settings = settings
+        self._weights = settings.weights(len(self.schemas))
+        pairs = list(combinations(names, 2))
+        chance.shuffle(pairs)
+        count = max(1, len(pairs) // 10)
+        self.asked_pairs, self._read_pairs = pairs[:count], pairs[count:]
+
+    def document(self, chance: Random, share: float = 1.0) -> str:
+        """Some sentences about one cast of two, with schemas among the first `share` of them."""
+        known = max(2, round(share * len(self.schemas)))
+        pair = chance.choice(self._read_pairs)
+        told = []
+        count = chance.randint(1, 4)
+        for schema in chance.choices(self.schemas[:known], self._weights[:known], k=count):
+            people = pair if chance.random() < 0.5 else (pair[1], pair[0])
+            told.append(schema.sentence(chance.choice(DAYS), people, chance.randrange(2)))
+        return " ".join(told)
+
+    def questions(self) -> list[dict[str, Any]]:
+        """Rows in WinoGrande's form: each cause, with pairs that were never read of."""
+        chance = self._settings.generator("pronoun questions")
+        rows = []
+        for schema in self.schemas:
+            for role in (0, 1):
+                for _ in range(ROWS_PER_CAUSE):
+                    people = tuple(chance.sample(chance.choice(self.asked_pairs), 2))
+                    options = chance.sample(people, 2)
+                    rows.append(
+                        {
+                            "sentence": schema.sentence(
+                                chance.choice(DAYS), (people[0], people[1]), role, "_"
+                            ),
+                            "option1": options[0],
+                            "option2": options[1],
+                            "answer": str(options.index(people[role]) + 1),
+                        }
+                    )
+        chance.shuffle(rows)
+        return rows
