@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from itertools import product
 from random import Random
 
-from laura.errors import DataError
+from laura.micro.settings import check_ranges
 
-STEPS = (1, 4)
-LARGEST = (3, 99)
+LIMITS = {"steps": (1, 4), "largest": (3, 99)}
 
 _PEOPLE = ("Mira", "Tolo", "Anka", "Beno", "Cora", "Dovi", "Elsa", "Faro", "Gila", "Hano")
 _THINGS = ("plums", "coins", "cards", "shells", "stamps", "eggs", "pens", "beads")
@@ -68,9 +67,7 @@ def problems(steps: int, largest: int) -> Iterator[Problem]:
     Raises:
         DataError: steps or numbers out of range.
     """
-    for name, value, (low, high) in (("steps", steps, STEPS), ("largest", largest, LARGEST)):
-        if not low <= value <= high:
-            raise DataError(f"math: {name} must be {low} to {high}, came {value}")
+    check_ranges("math", {"steps": steps, "largest": largest}, LIMITS)
     operands = range(1, min(9, largest) + 1)
     moves = [(sign, n) for sign in "+-" for n in operands] + [("*", n) for n in _TIMES]
     for start in range(2, largest + 1):

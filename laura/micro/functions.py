@@ -16,10 +16,9 @@ from operator import add, gt, lt, mul
 from random import Random
 from typing import Any
 
-from laura.errors import DataError
+from laura.micro.settings import check_ranges
 
-CHANGES = (1, 2)
-LARGEST = (2, 9)
+LIMITS = {"steps": (1, 2), "largest": (2, 9)}
 NAME = "solve"
 TESTS = 5
 
@@ -83,9 +82,7 @@ def functions(changes: int, largest: int) -> Iterator[Function]:
     Raises:
         DataError: changes or numbers out of range.
     """
-    for name, value, (low, high) in (("steps", changes, CHANGES), ("largest", largest, LARGEST)):
-        if not low <= value <= high:
-            raise DataError(f"code: {name} must be {low} to {high}, came {value}")
+    check_ranges("code", {"steps": changes, "largest": largest}, LIMITS)
     for keep, end in product(_keeps(largest), _ENDS):
         for chosen in product(_changes(largest), repeat=changes):
             yield Function(keep, chosen, end)

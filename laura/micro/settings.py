@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from random import Random
 
@@ -16,6 +17,23 @@ LIMITS: dict[str, tuple[float, float]] = {
     "names": (8, 32),
     "rarity": (1, 100),
 }
+
+
+def check_ranges(
+    what: str, values: Mapping[str, float], limits: Mapping[str, tuple[float, float]]
+) -> None:
+    """Check that each value lies within its limits, both included.
+
+    Raises:
+        DataError: some do not; all of them are told.
+    """
+    faults = [
+        f"{name} must be {low:g} to {high:g}, came {values[name]!r}"
+        for name, (low, high) in limits.items()
+        if not low <= values[name] <= high
+    ]
+    if faults:
+        raise DataError(f"{what}: {'; '.join(faults)}")
 
 
 @dataclass(frozen=True)
@@ -38,13 +56,7 @@ class WorldSettings:
     rarity: float = 8.0
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name} must be {low:g} to {high:g}, came {getattr(self, name)!r}"
-            for name, (low, high) in LIMITS.items()
-            if not low <= getattr(self, name) <= high
-        ]
-        if faults:
-            raise DataError(f"no such micro world: {'; '.join(faults)}")
+        check_ranges("no such micro world", asdict(self), LIMITS)
 
     def generator(self, purpose: str) -> Random:
         """A stream of chance for one purpose, independent of all others."""

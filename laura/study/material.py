@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Encoder:
             check_end_token(encoded, self.tokenizer)
         return encoded
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What determines the tokens, whatever the examples."""
         tokenizer = self.tokenizer
@@ -85,6 +86,11 @@ class Encoder:
             "template": self.template,
             "regime": self.regime,
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the identity, for studies and runs."""
+        return content_hash(self.identity)
 
 
 def prepare(
@@ -144,8 +150,8 @@ def prepare(
     }
     if "kl" in measure.forgetting and "target_loss" in documents:
         documents["kl"] = documents["target_loss"]
-    train, encoding = Subset(corpus, splits.train), content_hash(encoder.identity)
-    return StudyData(train, documents, splits.fingerprint, encoding, place)
+    train = Subset(corpus, splits.train)
+    return StudyData(train, documents, splits.fingerprint, encoder.fingerprint, place)
 
 
 def _identity(

@@ -26,7 +26,7 @@ from laura.errors import ModelError
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DEFAULT, DOMAINS, SPLITS, rows, running_text
 from laura.micro.tokenizer import pieces, train_tokenizer
-from laura.micro.world import World
+from laura.micro.world import SHARES, World
 from laura.models import attention
 from laura.models.device import pick_device
 from laura.models.load import WEIGHTS, quiet_transformers
@@ -113,7 +113,7 @@ def build_micro_base(
             {
                 "world": asdict(settings),
                 "stage": [stream, stage.share],
-                "pieces": content_hash(known),
+                "pieces": content_hash([known, SHARES]),
                 **encoder.identity,
             },
             _examples(world.documents(stream, known, stage.share)),
@@ -124,7 +124,10 @@ def build_micro_base(
             progress=progress,
         )
         hashes.append(file_hash(work / f"corpus-{number}" / "tokens.bin"))
-        _pretrain(model, corpus, stage, work / f"stage-{number}", settings.seed, progress)
+        # Weights of another world, or after other stages, are not taken for these.
+        done = content_hash([hashes, [asdict(one) for one in stages[: number + 1]], settings.seed])
+        folder = work / f"stage-{number}-{done[:12]}"
+        _pretrain(model, corpus, stage, folder, settings.seed, progress)
     _write(out, model, tokenizer, data, settings, stages, hashes)
     return out
 

@@ -297,7 +297,7 @@ def open_study(
         encoder = Encoder(tokenizer, recipe.data.template, recipe.regime)
         identity = {
             "base": bench.base.fingerprint,
-            "tokenizer": content_hash(encoder.identity),
+            "tokenizer": encoder.fingerprint,
             "measure": recipe.measure.model_dump(mode="json"),
         }
         _refuse_another(store, identity)  # before anything large is read

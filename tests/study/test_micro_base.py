@@ -88,6 +88,16 @@ def test_a_stopped_build_goes_on_to_the_same_weights(
         assert file_hash(tmp_path / "base" / name) == file_hash(built / name), name
 
 
+def test_stages_of_another_world_are_not_taken(tmp_path: Path) -> None:
+    """One work folder, two seeds: the second base is the one a folder of its own gives."""
+    other, short = WorldSettings(seed=1, entities=8, scripts=8, names=8), STAGES[:1]
+    build_micro_base(tmp_path / "a", tmp_path / "shared", SMALL, short, "cpu")
+    build_micro_base(tmp_path / "b", tmp_path / "shared", other, short, "cpu")
+    build_micro_base(tmp_path / "c", tmp_path / "own", other, short, "cpu")
+    hashes = [file_hash(tmp_path / name / "model.safetensors") for name in "abc"]
+    assert hashes[1] == hashes[2] != hashes[0]
+
+
 def test_a_card_of_other_weights_is_refused(built: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no card"):
         check_card(tmp_path)
