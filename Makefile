@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.laura-installed
-DEMO := recipes/smollm2-demo.yaml
+DEMO := recipes/micro.yaml
 COVERAGE_FLOOR := 80
 
 # The first Python of 3.11-3.13 that really runs (a shim may exist and not work).
@@ -14,7 +14,8 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 pyth
 	if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	>/dev/null 2>&1; then echo $$candidate; break; fi; done)
 
-.PHONY: help setup demo test test-fast test-slow test-gpu check format bench parity docs lock clean
+.PHONY: help setup demo test test-fast test-slow test-gpu check format bench parity micro-base docs \
+	lock clean
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP)  ## Make .venv with everything in it
 
-demo: $(STAMP)  ## Compare LoRA and full finetuning on a small real model (under 12 minutes)
+demo: $(STAMP)  ## Compare LoRA and full finetuning on the micro laboratory (under 9 minutes)
 	$(BIN)/laura compare $(DEMO)
 
 test: test-fast test-slow  ## Run every test but those that need a GPU
@@ -57,6 +58,9 @@ bench: $(STAMP)  ## Time Laura beside its peers (long; installs them for this al
 
 parity: $(STAMP)  ## Compare 200 items a task with lm-eval (LAURA_DATA, or else the Hub)
 	$(BIN)/python benchmarks/parity_lm_eval.py
+
+micro-base: $(STAMP)  ## Pretrain the micro laboratory's base anew (about 6 minutes)
+	$(BIN)/python scripts/make_micro_base.py
 
 docs: $(STAMP)  ## Write docs/recipe.md from the recipe's own descriptions
 	$(BIN)/python scripts/write_recipe_reference.py

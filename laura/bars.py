@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -108,6 +109,7 @@ def _amount_text(pace: Pace, unit: str) -> str:
 class _PlainBar:
     def __init__(self, owner: PlainLines, title: str, pace: Pace, unit: str) -> None:
         self.title, self.pace, self.unit, self.remark = title, pace, unit, ""
+        self.thread = threading.get_ident()
         self._owner = owner
 
     def advance(self, amount: float = 1.0) -> None:
@@ -160,7 +162,10 @@ class PlainLines:
         """Write where all open bars stand, unless that was done a moment ago."""
         if self._clock() - self._reported >= LINE_SECONDS:
             self._reported = self._clock()
-            self._line(" > ".join(bar.describe() for bar in self._open))
+            threads: dict[int, list[str]] = {}
+            for bar in list(self._open):
+                threads.setdefault(bar.thread, []).append(bar.describe())
+            self._line(" | ".join(" > ".join(bars) for bars in threads.values()))
 
     def _line(self, text: str) -> None:
         self._write(text + "\n")
@@ -195,7 +200,10 @@ class RichBars:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._depth = 0
+        # Bars stand below one another within a thread, and beside those of other threads.
+        self._depths: Counter[int] = Counter()
+        self._opener = threading.get_ident()
+        self._lock = threading.Lock()
         self._display = RichProgress(
             TextColumn("{task.fields[indent]}{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -213,25 +221,29 @@ class RichBars:
     @contextmanager
     def bar(self, title: str, total: float, unit: str = "") -> Iterator[Bar]:
         """Open a bar; it disappears when the work is done."""
-        if self._depth == 0:
-            self._display.start()
+        here = threading.get_ident()
         pace = Pace(total)
-        task = self._display.add_task(
-            title,
-            total=max(total, 1e-9),
-            pace=pace,
-            unit=unit,
-            remark="",
-            indent="  " * self._depth,
-        )
-        self._depth += 1
+        with self._lock:
+            if not self._depths.total():
+                self._display.start()
+            above = self._depths[here] + (self._depths[self._opener] if here != self._opener else 0)
+            task = self._display.add_task(
+                title,
+                total=max(total, 1e-9),
+                pace=pace,
+                unit=unit,
+                remark="",
+                indent="  " * above,
+            )
+            self._depths[here] += 1
         try:
             yield _RichBar(self._display, task, pace)
         finally:
-            self._depth -= 1
-            self._display.remove_task(task)
-            if self._depth == 0:
-                self._display.stop()
+            with self._lock:
+                self._depths[here] -= 1
+                self._display.remove_task(task)
+                if not self._depths.total():
+                    self._display.stop()
 
     def say(self, text: str) -> None:
         """Print the line above the bars."""

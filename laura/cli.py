@@ -16,17 +16,18 @@ from laura.cli_answers import (
     scores_text,
     task_names,
 )
+from laura.cli_micro import micro
 from laura.door import listen_for_stop, opened
 
 if TYPE_CHECKING:
     from laura.recipe import MeasureSection, Recipe
 
-DEFAULT_RECIPE = "smollm2-demo"
+DEFAULT_RECIPE = "micro"
 
 app = typer.Typer(
     name="laura",
     help="LoRA or full finetuning, at which settings, and what will the model forget?\n\n"
-    "\b\nStart with:\n  laura compare   a small comparison on a real model, about ten minutes\n"
+    "\b\nStart with:\n  laura compare   a small comparison on the micro laboratory, about five minutes\n"
     "  laura doctor    what this machine can do and what is missing\n\n"
     "\b\nExit codes: 0 done, 2 a mistake you can mend, 1 a bug of ours, 130 stopped.",
     no_args_is_help=True,
@@ -35,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(micro, name="micro")
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")
@@ -99,6 +102,16 @@ def compare(
     data_dir: DataOption = None,
     out: StudyOption = None,
     device: DeviceOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=64,
+            help="Runs carried out side by side, each in a process.",
+            show_default="1; for a tiny base one a core",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Compare arms: what each learns, what it forgets.
@@ -120,7 +133,12 @@ def compare(
 
         study = out or _study_folder(chosen)
         summary = run_comparison(
-            chosen, study=study, data_dir=data_dir, device=device, progress=desk.progress
+            chosen,
+            study=study,
+            data_dir=data_dir,
+            device=device,
+            workers=workers,
+            progress=desk.progress,
         )
         page = write_report(study, desk.progress)
         answer_study(desk, summary, summary_table(summary), study, page)

@@ -15,10 +15,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-BENCHMARKS = ("hellaswag", "arc_challenge", "winogrande", "gsm8k")
+MICRO = ("micro_facts", "micro_events", "micro_pronouns", "micro_math", "micro_code")
+BENCHMARKS = ("hellaswag", "arc_challenge", "winogrande", "gsm8k", *MICRO)
 LOSSES = ("target_loss", "source_loss", "kl")
-LearningTask = Literal["gsm8k", "target_loss"]
-ForgettingTask = Literal["hellaswag", "arc_challenge", "winogrande", "source_loss", "kl"]
+LearningTask = Literal["gsm8k", "micro_math", "micro_code", "target_loss"]
+ForgettingTask = Literal[
+    "hellaswag", "arc_challenge", "winogrande", "micro_facts", "micro_events", "micro_pronouns",
+    "source_loss", "kl",
+]  # fmt: skip
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -238,6 +242,11 @@ class MeasureSection(Section):
         "`sampler: first_n`), read once; `sampled`: lm-eval's default, others for every question.",
     )
     gsm8k_tokens: int = Field(256, ge=1, description="New tokens allowed for a GSM8K answer.")
+    micro_prompt: Literal["chat", "text"] = Field(
+        "chat",
+        description="How micro_math and micro_code are asked. `chat`: in the model's chat "
+        "template, as instruct training shows them; `text`: as they stand in running text.",
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "fp32", description="Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 from rich.console import Console
@@ -131,3 +132,34 @@ def test_bars_on_a_terminal() -> None:
     for words in ("study", "25%", "1/4 stages", "  train [lora]", "left", "loss [1.5]", "a [word]"):
         assert words in text
     assert "\x1b[?25h" in text, "the cursor comes back"
+
+
+def test_bars_of_other_threads_stand_beside_one_another() -> None:
+    clock, lines = Clock(), list[str]()
+    plain = PlainLines(lines.append, clock)
+    rich = RichBars(Console(file=io.StringIO(), force_terminal=True, width=120))
+    indents: list[str] = []
+    ready, seen = threading.Barrier(3), threading.Barrier(3)
+
+    def work(name: str) -> None:
+        with plain.bar(f"run {name}", 10, "steps") as bar, rich.bar(f"run {name}", 10):
+            ready.wait(10)
+            if name == "b":
+                clock.now += 20
+                bar.advance()
+            seen.wait(10)
+
+    with plain.bar("study", 2, "runs"), rich.bar("study", 2):
+        threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        ready.wait(10)
+        indents += [task.fields["indent"] for task in rich._display.tasks]
+        seen.wait(10)
+        for thread in threads:
+            thread.join()
+    # Both runs stand one step below the study, neither below the other.
+    assert indents == ["", "  ", "  "]
+    first, *others = lines[0].split(" | ")
+    assert first.startswith("study") and len(others) == 2
+    assert {other.split()[1] for other in others} == {"a", "b"}

@@ -57,7 +57,10 @@ class NamedSource:
         folder: Hub folder (`data_dir`) that holds the rows, where there are several.
         regroup: Makes documents of the Hub's rows, where a row is less than one.
         huge: True where the whole set is too large to load without a limit.
-        builtin: File that comes with Laura; its rows name their split.
+        joined: What stands between prompt and answer in a set that is running text of
+            pairs; None for pairs.
+        builtin: File that comes with Laura; its rows name their split, where there
+            are several and the name has no place for one.
     """
 
     hub: str
@@ -71,7 +74,12 @@ class NamedSource:
     folder: str | None = None
     regroup: Callable[[Rows], Iterator[dict[str, Any]]] | None = None
     huge: bool = False
+    joined: str | None = None
     builtin: str = ""
+
+
+def _micro(domain: str) -> dict[str, str]:
+    return {split: f"micro/{domain}_{split}.jsonl.gz" for split in ALL_SPLITS}
 
 
 # fmt: off
@@ -86,6 +94,11 @@ NAMED: dict[str, NamedSource] = {
     "c4": NamedSource("allenai/c4", "en", TRAIN_VALIDATION, text="text", local={"train": "c4_sample/c4.jsonl.gz", "validation": "c4_sample/c4.jsonl.gz"}, huge=True),  # noqa: E501
     "builtin:word-problems": NamedSource("", None, ALL_SPLITS, ("question",), "answer", builtin="word_problems.jsonl.gz"),  # noqa: E501
     "builtin:plain-text": NamedSource("", None, TRAIN, text="text", builtin="source_text.jsonl.gz"),
+    "micro-math": NamedSource("", None, ALL_SPLITS, ("question",), "answer", local=_micro("math"), builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
+    "micro-code": NamedSource("", None, ALL_SPLITS, ("prompt",), "canonical_solution", local=_micro("code"), builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
+    "micro-math-text": NamedSource("", None, ALL_SPLITS, ("question",), "answer", local=_micro("math"), joined="\n", builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
+    "micro-code-text": NamedSource("", None, ALL_SPLITS, ("prompt",), "canonical_solution", local=_micro("code"), joined="", builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
+    "micro-source": NamedSource("", None, {"test": "test"}, text="text", local={"test": "micro/source.jsonl.gz"}, default_split="test", builtin="micro/source.jsonl.gz"),  # noqa: E501
 }
 # fmt: on
 
@@ -95,11 +108,12 @@ class BenchmarkRows:
     """The rows of one benchmark.
 
     Attributes:
-        hub: Data set id on the Hub.
+        hub: Data set id on the Hub; empty for rows that come with Laura.
         config: Hub configuration, or None.
         splits: Our split name to the Hub's.
         local: Split to file in the data folder.
         fields: What every row must have.
+        builtin: File that comes with Laura.
     """
 
     hub: str
@@ -107,6 +121,12 @@ class BenchmarkRows:
     splits: Mapping[str, str]
     local: Mapping[str, str]
     fields: tuple[str, ...]
+    builtin: str = ""
+
+
+def _micro_rows(name: str, *fields: str) -> BenchmarkRows:
+    file = f"micro/{name}.jsonl.gz"
+    return BenchmarkRows("", None, {"test": "test"}, {"test": file}, fields, builtin=file)
 
 
 # fmt: off
@@ -114,6 +134,11 @@ BENCHMARK_ROWS: dict[str, BenchmarkRows] = {
     "hellaswag": BenchmarkRows("Rowan/hellaswag", None, TRAIN_VALIDATION, {"validation": "hellaswag/validation.jsonl.gz"}, ("activity_label", "ctx_a", "ctx_b", "endings", "label")),  # noqa: E501
     "arc_challenge": BenchmarkRows("allenai/ai2_arc", "ARC-Challenge", ALL_SPLITS, {split: f"arc_challenge/{split}.jsonl" for split in ALL_SPLITS}, ("question", "choices", "answerKey")),  # noqa: E501
     "winogrande": BenchmarkRows("allenai/winogrande", "winogrande_xl", TRAIN_VALIDATION, {"train": "winogrande/train_m.jsonl", "validation": "winogrande/dev.jsonl"}, ("sentence", "option1", "option2", "answer")),  # noqa: E501
+    "micro_facts": _micro_rows("facts", "question", "choices", "answerKey"),
+    "micro_events": _micro_rows("events", "activity_label", "ctx_a", "ctx_b", "endings", "label"),
+    "micro_pronouns": _micro_rows("pronouns", "sentence", "option1", "option2", "answer"),
+    "micro_code": BenchmarkRows("", None, ALL_SPLITS, _micro("code"), ("prompt", "test", "entry_point"), builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
+    "micro_math": BenchmarkRows("", None, ALL_SPLITS, _micro("math"), ("question", "answer"), builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
     "gsm8k": BenchmarkRows("openai/gsm8k", "main", TRAIN_TEST, NAMED["gsm8k"].local, ("question", "answer")),  # noqa: E501
 }
 # fmt: on

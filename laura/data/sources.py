@@ -103,7 +103,7 @@ def count_examples(source: Source, data_dir: Path | None = None) -> float:
     named, path = _named(source), source_file(source, data_dir)
     if path is None or not path.is_file():
         return inf
-    if named is not None and named.builtin and len(named.splits) > 1:
+    if named is not None and _splits_in_rows(named):
         split = source.split or named.default_split
         return sum(1 for _, row in read_rows(path) if row["split"] == split)
     return count_rows(path)
@@ -128,8 +128,10 @@ def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[
     local = known.local.get(split, "")
     folder = find_data_dir(data_dir)
     rows: Iterable[tuple[str, dict[str, Any]]]
-    if folder and local and (folder / local).is_file():
-        path = folder / local
+    path = folder / local if folder and local else None
+    if path is None or not path.is_file():
+        path = BUILTIN / known.builtin.format(split=split) if known.builtin else None
+    if path is not None:
         rows = ((f"{path}, line {number}", row) for number, row in read_rows(path))
     else:
         found = hub_rows(known.hub, known.config, hub_split, streaming=False, local_hint=local)
@@ -170,14 +172,18 @@ def _named(source: Source) -> NamedSource | None:
 
 
 def _local_file(source: Source, named: NamedSource, data_dir: Path | None) -> Path | None:
-    if named.builtin:
-        return BUILTIN / named.builtin
     folder = find_data_dir(data_dir)
-    local = named.local.get(source.split or named.default_split)
+    split = source.split or named.default_split
+    local = named.local.get(split)
     other_subset = source.subset not in (None, named.config)
-    if folder is None or local is None or other_subset or not (folder / local).is_file():
-        return None
-    return folder / local
+    if folder and local and not other_subset and (folder / local).is_file():
+        return folder / local
+    return BUILTIN / named.builtin.format(split=split) if named.builtin else None
+
+
+def _splits_in_rows(named: NamedSource) -> bool:
+    """Whether one file holds the rows of several splits."""
+    return bool(named.builtin) and "{split}" not in named.builtin and len(named.splits) > 1
 
 
 def _named_examples(
@@ -188,7 +194,7 @@ def _named_examples(
     path = _local_file(source, named, data_dir)
     if path is not None:
         numbered = ((f"{path}, line {number}", row) for number, row in read_rows(path))
-        if named.builtin and len(named.splits) > 1:
+        if _splits_in_rows(named):
             numbered = ((place, row) for place, row in numbered if row["split"] == split)
     else:
         name = f"{source.source}, split {split}"
@@ -218,6 +224,8 @@ def _mapped(row: dict[str, Any], named: NamedSource, index: int, place: str) -> 
     parts = [_string(value, name, place) for name, value in values.items() if value is not None]
     prompt = "\n\n".join(part for part in parts if part.strip())
     answer = _string(row[named.answer], named.answer, place)
+    if named.joined is not None:
+        return Example(index, (), prompt + named.joined + answer)
     return Example(index, (("user", prompt), ("assistant", answer)))
 
 

@@ -18,6 +18,7 @@ from laura.data.sources import load_rows
 from laura.data.templates import chat_prompts
 from laura.errors import DataError, StoreError
 from laura.evals import tasks
+from laura.evals.asking import Ask
 from laura.evals.scoring import choice_item
 from laura.evals.tasks import TaskEntry
 from laura.models.engine import Engine, Reference, TokenDocument
@@ -197,24 +198,21 @@ def _choice(engine: Engine, name: str, entry: TaskEntry, material: Material) -> 
 
 def _generation(engine: Engine, name: str, entry: TaskEntry, material: Material) -> _Plan:
     module, section = tasks.load(name), material.section
-    shots, new_tokens = section.gsm8k_shots, section.gsm8k_tokens
     rows = material.rows(name, entry.split)[: section.limit]
-    training = material.rows(name, module.TRAINING_SPLIT) if shots else []
-    sampler = module.Shots(section.gsm8k_sampler)
-    chat = chat_prompts(engine.tokenizer) if section.gsm8k_prompt == "chat" else None
-    questions = module.questions(rows, training, shots, new_tokens, sampler, chat)
+    other_rows = functools.partial(material.rows, name)
+    ask = Ask(section, other_rows, functools.partial(chat_prompts, engine.tokenizer))
+    version, questions = module.prepare(rows, ask)
 
     def measure() -> Measured:
         answers = engine.generate([question.request for question in questions])
-        room = engine.encoder.context_tokens - new_tokens
+        graded = module.grades(questions, answers)
         items, samples = [], []
-        for question, answer in zip(questions, answers, strict=True):
-            item, sample = module.grade(question, answer)
+        for question, (item, sample) in zip(questions, graded, strict=True):
+            room = engine.encoder.context_tokens - question.request.max_new_tokens
             items.append(_mark_cut(item, engine, [question.request.prompt], room))
             samples.append(sample)
         return items, samples
 
-    version = module.version(shots, new_tokens, sampler, chat is not None)
     return _Plan(version, [(question.index, None) for question in questions], measure)
 
 

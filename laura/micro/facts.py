@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from laura.micro.settings import WorldSettings
+from laura.micro.settings import QUESTIONS, Known, WorldSettings
 
 CHOICES = 4
 
@@ -106,13 +106,11 @@ class Facts:
                 for name, attribute in ATTRIBUTES.items()
             ]
         self._settings = settings
-        self._weights = settings.weights(len(self.animals))
+        self._known = Known(self.animals, settings.weights(len(self.animals)), CHOICES)
 
     def document(self, chance: Random, share: float = 1.0) -> str:
         """A few sentences on an animal of the first `share` of them, with some answers taught."""
-        known = max(CHOICES, round(share * len(self.animals)))
-        animal = chance.choices(self.animals[:known], self._weights[:known])[0]
-        facts = self.of[animal]
+        facts = self.of[self._known.draw(chance, share)[0]]
         lines = [chance.choice(facts).statement(chance) for _ in range(chance.randint(3, 6))]
         taught = [fact for fact in facts if not fact.asked]
         answers = chance.sample(taught, chance.randint(0, len(taught)))
@@ -127,7 +125,7 @@ class Facts:
         asked = [fact for facts in self.of.values() for fact in facts if fact.asked]
         chance.shuffle(asked)
         rows = []
-        for place, fact in enumerate(asked):
+        for place, fact in enumerate(asked[:QUESTIONS]):
             others = [v for v in ATTRIBUTES[fact.attribute].values if v != fact.value]
             texts = [fact.value, *chance.sample(others, CHOICES - 1)]
             chance.shuffle(texts)

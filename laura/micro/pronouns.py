@@ -14,9 +14,14 @@ from itertools import combinations
 from random import Random
 from typing import Any
 
-from laura.micro.settings import WorldSettings
+from laura.micro.settings import QUESTIONS, Known, WorldSettings
 
-ROWS_PER_CAUSE = 8
+ROWS_PER_CAUSE = 4
+# A model learns who is who with few people, and then goes on to more; not with many at once.
+FIRST_CAST, FIRST_SCHEMAS = 3, 10
+# Once a model knows how names are brought forward, it learns a cause from a few
+# tellings, so the rarest schemas are much rarer than the rarest animals.
+POWER = 3.4
 # A name never begins a text: there it would be another token than within.
 DAYS = ("Yesterday", "Today", "Once", "Later", "Last week", "One evening")
 
@@ -57,6 +62,26 @@ SCHEMAS = (
     Schema("comforted", ("had a kind heart", "was crying")),
     Schema("painted", ("loved to draw", "sat very still")),
     Schema("trusted", ("believed every word", "never told lies")),
+    Schema("pushed", ("was in a hurry", "stood in the way")),
+    Schema("pulled up", ("had a long rope", "fell into the well")),
+    Schema("praised", ("liked the soup", "cooked so well")),
+    Schema("missed", ("stayed at home", "moved far away")),
+    Schema("copied", ("had no ideas", "drew the best maps")),
+    Schema("hired", ("needed more hands", "could mend roofs")),
+    Schema("robbed", ("wanted gold", "left the door open")),
+    Schema("nursed", ("knew about herbs", "had a fever")),
+    Schema("beat", ("ran very fast", "tripped at the start")),
+    Schema("begged", ("had lost the job", "owned the mill")),
+    Schema("guided", ("grew up in these hills", "was a stranger")),
+    Schema("bored", ("talked all night", "had heard the tale before")),
+    Schema("doubted", ("was careful", "told wild tales")),
+    Schema("greeted", ("had good manners", "came through the gate")),
+    Schema("outlived", ("never smoked", "caught the plague")),
+    Schema("splashed", ("jumped in first", "sat near the pond")),
+    Schema("tricked", ("was very clever", "believed anything")),
+    Schema("obeyed", ("feared trouble", "gave the orders")),
+    Schema("drove home", ("had a cart", "could not walk")),
+    Schema("imitated", ("wished to be funny", "spoke with a squeak")),
 )
 
 
@@ -72,19 +97,21 @@ class Pronouns:
         chance = settings.generator("pronouns")
         self.schemas = chance.sample(SCHEMAS, len(SCHEMAS))
         self._settings = settings
-        self._weights = settings.weights(len(self.schemas))
+        weights = settings.weights(len(self.schemas), POWER)
+        self._known = Known(self.schemas, weights, FIRST_SCHEMAS)
+        self._names = tuple(names)
         pairs = list(combinations(names, 2))
-        chance.shuffle(pairs)
-        count = max(1, len(pairs) // 10)
-        self.asked_pairs, self._read_pairs = pairs[:count], pairs[count:]
+        asked = [pair for pair in pairs if pair[1] not in names[:FIRST_CAST]]
+        self.asked_pairs = chance.sample(asked, max(1, len(pairs) // 10))
+        self._read_pairs = [pair for pair in pairs if pair not in self.asked_pairs]
 
     def document(self, chance: Random, share: float = 1.0) -> str:
-        """Some sentences about one cast of two, with schemas among the first `share` of them."""
-        known = max(2, round(share * len(self.schemas)))
-        pair = chance.choice(self._read_pairs)
+        """Some sentences about one cast of two, of the first `share` of people and schemas."""
+        known = self._names[: max(FIRST_CAST, round(share * len(self._names)))]
+        pair = chance.choice([pair for pair in self._read_pairs if pair[1] in known])
         told = []
         count = chance.randint(1, 4)
-        for schema in chance.choices(self.schemas[:known], self._weights[:known], k=count):
+        for schema in self._known.draw(chance, share, count):
             people = pair if chance.random() < 0.5 else (pair[1], pair[0])
             told.append(schema.sentence(chance.choice(DAYS), people, chance.randrange(2)))
         return " ".join(told)
@@ -109,4 +136,4 @@ class Pronouns:
                         }
                     )
         chance.shuffle(rows)
-        return rows
+        return rows[:QUESTIONS]

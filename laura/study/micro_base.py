@@ -13,8 +13,8 @@ is stopped continues.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from laura.errors import ModelError
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DEFAULT, DOMAINS, SPLITS, rows, running_text
 from laura.micro.tokenizer import pieces, train_tokenizer
-from laura.micro.world import SHARES, World
+from laura.micro.world import EARLY, SHARES, World
 from laura.models import attention
 from laura.models.device import pick_device
 from laura.models.load import WEIGHTS, quiet_transformers
@@ -44,7 +44,7 @@ from laura.study.material import Encoder
 from laura.train.batches import plan_batches
 from laura.train.run import train_run
 
-SIZES = {"train": 1500, "validation": 200, "test": 625}
+SIZES = {"train": 2500, "validation": 200, "test": 625}
 SOURCE_DOCUMENTS = 400
 TOKENIZER_DOCUMENTS = 4000
 ROW_TOKENS = 256
@@ -59,19 +59,21 @@ class Stage:
         tokens: Training tokens.
         learning_rate: Peak rate.
         schedule: Of the rate; the last stage falls to zero.
+        shares: Share of the documents of each kind.
     """
 
     share: float
     tokens: int
     learning_rate: float
     schedule: str
+    shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
 
 
 STAGES = (
-    Stage(0.05, 300_000, 3e-3, "constant"),
-    Stage(0.1, 300_000, 3e-3, "constant"),
-    Stage(0.25, 500_000, 3e-3, "constant"),
-    Stage(0.5, 900_000, 3e-3, "constant"),
+    Stage(0.05, 500_000, 1e-3, "constant", EARLY),
+    Stage(0.1, 400_000, 1e-3, "constant", EARLY),
+    Stage(0.25, 500_000, 1e-3, "constant", EARLY),
+    Stage(0.5, 700_000, 2e-3, "constant", EARLY),
     Stage(1.0, 4_000_000, 3e-3, "cosine"),
 )
 
@@ -98,11 +100,11 @@ def build_micro_base(
         `out`.
     """
     world = World(settings)
-    data = _data(world)
+    data = make_data(settings)
     texts = [running_text(row) for domain in DOMAINS for row in data[f"{domain}_train"]]
     known = pieces(running_text(row) for d in DOMAINS for s in SPLITS for row in data[f"{d}_{s}"])
     sample = islice(world.documents("tokenizer", known), TOKENIZER_DOCUMENTS)
-    tokenizer = train_tokenizer([*(_text(row) for row in sample), *texts])
+    tokenizer = train_tokenizer([*(text_of(row) for row in sample), *texts])
     encoder = Encoder(tokenizer, "chat", "pretrain")
     model = _random_model(tokenizer, settings.seed, device)
     hashes = []
@@ -113,10 +115,10 @@ def build_micro_base(
             {
                 "world": asdict(settings),
                 "stage": [stream, stage.share],
-                "pieces": content_hash([known, SHARES]),
+                "pieces": content_hash([known, stage.shares]),
                 **encoder.identity,
             },
-            _examples(world.documents(stream, known, stage.share)),
+            _examples(world.documents(stream, known, stage.share, stage.shares)),
             encoder.to_learn,
             vocabulary=len(tokenizer),
             masked=False,
@@ -199,9 +201,9 @@ def _random_model(tokenizer: Any, seed: int, device: str | None) -> Any:
     return LlamaForCausalLM(config).to(pick_device(device))
 
 
-def _data(world: World) -> dict[str, list[dict[str, Any]]]:
-    """Every file of rows, by its name without ending."""
-    settings = world.settings
+def make_data(settings: WorldSettings) -> dict[str, list[dict[str, Any]]]:
+    """Every file of rows of a world, by its name without ending."""
+    world = World(settings)
     found = {
         "facts": world.facts.questions(),
         "events": world.events.questions(),
@@ -220,7 +222,8 @@ def _examples(documents: Iterator[dict[str, Any]]) -> Iterator[Example]:
         yield Example(index, messages, row.get("text", ""))
 
 
-def _text(row: dict[str, Any]) -> str:
+def text_of(row: dict[str, Any]) -> str:
+    """A document's text; of a conversation, what is said in it."""
     return str(row.get("text") or "\n".join(m["content"] for m in row["messages"]))
 
 

@@ -76,6 +76,8 @@ class Session:
         data: What is read.
         rows: Benchmark rows.
         progress: Where to report.
+        lock: Open file that holds the study's lock; None in a worker process, whose
+            parent holds it.
     """
 
     recipe: Recipe
@@ -84,6 +86,7 @@ class Session:
     data: StudyData
     rows: RowProvider
     progress: Progress = SILENT
+    lock: int | None = None
     _plans: dict[str, BatchPlan] = field(default_factory=dict)
 
     def check(self, specs: Iterable[RunSpec]) -> None:
@@ -290,28 +293,55 @@ def open_study(
     """
     place = pick_device(device)
     store = StudyStore(folder)
-    with _locked(folder):
+    with _locked(folder) as lock:
         remove_leftovers(folder)
-        bench = Workbench(recipe.base, device, progress)
-        tokenizer = bench.base.tokenizer
-        encoder = Encoder(tokenizer, recipe.data.template, recipe.regime)
-        identity = {
-            "base": bench.base.fingerprint,
-            "tokenizer": encoder.fingerprint,
-            "measure": recipe.measure.model_dump(mode="json"),
-        }
-        _refuse_another(store, identity)  # before anything large is read
-        data = prepare(
-            recipe.data, recipe.measure, recipe.budget, encoder, store.corpora, data_dir, progress
-        )
-        identity["data"] = data.fingerprint
-        _refuse_another(store, identity)
-        _write_facts(store, recipe, bench, identity)
+        session, identity = _read_all(recipe, folder, data_dir, device, progress)
+        session.lock = lock
+        _write_facts(store, recipe, session.bench, identity)
         with disk_faults(folder):
-            _keep_only(data.corpus_folder)
+            _keep_only(session.data.corpus_folder)
         write_text(folder / "recipe.yaml", recipe_yaml(recipe))
         write_json(folder / "environment.json", describe(place))
-        yield Session(recipe, store, bench, data, file_rows(data_dir), progress)
+        yield session
+
+
+def join_study(
+    recipe: Recipe,
+    folder: Path,
+    data_dir: Path | None,
+    device: str | None,
+    progress: Progress = SILENT,
+) -> Session:
+    """A study that another process has opened and holds open: nothing is set up or locked.
+
+    Raises:
+        StoreError: it holds another study.
+    """
+    return _read_all(recipe, folder, data_dir, device, progress)[0]
+
+
+def _read_all(
+    recipe: Recipe,
+    folder: Path,
+    data_dir: Path | None,
+    device: str | None,
+    progress: Progress,
+) -> tuple[Session, dict[str, Any]]:
+    """Base and data, checked against what the folder holds, and the study's identity."""
+    store, bench = StudyStore(folder), Workbench(recipe.base, device, progress)
+    encoder = Encoder(bench.base.tokenizer, recipe.data.template, recipe.regime)
+    identity = {
+        "base": bench.base.fingerprint,
+        "tokenizer": encoder.fingerprint,
+        "measure": recipe.measure.model_dump(mode="json"),
+    }
+    _refuse_another(store, identity)  # before anything large is read
+    data = prepare(
+        recipe.data, recipe.measure, recipe.budget, encoder, store.corpora, data_dir, progress
+    )
+    identity["data"] = data.fingerprint
+    _refuse_another(store, identity)
+    return Session(recipe, store, bench, data, file_rows(data_dir), progress), identity
 
 
 def _refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
@@ -351,8 +381,8 @@ def _keep_only(corpus: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process, however it ends."""
+def _locked(folder: Path) -> Iterator[int]:
+    """One command at a time; the lock goes with its processes, however they end."""
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a", encoding="utf-8")
@@ -364,4 +394,4 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"another laura process works in {folder}; wait for it, or choose another folder "
                 "with --out"
             ) from error
-        yield
+        yield file.fileno()

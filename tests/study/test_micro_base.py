@@ -22,7 +22,7 @@ from laura.store import file_hash, read_lines_gz
 from laura.study import micro_base as module
 from laura.study.micro_base import Stage, build_micro_base, check_card
 
-SMALL = WorldSettings(entities=8, scripts=8, names=8)
+SMALL = WorldSettings(entities=8, events=8, names=8)
 STAGES = (Stage(0.5, 10_000, 3e-3, "constant"), Stage(1.0, 14_000, 3e-3, "cosine"))
 
 
@@ -90,7 +90,7 @@ def test_a_stopped_build_goes_on_to_the_same_weights(
 
 def test_stages_of_another_world_are_not_taken(tmp_path: Path) -> None:
     """One work folder, two seeds: the second base is the one a folder of its own gives."""
-    other, short = WorldSettings(seed=1, entities=8, scripts=8, names=8), STAGES[:1]
+    other, short = WorldSettings(seed=1, entities=8, events=8, names=8), STAGES[:1]
     build_micro_base(tmp_path / "a", tmp_path / "shared", SMALL, short, "cpu")
     build_micro_base(tmp_path / "b", tmp_path / "shared", other, short, "cpu")
     build_micro_base(tmp_path / "c", tmp_path / "own", other, short, "cpu")

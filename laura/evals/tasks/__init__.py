@@ -3,7 +3,7 @@
 Importing the table costs nothing (no torch); `load` imports a task's file.
 
 A file of kind `choice` has `VERSION`, `METRICS` and `question(row, index)`;
-one of kind `generation` has `version`, `METRICS`, `questions` and `grade`;
+one of kind `generation` has `METRICS`, `prepare(rows, ask)` and `grades(questions, answers)`;
 one of kind `loss` or `divergence` has `VERSION`, `METRICS` and `items`.
 """
 
@@ -60,6 +60,26 @@ TASKS: dict[str, TaskEntry] = {
     ),
     "gsm8k": TaskEntry(
         f"{_HERE}.gsm8k", "GSM8K, strict match", "share", "exact_match", True, "generation", "test"
+    ),
+    "micro_facts": TaskEntry(
+        f"{_HERE}.arc_challenge", "Facts of the micro world, acc_norm", "share", "acc_norm", True,
+        "choice", "test",
+    ),
+    "micro_events": TaskEntry(
+        f"{_HERE}.hellaswag", "Events of the micro world, acc_norm", "share", "acc_norm", True,
+        "choice", "test",
+    ),
+    "micro_pronouns": TaskEntry(
+        f"{_HERE}.winogrande", "Pronouns of the micro world, acc", "share", "acc", True, "choice",
+        "test",
+    ),
+    "micro_math": TaskEntry(
+        f"{_HERE}.micro_math", "Micro word problems, strict match", "share", "exact_match", True,
+        "generation", "test",
+    ),
+    "micro_code": TaskEntry(
+        f"{_HERE}.micro_code", "Micro functions, pass@1", "share", "pass@1", True, "generation",
+        "test",
     ),
     "target_loss": TaskEntry(
         f"{_HERE}.heldout_loss", "Held-out loss, target domain", "nats per token",

@@ -25,12 +25,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from laura.errors import DataError
+from laura.evals.asking import Ask, Chat, Message
 from laura.evals.scoring import row_fault, text_field
 from laura.models.engine import GenerateAnswer, GenerateRequest
 from laura.results import Item
@@ -41,8 +42,6 @@ TRAINING_SPLIT = "train"
 STOP = ("Question:", "</s>", "<|im_end|>")
 INVALID = "[invalid]"
 SHOT_SEED = 1234  # lm-eval's fewshot_random_seed
-
-Message = dict[str, str]
 
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
@@ -79,13 +78,24 @@ def version(
     return f"3.0; {shots} shots, {choice}; {max_new_tokens} new tokens{form}"
 
 
+def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Question]]:
+    """Version of the result, and the questions, as the recipe's `measure` section wants them."""
+    section = ask.section
+    sampler = Shots(section.gsm8k_sampler)
+    training = ask.rows(TRAINING_SPLIT) if section.gsm8k_shots else []
+    chat = ask.chat() if section.gsm8k_prompt == "chat" else None
+    shots, new_tokens = section.gsm8k_shots, section.gsm8k_tokens
+    found = questions(rows, training, shots, new_tokens, sampler, chat)
+    return version(shots, new_tokens, sampler, chat is not None), found
+
+
 def questions(
     rows: Sequence[dict[str, Any]],
     training_rows: Sequence[dict[str, Any]],
     shots: int,
     max_new_tokens: int,
     choice: Shots = Shots.FIRST,
-    chat: Callable[[list[Message]], str] | None = None,
+    chat: Chat | None = None,
 ) -> list[Question]:
     """Turn rows (question, answer) into questions.
 
@@ -152,6 +162,14 @@ def grade(question: Question, answer: GenerateAnswer) -> tuple[Item, Item]:
         "target": question.answer,
     }
     return item, sample
+
+
+def grades(
+    questions: Sequence[Question], answers: Sequence[GenerateAnswer]
+) -> Iterator[tuple[Item, Item]]:
+    """Grade every answer; items and samples as `grade` gives them."""
+    for question, answer in zip(questions, answers, strict=True):
+        yield grade(question, answer)
 
 
 def extract_strict(text: str) -> str:

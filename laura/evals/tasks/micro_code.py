@@ -1,0 +1,92 @@
+"""Small functions of the micro laboratory, judged by unit tests, rows as HumanEval's.
+
+The head and docstring are asked, the body is generated greedily; prompt, body and
+the row's `check` run as HumanEval's programs do, in a process of their own and of a
+closed vocabulary only (see `programs.py`). `measure.micro_prompt` says in which
+form they are asked, as for `micro_math`.
+
+Source: the form is that of Chen et al. 2021, arXiv:2107.03374; with one greedy
+sample its pass@1 is the share of functions that pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from laura.evals.asking import Ask
+from laura.evals.programs import ProgramRunner, refused
+from laura.evals.scoring import row_fault, text_field
+from laura.models.engine import GenerateAnswer, GenerateRequest
+from laura.results import Item
+
+TASK = "micro_code"
+METRICS = ("pass@1",)
+NEW_TOKENS = 64
+CHECK = "check"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One function to write.
+
+    Attributes:
+        index: Row number in the data file, from 0.
+        request: What the engine continues.
+        head: The program's beginning, which the answer continues.
+        tests: The row's `check`.
+        entry_point: Name of the function.
+    """
+
+    index: int
+    request: GenerateRequest
+    head: str
+    tests: str
+    entry_point: str
+
+
+def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Question]]:
+    """Version of the result, and the questions.
+
+    Raises:
+        DataError: a field is missing, or the tests are not of the closed vocabulary.
+    """
+    form = ask.section.micro_prompt
+    chat = ask.chat() if form == "chat" else None
+    questions = []
+    for index, row in enumerate(rows):
+        fields = ("prompt", "test", "entry_point")
+        head, tests, entry_point = (text_field(row, name, TASK, index) for name in fields)
+        why = refused(tests, [CHECK])
+        if why:
+            raise row_fault(TASK, index, f"has tests that are not run: {why}")
+        prompt = head if chat is None else chat([{"role": "user", "content": head}])
+        request = GenerateRequest(prompt, (), NEW_TOKENS)
+        questions.append(Question(index, request, head, tests, entry_point))
+    return f"1; {form}; {NEW_TOKENS} new tokens", questions
+
+
+def grades(
+    questions: Sequence[Question], answers: Sequence[GenerateAnswer]
+) -> Iterator[tuple[Item, Item]]:
+    """Run every answer.
+
+    Yields:
+        The item {"index", "pass@1" (0 or 1), "tokens", "finish"} and the sample with
+        the texts and what went wrong.
+    """
+    with ProgramRunner() as runner:
+        for question, answer in zip(questions, answers, strict=True):
+            name = question.entry_point
+            call = f"{CHECK}({name})"
+            program = "\n".join([question.head + answer.text, question.tests, call, ""])
+            fault = runner.fault(program, [name, CHECK])
+            item: Item = {
+                "index": question.index,
+                "pass@1": int(not fault),
+                "tokens": answer.tokens,
+                "finish": answer.finish,
+            }
+            texts = {"prompt": question.request.prompt, "text": answer.text, "fault": fault}
+            yield item, {**item, **texts, "test": question.tests}

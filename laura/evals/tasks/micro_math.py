@@ -1,0 +1,35 @@
+"""Word problems of the micro laboratory, graded exactly as GSM8K's (see `gsm8k.py`).
+
+No worked examples. `measure.micro_prompt` says in which form they are asked:
+`chat`, as instruct training shows them, or `text`, as they stand in the running
+text of continued pretraining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from laura.evals.asking import Ask
+from laura.evals.tasks import gsm8k
+from laura.models.engine import GenerateRequest
+
+METRICS = gsm8k.METRICS
+NEW_TOKENS = 64
+
+grades = gsm8k.grades
+
+
+def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[gsm8k.Question]]:
+    """Version of the result, and the questions."""
+    form = ask.section.micro_prompt
+    chat = ask.chat() if form == "chat" else None
+    questions = gsm8k.questions(rows, (), 0, NEW_TOKENS, chat=chat)
+    if chat is None:
+        prompts = [f"{row['question']}\n" for row in rows]
+        questions = [
+            replace(one, request=GenerateRequest(prompt, (), NEW_TOKENS))
+            for one, prompt in zip(questions, prompts, strict=True)
+        ]
+    return f"1; {form}; {NEW_TOKENS} new tokens", questions

@@ -1,0 +1,186 @@
+"""What must be true of the micro laboratory, looked at: `laura micro check`.
+
+The base is measured anew and the world's text is read again; what a comparison
+showed is read from its study folder. A comparison that has not been made is told
+as such, never as fulfilled.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from laura.data.sources import load_rows
+from laura.micro.settings import WorldSettings
+from laura.micro.targets import DOMAINS, SPLITS, running_text
+from laura.micro.tokenizer import pieces
+from laura.micro.world import World
+from laura.models.load import load_base
+from laura.progress import SILENT, Progress
+from laura.recipe import MeasureSection
+from laura.store import StudyStore, read_json
+from laura.study.compare import TIMING
+from laura.study.evaluation import evaluate_model
+from laura.study.micro_base import check_card, text_of
+
+SOURCE_TASKS = ("micro_facts", "micro_events", "micro_pronouns")
+KNOWN = (0.85, 0.95)
+UNKNOWN = 0.02
+STDERR = 0.02
+LEARNT = 0.60
+FORGOTTEN = 0.10
+MINUTES = 7.0
+# Of the training text, enough to show every token of the target domains many times.
+DOCUMENTS = 20_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must be true.
+
+    Attributes:
+        what: What was looked at.
+        found: What was found.
+        wanted: What must hold.
+        holds: Whether it does; None where it could not be looked at.
+    """
+
+    what: str
+    found: str
+    wanted: str
+    holds: bool | None
+
+
+def check_base(
+    folder: Path,
+    data_dir: Path | None = None,
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> list[Check]:
+    """Measure a micro base.
+
+    Args:
+        folder: The base, with its card.
+        data_dir: Folder that holds its `micro/`; None for the data of the shipped base.
+        device: Device name; None for the best there is.
+        progress: Where to report.
+
+    Raises:
+        ModelError: the card is missing or does not fit the weights.
+    """
+    card = check_card(folder)
+    targets = [f"micro_{domain}" for domain in DOMAINS]
+    with tempfile.TemporaryDirectory() as place:
+        results = evaluate_model(
+            str(folder),
+            tasks=[*SOURCE_TASKS, *targets],
+            section=MeasureSection(limit=None),
+            data_dir=data_dir,
+            out=Path(place),
+            device=device,
+            progress=progress,
+        )
+    scores = {task: next(iter(result["metrics"].values())) for task, result in results.items()}
+    return [
+        *(_source_check(task, results[task]["n"], scores[task]) for task in SOURCE_TASKS),
+        *(_target_check(task, results[task]["n"], scores[task]) for task in targets),
+        _unseen(card, folder, data_dir, progress),
+    ]
+
+
+def _source_check(task: str, count: int, score: dict[str, float]) -> Check:
+    value, stderr = score["value"], score["stderr"]
+    holds = KNOWN[0] <= value <= KNOWN[1] and round(stderr, 3) <= STDERR
+    wanted = f"{KNOWN[0]:.2f} to {KNOWN[1]:.2f}, error at most {STDERR}"
+    return Check(f"base, {task}", f"{value:.3f} ± {stderr:.3f} (n={count})", wanted, holds)
+
+
+def _target_check(task: str, count: int, score: dict[str, float]) -> Check:
+    found = f"{score['value']:.3f} (n={count})"
+    return Check(f"base, {task}", found, f"at most {UNKNOWN}", score["value"] <= UNKNOWN)
+
+
+def _unseen(card: dict[str, Any], folder: Path, data_dir: Path | None, progress: Progress) -> Check:
+    """Tokens of the target domains that the training text never shows."""
+    tokenizer = load_base(str(folder), device="cpu").tokenizer
+    texts = list(chain.from_iterable(_target_texts(data_dir)))
+    needed = {token for ids in tokenizer(texts)["input_ids"] for token in ids}
+    world = World(WorldSettings(**card["world"]))
+    stage = len(card["stages"]) - 1
+    documents = world.documents(f"stage {stage}", pieces(texts))
+    with progress.bar("reading the world", DOCUMENTS, "documents") as bar:
+        for _, row in zip(range(DOCUMENTS), documents, strict=False):
+            needed.difference_update(tokenizer(text_of(row))["input_ids"])
+            bar.advance()
+            if not needed:
+                break
+    return Check("target tokens that pretraining never showed", str(len(needed)), "0", not needed)
+
+
+def _target_texts(data_dir: Path | None) -> Iterator[list[str]]:
+    for domain in DOMAINS:
+        for split in SPLITS:
+            rows = load_rows(f"micro_{domain}", split, data_dir)
+            yield [running_text(row) for row in rows]
+
+
+def check_study(folder: Path) -> list[Check]:
+    """What a comparison on the micro base showed.
+
+    Args:
+        folder: The study folder.
+    """
+    store = StudyStore(folder)
+    if not store.summary_file.is_file():
+        hint = f"no comparison there yet; make it with laura compare NAME --out {folder}"
+        return [Check(f"comparison in {folder}", hint, "a finished comparison", None)]
+    summary = read_json(store.summary_file)
+    task = summary["measure"]["learning"][0]
+    best = {method: max(_values(summary, method, task), default=0.0) for method in ("full", "lora")}
+    lost = min(_changes(summary, "full"), default=0.0)
+    name = summary["name"]
+    return [
+        Check(
+            f"{name}: full finetuning at its best, {task}",
+            f"{best['full']:.3f}", f"at least {LEARNT}", best["full"] >= LEARNT,
+        ),
+        Check(
+            f"{name}: LoRA at its best, {task}",
+            f"{best['lora']:.3f}", "at least half of full's", best["lora"] >= best["full"] / 2,
+        ),
+        Check(
+            f"{name}: most that full finetuning lost of the source mean",
+            f"{-lost:.3f}", f"at least {FORGOTTEN}", -lost >= FORGOTTEN,
+        ),
+        _time_check(name, folder / TIMING),
+    ]  # fmt: skip
+
+
+def _time_check(name: str, file: Path) -> Check:
+    what, wanted = f"{name}: minutes of the comparison", f"at most {MINUTES:g}"
+    if not file.is_file():
+        return Check(what, "no record of them", wanted, None)
+    timing = read_json(file)
+    minutes, before = timing["seconds"] / 60, timing["runs_before"]
+    found = f"{minutes:.1f} for {timing['runs']} runs, {timing['workers']} at once"
+    if before:
+        found += f"; {before} runs stood before, so it is not the whole"
+    holds = None if before else minutes <= MINUTES
+    return Check(what, found, wanted, holds)
+
+
+def _points(summary: dict[str, Any], method: str) -> Iterable[dict[str, Any]]:
+    arms = {arm["name"] for arm in summary["arms"] if arm["method"] == method}
+    return [point for point in summary["points"] if point["arm"] in arms]
+
+
+def _values(summary: dict[str, Any], method: str, task: str) -> list[float]:
+    return [float(point["scores"][task]["value"]) for point in _points(summary, method)]
+
+
+def _changes(summary: dict[str, Any], method: str) -> list[float]:
+    return [float(p["forgetting"]["mean"]["change"]) for p in _points(summary, method)]

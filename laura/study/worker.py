@@ -1,0 +1,137 @@
+"""A worker process: carries out runs of a study that another process has opened.
+
+`python -m laura.study.worker`, started by `workers.py` only. The first line of
+standard input is the setup, every further one a run. Each line of standard output
+is a message: progress, `done`, or the fault that ended the worker. When the input
+ends, the process that opened the study is gone, and so is this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from laura.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauraError
+from laura.progress import Bar
+
+ADVANCE_SECONDS = 0.3
+
+
+class _Line:
+    """Sends messages, one a line."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def send(self, **message: Any) -> None:
+        self._stream.write(json.dumps(message) + "\n")
+        self._stream.flush()
+
+
+class _SentBar:
+    """A bar that stands elsewhere; small advances are sent together."""
+
+    def __init__(self, line: _Line, number: int) -> None:
+        self._line, self._number = line, number
+        self._waiting, self._sent = 0.0, time.monotonic()
+
+    def advance(self, amount: float = 1.0) -> None:
+        self._waiting += amount
+        if time.monotonic() - self._sent >= ADVANCE_SECONDS:
+            self.send()
+
+    def note(self, text: str) -> None:
+        # Notes come with every step; one that comes between two advances is not missed.
+        if self._waiting == 0:
+            self._line.send(bar=self._number, note=text)
+
+    def send(self) -> None:
+        self._line.send(bar=self._number, advance=self._waiting)
+        self._waiting, self._sent = 0.0, time.monotonic()
+
+
+class SentProgress:
+    """A `Progress` that someone else shows."""
+
+    def __init__(self, line: _Line) -> None:
+        self._line, self._count = line, 0
+
+    @contextmanager
+    def bar(self, title: str, total: float, unit: str = "") -> Iterator[Bar]:
+        """Open a bar over there."""
+        self._count += 1
+        number = self._count
+        self._line.send(bar=number, title=title, total=total, unit=unit)
+        bar = _SentBar(self._line, number)
+        try:
+            yield bar
+        finally:
+            bar.send()
+            self._line.send(bar=number)
+
+    def say(self, text: str) -> None:
+        """Have the line shown."""
+        self._line.send(say=text)
+
+
+def main() -> int:
+    """Work until told to stop; the exit code is 0 or 130 where that was all."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What libraries print must not get between the messages.
+    line = _Line(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8"))
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    setup = json.loads(sys.stdin.readline())
+    runs: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_listen, args=(runs,), daemon=True).start()
+    try:
+        _work(setup, runs, line)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except LauraError as error:
+        line.send(kind=type(error).__name__, fault=str(error))
+        return EXIT_USER
+    except MemoryError as error:
+        line.send(kind="MemoryError", fault=str(error))
+        return EXIT_USER
+    except Exception:
+        line.send(kind="bug", fault=f"in a worker process:\n{traceback.format_exc()}")
+        raise
+    return EXIT_DONE
+
+
+def _listen(runs: queue.Queue[dict[str, Any]]) -> None:
+    for text in sys.stdin:
+        runs.put(json.loads(text))
+    os._exit(EXIT_DONE)
+
+
+def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line) -> None:
+    import torch
+
+    from laura.recipe import BudgetSection, Recipe
+    from laura.study.session import RunSpec, join_study
+
+    torch.set_num_threads(setup["threads"])
+    recipe = Recipe.model_validate_json(json.dumps(setup["recipe"]))
+    data_dir = Path(setup["data_dir"]) if setup["data_dir"] else None
+    study, device = Path(setup["study"]), setup["device"]
+    session = join_study(recipe, study, data_dir, device, SentProgress(line))
+    while True:
+        run = runs.get()
+        budget = BudgetSection.model_validate_json(json.dumps(run["budget"]))
+        state = session.carry_out(RunSpec(run["arm"], run["learning_rate"], run["seed"], budget))
+        line.send(done=state)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""Runs of a study carried out side by side, each in a process of its own.
+
+A small model does not keep several cores busy: two processes of one thread each
+are about twice as fast as one of two threads. The command that opened the study
+holds its lock and hands out runs; `worker.py` is the other end. Workers inherit
+the lock, so no second command gets in while one of them still lives, and end
+with the command, however it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from laura import errors
+from laura.errors import LauraError, StoreError
+from laura.models.device import threads
+from laura.progress import Bar, Progress
+from laura.study.session import RunSpec, Session
+
+# Below so many parameters a step is so short that threads mostly wait for one another.
+SMALL = 5_000_000
+MOST = 8
+STOP_SECONDS = 60.0
+
+
+def choose_workers(session: Session) -> int:
+    """How many runs go on side by side where the user has not said."""
+    model = session.bench.base.model
+    small = sum(p.numel() for p in model.parameters()) < SMALL
+    return min(threads(), MOST) if small and model.device.type == "cpu" else 1
+
+
+class Crew:
+    """Carries out runs, in this process or in several; to be used in `with`.
+
+    Args:
+        session: The open study.
+        data_dir: Folder of data sets that wins over the Hub.
+        device: Device name; None for the best there is.
+        workers: How many runs go on at once; None for as many as pay.
+
+    Attributes:
+        workers: The number settled on.
+    """
+
+    def __init__(
+        self, session: Session, data_dir: Path | None, device: str | None, workers: int | None
+    ) -> None:
+        self._session, self._progress = session, session.progress
+        self.workers = choose_workers(session) if workers is None else workers
+        recipe = session.recipe.model_dump(mode="json")
+        self._setup = {
+            "recipe": recipe,
+            "study": str(session.store.folder),
+            "data_dir": None if data_dir is None else str(data_dir),
+            "device": device,
+            "threads": max(1, threads() // max(1, self.workers)),
+        }
+        self._crew: list[_Worker] = []
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Told to stop all at once, so that they save side by side.
+        for worker in self._crew:
+            worker.interrupt()
+        for worker in self._crew:
+            worker.end()
+
+    def carry_out(self, specs: Sequence[RunSpec], bar: Bar) -> None:
+        """Train and measure all of these; `bar` counts them.
+
+        Raises:
+            LauraError: what stopped one of them; the others save where they are.
+        """
+        if self.workers <= 1:
+            for spec in specs:
+                self._session.carry_out(spec)
+                bar.advance()
+            return
+        # Also a single one goes to a worker: with other threads its sums would round otherwise.
+        while len(self._crew) < min(self.workers, len(specs)):
+            self._crew.append(_Worker(self._setup, self._session.lock, self._progress))
+        left, faults = deque(specs), list[BaseException]()
+
+        def work(worker: _Worker) -> None:
+            while not faults:
+                try:
+                    spec = left.popleft()
+                except IndexError:
+                    return
+                try:
+                    worker.carry_out(spec)
+                except Exception as error:
+                    faults.append(error)
+                    return
+                bar.advance()
+
+        talks = [
+            threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._crew
+        ]
+        for talk in talks:
+            talk.start()
+        while not faults and any(talk.is_alive() for talk in talks):
+            next((talk for talk in talks if talk.is_alive()), talks[0]).join(0.2)
+        if faults:
+            raise faults[0]
+
+
+class _Worker:
+    """One process, and the conversation with it: a line of JSON a message."""
+
+    def __init__(self, setup: dict[str, Any], lock: int | None, progress: Progress) -> None:
+        self._progress, self._setup = progress, setup
+        self._errors = tempfile.TemporaryFile()
+        self._bars: dict[int, tuple[ExitStack, Bar]] = {}
+        quiet = [] if sys.warnoptions else ["-W", "ignore"]
+        self._process = subprocess.Popen(
+            [sys.executable, *quiet, "-m", "laura.study.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            pass_fds=() if lock is None else (lock,),
+            # A Ctrl-C reaches the command alone, which passes it on once.
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(setup["threads"])},
+            text=True,
+        )
+        self._say(setup)
+
+    def carry_out(self, spec: RunSpec) -> None:
+        """Have a run carried out; returns when it has ended."""
+        self._say({**asdict(spec), "budget": spec.budget.model_dump(mode="json")})
+        assert self._process.stdout is not None
+        try:
+            for line in self._process.stdout:
+                message = json.loads(line)
+                if "done" in message:
+                    return
+                if "fault" in message:
+                    raise _error(message["kind"], message["fault"])
+                self._report(message)
+            raise StoreError(self._end_words())
+        finally:
+            for stack, _ in self._bars.values():
+                stack.close()
+            self._bars.clear()
+
+    def interrupt(self) -> None:
+        """Have it save where it is and stop; an idle one just stops."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> None:
+        """Wait until it has stopped."""
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                stream.close()
+
+    def _say(self, value: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(value) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended; reading its answer tells why
+
+    def _report(self, message: dict[str, Any]) -> None:
+        number = message.get("bar", 0)
+        if "say" in message:
+            self._progress.say(message["say"])
+        elif "title" in message:
+            stack = ExitStack()
+            bar = self._progress.bar(message["title"], message["total"], message["unit"])
+            self._bars[number] = (stack, stack.enter_context(bar))
+        elif "advance" in message:
+            self._bars[number][1].advance(message["advance"])
+        elif "note" in message:
+            self._bars[number][1].note(message["note"])
+        else:
+            self._bars.pop(number)[0].close()
+
+    def _end_words(self) -> str:
+        code = self._process.wait()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        self._errors.seek(0)
+        last = self._errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+        told = f" ({last[0]})" if last else ""
+        return (
+            f"a worker process on {self._setup['study']} ended by {how}{told}; the same command "
+            "continues, and with fewer --workers it needs less memory"
+        )
+
+
+def _error(kind: str, message: str) -> Exception:
+    """The error a worker met, as the same kind of error here."""
+    if kind == "MemoryError":
+        return MemoryError(message)
+    known = getattr(errors, kind, None)
+    if kind == "RecipeError" or not (isinstance(known, type) and issubclass(known, LauraError)):
+        return RuntimeError(message)
+    build: Callable[[str], LauraError] = known
+    return build(message)

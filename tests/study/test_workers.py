@@ -1,0 +1,221 @@
+"""Runs side by side in processes: the same study, and nothing lost however they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from laura.errors import CheckpointError, LauraError, StoreError
+from laura.progress import SILENT
+from laura.recipe_reading import parse_recipe
+from laura.store import StudyStore
+from laura.study import workers
+from laura.study.compare import compare
+from laura.study.session import open_study
+from laura.study.workers import Crew, choose_workers
+from tests.study.conftest import RECIPE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever the machine, so that a run in a worker rounds as one in this process does.
+    monkeypatch.setattr(workers, "threads", lambda: 1)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def side_by_side(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_data: Path
+) -> Any:
+    """A study carried out by two workers, its recipe and what they said."""
+    text = RECIPE.format(model=tiny_folder, folder=tiny_data)
+    recipe = parse_recipe(text)
+    folder = tmp_path_factory.mktemp("study") / "two"
+    heard = Heard()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "threads", lambda: 1)
+        patch.setenv("PYTHONPATH", str(ROOT))
+        summary = compare(recipe, study=folder, workers=2, progress=heard)
+    return recipe, folder, summary, heard
+
+
+class Heard:
+    """A `Progress` that remembers."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.bars: list[str] = []
+        self.advanced: dict[str, float] = {}
+
+    def bar(self, title: str, total: float, unit: str = "") -> Any:
+        self.bars.append(title)
+        heard = self
+
+        class Bar:
+            def __enter__(self) -> Any:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+            def advance(self, amount: float = 1.0) -> None:
+                heard.advanced[title] = heard.advanced.get(title, 0.0) + amount
+
+            def note(self, text: str) -> None:
+                pass
+
+        return Bar()
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_workers_make_the_study_that_one_process_makes(side_by_side: Any, tmp_path: Path) -> None:
+    import torch
+
+    recipe, _, summary, _ = side_by_side
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = compare(recipe, study=tmp_path / "one", workers=1)
+    finally:
+        torch.set_num_threads(before)
+    scores = [{p["run"]: p["scores"] for p in s["points"]} for s in (alone, summary)]
+    assert scores[0].keys() == scores[1].keys()
+    for run, found in scores[0].items():
+        for task, score in found.items():
+            assert scores[1][run][task]["value"] == pytest.approx(score["value"], rel=1e-5)
+
+
+def test_their_progress_is_shown_and_adds_up(side_by_side: Any) -> None:
+    _, folder, _, heard = side_by_side
+    assert heard.advanced["study"] == 1 + 12
+    training = [title for title in heard.bars if title.startswith("training ")]
+    # Four rates with the first seed, the two best with the second; each budget is a run.
+    assert len(training) == 12
+    assert heard.advanced["training full at 0.001"] >= 600 + 1200
+    assert any("lora, rate 0.01, seed 0" in text for text in heard.said)
+    timing = json.loads((folder / "timing.json").read_text())
+    assert (timing["workers"], timing["runs"], timing["runs_before"]) == (2, 12, 0)
+
+
+def test_a_study_with_workers_is_locked_against_others(side_by_side: Any) -> None:
+    recipe, folder, _, _ = side_by_side
+    with open_study(recipe, folder, None, None) as session, Crew(session, None, None, 2) as crew:
+        crew.carry_out(session.specs("full", 1e-3, 0), SILENT.bar("", 1).__enter__())
+        with (
+            pytest.raises(StoreError, match="another laura process"),
+            open_study(recipe, folder, None, None),
+        ):
+            pass
+
+
+def test_what_stops_a_worker_is_told_as_it_would_be_here(side_by_side: Any, tmp_path: Path) -> None:
+    import shutil
+
+    recipe, folder, summary, _ = side_by_side
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    point = summary["points"][0]
+    run = StudyStore(copy).run(point["run"])
+    run.evaluation(point["step"], "kl").unlink()
+    weights = next(run.checkpoint(point["step"]).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match=r"SHA-256.*give the same command again"):
+        compare(recipe, study=copy, workers=2)
+
+
+def test_a_worker_that_is_killed_is_told_and_the_rest_is_kept(
+    recipe_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[workers._Worker] = []
+    original = workers._Worker._report
+
+    def killed(self: workers._Worker, message: dict[str, Any]) -> None:
+        if "title" in message and not started:
+            started.append(self)
+            self._process.kill()
+        original(self, message)
+
+    monkeypatch.setattr(workers._Worker, "_report", killed)
+    recipe = parse_recipe(recipe_text, ["seeds=[0]"])
+    with pytest.raises(StoreError, match=r"ended by signal SIGKILL.*fewer --workers"):
+        compare(recipe, study=tmp_path / "s", workers=2)
+    summary = compare(recipe, study=tmp_path / "s", workers=2)
+    assert len(summary["points"]) == 8
+
+
+def test_workers_are_chosen_by_size(recipe_text: str, tmp_path: Path) -> None:
+    recipe = parse_recipe(recipe_text)
+    with open_study(recipe, tmp_path / "s", None, "cpu") as session:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(workers, "threads", lambda: 4)
+            assert choose_workers(session) == 4
+            patch.setattr(workers, "SMALL", 1000)
+            assert choose_workers(session) == 1
+
+
+@pytest.mark.parametrize("kind", ["CheckpointError", "StoreError", "DataError", "RecipeError"])
+def test_errors_keep_their_kind(kind: str) -> None:
+    found = workers._error(kind, "words")
+    assert str(found) == "words"
+    assert type(found).__name__ == ("RuntimeError" if kind == "RecipeError" else kind)
+    assert isinstance(found, LauraError) == (kind != "RecipeError")
+    assert isinstance(workers._error("MemoryError", ""), MemoryError)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_leaves_no_worker_and_gives_the_same_summary(
+    side_by_side: Any, tiny_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Three SIGKILLs of the command, one Ctrl-C, then the same command to its end."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=tiny_folder, folder=tiny_data))
+    _, _, summary, _ = side_by_side
+    command = [
+        sys.executable, "-m", "laura.cli", "compare", str(tmp_path / "recipe.yaml"),
+        "--out", str(tmp_path / "study"), "--workers", "2",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    moments = random.Random(2)
+    for number in [signal.SIGKILL] * 3 + [signal.SIGTERM]:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not list((tmp_path / "study").glob("runs/*/run.json")) and process.poll() is None:
+            time.sleep(0.05)
+        try:
+            process.wait(timeout=moments.uniform(0.1, 3.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            process.wait()
+        _wait_for_workers(tmp_path / "study")
+    finish = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
+    assert finish.returncode == 0, finish.stderr.decode()
+    found = json.loads((tmp_path / "study" / "summary.json").read_text())
+    assert found == summary
+
+
+def _wait_for_workers(study: Path) -> None:
+    """The lock is free only when no worker lives any more."""
+    import fcntl
+
+    deadline = time.monotonic() + 20
+    with (study / ".lock").open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                assert time.monotonic() < deadline, "a worker outlived its command"
+                time.sleep(0.1)
