@@ -27,7 +27,7 @@ DEFAULT_RECIPE = "micro"
 app = typer.Typer(
     name="laura",
     help="LoRA or full finetuning, at which settings, and what will the model forget?\n\n"
-    "\b\nStart with:\n  laura compare   a small comparison on the micro laboratory, about five minutes\n"
+    "\b\nStart with:\n  laura compare   a comparison on a tiny model, about five minutes\n"
     "  laura doctor    what this machine can do and what is missing\n\n"
     "\b\nExit codes: 0 done, 2 a mistake you can mend, 1 a bug of ours, 130 stopped.",
     no_args_is_help=True,

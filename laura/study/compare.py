@@ -55,8 +55,7 @@ def compare(
         ]
         session.check(grid)
         # What stands is not counted, or the time left would be judged by its speed.
-        left = [spec for spec in grid if not session.finished(spec)]
-        before, grid = len(grid) - len(left), left
+        grid, before = _left(session, grid)
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
         further = (len(recipe.seeds) - 1) * len(recipe.arms) * each
         with progress.bar("study", 1 + len(grid) + further, "stages") as bar:
@@ -64,16 +63,17 @@ def compare(
             bar.advance()
             with Crew(session, data_dir, device, workers) as crew:
                 crew.carry_out(grid, bar)
-                more = _further_seeds(session)
+                more, finished = _left(session, _further_seeds(session))
+                bar.advance(finished)
                 crew.carry_out(more, bar)
         summary = write_summary(session.store, recipe)
         # A command that found all done says nothing of how long it takes.
-        if grid:
+        if grid or more:
             timing = {
                 "seconds": time.monotonic() - start,
                 "workers": crew.workers,
                 "runs": len(grid) + len(more),
-                "runs_before": before,
+                "runs_before": before + finished,
             }
             write_json(session.store.folder / TIMING, timing)
         return summary
@@ -87,6 +87,12 @@ def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
     write_json(store.folder / "cost.json", costs)
     write_json(store.summary_file, summary)
     return summary
+
+
+def _left(session: Session, specs: list[RunSpec]) -> tuple[list[RunSpec], int]:
+    """Those not finished, and how many are."""
+    left = [spec for spec in specs if not session.finished(spec)]
+    return left, len(specs) - len(left)
 
 
 def _further_seeds(session: Session) -> list[RunSpec]:

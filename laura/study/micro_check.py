@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.sources import load_rows
+from laura.evals.tasks import find
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DOMAINS, SPLITS, running_text
 from laura.micro.tokenizer import pieces
@@ -84,7 +85,7 @@ def check_base(
             device=device,
             progress=progress,
         )
-    scores = {task: next(iter(result["metrics"].values())) for task, result in results.items()}
+    scores = {task: result["metrics"][find(task).metric] for task, result in results.items()}
     return [
         *(_source_check(task, results[task]["n"], scores[task]) for task in SOURCE_TASKS),
         *(_target_check(task, results[task]["n"], scores[task]) for task in targets),

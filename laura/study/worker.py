@@ -100,11 +100,9 @@ def main() -> int:
     except LauraError as error:
         line.send(kind=type(error).__name__, fault=str(error))
         return EXIT_USER
-    except MemoryError as error:
-        line.send(kind="MemoryError", fault=str(error))
-        return EXIT_USER
-    except Exception:
-        line.send(kind="bug", fault=f"in a worker process:\n{traceback.format_exc()}")
+    except Exception as error:
+        where = f"in a worker process:\n{traceback.format_exc()}"
+        line.send(kind=type(error).__name__, fault=where)
         raise
     return EXIT_DONE
 

@@ -33,7 +33,7 @@ from laura.study.session import RunSpec, Session
 # Below so many parameters a step is so short that threads mostly wait for one another.
 SMALL = 5_000_000
 MOST = 8
-STOP_SECONDS = 60.0
+STOP_SECONDS = 600.0  # to save a large model to a slow disk
 
 
 def choose_workers(session: Session) -> int:
@@ -217,7 +217,7 @@ class _Worker:
 
 def _error(kind: str, message: str) -> Exception:
     """The error a worker met, as the same kind of error here."""
-    if kind == "MemoryError":
+    if kind in ("MemoryError", "OutOfMemoryError"):
         return MemoryError(message)
     known = getattr(errors, kind, None)
     if kind == "RecipeError" or not (isinstance(known, type) and issubclass(known, LauraError)):

@@ -172,7 +172,9 @@ def test_errors_keep_their_kind(kind: str) -> None:
     assert str(found) == "words"
     assert type(found).__name__ == ("RuntimeError" if kind == "RecipeError" else kind)
     assert isinstance(found, LauraError) == (kind != "RecipeError")
-    assert isinstance(workers._error("MemoryError", ""), MemoryError)
+    for memory in ("MemoryError", "OutOfMemoryError"):
+        assert isinstance(workers._error(memory, ""), MemoryError)
+    assert type(workers._error("KeyError", "where")) is RuntimeError
 
 
 @pytest.mark.slow
