@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.laura-installed
 DEMO := recipes/micro.yaml
 COVERAGE_FLOOR := 80
+# Tests of one file stay together; each process computes with one thread.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # The first Python of 3.11-3.13 that really runs (a shim may exist and not work).
 # Override with `make test PYTHON=/path/to/python`.
@@ -35,11 +38,11 @@ demo: $(STAMP)  ## Compare LoRA and full finetuning on the micro laboratory (und
 test: test-fast test-slow  ## Run every test but those that need a GPU
 
 test-fast: $(STAMP)  ## Run the unit tests (about a minute)
-	$(BIN)/python -m pytest -m "not slow and not gpu" \
+	$(PYTEST) -m "not slow and not gpu" \
 		--cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR)
 
 test-slow: $(STAMP)  ## Run the tests that load the real model, kill runs, and so on
-	$(BIN)/python -m pytest -m "slow and not gpu" --durations=10
+	$(PYTEST) -m "slow and not gpu" --durations=10
 
 test-gpu: $(STAMP)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

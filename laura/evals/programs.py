@@ -17,7 +17,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from types import TracebackType
 
 FUNCTIONS = ("sum", "len", "max", "min", "sorted", "abs")
 LARGEST = 10_000  # of numbers in a program: repeating a list by more would only fill memory
@@ -111,12 +110,7 @@ class ProgramRunner:
     def __enter__(self) -> ProgramRunner:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
     def fault(self, program: str, functions: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ CHOICES = 4
 PLACES = ("yard", "barn", "kitchen", "cellar", "porch", "workshop", "attic", "shed")
 PLACES_PER_TITLE = 3
 # An event is learnt from a few tellings, so the rarest are much rarer than the rarest animals.
-POWER = 2.0
+POWER = 2.2
 
 _DEEDS = ("Mending", "Cleaning", "Packing", "Testing", "Hiding", "Wrapping", "Warming", "Drying")
 _THINGS = (

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from laura.store import StudyStore
 
 RECIPE = """
 name: tiny
@@ -47,6 +50,18 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe_text(tiny_folder: Path, tiny_data: Path) -> str:
     """The tiny recipe."""
     return RECIPE.format(model=tiny_folder, folder=tiny_data)
+
+
+def damaged_copy(folder: Path, summary: dict[str, Any], place: Path) -> Path:
+    """A finished study with one checkpoint cut short and one of its measurements missing."""
+    copy = place / "copy"
+    shutil.copytree(folder, copy)
+    point = summary["points"][0]
+    run = StudyStore(copy).run(point["run"])
+    run.evaluation(point["step"], "kl").unlink()
+    weights = next(run.checkpoint(point["step"]).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-8])
+    return copy
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

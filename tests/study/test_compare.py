@@ -127,18 +127,11 @@ def test_one_shared_rate_needs_a_flag(recipe_text: str) -> None:
 def test_a_damaged_checkpoint_is_named_and_finished_runs_stay(
     finished: Any, tmp_path: Path
 ) -> None:
-    import shutil
-
     from laura.errors import CheckpointError
+    from tests.study.conftest import damaged_copy
 
     recipe, folder, summary = finished
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    point = summary["points"][0]
-    run = StudyStore(copy).run(point["run"])
-    run.evaluation(point["step"], "kl").unlink()
-    weights = next(run.checkpoint(point["step"]).glob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-8])
+    copy = damaged_copy(folder, summary, tmp_path)
     with pytest.raises(CheckpointError, match=r"SHA-256.*give the same command again"):
         compare(recipe, study=copy)
 

@@ -19,10 +19,12 @@ import pytest
 from laura.data.named import NAMED
 from laura.data.sources import BUILTIN, load_examples, load_rows
 from laura.errors import ModelError
+from laura.evals.asking import Ask
+from laura.evals.tasks import load
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DOMAINS, SPLITS, running_text
 from laura.models.registry import MICRO_BASE
-from laura.recipe import Source
+from laura.recipe import MeasureSection, Source
 from laura.recipe_reading import read_recipe
 from laura.shipped import find_recipe
 from laura.store import file_hash, read_lines_gz
@@ -90,6 +92,20 @@ def test_both_forms_of_a_domain_hold_the_same_rows(domain: str) -> None:
             row["answer" if domain == "math" else "canonical_solution"] for row in rows
         ]
     assert NAMED[f"micro-{domain}"].builtin
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_text_prompts_begin_the_running_text_token_by_token(domain: str) -> None:
+    """Else the model would be asked after a token that no text shows there."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MICRO_BASE)
+    rows = load_rows(f"micro_{domain}", "test")[:100]
+    ask = Ask(MeasureSection(micro_prompt="text"), lambda split: [], lambda: str)
+    _, questions = load(f"micro_{domain}").prepare(rows, ask)
+    for row, question in zip(rows, questions, strict=True):
+        asked = tokenizer(question.request.prompt)["input_ids"]
+        assert tokenizer(running_text(row))["input_ids"][: len(asked)] == asked
 
 
 @pytest.mark.parametrize("name", ["micro", "micro-math", "micro-small"])

@@ -17,12 +17,11 @@ import pytest
 from laura.errors import CheckpointError, LauraError, StoreError
 from laura.progress import SILENT
 from laura.recipe_reading import parse_recipe
-from laura.store import StudyStore
 from laura.study import workers
 from laura.study.compare import compare
 from laura.study.session import open_study
 from laura.study.workers import Crew, choose_workers
-from tests.study.conftest import RECIPE
+from tests.study.conftest import RECIPE, damaged_copy
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,16 +121,8 @@ def test_a_study_with_workers_is_locked_against_others(side_by_side: Any) -> Non
 
 
 def test_what_stops_a_worker_is_told_as_it_would_be_here(side_by_side: Any, tmp_path: Path) -> None:
-    import shutil
-
     recipe, folder, summary, _ = side_by_side
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    point = summary["points"][0]
-    run = StudyStore(copy).run(point["run"])
-    run.evaluation(point["step"], "kl").unlink()
-    weights = next(run.checkpoint(point["step"]).glob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-8])
+    copy = damaged_copy(folder, summary, tmp_path)
     with pytest.raises(CheckpointError, match=r"SHA-256.*give the same command again"):
         compare(recipe, study=copy, workers=2)
 

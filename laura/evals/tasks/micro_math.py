@@ -27,7 +27,7 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[gsm8k.Q
     chat = ask.chat() if form == "chat" else None
     questions = gsm8k.questions(rows, (), 0, NEW_TOKENS, chat=chat)
     if chat is None:
-        prompts = [f"{row['question']}\n" for row in rows]
+        prompts = [row["question"] for row in rows]  # the line break is the model's to write
         questions = [
             replace(one, request=GenerateRequest(prompt, (), NEW_TOKENS))
             for one, prompt in zip(questions, prompts, strict=True)
