@@ -47,19 +47,23 @@ class Function:
 
     @property
     def prompt(self) -> str:
-        """Head and docstring."""
+        """Head and docstring, without the line break.
+
+        That and the indent are one token, which the solution begins with: at the
+        beginning of an answer the indent alone would be a token no text ever shows.
+        """
         changes = "".join(f", {change.words}" for change in self.changes)
         doc = f"Take the {self.keep.words}{changes}, and return {self.end.words}."
-        return f'def {NAME}(xs):\n    """{doc}"""\n'
+        return f'def {NAME}(xs):\n    """{doc}"""'
 
     @property
     def solution(self) -> str:
-        """The body."""
+        """The line break, and the body."""
         value = "x"
         for change in self.changes:
             value = change.code.format(value if value == "x" else f"({value})")
         condition = f" if {self.keep.code}" if self.keep.code else ""
-        return f"    return {self.end.code.format(f'[{value} for x in xs{condition}]')}\n"
+        return f"\n    return {self.end.code.format(f'[{value} for x in xs{condition}]')}\n"
 
     def __call__(self, numbers: list[int]) -> Any:
         """The right result."""

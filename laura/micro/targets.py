@@ -93,6 +93,11 @@ def prompt_and_completion(row: dict[str, Any]) -> dict[str, str]:
     return {"prompt": row["prompt"], "completion": row["canonical_solution"]}
 
 
+def forms(row: dict[str, Any]) -> list[str]:
+    """Every text a row is tokenised as: running text, and each side of the pair."""
+    return [running_text(row), *prompt_and_completion(row).values()]
+
+
 def _split(domain: str, key: str) -> str:
     """The split a problem belongs to, whatever the seed and the count."""
     place = int(hashlib.sha256(f"{domain} {key}".encode()).hexdigest(), 16) % 100

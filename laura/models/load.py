@@ -103,7 +103,7 @@ def load_base(
 def resolve_model(name: str, revision: str | None = None, progress: Progress = SILENT) -> Path:
     """Find the folder a model's name stands for, downloading or converting as needed.
 
-    What exists on disk wins over a named model, a named model over a Hub id.
+    A model on disk wins over a named model, a named model over a Hub id.
 
     Returns:
         A folder; `check_model_folder` tells whether it is complete.
@@ -116,14 +116,16 @@ def resolve_model(name: str, revision: str | None = None, progress: Progress = S
         named_model(name)
     path = Path(name).expanduser()
     model = MODELS.get(name)
-    local = path.exists() or (model is None and _looks_like_path(name))
+    # A study folder called as a named model is no model; only a model there hides the name.
+    there = path.exists() if model is None else (path / "config.json").is_file()
+    local = there or (model is None and _looks_like_path(name))
     if revision is not None and (local or not (model is None or isinstance(model, HubModel))):
         raise ModelError(
             f"revision {revision!r} was given, but {name} is no Hub id; leave the revision out"
         )
-    if path.is_dir():
+    if there and path.is_dir():
         return path
-    if path.is_file():
+    if there:
         if path.suffix.lower() == ".gguf":
             return converted(path, progress)
         raise ModelError(f"{name} is neither a folder nor a .gguf file; give the model's folder")

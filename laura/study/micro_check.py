@@ -10,14 +10,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from laura.data.sources import load_rows
 from laura.evals.tasks import find
 from laura.micro.settings import WorldSettings
-from laura.micro.targets import DOMAINS, SPLITS, running_text
+from laura.micro.targets import DOMAINS, SPLITS, forms, running_text
 from laura.micro.tokenizer import pieces
 from laura.micro.world import World
 from laura.models.load import load_base
@@ -108,11 +107,12 @@ def _target_check(task: str, count: int, score: dict[str, float]) -> Check:
 def _unseen(card: dict[str, Any], folder: Path, data_dir: Path | None, progress: Progress) -> Check:
     """Tokens of the target domains that the training text never shows."""
     tokenizer = load_base(str(folder), device="cpu").tokenizer
-    texts = list(chain.from_iterable(_target_texts(data_dir)))
+    rows = list(_target_rows(data_dir))
+    texts = [text for row in rows for text in forms(row)]
     needed = {token for ids in tokenizer(texts)["input_ids"] for token in ids}
     world = World(WorldSettings(**card["world"]))
     stage = len(card["stages"]) - 1
-    documents = world.documents(f"stage {stage}", pieces(texts))
+    documents = world.documents(f"stage {stage}", pieces(running_text(row) for row in rows))
     with progress.bar("reading the world", DOCUMENTS, "documents") as bar:
         for _, row in zip(range(DOCUMENTS), documents, strict=False):
             needed.difference_update(tokenizer(text_of(row))["input_ids"])
@@ -122,11 +122,10 @@ def _unseen(card: dict[str, Any], folder: Path, data_dir: Path | None, progress:
     return Check("target tokens that pretraining never showed", str(len(needed)), "0", not needed)
 
 
-def _target_texts(data_dir: Path | None) -> Iterator[list[str]]:
+def _target_rows(data_dir: Path | None) -> Iterator[dict[str, Any]]:
     for domain in DOMAINS:
         for split in SPLITS:
-            rows = load_rows(f"micro_{domain}", split, data_dir)
-            yield [running_text(row) for row in rows]
+            yield from load_rows(f"micro_{domain}", split, data_dir)
 
 
 def check_study(folder: Path) -> list[Check]:

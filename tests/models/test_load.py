@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from laura.errors import HubError, ModelError, UsageError
 from laura.models.load import Base, fingerprint, load_base, resolve_model
+from laura.models.registry import MICRO_BASE
 
 IDS = torch.tensor([[5, 9, 200, 33, 7, 450, 2, 81]])
 
@@ -304,3 +305,13 @@ def test_the_real_small_model_predicts_english_text(smollm2: Base, shared_data: 
         logits = smollm2.model(ids).logits[0, :-1]
     loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:]).item()
     assert 2.0 < loss < 3.6
+
+
+def test_only_a_model_on_disk_hides_a_named_one(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "micro" / "runs").mkdir(parents=True)  # a study called as the model
+    assert resolve_model("micro") == MICRO_BASE
+    shutil.copytree(tiny_folder, tmp_path / "micro", dirs_exist_ok=True)
+    assert resolve_model("micro") == Path("micro")

@@ -14,7 +14,7 @@ from laura.data.templates import encode_all
 from laura.errors import ModelError
 from laura.evals.tasks import load
 from laura.micro.settings import WorldSettings
-from laura.micro.targets import DOMAINS, SPLITS, running_text
+from laura.micro.targets import DOMAINS, SPLITS, forms
 from laura.micro.tokenizer import ASSISTANT, END, USER, pieces, train_tokenizer
 from laura.models.load import load_base
 from laura.recipe import Source
@@ -59,7 +59,8 @@ def test_every_target_token_was_read_in_pretraining(built: Path) -> None:
     for domain in DOMAINS:
         for split in SPLITS:
             for row in read_lines_gz(built / "data" / "micro" / f"{domain}_{split}.jsonl.gz"):
-                needed.update(tokenizer(running_text(row))["input_ids"])
+                for text in forms(row):
+                    needed.update(tokenizer(text)["input_ids"])
     read: set[int] = set()
     for file in (built.parent / "work").glob("corpus-*/tokens.bin"):
         content = file.read_bytes()

@@ -61,8 +61,6 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Questio
         why = refused(tests, [CHECK])
         if why:
             raise row_fault(TASK, index, f"has tests that are not run: {why}")
-        # In running text the line break and the indent are one token: the model writes both.
-        head = head.rstrip() if chat is None else head
         prompt = head if chat is None else chat([{"role": "user", "content": head}])
         request = GenerateRequest(prompt, (), NEW_TOKENS)
         questions.append(Question(index, request, head, tests, entry_point))
