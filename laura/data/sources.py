@@ -128,9 +128,7 @@ def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[
     local = known.local.get(split, "")
     folder = find_data_dir(data_dir)
     rows: Iterable[tuple[str, dict[str, Any]]]
-    path = folder / local if folder and local else None
-    if path is None or not path.is_file():
-        path = BUILTIN / known.builtin.format(split=split) if known.builtin else None
+    path = _shipped_or_own(folder, local, known.builtin, split)
     if path is not None:
         rows = ((f"{path}, line {number}", row) for number, row in read_rows(path))
     else:
@@ -176,9 +174,19 @@ def _local_file(source: Source, named: NamedSource, data_dir: Path | None) -> Pa
     split = source.split or named.default_split
     local = named.local.get(split)
     other_subset = source.subset not in (None, named.config)
-    if folder and local and not other_subset and (folder / local).is_file():
-        return folder / local
-    return BUILTIN / named.builtin.format(split=split) if named.builtin else None
+    return _shipped_or_own(folder, "" if other_subset else local or "", named.builtin, split)
+
+
+def _shipped_or_own(folder: Path | None, local: str, builtin: str, split: str) -> Path | None:
+    """The data folder's file, else the one that comes with Laura; None for the Hub.
+
+    A data folder that has a folder of shipped data's name means its own world: one of
+    its files that is missing is not replaced by one of another world.
+    """
+    own = folder / local if folder and local else None
+    if own is not None and (own.is_file() or (builtin and own.parent.is_dir())):
+        return own
+    return BUILTIN / builtin.format(split=split) if builtin else None
 
 
 def _splits_in_rows(named: NamedSource) -> bool:

@@ -71,7 +71,11 @@ def refused(program: str, functions: Sequence[str]) -> str:
     defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     if sorted(defined) != sorted(functions):
         return f"it defines {', '.join(defined) or 'nothing'}, allowed is {', '.join(functions)}"
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    docs = [node.value for node in nodes if isinstance(node, ast.Expr)]
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node in docs:
+            continue
         fault = _fault(node, functions)
         if fault:
             return f"{fault} is outside the closed vocabulary"
@@ -89,7 +93,7 @@ def _fault(node: ast.AST, functions: Sequence[str]) -> str:
     if isinstance(node, ast.Constant):
         value = node.value
         number = isinstance(value, int) and abs(value) <= LARGEST
-        return "" if number or value is None or isinstance(value, str) else repr(value)
+        return "" if number or value is None else repr(value)[:40]
     if isinstance(node, ast.Call):
         known = (*FUNCTIONS, *functions, "candidate")
         if not (isinstance(node.func, ast.Name) and node.func.id in known):

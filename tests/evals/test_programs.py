@@ -58,6 +58,8 @@ def test_what_is_wrong_is_told() -> None:
         "    global xs\n    return 3\n",
         "    return sum(*xs)\n",
         "    return 3.5\n",
+        "    return '%s' % xs\n",
+        "    return 'a' * 9\n",
         "    return (yield 3)\n",
     ],
 )

@@ -18,7 +18,7 @@ import pytest
 
 from laura.data.named import NAMED
 from laura.data.sources import BUILTIN, load_examples, load_rows
-from laura.errors import ModelError
+from laura.errors import DataError, ModelError
 from laura.evals.asking import Ask
 from laura.evals.tasks import load
 from laura.micro.settings import WorldSettings
@@ -78,7 +78,12 @@ def test_a_data_folder_wins_over_the_shipped_data(tmp_path: Path) -> None:
     )
     other = load_rows("micro_math", "test", tmp_path)
     assert other == load_rows("micro_math", "validation") != load_rows("micro_math", "test")
-    assert load_rows("micro_code", "test", tmp_path) == load_rows("micro_code", "test")
+    # It is another world: what it lacks is not taken from ours.
+    with pytest.raises(DataError, match=r"micro/code_test\.jsonl\.gz"):
+        load_rows("micro_code", "test", tmp_path)
+    with pytest.raises(DataError, match=r"micro/source\.jsonl\.gz"):
+        load_examples(Source(source="micro-source"), tmp_path)
+    assert load_rows("micro_code", "test", tmp_path.parent) == load_rows("micro_code", "test")
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
