@@ -47,11 +47,14 @@ def test_math_is_graded_as_gsm8k() -> None:
 def test_a_wrong_function_fails_with_its_reason() -> None:
     data = rows("code", "test", 2)
     _, questions = micro_code.prepare(data, ask("chat"))
-    answers = [GenerateAnswer("    return 12345\n", 3, "end"), GenerateAnswer("", 1, "end")]
-    [(first, told), (second, empty)] = micro_code.grades(questions, answers)
+    answers = [
+        GenerateAnswer("\n    return 12345\n", 3, "end"),
+        GenerateAnswer("\n    return 0\n", 1, "end"),
+    ]
+    [(first, told), (second, wrong)] = micro_code.grades(questions, answers)
     assert first["pass@1"] == second["pass@1"] == 0
     assert "not run" in told["fault"] and "12345" in told["fault"]
-    assert empty["fault"].startswith("AssertionError") and "assert" in empty["test"]
+    assert wrong["fault"].startswith("AssertionError") and "assert" in wrong["test"]
 
 
 def test_tests_from_outside_the_vocabulary_are_refused_before_anything_runs() -> None:

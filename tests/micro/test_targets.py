@@ -61,7 +61,7 @@ def test_code_solutions_pass_their_tests_and_others_do_not(changes: int) -> None
         assert set(row) == {"task_id", "prompt", "entry_point", "canonical_solution", "test"}
         run(row, row["canonical_solution"])
         with pytest.raises(AssertionError):
-            run(row, "    return None\n")
+            run(row, "\n    return None\n")
     wrong = sum(
         _passes(row, made[place - 1]["canonical_solution"]) for place, row in enumerate(made)
     )

@@ -127,6 +127,7 @@ def test_what_stops_a_worker_is_told_as_it_would_be_here(side_by_side: Any, tmp_
         compare(recipe, study=copy, workers=2)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_told_and_the_rest_is_kept(
     recipe_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
