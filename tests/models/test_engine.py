@@ -389,7 +389,11 @@ def test_gsm8k_answers_equal_transformers(
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([smollm2.tokenizer.encode(prompt)])
         output = reference.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=24,
+            do_sample=False,
+            use_cache=True,
         )
         text = smollm2.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         assert answer.text == text.split("Question:")[0]
