@@ -165,11 +165,30 @@ def write_folder(target: Path, fill: Callable[[Path], None], facts: dict[str, An
             sums = {str(p.relative_to(aside)): file_hash(p) for p in files}
             write_json(aside / MANIFEST, {"facts": facts, "sha256": sums})
             os.chmod(aside, 0o755)
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(aside, target)
+            _put(aside, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put(aside: Path, target: Path) -> None:
+    """Rename a whole folder into place.
+
+    What stands there is renamed too and deleted last: deleted where it stands, a kill
+    in between would leave half of it. After a kill between the two renames nothing
+    stands there, and `remove_leftovers` puts back what is whole.
+    """
+    if not target.exists():
+        os.replace(aside, target)
+        return
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    os.replace(target, old)
+    try:
+        os.replace(aside, target)
+    except BaseException:
+        if not target.exists():
+            os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -195,15 +214,30 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written beside the real files."""
-    for path in list(folder.rglob(".*.????????")) if folder.is_dir() else []:
+    """Delete what a killed process left half-written beside the real files.
+
+    A folder that is whole, and whose place is empty, was about to be renamed there or
+    had just been renamed away: the newest is put back.
+    """
+    found = list(folder.rglob(".*.????????")) if folder.is_dir() else []
+    for path in sorted(found, key=_made, reverse=True):
         if not re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):
             continue
-        if path.is_dir():
+        target = path.with_name(path.name[1:-9])
+        if (path / MANIFEST).is_file() and not target.exists():
+            with disk_faults(path):
+                os.replace(path, target)
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with disk_faults(path):
                 path.unlink(missing_ok=True)
+
+
+def _made(path: Path) -> int:
+    """When a folder became whole, 0 for anything else; its manifest is written last."""
+    manifest = path / MANIFEST
+    return manifest.stat().st_mtime_ns if manifest.is_file() else 0
 
 
 class RunStore:

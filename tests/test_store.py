@@ -20,6 +20,7 @@ from laura.errors import CheckpointError, HubError, StoreError
 from laura.store import MANIFEST, RunStore, StudyStore
 
 FACTS = {"step": 3}
+ROOT = str(Path(__file__).parents[1])
 
 
 def fill(folder: Path) -> None:
@@ -273,3 +274,49 @@ def test_no_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="no permission"):
         store.write_text(tmp_path / "x", "x")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from laura import store
+moment, calls = int(sys.argv[2]), 0
+def dying(function):
+    def call(*positional, **named):
+        global calls
+        calls += 1
+        if calls == moment:
+            os._exit(9)
+        return function(*positional, **named)
+    return call
+# Every call that changes a folder, also those of rmtree.
+for name in ("replace", "unlink", "rmdir", "mkdir", "open"):
+    setattr(os, name, dying(getattr(os, name)))
+def fill(folder):
+    (folder / "a.txt").write_text("new")
+    (folder / "b.txt").write_text("new")
+store.write_folder(Path(sys.argv[1]), fill, {"step": 2})
+"""
+
+
+def test_a_folder_replaced_by_a_killed_process_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    def old(folder: Path) -> None:
+        for name in "ab":
+            (folder / f"{name}.txt").write_text("old")
+
+    seen = []
+    for moment in range(1, 60):
+        target = tmp_path / str(moment) / "state"
+        store.write_folder(target, old, {"step": 1})
+        command = [sys.executable, "-c", KILLED, str(target), str(moment)]
+        code = subprocess.run(command, check=False, env={"PYTHONPATH": ROOT}).returncode
+        store.remove_leftovers(tmp_path / str(moment))
+        step = store.check_folder(target)["step"]
+        words = {(target / f"{name}.txt").read_text() for name in "ab"}
+        assert words == {"old" if step == 1 else "new"}
+        assert [path.name for path in target.parent.iterdir()] == ["state"]
+        seen.append(step)
+        if code == 0:
+            break
+        assert code == 9
+    assert code == 0 and seen == sorted(seen) and set(seen) == {1, 2}
