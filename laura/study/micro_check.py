@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.sources import load_rows
+from laura.errors import ModelError
 from laura.evals.tasks import find
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DOMAINS, SPLITS, forms, running_text
@@ -70,9 +71,10 @@ def check_base(
         progress: Where to report.
 
     Raises:
-        ModelError: the card is missing or does not fit the weights.
+        ModelError: the card is missing, does not fit the weights, or tells of no world.
     """
     card = check_card(folder)
+    world = _world_of(card, folder)
     targets = [f"micro_{domain}" for domain in DOMAINS]
     with tempfile.TemporaryDirectory() as place:
         results = evaluate_model(
@@ -88,7 +90,7 @@ def check_base(
     return [
         *(_source_check(task, results[task]["n"], scores[task]) for task in SOURCE_TASKS),
         *(_target_check(task, results[task]["n"], scores[task]) for task in targets),
-        _unseen(card, folder, data_dir, progress),
+        _unseen(world, len(card["stages"]) - 1, folder, data_dir, progress),
     ]
 
 
@@ -104,14 +106,24 @@ def _target_check(task: str, count: int, score: dict[str, float]) -> Check:
     return Check(f"base, {task}", found, f"at most {UNKNOWN}", score["value"] <= UNKNOWN)
 
 
-def _unseen(card: dict[str, Any], folder: Path, data_dir: Path | None, progress: Progress) -> Check:
-    """Tokens of the target domains that the training text never shows."""
+def _world_of(card: dict[str, Any], folder: Path) -> World:
+    try:
+        return World(WorldSettings(**card["world"]))
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"card.json in {folder} tells of no world that this version of Laura makes ({error}); "
+            "build the base again with scripts/make_micro_base.py"
+        ) from error
+
+
+def _unseen(
+    world: World, stage: int, folder: Path, data_dir: Path | None, progress: Progress
+) -> Check:
+    """Tokens of the target domains that the text of the last stage never shows."""
     tokenizer = load_base(str(folder), device="cpu").tokenizer
     rows = list(_target_rows(data_dir))
     texts = [text for row in rows for text in forms(row)]
     needed = {token for ids in tokenizer(texts)["input_ids"] for token in ids}
-    world = World(WorldSettings(**card["world"]))
-    stage = len(card["stages"]) - 1
     documents = world.documents(f"stage {stage}", pieces(running_text(row) for row in rows))
     with progress.bar("reading the world", DOCUMENTS, "documents") as bar:
         for _, row in zip(range(DOCUMENTS), documents, strict=False):

@@ -108,5 +108,10 @@ def test_a_card_of_other_weights_stops_the_check(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")
     with pytest.raises(ModelError, match="other weights"):
         check_base(tmp_path / "base")
+    card = json.loads((MICRO_BASE / "card.json").read_text())
+    shutil.copytree(MICRO_BASE, tmp_path / "old")
+    (tmp_path / "old" / "card.json").write_text(json.dumps({**card, "world": {"scripts": 9}}))
+    with pytest.raises(ModelError, match=r"no world that this version of Laura makes.*scripts"):
+        check_base(tmp_path / "old")
     with pytest.raises(ModelError, match=r"no card\.json"):
         check_base(tmp_path)
