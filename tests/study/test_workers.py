@@ -148,6 +148,17 @@ def test_a_worker_that_is_killed_is_told_and_the_rest_is_kept(
     assert len(summary["points"]) == 8
 
 
+def test_an_idle_worker_ends_when_nobody_talks_to_it(side_by_side: Any) -> None:
+    recipe, folder, _, _ = side_by_side
+    with open_study(recipe, folder, None, None) as session:
+        crew = Crew(session, None, None, 2)
+        worker = workers._Worker(crew._setup, session.lock, SILENT)
+        assert worker._process.stdin is not None
+        worker._process.stdin.close()
+        assert worker._process.wait(60) == 0
+        worker.end()
+
+
 def test_workers_are_chosen_by_size(recipe_text: str, tmp_path: Path) -> None:
     recipe = parse_recipe(recipe_text)
     with open_study(recipe, tmp_path / "s", None, "cpu") as session:
