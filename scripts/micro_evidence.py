@@ -19,6 +19,7 @@ from typing import Any
 # 97.5 % quantiles of Student's t by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 LEVELS = (0.5, 0.8, 0.9)
+METHODS = ("full", "lora")
 
 Point = dict[str, Any]
 
@@ -113,9 +114,6 @@ def matched_table(summary: dict[str, Any]) -> list[str]:
                 f"| {best['budget']:,} |"
             )
     return rows
-
-
-METHODS = ("full", "lora")
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ SIZES = {"train": 2500, "validation": 200, "test": 625}
 SOURCE_DOCUMENTS = 400
 TOKENIZER_DOCUMENTS = 4000
 ROW_TOKENS = 256
+IDENTIFYING_DOCUMENTS = 500
 
 
 @dataclass(frozen=True)
@@ -109,16 +110,18 @@ def build_micro_base(
     model = _random_model(tokenizer, settings.seed, device)
     hashes = []
     for number, stage in enumerate(stages):
-        stream = f"stage {number}"
         corpus = write_corpus(
             work / f"corpus-{number}",
             {
                 "world": asdict(settings),
-                "stage": [stream, stage.share],
-                "pieces": content_hash([known, stage.shares]),
+                "stage": [number, stage.share, stage.shares],
+                # What the world's code makes of them, so that older code's text is not taken.
+                "text": content_hash(
+                    list(islice(_documents(world, number, stage, known), IDENTIFYING_DOCUMENTS))
+                ),
                 **encoder.identity,
             },
-            _examples(world.documents(stream, known, stage.share, stage.shares)),
+            _examples(_documents(world, number, stage, known)),
             encoder.to_learn,
             vocabulary=len(tokenizer),
             masked=False,
@@ -132,6 +135,12 @@ def build_micro_base(
         _pretrain(model, corpus, stage, folder, settings.seed, progress)
     _write(out, model, tokenizer, data, settings, stages, hashes)
     return out
+
+
+def _documents(
+    world: World, number: int, stage: Stage, known: list[str]
+) -> Iterator[dict[str, Any]]:
+    return world.documents(f"stage {number}", known, stage.share, stage.shares)
 
 
 def _pretrain(

@@ -51,7 +51,7 @@ class _SentBar:
             self.send()
 
     def note(self, text: str) -> None:
-        # Notes come with every step; one that comes between two advances is not missed.
+        # A note comes with every step; those of steps that are not sent yet are not needed.
         if self._waiting == 0:
             self._line.send(bar=self._number, note=text)
 
@@ -120,13 +120,13 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line)
     from laura.study.session import RunSpec, join_study
 
     torch.set_num_threads(setup["threads"])
-    recipe = Recipe.model_validate_json(json.dumps(setup["recipe"]))
+    recipe = Recipe.model_validate_json(setup["recipe"])
     data_dir = Path(setup["data_dir"]) if setup["data_dir"] else None
     study, device = Path(setup["study"]), setup["device"]
     session = join_study(recipe, study, data_dir, device, SentProgress(line))
     while True:
         run = runs.get()
-        budget = BudgetSection.model_validate_json(json.dumps(run["budget"]))
+        budget = BudgetSection.model_validate_json(run["budget"])
         state = session.carry_out(RunSpec(run["arm"], run["learning_rate"], run["seed"], budget))
         line.send(done=state)
 

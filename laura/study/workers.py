@@ -60,9 +60,8 @@ class Crew:
     ) -> None:
         self._session, self._progress = session, session.progress
         self.workers = choose_workers(session) if workers is None else workers
-        recipe = session.recipe.model_dump(mode="json")
         self._setup = {
-            "recipe": recipe,
+            "recipe": session.recipe.model_dump_json(),
             "study": str(session.store.folder),
             "data_dir": None if data_dir is None else str(data_dir),
             "device": device,
@@ -114,8 +113,9 @@ class Crew:
         ]
         for talk in talks:
             talk.start()
-        while not faults and any(talk.is_alive() for talk in talks):
-            next((talk for talk in talks if talk.is_alive()), talks[0]).join(0.2)
+        for talk in talks:
+            while talk.is_alive() and not faults:
+                talk.join(0.2)
         if faults:
             raise faults[0]
 
@@ -143,7 +143,7 @@ class _Worker:
 
     def carry_out(self, spec: RunSpec) -> None:
         """Have a run carried out; returns when it has ended."""
-        self._say({**asdict(spec), "budget": spec.budget.model_dump(mode="json")})
+        self._say({**asdict(spec), "budget": spec.budget.model_dump_json()})
         assert self._process.stdout is not None
         try:
             for line in self._process.stdout:
@@ -170,6 +170,7 @@ class _Worker:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
                 stream.close()

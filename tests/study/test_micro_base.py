@@ -99,6 +99,18 @@ def test_stages_of_another_world_are_not_taken(tmp_path: Path) -> None:
     assert hashes[1] == hashes[2] != hashes[0]
 
 
+def test_text_that_other_code_made_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = STAGES[:1]
+    build_micro_base(tmp_path / "a", tmp_path / "shared", SMALL, short, "cpu")
+    monkeypatch.setattr("laura.micro.events.POWER", 0.0)
+    build_micro_base(tmp_path / "b", tmp_path / "shared", SMALL, short, "cpu")
+    build_micro_base(tmp_path / "c", tmp_path / "own", SMALL, short, "cpu")
+    hashes = [file_hash(tmp_path / name / "model.safetensors") for name in "abc"]
+    assert hashes[1] == hashes[2] != hashes[0]
+
+
 def test_a_card_of_other_weights_is_refused(built: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no card"):
         check_card(tmp_path)
