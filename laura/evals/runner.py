@@ -21,7 +21,8 @@ from laura.evals import tasks
 from laura.evals.asking import Ask
 from laura.evals.scoring import choice_item
 from laura.evals.tasks import TaskEntry
-from laura.models.engine import Engine, Reference, TokenDocument
+from laura.models.engine import Engine, Reference
+from laura.models.requests import TokenDocument
 from laura.progress import SILENT, Progress
 from laura.recipe import MeasureSection
 from laura.results import Item, TaskResult, summarise

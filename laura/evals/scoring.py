@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from laura.errors import DataError, DivergenceError
-from laura.models.engine import ScoreAnswer, ScoreRequest, TokenDocument
+from laura.models.requests import ScoreAnswer, ScoreRequest, TokenDocument
 from laura.results import Item
 
 

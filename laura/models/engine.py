@@ -27,77 +27,19 @@ from laura.models.encoding import Encoder
 from laura.models.evaluating import evaluating
 from laura.models.key_values import Geometry
 from laura.models.losses import CHUNK_POSITIONS, output_head
+from laura.models.requests import (
+    GenerateAnswer,
+    GenerateRequest,
+    ScoreAnswer,
+    ScoreRequest,
+    TokenDocument,
+)
 from laura.progress import SILENT, Progress
 
 CACHE_BYTES = 3 * 2**29
 
 Found = TypeVar("Found")
 Reference = nn.Module | Callable[[], AbstractContextManager[object]]
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """How likely is `continuation` after `context`?"""
-
-    context: str
-    continuation: str
-
-
-@dataclass(frozen=True)
-class ScoreAnswer:
-    """Answer to a `ScoreRequest`.
-
-    Attributes:
-        loglikelihood: Sum over the continuation's tokens, nats, at most 0.
-        greedy: Whether each of these tokens was the most likely one.
-        tokens: Tokens of the continuation.
-    """
-
-    loglikelihood: float
-    greedy: bool
-    tokens: int
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """Continue `prompt` greedily until a stop text, an end token or the limit."""
-
-    prompt: str
-    stop: tuple[str, ...]
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class GenerateAnswer:
-    """Answer to a `GenerateRequest`.
-
-    Attributes:
-        text: New text, cut before the first stop text, without special tokens.
-        tokens: New tokens, those of the stop text or the end token included.
-        finish: "stop", "length" or "end" (an end token came).
-    """
-
-    text: str
-    tokens: int
-    finish: str
-
-
-@dataclass(frozen=True)
-class TokenDocument:
-    """A document as tokens, for losses and divergences.
-
-    Attributes:
-        token_ids: All tokens, special ones included.
-        supervised: Whether token i is a target. The first token is none: nothing
-            comes before it.
-        bytes: UTF-8 bytes of the supervised text.
-        index: Row number in the data file.
-    """
-
-    token_ids: list[int]
-    supervised: list[bool]
-    bytes: int
-    index: int
 
 
 @dataclass

@@ -21,7 +21,7 @@ from laura.data.sources import (
 from laura.data.splits import load_held_out, make_splits
 from laura.data.templates import Encoded, check_end_token, encode_all
 from laura.errors import DataError
-from laura.models.engine import TokenDocument
+from laura.models.requests import TokenDocument
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, DataSection, MeasureSection
 from laura.store import content_hash

@@ -10,7 +10,7 @@ from laura.errors import DataError
 from laura.evals.asking import Ask
 from laura.evals.tasks import gsm8k, load, micro_code, micro_math
 from laura.micro.targets import rows, running_text
-from laura.models.engine import GenerateAnswer
+from laura.models.requests import GenerateAnswer
 from laura.recipe import MeasureSection
 
 

@@ -18,7 +18,8 @@ from laura.data.sources import load_rows
 from laura.evals import tasks
 from laura.evals.scoring import choice_item
 from laura.evals.tasks import gsm8k
-from laura.models.engine import Engine, ScoreAnswer
+from laura.models.engine import Engine
+from laura.models.requests import ScoreAnswer
 from laura.results import summarise
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.

@@ -14,8 +14,8 @@ import pytest
 from laura import store
 from laura.errors import DataError, StoreError, UsageError
 from laura.evals.runner import Material, evaluate, file_rows
-from laura.models.engine import (
-    Engine,
+from laura.models.engine import Engine
+from laura.models.requests import (
     GenerateAnswer,
     GenerateRequest,
     ScoreAnswer,

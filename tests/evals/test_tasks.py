@@ -15,7 +15,7 @@ from laura.errors import DataError, DivergenceError, UsageError
 from laura.evals import tasks
 from laura.evals.scoring import ChoiceQuestion, choice_item
 from laura.evals.tasks import arc_challenge, gsm8k, heldout_loss, hellaswag, kl, winogrande
-from laura.models.engine import GenerateAnswer, ScoreAnswer, ScoreRequest, TokenDocument
+from laura.models.requests import GenerateAnswer, ScoreAnswer, ScoreRequest, TokenDocument
 from laura.recipe import BENCHMARKS, LOSSES
 from laura.results import summarise
 

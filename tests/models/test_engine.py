@@ -16,13 +16,9 @@ from torch.nn import functional
 from laura.errors import DataError, ModelError, UsageError
 from laura.models import decoding
 from laura.models.decoding import common_prefix, packs
-from laura.models.engine import (
-    Engine,
-    GenerateRequest,
-    ScoreRequest,
-    TokenDocument,
-)
+from laura.models.engine import Engine
 from laura.models.key_values import attend_in_two_parts
+from laura.models.requests import GenerateRequest, ScoreRequest, TokenDocument
 
 PAIRS = [
     ("the cat sat on", " a mat and the dog"),

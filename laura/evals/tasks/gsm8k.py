@@ -33,7 +33,7 @@ from typing import Any
 from laura.errors import DataError
 from laura.evals.asking import Ask, Chat, Message
 from laura.evals.scoring import row_fault, text_field
-from laura.models.engine import GenerateAnswer, GenerateRequest
+from laura.models.requests import GenerateAnswer, GenerateRequest
 from laura.results import Item
 
 TASK = "gsm8k"

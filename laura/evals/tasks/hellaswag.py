@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 from laura.evals.scoring import ChoiceQuestion, row_fault, text_field, text_list
-from laura.models.engine import ScoreRequest
+from laura.models.requests import ScoreRequest
 
 TASK = "hellaswag"
 VERSION = "1.0"

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from laura.evals.scoring import document_item
-from laura.models.engine import TokenDocument
+from laura.models.requests import TokenDocument
 from laura.results import Item
 
 VERSION = "1"

@@ -18,7 +18,7 @@ from typing import Any
 from laura.evals.asking import Ask
 from laura.evals.programs import ProgramRunner, refused
 from laura.evals.scoring import row_fault, text_field
-from laura.models.engine import GenerateAnswer, GenerateRequest
+from laura.models.requests import GenerateAnswer, GenerateRequest
 from laura.results import Item
 
 TASK = "micro_code"

@@ -13,7 +13,7 @@ from typing import Any
 
 from laura.evals.asking import Ask
 from laura.evals.tasks import gsm8k
-from laura.models.engine import GenerateRequest
+from laura.models.requests import GenerateRequest
 
 METRICS = gsm8k.METRICS
 NEW_TOKENS = 64

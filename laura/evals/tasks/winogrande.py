@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from laura.evals.scoring import ChoiceQuestion, row_fault, text_field
-from laura.models.engine import ScoreRequest
+from laura.models.requests import ScoreRequest
 
 TASK = "winogrande"
 VERSION = "1.0"
