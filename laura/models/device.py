@@ -90,3 +90,10 @@ def peak_memory_bytes(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def cache_budget(device: torch.device) -> int:
+    """Bytes for keys and values of generation: half of what a GPU has free, else 3 GiB."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] // 2)
+    return 3 * 2**30

@@ -10,66 +10,56 @@ Shapes: T tokens of a packed row, N asked places of it, W hidden width, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from laura.errors import DataError, ModelError
-from laura.models.attention import Documents
-from laura.models.decoding import Answer, Generation, packs
-from laura.models.device import autocast
+from laura.errors import ModelError, UsageError
+from laura.models.decoding import Answer, Generation, Segments
+from laura.models.device import autocast, cache_budget
 from laura.models.encoding import Encoder
 from laura.models.evaluating import evaluating
 from laura.models.key_values import Geometry
+from laura.models.lora import route
 from laura.models.losses import CHUNK_POSITIONS, output_head
+from laura.models.reading import Text, by_place, read_along, read_once, supervised
 from laura.models.requests import (
+    FORGET,
     GenerateAnswer,
+    GenerateFound,
     GenerateRequest,
     ScoreAnswer,
+    ScoreFound,
     ScoreRequest,
     TokenDocument,
 )
+from laura.models.sampling import Draw, choose
 from laura.progress import SILENT, Progress
 
-CACHE_BYTES = 3 * 2**29
-
-Found = TypeVar("Found")
 Reference = nn.Module | Callable[[], AbstractContextManager[object]]
-
-
-@dataclass
-class _Asked:
-    """Tokens to read, and the places after which a target is asked for."""
-
-    token_ids: list[int]
-    places: list[int] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Row:
-    members: list[int]
-    inputs: dict[str, Any]
-    places: Tensor
-    targets: Tensor
+Found = Callable[[int, list[tuple[float, bool]]], None]
 
 
 class Engine:
-    """Runs a model for measurement.
+    """Runs a model for measurement, in this process.
 
     Args:
         model: A causal language model with attention "laura".
         tokenizer: Its tokenizer.
         precision: float32, or bfloat16 for mixed precision; sums of logarithms are
-            float32 in both, and so are the logits of greedy choices and divergences.
+            float32 in both, and so are the logits of next tokens and divergences.
         row_tokens: Most tokens of a pass over packed documents.
         progress: Where work is reported.
-        cache_bytes: Memory for the keys and values of `generate`.
+        cache_bytes: Memory for the keys and values of `generate`; None for a share
+            of what the device has free.
+        adapters: Name to LoRA slot. Where it is empty, the model answers as it
+            currently is, adapter attached or not; else a request without an
+            adapter is answered by the base.
 
     Raises:
         ModelError: the model's output map is not a plain one.
@@ -82,87 +72,138 @@ class Engine:
         precision: torch.dtype = torch.float32,
         row_tokens: int = 2048,
         progress: Progress = SILENT,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int | None = None,
+        adapters: Mapping[str, int] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.precision = model, tokenizer, precision
-        self.row_tokens, self.progress, self.cache_bytes = row_tokens, progress, cache_bytes
+        self.row_tokens, self.progress = row_tokens, progress
+        self.adapters = dict(adapters or {})
         self.encoder = Encoder(tokenizer, model.config)
         self.head = output_head(model)
         self.device = self.head.weight.device
+        self.cache_bytes = cache_bytes or cache_budget(self.device)
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreAnswer]:
+    def score(
+        self,
+        requests: Sequence[ScoreRequest],
+        *,
+        known: Mapping[int, ScoreAnswer] | None = None,
+        found: ScoreFound = FORGET,
+    ) -> list[ScoreAnswer]:
         """Log-likelihood of every continuation, encoded exactly as lm-eval 0.4.13 does.
 
-        Requests that read the same tokens are computed once.
+        What several requests read is computed once. The passes depend on the requests
+        only, not on what is known, so an attempt that goes on finds the same numbers.
+
+        Args:
+            requests: What is scored.
+            known: Answers of an earlier attempt, by number.
+            found: Told every other answer as soon as it is there.
 
         Raises:
             DataError: a continuation has no tokens, or more than the model reads.
+            UsageError: a request names an adapter the engine does not have.
         """
-        asked: dict[tuple[int, ...], _Asked] = {}
-        parts: list[tuple[int, int, int]] = []
-        numbers: dict[tuple[int, ...], int] = {}
-        for request in requests:
+        known = known or {}
+        texts: dict[tuple[int | None, tuple[int, ...]], Text] = {}
+        parts: list[tuple[Text, int, int]] = []
+        for number, request in enumerate(requests):
             context, continuation = self.encoder.pair(request.context, request.continuation)
             tokens = (context + continuation)[-(self.encoder.context_tokens + 1) :]
-            key = tuple(tokens[:-1])
-            document = asked.setdefault(key, _Asked(tokens[:-1]))
-            number = numbers.setdefault(key, len(numbers))
-            count, start = len(continuation), len(document.places)
-            document.places += range(len(key) - count, len(key))
-            document.targets += continuation
-            parts.append((number, start, count))
-        found = self._measure(list(asked.values()), "scoring")
-        answers = []
-        for number, start, count in parts:
-            places = found[number][start : start + count]
-            total = -sum(nats for nats, _ in places)
-            answers.append(ScoreAnswer(total, all(best for _, best in places), count))
-        return answers
+            key = (self._slot(request.adapter), tuple(tokens[:-1]))
+            text = texts.setdefault(key, Text(key[1], key[0]))
+            parts.append((text, len(text.asked), len(continuation)))
+            text.asked += range(len(key[1]) - len(continuation), len(key[1]))
+            text.targets += continuation
+            text.requests.append(number)
+        answers: dict[int, ScoreAnswer] = dict(known)
+        wanted = list(texts.values())
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[GenerateAnswer]:
-        """Greedy answers; prompts are encoded and cut from the left as lm-eval does.
+        def deal(place: int, nats: list[tuple[float, bool]]) -> None:
+            for number in wanted[place].requests:
+                _, start, count = parts[number]
+                own = nats[start : start + count]
+                total = -sum(one for one, _ in own)
+                answer = ScoreAnswer(total, all(best for _, best in own), count)
+                if number not in answers:
+                    answers[number] = answer
+                    found(number, answer)
+
+        done = {i for i, t in enumerate(wanted) if all(n in known for n in t.requests)}
+        self._measure(wanted, "scoring", done, deal)
+        return [answers[number] for number in range(len(requests))]
+
+    def generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        known: Mapping[int, GenerateAnswer] | None = None,
+        found: GenerateFound = FORGET,
+    ) -> list[GenerateAnswer]:
+        """Answers to prompts, which are encoded and cut from the left as lm-eval does.
+
+        Args:
+            requests: What is continued.
+            known: Answers of an earlier attempt, by number.
+            found: Told every other answer as soon as it has ended.
 
         Raises:
-            UsageError: max_new_tokens is below 1 or leaves no room for a prompt.
+            UsageError: max_new_tokens is below 1 or leaves no room for a prompt, a
+                sampling setting is out of range, or an adapter is unknown.
             DataError: a prompt is empty.
         """
-        if not requests:
-            return []
-        answers = [
-            Answer(
-                self.encoder.prompt(request.prompt, request.max_new_tokens),
-                tuple(text for text in request.stop if text),
-                request.max_new_tokens,
-            )
-            for request in requests
+        answers = dict(known or {})
+        waiting = [
+            self._answer(number, request)
+            for number, request in enumerate(requests)
+            if number not in answers
         ]
-        with (
-            evaluating([self.model], self.precision, keep=[self.head]),
-            self.progress.bar("generating", len(requests), "answers") as bar,
-        ):
-            Generation(
-                self._read_on,
-                self._most_likely,
-                self._texts,
-                geometry=self._geometry(),
-                end_ids=self._end_ids(),
-                budget_bytes=self.cache_bytes,
-                row_tokens=self.row_tokens,
-                device=self.device,
-                bar=bar,
-            ).run(answers)
-        return [self._finished(answer) for answer in answers]
 
-    def document_losses(self, documents: Sequence[TokenDocument]) -> list[list[float]]:
+        def done(answer: Answer) -> None:
+            answers[answer.number] = self._finished(answer)
+            found(answer.number, answers[answer.number])
+
+        if waiting:
+            with (
+                evaluating([self.model], self.precision, keep=[self.head]),
+                self.progress.bar("generating", len(waiting), "answers") as bar,
+            ):
+                Generation(
+                    self._read_on,
+                    self._pick,
+                    self._texts,
+                    done,
+                    geometry=self._geometry(),
+                    end_ids=self._end_ids(),
+                    budget_bytes=self.cache_bytes,
+                    row_tokens=self.row_tokens,
+                    device=self.device,
+                    bar=bar,
+                ).run(waiting)
+        return [answers[number] for number in range(len(requests))]
+
+    def document_losses(
+        self, documents: Sequence[TokenDocument], adapter: str | None = None
+    ) -> list[list[float]]:
         """Nats of every supervised token of every document, in order.
 
         The first token of a document is never among them.
         """
-        asked = [_supervised(document) for document in documents]
-        return [[nats for nats, _ in places] for places in self._measure(asked, "measuring loss")]
+        slot = self._slot(adapter)
+        texts = [supervised(document, slot) for document in documents]
+        results: list[list[float]] = [[] for _ in texts]
+
+        def deal(place: int, nats: list[tuple[float, bool]]) -> None:
+            results[place] = [one for one, _ in nats]
+
+        self._measure(texts, "measuring loss", set(), deal)
+        return results
 
     def document_divergences(
-        self, documents: Sequence[TokenDocument], reference: Reference
+        self,
+        documents: Sequence[TokenDocument],
+        reference: Reference,
+        adapter: str | None = None,
     ) -> list[list[float]]:
         """KL(reference || model) in nats where a supervised token is predicted.
 
@@ -174,6 +215,7 @@ class Engine:
             documents: What both models read.
             reference: Another model with the same vocabulary, or a callable whose
                 context makes this model the reference (adapters switched off).
+            adapter: Name of the engine's adapter that is measured.
 
         Raises:
             ModelError: the vocabularies have different sizes.
@@ -186,24 +228,108 @@ class Engine:
                 f"the reference has {reference_head.weight.shape[0]} tokens in its vocabulary, "
                 f"the model {self.head.weight.shape[0]}; a divergence needs the same vocabulary"
             )
-        asked = [_supervised(document) for document in documents]
-        results: list[list[float]] = [[] for _ in asked]
+        texts = [supervised(document, None) for document in documents]
+        readings = [text.reading for text in texts]
+        results: list[list[float]] = [[0.0] * len(text.asked) for text in texts]
+        slot = self._slot(adapter)
+        tokens = sum(len(reading.tokens) for reading in readings if reading.asked)
         with (
             evaluating([self.model, module], self.precision, keep=[self.head, reference_head]),
-            self.progress.bar("measuring divergence", _worth_reading(asked), "documents") as bar,
+            self.progress.bar("measuring divergence", tokens, "tokens") as bar,
         ):
-            for row in self._rows(asked):
-                hidden = self._hidden(self.model, row)
+            for one, inputs, places in read_once(readings, self.row_tokens, self.device):
+                with self._routed([(slot, one.tokens)]):
+                    hidden = self._trunk(self.model, inputs)[places]
                 with switch():
-                    reference_hidden = self._hidden(module, row)
-                nats: list[float] = []
-                for part in _chunks(len(row.targets)):
-                    expected = self._log_probabilities(reference_head, reference_hidden[part])
-                    found = self._log_probabilities(self.head, hidden[part])
-                    nats += (expected.exp() * (expected - found)).sum(-1).tolist()
-                _deal(nats, row, asked, results)
-                bar.advance(len(row.members))
+                    expected_hidden = self._trunk(module, inputs)[places]
+                for part in _chunks(len(places)):
+                    expected = self._log_probabilities(reference_head, expected_hidden[part])
+                    given = self._log_probabilities(self.head, hidden[part])
+                    nats = (expected.exp() * (expected - given)).sum(-1).tolist()
+                    for (reading, place, _), value in zip(one.asks[part], nats, strict=True):
+                        results[reading][place] = value
+                bar.advance(one.tokens)
         return results
+
+    def _measure(self, texts: Sequence[Text], title: str, done: set[int], found: Found) -> None:
+        """Tell `found` the nats of every asked target, and whether it was the most likely."""
+        left = {i: len(text.asked) for i, text in enumerate(texts) if i not in done}
+        nats = {i: [(0.0, False)] * count for i, count in left.items()}
+        for i in [i for i, count in left.items() if not count]:
+            found(i, [])
+        passes = read_along([text.reading for text in texts], self.row_tokens, self.device, done)
+        with (
+            evaluating([self.model], self.precision),
+            self.progress.bar(title, passes.tokens, "tokens") as bar,
+        ):
+            for one, inputs in passes:
+                with self._routed([(piece.slot, piece.tokens) for piece in one.pieces]):
+                    states = self._trunk(self.model, inputs)
+                for reading, number, value in self._asked(texts, one.asks, states):
+                    if reading in done:
+                        continue
+                    nats[reading][number] = value
+                    left[reading] -= 1
+                    if not left[reading]:
+                        found(reading, nats.pop(reading))
+                bar.advance(one.tokens)
+
+    def _asked(
+        self, texts: Sequence[Text], asks: Sequence[tuple[int, int, int]], states_TW: Tensor
+    ) -> Iterator[tuple[int, int, tuple[float, bool]]]:
+        """Nats and greediness of the targets of a pass; logits of a place are computed once."""
+        asks = sorted(asks, key=lambda ask: ask[2])
+        for part in by_place(asks, CHUNK_POSITIONS):
+            places = sorted({place for _, _, place in part})
+            row = {place: i for i, place in enumerate(places)}
+            logits = self._logits(self.head, states_TW[torch.tensor(places, device=self.device)])
+            rows = torch.tensor([row[place] for _, _, place in part], device=self.device)
+            targets = [texts[reading].targets[number] for reading, number, _ in part]
+            target = torch.tensor(targets, device=self.device)
+            nats = (logits.logsumexp(-1)[rows] - logits[rows, target]).tolist()
+            best = (logits.argmax(-1)[rows] == target).tolist()
+            for (reading, number, _), *value in zip(part, nats, best, strict=True):
+                yield reading, number, (value[0], value[1])
+
+    def _answer(self, number: int, request: GenerateRequest) -> Answer:
+        _check_sampling(request)
+        # Python's generator gives the same numbers on every device.
+        source = random.Random(request.seed) if request.temperature > 0 else None
+        return Answer(
+            number,
+            tuple(self.encoder.prompt(request.prompt, request.max_new_tokens)),
+            tuple(text for text in request.stop if text),
+            request.max_new_tokens,
+            self._slot(request.adapter),
+            Draw(request.temperature, request.top_p, request.top_k, source),
+            [] if request.logprobs else None,
+        )
+
+    def _finished(self, answer: Answer) -> GenerateAnswer:
+        tokens = answer.tokens[:-1] if answer.finish == "end" else answer.tokens
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        for stop in answer.stop:
+            text = text.split(stop)[0]
+        logprobs = tuple(answer.logprobs or ())
+        return GenerateAnswer(text, len(answer.tokens), answer.finish, logprobs)
+
+    def _slot(self, adapter: str | None) -> int | None:
+        if adapter is None:
+            return None
+        if adapter not in self.adapters:
+            raise UsageError(
+                f"there is no adapter {adapter!r}; loaded are {', '.join(self.adapters) or 'none'}"
+            )
+        return self.adapters[adapter]
+
+    def _routed(self, segments: Segments) -> AbstractContextManager[object]:
+        """Passes through these slots, where the engine has adapters; else the model as it is."""
+        if not self.adapters:
+            return nullcontext()
+        slots = {slot for slot, _ in segments}
+        if len(slots) == 1:
+            return route(self.model, slots.pop())
+        return route(self.model, segments=segments)
 
     def _geometry(self) -> Geometry:
         config = self.model.config
@@ -220,75 +346,33 @@ class Engine:
         ids = list(listed) if isinstance(listed, list | tuple) else [listed]
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
-    def _finished(self, answer: Answer) -> GenerateAnswer:
-        tokens = answer.tokens[:-1] if answer.finish == "end" else answer.tokens
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        for stop in answer.stop:
-            text = text.split(stop)[0]
-        return GenerateAnswer(text, len(answer.tokens), answer.finish)
-
     def _texts(self, token_lists: list[list[int]]) -> list[str]:
         return list(self.tokenizer.batch_decode(token_lists, skip_special_tokens=False))
 
-    def _read_on(self, token_ids: Tensor, position_ids: Tensor, decode: Any) -> Tensor:
+    def _read_on(
+        self, token_ids: Tensor, position_ids: Tensor, decode: Any, segments: Segments
+    ) -> Tensor:
         inputs = {"input_ids": token_ids, "position_ids": position_ids, "decode": decode}
-        with autocast(self.device, self.precision):
+        with self._routed(segments), autocast(self.device, self.precision):
             output = self.model.get_decoder()(**inputs, use_cache=False)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _most_likely(self, hidden_NW: Tensor) -> Tensor:
+    def _pick(self, hidden_NW: Tensor, answers: list[Answer]) -> list[tuple[int, float]]:
         # In bfloat16 the best logits are often equal and the lowest id would win.
-        return self._logits(self.head, hidden_NW).argmax(-1)
+        logits = self._logits(self.head, hidden_NW)
+        tokens = choose(logits, [answer.draw for answer in answers])
+        nats = [0.0] * len(tokens)
+        if any(answer.logprobs is not None for answer in answers):
+            chosen = logits.gather(1, torch.tensor(tokens, device=self.device)[:, None])[:, 0]
+            nats = (chosen - logits.logsumexp(-1)).tolist()
+        return list(zip(tokens, nats, strict=True))
 
-    def _measure(self, asked: Sequence[_Asked], title: str) -> list[list[tuple[float, bool]]]:
-        """Nats of every asked target, and whether it was the most likely token."""
-        results: list[list[tuple[float, bool]]] = [[] for _ in asked]
-        with (
-            evaluating([self.model], self.precision),
-            self.progress.bar(title, _worth_reading(asked), "documents") as bar,
-        ):
-            for row in self._rows(asked):
-                hidden = self._hidden(self.model, row)
-                found: list[tuple[float, bool]] = []
-                for part in _chunks(len(row.targets)):
-                    logits, target = self._logits(self.head, hidden[part]), row.targets[part]
-                    chosen = logits.gather(1, target[:, None]).squeeze(1)
-                    nats = (logits.logsumexp(-1) - chosen).tolist()
-                    best = (logits.argmax(-1) == target).tolist()
-                    found += zip(nats, best, strict=True)
-                _deal(found, row, asked, results)
-                bar.advance(len(row.members))
-        return results
-
-    def _rows(self, asked: Sequence[_Asked]) -> Iterator[_Row]:
-        """Pack what has to be read, longest first, so that time left is not underestimated."""
-        order = sorted(range(len(asked)), key=lambda i: -len(asked[i].token_ids))
-        order = [i for i in order if asked[i].places]
-        for pack in packs([len(asked[i].token_ids) for i in order], self.row_tokens):
-            members = [order[position] for position in pack]
-            ids: list[int] = []
-            positions: list[int] = []
-            places: list[int] = []
-            targets: list[int] = []
-            for i in members:
-                places += [len(ids) + place for place in asked[i].places]
-                targets += asked[i].targets
-                positions += range(len(asked[i].token_ids))
-                ids += asked[i].token_ids
-            inputs = {
-                "input_ids": torch.tensor([ids], device=self.device),
-                "position_ids": torch.tensor([positions], device=self.device),
-                "documents": Documents([len(asked[i].token_ids) for i in members]),
-            }
-            place = torch.tensor(places, device=self.device)
-            yield _Row(members, inputs, place, torch.tensor(targets, device=self.device))
-
-    def _hidden(self, model: Any, row: _Row) -> Tensor:
-        """Hidden states (N, W) at the asked places of a row."""
+    def _trunk(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Hidden states (T, W) of a pass."""
         with autocast(self.device, self.precision):
-            output = model.get_decoder()(**row.inputs, use_cache=False)
-        hidden: Tensor = output.last_hidden_state[0][row.places]
+            output = model.get_decoder()(**inputs, use_cache=False)
+        hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
     def _logits(self, head: nn.Linear, hidden_NW: Tensor) -> Tensor:
@@ -299,32 +383,16 @@ class Engine:
         return self._logits(head, hidden_NW).log_softmax(-1)
 
 
-def _supervised(document: TokenDocument) -> _Asked:
-    if len(document.token_ids) != len(document.supervised):
-        raise DataError(
-            f"document {document.index} has {len(document.token_ids)} tokens and "
-            f"{len(document.supervised)} supervision marks; both must be equally many"
-        )
-    targets = [i for i, asked in enumerate(document.supervised) if asked and i > 0]
-    return _Asked(
-        document.token_ids[:-1], [i - 1 for i in targets], [document.token_ids[i] for i in targets]
-    )
-
-
-def _worth_reading(asked: Sequence[_Asked]) -> int:
-    return sum(bool(document.places) for document in asked)
+def _check_sampling(request: GenerateRequest) -> None:
+    for name, value, allowed, fits in (
+        ("temperature", request.temperature, "0 or more", request.temperature >= 0),
+        ("top_p", request.top_p, "above 0 and at most 1", 0 < request.top_p <= 1),
+        ("top_k", request.top_k, "0 (all) or more", request.top_k >= 0),
+    ):
+        if not fits:
+            raise UsageError(f"{name} is {value}; allowed is {allowed}")
 
 
 def _chunks(count: int) -> Iterator[slice]:
     for start in range(0, count, CHUNK_POSITIONS):
         yield slice(start, start + CHUNK_POSITIONS)
-
-
-def _deal(
-    found: Sequence[Found], row: _Row, asked: Sequence[_Asked], results: list[list[Found]]
-) -> None:
-    """Give the findings of a packed row back to its documents."""
-    start = 0
-    for i in row.members:
-        results[i] = list(found[start : start + len(asked[i].places)])
-        start += len(asked[i].places)

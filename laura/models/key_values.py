@@ -1,12 +1,12 @@
-"""Keys and values of generation, and the three kinds of pass that read and write them.
+"""Keys and values of generation, and the kinds of pass that read and write them.
 
-    prefix  [shared tokens]                          one copy, read by every row
+    stem    [shared tokens]                          one copy, read by every row behind it
     rows    [own prompt | answer .......... | free]  one row per answer in work
 
 Each pass is handed to the model as `decode=` (see attention.py), which calls its
 `attend` in every layer.
 
-Shapes: B rows, H heads, G key/value heads, R = H / G, T tokens, P prefix tokens,
+Shapes: B rows, H heads, G key/value heads, R = H / G, T tokens, P stem tokens,
 L longest row, D head width, Q = B * R.
 """
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from laura.models.attention import Documents
+from laura.models.branches import Branches, Stem
+from laura.models.prefixes import Piece, Span
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Geometry:
 
 
 class Cache:
-    """Keys and values of a shared prefix and of the rows that follow it.
+    """Keys and values of the answers in work, one row each.
 
     Args:
         geometry: Size of the model's keys and values.
@@ -58,74 +59,40 @@ class Cache:
         # Zeros, because a masked place still meets a weight of zero: nan would spread.
         self.keys = torch.zeros(shape, dtype=geometry.dtype, device=device)
         self.values = torch.zeros(shape, dtype=geometry.dtype, device=device)
-        self.prefix: list[tuple[Tensor, Tensor]] = []
-        self.prefix_tokens = 0
 
-    def move(self, source: int, target: int, tokens: int) -> None:
+    def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` places of row `source` over row `target`."""
         self.keys[:, target, :, :tokens] = self.keys[:, source, :, :tokens]
         self.values[:, target, :, :tokens] = self.values[:, source, :, :tokens]
 
 
-class ReadPrefix:
-    """The pass that reads the shared prefix (a batch of one) into the cache."""
-
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        """Causal attention; keeps key and value. Layers must come in order."""
-        assert layer == len(self.cache.prefix), "layers come in order, each once"
-        self.cache.prefix.append((key, value))
-        self.cache.prefix_tokens = key.shape[2]
-        return _grouped(query, key, value, None, scaling, causal=True).transpose(1, 2)
-
-
 class ReadPrompts:
-    """The pass that reads packed prompts, each after the prefix, into their rows.
+    """The pass that reads packed prompts, each after the stem, into their rows.
 
     Args:
         cache: Where keys and values go.
         rows: Row of each prompt.
         lengths: Own tokens of each prompt; they stand one after another in the pass.
+        stem: What all of them follow, if anything.
     """
 
-    def __init__(self, cache: Cache, rows: Sequence[int], lengths: Sequence[int]) -> None:
+    def __init__(
+        self, cache: Cache, rows: Sequence[int], lengths: Sequence[int], stem: Stem | None
+    ) -> None:
         self.cache, self.rows, self.lengths = cache, list(rows), list(lengths)
-        prefix, device = cache.prefix_tokens, cache.keys.device
-        self.masks = {
-            length: torch.ones(length, prefix + length, dtype=torch.bool, device=device).tril(
-                prefix
-            )
-            for length in set(self.lengths)
-            if prefix
-        }
+        pieces = [Piece(None, [Span(0, 0, length)]) for length in self.lengths]
+        self.branches = Branches(pieces, stem, None, cache.keys.device)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Attention of every prompt over the prefix and itself; (1, T, H, D)."""
-        starts = starts_of(self.lengths)
-        for row, start, length in zip(self.rows, starts, self.lengths, strict=True):
+        """Attention of every prompt over the stem and itself; (1, T, H, D)."""
+        start = 0
+        for row, length in zip(self.rows, self.lengths, strict=True):
             self.cache.keys[layer, row, :, :length] = key[0, :, start : start + length]
             self.cache.values[layer, row, :, :length] = value[0, :, start : start + length]
-        if not self.cache.prefix:
-            documents = Documents(self.lengths)
-            return documents.attend(query, key, value, scaling, 0.0).transpose(1, 2)
-        prefix_key, prefix_value = self.cache.prefix[layer]
-        outputs = [
-            _grouped(
-                query[:, :, start : start + length],
-                torch.cat([prefix_key, key[:, :, start : start + length]], dim=2),
-                torch.cat([prefix_value, value[:, :, start : start + length]], dim=2),
-                self.masks[length],
-                scaling,
-            )
-            for start, length in zip(starts, self.lengths, strict=True)
-        ]
-        return torch.cat(outputs, dim=2).transpose(1, 2)
+            start += length
+        return self.branches.attend(layer, query, key, value, scaling)
 
 
 class NextToken:
@@ -134,13 +101,24 @@ class NextToken:
     Args:
         cache: Where keys and values are kept.
         lengths: Own tokens each row already holds; the new token goes behind them.
+        order: Which row each place of the pass belongs to; None where place i is row i.
+        stems: (stem or None, rows) groups of the pass, in its order.
     """
 
-    def __init__(self, cache: Cache, lengths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        lengths: Sequence[int],
+        order: Sequence[int] | None = None,
+        stems: Sequence[tuple[Stem | None, int]] = (),
+    ) -> None:
         device = cache.keys.device
         self.cache, self.count, self.longest = cache, len(lengths), max(lengths) + 1
         self.places = torch.tensor(lengths, device=device)
-        self.order = torch.arange(self.count, device=device)
+        self.rows = torch.arange(self.count, device=device)
+        self.order = None if order is None else torch.tensor(order, device=device)
+        self.back = None if self.order is None else self.order.argsort()
+        self.stems = [*stems] if any(stem for stem, _ in stems) else []
         unseen = torch.arange(self.longest, device=device) > self.places[:, None]
         mask = torch.zeros(unseen.shape, dtype=cache.keys.dtype, device=device)
         self.mask = mask.masked_fill_(unseen, float("-inf"))[:, None, None, :]
@@ -148,78 +126,76 @@ class NextToken:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        """Attention of one new token a row over prefix and row; (B, 1, H, D)."""
+        """Attention of one new token a row over stem and row; (B, 1, H, D)."""
+        if self.back is not None:
+            query, key, value = query[self.back], key[self.back], value[self.back]
         keys, values = self.cache.keys[layer, : self.count], self.cache.values[layer, : self.count]
-        keys[self.order, :, self.places] = key[:, :, 0]
-        values[self.order, :, self.places] = value[:, :, 0]
+        keys[self.rows, :, self.places] = key[:, :, 0]
+        values[self.rows, :, self.places] = value[:, :, 0]
         keys, values = keys[:, :, : self.longest], values[:, :, : self.longest]
         rows, heads, _, width = query.shape
         # Heads that share keys become queries of one head: nothing is repeated.
         query_BGRD = query.reshape(rows, keys.shape[1], -1, width)
-        if self.cache.prefix:
-            prefix_key, prefix_value = self.cache.prefix[layer]
-            output = attend_in_two_parts(
-                query_BGRD, prefix_key[0], prefix_value[0], keys, values, self.mask, scaling
-            )
+        if self.stems:
+            output = self._with_stems(layer, query_BGRD, keys, values, scaling)
         else:
             mask = self.mask.expand(-1, -1, query_BGRD.shape[2], -1)
             output = scaled_dot_product_attention(
                 query_BGRD, keys, values, attn_mask=mask, scale=scaling
             )
+            output = output if self.order is None else output[self.order]
         return output.reshape(rows, 1, heads, width)
 
+    def _with_stems(
+        self, layer: int, query_BGRD: Tensor, keys: Tensor, values: Tensor, scaling: float
+    ) -> Tensor:
+        """Each row's own attention, joined with that over its stem; in the pass's order."""
+        own, weight = partial_attention(query_BGRD, keys, values, scaling, self.mask)
+        if self.order is not None:
+            query_BGRD, own, weight = query_BGRD[self.order], own[self.order], weight[self.order]
+        parts, start = [], 0
+        for stem, count in self.stems:
+            rows = slice(start, start + count)
+            start += count
+            if stem is None:
+                parts.append(own[rows])
+                continue
+            stem_key, stem_value = stem.layers[layer]
+            found = attend_to_stem(query_BGRD[rows], stem_key[0], stem_value[0], scaling)
+            parts.append(joined_attention(own[rows], weight[rows], *found))
+        return torch.cat(parts).to(query_BGRD.dtype)
 
-def attend_in_two_parts(
-    query_BGRD: Tensor,
-    prefix_key_GPD: Tensor,
-    prefix_value_GPD: Tensor,
-    key_BGLD: Tensor,
-    value_BGLD: Tensor,
-    mask_B11L: Tensor,
-    scaling: float,
-) -> Tensor:
-    """Attention over one prefix shared by all rows and over each row's own tokens.
 
-    Equals softmax attention over both together: each part is a softmax of its own,
-    and the parts are weighed by their shares of the common denominator, which is
-    sigmoid(logsumexp(prefix scores) - logsumexp(own scores)). The prefix is read
-    once for all rows, so it costs neither memory nor reading per row.
+def partial_attention(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention over a part of what is seen, and the logarithm of its denominator.
 
-    Returns:
-        Output (B, G, R, D) in the query's number format.
+    Shapes: query (..., R, D), key and value (..., L, D); output (..., R, D) and (..., R),
+    float32.
     """
+    scores = torch.matmul(query, key.transpose(-1, -2)).float() * scaling
+    scores = scores if mask is None else scores + mask
+    output = torch.matmul(scores.softmax(-1).to(query.dtype), value)
+    return output.float(), scores.logsumexp(-1)
+
+
+def attend_to_stem(
+    query_BGRD: Tensor, key_GPD: Tensor, value_GPD: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """`partial_attention` of every row over one stem, which is read once for all rows."""
     rows, groups, repeats, width = query_BGRD.shape
     query_GQD = query_BGRD.transpose(0, 1).reshape(groups, rows * repeats, width)
-    prefix_scores = torch.matmul(query_GQD, prefix_key_GPD.transpose(1, 2)).float() * scaling
-    own_scores = torch.matmul(query_BGRD, key_BGLD.transpose(2, 3)).float() * scaling + mask_B11L
-    prefix_output = torch.matmul(prefix_scores.softmax(-1).to(query_GQD.dtype), prefix_value_GPD)
-    own_output = torch.matmul(own_scores.softmax(-1).to(query_GQD.dtype), value_BGLD)
-    prefix_denominator = prefix_scores.logsumexp(-1).view(groups, rows, repeats).transpose(0, 1)
-    share = torch.sigmoid(prefix_denominator - own_scores.logsumexp(-1))[..., None]
-    prefix_output = prefix_output.view(groups, rows, repeats, width).transpose(0, 1)
-    return torch.lerp(own_output.float(), prefix_output.float(), share).to(query_BGRD.dtype)
+    output, weight = partial_attention(query_GQD, key_GPD, value_GPD, scaling)
+    output = output.view(groups, rows, repeats, width).transpose(0, 1)
+    return output, weight.view(groups, rows, repeats).transpose(0, 1)
 
 
-def starts_of(lengths: Sequence[int]) -> list[int]:
-    """Where each of several pieces begins that stand one after another."""
-    starts, total = [], 0
-    for length in lengths:
-        starts.append(total)
-        total += length
-    return starts
+def joined_attention(output: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor) -> Tensor:
+    """Attention over two parts together, from each part's own.
 
-
-def _grouped(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    causal: bool = False,
-) -> Tensor:
-    """Attention whose query heads may outnumber the key heads; (B, H, T, D)."""
-    grouped = query.shape[1] != key.shape[1]
-    output: Tensor = scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped
-    )
-    return output
+    Equals one softmax over both: the parts are weighed by their shares of the common
+    denominator, which is sigmoid(logsumexp(other's scores) - logsumexp(own scores)).
+    """
+    share = torch.sigmoid(other_weight - weight)[..., None]
+    return torch.lerp(output, other, share)

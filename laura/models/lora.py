@@ -150,13 +150,20 @@ class LoraLinear(nn.Module):
             raise AdapterError(
                 f"the route covers {sum(sizes)} tokens, the batch has {flat_x.shape[0]}"
             )
-        pieces = [
-            part_y if slot is None else part_y + self._low_rank(part_x, slot)
-            for (slot, _), part_x, part_y in zip(
-                segments, flat_x.split(sizes), flat_y.split(sizes), strict=True
-            )
-        ]
-        return torch.cat(pieces).reshape(y.shape)
+        if not torch.is_grad_enabled():
+            flat_x = self.route.cast(x, y.dtype).reshape(flat_x.shape)
+        parts = zip(segments, flat_x.split(sizes), flat_y.split(sizes), strict=True)
+        if torch.is_grad_enabled():
+            pieces = [
+                part_y if slot is None else part_y + self._low_rank(part_x, slot)
+                for (slot, _), part_x, part_y in parts
+            ]
+            return torch.cat(pieces).reshape(y.shape)
+        for (slot, _), part_x, part_y in parts:
+            if slot is not None and self.scales[slot]:
+                a_RI, b_OR = self.A[slot].to(y.dtype), self.B[slot].to(y.dtype)
+                part_y.addmm_(part_x @ a_RI.T, b_OR.T, alpha=self.scales[slot])
+        return y
 
     def _low_rank(self, x: Tensor, slot: int) -> Tensor:
         if self._drops():

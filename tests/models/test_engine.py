@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from laura.errors import DataError, ModelError, UsageError
 from laura.models import decoding
-from laura.models.decoding import common_prefix, packs
+from laura.models.decoding import common_prefix
 from laura.models.engine import Engine
-from laura.models.key_values import attend_in_two_parts
+from laura.models.key_values import attend_to_stem, joined_attention, partial_attention
+from laura.models.prefixes import packs
 from laura.models.requests import GenerateRequest, ScoreRequest, TokenDocument
 
 PAIRS = [
@@ -167,11 +168,11 @@ def test_generate_equals_transformers(
 def test_prefix_is_used_and_changes_nothing(
     lively_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = [GenerateRequest(p, (), 20) for p in shared(PROMPTS, 5)]
-    tokens = [tiny_tokenizer.encode(request.prompt) for request in requests]
-    assert common_prefix(tokens) >= decoding.SHORTEST_PREFIX
+    requests = [GenerateRequest(p, (), 20) for p in shared(PROMPTS, 7)]
+    tokens = [tuple(tiny_tokenizer.encode(request.prompt)) for request in requests]
+    assert common_prefix(tokens) * 4 >= decoding.LEAST_SAVED
     with_prefix = Engine(lively_model, tiny_tokenizer).generate(requests)
-    monkeypatch.setattr(decoding, "SHORTEST_PREFIX", 10**6)
+    monkeypatch.setattr(decoding, "LEAST_SAVED", 10**6)
     assert Engine(lively_model, tiny_tokenizer).generate(requests) == with_prefix
 
 
@@ -190,7 +191,7 @@ def test_stop_text_ends_an_answer(lively_model: Any, tiny_tokenizer: Any) -> Non
 
 def test_special_token_as_stop_text(tiny_model: Any, tiny_tokenizer: Any) -> None:
     engine = Engine(tiny_model, tiny_tokenizer)
-    engine._most_likely = lambda hidden: torch.full((len(hidden),), 1)  # type: ignore[method-assign]
+    engine._pick = lambda hidden, answers: [(1, 0.0)] * len(answers)  # type: ignore[method-assign]
     answer = engine.generate([GenerateRequest("a cat", ("<|im_start|>",), 9)])[0]
     assert (answer.text, answer.tokens, answer.finish) == ("", 1, "stop")
 
@@ -223,7 +224,9 @@ def test_attention_in_two_parts_is_attention() -> None:
     prefix_key, prefix_value = torch.randn(2, 2, 9, 8)
     mask = torch.zeros(3, 1, 1, 6)
     mask[1, ..., 2:] = -math.inf
-    found = attend_in_two_parts(query, prefix_key, prefix_value, key, value, mask, 0.3)
+    own = partial_attention(query, key, value, 0.3, mask)
+    stem = attend_to_stem(query, prefix_key, prefix_value, 0.3)
+    found = joined_attention(*own, *stem)
     expected = functional.scaled_dot_product_attention(
         query,
         torch.cat([prefix_key.expand(3, -1, -1, -1), key], dim=2),
