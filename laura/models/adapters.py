@@ -9,6 +9,7 @@ of any PEFT version mean what they meant there; what we cannot represent
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from laura.errors import AdapterError
-from laura.models.lora import LoraSettings, attach, detach, lora_layers, merge, route, unmerge
+from laura.models.lora import (
+    LoraSettings,
+    attach,
+    detach,
+    lora_layers,
+    merge,
+    route,
+    target_names,
+    unmerge,
+)
 from laura.store import disk_faults, read_json, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -108,18 +118,79 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraSettings:
     return settings
 
 
+def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSettings]:
+    """Attach several PEFT adapters to a plain model, each in a slot of its own, in order.
+
+    They may differ in rank and in the modules they touch: a slot's matrices are filled
+    up with zeros, which add exactly nothing. The model then answers as its base until
+    a slot is routed (`lora.route`).
+
+    Returns:
+        The settings each carries.
+
+    Raises:
+        AdapterError: as `load_adapter`; the model is left as it was.
+    """
+    read = []
+    for folder in folders:
+        config, tensors = _read_config(folder), _read_weights(folder)
+        read.append((folder, tensors, _resolve(config, tensors, folder)))
+    ranks: dict[str, int] = {}
+    for folder, _, settings in read:
+        try:
+            names = target_names(model, settings.targets)
+        except AdapterError as error:
+            raise AdapterError(f"{folder} was made for another base: {error}") from error
+        for name in names:
+            ranks[name] = max(ranks.get(name, 0), settings.for_module(name)[0])
+    if not ranks:
+        raise AdapterError("no adapter is given; name at least one folder")
+    rank = max(ranks.values())
+    pattern = {name: own for name, own in ranks.items() if own != rank}
+    union = LoraSettings(rank=rank, targets=tuple(ranks), rank_pattern=pattern)
+    attach(model, union, seed=0, slots=len(read))
+    try:
+        for slot, (folder, tensors, settings) in enumerate(read):
+            _fill_slot(model, slot, tensors, settings, folder)
+    except BaseException:
+        detach(model)
+        raise
+    for layer in lora_layers(model).values():
+        layer.route.slot = None
+    return [settings for _, _, settings in read]
+
+
+def _fill_slot(
+    model: nn.Module, slot: int, tensors: dict[str, Tensor], settings: LoraSettings, folder: Path
+) -> None:
+    for name, layer in lora_layers(model).items():
+        with torch.no_grad():
+            layer.A[slot].zero_()
+            layer.B[slot].zero_()
+        layer.scales[slot] = 0.0
+        if name not in settings.targets:
+            continue
+        rank, layer.scales[slot] = settings.for_module(name)
+        for letter, target in (("A", layer.A[slot][:rank]), ("B", layer.B[slot][:, :rank])):
+            _copy(tensors[f"{PREFIX}{name}.lora_{letter}.weight"], target, letter, name, folder)
+
+
 def copy_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path, slot: int = 0) -> None:
     """Fill one slot of attached layers from the tensors of an adapter file."""
     for name, layer in lora_layers(model).items():
         for letter, target in (("A", layer.A), ("B", layer.B)):
             source = tensors[f"{PREFIX}{name}.lora_{letter}.weight"]
-            if source.shape != target[slot].shape:
-                raise AdapterError(
-                    f"{folder}: lora_{letter} of {name} has shape {tuple(source.shape)}, this base "
-                    f"needs {tuple(target[slot].shape)}; the adapter was made for another base"
-                )
-            with torch.no_grad():
-                target[slot].copy_(source)
+            _copy(source, target[slot], letter, name, folder)
+
+
+def _copy(source: Tensor, target: Tensor, letter: str, name: str, folder: Path) -> None:
+    if source.shape != target.shape:
+        raise AdapterError(
+            f"{folder}: lora_{letter} of {name} has shape {tuple(source.shape)}, this base "
+            f"needs {tuple(target.shape)}; the adapter was made for another base"
+        )
+    with torch.no_grad():
+        target.copy_(source)
 
 
 def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:
