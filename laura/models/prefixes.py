@@ -14,7 +14,8 @@ there, so the plan changes the cost and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 # A shorter beginning is not worth a branch; a shorter stem not worth a pass.
 SHORTEST_TRUNK = 4
@@ -104,8 +105,10 @@ class _Node:
     children: list[_Node] = field(default_factory=list)
     ending: list[int] = field(default_factory=list)
 
+    @cached_property
     def total(self) -> int:
-        return self.end - self.start + sum(child.total() for child in self.children)
+        """Tokens of the whole tree; asked only once the tree is settled."""
+        return self.end - self.start + sum(child.total for child in self.children)
 
     def readings(self) -> Iterator[int]:
         yield from self.ending
@@ -161,15 +164,18 @@ def _settled(node: _Node, start: int) -> list[_Node]:
     length = node.end - start
     if not node.children:
         return [_Node(node.source, start, node.end, [], node.ending)]
-    if length >= SHORTEST_TRUNK:
-        children = [kept for child in node.children for kept in _settled(child, node.end)]
-        kept = _Node(node.source, start, node.end, children, node.ending)
-        if length >= SHORTEST_STEM or kept.total() <= LARGEST_SHORT_PIECE:
-            return [kept]
-    apart = [kept for child in node.children for kept in _settled(child, start)]
-    if node.ending:
-        apart.append(_Node(node.source, start, node.end, [], node.ending))
-    return apart
+    if length < SHORTEST_TRUNK:
+        return [*_ended(node, start), *(one for c in node.children for one in _settled(c, start))]
+    children = [one for child in node.children for one in _settled(child, node.end)]
+    kept = _Node(node.source, start, node.end, children, node.ending)
+    if length >= SHORTEST_STEM or kept.total <= LARGEST_SHORT_PIECE:
+        return [kept]
+    return [*_ended(node, start), *(replace(child, start=start) for child in children)]
+
+
+def _ended(node: _Node, start: int) -> list[_Node]:
+    """A text that ends where others go on, when it is read apart from them."""
+    return [_Node(node.source, start, node.end, [], node.ending)] if node.ending else []
 
 
 class _Planner:
@@ -187,7 +193,7 @@ class _Planner:
 
     def _place(self, nodes: list[_Node], follows: int | None) -> None:
         limit = min(LARGEST_PIECE, self.row_tokens)
-        small = [node for node in nodes if not node.children or node.total() <= limit]
+        small = [node for node in nodes if not node.children or node.total <= limit]
         pieces = [self._flat(node) for node in small]
         # The longest first, so that time left is not underestimated.
         pieces.sort(key=lambda piece: -piece.tokens)
@@ -195,7 +201,7 @@ class _Planner:
             row = sorted((pieces[i] for i in pack), key=lambda piece: slot_order(piece.slot))
             self._add(Pass(row, follows))
         for node in nodes:
-            if node.children and node.total() > limit:
+            if node.children and node.total > limit:
                 self._place_branches(node, follows)
 
     def _place_branches(self, node: _Node, follows: int | None) -> None:

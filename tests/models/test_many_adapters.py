@@ -142,7 +142,7 @@ def test_unknown_names_and_foreign_adapters(
     with pytest.raises(UsageError, match="no adapter 'adapter9'; loaded are adapter0"):
         engine.score([ScoreRequest("a", " b", "adapter9")])
     wide = make_tiny_model(hidden_size=32, num_attention_heads=2, num_key_value_heads=2)
-    with pytest.raises(AdapterError, match="was made for another base|another base"):
+    with pytest.raises(AdapterError, match="made for another base"):
         load_adapters(wide, folders[:2])
     assert not lora_layers(wide)
     short = make_tiny_model(num_hidden_layers=1)

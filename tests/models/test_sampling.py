@@ -1,0 +1,136 @@
+"""Draws against transformers' own logits processors and against counting."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from laura.errors import UsageError
+from laura.models import sampling
+from laura.models.engine import Engine
+from laura.models.requests import GenerateRequest
+from laura.models.sampling import Draw, choose
+
+SETTINGS = [
+    (0.7, 1.0, 0),
+    (0.2, 0.95, 0),
+    (1.0, 0.9, 0),
+    (1.3, 0.8, 7),
+    (1.0, 1.0, 3),
+    (2.0, 1e-6, 0),
+]
+
+
+def expected_chances(logits: torch.Tensor, heat: float, top_p: float, top_k: int) -> torch.Tensor:
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(heat)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    return warpers(torch.zeros(1, 1, dtype=torch.long), logits[None]).softmax(-1)[0]
+
+
+@pytest.mark.parametrize("first_look", [2, 64])
+@pytest.mark.parametrize(("heat", "top_p", "top_k"), SETTINGS)
+def test_draws_follow_transformers_chances(
+    monkeypatch: pytest.MonkeyPatch, heat: float, top_p: float, top_k: int, first_look: int
+) -> None:
+    monkeypatch.setattr(sampling, "FIRST_LOOK", first_look)
+    torch.manual_seed(0)
+    logits = torch.randn(200) * 2
+    chances = expected_chances(logits, heat, top_p, top_k)
+    count = 4000
+    draws = [Draw(heat, top_p, top_k, random.Random(seed)) for seed in range(count)]
+    drawn = choose(logits.expand(count, -1), draws)
+    shares = torch.bincount(torch.tensor(drawn), minlength=200) / count
+    assert not shares[chances == 0].any(), "nothing is drawn that is cut off"
+    # Five standard errors of a share, for each of 200 tokens.
+    margin = 5 * (chances * (1 - chances) / count).sqrt() + 1e-6
+    assert bool(((shares - chances).abs() <= margin).all())
+
+
+def test_greedy_and_drawn_rows_stand_together() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(6, 50)
+    kinds = [Draw(), Draw(1.0, 0.9, 0, random.Random(4)), Draw(1.0, 1.0, 0, random.Random(5))]
+    together = choose(logits, kinds * 2)
+    assert together[0] == logits[0].argmax()
+    kinds = [Draw(), Draw(1.0, 0.9, 0, random.Random(4)), Draw(1.0, 1.0, 0, random.Random(5))]
+    apart = [choose(logits[i : i + 1], [kinds[i % 3]])[0] for i in range(6)]
+    assert apart == together
+
+
+def test_samples_do_not_depend_on_their_neighbours(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    prompts = ["the dog ran", "question: how many cats? answer", "a", "1 2 3 4 5 6 7"]
+    requests = [
+        GenerateRequest(prompt, (), 15, temperature=1.5, top_p=0.95, seed=seed, logprobs=True)
+        for prompt in prompts
+        for seed in range(4)
+    ]
+    engine = Engine(tiny_model, tiny_tokenizer)
+    engine.cache_bytes = engine._geometry().row_bytes(40) * 5
+    together = engine.generate(requests)
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = engine.generate([request])
+        assert (alone.text, alone.tokens) == (answer.text, answer.tokens)
+        assert alone.logprobs == pytest.approx(answer.logprobs, abs=1e-4)
+    assert len({answer.text for answer in together}) == len(requests)
+    backwards = engine.generate(requests[::-1])[::-1]
+    assert [answer.text for answer in backwards] == [answer.text for answer in together]
+
+
+@torch.no_grad()
+def test_logprobs_are_the_models(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    request = GenerateRequest("the dog", (), 8, temperature=0.8, top_k=20, seed=3, logprobs=True)
+    engine, drawn = Engine(tiny_model, tiny_tokenizer), []
+    finished = engine._finished
+    engine._finished = lambda answer: (drawn.extend(answer.tokens), finished(answer))[1]  # type: ignore[func-returns-value,method-assign]
+    (answer,) = engine.generate([request])
+    prompt = tiny_tokenizer.encode("the dog")
+    tokens = prompt + drawn
+    logits = tiny_model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    expected = [logits[i - 1, tokens[i]].item() for i in range(len(prompt), len(tokens))]
+    assert len(answer.logprobs) == 8
+    assert answer.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_one_prompt_is_read_once_for_all_its_samples(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    engine = Engine(tiny_model, tiny_tokenizer)
+    read = []
+    inner = engine._read_on
+
+    def counting(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        read.append(tuple(ids.shape))
+        return inner(ids, *rest)
+
+    engine._read_on = counting  # type: ignore[method-assign]
+    prompt = "question: how many cats? answer"
+    requests = [GenerateRequest(prompt, (), 2, temperature=1.0, seed=s) for s in range(10)]
+    # With four rows the prompt is copied from a sample still in work.
+    engine.cache_bytes = engine._geometry().row_bytes(len(tiny_tokenizer.encode(prompt)) + 2) * 4
+    engine.generate(requests)
+    assert sum(shape[1] > 1 for shape in read) <= 3
+    engine.cache_bytes *= 3
+    read.clear()
+    engine.generate(requests)
+    assert [shape for shape in read if shape[1] > 1] == [(1, len(tiny_tokenizer.encode(prompt)))]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}]
+)
+def test_settings_out_of_range_are_named(
+    tiny_model: Any, tiny_tokenizer: Any, changes: dict[str, Any]
+) -> None:
+    (name,) = changes
+    with pytest.raises(UsageError, match=f"{name} is .*allowed is"):
+        Engine(tiny_model, tiny_tokenizer).generate([GenerateRequest("a", (), 3, **changes)])
