@@ -53,7 +53,11 @@ HOSTILE: dict[str, tuple[str, str]] = {
     ),
     # processes and threads
     "forks": ("import os\nwhile True: os.fork()", REFUSED),
-    "starts a shell": ("import subprocess\nsubprocess.run(['/bin/sh', '-c', 'true'])", REFUSED),
+    "starts a shell": (
+        "import subprocess\ntry: subprocess.run(['/bin/sh', '-c', 'true'])\n"
+        "except PermissionError: raise LookupError('refused')",
+        "LookupError: refused (line 3)",
+    ),
     "spawns": ("import os\nos.posix_spawn('/bin/true', ['true'], {{}})", (
         "PermissionError: [Errno 1] Operation not permitted: '/bin/true' (line 2)"
     )),
@@ -129,7 +133,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
         "FileNotFoundError: [Errno 2] No such file or directory: '{canary}' (line 1)",
     ),
     "reads the home folder": (
-        "import os\nassert not os.path.exists('{home}/.laura-canary'), 'seen'\n"
+        "import os\nassert not os.path.exists('{home}'), 'seen'\n"
         "assert os.listdir(os.path.expanduser('~')), 'empty'",
         "AssertionError: empty (line 3)",
     ),
@@ -281,6 +285,9 @@ def command(user: str, arguments: list[str]) -> list[str]:
             if not folder.stat().st_mode & 1:
                 closed.setdefault(folder, []).append(path)
                 break
+    become = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups", "--"]
+    if not closed:
+        return [*become, *program]
     lines = ["set -e", "kept=$(mktemp -d)", "mount -t tmpfs none $kept"]
     for number, path in enumerate(needed):
         lines += [f"mkdir $kept/{number}", f"mount --bind {shlex.quote(str(path))} $kept/{number}"]
@@ -289,7 +296,7 @@ def command(user: str, arguments: list[str]) -> list[str]:
         for path in paths:
             place = shlex.quote(str(path))
             lines += [f"mkdir -p {place}", f"mount --bind $kept/{needed.index(path)} {place}"]
-    lines.append(f'exec setpriv --reuid={ORDINARY} --regid={ORDINARY} --clear-groups -- "$@"')
+    lines.append(f'exec {shlex.join(become)} "$@"')
     return ["unshare", "--mount", "sh", "-c", "\n".join(lines), "sh", *program]
 
 

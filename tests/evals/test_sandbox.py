@@ -6,10 +6,13 @@ import importlib.util
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,22 +55,38 @@ class Outcome:
     called: bool
 
 
+@pytest.fixture(scope="module")
+def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A home folder that anybody may read and write; not in /tmp, which the sandbox has too."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="laura-") as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module", params=USERS)
 def outcome(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Outcome]:
-    folder = tmp_path_factory.mktemp("outside")
-    canary = folder / "canary"
+    request: pytest.FixtureRequest, home: Path, monkeypatch_module: pytest.MonkeyPatch
+) -> Outcome:
+    canary = home / "canary"
     canary.write_text("untouched")
     canary.chmod(0o666)
-    folder.chmod(0o777)
+    monkeypatch_module.setenv("HOME", str(home))
+    look = f"import os; open({str(canary)!r}, 'r+'); assert os.environ['HOME'] == {str(home)!r}"
+    arguments = hostile.command(request.param, ["-c", look])
+    subprocess.run(arguments, env=hostile.environment(), check=True)  # reachable without walls
     abstract = f"laura-{os.getpid()}-{request.param}"
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as local:
         local.bind("\0" + abstract)
         local.listen()
         words = {
             "canary": str(canary), "port": tcp.getsockname()[1], "abstract": abstract,
-            "home": Path.home(),
+            "home": home,
         }  # fmt: skip
         user, verdicts = hostile.run_hostile(request.param, words)
         called = False
@@ -78,7 +97,7 @@ def outcome(
                 called = True
             except BlockingIOError:
                 pass
-    yield Outcome(
+    return Outcome(
         user,
         verdicts,
         {name: fault.format(**words) for name, (_, fault) in hostile.HOSTILE.items()},
@@ -258,9 +277,20 @@ def test_an_error_of_the_caller_ends_the_pool() -> None:
     def fails(index: int, verdict: Verdict) -> None:
         raise LookupError("the disk is full")
 
-    with Sandbox(workers=2) as pool, pytest.raises(LookupError):
-        pool.run(["import time\ntime.sleep(60)", "pass"], fails)
+    with Sandbox(workers=2) as pool:
+        pool.run(["pass"])
+        before = sorted(os.listdir("/proc/self/fd"))
+        with pytest.raises(LookupError):
+            pool.run(["import time\ntime.sleep(60)", "pass"], fails)
     assert not descendants(os.getpid())
+    assert sorted(os.listdir("/proc/self/fd")) == before, "a descriptor was left open"
+
+
+@needs_walls
+def test_a_pool_may_run_in_a_thread() -> None:
+    with Sandbox(workers=2) as pool, ThreadPoolExecutor(1) as thread:
+        verdicts = thread.submit(pool.run, ["pass", "assert False"]).result()
+    assert [verdict.passed for verdict in verdicts] == [True, False]
 
 
 @pytest.fixture
@@ -362,3 +392,62 @@ def test_limits_hold_for_each_program_not_for_all() -> None:
     )
     with Sandbox(Limits(processes=16), workers=8) as pool:
         assert [verdict.fault for verdict in pool.run([program] * 16)] == [""] * 16
+
+
+def filtered(program: bytes, arch: int, call: int, argument: int) -> int:
+    """What the kernel would answer: a reading of the filter by the rules of classic BPF."""
+    data = struct.pack("=IIQQ", call, arch, 0, argument)
+    lines = [struct.unpack_from("=HBBI", program, at) for at in range(0, len(program), 8)]
+    at = accumulator = 0
+    while True:
+        code, when, otherwise, value = lines[at]
+        at += 1
+        if code == 0x20:
+            (accumulator,) = struct.unpack_from("=I", data, value)
+        elif code == 0x06:
+            return int(value)
+        else:
+            tests = {0x15: accumulator == value, 0x35: accumulator >= value}
+            tests[0x45] = bool(accumulator & value)
+            at += when if tests[code] else otherwise
+
+
+ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+THREAD, FORK = 0x3D0F00, 0x1200011  # what the C library passes for a thread and for fork()
+
+
+@pytest.mark.parametrize(
+    ("machine", "arch", "calls"),
+    [
+        # Numbers from Linux' arch/x86/entry/syscalls/syscall_64.tbl and asm-generic/unistd.h.
+        ("x86_64", 0xC000003E, {"read": 0, "clone": 56, "fork": 57, "execve": 59, "socket": 41,
+                                "socketpair": 53, "clone3": 435, "memfd_create": 319}),
+        ("aarch64", 0xC00000B7, {"read": 63, "clone": 220, "execve": 221, "socket": 198,
+                                 "socketpair": 199, "clone3": 435, "memfd_create": 279}),
+    ],
+)  # fmt: skip
+def test_the_filter_of_each_machine(
+    monkeypatch: pytest.MonkeyPatch, machine: str, arch: int, calls: dict[str, int]
+) -> None:
+    monkeypatch.setattr(confinement.platform, "machine", lambda: machine)
+    confinement.call_filter.cache_clear()
+    program = confinement.call_filter()
+    confinement.call_filter.cache_clear()
+    assert len(program) < 4096, "it has to fit a pipe"
+    expected = [
+        ("read", 0, ALLOW), ("execve", 0, ALLOW), ("socketpair", 1, ALLOW), ("clone3", 0, ENOSYS),
+        ("clone", THREAD, ALLOW), ("clone", FORK, EPERM), ("fork", 0, EPERM),
+        ("socket", socket.AF_UNIX, ALLOW), ("socket", socket.AF_INET, EPERM), ("socket", 40, EPERM),
+        ("memfd_create", 0, EPERM),
+    ]  # fmt: skip
+    for name, argument, answer in expected:
+        if name in calls:
+            assert filtered(program, arch, calls[name], argument) == answer, name
+    assert filtered(program, 0x40000003, calls["read"], 0) == KILL, "32-bit calls"
+    if machine == "x86_64":
+        assert filtered(program, arch, 0x40000000, 0) == EPERM, "x32 calls"
+
+
+def test_a_user_id_for_each_sandbox() -> None:
+    ids = [confinement.user_of(slot) for slot in range(8)]
+    assert len(set(ids)) == 8 and all(0 < number < 2**32 - 1 for number in ids)
