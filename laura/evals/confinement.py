@@ -2,7 +2,8 @@
 
 Inside there is a read-only view of the shared libraries, the interpreter and its
 standard library, four device nodes, and a private /tmp of limited size: no home, no
-/etc, no /proc, no environment, no network, no other process.
+/proc, nothing of /etc but the loader's list of libraries, none of our environment, no
+network, no other process.
 
 Two ways to the same walls. An ordinary user gets them through a user namespace. Root
 needs none and gets none: bubblewrap makes the other namespaces with root's rights, and
@@ -108,7 +109,8 @@ def ways() -> Iterator[Walls]:
     for bwrap in dict.fromkeys(path for path in found if path):
         if root:
             yield Walls(bwrap, as_root=True)
-        # Root in a container often lacks the right to mount, but may make a user namespace.
+        # Root in a container often lacks the right to mount, but may make a user namespace
+        # (where the kernel does not count real root's threads; RLIMIT_AS bounds them then).
         yield Walls(bwrap, as_root=False)
 
 

@@ -10,7 +10,7 @@ and watched from here. There is no unconfined fallback.
 
 Verdicts name no address, time or temporary file, and sets of strings have one order
 in every run, so that an evaluation that was killed and restarted writes the same
-files. Only the standard library can be imported inside.
+files (a program that needs just about the time it has may go either way). Only the standard library can be imported inside.
 
 What a program can still do: lie about its own verdict by searching the interpreter
 that runs it, measure time, and use its share of the machine until a limit ends it.
@@ -116,9 +116,10 @@ def _probe(walls: Walls) -> str:
 class Sandbox:
     """Runs programs, several at a time; to be used in `with`.
 
-    Each program gets walls, an interpreter and a /tmp of its own. All of its memory is
-    bounded by `memory_bytes + tmp_bytes` (and the kernel's buffers of 64 descriptors),
-    that of the whole pool by `workers` times as much.
+    Each program gets walls, an interpreter and a /tmp of its own. Its memory is bounded
+    by `memory_bytes + tmp_bytes`, that of the pool by `workers` times as much. Beside it
+    the kernel keeps the buffers of 64 descriptors and the names in /tmp; those only the
+    CPU limit bounds (470,000 empty files in three seconds, some 500 MB until it ended).
 
     Args:
         limits: What one program may use.
