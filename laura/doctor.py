@@ -61,6 +61,7 @@ def examine(data_dir: Path | None = None, network: bool = False) -> list[Finding
         _disk,
         _cache,
         lambda: _data(data_dir),
+        _sandbox,
     ]
     if network:
         looks.append(_hub)
@@ -192,6 +193,18 @@ def _data(data_dir: Path | None) -> Finding:
         return Finding("data", "missing", f"{told} is not a folder", advice)
     sets = sorted(path.name for path in told.iterdir() if path.is_dir())
     return Finding("data", "ok", f"{told} with {', '.join(sets) or 'nothing in it'}")
+
+
+def _sandbox() -> Finding:
+    from laura.errors import SandboxError
+    from laura.evals.sandbox import require_sandbox
+
+    try:
+        require_sandbox()
+    except SandboxError as error:
+        # Only tasks whose answers are programs want it.
+        return Finding("sandbox", "limited", "generated code can not be run", str(error))
+    return Finding("sandbox", "ok", "generated code runs confined")
 
 
 def _hub() -> Finding:

@@ -15,6 +15,7 @@ Leaves are also the standard exception a Python programmer would catch.
     ├── DivergenceError (ArithmeticError)  training left the finite numbers
     ├── StoreError (OSError)            disk full, no permission, not a study folder
     ├── HubError (ConnectionError)      the Hub or a package index cannot be reached
+    ├── SandboxError (OSError)          generated code cannot be confined on this machine
     └── MissingExtraError (ImportError) an optional dependency is not installed
 """
 
@@ -95,6 +96,10 @@ class StoreError(LauraError, OSError):
 
 class HubError(LauraError, ConnectionError):
     """The Hub or a package index cannot be reached or refuses."""
+
+
+class SandboxError(LauraError, OSError):
+    """Generated code cannot be confined here, so none is run; the message says what to allow."""
 
 
 class MissingExtraError(LauraError, ImportError):

