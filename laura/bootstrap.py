@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DRAWS = 10_000
 LEVEL = 0.95
-_BLOCK = 1_000_000  # numbers drawn at a time, about 8 MB: ten thousand items need no gigabytes
+_BLOCK = 1_000_000  # counts drawn at a time, about 8 MB: ten thousand items need no gigabytes
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,18 @@ def _differences(before: Mapping[int, float], after: Mapping[int, float]) -> lis
 
 
 def _resampled_means(values: Sequence[float], draws: int, generator: Any) -> NDArray[Any]:
-    """Mean of every resample, shape (draws,)."""
+    """Mean of every resample, shape (draws,).
+
+    How often each item is drawn is multinomial. Items of one value are drawn as one:
+    differences of right and wrong take three values, however many items there are.
+    """
     import numpy as np
 
-    numbers, n = np.array(values), len(values)
-    block = max(1, _BLOCK // n)
-    counts = [min(block, draws - start) for start in range(0, draws, block)]
+    distinct, counts = np.unique(np.array(values), return_counts=True)
+    n = len(values)
+    block = max(1, _BLOCK // len(distinct))
+    sizes = [min(block, draws - start) for start in range(0, draws, block)]
+    # Multiplied and summed row by row: a matrix product would round by the block's size.
     return np.concatenate(
-        [numbers[generator.integers(0, n, (count, n))].mean(axis=1) for count in counts]
+        [(generator.multinomial(n, counts / n, size) * distinct).sum(axis=1) / n for size in sizes]
     )

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from laura.evals.sandbox import Sandbox, Verdict
+from laura.evals.sandbox import Limits, Sandbox, Verdict
 from laura.models.requests import GenerateAnswer, GenerateRequest
 from laura.recipe import MeasureSection
 from laura.results import Item
@@ -64,15 +64,15 @@ def metrics(section: MeasureSection) -> tuple[str, ...]:
 
 
 def drawn(section: MeasureSection) -> str:
-    """How samples are drawn, in words for a result's version."""
+    """How samples are asked for, drawn and judged, in words for a result's version."""
     way = "greedy"
     if section.code_temperature:
         way = (
             f"{section.code_samples} samples at temperature {section.code_temperature:g}, "
             f"top_p {section.code_top_p:g}"
         )
-    told = ", ".join(metrics(section))
-    return f"{section.code_prompt}; {way}; {section.code_tokens} new tokens; {told}"
+    limits = f"{section.code_tokens} new tokens; {Limits().cpu_seconds} s to run"
+    return f"{section.code_prompt}; {way}; {limits}; {', '.join(metrics(section))}"
 
 
 def sample_requests(
