@@ -16,9 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MICRO = ("micro_facts", "micro_events", "micro_pronouns", "micro_math", "micro_code")
-BENCHMARKS = ("hellaswag", "arc_challenge", "winogrande", "gsm8k", *MICRO)
+BENCHMARKS = (
+    "hellaswag", "arc_challenge", "winogrande", "gsm8k", "humaneval", "mbpp", *MICRO,
+)  # fmt: skip
 LOSSES = ("target_loss", "source_loss", "kl")
-LearningTask = Literal["gsm8k", "micro_math", "micro_code", "target_loss"]
+LearningTask = Literal["gsm8k", "humaneval", "mbpp", "micro_math", "micro_code", "target_loss"]
 ForgettingTask = Literal[
     "hellaswag", "arc_challenge", "winogrande", "micro_facts", "micro_events", "micro_pronouns",
     "source_loss", "kl",
@@ -242,6 +244,28 @@ class MeasureSection(Section):
         "`sampler: first_n`), read once; `sampled`: lm-eval's default, others for every question.",
     )
     gsm8k_tokens: int = Field(256, ge=1, description="New tokens allowed for a GSM8K answer.")
+    code_prompt: Literal["plain", "chat"] = Field(
+        "plain",
+        description="How humaneval and mbpp are asked. `plain`: lm-eval's prompts, continued; "
+        "`chat`: the task in the model's chat template, code taken out of the answer.",
+    )
+    code_samples: int = Field(
+        1, ge=1, le=10_000, description="Programs drawn for every task of humaneval and mbpp."
+    )
+    code_temperature: float = Field(
+        0.0, ge=0, description="0 writes the most likely program; the paper draws 50 at 0.2."
+    )
+    code_top_p: float = Field(
+        0.95, gt=0, le=1, description="Share of likely tokens programs are drawn from; 1 for all."
+    )
+    code_k: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[1],
+        description="pass@k for these k, each at most `code_samples`; 1 is always told.",
+    )
+    code_tokens: int = Field(512, ge=1, description="New tokens allowed for a program.")
+    mbpp_shots: int = Field(
+        3, ge=0, le=9, description="Worked examples before an MBPP task: its prompt rows 2, 3, ..."
+    )
     micro_prompt: Literal["chat", "text"] = Field(
         "chat",
         description="How micro_math and micro_code are asked. `chat`: in the model's chat "

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from laura.errors import Fault
-from laura.recipe import LoraArm, Recipe, Section
+from laura.recipe import LoraArm, MeasureSection, Recipe, Section
 
 DottedPath = tuple[str | int, ...]
 SectionType = TypeVar("SectionType", bound=Section)
@@ -52,6 +52,30 @@ def cross_faults(data: dict[str, Any], found: list[Fault]) -> list[Fault]:
     if recipe is None:
         return []
     return [fault for needed, check in _CHECKS if not needed & faulty for fault in check(recipe)]
+
+
+def measure_faults(section: MeasureSection) -> Iterable[Fault]:
+    """Faults between keys of the `measure` section alone."""
+    samples, wanted = section.code_samples, section.code_k
+    too_large = [k for k in wanted if k > samples]
+    if too_large:
+        yield Fault(
+            "measure.code_k",
+            f"names {', '.join(map(str, too_large))}, but pass@k needs at least k samples and "
+            f"measure.code_samples is {samples}; draw more or leave it out",
+        )
+    if len(set(wanted)) != len(wanted):
+        yield Fault("measure.code_k", f"names a k twice, came {short(wanted)}")
+    if samples > 1 and section.code_temperature == 0:
+        yield Fault(
+            "measure.code_temperature",
+            f"is 0, so all {samples} samples would be the same program; give a temperature above "
+            "0, such as 0.2, or measure.code_samples: 1",
+        )
+
+
+def _measure_faults(recipe: Recipe) -> Iterable[Fault]:
+    return measure_faults(recipe.measure)
 
 
 def _budget_faults(recipe: Recipe) -> Iterable[Fault]:
@@ -119,6 +143,7 @@ _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"arms"}, _arm_faults),
     ({"arms", "search"}, _shared_rate_faults),
     ({"seeds"}, _seed_faults),
+    ({"measure"}, _measure_faults),
     ({"measure"}, _task_faults),
     ({"measure", "data"}, _text_faults),
 )

@@ -12,7 +12,14 @@ import yaml
 
 from laura.errors import Fault, RecipeError
 from laura.recipe import MeasureSection, Recipe
-from laura.recipe_faults import DottedPath, cross_faults, dotted, short, validate
+from laura.recipe_faults import (
+    DottedPath,
+    cross_faults,
+    dotted,
+    measure_faults,
+    short,
+    validate,
+)
 
 LARGEST_WHOLE_NUMBER = 10**15
 LINES_REMEMBERED = 10_000
@@ -116,6 +123,7 @@ def read_measure_section(overrides: Iterable[str]) -> MeasureSection:
         faults.append(Fault(f"--set {name}", "only measure.key=value can be set here"))
     section, found = validate(MeasureSection, data["measure"])
     faults += [Fault(f"measure.{fault.path}", fault.problem) for fault in found]
+    faults += measure_faults(section) if section is not None else ()
     if faults or section is None:
         raise RecipeError(faults, "--set")
     return section

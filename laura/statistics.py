@@ -1,14 +1,16 @@
-"""Standard errors and paired comparisons; no torch, and numpy only to resample.
+"""Standard errors and paired comparisons; no torch, no numpy (`bootstrap.py` resamples).
 
 Every score here is computed over items (questions or documents). Two models
 measured on the same items are compared item by item, which removes the noise
-of how hard the items are; that is why every change is paired.
+of how hard the items are; that is why every change is paired. Where several
+samples share an item, the item stays the unit: samples of one question are
+not independent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -27,21 +29,6 @@ class Estimate:
     n: int
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval.
-
-    Attributes:
-        low: Lower end.
-        high: Upper end.
-        level: Share of intervals that hold the truth, such as 0.95.
-    """
-
-    low: float
-    high: float
-    level: float
-
-
 def mean(values: Sequence[float]) -> Estimate:
     """Mean of independent items, with the standard error of that mean.
 
@@ -57,8 +44,8 @@ def mean(values: Sequence[float]) -> Estimate:
     Source:
         `mean_stderr` of lm-eval 0.4.13 (lm_eval/api/metrics.py).
     """
-    numbers = _finite(values, "values")
-    n = _at_least_two(numbers)
+    numbers = finite_numbers(values, "values")
+    n = at_least_two(numbers)
     average = math.fsum(numbers) / n
     variance = math.fsum((x - average) ** 2 for x in numbers) / (n - 1)
     return Estimate(average, math.sqrt(variance / n), n)
@@ -81,7 +68,7 @@ def paired_difference(before: Mapping[int, float], after: Mapping[int, float]) -
         Student's paired test; for language models Miller 2024,
         arXiv:2411.00640 (paired differences).
     """
-    indices = _same_items(before, after)
+    indices = same_items(before, after)
     return mean([after[index] - before[index] for index in indices])
 
 
@@ -112,6 +99,67 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimat
     return Estimate(value, math.sqrt(variance), n)
 
 
+def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
+    """Mean of values that come in clusters, such as several samples of one question.
+
+    Formula: the plain mean m of all n values; with e_g the sum of x - m over
+    cluster g, one of G, variance = G / (G - 1) * sum e_g^2 / n^2. That is `ratio`
+    of the clusters' sums to their sizes. With clusters of one value it is `mean`;
+    with clusters of one size it is `mean` of the clusters' means.
+
+    Args:
+        values: One finite number a sample.
+        clusters: What each sample belongs to, such as the index of its question.
+
+    Returns:
+        The mean and its standard error; `n` counts clusters, not values.
+
+    Raises:
+        ValueError: unequal lengths, fewer than two clusters, or a value that is
+            not finite.
+
+    Source:
+        Miller 2024, arXiv:2411.00640, clustered standard errors: the root of
+        sum e_g^2 / n^2. The factor G / (G - 1) is ours, as in `mean`, whose
+        n - 1 it becomes when every cluster holds one value.
+    """
+    if len(values) != len(clusters):
+        raise ValueError(f"{len(values)} values but {len(clusters)} clusters; give one each")
+    members: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(finite_numbers(values, "values"), clusters, strict=True):
+        members.setdefault(cluster, []).append(value)
+    groups = list(members.values())
+    return ratio([math.fsum(group) for group in groups], [len(group) for group in groups])
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that at least one of k samples of a problem passes, unbiased.
+
+    Formula: 1 - C(n - c, k) / C(n, k): of all choices of k among the n samples
+    drawn, the share that holds one of the c that pass. Computed in whole numbers
+    and rounded once, so nothing cancels. pass@k of a benchmark is `mean` of this
+    over its problems, and so is its standard error: the problem is the unit,
+    however many samples it has.
+
+    Args:
+        n: Samples of the problem.
+        c: How many of them pass, 0 to n.
+        k: How many may be handed in, 1 to n.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Source:
+        Chen et al. 2021, arXiv:2107.03374, equation 1.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs 1 <= k <= samples, there are {n} samples")
+    if not 0 <= c <= n:
+        raise ValueError(f"{c} of {n} samples cannot pass")
+    ways = math.comb(n, k)
+    return (ways - math.comb(n - c, k)) / ways
+
+
 def ratio_difference(
     before: Mapping[int, tuple[float, float]], after: Mapping[int, tuple[float, float]]
 ) -> Estimate:
@@ -133,7 +181,7 @@ def ratio_difference(
         Cochran 1977, Sampling Techniques, section 6.18 (comparison of two
         ratios), by the delta method.
     """
-    indices = _same_items(before, after)
+    indices = same_items(before, after)
     sides = [
         _ratio_residuals([side[i][0] for i in indices], [side[i][1] for i in indices])
         for side in (before, after)
@@ -186,12 +234,8 @@ def paired_mean_of_tasks(
     Source:
         `paired_difference` within each task, then `mean_of_tasks`.
     """
-    if set(before) != set(after):
-        raise ValueError(
-            f"the two models were measured on different tasks: {sorted(before)} "
-            f"and {sorted(after)}; measure both on the same"
-        )
-    return mean_of_tasks([paired_difference(before[task], after[task]) for task in before])
+    tasks = same_tasks(before, after)
+    return mean_of_tasks([paired_difference(before[task], after[task]) for task in tasks])
 
 
 def seed_error(values: Sequence[float]) -> float:
@@ -224,56 +268,12 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(math.fsum(values) / k, stderr, min(e.n for e in estimates))
 
 
-def paired_bootstrap(
-    before: Mapping[int, float],
-    after: Mapping[int, float],
-    *,
-    seed: int,
-    draws: int = 10_000,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile interval of the mean of `after - before`, by resampling items.
-
-    Formula: draw n items with replacement `draws` times; the interval runs from
-    the (1 - level) / 2 to the (1 + level) / 2 quantile of the means of
-    d_i = after_i - before_i.
-
-    Args:
-        before: Item index to value, on the base.
-        after: The same indices on the tuned model.
-        seed: The same seed gives the same interval.
-        draws: Resamples; 10,000 settles the ends to about a hundredth of the width.
-        level: Share in (0, 1), not a percentage.
+def finite_numbers(values: Iterable[float], name: str) -> list[float]:
+    """The values as floats.
 
     Raises:
-        ValueError: different items, fewer than two, or a level outside (0, 1).
-
-    Source:
-        Efron and Tibshirani 1993, An Introduction to the Bootstrap, section
-        13.3; paired use as in Koehn 2004 (EMNLP).
+        ValueError: one is not finite; `name` says which list it stood in.
     """
-    import numpy as np
-
-    if not 0 < level < 1:
-        raise ValueError(f"level is a share between 0 and 1, came {level}")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, came {draws}")
-    indices = _same_items(before, after)
-    _at_least_two(indices)
-    differences = np.array(_finite([after[i] - before[i] for i in indices], "differences"))
-    generator = np.random.default_rng(seed)
-    # One block of about 8 MB at a time, so that ten thousand items do not need gigabytes.
-    n = len(differences)
-    block = max(1, 1_000_000 // n)
-    counts = [min(block, draws - start) for start in range(0, draws, block)]
-    means = np.concatenate(
-        [differences[generator.integers(0, n, (count, n))].mean(axis=1) for count in counts]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level)
-
-
-def _finite(values: Iterable[float], name: str) -> list[float]:
     numbers = [float(value) for value in values]
     for place, number in enumerate(numbers):
         if not math.isfinite(number):
@@ -281,7 +281,12 @@ def _finite(values: Iterable[float], name: str) -> list[float]:
     return numbers
 
 
-def _at_least_two(items: Sequence[object]) -> int:
+def at_least_two(items: Sequence[object]) -> int:
+    """How many items there are.
+
+    Raises:
+        ValueError: fewer than two, which have no standard error.
+    """
     if len(items) < 2:
         raise ValueError(
             f"a standard error needs at least 2 items, came {len(items)}; measure more items"
@@ -289,7 +294,26 @@ def _at_least_two(items: Sequence[object]) -> int:
     return len(items)
 
 
-def _same_items(before: Mapping[int, object], after: Mapping[int, object]) -> list[int]:
+def same_tasks(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    """The tasks that both cover, in the order of `before`.
+
+    Raises:
+        ValueError: the two cover different tasks.
+    """
+    if set(before) != set(after):
+        raise ValueError(
+            f"the two models were measured on different tasks: {sorted(before)} "
+            f"and {sorted(after)}; measure both on the same"
+        )
+    return list(before)
+
+
+def same_items(before: Mapping[int, object], after: Mapping[int, object]) -> list[int]:
+    """The indices that both cover, in order.
+
+    Raises:
+        ValueError: the two cover different items.
+    """
     if before.keys() != after.keys():
         raise ValueError(
             f"the two models were measured on different items ({len(before)} and {len(after)}, "
@@ -304,8 +328,9 @@ def _ratio_residuals(
     """Ratio of the sums, residuals x - R d, and the sum of the denominators."""
     if len(numerators) != len(denominators):
         raise ValueError(f"{len(numerators)} numerators but {len(denominators)} denominators")
-    tops, bottoms = _finite(numerators, "numerators"), _finite(denominators, "denominators")
-    _at_least_two(tops)
+    tops = finite_numbers(numerators, "numerators")
+    bottoms = finite_numbers(denominators, "denominators")
+    at_least_two(tops)
     if min(bottoms) < 0 or math.fsum(bottoms) <= 0:
         raise ValueError("denominators must not be negative and must sum to more than zero")
     total = math.fsum(bottoms)

@@ -194,6 +194,19 @@ def test_faults_of_overrides_do_not_blame_the_file() -> None:
     assert not any(lines_of(GOOD, given_faults).values())
 
 
+def test_samples_of_programs_that_cannot_be_told_together() -> None:
+    given = ["measure.code_samples=5", "measure.code_k=[1,10,100]", "base.dtype=float16"]
+    faults = faults_of(GOOD, given)
+    assert "names 10, 100, but pass@k needs at least k samples" in faults["measure.code_k"]
+    assert "all 5 samples would be the same program" in faults["measure.code_temperature"]
+    assert "base.dtype" in faults
+    assert "names a k twice" in faults_of(GOOD, ["measure.code_k=[1,1]"])["measure.code_k"]
+    with pytest.raises(RecipeError, match=r"measure\.code_k.*at least k samples"):
+        read_measure_section(["measure.code_k=[2]"])
+    paper = ["measure.code_samples=50", "measure.code_temperature=0.2", "measure.code_k=[1,10]"]
+    assert parse_recipe(GOOD, paper).measure == read_measure_section(paper)
+
+
 def test_measure_section_by_overrides() -> None:
     section = read_measure_section(["measure.limit=7", "measure.gsm8k_shots=0"])
     assert (section.limit, section.gsm8k_shots) == (7, 0)

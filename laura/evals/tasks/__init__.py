@@ -3,7 +3,8 @@
 Importing the table costs nothing (no torch); `load` imports a task's file.
 
 A file of kind `choice` has `VERSION`, `METRICS` and `question(row, index)`;
-one of kind `generation` has `METRICS`, `prepare(rows, ask)` and `grades(questions, answers)`;
+one of kind `generation` has `METRICS`, `prepare(rows, ask)` and `grades(questions, answers)`,
+and, where settings add metrics, `metrics(section)`, which names them all;
 one of kind `loss` or `divergence` has `VERSION`, `METRICS` and `items`.
 """
 
@@ -60,6 +61,12 @@ TASKS: dict[str, TaskEntry] = {
     ),
     "gsm8k": TaskEntry(
         f"{_HERE}.gsm8k", "GSM8K, strict match", "share", "exact_match", True, "generation", "test"
+    ),
+    "humaneval": TaskEntry(
+        f"{_HERE}.humaneval", "HumanEval, pass@1", "share", "pass@1", True, "generation", "test"
+    ),
+    "mbpp": TaskEntry(
+        f"{_HERE}.mbpp", "MBPP, pass@1", "share", "pass@1", True, "generation", "test"
     ),
     "micro_facts": TaskEntry(
         f"{_HERE}.arc_challenge", "Facts of the micro world, acc_norm", "share", "acc_norm", True,

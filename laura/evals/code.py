@@ -1,0 +1,183 @@
+"""What the tasks that ask for programs share: drawing samples, finding the code, grading. No torch.
+
+Every sample is a whole program: the code of the answer, then the row's tests. It
+runs in the sandbox and passes when it ends without an error. A problem's pass@k is
+the unbiased estimate from its own samples (`statistics.pass_at_k`); the benchmark's
+is the mean over problems, with the standard error over problems. That error is
+clustered: a problem with fifty samples counts once, as `statistics.clustered_mean`
+over single samples would have it.
+
+Source: Chen et al. 2021, arXiv:2107.03374.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from laura.evals.sandbox import Limits, Sandbox, Verdict
+from laura.models.requests import GenerateAnswer, GenerateRequest
+from laura.recipe import MeasureSection
+from laura.results import Item
+from laura.statistics import pass_at_k
+
+PYTHON = ("python", "python3", "py")
+
+# A fence opens and closes at the beginning of a line, as in CommonMark; an answer that was
+# cut off leaves it open.
+_FENCE = re.compile(
+    r"^(?P<indent>[ \t]*)```[ \t]*(?P<label>[\w+-]*)[^\n`]*\n(?P<body>.*?)(?:^[ \t]*```|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class CodeQuestion:
+    """One problem, to be solved by a program.
+
+    Attributes:
+        index: Row number in the split, from 0.
+        task_id: The data's own name of the problem.
+        requests: What the engine continues, one a sample.
+        code: Makes the program's code of an answer's text.
+        tests: What follows the code; it fails by an exception.
+        k: The pass@k that are told beside pass@1.
+    """
+
+    index: int
+    task_id: str | int
+    requests: tuple[GenerateRequest, ...]
+    code: Callable[[str], str]
+    tests: str
+    k: tuple[int, ...]
+
+    def program(self, text: str) -> str:
+        """The whole program of an answer."""
+        return f"{self.code(text)}\n{self.tests}"
+
+
+def metrics(section: MeasureSection) -> tuple[str, ...]:
+    """Names of all metrics a `measure` section asks for: pass@1, then the others of `code_k`."""
+    return tuple(f"pass@{k}" for k in sorted({1, *section.code_k}))
+
+
+def drawn(section: MeasureSection) -> str:
+    """How samples are asked for, drawn and judged, in words for a result's version."""
+    way = "greedy"
+    if section.code_temperature:
+        way = (
+            f"{section.code_samples} samples at temperature {section.code_temperature:g}, "
+            f"top_p {section.code_top_p:g}"
+        )
+    limits = f"{section.code_tokens} new tokens; {Limits().cpu_seconds} s to run"
+    return f"{section.code_prompt}; {way}; {limits}; {', '.join(metrics(section))}"
+
+
+def sample_requests(
+    prompt: str, stop: tuple[str, ...], task: str, index: int, section: MeasureSection
+) -> tuple[GenerateRequest, ...]:
+    """The requests of one problem, one a sample.
+
+    Seeds come from the task, the row and the sample's number alone: every model
+    draws with the same ones, whatever else is measured.
+    """
+    if not section.code_temperature:
+        return (GenerateRequest(prompt, stop, section.code_tokens),) * section.code_samples
+    return tuple(
+        GenerateRequest(
+            prompt,
+            stop,
+            section.code_tokens,
+            temperature=section.code_temperature,
+            top_p=section.code_top_p,
+            seed=seed(task, index, number),
+        )
+        for number in range(section.code_samples)
+    )
+
+
+def seed(task: str, index: int, sample: int) -> int:
+    """Seed of a problem's sample: 48 bits of the SHA-256 of `TASK/ROW/SAMPLE`."""
+    digest = hashlib.sha256(f"{task}/{index}/{sample}".encode()).digest()
+    return int.from_bytes(digest[:6])
+
+
+def fenced(text: str) -> str:
+    """The code in an answer that may hold words around it.
+
+    The first block fenced as Python; without one the first fenced block; without
+    any fence the whole text. A fence that is not closed lasts to the end. Where the
+    fence is indented, its lines lose that much.
+    """
+    blocks = list(_FENCE.finditer(text))
+    if not blocks:
+        return text
+    python = (block for block in blocks if block["label"].lower() in PYTHON)
+    block = next(python, blocks[0])
+    return re.sub(f"^{block['indent']}", "", block["body"], flags=re.MULTILINE)
+
+
+def grades(
+    questions: Sequence[CodeQuestion], answers: Sequence[Sequence[GenerateAnswer]]
+) -> Iterator[tuple[Item, list[Item]]]:
+    """Run every program in the sandbox and grade every problem.
+
+    Samples of one problem that are the same program run once: the verdict is the
+    same for all of them.
+
+    Args:
+        questions: The problems.
+        answers: For each its answers, one a request.
+
+    Yields:
+        The item {"index", "task_id", "samples" (n), "passes" (c), "correct" (every
+        sample passed), "pass@1" (c / n), further "pass@k", "tokens" (of all samples)}
+        and the samples {"index", "sample", "prompt", "text", "code", "passed",
+        "fault" ("" or what went wrong), "tokens", "finish"}.
+
+    Raises:
+        SandboxError: this machine cannot confine a program.
+    """
+    programs = [
+        [question.program(answer.text) for answer in own]
+        for question, own in zip(questions, answers, strict=True)
+    ]
+    different = [list(dict.fromkeys(own)) for own in programs]
+    with Sandbox() as sandbox:
+        verdicts = iter(sandbox.run([program for own in different for program in own]))
+    for question, own, written, once in zip(questions, answers, programs, different, strict=True):
+        known = {program: next(verdicts) for program in once}
+        yield _graded(question, own, [known[program] for program in written])
+
+
+def _graded(
+    question: CodeQuestion, answers: Sequence[GenerateAnswer], verdicts: Sequence[Verdict]
+) -> tuple[Item, list[Item]]:
+    n, passes = len(answers), sum(verdict.passed for verdict in verdicts)
+    item: Item = {
+        "index": question.index,
+        "task_id": question.task_id,
+        "samples": n,
+        "passes": passes,
+        "correct": passes == n,
+        **{f"pass@{k}": pass_at_k(n, passes, k) for k in sorted({1, *question.k})},
+        "tokens": sum(answer.tokens for answer in answers),
+    }
+    drawn_with = zip(question.requests, answers, verdicts, strict=True)
+    samples: list[Item] = [
+        {
+            "index": question.index,
+            "sample": number,
+            "prompt": request.prompt,
+            "text": answer.text,
+            "code": question.code(answer.text),
+            "passed": verdict.passed,
+            "fault": verdict.fault,
+            "tokens": answer.tokens,
+            "finish": answer.finish,
+        }
+        for number, (request, answer, verdict) in enumerate(drawn_with)
+    ]
+    return item, samples
