@@ -133,7 +133,10 @@ def _error_object(error: Exception, message: str | None) -> dict[str, Any]:
 
 
 def _write_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    # Samples and names may hold what a terminal would obey; as JSON's escapes it is the same.
+    from laura.report.visible import visible_json
+
+    sys.stdout.write(visible_json(json.dumps(value, ensure_ascii=False, default=str)) + "\n")
     sys.stdout.flush()
 
 
