@@ -17,26 +17,34 @@ if TYPE_CHECKING:
     from laura.report.samples import Outcome
 
 
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="Task to show.",
+        show_default="the only one, else what there is",
+    ),
+]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="base, a run's ID or arm, ID/STEP, or an adapter. Given twice, or with a comma: "
+        "answers side by side.",
+        show_default="the base, or the only one",
+    ),
+]
+
+
 def show(
     study: Annotated[
         Path,
         typer.Argument(metavar="STUDY", help="Study folder, or one that `evaluate` wrote."),
     ],
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Task to show.", show_default="the only one, else what there is"
-        ),
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="base, a run's ID or arm, ID/STEP, or an adapter. Given twice, or with a comma: "
-            "answers side by side.",
-            show_default="the base, or the only one",
-        ),
-    ] = None,
+    task: TaskOption = None,
+    model: ModelOption = None,
     failed: Annotated[
         bool, typer.Option("--failed", help="Only what failed; of two models, what either failed.")
     ] = False,
@@ -82,6 +90,8 @@ def show(
         from laura.report.sample_view import Overview, open_view
         from laura.report.samples import Wish
 
+        # What the output's encoding lacks is escaped, and ends nothing.
+        getattr(sys.stdout, "reconfigure", lambda errors: None)(errors="backslashreplace")
         view = open_view(study, task, model or [], Wish(wanted, index, sample, limit), full)
         if json:
             desk.answer(view.to_json())
@@ -98,10 +108,7 @@ def _outcome(failed: bool, passed: bool, differ: bool) -> Outcome:
 
 
 def _write(lines: Iterable[str]) -> None:
-    """Print line by line; letters that the output's encoding lacks are escaped."""
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
+    """Print line by line, so that whoever reads the first need not wait for the last."""
     for line in lines:
         sys.stdout.write(line + "\n")
     sys.stdout.flush()

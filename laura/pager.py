@@ -45,6 +45,8 @@ def paged(wanted: bool = True) -> Iterator[Console]:
     try:
         with suppress(BrokenPipeError):
             yield _console(stream, _is_less(str(process.args[0])))  # type: ignore[index]
+            stream.close()
+        process.wait()
     except KeyboardInterrupt:  # the polite signal to end, which is meant for both
         process.terminate()
         raise

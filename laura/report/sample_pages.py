@@ -52,6 +52,9 @@ def _drawn(blocks: Sequence[Block]) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for block in blocks:
         title = Text(block.title, style="cyan")
+        if block.fits_beside:
+            parts.append(title.append(f"  {block.text}", style="default"))
+            continue
         if block.note:
             title.append(f"  [{block.note}]", style="dim")
         parts += [title, Padding(Text(block.text, overflow="fold"), (0, 0, 0, 2), expand=False)]

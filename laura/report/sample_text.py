@@ -60,6 +60,11 @@ class Block:
     text: str
     note: str = ""
 
+    @property
+    def fits_beside(self) -> bool:
+        """Whether the text is short enough to stand beside its title."""
+        return not self.note and len(self.text) <= SHORT and "\n" not in self.text
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -285,6 +290,9 @@ def plain_lines(shown: Page) -> Iterator[str]:
 
 def _plain_blocks(blocks: Sequence[Block]) -> Iterator[str]:
     for block in blocks:
+        if block.fits_beside:
+            yield f"{block.title}: {block.text}"
+            continue
         yield f"{block.title}:" + (f" [{block.note}]" if block.note else "")
         # Set in, so that no output can pass for a heading or a verdict.
         yield from (f"  {line}" for line in block.text.split("\n"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,17 @@ class View:
         """The models' names."""
         return [one.model.name for one in self.samples]
 
+    @property
+    def several(self) -> bool:
+        """Whether an item has more samples than one."""
+        return any(sample for _, sample in self.selection.verdicts[0])
+
+    @property
+    def marks(self) -> list[tuple[bool | None, ...]]:
+        """All models' verdicts of each sample that all of them have."""
+        verdicts = [one.values() for one in self.selection.verdicts]
+        return list(zip(*verdicts, strict=True))
+
     def heading(self) -> Iterator[str]:
         """What is shown, each model's score, and what is not shown."""
         yield f"{_title(self.task)} ({visible_line(self.task)}) in {visible_line(str(self.folder))}"
@@ -105,15 +117,22 @@ class View:
         yield from self._notes()
 
     def _notes(self) -> Iterator[str]:
-        found, shown = self.selection.matching, len(self.selection.keys)
-        what = {
-            "any": "",
-            "failed": " that failed" if len(self.samples) == 1 else " that a model failed",
-            "passed": " that passed" if len(self.samples) == 1 else " that all passed",
-            "differ": " where the verdicts differ",
+        found, shown, common = self.selection.matching, len(self.selection.keys), len(self.marks)
+        alone = len(self.samples) == 1
+        told = {
+            "any": f"{found} samples" if self.several else f"{found} items",
+            "failed": f"{found} of {common} failed" + ("" if alone else " by one of them or more"),
+            "passed": f"{found} of {common} passed" + ("" if alone else " by all of them"),
+            "differ": f"the verdicts differ on {found} of {common}",
         }[self.wish.outcome]
-        cut = f", the first {shown} shown" if shown < found else ""
-        yield f"{found} of {self.selection.common}{what}{cut}"
+        yield told + (f", the first {shown} shown" if shown < found else "")
+        if len(self.samples) == 2 and not self.are_losses:
+            counts = Counter(self.marks)
+            first, second = (visible_line(name) for name in self.names)
+            yield (
+                f"both passed {counts[True, True]}, only {first} {counts[True, False]}, "
+                f"only {second} {counts[False, True]}, neither {counts[False, False]}"
+            )
         if self.selection.alone:
             yield f"{self.selection.alone} not shown: not every one of these models has them"
         versions = list(dict.fromkeys(one.result.version for one in self.samples))
@@ -127,10 +146,9 @@ class View:
 
     def pages(self) -> Iterator[Page]:
         """The samples one by one, laid out."""
-        several = any(sample for _, sample in self.selection.verdicts[0])
         metric = self.samples[0].metrics[0]
         for key, rows in stream(self.samples, self.selection):
-            yield page(key, self.names, rows, metric=metric, several=several, full=self.full)
+            yield page(key, self.names, rows, metric=metric, several=self.several, full=self.full)
 
     def table(self) -> Iterator[str]:
         """A line a document, where the task is a loss; nothing otherwise."""

@@ -53,14 +53,12 @@ class Selection:
     Attributes:
         keys: Those to show, in the order of the first model's file.
         matching: How many there are without the limit.
-        common: How many samples all the models have.
         alone: How many only some of the models have; they are never shown.
         verdicts: Each model's verdict of every sample all have; None where there is none.
     """
 
     keys: list[Key]
     matching: int
-    common: int
     alone: int
     verdicts: list[dict[Key, bool | None]]
 
@@ -217,7 +215,7 @@ def select(models: Sequence[Samples], wish: Wish) -> Selection:
             )
         keys = [key for key in keys if _fits([one[key] for one in verdicts], wish.outcome)]
     alone = len(set().union(*every)) - len(common)
-    return Selection(keys[: wish.limit], len(keys), len(common), alone, verdicts)
+    return Selection(keys[: wish.limit], len(keys), alone, verdicts)
 
 
 def _at_place(keys: list[Key], wish: Wish, where: str) -> list[Key]:
