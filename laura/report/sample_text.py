@@ -165,18 +165,32 @@ def _blocks(row: Item, choices: Block | None, full: bool) -> Iterator[Block]:
 
 
 def _value_text(value: Any) -> str:
-    """A field's value as text; what is no text as JSON."""
+    """A field's value as text: short lists and objects as JSON, others as an outline."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):
         return f"{value:.6g}"
     try:
         text = json.dumps(value, ensure_ascii=False)
-        if isinstance(value, list | dict) and len(text) > SHORT:
-            return json.dumps(value, ensure_ascii=False, indent=1)
+        if isinstance(value, list | dict) and (len(text) > SHORT or "\\n" in text):
+            return "\n".join(_outline(value))
     except RecursionError:
         return "(nested too deeply to be shown)"
     return text
+
+
+def _outline(value: list[Any] | dict[str, Any]) -> Iterator[str]:
+    """A list or object line by line, each part's text on lines of its own, set in."""
+    named = isinstance(value, dict)
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+        mark = f"{visible_line(str(key))}:" if named else "-"
+        lines = _value_text(part).split("\n")
+        if named and len(lines) > 1:
+            yield mark
+            yield from (f"  {line}" for line in lines)
+        else:
+            yield f"{mark} {lines[0]}".rstrip()
+            yield from (f"  {line}" for line in lines[1:])
 
 
 def _text_block(title: str, value: Any, cut: bool) -> Block:

@@ -594,6 +594,21 @@ def test_values_nested_very_deeply() -> None:
     assert "Also: odd (nested too deeply to be shown)" in lines
 
 
+def test_nested_texts_keep_their_lines() -> None:
+    """As the samples of lm-eval's tasks have them."""
+    row = {"requests": [{"arguments": ["Solve:\n  1 + 1\n=", {"until": []}], "responses": ["2"]}]}
+    lines = list(plain_lines(page((0, 0), ["m"], [(row, None)])))
+    assert lines[1:-1] == [
+        "requests:",
+        "  - arguments:",
+        "      - Solve:",
+        "          1 + 1",
+        "        =",
+        '      - {"until": []}',
+        '    responses: ["2"]',
+    ]
+
+
 @pytest.fixture(scope="module")
 def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20,000 samples, 60 MB of text, written line by line."""
