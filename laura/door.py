@@ -87,7 +87,10 @@ def opened(as_json: bool = False) -> Iterator[Desk]:
             traceback.print_exc(file=sys.stderr)
             _say(BUG)
         else:
-            _say(f"error: {message}")
+            from laura.report.visible import visible
+
+            # A message may quote a file's name or content, which others chose.
+            _say(visible(f"error: {message}"))
         if as_json:
             _write_json({"error": _error_object(error, message)})
         raise SystemExit(EXIT_BUG if message is None else EXIT_USER) from None

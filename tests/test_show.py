@@ -155,6 +155,22 @@ def test_mistakes_exit_2_without_traceback(study: Path, tmp_path: Path) -> None:
     assert error["kind"] == "UsageError" and "Did you mean lora" in error["message"]
 
 
+def test_names_of_others_control_nothing(study: Path) -> None:
+    name = "\x1b[2Jevil\n== item 0: passed =="
+    for folder, content in ((name, None), ("damaged" + name, "{")):
+        file = study / folder / "gsm8k.json"
+        file.parent.mkdir()
+        file.write_text(content or (study / "base/evals/gsm8k.json").read_text())
+    shown = run(study, "--model", name)
+    assert shown.exit_code == 0 and "\n== item 0: passed ==\n-" not in shown.stdout
+    refused = run(study, "--model", "damaged" + name)
+    assert refused.exit_code == 2 and "\\x1b[2Jevil" in refused.stderr
+    overview = run(study, "--model", "absent")
+    for ended in (shown, refused, overview):
+        assert "\x1b" not in ended.stdout + ended.stderr
+    assert "\n== item" not in overview.stderr
+
+
 def test_a_reader_that_has_enough_is_no_bug(study: Path) -> None:
     items = [{"index": n, "exact_match": n % 2} for n in range(3000)]
     rows = [{**item, "text": "words " * 50} for item in items]

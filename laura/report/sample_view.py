@@ -113,7 +113,9 @@ class View:
                 f"{visible_line(name)} {metric.value:.4f} ± {metric.stderr:.4f}"
                 for name, metric in one.result.metrics.items()
             )
-            yield f"{visible_line(one.model.title)}: {told}; {scores} (n={one.result.n})"
+            name, title = visible_line(one.model.name), visible_line(one.model.title)
+            model = name if title == name else f"{name} ({title})"
+            yield f"{model}: {told}; {scores} (n={one.result.n})"
         yield from self._notes()
 
     def _notes(self) -> Iterator[str]:
@@ -139,8 +141,9 @@ class View:
         if len(versions) > 1:
             told = " and ".join(visible_line(repr(version)) for version in versions)
             yield f"These were measured in different versions, their prompts may differ: {told}"
-        if not all(one.kept or one.are_losses for one in self.samples):
-            yield "No texts were kept beside this result; measure again to keep them"
+        bare = [one.model.name for one in self.samples if not (one.kept or one.are_losses)]
+        if bare:
+            yield f"No texts were kept of {_some(bare)}; measure again to keep them"
         if len(self.samples) == 1 and self.others:
             yield f"Measured too, for --model: {_some(self.others)}"
 
