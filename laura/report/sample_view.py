@@ -149,9 +149,10 @@ class View:
 
     def pages(self) -> Iterator[Page]:
         """The samples one by one, laid out."""
-        metric = self.samples[0].metrics[0]
+        # Asked once: each of these goes through all samples.
+        metric, several = self.samples[0].metrics[0], self.several
         for key, rows in stream(self.samples, self.selection):
-            yield page(key, self.names, rows, metric=metric, several=self.several, full=self.full)
+            yield page(key, self.names, rows, metric=metric, several=several, full=self.full)
 
     def table(self) -> Iterator[str]:
         """A line a document, where the task is a loss; nothing otherwise."""

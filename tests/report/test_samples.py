@@ -630,6 +630,19 @@ def test_huge_files_are_streamed(huge: Path) -> None:
     assert texts == [f"Output: answer {n}" for n in range(0, 20_000, 100)]
 
 
+def test_time_grows_with_the_samples_and_not_faster(tmp_path: Path) -> None:
+    def seconds(count: int) -> float:
+        items = [{"index": n, "exact_match": n % 2} for n in range(count)]
+        put(tmp_path / str(count) / "gsm8k.json", items, items, ["exact_match"], "m")
+        start = time.process_time()
+        lines = view(tmp_path / str(count)).lines()
+        assert sum(line.startswith("== item") for line in lines) == count
+        return time.process_time() - start
+
+    few, many = min(seconds(2_000) for _ in range(2)), seconds(20_000)
+    assert many < 20 * few, "ten times as many samples"
+
+
 def test_huge_files_need_little_memory(huge: Path) -> None:
     samples = Samples(models_of(huge, find_results(huge)["gsm8k"])[0], "gsm8k")
     tracemalloc.start()
