@@ -17,6 +17,7 @@ from laura.cli_answers import (
     task_names,
 )
 from laura.cli_micro import micro
+from laura.cli_show import show
 from laura.door import listen_for_stop, opened
 
 if TYPE_CHECKING:
@@ -260,6 +261,9 @@ def report(
         page = write_report(study, desk.progress)
         summary = read_json(StudyStore(study).summary_file)
         answer_study(desk, summary, summary_table(summary), study, page)
+
+
+app.command()(show)
 
 
 @app.command()

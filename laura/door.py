@@ -87,7 +87,10 @@ def opened(as_json: bool = False) -> Iterator[Desk]:
             traceback.print_exc(file=sys.stderr)
             _say(BUG)
         else:
-            _say(f"error: {message}")
+            from laura.report.visible import visible
+
+            # A message may quote a file's name or content, which others chose.
+            _say(visible(f"error: {message}"))
         if as_json:
             _write_json({"error": _error_object(error, message)})
         raise SystemExit(EXIT_BUG if message is None else EXIT_USER) from None
@@ -133,7 +136,10 @@ def _error_object(error: Exception, message: str | None) -> dict[str, Any]:
 
 
 def _write_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    # Samples and names may hold what a terminal would obey; as JSON's escapes it is the same.
+    from laura.report.visible import visible_json
+
+    sys.stdout.write(visible_json(json.dumps(value, ensure_ascii=False, default=str)) + "\n")
     sys.stdout.flush()
 
 

@@ -106,7 +106,7 @@ def read_json(path: Path) -> Any:
         text = path.read_bytes()
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not JSON ({error}); delete it and run again") from error
 
 

@@ -1,0 +1,256 @@
+"""Which models were measured on what: found in the folders and named. No torch.
+
+STUDY/base/evals/TASK.json              base
+STUDY/runs/ID/evals/STEP/TASK.json      ID/STEP; also ID, its arm, arm/STEP
+DIR/TASK.json                           what TASK.json calls its model
+DIR/NAME/TASK.json                      NAME, the base or an adapter
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laura.errors import StoreError, UsageError
+from laura.evals.tasks import TASKS
+from laura.report.formats import rate
+from laura.report.visible import visible_line
+from laura.results import samples_file
+from laura.store import RunStore, disk_faults, read_json
+
+BASE = "base"
+MOST_LISTED = 40
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that was measured on a task.
+
+    Attributes:
+        name: What `--model` takes; no two models of a task share it.
+        title: The name, with arm, learning rate and seed where it is a run's.
+        file: Its TASK.json.
+        aliases: What `--model` takes too, where only one model answers to it.
+    """
+
+    name: str
+    title: str
+    file: Path
+    aliases: tuple[str, ...] = ()
+
+
+def find_results(folder: Path) -> dict[str, list[Path]]:
+    """Every TASK.json below a folder, by task.
+
+    A file counts by its name (that of a task), by its place in a study, or by the
+    samples beside it; none is opened.
+
+    Raises:
+        StoreError: no such folder, not to be read, or no result in it.
+    """
+    shown = visible_line(str(folder))
+    if not folder.is_dir():
+        raise StoreError(
+            f"{shown} is not a folder; give the folder of a study, as in studies/NAME, or the one "
+            "that `laura evaluate` wrote"
+        )
+    found: dict[str, list[Path]] = {}
+    with disk_faults(folder):
+        for where, folders, files in os.walk(folder, onerror=_raise):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            place, beside = Path(where), set(files)
+            for name in sorted(files):
+                path = place / name
+                if name.endswith(".json") and not name.startswith("."):
+                    samples = samples_file(path).name in beside
+                    if samples or path.stem in TASKS or _is_study_place(place):
+                        found.setdefault(path.stem, []).append(path)
+    if not found:
+        raise StoreError(
+            f"{shown} holds no results (no TASK.json anywhere below it); `laura compare` and "
+            "`laura evaluate` write them"
+        )
+    return found
+
+
+def _is_study_place(folder: Path) -> bool:
+    """Whether nothing but results stands in a folder: base/evals, runs/ID/evals/STEP."""
+    names = [part.name for part in (folder, *folder.parents)][:4]
+    return names[:2] == ["evals", BASE] or (names[1:2], names[3:]) == (["evals"], ["runs"])
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def choose_task(results: dict[str, list[Path]], name: str, folder: Path) -> str:
+    """The task of this name.
+
+    Raises:
+        UsageError: it was not measured here; the nearest that was is named.
+    """
+    if name in results:
+        return name
+    near = _nearest(name.strip().lower().replace("-", "_"), results)
+    raise UsageError(
+        f"{visible_line(str(folder))} has no results of {visible_line(name)!r}.{near} There are: "
+        f"{', '.join(visible_line(task) for task in sorted(results))}"
+    )
+
+
+def models_of(folder: Path, files: Sequence[Path]) -> list[Measured]:
+    """The models whose results of one task these are: the base, the runs by arm, the others."""
+    runs: dict[str, list[Path]] = {}
+    bases, others = [], []
+    for file in files:
+        parts = file.parent.relative_to(folder).parts
+        if len(parts) == 4 and (parts[0], parts[2]) == ("runs", "evals"):
+            runs.setdefault(parts[1], []).append(file)
+        elif parts in ((BASE, "evals"), (BASE,)):
+            bases.append(Measured(BASE, BASE, file))
+        else:
+            name = "/".join(parts) if parts else _model_field(file, folder)
+            others.append(Measured(name, name, file))
+    described = sorted(
+        (_run_order(RunStore(folder / "runs" / run)), run, steps) for run, steps in runs.items()
+    )
+    found = bases + [one for record, run, steps in described for one in _run(record, run, steps)]
+    return _with_unique_names([*found, *others], folder)
+
+
+def _with_unique_names(models: list[Measured], folder: Path) -> list[Measured]:
+    """A name that stands twice becomes its folder's path."""
+    names = [model.name for model in models]
+    unique = []
+    for model in models:
+        if names.count(model.name) > 1:
+            path = model.file.parent.relative_to(folder).as_posix()
+            model = Measured(path, f"{model.title} ({path})", model.file)
+        unique.append(model)
+    return unique
+
+
+def _model_field(file: Path, folder: Path) -> str:
+    """What TASK.json calls its model; the folder's name where the file is damaged.
+
+    The damage is told when this model is to be shown.
+    """
+    try:
+        value = read_json(file)
+    except StoreError:
+        value = None
+    name = value.get("model") if isinstance(value, dict) else None
+    return name if isinstance(name, str) and name else folder.resolve().name
+
+
+def _run_order(run: RunStore) -> tuple[str, float, int]:
+    """Arm, learning rate and seed of a run; empty and zero where its record is damaged."""
+    try:
+        record = read_json(run.folder / "run.json")
+    except StoreError:
+        record = None
+    record = record if isinstance(record, dict) else {}
+    arm, learning_rate, seed = (record.get(key) for key in ("arm", "learning_rate", "seed"))
+    if not isinstance(learning_rate, float) or not math.isfinite(learning_rate):
+        learning_rate = 0.0
+    return (
+        arm if isinstance(arm, str) else "",
+        learning_rate,
+        seed if isinstance(seed, int) else 0,
+    )
+
+
+def _run(record: tuple[str, float, int], run: str, files: list[Path]) -> list[Measured]:
+    """One model a measured step; the last answers to the run's ID and arm alone."""
+    arm, learning_rate, seed = record
+    words = f"{arm}, rate {rate(learning_rate)}, seed {seed}, " if arm else ""
+    found = []
+    for file in files:
+        text = file.parent.name
+        step = str(int(text)) if text.isascii() and text.isdecimal() else text
+        aliases = [f"{run}/{text}", *([f"{arm}/{step}"] if arm else [])]
+        if file == files[-1]:
+            aliases += [run, *([arm] if arm else [])]
+        found.append(Measured(f"{run}/{step}", f"{words}step {step}", file, tuple(aliases)))
+    return found
+
+
+def choose_models(models: Sequence[Measured], wanted: Sequence[str]) -> list[Measured]:
+    """The models of these names; without names the base, or the only one.
+
+    Args:
+        models: Those there are.
+        wanted: Names, aliases or beginnings of names, also several with commas.
+
+    Raises:
+        UsageError: a name fits none (the nearest are named) or several (all are
+            listed), a model is named twice, or there is neither a name nor a base.
+    """
+    names = [name for text in wanted for name in _split(text, models)]
+    if wanted and not names:
+        raise UsageError(f"--model is empty; there are:\n{model_lines(models)}")
+    if not names:
+        bases = [model for model in models if model.name == BASE] or list(models)
+        if len(bases) > 1:
+            raise UsageError(f"choose with --model NAME; there are:\n{model_lines(models)}")
+        return bases
+    chosen = [_choose_model(models, name) for name in names]
+    twice = [model.name for place, model in enumerate(chosen) if model in chosen[:place]]
+    if twice:
+        raise UsageError(f"--model names {visible_line(twice[0])} twice; name two that differ")
+    return chosen
+
+
+def _split(text: str, models: Sequence[Measured]) -> list[str]:
+    if any(text in (model.name, *model.aliases) for model in models):
+        return [text]  # a name may have a comma in it
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _choose_model(models: Sequence[Measured], name: str) -> Measured:
+    known = [other for model in models for other in (model.name, *model.aliases)]
+    for fitting in (
+        [model for model in models if model.name == name],
+        [model for model in models if name in model.aliases],
+        [model for model in models if any(_begins(other, name) for other in model.aliases)],
+        [model for model in models if model.name.startswith(name)],
+    ):
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise UsageError(
+                f"--model {visible_line(name)} fits {len(fitting)} models; choose one of:\n"
+                f"{model_lines(fitting)}"
+            )
+    near = _nearest(name, known)
+    raise UsageError(
+        f"no model {visible_line(name)!r} was measured.{near} There are:\n{model_lines(models)}"
+    )
+
+
+def _begins(alias: str, beginning: str) -> bool:
+    """Whether an alias for a whole run, such as its ID, begins so."""
+    return alias.startswith(beginning) and "/" not in alias
+
+
+def model_lines(models: Sequence[Measured]) -> str:
+    """One line a model: what `--model` takes, and what it is."""
+    shown = models[:MOST_LISTED]
+    width = max(len(visible_line(model.name)) for model in shown)
+    lines = []
+    for model in shown:
+        name, title = visible_line(model.name), visible_line(model.title)
+        lines.append(f"  {name}" if title == name else f"  {name:<{width}}  {title}")
+    if len(models) > len(shown):
+        lines.append(f"  and {len(models) - len(shown)} more")
+    return "\n".join(lines)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near: list[Any] = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.5)
+    return f" Did you mean {', '.join(map(visible_line, near))}?" if near else ""

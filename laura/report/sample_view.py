@@ -1,0 +1,262 @@
+"""`laura show`: which tasks and models a folder holds, or the wanted samples of one task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laura.errors import UsageError
+from laura.evals.tasks import TASKS
+from laura.report.measured import (
+    Measured,
+    choose_models,
+    choose_task,
+    find_results,
+    model_lines,
+    models_of,
+)
+from laura.report.sample_text import Page, loss_lines, page, plain_lines
+from laura.report.samples import Samples, Selection, Wish, select, stream
+from laura.report.visible import visible_line
+from laura.results import samples_file
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What there is to show in a folder.
+
+    Attributes:
+        folder: Where.
+        models: The models measured on each task.
+    """
+
+    folder: Path
+    models: dict[str, list[Measured]]
+
+    def to_json(self) -> dict[str, Any]:
+        """{"study", "tasks": {TASK: {"title", "models": [{"name", "title", "samples"}]}}}."""
+        return {
+            "study": str(self.folder),
+            "tasks": {
+                task: {
+                    "title": _title(task),
+                    "models": [{**_model(one), "samples": _has_samples(one)} for one in models],
+                }
+                for task, models in self.models.items()
+            },
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The same in words."""
+        yield f"Measured in {visible_line(str(self.folder))}; choose with --task NAME:"
+        width = max(len(visible_line(task)) for task in self.models)
+        every: dict[str, Measured] = {}
+        for task, models in self.models.items():
+            kept = sum(_has_samples(model) for model in models)
+            texts = f"samples of {kept}" if kept else "no samples, only items"
+            count = "1 model" if len(models) == 1 else f"{len(models)} models"
+            yield f"  {visible_line(task):<{width}}  {_title(task)} ({count}, {texts})"
+            every.update((model.name, model) for model in models)
+        yield "Models, for --model NAME:"
+        yield model_lines(list(every.values()))
+
+
+@dataclass(frozen=True)
+class View:
+    """The wanted samples of one task, of one model or of several side by side.
+
+    Attributes:
+        folder: The study.
+        task: Name of the task.
+        samples: One a model.
+        selection: Which samples were found.
+        wish: Which were wanted.
+        full: Whether long prompts are shown whole.
+        others: Names of the models that were measured too.
+    """
+
+    folder: Path
+    task: str
+    samples: list[Samples]
+    selection: Selection
+    wish: Wish
+    full: bool
+    others: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """The models' names."""
+        return [one.model.name for one in self.samples]
+
+    @property
+    def several(self) -> bool:
+        """Whether an item has more samples than one."""
+        return any(sample for _, sample in self.selection.verdicts[0])
+
+    @property
+    def marks(self) -> list[tuple[bool | None, ...]]:
+        """All models' verdicts of each sample that all of them have."""
+        verdicts = [one.values() for one in self.selection.verdicts]
+        return list(zip(*verdicts, strict=True))
+
+    def heading(self) -> Iterator[str]:
+        """What is shown, each model's score, and what is not shown."""
+        yield f"{_title(self.task)} ({visible_line(self.task)}) in {visible_line(str(self.folder))}"
+        for one, verdicts in zip(self.samples, self.selection.verdicts, strict=True):
+            marks = list(verdicts.values())
+            counts = f"{marks.count(True)} passed, {marks.count(False)} failed"
+            told = counts if True in marks or False in marks else f"{len(marks)} items"
+            scores = ", ".join(
+                f"{visible_line(name)} {metric.value:.4f} ± {metric.stderr:.4f}"
+                for name, metric in one.result.metrics.items()
+            )
+            name, title = visible_line(one.model.name), visible_line(one.model.title)
+            model = name if title == name else f"{name} ({title})"
+            yield f"{model}: {told}; {scores} (n={one.result.n})"
+        yield from self._notes()
+
+    def _notes(self) -> Iterator[str]:
+        found, shown, common = self.selection.matching, len(self.selection.keys), len(self.marks)
+        alone = len(self.samples) == 1
+        told = {
+            "any": f"{found} samples" if self.several else f"{found} items",
+            "failed": f"{found} of {common} failed" + ("" if alone else " by one of them or more"),
+            "passed": f"{found} of {common} passed" + ("" if alone else " by all of them"),
+            "differ": f"the verdicts differ on {found} of {common}",
+        }[self.wish.outcome]
+        yield told + (f", the first {shown} shown" if shown < found else "")
+        if len(self.samples) == 2 and not self.are_losses:
+            counts = Counter(self.marks)
+            first, second = (visible_line(name) for name in self.names)
+            yield (
+                f"both passed {counts[True, True]}, only {first} {counts[True, False]}, "
+                f"only {second} {counts[False, True]}, neither {counts[False, False]}"
+            )
+        if self.selection.alone:
+            yield f"{self.selection.alone} not shown: not every one of these models has them"
+        versions = list(dict.fromkeys(one.result.version for one in self.samples))
+        if len(versions) > 1:
+            told = " and ".join(visible_line(repr(version)) for version in versions)
+            yield f"These were measured in different versions, their prompts may differ: {told}"
+        bare = [one.model.name for one in self.samples if not (one.kept or one.are_losses)]
+        if bare:
+            yield f"No texts were kept of {_some(bare)}; measure again to keep them"
+        if len(self.samples) == 1 and self.others:
+            yield f"Measured too, for --model: {_some(self.others)}"
+
+    def pages(self) -> Iterator[Page]:
+        """The samples one by one, laid out."""
+        # Asked once: each of these goes through all samples.
+        metric, several = self.samples[0].metrics[0], self.several
+        for key, rows in stream(self.samples, self.selection):
+            yield page(key, self.names, rows, metric=metric, several=several, full=self.full)
+
+    def table(self) -> Iterator[str]:
+        """A line a document, where the task is a loss; nothing otherwise."""
+        if self.are_losses:
+            found = stream(self.samples, self.selection)
+            yield from loss_lines(self.names, [[row for row, _ in rows] for _, rows in found])
+
+    @property
+    def are_losses(self) -> bool:
+        """Whether there are documents with a loss instead of samples."""
+        return all(one.are_losses for one in self.samples)
+
+    def lines(self) -> Iterator[str]:
+        """All of it as plain lines."""
+        yield from self.heading()
+        yield ""
+        if self.are_losses:
+            yield from self.table()
+            return
+        for shown in self.pages():
+            yield from plain_lines(shown)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, uncut.
+
+        Returns:
+            {"study", "task", "title", "models": [{"name", "title", "version", "n",
+            "metrics"}], "matching", "shown", "items": [{"index", "sample", "answers":
+            [{"model", "passed", "row"}]}]}; a row is the sample as it was kept.
+        """
+        items = []
+        for (index, sample), rows in stream(self.samples, self.selection):
+            answers = [
+                {"model": name, "passed": passed, "row": row}
+                for name, (row, passed) in zip(self.names, rows, strict=True)
+            ]
+            items.append({"index": index, "sample": sample, "answers": answers})
+        return {
+            "study": str(self.folder),
+            "task": self.task,
+            "title": _title(self.task),
+            "models": [{**_model(one.model), **_scores(one)} for one in self.samples],
+            "matching": self.selection.matching,
+            "shown": len(items),
+            "items": items,
+        }
+
+
+def open_view(
+    folder: Path,
+    task: str | None = None,
+    models: Sequence[str] = (),
+    wish: Wish | None = None,
+    full: bool = False,
+) -> View | Overview:
+    """Find what is to be shown; without a task where there are several, what there is.
+
+    Args:
+        folder: A study, or a folder that `laura evaluate` wrote.
+        task: Name of a task; None for the only one.
+        models: Names of models; none for the base, or the only one.
+        wish: Which samples; None for all.
+        full: Show long prompts whole.
+
+    Raises:
+        UsageError: a task, model, item or sample that is not there.
+        StoreError: no results there, or a damaged file.
+    """
+    wish = wish or Wish()
+    results = find_results(folder)
+    if task is None and len(results) > 1:
+        if models or wish != Wish():
+            raise UsageError(
+                "which task? Choose with --task NAME; there are: "
+                f"{', '.join(visible_line(name) for name in sorted(results))}"
+            )
+        order = [*(name for name in TASKS if name in results), *sorted(results)]
+        found = {name: models_of(folder, results[name]) for name in dict.fromkeys(order)}
+        return Overview(folder, found)
+    name = choose_task(results, task or next(iter(results)), folder)
+    there = models_of(folder, results[name])
+    chosen = choose_models(there, models)
+    samples = [Samples(model, name) for model in chosen]
+    others = [model.name for model in there if model not in chosen]
+    return View(folder, name, samples, select(samples, wish), wish, full, others)
+
+
+def _title(task: str) -> str:
+    return TASKS[task].title if task in TASKS else visible_line(task)
+
+
+def _has_samples(model: Measured) -> bool:
+    return samples_file(model.file).is_file()
+
+
+def _model(model: Measured) -> dict[str, Any]:
+    return {"name": model.name, "title": model.title}
+
+
+def _scores(samples: Samples) -> dict[str, Any]:
+    value = samples.result.to_json()
+    return {name: value[name] for name in ("version", "n", "metrics")}
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    told = ", ".join(visible_line(name) for name in names[:most])
+    return told if len(names) <= most else f"{told} and {len(names) - most} more"

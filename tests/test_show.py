@@ -1,0 +1,276 @@
+"""`laura show` as a person uses it: a pager in a terminal, plain text in a pipe, exit codes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from laura import cli
+from laura.results import TaskResult, samples_file, summarise
+from laura.store import StudyStore, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]é \u202e\x9b31m"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study of a base and one run, with samples of one task."""
+    store = StudyStore(tmp_path / "study")
+    record = {"id": "abc123", "arm": "lora", "learning_rate": 1e-3, "seed": 0}
+    write_json(store.run("abc123").folder / "run.json", record)
+    places = {
+        "base": store.base_evaluation,
+        "abc123": lambda t: store.run("abc123").evaluation(9, t),
+    }
+    for model, out in places.items():
+        items = [
+            {"index": n, "exact_match": int(n % (2 if model == "base" else 3) == 0)}
+            for n in range(40)
+        ]
+        samples = [
+            {
+                **item,
+                "prompt": f"ask {item['index']}",
+                "text": f"{model} says {item['index']} {HOSTILE}",
+            }
+            for item in items
+        ]
+        metrics = {"exact_match": summarise(items, "exact_match", True)}
+        TaskResult("gsm8k", "1", model, 40, metrics, items, 1.0).write(out("gsm8k"), samples)
+    return store.folder
+
+
+def run(*arguments: str | Path) -> Result:
+    """A command in this process; its output is no terminal."""
+    return CliRunner().invoke(cli.app, ["show", *map(str, arguments)])
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """What a command in a process of its own sees."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("LESS", "PAGER")}
+    return {**kept, "TERM": "xterm", "COLUMNS": "100", "LINES": "20", **changes}
+
+
+def in_terminal(*arguments: str | Path, keys: bytes = b"", **changes: str) -> tuple[str, int]:
+    """A command in a terminal of its own; `keys` are typed as soon as something is shown.
+
+    Returns:
+        What the terminal was sent, and the exit code.
+    """
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "laura.cli", "show", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(**changes),
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+    )
+    os.close(follower)
+    seen, deadline = b"", time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ready, _, _ = select.select([leader], [], [], 0.2)
+        try:
+            part = os.read(leader, 65536) if ready else b""
+        except OSError:  # the last one closed the terminal
+            break
+        seen += part
+        if keys and b"item 0" in seen and not part:
+            os.write(leader, keys)
+        if not ready and process.poll() is not None:
+            break
+    os.close(leader)
+    return seen.decode(), process.wait(20)
+
+
+def test_a_pipe_gets_plain_text(study: Path) -> None:
+    ended = run(study)
+    assert ended.exit_code == 0, ended.stderr
+    assert "== item 0: passed ==" in ended.stdout and "== item 1: failed ==" in ended.stdout
+    assert "\x1b" not in ended.stdout and "\\x1b[2J" in ended.stdout and "[red]é" in ended.stdout
+    assert run(study, "--failed").stdout.count(": failed ==") == 20
+    assert run(study, "--passed", "--limit", "3").stdout.count(": passed ==") == 3
+    assert run(study, "--index", "4").stdout.count("== item") == 1
+    pair = run(study, "--model", "base", "--model", "lora", "--differ").stdout
+    differ = sum((n % 2 == 0) != (n % 3 == 0) for n in range(40))
+    assert pair.count("== item") == differ
+    assert pair.count("\n-- base: ") == pair.count("\n-- abc123/9: ") == differ
+
+
+def test_json_is_one_object_and_exact(study: Path) -> None:
+    ended = run(study, "--model", "base,lora", "--failed", "--json")
+    answer = json.loads(ended.stdout)
+    assert answer["matching"] == answer["shown"] == len(answer["items"])
+    for item in answer["items"]:
+        base, lora = item["answers"]
+        assert not (base["passed"] and lora["passed"])
+        assert lora["row"]["text"] == f"abc123 says {item['index']} {HOSTILE}"
+    assert not set(ended.stdout) & set("\x1b\x07\u202e\x9b") and "é" in ended.stdout
+
+
+def test_mistakes_exit_2_without_traceback(study: Path, tmp_path: Path) -> None:
+    empty, damaged = tmp_path / "empty", tmp_path / "damaged"
+    empty.mkdir()
+    for name, content in {"cut": b"\x1f\x8b\x08\x00", "line": gzip.compress(b"{\n")}.items():
+        file = damaged / name / "gsm8k.json"
+        file.parent.mkdir(parents=True)
+        file.write_bytes((study / "base/evals/gsm8k.json").read_bytes())
+        samples_file(file).write_bytes(content)
+    for arguments in (
+        [tmp_path / "absent"],
+        [empty],
+        [damaged / "cut"],
+        [damaged / "line"],
+        [study, "--task", "gsm8kk"],
+        [study, "--model", "lorra"],
+        [study, "--model", "base", "--model", "base"],
+        [study, "--index", "40"],
+        [study, "--index", "-1"],
+        [study, "--limit", "0"],
+        [study, "--sample", "1"],
+        [study, "--failed", "--passed"],
+        [study, "--differ"],
+        [],
+    ):
+        ended = run(*arguments)
+        assert ended.exit_code == 2, (arguments, ended.stdout, ended.stderr)
+        assert ended.stderr.strip() and "Traceback" not in ended.stderr
+        assert ended.stdout == ""
+    assert "Did you mean gsm8k?" in run(study, "--task", "gsm8kk").stderr
+    error = json.loads(run(study, "--model", "lorra", "--json").stdout)["error"]
+    assert error["kind"] == "UsageError" and "Did you mean lora" in error["message"]
+
+
+def test_names_of_others_control_nothing(study: Path) -> None:
+    name = "\x1b[2Jevil\n== item 0: passed =="
+    for folder, content in ((name, None), ("damaged" + name, "{")):
+        file = study / folder / "gsm8k.json"
+        file.parent.mkdir()
+        file.write_text(content or (study / "base/evals/gsm8k.json").read_text())
+    shown = run(study, "--model", name)
+    assert shown.exit_code == 0 and "\n== item 0: passed ==\n-" not in shown.stdout
+    refused = run(study, "--model", "damaged" + name)
+    assert refused.exit_code == 2 and "\\x1b[2Jevil" in refused.stderr
+    overview = run(study, "--model", "absent")
+    for ended in (shown, refused, overview):
+        assert "\x1b" not in ended.stdout + ended.stderr
+    assert "\n== item" not in overview.stderr
+
+
+def test_a_reader_that_has_enough_is_no_bug(study: Path) -> None:
+    items = [{"index": n, "exact_match": n % 2} for n in range(3000)]
+    rows = [{**item, "text": "words " * 50} for item in items]
+    metrics = {"exact_match": summarise(items, "exact_match", True)}
+    result = TaskResult("gsm8k", "1", "base", 3000, metrics, items, 1.0)
+    result.write(study / "base/evals/gsm8k.json", rows)
+    script = f"{sys.executable} -m laura.cli show {study} | head -n 3; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "0" and ended.stderr == ""
+
+
+def test_letters_that_the_output_lacks_are_escaped(study: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "laura.cli", "show", str(study), "--index", "0"],
+        cwd=ROOT,
+        env=environment(PYTHONIOENCODING="ascii"),
+        capture_output=True,
+        check=True,
+    )
+    assert b"[red]\\xe9" in ended.stdout and ended.stderr == b""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"PAGER": "cat"},
+        {"PAGER": ""},
+        {"PAGER": "/absent/pager", "PATH": "/absent"},
+        {"PAGER": "'open quote", "PATH": "/absent"},
+        {"PATH": "/absent"},
+    ],
+)
+def test_without_a_pager_the_terminal_gets_everything(study: Path, changes: Any) -> None:
+    seen, code = in_terminal(study, "--model", "base,lora", "--limit", "2", **changes)
+    assert code == 0, seen
+    assert "item 0" in seen and "item 1" in seen and "Traceback" not in seen
+    (line,) = [line for line in seen.splitlines() if "base says 0" in line]
+    assert "abc123 says 0" in line, "the answers stand side by side"
+    assert "\x1b[31m" in seen or "\x1b[1;31m" in seen, "a failure is red"
+    assert "\x1b[2J" not in seen and "\x07" not in seen and "\\x1b[2J" in seen
+
+
+def test_the_users_pager_reads_plain_text(study: Path, tmp_path: Path) -> None:
+    caught = tmp_path / "caught"
+    pager = (
+        f'{sys.executable} -c \'import sys; open("{caught}", "wb").write(sys.stdin.buffer.read())\''
+    )
+    seen, code = in_terminal(study, PAGER=pager)
+    assert code == 0 and "item" not in seen, seen
+    text = caught.read_text("utf-8")
+    assert "item 39: " in text and "é" in text and "\x1b" not in text
+    seen, code = in_terminal(study, "--no-pager", PAGER="false")
+    assert code == 0 and "item 39: " in seen
+
+
+def test_a_pager_that_ends_early_is_no_error(study: Path) -> None:
+    seen, code = in_terminal(study, PAGER="true")
+    assert code == 0 and "Traceback" not in seen and "error" not in seen
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/bin/less"), reason="less is not installed")
+def test_less_pages_and_is_left_with_q(study: Path) -> None:
+    seen, code = in_terminal(study, keys=b"q")
+    assert code == 0, seen
+    assert "item 0" in seen and "item 39" not in seen, "only the first screen was drawn"
+    assert "ESC[" not in seen and "\\x1b[2J" in seen
+
+
+def test_a_stop_ends_the_pager_too(study: Path) -> None:
+    code = (
+        "import os, signal, sys, threading\n"
+        "from laura.door import listen_for_stop\n"
+        "from laura.pager import paged\n"
+        "listen_for_stop()\n"
+        "os.environ['PAGER'] = 'sleep 60'\n"
+        "threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "with paged() as console:\n"
+        "    console.print('x')\n"
+    )
+    start = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "KeyboardInterrupt" in ended.stderr and time.monotonic() - start < 30
+    assert ended.returncode in (1, 130, -signal.SIGINT)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from laura import cli\n"
+        "sys.argv = ['laura', 'show', '--help']\n"
+        "try:\n    cli.main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        # pydantic is typer's own, which asks it for the kinds of the options.
+        "heavy = 'torch transformers numpy yaml rich gzip laura.report'.split()\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stderr.strip() == "[]" and "--failed" in ended.stdout
