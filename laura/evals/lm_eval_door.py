@@ -15,6 +15,7 @@ the engine packs texts by tokens.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +30,8 @@ def command_line(arguments: Sequence[str]) -> None:
         LauraError: the model cannot be loaded or asked as the task wants.
         SystemExit: whatever lm-eval ends with.
     """
-    import laura.evals.lm_eval_model  # noqa: F401  enters the model into lm-eval's table
+    # Enters the model into lm-eval's table, or says what is missing.
+    importlib.import_module("laura.evals.lm_eval_model")
     from lm_eval.__main__ import cli_evaluate
 
     before = sys.argv

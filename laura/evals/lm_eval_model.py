@@ -141,7 +141,7 @@ class LauraLM(LM):  # type: ignore[misc]
         Raises:
             DataError: a continuation has no tokens, or more than the model reads.
         """
-        asked = [ScoreRequest(*request.args[:2], self.adapter) for request in requests]
+        asked = [ScoreRequest(r.args[0], r.args[1], self.adapter) for r in requests]
         pairs = [(answer.loglikelihood, answer.greedy) for answer in self.engine.score(asked)]
         self._remember("loglikelihood", requests, pairs)
         return pairs
