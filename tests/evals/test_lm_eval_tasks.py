@@ -162,7 +162,7 @@ def test_lm_evals_own_names(tmp_path: Path) -> None:
         lm_eval_tasks.prepare("lm_eval:helaswag")
     with pytest.raises(UsageError, match="group of lm-eval's tasks"):
         lm_eval_tasks.prepare("lm_eval:mmlu")
-    with pytest.raises(DataError, match="lm_eval:piqa.*Hub"):  # tests are offline
+    with pytest.raises(DataError, match=r"lm_eval:piqa.*Hub"):  # tests are offline
         lm_eval_tasks.prepare("lm_eval:piqa")
 
 
