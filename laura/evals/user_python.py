@@ -17,6 +17,7 @@ from laura.errors import DataError, LauraError, UsageError
 from laura.evals.asking import Ask
 from laura.evals.scoring import ChoiceQuestion
 from laura.evals.user_modules import hash_of
+from laura.models.requests import GenerateRequest
 from laura.recipe import Source
 from laura.results import Item
 
@@ -119,11 +120,20 @@ class PythonModule:
         """Version and questions, the user's own.
 
         Raises:
-            DataError: their function fails.
+            DataError: their function fails, or a question lacks its requests.
         """
         with self._watched("prepare()"):
-            version, questions = self.module.prepare(rows, ask)
-            return self._marked(str(version)), list(questions)
+            version, found = self.module.prepare(rows, ask)
+            questions = list(found)
+        for question in questions:
+            requests = getattr(question, "requests", None)
+            asked = isinstance(requests, tuple | list) and requests
+            if not asked or not all(isinstance(one, GenerateRequest) for one in requests):
+                raise DataError(
+                    f"{self.path}: prepare() gave {question!r:.80}; a question needs index (its "
+                    "row) and requests, a tuple of laura.models.requests.GenerateRequest"
+                )
+        return self._marked(str(version)), questions
 
     def grades(
         self, questions: Sequence[Any], answers: Sequence[Any]
