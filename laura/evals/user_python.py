@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -65,13 +64,13 @@ class PythonModule:
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(f"{path} cannot be read ({reason}); check the path") from error
         name = f"laura_user_task_{path.stem}_{hash_of(str(path.resolve()))}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None, "the name ends in .py"
-        module = importlib.util.module_from_spec(spec)
+        module = ModuleType(name)
+        module.__file__ = str(path)
         # Dataclasses look their module up by name.
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            # The very text that is hashed is run; an import could run an older, compiled one.
+            exec(compile(text, str(path), "exec"), vars(module))
         except LauraError:
             raise
         except Exception as error:
@@ -126,12 +125,13 @@ class PythonModule:
             version, found = self.module.prepare(rows, ask)
             questions = list(found)
         for question in questions:
-            requests = getattr(question, "requests", None)
-            asked = isinstance(requests, tuple | list) and requests
-            if not asked or not all(isinstance(one, GenerateRequest) for one in requests):
+            asked: Any = getattr(question, "requests", None)
+            asked = list(asked) if isinstance(asked, tuple | list) else []
+            right = asked and all(isinstance(one, GenerateRequest) for one in asked)
+            if not right or not isinstance(getattr(question, "index", None), int):
                 raise DataError(
-                    f"{self.path}: prepare() gave {question!r:.80}; a question needs index (its "
-                    "row) and requests, a tuple of laura.models.requests.GenerateRequest"
+                    f"{self.path}: prepare() gave {repr(question)[:80]}; a question needs index (its row) "
+                    "and requests, a tuple of laura.models.requests.GenerateRequest"
                 )
         return self._marked(str(version)), questions
 

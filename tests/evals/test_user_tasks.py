@@ -366,6 +366,11 @@ def test_a_users_function_that_fails_is_told_with_row_and_line(tmp_path: Path) -
     _, questions = task.module.prepare(task.rows(None), ask())
     with pytest.raises(DataError, match="without words"):
         list(task.module.grades(questions, [[GenerateAnswer("a", 1, "end")]] * 2))
+    for old, new in (("range(2)", "()"), ("index: int", "number: int")):
+        text = PYTHON_GENERATION.replace(old, new)
+        task = user_tasks.load(write(tmp_path / "mine.py", text))
+        with pytest.raises(DataError, match="needs index"):
+            task.module.prepare(task.rows(None), ask())
     text = PYTHON_GENERATION.replace("def rows():", "def rows():\n    return [1]\ndef others():")
     with pytest.raises(DataError, match="must give dictionaries"):
         user_tasks.load(write(tmp_path / "mine.py", text)).rows(None)
