@@ -130,8 +130,8 @@ class PythonModule:
             right = asked and all(isinstance(one, GenerateRequest) for one in asked)
             if not right or not isinstance(getattr(question, "index", None), int):
                 raise DataError(
-                    f"{self.path}: prepare() gave {repr(question)[:80]}; a question needs index (its row) "
-                    "and requests, a tuple of laura.models.requests.GenerateRequest"
+                    f"{self.path}: prepare() gave {repr(question)[:80]}; a question needs "
+                    "index (its row) and requests, a tuple of laura.models.requests.GenerateRequest"
                 )
         return self._marked(str(version)), questions
 
