@@ -274,6 +274,11 @@ class MeasureSection(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "fp32", description="Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats."
     )
+    lm_eval_include: str | None = Field(
+        None,
+        description="Folder of your own lm-eval task files, for tasks named `lm_eval:NAME`; they "
+        "win over lm-eval's.",
+    )
 
 
 class Recipe(Section):

@@ -28,7 +28,7 @@ def validate(
         return kind.model_validate(data), []
     except ValidationError as error:
         return None, [
-            Fault(dotted(_clean_location(item["loc"], data)), _problem(item, kind))
+            Fault(dotted(_clean_location(item["loc"], data, kind)), _problem(item, kind))
             for item in error.errors(include_url=False)
         ]
 
@@ -149,7 +149,9 @@ _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
 )
 
 
-def _clean_location(location: tuple[int | str, ...], data: Any) -> DottedPath:
+def _clean_location(
+    location: tuple[int | str, ...], data: Any, section: type[Section]
+) -> DottedPath:
     """Drop the parts pydantic adds for unions, which are not in the user's file."""
     clean: list[str | int] = []
     place: Any = data
@@ -161,19 +163,19 @@ def _clean_location(location: tuple[int | str, ...], data: Any) -> DottedPath:
             place = place[part]
         elif part == "[key]":
             continue
-        elif not last or not _may_be_absent(place, part):
+        elif not last or not _may_be_absent(place, part, section):
             continue
         clean.append(part)
     return tuple(clean)
 
 
-def _may_be_absent(place: Any, part: int | str) -> bool:
+def _may_be_absent(place: Any, part: int | str, section: type[Section]) -> bool:
     """Whether a fault can be about something that the user did not write."""
     if not isinstance(place, dict):
         return isinstance(place, list) and isinstance(part, int)
-    schema = _schema(Recipe)
-    sections = [schema, *(d for d in schema["$defs"].values() if "properties" in d)]
-    return any(part in section["properties"] for section in sections)
+    schema = _schema(section)
+    below = [d for d in schema.get("$defs", {}).values() if "properties" in d]
+    return any(part in known["properties"] for known in [schema, *below])
 
 
 @cache

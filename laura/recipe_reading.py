@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from laura.errors import Fault, RecipeError
 from laura.recipe import MeasureSection, Recipe
 from laura.recipe_faults import (
     DottedPath,
+    SectionType,
     cross_faults,
     dotted,
     measure_faults,
@@ -75,39 +76,45 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: the file is missing, is not YAML, or has faults; every
             fault is listed with its dotted path, line and what is allowed.
     """
-    source = str(path)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        hint = "give the path of a YAML recipe, such as recipes/smollm2-gsm8k.yaml"
-        raise RecipeError([Fault("file", f"cannot be read ({reason}); {hint}")], source) from error
-    return parse_recipe(text, overrides, source)
+    hint = "give the path of a YAML recipe, such as recipes/smollm2-gsm8k.yaml"
+    return parse_recipe(_text(path, hint), overrides, str(path))
 
 
 def parse_recipe(text: str, overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
     """Check recipe text; see `read_recipe`."""
     faults: list[Fault] = []
-    lines: dict[DottedPath, int] = {}
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)
-    except _YAML_ERRORS as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
-        line = mark.line + 1 if mark else None
-        raise RecipeError([Fault("file", f"is not YAML: {problem}", line)], source) from error
-    if not isinstance(data, dict):
-        kind = "nothing" if data is None else type(data).__name__
-        raise RecipeError([Fault("file", f"must hold sections (key: value), came {kind}")], source)
-    if node is not None:
-        _walk_lines(node, (), lines, faults)
+    data, lines = _loaded(text, source, faults)
     overridden = _apply_overrides(data, overrides, faults)
     recipe, found = validate(Recipe, data)
     faults += _placed([*found, *cross_faults(data, found)], lines, overridden)
     if faults or recipe is None:
         raise RecipeError(faults, source)
     return recipe
+
+
+def read_section(path: Path, kind_of: Callable[[dict[str, Any]], type[SectionType]]) -> SectionType:
+    """Read a YAML file that is one section, such as a user's own task.
+
+    Args:
+        path: The file.
+        kind_of: Which section it should be, told from what stands in the file; a
+            `ValueError` it raises is the one fault of the file's key `kind`.
+
+    Raises:
+        RecipeError: as `read_recipe`.
+    """
+    faults: list[Fault] = []
+    source = str(path)
+    data, lines = _loaded(_text(path, "give the path of a YAML file"), source, faults)
+    try:
+        kind = kind_of(data)
+    except ValueError as error:
+        raise RecipeError([Fault("kind", str(error), lines.get(("kind",)))], source) from error
+    section, found = validate(kind, data)
+    faults += _placed(found, lines, set())
+    if faults or section is None:
+        raise RecipeError(faults, source)
+    return section
 
 
 def read_measure_section(overrides: Iterable[str]) -> MeasureSection:
@@ -137,6 +144,36 @@ def recipe_yaml(recipe: Recipe) -> str:
 def recipe_schema() -> str:
     """JSON Schema of a recipe, for editors (`laura schema`)."""
     return json.dumps(Recipe.model_json_schema(), indent=2) + "\n"
+
+
+def _text(path: str | Path, hint: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        fault = Fault("file", f"cannot be read ({reason}); {hint}")
+        raise RecipeError([fault], str(path)) from error
+
+
+def _loaded(
+    text: str, source: str, faults: list[Fault]
+) -> tuple[dict[str, Any], dict[DottedPath, int]]:
+    """What stands in a YAML text, and the line of each key."""
+    lines: dict[DottedPath, int] = {}
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+    except _YAML_ERRORS as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        line = mark.line + 1 if mark else None
+        raise RecipeError([Fault("file", f"is not YAML: {problem}", line)], source) from error
+    if not isinstance(data, dict):
+        kind = "nothing" if data is None else type(data).__name__
+        raise RecipeError([Fault("file", f"must hold sections (key: value), came {kind}")], source)
+    if node is not None:
+        _walk_lines(node, (), lines, faults)
+    return data, lines
 
 
 def _walk_lines(

@@ -1,7 +1,8 @@
 """Text to tokens for measurement, exactly as lm-eval 0.4.13 does it.
 
 Source: lm_eval/api/model.py (`_encode_pair`, `loglikelihood`) and
-lm_eval/models/huggingface.py (`tok_encode`, `tok_batch_encode`, `generate_until`).
+lm_eval/models/huggingface.py (`tok_encode`, `tok_batch_encode`, `generate_until`,
+`loglikelihood_rolling`).
 """
 
 from __future__ import annotations
@@ -86,6 +87,14 @@ class Encoder:
         if not tokens:
             raise DataError("a prompt is empty; there is nothing to continue")
         return tokens
+
+    def document(self, text: str) -> tuple[int, list[int]]:
+        """The token a whole text is read after, and the text's own tokens, all of them.
+
+        Raises:
+            ModelError: the tokenizer has neither a beginning nor an end token.
+        """
+        return self._prefix_token(), self._encode(text)
 
     def _encode(self, text: str, special: bool | None = None) -> list[int]:
         prefix = self._known_prefix()

@@ -1,0 +1,55 @@
+"""lm-eval's own command line, with Laura's engine as one more model: "laura".
+
+    python -m laura.evals.lm_eval_door --model laura \\
+        --model_args model=FOLDER,adapter=DIR,precision=fp32 --tasks piqa --device cpu
+
+Everything after the module's name is lm-eval's (`run`, `ls`, `validate`, all options).
+lm-eval 0.4.13 finds models in a table of its own, which other packages cannot enter
+before it starts (no entry points, no option); hence this door, which enters the model
+and then calls lm-eval.
+
+`--model_args` takes model (folder, GGUF file, name or Hub id), adapter (PEFT folder),
+precision (fp32, bf16, auto), revision, dtype, device. `--batch_size` is not needed:
+the engine packs texts by tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from laura.errors import EXIT_USER, LauraError
+
+
+def command_line(arguments: Sequence[str]) -> None:
+    """Run lm-eval's command line with these arguments.
+
+    Raises:
+        MissingExtraError: lm-eval is not installed.
+        LauraError: the model cannot be loaded or asked as the task wants.
+        SystemExit: whatever lm-eval ends with.
+    """
+    # Enters the model into lm-eval's table, or says what is missing.
+    importlib.import_module("laura.evals.lm_eval_model")
+    from lm_eval.__main__ import cli_evaluate
+
+    before = sys.argv
+    sys.argv = ["lm-eval", *arguments]  # lm-eval reads its arguments from nowhere else
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = before
+
+
+def main() -> None:
+    """The same for `python -m`; a mistake is told in words and ends with 2."""
+    try:
+        command_line(sys.argv[1:])
+    except LauraError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(EXIT_USER) from None
+
+
+if __name__ == "__main__":
+    main()

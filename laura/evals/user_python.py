@@ -1,0 +1,230 @@
+"""A user's own Python task: loaded from its path, checked, and its mistakes told in words."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from laura.data.raw_rows import Placed, raw_rows
+from laura.errors import DataError, LauraError, UsageError
+from laura.evals.asking import Ask
+from laura.evals.scoring import ChoiceQuestion
+from laura.evals.user_modules import hash_of
+from laura.models.requests import GenerateRequest
+from laura.recipe import Source
+from laura.results import Item
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "choice": ("VERSION", "METRICS", "question"),
+    "generation": ("METRICS", "prepare", "grades"),
+}
+CHOICE_METRICS = ("acc", "acc_norm")
+
+
+class PythonModule:
+    """What stands in a user's Python file, as the runner needs it.
+
+    Args:
+        module: The file, run.
+        path: Where it stands.
+        text: What stands in it.
+
+    Raises:
+        UsageError: names are missing or hold the wrong things; all of them.
+    """
+
+    def __init__(self, module: ModuleType, path: Path, text: str) -> None:
+        self.module, self.path, self.text = module, path, text
+        self._data_dir: Path | None = None
+        self.kind = self._kind()
+        faults = list(self._faults())
+        if faults:
+            raise UsageError(f"{path}: {'; '.join(faults)}")
+        self.METRICS: tuple[str, ...] = tuple(module.METRICS)
+        self.title: str = getattr(module, "TITLE", path.stem)
+        self.metric: str = getattr(module, "METRIC", self.METRICS[0])
+        self.higher: bool = getattr(module, "HIGHER_IS_BETTER", True)
+
+    @classmethod
+    def load(cls, path: Path) -> PythonModule:
+        """Run a file and check what it defines.
+
+        Raises:
+            UsageError: it cannot be read, does not run, or lacks names.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"{path} cannot be read ({reason}); check the path") from error
+        name = f"laura_user_task_{path.stem}_{hash_of(str(path.resolve()))}"
+        module = ModuleType(name)
+        module.__file__ = str(path)
+        # Dataclasses look their module up by name.
+        sys.modules[name] = module
+        try:
+            # The very text that is hashed is run; an import could run an older, compiled one.
+            exec(compile(text, str(path), "exec"), vars(module))
+        except LauraError:
+            raise
+        except Exception as error:
+            raise UsageError(f"{path} does not run: {_told(error, path)}") from error
+        return cls(module, path, text)
+
+    @property
+    def VERSION(self) -> str:
+        """The file's own version, and what changes with its words and rows."""
+        return self._marked(str(self.module.VERSION))
+
+    def rows(self, data_dir: Path | None = None) -> list[dict[str, Any]]:
+        """All rows, in order.
+
+        Raises:
+            DataError: a file is missing or broken, or `rows()` fails or gives no rows.
+        """
+        self._data_dir = data_dir
+        return [row for _, row in self._placed]
+
+    def question(self, row: dict[str, Any], index: int) -> ChoiceQuestion:
+        """The user's question of a row.
+
+        Raises:
+            DataError: their function fails, or gives something else; with the row's place.
+        """
+        place = self._placed[index][0]
+        with self._watched("question()", place):
+            found = self.module.question(row, index)
+        if not isinstance(found, ChoiceQuestion):
+            raise DataError(
+                f"{self.path}: question() gave {type(found).__name__} for {place}; it must give "
+                "a laura.evals.scoring.ChoiceQuestion"
+            )
+        sizes = {len(found.requests), len(found.choice_characters)}
+        if len(sizes) > 1 or found.index != index or not 0 <= found.gold < len(found.requests):
+            raise DataError(
+                f"{self.path}: question() gave {len(found.requests)} requests, "
+                f"{len(found.choice_characters)} choice_characters, gold {found.gold} and index "
+                f"{found.index} for {place}; the first two must be equally many, gold one of "
+                f"them from 0, and the index {index}"
+            )
+        return found
+
+    def prepare(self, rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Any]]:
+        """Version and questions, the user's own.
+
+        Raises:
+            DataError: their function fails, or a question lacks its requests.
+        """
+        with self._watched("prepare()"):
+            version, found = self.module.prepare(rows, ask)
+            questions = list(found)
+        for question in questions:
+            asked: Any = getattr(question, "requests", None)
+            asked = list(asked) if isinstance(asked, tuple | list) else []
+            right = asked and all(isinstance(one, GenerateRequest) for one in asked)
+            if not right or not isinstance(getattr(question, "index", None), int):
+                raise DataError(
+                    f"{self.path}: prepare() gave {repr(question)[:80]}; a question needs "
+                    "index (its row) and requests, a tuple of laura.models.requests.GenerateRequest"
+                )
+        return self._marked(str(version)), questions
+
+    def grades(
+        self, questions: Sequence[Any], answers: Sequence[Any]
+    ) -> Iterator[tuple[Item, list[Item]]]:
+        """Items and samples, the user's own.
+
+        Raises:
+            DataError: their function fails, or an item lacks a metric.
+        """
+        with self._watched("grades()"):
+            for item, samples in self.module.grades(questions, answers):
+                missing = [name for name in ("index", *self.METRICS) if name not in item]
+                if missing:
+                    raise DataError(
+                        f"{self.path}: grades() gave an item without {', '.join(missing)}; its "
+                        f"fields are {', '.join(map(str, item))}"
+                    )
+                yield item, list(samples)
+
+    @functools.cached_property
+    def _placed(self) -> list[Placed]:
+        if hasattr(self.module, "ROWS"):
+            source = Source(source=self.module.ROWS)
+            return raw_rows(source, self.path.parent, self._data_dir)
+        with self._watched("rows()"):
+            found = list(self.module.rows())
+        if not found or not all(isinstance(row, dict) for row in found):
+            came = "none" if not found else "something else"
+            raise DataError(f"{self.path}: rows() must give dictionaries, came {came}")
+        return [(f"rows() of {self.path}, row {number}", row) for number, row in enumerate(found)]
+
+    def _marked(self, version: str) -> str:
+        rows = hash_of([row for _, row in self._placed])
+        return f"{version}; task {hash_of(self.text)}; rows {rows}"
+
+    def _kind(self) -> Literal["choice", "generation"]:
+        names = vars(self.module)
+        if "question" in names:
+            return "choice"
+        if "prepare" in names or "grades" in names:
+            return "generation"
+        raise UsageError(
+            f"{self.path} is no task: define {', '.join(NEEDED['choice'])} for a multiple-choice "
+            f"task, or {', '.join(NEEDED['generation'])} for one where the model writes; and ROWS "
+            "or rows()"
+        )
+
+    def _faults(self) -> Iterator[str]:
+        names = vars(self.module)
+        missing = [name for name in NEEDED[self.kind] if name not in names]
+        if not {"ROWS", "rows"} & names.keys():
+            missing.append("ROWS or rows()")
+        if missing:
+            yield f"lacks {', '.join(missing)}"
+        for name in ("question", "prepare", "grades", "rows"):
+            if name in names and not callable(names[name]):
+                yield f"{name} must be a function, came {names[name]!r}"
+        for name in ("ROWS", "TITLE", "METRIC"):
+            if name in names and not (isinstance(names[name], str) and names[name]):
+                yield f"{name} must be text, came {names[name]!r}"
+        if not isinstance(names.get("HIGHER_IS_BETTER", True), bool):
+            yield f"HIGHER_IS_BETTER must be True or False, came {names['HIGHER_IS_BETTER']!r}"
+        yield from self._metric_faults(names)
+
+    def _metric_faults(self, names: dict[str, Any]) -> Iterator[str]:
+        metrics = names.get("METRICS", ("acc",))
+        if not isinstance(metrics, tuple | list) or not metrics:
+            yield f"METRICS must be a tuple of names, came {metrics!r}"
+            return
+        unknown = [name for name in metrics if name not in CHOICE_METRICS]
+        if self.kind == "choice" and unknown:
+            yield f"METRICS of a multiple-choice task are of {CHOICE_METRICS}, came {unknown}"
+        if "METRICS" in names and names.get("METRIC", metrics[0]) not in metrics:
+            yield f"METRIC must be one of METRICS, came {names['METRIC']!r}"
+
+    @contextmanager
+    def _watched(self, function: str, place: str = "") -> Iterator[None]:
+        """Tell what a function of the user's raises in words."""
+        try:
+            yield
+        except LauraError:
+            raise
+        except Exception as error:
+            where = f" on {place}" if place else ""
+            raise DataError(
+                f"{self.path}: {function} failed{where}: {_told(error, self.path)}"
+            ) from error
+
+
+def _told(error: Exception, path: Path) -> str:
+    """An exception with the line of the user's file it came from."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else None)
+    return f"{type(error).__name__}: {error}" + (f" (line {line})" if line else "")
