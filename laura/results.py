@@ -2,17 +2,18 @@
 
     {"task", "version", "model", "n",
      "metrics": {name: {"value", "stderr", "higher_is_better"}},
-     "items": [{"index", ...task's own fields}], "seconds"}
+     "items": [{"index", ...task's own fields}]}
 
 `index` is the row number in the data file (or the document's place in its
-list). A generation task keeps every sample in TASK.samples.jsonl.gz beside it.
+list). What was asked and answered stands in TASK.samples.jsonl.gz beside it, and what
+it took in TASK.seconds: the result itself is the same whenever it is measured.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class TaskResult:
         n: Number of items.
         metrics: Name to score.
         items: One dictionary an item, each with a unique `index`.
-        seconds: Wall time of the measurement.
+        seconds: Wall time of the measurement; 0 where it is not known.
     """
 
     task: str
@@ -68,11 +69,13 @@ class TaskResult:
     n: int
     metrics: dict[str, Metric]
     items: list[Item]
-    seconds: float
+    seconds: float = field(default=0.0, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The result as the value written to TASK.json."""
-        return asdict(self)
+        value = asdict(self)
+        del value["seconds"]
+        return value
 
     @classmethod
     def from_json(cls, value: Any, source: str = "result") -> TaskResult:
@@ -99,7 +102,7 @@ class TaskResult:
             n=value["n"],
             metrics=metrics,
             items=[dict(item) for item in value["items"]],
-            seconds=float(value["seconds"]),
+            seconds=float(value.get("seconds", 0.0)),
         )
 
     def write(self, path: Path, samples: Sequence[Item] = ()) -> None:
@@ -110,6 +113,7 @@ class TaskResult:
         """
         if samples:
             store.write_lines_gz(samples_file(path), list(samples))
+        store.write_json(seconds_file(path), round(self.seconds, 3))
         store.write_json(path, self.to_json())
 
     @classmethod
@@ -119,7 +123,9 @@ class TaskResult:
         Raises:
             StoreError: missing, unreadable, or damaged.
         """
-        return cls.from_json(store.read_json(path), str(path))
+        found = cls.from_json(store.read_json(path), str(path))
+        took = seconds_file(path)
+        return replace(found, seconds=float(store.read_json(took))) if took.is_file() else found
 
     def values(self, metric: str) -> dict[int, float]:
         """Each item's value of a metric that is a mean over items.
@@ -149,6 +155,11 @@ class TaskResult:
                 "a finite number is needed; delete the result and measure again"
             )
         return float(number)  # type: ignore[arg-type]
+
+
+def seconds_file(path: Path) -> Path:
+    """Where the wall time of the result at `path` stands: TASK.seconds."""
+    return path.with_suffix(".seconds")
 
 
 def samples_file(path: Path) -> Path:
@@ -214,13 +225,11 @@ def _faults(value: Any) -> list[str]:
     """Everything wrong with a value that should be a task result."""
     if not isinstance(value, dict):
         return [f"it holds {type(value).__name__}, not an object"]
-    names = ("task", "version", "model", "n", "metrics", "items", "seconds")
+    names = ("task", "version", "model", "n", "metrics", "items")
     missing = [name for name in names if name not in value]
     if missing:
         return [f"it lacks {', '.join(missing)}"]
     faults = [f"{key} is not text" for key in names[:3] if not isinstance(value[key], str)]
-    if not _is_number(value["seconds"]) or value["seconds"] < 0:
-        faults.append(f"seconds is {value['seconds']!r}")
     faults += _metric_faults(value["metrics"])
     items = value["items"]
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):

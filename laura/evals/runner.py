@@ -1,88 +1,55 @@
 """Runs tasks on an engine, one after another, and keeps each result as it ends.
 
-The same function measures base and tuned model. A result that stands is not
-measured again, so a measurement that was killed goes on at the next task.
+The same function measures base and tuned model, and several adapters at once. A
+result that stands is not measured again, and of one that was begun every answer is
+kept, so a measurement that was killed goes on at the next item.
 """
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laura.data.sources import load_rows
-from laura.data.templates import chat_prompts
-from laura.errors import DataError, StoreError
-from laura.evals import tasks
-from laura.evals.asking import Ask
-from laura.evals.scoring import choice_item
-from laura.evals.tasks import TaskEntry
-from laura.models.engine import Engine, Reference
-from laura.models.requests import TokenDocument
+from laura.errors import DataError, StoreError, UsageError
+from laura.evals.keeping import Keeper, partial_file
+from laura.evals.kinds import (
+    Material,
+    Measured,
+    Plan,
+    check_name,
+    covered,
+    file_rows,
+    plan_task,
+)
+from laura.models.requests import MeasuringEngine
 from laura.progress import SILENT, Progress
-from laura.recipe import MeasureSection
-from laura.results import Item, TaskResult, summarise
+from laura.results import TaskResult, summarise
+from laura.store import disk_faults
 
-RowProvider = Callable[[str, str], list[dict[str, Any]]]
-Measured = tuple[list[Item], list[Item]]
-
-# No tokenizer makes more tokens than bytes, beside a few special ones.
-SPECIAL_TOKENS = 8
+__all__ = ["Material", "Subject", "check_name", "evaluate", "evaluate_all", "file_rows"]
 
 
 @dataclass(frozen=True)
-class Material:
-    """What tasks measure with, beside the engine.
+class Subject:
+    """A model that is measured.
 
     Attributes:
-        section: The recipe's `measure` section.
-        rows: Gives a benchmark's rows by name and split (see `file_rows`).
-        documents: Documents of the losses and of `kl`, by task.
-        reference: The base for `kl`: another model, or a callable whose context
-            switches the adapters off. None means the engine holds the base.
+        name: Recorded in its results.
+        out: Where a task's TASK.json stands.
+        adapter: Name of the engine's adapter; None for the model itself.
     """
 
-    section: MeasureSection
-    rows: RowProvider
-    documents: Mapping[str, Sequence[TokenDocument]]
-    reference: Reference | None = None
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A task made ready: what it covers, and the work itself.
-
-    Attributes:
-        version: Version of the result.
-        covers: What items a finished result must have, as `covered` tells.
-        measure: Does the work; items and samples.
-    """
-
-    version: str
-    covers: list[tuple[int, int | None]]
-    measure: Callable[[], Measured]
-
-
-def file_rows(data_dir: Path | None) -> RowProvider:
-    """Benchmark rows from the data folder or the Hub, each file read once.
-
-    Args:
-        data_dir: Data folder; None means `LAURA_DATA`, if set, else the Hub.
-    """
-
-    @functools.cache
-    def rows(name: str, split: str) -> list[dict[str, Any]]:
-        return load_rows(name, split, data_dir)
-
-    return rows
+    name: str
+    out: Callable[[str], Path]
+    adapter: str | None = None
 
 
 def evaluate(
-    engine: Engine,
+    engine: MeasuringEngine,
     task_names: Sequence[str],
     material: Material,
     *,
@@ -90,20 +57,34 @@ def evaluate(
     out: Callable[[str], Path],
     progress: Progress = SILENT,
 ) -> dict[str, TaskResult]:
-    """Measure tasks one after another; each TASK.json is written when its task ends.
+    """Measure tasks on the engine's model; see `evaluate_all`."""
+    subject = Subject(model_name, out)
+    return evaluate_all(engine, task_names, material, [subject], progress=progress)[0]
+
+
+def evaluate_all(
+    engine: MeasuringEngine,
+    task_names: Sequence[str],
+    material: Material,
+    subjects: Sequence[Subject],
+    *,
+    progress: Progress = SILENT,
+) -> list[dict[str, TaskResult]]:
+    """Measure tasks one after another on several models at once.
+
+    Each TASK.json is written when its task ends. One that covers the same items in the
+    same version is read instead of measured; one that does not is measured again and
+    replaced.
 
     Args:
-        engine: Runs the model, adapters attached or not.
-        task_names: Names of the table of tasks; they run in this order.
+        engine: Runs the model and its adapters.
+        task_names: Of the table of tasks, `lm_eval:NAME`, or paths of a user's files.
         material: Rows, documents and settings.
-        model_name: Recorded in the results.
-        out: Where a task's TASK.json stands. One that covers the same items in
-            the same version is read instead of measured; one that does not is
-            measured again and replaced.
+        subjects: What is measured.
         progress: Shows one bar a task.
 
     Returns:
-        Task to result, in the order given.
+        For each subject: name of the result to result, in the order given.
 
     Raises:
         UsageError: an unknown task.
@@ -113,34 +94,38 @@ def evaluate(
             cannot be written.
         DivergenceError: the model's numbers are not finite.
     """
-    entries = {name: tasks.find(name) for name in task_names}
-    results = {}
-    for name, entry in entries.items():
-        plan = _KINDS[entry.kind](engine, name, entry, material)
+    for name in task_names:
+        check_name(name)
+    results: list[dict[str, TaskResult]] = [{} for _ in subjects]
+    for name in task_names:
+        plan = plan_task(engine, name, material)
         if len(plan.covers) < 2:
             raise DataError(
                 f"{name} has {len(plan.covers)} item(s), a standard error needs at least 2; raise "
                 "the limit (measure.limit, measure.loss_documents, --limit) or give more rows"
             )
-        path = out(name)
-        found = _standing(path, name, plan, model_name, progress)
-        results[name] = found or _measure(engine, name, entry, plan, model_name, path, progress)
+        if plan.name in results[0]:
+            raise UsageError(f"two tasks would both be named {plan.name}; rename one's file")
+        found = [_standing(plan, subject, progress) for subject in subjects]
+        left = [subject for subject, one in zip(subjects, found, strict=True) if one is None]
+        measured = iter(_measure(engine, plan, left, progress) if left else [])
+        for place, one in enumerate(found):
+            results[place][plan.name] = one or next(measured)
     return results
 
 
-def _standing(
-    path: Path, name: str, plan: _Plan, model_name: str, progress: Progress
-) -> TaskResult | None:
-    """The result that stands at `path`, if it is the one wanted."""
+def _standing(plan: Plan, subject: Subject, progress: Progress) -> TaskResult | None:
+    """The result that stands, if it is the one wanted."""
+    path, name = subject.out(plan.name), plan.name
     if not path.exists():
         return None
     found = TaskResult.read(path)
-    if (found.task, found.model) != (name, model_name):
+    if (found.task, found.model) != (name, subject.name):
         raise StoreError(
-            f"{path} holds {found.task} of {found.model}, wanted is {name} of {model_name}; choose "
-            "another folder with --out, or delete the file"
+            f"{path} holds {found.task} of {found.model}, wanted is {name} of {subject.name}; "
+            "choose another folder with --out, or delete the file"
         )
-    if found.version == plan.version and covered(found.items) == plan.covers:
+    if found.version == plan.version and covered(found.items) == list(plan.covers):
         return found
     progress.say(
         f"{path} covers {found.n} items in version {found.version!r}, wanted are "
@@ -149,132 +134,41 @@ def _standing(
     return None
 
 
-def covered(items: Sequence[Item]) -> list[tuple[int, int | None]]:
-    """Index of every item, with its tokens where it is a document with a loss."""
-    return [(item["index"], item.get("tokens") if "nats" in item else None) for item in items]
-
-
 def _measure(
-    engine: Engine,
-    name: str,
-    entry: TaskEntry,
-    plan: _Plan,
-    model_name: str,
-    path: Path,
-    progress: Progress,
-) -> TaskResult:
+    engine: MeasuringEngine, plan: Plan, subjects: Sequence[Subject], progress: Progress
+) -> list[TaskResult]:
+    """Measure one task on several models, and write each one's result."""
     start = time.perf_counter()
-    with _titled(engine, entry.title, progress):
-        items, samples = plan.measure()
-    directions = {metric: entry.higher_is_better for metric in tasks.load(name).METRICS}
+    files = {subject.adapter: partial_file(subject.out(plan.name)) for subject in subjects}
+    identity = {
+        subject.adapter: {"task": plan.name, "version": plan.version, "model": subject.name}
+        for subject in subjects
+    }
+    results = []
+    with _titled(engine, plan.title, progress), Keeper(engine, files, identity) as keeper:
+        measured = plan.measure(keeper, [subject.adapter for subject in subjects])
+        seconds = (time.perf_counter() - start) / len(subjects)
+        for subject, found in zip(subjects, measured, strict=True):
+            result = _result(plan, subject, found, seconds)
+            result.write(subject.out(plan.name), found.samples)
+            results.append(result)
+    # Not before every result stands: what one of them lacks is found in its file.
+    for path in files.values():
+        with disk_faults(path):
+            path.unlink(missing_ok=True)
+    return results
+
+
+def _result(plan: Plan, subject: Subject, found: Measured, seconds: float) -> TaskResult:
     try:
-        metrics = {metric: summarise(items, metric, up) for metric, up in directions.items()}
+        metrics = {
+            metric: summarise(found.items, metric, up) for metric, up in found.directions.items()
+        }
     except ValueError as error:
-        raise DataError(f"{name} cannot be summed up: {error}") from error
-    seconds = time.perf_counter() - start
-    result = TaskResult(name, plan.version, model_name, len(items), metrics, items, seconds)
-    result.write(path, samples)
-    return result
-
-
-def _choice(engine: Engine, name: str, entry: TaskEntry, material: Material) -> _Plan:
-    module = tasks.load(name)
-    rows = material.rows(name, entry.split)[: material.section.limit]
-    questions = [module.question(row, index) for index, row in enumerate(rows)]
-
-    def measure() -> Measured:
-        requests = [request for question in questions for request in question.requests]
-        answers = iter(engine.score(requests))
-        items = []
-        for question in questions:
-            own = [next(answers) for _ in question.requests]
-            item = choice_item(question, own, module.METRICS, entry.metric)
-            texts = [request.context + request.continuation for request in question.requests]
-            # One more token than the context may be scored: the last is only predicted.
-            items.append(_mark_cut(item, engine, texts, engine.encoder.context_tokens + 1))
-        return items, []
-
-    return _Plan(module.VERSION, [(question.index, None) for question in questions], measure)
-
-
-def _generation(engine: Engine, name: str, entry: TaskEntry, material: Material) -> _Plan:
-    module, section = tasks.load(name), material.section
-    rows = material.rows(name, entry.split)[: section.limit]
-    other_rows = functools.partial(material.rows, name)
-    ask = Ask(section, other_rows, functools.partial(chat_prompts, engine.tokenizer))
-    version, questions = module.prepare(rows, ask)
-
-    def measure() -> Measured:
-        answers = engine.generate([question.request for question in questions])
-        graded = module.grades(questions, answers)
-        items, samples = [], []
-        for question, (item, sample) in zip(questions, graded, strict=True):
-            room = engine.encoder.context_tokens - question.request.max_new_tokens
-            items.append(_mark_cut(item, engine, [question.request.prompt], room))
-            samples.append(sample)
-        return items, samples
-
-    return _Plan(version, [(question.index, None) for question in questions], measure)
-
-
-def _loss(engine: Engine, name: str, entry: TaskEntry, material: Material) -> _Plan:
-    module, documents = tasks.load(name), _documents(name, material)
-
-    def measure() -> Measured:
-        return module.items(documents, engine.document_losses(documents)), []
-
-    return _Plan(module.VERSION, _supervised(documents), measure)
-
-
-def _divergence(engine: Engine, name: str, entry: TaskEntry, material: Material) -> _Plan:
-    module, documents = tasks.load(name), _documents(name, material)
-    covers = _supervised(documents)
-
-    def measure() -> Measured:
-        if material.reference is None:
-            # The base diverges from itself by nothing, by definition.
-            return module.items(documents, [[0.0] * (tokens or 0) for _, tokens in covers]), []
-        found = engine.document_divergences(documents, material.reference)
-        return module.items(documents, found), []
-
-    return _Plan(module.VERSION, covers, measure)
-
-
-_KINDS: dict[str, Callable[[Engine, str, TaskEntry, Material], _Plan]] = {
-    "choice": _choice,
-    "generation": _generation,
-    "loss": _loss,
-    "divergence": _divergence,
-}
-
-
-def _documents(name: str, material: Material) -> Sequence[TokenDocument]:
-    documents = material.documents.get(name, ())
-    if not documents:
-        fields = {"source_loss": "source_text", "validation_loss": "validation"}
-        field = f"data.{fields.get(name, 'test')}"
-        raise DataError(f"{name} needs documents and there are none; give {field} in the recipe")
-    indices = {document.index for document in documents}
-    assert len(indices) == len(documents), f"documents of {name} share an index"
-    return documents
-
-
-def _supervised(documents: Sequence[TokenDocument]) -> list[tuple[int, int | None]]:
-    """Index and supervised tokens of every document; its first token is never one."""
-    return [(document.index, sum(document.supervised[1:])) for document in documents]
-
-
-def _mark_cut(item: Item, engine: Engine, texts: Sequence[str], room: int) -> Item:
-    """Mark an item whose text was cut from the left because it exceeds the context.
-
-    lm-eval cuts too, and so the numbers stay equal to its; but the reader should know.
-    """
-    for text in texts:
-        if len(text.encode("utf-8")) + SPECIAL_TOKENS <= room:
-            continue  # saves encoding the text once more
-        if len(engine.tokenizer(text)["input_ids"]) > room:
-            return {**item, "truncated": True}
-    return item
+        raise DataError(f"{plan.name} cannot be summed up: {error}") from error
+    return TaskResult(
+        plan.name, plan.version, subject.name, len(found.items), metrics, found.items, seconds
+    )
 
 
 class _Titled:
@@ -291,7 +185,7 @@ class _Titled:
 
 
 @contextmanager
-def _titled(engine: Engine, title: str, progress: Progress) -> Iterator[None]:
+def _titled(engine: MeasuringEngine, title: str, progress: Progress) -> Iterator[None]:
     """While a task runs, the engine's bars are the task's."""
     before = engine.progress
     engine.progress = _Titled(progress, title)

@@ -118,6 +118,20 @@ def choice_item(
     }
 
 
+def choice_sample(question: ChoiceQuestion, item: Item) -> Item:
+    """What was asked of one question, beside its item.
+
+    Returns:
+        The item with "choices" (the continuations) and "context", or "contexts" where
+        each choice has its own.
+    """
+    contexts = [request.context for request in question.requests]
+    same = len(set(contexts)) == 1
+    asked: Item = {"context": contexts[0]} if same else {"contexts": contexts}
+    choices = [request.continuation for request in question.requests]
+    return {"index": question.index, **asked, "choices": choices, **item}
+
+
 def document_item(document: TokenDocument, nats: Sequence[float]) -> Item:
     """Sum one document's per-token numbers.
 

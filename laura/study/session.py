@@ -18,7 +18,8 @@ import torch
 
 from laura.data.packing import Fitted, fit
 from laura.errors import StoreError
-from laura.evals.runner import Material, RowProvider, evaluate, file_rows
+from laura.evals.kinds import Material, RowProvider, file_rows
+from laura.evals.runner import evaluate
 from laura.evals.tasks import find
 from laura.models.attention import Documents
 from laura.models.device import autocast, pick_device, resolve_precision

@@ -46,7 +46,9 @@ class FakeEngine:
     def tokenizer(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": list(text.encode())}
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreAnswer]:
+    def score(
+        self, requests: Sequence[ScoreRequest], known: Any = None, found: Any = None
+    ) -> list[ScoreAnswer]:
         self.calls.append("score")
         with self.progress.bar("scoring", len(requests), "documents"):
             pass
@@ -56,16 +58,20 @@ class FakeEngine:
             for r in requests
         ]  # fmt: skip
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[GenerateAnswer]:
+    def generate(
+        self, requests: Sequence[GenerateRequest], known: Any = None, found: Any = None
+    ) -> list[GenerateAnswer]:
         self.calls.append("generate")
         return [GenerateAnswer(" I think\n#### 2", 5, "stop") for _ in requests]
 
-    def document_losses(self, documents: Sequence[TokenDocument]) -> list[list[float]]:
+    def document_losses(
+        self, documents: Sequence[TokenDocument], adapter: str | None = None
+    ) -> list[list[float]]:
         self.calls.append("losses")
         return [[2.0] * sum(d.supervised[1:]) for d in documents]
 
     def document_divergences(
-        self, documents: Sequence[TokenDocument], reference: object
+        self, documents: Sequence[TokenDocument], reference: object, adapter: str | None = None
     ) -> list[list[float]]:
         self.calls.append(f"divergences from {reference}")
         return [[0.25] * sum(d.supervised[1:]) for d in documents]

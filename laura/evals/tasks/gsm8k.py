@@ -61,12 +61,12 @@ class Question:
 
     Attributes:
         index: Row number in the data file, from 0.
-        request: What the engine continues.
+        requests: What the engine continues: one greedy answer.
         answer: The data's answer, ending in `#### NUMBER`.
     """
 
     index: int
-    request: GenerateRequest
+    requests: tuple[GenerateRequest]
     answer: str
 
 
@@ -132,7 +132,7 @@ def questions(
         else:
             turns = [turn for one in worked for turn in _turns(*one)]
             prompt = chat([*turns, {"role": "user", "content": asked}])
-        found.append(Question(index, GenerateRequest(prompt, STOP, max_new_tokens), answer))
+        found.append(Question(index, (GenerateRequest(prompt, STOP, max_new_tokens),), answer))
     return found
 
 
@@ -155,7 +155,7 @@ def grade(question: Question, answer: GenerateAnswer) -> tuple[Item, Item]:
     }
     sample: Item = {
         **item,
-        "prompt": question.request.prompt,
+        "prompt": question.requests[0].prompt,
         "text": answer.text,
         "strict": strict,
         "flexible": flexible,
@@ -165,11 +165,12 @@ def grade(question: Question, answer: GenerateAnswer) -> tuple[Item, Item]:
 
 
 def grades(
-    questions: Sequence[Question], answers: Sequence[GenerateAnswer]
-) -> Iterator[tuple[Item, Item]]:
-    """Grade every answer; items and samples as `grade` gives them."""
-    for question, answer in zip(questions, answers, strict=True):
-        yield grade(question, answer)
+    questions: Sequence[Question], answers: Sequence[Sequence[GenerateAnswer]]
+) -> Iterator[tuple[Item, list[Item]]]:
+    """Grade every question's answer; item and sample as `grade` gives them."""
+    for question, (answer,) in zip(questions, answers, strict=True):
+        item, sample = grade(question, answer)
+        yield item, [sample]
 
 
 def extract_strict(text: str) -> str:

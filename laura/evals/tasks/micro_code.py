@@ -33,14 +33,14 @@ class Question:
 
     Attributes:
         index: Row number in the data file, from 0.
-        request: What the engine continues.
+        requests: What the engine continues: one greedy answer.
         head: The program's beginning, which the answer continues.
         tests: The row's `check`.
         entry_point: Name of the function.
     """
 
     index: int
-    request: GenerateRequest
+    requests: tuple[GenerateRequest]
     head: str
     tests: str
     entry_point: str
@@ -62,14 +62,14 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Questio
         if why:
             raise row_fault(TASK, index, f"has tests that are not run: {why}")
         prompt = head if chat is None else chat([{"role": "user", "content": head}])
-        request = GenerateRequest(prompt, (), NEW_TOKENS)
-        questions.append(Question(index, request, head, tests, entry_point))
+        requests = (GenerateRequest(prompt, (), NEW_TOKENS),)
+        questions.append(Question(index, requests, head, tests, entry_point))
     return f"1; {form}; {NEW_TOKENS} new tokens", questions
 
 
 def grades(
-    questions: Sequence[Question], answers: Sequence[GenerateAnswer]
-) -> Iterator[tuple[Item, Item]]:
+    questions: Sequence[Question], answers: Sequence[Sequence[GenerateAnswer]]
+) -> Iterator[tuple[Item, list[Item]]]:
     """Run every answer.
 
     Yields:
@@ -77,7 +77,7 @@ def grades(
         the texts and what went wrong.
     """
     with ProgramRunner() as runner:
-        for question, answer in zip(questions, answers, strict=True):
+        for question, (answer,) in zip(questions, answers, strict=True):
             name = question.entry_point
             call = f"{CHECK}({name})"
             program = "\n".join([question.head + answer.text, question.tests, call, ""])
@@ -88,5 +88,5 @@ def grades(
                 "tokens": answer.tokens,
                 "finish": answer.finish,
             }
-            texts = {"prompt": question.request.prompt, "text": answer.text, "fault": fault}
-            yield item, {**item, **texts, "test": question.tests}
+            texts = {"prompt": question.requests[0].prompt, "text": answer.text, "fault": fault}
+            yield item, [{**item, **texts, "test": question.tests}]

@@ -29,7 +29,7 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[gsm8k.Q
     if chat is None:
         prompts = [row["question"] for row in rows]  # the line break is the model's to write
         questions = [
-            replace(one, request=GenerateRequest(prompt, (), NEW_TOKENS))
+            replace(one, requests=(GenerateRequest(prompt, (), NEW_TOKENS),))
             for one, prompt in zip(questions, prompts, strict=True)
         ]
     return f"1; {form}; {NEW_TOKENS} new tokens", questions

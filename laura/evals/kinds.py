@@ -1,0 +1,329 @@
+"""How each kind of task is made ready and measured, on one adapter or many at once.
+
+A plan tells what a task covers before anything is measured, so that a result that
+stands can be recognised. The task itself may be one of Laura's, one of lm-eval's
+(`lm_eval:NAME`) or a file of the user's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from laura.data.sources import load_rows
+from laura.data.templates import chat_prompts
+from laura.errors import DataError, UsageError
+from laura.evals import tasks
+from laura.evals.asking import Ask
+from laura.evals.scoring import choice_item, choice_sample
+from laura.evals.tasks import TaskEntry
+from laura.models.engine import Engine, Reference
+from laura.models.requests import MeasuringEngine, TokenDocument
+from laura.recipe import MeasureSection
+from laura.results import Item
+
+RowProvider = Callable[[str, str], list[dict[str, Any]]]
+Adapters = Sequence[str | None]
+
+# No tokenizer makes more tokens than bytes, beside a few special ones.
+SPECIAL_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Material:
+    """What tasks measure with, beside the engine.
+
+    Attributes:
+        section: The recipe's `measure` section.
+        rows: Gives a benchmark's rows by name and split (see `file_rows`).
+        documents: Documents of the losses and of `kl`, by task.
+        reference: The base for `kl`: another model, or a callable whose context
+            switches the adapters off. None means the engine holds the base.
+        data_dir: Folder of local data, for tasks of the user's own.
+    """
+
+    section: MeasureSection
+    rows: RowProvider
+    documents: Mapping[str, Sequence[TokenDocument]]
+    reference: Reference | None = None
+    data_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a task found on one model.
+
+    Attributes:
+        items: One an item.
+        samples: What is kept beside them: texts, verdicts.
+        directions: Metric to whether higher is better; the first one leads.
+    """
+
+    items: list[Item]
+    samples: list[Item]
+    directions: dict[str, bool]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task made ready: what it covers, and the work itself.
+
+    Attributes:
+        name: Name of the result and of its file.
+        title: Name for bars and tables.
+        version: Version of the result.
+        covers: What items a finished result must have, as `covered` tells.
+        measure: Does the work on an engine, for several of its adapters (None: the
+            model itself); one finding each.
+        requests: What is asked of one model, where that is known before.
+    """
+
+    name: str
+    title: str
+    version: str
+    covers: Sequence[tuple[int, int | None]]
+    measure: Callable[[Any, Adapters], list[Measured]]
+    requests: Sequence[Any] = ()
+
+
+def file_rows(data_dir: Path | None) -> RowProvider:
+    """Benchmark rows from the data folder or the Hub, each file read once.
+
+    Args:
+        data_dir: Data folder; None means `LAURA_DATA`, if set, else the Hub.
+    """
+
+    @functools.cache
+    def rows(name: str, split: str) -> list[dict[str, Any]]:
+        return load_rows(name, split, data_dir)
+
+    return rows
+
+
+def check_name(name: str) -> None:
+    """Refuse a task's name that means nothing, before anything is loaded.
+
+    Raises:
+        UsageError: no such task; the message names the nearest.
+    """
+    from laura.evals import user_tasks
+
+    if not name.startswith("lm_eval:") and not user_tasks.is_user_task(name):
+        tasks.find(name)
+
+
+def plan_task(engine: MeasuringEngine, name: str, material: Material) -> Plan:
+    """Make a task ready.
+
+    Args:
+        engine: For its tokenizer and the length of its context.
+        name: Of the table of tasks, `lm_eval:NAME`, or the path of a user's file.
+        material: Rows, documents and settings.
+
+    Raises:
+        UsageError: no such task.
+        DataError: a row or document cannot be measured.
+    """
+    from laura.evals import user_tasks
+
+    if name.startswith("lm_eval:"):
+        return _lm_eval(name, material)
+    if user_tasks.is_user_task(name):
+        own = user_tasks.load(name)
+        rows = own.rows(material.data_dir)[: material.section.limit]
+        return _KINDS[own.entry.kind](engine, own.name, own.entry, own.module, rows, material)
+    entry, module = tasks.find(name), tasks.load(name)
+    rows = material.rows(name, entry.split)[: material.section.limit] if entry.split else []
+    return _KINDS[entry.kind](engine, name, entry, module, rows, material)
+
+
+def covered(items: Sequence[Item]) -> list[tuple[int, int | None]]:
+    """Index of every item, with its tokens where it is a document with a loss."""
+    return [(item["index"], item.get("tokens") if "nats" in item else None) for item in items]
+
+
+def _choice(
+    engine: MeasuringEngine,
+    name: str,
+    entry: TaskEntry,
+    module: Any,
+    rows: list[dict[str, Any]],
+    material: Material,
+) -> Plan:
+    questions = [module.question(row, index) for index, row in enumerate(rows)]
+    requests = [request for question in questions for request in question.requests]
+    directions = {metric: entry.higher_is_better for metric in module.METRICS}
+
+    def measure(asked: MeasuringEngine, adapters: Adapters) -> list[Measured]:
+        answers = iter(asked.score(_named(requests, adapters)))
+        found = []
+        for _ in adapters:
+            items, samples = [], []
+            for question in questions:
+                own = [next(answers) for _ in question.requests]
+                item = choice_item(question, own, module.METRICS, entry.metric)
+                texts = [request.context + request.continuation for request in question.requests]
+                # One more token than the context may be scored: the last is only predicted.
+                items.append(_mark_cut(item, engine, texts, engine.encoder.context_tokens + 1))
+                samples.append(choice_sample(question, items[-1]))
+            found.append(Measured(items, samples, directions))
+        return found
+
+    covers = [(question.index, None) for question in questions]
+    return Plan(name, entry.title, module.VERSION, covers, measure, requests)
+
+
+def _generation(
+    engine: MeasuringEngine,
+    name: str,
+    entry: TaskEntry,
+    module: Any,
+    rows: list[dict[str, Any]],
+    material: Material,
+) -> Plan:
+    section = material.section
+
+    def other_rows(split: str) -> list[dict[str, Any]]:
+        if not entry.module.startswith("laura."):
+            raise DataError(f"{name} is a file of rows and has no split {split!r}")
+        return material.rows(name, split)
+
+    ask = Ask(section, other_rows, functools.partial(chat_prompts, engine.tokenizer))
+    version, questions = module.prepare(rows, ask)
+    requests = [request for question in questions for request in question.requests]
+    metrics = getattr(module, "metrics", None)
+    named = metrics(section) if metrics else module.METRICS
+    directions = {metric: entry.higher_is_better for metric in named}
+
+    def measure(asked: MeasuringEngine, adapters: Adapters) -> list[Measured]:
+        answers = iter(asked.generate(_named(requests, adapters)))
+        found = []
+        for _ in adapters:
+            given = [[next(answers) for _ in question.requests] for question in questions]
+            items, samples = [], []
+            graded = module.grades(questions, given)
+            for question, (item, own) in zip(questions, graded, strict=True):
+                first = question.requests[0]
+                room = engine.encoder.context_tokens - first.max_new_tokens
+                items.append(_mark_cut(item, engine, [first.prompt], room))
+                samples += own
+            found.append(Measured(items, samples, directions))
+        return found
+
+    covers = [(question.index, None) for question in questions]
+    return Plan(name, entry.title, version, covers, measure, requests)
+
+
+def _loss(
+    engine: MeasuringEngine,
+    name: str,
+    entry: TaskEntry,
+    module: Any,
+    rows: list[dict[str, Any]],
+    material: Material,
+) -> Plan:
+    documents = _documents(name, material)
+    directions = {metric: entry.higher_is_better for metric in module.METRICS}
+
+    def measure(asked: MeasuringEngine, adapters: Adapters) -> list[Measured]:
+        found = [asked.document_losses(documents, adapter) for adapter in adapters]
+        return [Measured(module.items(documents, nats), [], directions) for nats in found]
+
+    return Plan(name, entry.title, module.VERSION, _supervised(documents), measure)
+
+
+def _divergence(
+    engine: MeasuringEngine,
+    name: str,
+    entry: TaskEntry,
+    module: Any,
+    rows: list[dict[str, Any]],
+    material: Material,
+) -> Plan:
+    documents = _documents(name, material)
+    covers = _supervised(documents)
+    directions = {metric: entry.higher_is_better for metric in module.METRICS}
+
+    def measure(_: MeasuringEngine, adapters: Adapters) -> list[Measured]:
+        if material.reference is None:
+            # The base diverges from itself by nothing, by definition.
+            nats = [[0.0] * (tokens or 0) for _, tokens in covers]
+            return [Measured(module.items(documents, nats), [], directions) for _ in adapters]
+        if not hasattr(engine, "document_divergences"):
+            raise UsageError(f"{name} compares whole distributions, which this engine cannot")
+        found = [
+            engine.document_divergences(documents, material.reference, adapter)
+            for adapter in adapters
+        ]
+        return [Measured(module.items(documents, nats), [], directions) for nats in found]
+
+    return Plan(name, entry.title, module.VERSION, covers, measure)
+
+
+def _lm_eval(name: str, material: Material) -> Plan:
+    from laura.evals import lm_eval_tasks
+
+    include = material.section.lm_eval_include
+    folder = Path(include) if include else None
+    prepare = functools.partial(lm_eval_tasks.prepare, name, material.section.limit, folder)
+    first = prepare()
+    unused = [first]
+
+    def measure(asked: MeasuringEngine, adapters: Adapters) -> list[Measured]:
+        found = []
+        for adapter in adapters:
+            # lm-eval keeps answers in its task, so each model needs one of its own.
+            ready = unused.pop() if unused else prepare()
+            one = lm_eval_tasks.measure(ready, asked, adapter)
+            for metric, why in one.left_out.items() if adapter == adapters[0] else ():
+                asked.progress.say(f"{name}: {metric} is left out: {why}")
+            found.append(Measured(one.items, one.samples, one.directions))
+        return found
+
+    covers = [(index, None) for index in first.indices]
+    return Plan(name.replace(":", "."), first.title, first.version, covers, measure)
+
+
+_KINDS: dict[str, Callable[..., Plan]] = {
+    "choice": _choice,
+    "generation": _generation,
+    "loss": _loss,
+    "divergence": _divergence,
+}
+
+
+def _named(requests: Sequence[Any], adapters: Adapters) -> list[Any]:
+    """The requests once for every adapter."""
+    return [replace(request, adapter=adapter) for adapter in adapters for request in requests]
+
+
+def _documents(name: str, material: Material) -> Sequence[TokenDocument]:
+    documents = material.documents.get(name, ())
+    if not documents:
+        fields = {"source_loss": "source_text", "validation_loss": "validation"}
+        field = f"data.{fields.get(name, 'test')}"
+        raise DataError(f"{name} needs documents and there are none; give {field} in the recipe")
+    indices = {document.index for document in documents}
+    assert len(indices) == len(documents), f"documents of {name} share an index"
+    return documents
+
+
+def _supervised(documents: Sequence[TokenDocument]) -> list[tuple[int, int | None]]:
+    """Index and supervised tokens of every document; its first token is never one."""
+    return [(document.index, sum(document.supervised[1:])) for document in documents]
+
+
+def _mark_cut(item: Item, engine: Engine | Any, texts: Sequence[str], room: int) -> Item:
+    """Mark an item whose text was cut from the left because it exceeds the context.
+
+    lm-eval cuts too, and so the numbers stay equal to its; but the reader should know.
+    """
+    for text in texts:
+        if len(text.encode("utf-8")) + SPECIAL_TOKENS <= room:
+            continue  # saves encoding the text once more
+        if len(engine.tokenizer(text)["input_ids"]) > room:
+            return {**item, "truncated": True}
+    return item
