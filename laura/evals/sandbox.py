@@ -10,7 +10,8 @@ and watched from here. There is no unconfined fallback.
 
 Verdicts name no address, time or temporary file, and sets of strings have one order
 in every run, so that an evaluation that was killed and restarted writes the same
-files (a program that needs just about the time it has may go either way). Only the standard library can be imported inside.
+files (a program that needs just about the time it has may go either way). Only the
+standard library can be imported inside.
 
 What a program can still do: lie about its own verdict by searching the interpreter
 that runs it, measure time, and use its share of the machine until a limit ends it.
