@@ -108,6 +108,16 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraSettings:
     return settings
 
 
+def adapter_rank(folder: Path) -> int:
+    """Largest rank of the adapter in a PEFT folder.
+
+    Raises:
+        AdapterError: as `load_adapter`, except that no base is looked at.
+    """
+    settings = _resolve(_read_config(folder), _read_weights(folder), folder)
+    return max(settings.rank, *settings.rank_pattern.values(), 0)
+
+
 def copy_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path, slot: int = 0) -> None:
     """Fill one slot of attached layers from the tensors of an adapter file."""
     for name, layer in lora_layers(model).items():
