@@ -288,12 +288,23 @@ class VllmEngine:
                     self._process.send({"number": sent, **requests[sent]})
                     sent += 1
                 message = self._process.receive()
+                _check(message, requests[message["number"]])
                 take(message["number"], message)
                 bar.advance()
         except BaseException:
             # Answers still on their way would be taken for those of the next requests.
             self.close()
             raise
+
+
+def _check(message: Message, request: Message) -> None:
+    """Refuse half an answer, such as that of a request vLLM gave up."""
+    scored = "prompt_logprobs" in request["sampling"]
+    wanted = len(request["prompt"]) - request["first"] if scored else 0
+    if message["reason"] not in ("stop", "length") or len(message["prompt"]) != wanted:
+        raise ModelError(
+            f"vLLM broke off a request of {len(request['prompt'])} tokens ({message['reason']})"
+        )
 
 
 def _end_ids(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:

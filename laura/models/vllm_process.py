@@ -23,6 +23,12 @@ INSTALL = (
     f"{VARIABLE} to that environment's python"
 )
 TAIL_LINES = 5
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    # The worker has a thread that reads; a forked process would inherit its locks.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
 
 
 class VllmProcess:
@@ -51,7 +57,7 @@ class VllmProcess:
                 stderr=self._errors,
                 # A Ctrl-C reaches this process alone, which ends the other one with all its own.
                 start_new_session=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"},
+                env={**os.environ, **ENVIRONMENT},
                 text=True,
                 encoding="utf-8",
             )

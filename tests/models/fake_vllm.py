@@ -1,8 +1,8 @@
 """What the worker uses of vLLM, over transformers: the tests copy it to a folder as `vllm`.
 
 Requests are answered one a step, the latest first, so that answers come out of order. The
-environment variable FAKE_VLLM names a fault: "old", "die", "raise", "hang", or "none"; it then
-answers without a model.
+environment variable FAKE_VLLM names a fault: "old", "die", "raise", "hang", "abort" or
+"none"; it then answers without a model.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class LLMEngine:
         number, prompt, params, lora = self.waiting.pop()
         if FAULT:
             nats = [None, *({token: SimpleNamespace(logprob=-1.0)} for token in prompt[1:])]
-            return [finished(number, prompt, nats, [0], "length", None)]
+            reason = "abort" if FAULT == "abort" else "length"
+            return [finished(number, prompt, nats, [0], reason, None)]
         return [self.answer(number, prompt, params, lora)]
 
     def answer(self, number: str, prompt: list[int], params: SamplingParams, lora: Any) -> Any:

@@ -340,6 +340,14 @@ def test_a_failing_process_is_an_error(
     assert len(told) == 1
 
 
+def test_half_an_answer_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_fake(monkeypatch, tmp_path, "abort")
+    with VllmEngine(folder) as engine, pytest.raises(ModelError, match=r"broke off .* \(abort\)"):
+        engine.score(SCORES)
+
+
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
