@@ -108,14 +108,13 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraSettings:
     return settings
 
 
-def adapter_rank(folder: Path) -> int:
-    """Largest rank of the adapter in a PEFT folder.
+def read_settings(folder: Path) -> LoraSettings:
+    """Settings of the adapter in a PEFT folder, its targets as full names.
 
     Raises:
         AdapterError: as `load_adapter`, except that no base is looked at.
     """
-    settings = _resolve(_read_config(folder), _read_weights(folder), folder)
-    return max(settings.rank, *settings.rank_pattern.values(), 0)
+    return _resolve(_read_config(folder), _read_weights(folder), folder)
 
 
 def copy_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path, slot: int = 0) -> None:

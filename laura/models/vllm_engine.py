@@ -21,9 +21,14 @@ from typing import Any
 import torch
 
 from laura.errors import AdapterError, DataError, ModelError, UsageError
-from laura.models.adapters import adapter_rank
+from laura.models.adapters import read_settings
 from laura.models.encoding import Encoder
-from laura.models.load import check_model_folder, describe_model, quiet_transformers
+from laura.models.load import (
+    LAYER_MAPS,
+    check_model_folder,
+    describe_model,
+    quiet_transformers,
+)
 from laura.models.requests import (
     FORGET,
     GenerateAnswer,
@@ -69,7 +74,7 @@ class VllmEngine:
 
     Raises:
         ModelError: the folder is no usable model, or vLLM cannot load it.
-        AdapterError: an adapter cannot be read or has too high a rank.
+        AdapterError: an adapter cannot be read, or vLLM cannot represent it.
         UsageError: there is no such Python as `LAURA_VLLM_PYTHON`.
         MissingExtraError: that Python has no vLLM, or too old a one.
     """
@@ -338,18 +343,33 @@ def _longer(config: Any, length: int) -> dict[str, int]:
 
 
 def _lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
+    """What vLLM is told of the adapters to come.
+
+    Raises:
+        AdapterError: one cannot be read, or vLLM cannot represent it.
+    """
     if not adapters:
         return {}
-    ranks = {name: adapter_rank(path) for name, path in adapters.items()}
-    name, highest = max(ranks.items(), key=lambda item: item[1])
-    allowed = [rank for rank in RANKS if rank >= highest]
-    if not allowed:
-        raise AdapterError(
-            f"adapter {name} has rank {highest}, vLLM takes at most {RANKS[-1]}; merge it into "
-            "its base and evaluate that, or use the engine in process"
-        )
+    highest, targets = 0, set[str]()
+    allowed = {name.rsplit(".", 1)[-1] for name in LAYER_MAPS}
+    for name, path in adapters.items():
+        settings = read_settings(path)
+        rank = max(settings.rank, *settings.rank_pattern.values(), 0)
+        maps = {target.rsplit(".", 1)[-1] for target in settings.targets}
+        strange = sorted(maps - allowed)
+        fault = f"rank {rank}, vLLM takes at most {RANKS[-1]}" if rank > RANKS[-1] else ""
+        fault = fault or (f"{', '.join(strange)}, vLLM takes the layers' maps" if strange else "")
+        if fault:
+            raise AdapterError(
+                f"adapter {name} has {fault}; merge it into its base and evaluate that, or use "
+                "the engine in process"
+            )
+        highest, targets = max(highest, rank), targets | maps
     return {
         "enable_lora": True,
-        "max_lora_rank": allowed[0],
+        "max_lora_rank": next(rank for rank in RANKS if rank >= highest),
         "max_loras": min(len(adapters), MOST_ADAPTERS_AT_ONCE),
+        # Left to itself vLLM also makes room at the output map, and then fails on the CPU
+        # where log-probabilities of a prompt are asked for (0.32).
+        "lora_target_modules": sorted(targets),
     }

@@ -73,6 +73,7 @@ class EngineArgs:
     enable_lora: bool = False
     max_lora_rank: int = 16
     max_loras: int = 1
+    lora_target_modules: list[str] | None = None
 
 
 def tokens_input(token_ids: list[int]) -> dict[str, Any]:
@@ -174,7 +175,9 @@ class LLMEngine:
         from transformers import AutoModelForCausalLM
 
         assert self.arguments.enable_lora
-        assert PeftConfig.from_pretrained(lora.lora_path).r <= self.arguments.max_lora_rank
+        config = PeftConfig.from_pretrained(lora.lora_path)
+        assert config.r <= self.arguments.max_lora_rank
+        assert set(config.target_modules) <= set(self.arguments.lora_target_modules or ())
         plain = AutoModelForCausalLM.from_pretrained(
             self.arguments.model, attn_implementation="eager"
         )

@@ -250,17 +250,26 @@ def test_adapters_answer_by_name(
         ]
 
 
-def test_too_high_a_rank_is_refused(folder: Path, tmp_path: Path) -> None:
-    config = {"peft_type": "LORA", "r": 513, "lora_alpha": 1, "target_modules": ["q_proj"]}
+@pytest.mark.parametrize(
+    ("target", "rank", "words"),
+    [
+        ("model.layers.0.self_attn.q_proj", 513, "rank 513, vLLM takes at most 512"),
+        ("lm_head", 4, "lm_head, vLLM takes the layers' maps"),
+    ],
+)
+def test_adapters_that_vllm_does_not_take(
+    folder: Path, tmp_path: Path, target: str, rank: int, words: str
+) -> None:
+    kind = target.rsplit(".", 1)[-1]
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 1, "target_modules": [kind]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    name = "base_model.model.model.layers.0.self_attn.q_proj"
     tensors = {
-        f"{name}.lora_A.weight": torch.zeros(513, 64),
-        f"{name}.lora_B.weight": torch.zeros(64, 513),
+        f"base_model.model.{target}.lora_A.weight": torch.zeros(rank, 64),
+        f"base_model.model.{target}.lora_B.weight": torch.zeros(64, rank),
     }
     save_file(tensors, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(AdapterError, match="adapter wide has rank 513, vLLM takes at most 512"):
-        VllmEngine(folder, adapters={"wide": tmp_path})
+    with pytest.raises(AdapterError, match=f"adapter strange has {words}; merge it"):
+        VllmEngine(folder, adapters={"strange": tmp_path})
 
 
 def test_positions_that_depend_on_the_length_are_refused(tmp_path: Path) -> None:
