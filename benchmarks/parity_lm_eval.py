@@ -161,7 +161,7 @@ def compare_gsm8k(
     training = load_rows("gsm8k", "train", data_dir)
     start = time.perf_counter()
     questions = gsm8k.questions(rows, training, shots, max_new_tokens)
-    answers = engine.generate([question.request for question in questions])
+    answers = engine.generate([question.requests[0] for question in questions])
     graded = [gsm8k.grade(q, a)[0] for q, a in zip(questions, answers, strict=True)]
     middle = time.perf_counter()
     generation = {
@@ -177,7 +177,7 @@ def compare_gsm8k(
     prompts, marks = [], []
     for sample in samples:  # two a question, one a filter
         index = sample["doc_id"]
-        prompts.append(sample["arguments"][0][0] == questions[index].request.prompt)
+        prompts.append(sample["arguments"][0][0] == questions[index].requests[0].prompt)
         strict = sample["filter"] == "strict-match"
         metric = "exact_match" if strict else "flexible_extract"
         same_text = sample["resps"][0][0] == answers[index].text

@@ -102,7 +102,6 @@ class TaskResult:
             n=value["n"],
             metrics=metrics,
             items=[dict(item) for item in value["items"]],
-            seconds=float(value.get("seconds", 0.0)),
         )
 
     def write(self, path: Path, samples: Sequence[Item] = ()) -> None:
@@ -123,9 +122,7 @@ class TaskResult:
         Raises:
             StoreError: missing, unreadable, or damaged.
         """
-        found = cls.from_json(store.read_json(path), str(path))
-        took = seconds_file(path)
-        return replace(found, seconds=float(store.read_json(took))) if took.is_file() else found
+        return replace(cls.from_json(store.read_json(path), str(path)), seconds=_took(path))
 
     def values(self, metric: str) -> dict[int, float]:
         """Each item's value of a metric that is a mean over items.
@@ -160,6 +157,15 @@ class TaskResult:
 def seconds_file(path: Path) -> Path:
     """Where the wall time of the result at `path` stands: TASK.seconds."""
     return path.with_suffix(".seconds")
+
+
+def _took(path: Path) -> float:
+    """Seconds of the result at `path`; 0 where they are not kept or not readable."""
+    try:
+        found = store.read_json(seconds_file(path))
+    except StoreError:
+        return 0.0
+    return float(found) if _is_number(found) and found >= 0 else 0.0
 
 
 def samples_file(path: Path) -> Path:

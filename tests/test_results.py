@@ -42,7 +42,7 @@ def test_file_has_the_agreed_form_and_reads_back(tmp_path: Path) -> None:
     result = _result([1, 0, 1])
     result.write(path)
     value = json.loads(path.read_text(encoding="utf-8"))
-    assert list(value) == ["task", "version", "model", "n", "metrics", "items", "seconds"]
+    assert list(value) == ["task", "version", "model", "n", "metrics", "items"]
     assert value["metrics"]["acc"] == {
         "value": pytest.approx(2 / 3),
         "stderr": pytest.approx(1 / 3),
@@ -50,6 +50,9 @@ def test_file_has_the_agreed_form_and_reads_back(tmp_path: Path) -> None:
     }
     assert value["items"][0] == {"index": 10, "correct": True, "acc": 1}
     assert TaskResult.read(path) == result
+    assert TaskResult.read(path).seconds == 1.5
+    path.with_suffix(".seconds").write_text("long")
+    assert TaskResult.read(path).seconds == 0
     assert not samples_file(path).exists()
 
 
@@ -105,8 +108,6 @@ DAMAGE: list[tuple[str, Any, str]] = [
     ("items", [1, 2, 3], "items is not a list"),
     ("items", [{}, {}, {}], "no index"),
     ("items", [{"index": 0}] * 3, "stands twice"),
-    ("seconds", "long", "seconds is 'long'"),
-    ("seconds", -1, "seconds is -1"),
 ]
 
 
@@ -121,7 +122,7 @@ def test_damage_is_named(field: str, value: Any, message: str) -> None:
 def test_missing_fields_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="it holds list, not an object"):
         TaskResult.from_json([])
-    with pytest.raises(StoreError, match="it lacks version, model, n, metrics, items, seconds"):
+    with pytest.raises(StoreError, match="it lacks version, model, n, metrics, items"):
         TaskResult.from_json({"task": "gsm8k"})
     with pytest.raises(StoreError, match="does not exist"):
         TaskResult.read(tmp_path / "none.json")
@@ -137,7 +138,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from(["task", "version", "model", "n", "metrics", "items", "seconds"]), JSON)
+@given(st.sampled_from(["task", "version", "model", "n", "metrics", "items"]), JSON)
 def test_any_other_value_is_read_or_refused_with_one_message(field: str, value: Any) -> None:
     changed = copy.deepcopy(_result([1, 0, 1]).to_json())
     changed[field] = value

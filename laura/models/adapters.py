@@ -133,8 +133,8 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
     """
     read = []
     for folder in folders:
-        config, tensors = _read_config(folder), _read_weights(folder)
-        read.append((folder, tensors, _resolve(config, tensors, folder)))
+        settings = read_settings(folder)
+        read.append((folder, _read_weights(folder), settings))
     ranks: dict[str, int] = {}
     for folder, _, settings in read:
         try:
@@ -173,6 +173,15 @@ def _fill_slot(
         rank, layer.scales[slot] = settings.for_module(name)
         for letter, target in (("A", layer.A[slot][:rank]), ("B", layer.B[slot][:, :rank])):
             _copy(tensors[f"{PREFIX}{name}.lora_{letter}.weight"], target, letter, name, folder)
+
+
+def read_settings(folder: Path) -> LoraSettings:
+    """Settings of the adapter in a PEFT folder, its targets as full names.
+
+    Raises:
+        AdapterError: as `load_adapter`, except that no base is looked at.
+    """
+    return _resolve(_read_config(folder), _read_weights(folder), folder)
 
 
 def copy_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path, slot: int = 0) -> None:

@@ -88,16 +88,27 @@ def load_base(
     folder = resolve_model(name, revision, progress)
     check_model_folder(folder)
     with quiet_transformers():
+        config, tokenizer = describe_model(folder)
+        model = _read_weights(config, folder, DTYPES[dtype])
+    return Base(model.to(place).eval(), tokenizer, name, fingerprint(folder), folder)
+
+
+def describe_model(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Config and tokenizer of a model folder, checked before weights are read.
+
+    Raises:
+        ModelError: no model that Laura runs, or a tokenizer that does not fit it.
+    """
+    with quiet_transformers():
         config = _read_config(folder)
         _check_decoder(config, folder)
         tokenizer = load_tokenizer(folder)
-        if len(tokenizer) > config.vocab_size:
-            raise ModelError(
-                f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only "
-                f"{config.vocab_size} embeddings; use the tokenizer the model was trained with"
-            )
-        model = _read_weights(config, folder, DTYPES[dtype])
-    return Base(model.to(place).eval(), tokenizer, name, fingerprint(folder), folder)
+    if len(tokenizer) > config.vocab_size:
+        raise ModelError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only "
+            f"{config.vocab_size} embeddings; use the tokenizer the model was trained with"
+        )
+    return config, tokenizer
 
 
 def resolve_model(name: str, revision: str | None = None, progress: Progress = SILENT) -> Path:

@@ -26,11 +26,11 @@ def test_text_form_asks_the_beginning_of_the_running_text(name: str, domain: Any
     other, chats = load(name).prepare(data, ask("chat"))
     assert version != other
     for row, question, chat in zip(data, questions, chats, strict=True):
-        assert running_text(row).startswith(question.request.prompt)
-        assert chat.request.prompt == f"<{row['question' if domain == 'math' else 'prompt']}>"
-        rest = running_text(row).removeprefix(question.request.prompt)
+        assert running_text(row).startswith(question.requests[0].prompt)
+        assert chat.requests[0].prompt == f"<{row['question' if domain == 'math' else 'prompt']}>"
+        rest = running_text(row).removeprefix(question.requests[0].prompt)
         right = GenerateAnswer(rest, 9, "end")
-        [(item, sample)] = load(name).grades([question], [right])
+        [(item, [sample])] = load(name).grades([question], [[right]])
         assert item[load(name).METRICS[0]] == 1 and item["index"] == question.index
         assert sample["text"] == rest
 
@@ -40,18 +40,19 @@ def test_math_is_graded_as_gsm8k() -> None:
     _, questions = micro_math.prepare(data, ask("chat"))
     texts = ["#### 1", "no number", data[2]["answer"]]
     answers = [GenerateAnswer(text, 3, "end") for text in texts]
-    found = list(micro_math.grades(questions, answers))
-    assert found == [gsm8k.grade(q, a) for q, a in zip(questions, answers, strict=True)]
+    found = list(micro_math.grades(questions, [[answer] for answer in answers]))
+    expected = [gsm8k.grade(q, a) for q, a in zip(questions, answers, strict=True)]
+    assert found == [(item, [sample]) for item, sample in expected]
 
 
 def test_a_wrong_function_fails_with_its_reason() -> None:
     data = rows("code", "test", 2)
     _, questions = micro_code.prepare(data, ask("chat"))
     answers = [
-        GenerateAnswer("\n    return 12345\n", 3, "end"),
-        GenerateAnswer("\n    return 0\n", 1, "end"),
+        [GenerateAnswer("\n    return 12345\n", 3, "end")],
+        [GenerateAnswer("\n    return 0\n", 1, "end")],
     ]
-    [(first, told), (second, wrong)] = micro_code.grades(questions, answers)
+    [(first, [told]), (second, [wrong])] = micro_code.grades(questions, answers)
     assert first["pass@1"] == second["pass@1"] == 0
     assert "not run" in told["fault"] and "12345" in told["fault"]
     assert wrong["fault"].startswith("AssertionError") and "assert" in wrong["test"]

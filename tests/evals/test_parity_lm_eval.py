@@ -115,7 +115,7 @@ def test_gsm8k_prompts_equal(choice: gsm8k.Shots, shared_data: Path, tmp_path: P
     reference.set_fewshot_seed(1234)  # what lm-eval's evaluator sets unless told otherwise
     reference.build_all_requests()
     questions = gsm8k.questions(rows, training, 5, 256, choice)
-    assert [q.request.prompt for q in questions] == [i.args[0] for i in reference.instances]
+    assert [q.requests[0].prompt for q in questions] == [i.args[0] for i in reference.instances]
     assert reference.config.num_fewshot == 5
     options = reference.instances[0].args[1]
     assert (tuple(options["until"]), options["do_sample"]) == (gsm8k.STOP, False)

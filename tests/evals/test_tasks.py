@@ -163,14 +163,14 @@ def test_missing_fields_name_what_came(module: Any, row: dict[str, Any]) -> None
 def test_gsm8k_prompt_and_shots() -> None:
     training = [{"question": f"Q{i}?", "answer": f"A{i}\n#### {i}"} for i in range(6)]
     (none,) = gsm8k.questions([GSM8K], [], 0, 9)
-    assert none.request.prompt == "Question: How many?\nAnswer:"
-    assert none.request.stop == ("Question:", "</s>", "<|im_end|>")
-    assert none.request.max_new_tokens == 9
+    assert none.requests[0].prompt == "Question: How many?\nAnswer:"
+    assert none.requests[0].stop == ("Question:", "</s>", "<|im_end|>")
+    assert none.requests[0].max_new_tokens == 9
     first, second = gsm8k.questions([GSM8K, GSM8K], training, 2, 9)
     worked = "Question: Q0?\nAnswer: A0\n#### 0\n\nQuestion: Q1?\nAnswer: A1\n#### 1\n\n"
-    assert first.request.prompt == second.request.prompt == worked + none.request.prompt
+    assert first.requests[0].prompt == second.requests[0].prompt == worked + none.requests[0].prompt
     drawn = gsm8k.questions([GSM8K, GSM8K], training, 2, 9, gsm8k.Shots.SAMPLED)
-    assert drawn[0].request.prompt != drawn[1].request.prompt
+    assert drawn[0].requests[0].prompt != drawn[1].requests[0].prompt
     assert gsm8k.version(2, 9) != gsm8k.version(2, 9, gsm8k.Shots.SAMPLED)
 
 
@@ -187,7 +187,7 @@ def test_gsm8k_asks_in_chat_as_instruct_training_shows_it(tiny_tokenizer: Any, s
     learnt = encode(Example(0, tuple(turns)), tiny_tokenizer, "chat", "instruct")
     marks = learnt.supervised
     start = max(i for i in range(1, len(marks)) if marks[i] and not marks[i - 1])
-    prompt = tiny_tokenizer(asked.request.prompt, add_special_tokens=False)["input_ids"]
+    prompt = tiny_tokenizer(asked.requests[0].prompt, add_special_tokens=False)["input_ids"]
     assert prompt == learnt.token_ids[:start]
     assert gsm8k.version(0, 9, chat=True) != gsm8k.version(0, 9)
 
