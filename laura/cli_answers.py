@@ -58,6 +58,28 @@ def scores_text(answer: dict[str, Any]) -> str:
     )
 
 
+def models_text(answer: dict[str, Any]) -> str:
+    """Scores of several models, an adapter's with its change against the base."""
+    lines = []
+    for model, found in answer.items():
+        lines.append(model)
+        for task, one in found.items():
+            for name, metric in one["metrics"].items():
+                line = f"  {task:<14} {name:<16} {metric['value']:.4f} ± {metric['stderr']:.4f}"
+                lines.append(f"{line}  (n={one['n']}){_change_text(metric.get('change'))}")
+    return "\n".join(lines)
+
+
+def _change_text(change: dict[str, Any] | None) -> str:
+    if change is None:
+        return ""
+    text = f"  {change['value']:+.4f} ± {change['stderr']:.4f}"
+    if "interval" in change:
+        low, high = change["interval"]
+        text += f", 95% {low:+.4f} to {high:+.4f}"
+    return text
+
+
 def facts_text(answer: dict[str, Any]) -> str:
     """An answer as lines of `name: value`."""
     return "\n".join(

@@ -10,9 +10,9 @@ al. 2024, arXiv:2405.09673; they are ranges to search, not constants.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MICRO = ("micro_facts", "micro_events", "micro_pronouns", "micro_math", "micro_code")
@@ -217,9 +217,44 @@ class SearchSection(Section):
     )
 
 
+# Values of keys that a preset stands for; what the recipe says itself wins.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Biderman et al. 2024, arXiv:2405.09673, and the harnesses it names (lm-eval, BigCode).
+    "paper": {
+        "forgetting": ["hellaswag", "arc_challenge", "winogrande"],
+        "limit": None,
+        "gsm8k_shots": 5,
+        "gsm8k_prompt": "plain",
+        "gsm8k_sampler": "sampled",
+        "gsm8k_tokens": 256,
+        "code_prompt": "plain",
+        "code_samples": 50,
+        "code_temperature": 0.2,
+        "code_top_p": 0.95,
+        "code_tokens": 512,
+        "code_k": [1],
+    },
+    "quick": {
+        "forgetting": ["hellaswag", "arc_challenge", "winogrande"],
+        "limit": 200,
+        "subset": "random",
+        "gsm8k_sampler": "first",
+        "code_samples": 1,
+        "code_temperature": 0.0,
+    },
+}
+
+
 class MeasureSection(Section):
     """What is measured at every budget point, on the base first."""
 
+    preset: Literal["paper", "quick"] | None = Field(
+        None,
+        description="Values for the keys below that are not given. `paper`: whole benchmarks; "
+        "HumanEval 50 samples at T=0.2, top-p 0.95; GSM8K 5-shot greedy; forgetting is the mean "
+        "of HellaSwag, ARC-Challenge and WinoGrande. `quick`: the same 200 random items of each "
+        "every time, one greedy program; a share of 200 has a standard error of up to 3.5 points.",
+    )
     learning: list[LearningTask] = Field(
         default=["target_loss"], min_length=1, description="Target scores; the first one leads."
     )
@@ -227,6 +262,10 @@ class MeasureSection(Section):
         default=["source_loss", "kl"], min_length=1, description="Scores of what the base could do."
     )
     limit: int | None = Field(200, ge=2, description="Items of each benchmark; null for all.")
+    subset: Literal["first", "random"] = Field(
+        "first",
+        description="Which items `limit` leaves: the first, or random ones, the same every time.",
+    )
     loss_documents: int = Field(200, ge=2, description="Documents of each held-out loss.")
     loss_tokens: int = Field(
         512, ge=8, description="A held-out document is cut to this many tokens."
@@ -271,6 +310,11 @@ class MeasureSection(Section):
         description="How micro_math and micro_code are asked. `chat`: in the model's chat "
         "template, as instruct training shows them; `text`: as they stand in running text.",
     )
+    engine: Literal["laura", "vllm"] = Field(
+        "laura",
+        description="What answers in `laura evaluate`: Laura's own engine, or vLLM in a process "
+        "of its own (LAURA_VLLM_PYTHON names the Python that has it).",
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "fp32", description="Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats."
     )
@@ -279,6 +323,12 @@ class MeasureSection(Section):
         description="Folder of your own lm-eval task files, for tasks named `lm_eval:NAME`; they "
         "win over lm-eval's.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, value: Any) -> Any:
+        known = isinstance(value, dict) and isinstance(value.get("preset"), str)
+        return {**PRESETS.get(value["preset"], {}), **value} if known else value
 
 
 class Recipe(Section):

@@ -19,6 +19,7 @@ from laura.errors import DataError, UsageError
 from laura.evals import tasks
 from laura.evals.asking import Ask
 from laura.evals.scoring import choice_item, choice_sample
+from laura.evals.subsets import chosen
 from laura.evals.tasks import TaskEntry
 from laura.models.engine import Engine, Reference
 from laura.models.requests import MeasuringEngine, TokenDocument
@@ -104,15 +105,20 @@ def file_rows(data_dir: Path | None) -> RowProvider:
 
 
 def check_name(name: str) -> None:
-    """Refuse a task's name that means nothing, before anything is loaded.
+    """Refuse a task that cannot be measured, before anything is loaded.
 
     Raises:
         UsageError: no such task; the message names the nearest.
+        SandboxError: it runs what the model writes, and this machine cannot confine that.
     """
     from laura.evals import user_tasks
 
-    if not name.startswith("lm_eval:") and not user_tasks.is_user_task(name):
-        tasks.find(name)
+    if name.startswith("lm_eval:") or user_tasks.is_user_task(name):
+        return
+    if tasks.find(name).runs_code:
+        from laura.evals.sandbox import require_sandbox
+
+        require_sandbox()
 
 
 def plan_task(engine: MeasuringEngine, name: str, material: Material) -> Plan:
@@ -133,10 +139,10 @@ def plan_task(engine: MeasuringEngine, name: str, material: Material) -> Plan:
         return _lm_eval(name, material)
     if user_tasks.is_user_task(name):
         own = user_tasks.load(name)
-        rows = own.rows(material.data_dir)[: material.section.limit]
+        rows = own.rows(material.data_dir)
         return _KINDS[own.entry.kind](engine, own.name, own.entry, own.module, rows, material)
     entry, module = tasks.find(name), tasks.load(name)
-    rows = material.rows(name, entry.split)[: material.section.limit] if entry.split else []
+    rows = material.rows(name, entry.split) if entry.split else []
     return _KINDS[entry.kind](engine, name, entry, module, rows, material)
 
 
@@ -153,7 +159,8 @@ def _choice(
     rows: list[dict[str, Any]],
     material: Material,
 ) -> Plan:
-    questions = [module.question(row, index) for index, row in enumerate(rows)]
+    picked = chosen(len(rows), material.section.limit, material.section.subset)
+    questions = [module.question(rows[index], index) for index in picked]
     requests = [request for question in questions for request in question.requests]
     directions = {metric: entry.higher_is_better for metric in module.METRICS}
 
@@ -192,7 +199,13 @@ def _generation(
         return material.rows(name, split)
 
     ask = Ask(section, other_rows, functools.partial(chat_prompts, engine.tokenizer))
-    version, questions = module.prepare(rows, ask)
+    picked = chosen(len(rows), section.limit, section.subset)
+    version, found = module.prepare([rows[index] for index in picked], ask)
+    # A task numbers the rows it is given; what is kept is the number in the data.
+    questions = [
+        replace(question, index=question.index - place + index)
+        for place, (question, index) in enumerate(zip(found, picked, strict=True))
+    ]
     requests = [request for question in questions for request in question.requests]
     metrics = getattr(module, "metrics", None)
     named = metrics(section) if metrics else module.METRICS
@@ -200,7 +213,7 @@ def _generation(
 
     def measure(asked: MeasuringEngine, adapters: Adapters) -> list[Measured]:
         answers = iter(asked.generate(_named(requests, adapters)))
-        found = []
+        measured = []
         for _ in adapters:
             given = [[next(answers) for _ in question.requests] for question in questions]
             items, samples = [], []
@@ -210,8 +223,8 @@ def _generation(
                 room = engine.encoder.context_tokens - first.max_new_tokens
                 items.append(_mark_cut(item, engine, [first.prompt], room))
                 samples += own
-            found.append(Measured(items, samples, directions))
-        return found
+            measured.append(Measured(items, samples, directions))
+        return measured
 
     covers = [(question.index, None) for question in questions]
     return Plan(name, entry.title, version, covers, measure, requests)

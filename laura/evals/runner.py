@@ -69,6 +69,7 @@ def evaluate_all(
     subjects: Sequence[Subject],
     *,
     progress: Progress = SILENT,
+    before: Callable[[list[tuple[Plan, int]]], None] | None = None,
 ) -> list[dict[str, TaskResult]]:
     """Measure tasks one after another on several models at once.
 
@@ -82,6 +83,7 @@ def evaluate_all(
         material: Rows, documents and settings.
         subjects: What is measured.
         progress: Shows one bar a task.
+        before: Told what will be measured, and on how many models, before it begins.
 
     Returns:
         For each subject: name of the result to result, in the order given.
@@ -96,22 +98,33 @@ def evaluate_all(
     """
     for name in task_names:
         check_name(name)
+    plans = [_planned(engine, name, material) for name in task_names]
+    names = [plan.name for plan in plans]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two tasks have one name among {', '.join(names)}; rename one's file")
+    standing = [[_standing(plan, subject, progress) for subject in subjects] for plan in plans]
+    left = [
+        [subject for subject, one in zip(subjects, found, strict=True) if one is None]
+        for found in standing
+    ]
+    if before is not None:
+        before([(plan, len(models)) for plan, models in zip(plans, left, strict=True) if models])
     results: list[dict[str, TaskResult]] = [{} for _ in subjects]
-    for name in task_names:
-        plan = plan_task(engine, name, material)
-        if len(plan.covers) < 2:
-            raise DataError(
-                f"{name} has {len(plan.covers)} item(s), a standard error needs at least 2; raise "
-                "the limit (measure.limit, measure.loss_documents, --limit) or give more rows"
-            )
-        if plan.name in results[0]:
-            raise UsageError(f"two tasks would both be named {plan.name}; rename one's file")
-        found = [_standing(plan, subject, progress) for subject in subjects]
-        left = [subject for subject, one in zip(subjects, found, strict=True) if one is None]
-        measured = iter(_measure(engine, plan, left, progress) if left else [])
+    for plan, found, models in zip(plans, standing, left, strict=True):
+        measured = iter(_measure(engine, plan, models, progress) if models else [])
         for place, one in enumerate(found):
             results[place][plan.name] = one or next(measured)
     return results
+
+
+def _planned(engine: MeasuringEngine, name: str, material: Material) -> Plan:
+    plan = plan_task(engine, name, material)
+    if len(plan.covers) < 2:
+        raise DataError(
+            f"{name} has {len(plan.covers)} item(s), a standard error needs at least 2; raise "
+            "the limit (measure.limit, measure.loss_documents, --limit) or give more rows"
+        )
+    return plan
 
 
 def _standing(plan: Plan, subject: Subject, progress: Progress) -> TaskResult | None:

@@ -1,27 +1,37 @@
-"""`laura evaluate`: tasks on a base, a full checkpoint, or a base with an adapter."""
+"""`laura evaluate`: tasks on a base, a full checkpoint, or a base and many adapters at once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from laura.bars import duration_text
 from laura.data.sources import load_examples
 from laura.errors import UsageError
-from laura.evals.runner import Material, evaluate, file_rows
-from laura.evals.tasks import TASKS, find
-from laura.models.adapters import load_adapter
-from laura.models.device import resolve_precision
+from laura.evals.kinds import Plan
+from laura.evals.runner import Material, Subject, check_name, evaluate_all, file_rows
+from laura.evals.tasks import TASKS
+from laura.models.adapters import load_adapters
+from laura.models.device import pick_device, resolve_precision
 from laura.models.engine import Engine
-from laura.models.load import load_base
+from laura.models.forecast import forecast, measure_pace
+from laura.models.load import load_base, resolve_model
+from laura.models.requests import MeasuringEngine
 from laura.progress import SILENT, Progress
 from laura.recipe import MeasureSection, Source
+from laura.results import RATIO_FIELDS, TaskResult, change
 from laura.study.material import Encoder, documents_of
+
+BASE = "base"
 
 
 def evaluate_model(
     model: str,
     *,
-    adapter: Path | None = None,
+    adapters: Mapping[str, Path] | None = None,
+    with_base: bool = True,
     tasks: list[str],
     section: MeasureSection,
     data_dir: Path | None = None,
@@ -29,58 +39,193 @@ def evaluate_model(
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Measure a model on benchmarks; one TASK.json each under `out`.
+    """Measure a model, or a base and adapters on it, on benchmarks.
 
-    `source_loss` reads C4 validation text. `target_loss` and `kl` need a
-    recipe, which says what the target is: use `laura compare`.
+    Without adapters one TASK.json each stands under `out`; with adapters under
+    `out/base` and `out/NAME`. All adapters are measured in one pass over a task.
+    `source_loss` reads C4 validation text. `target_loss` and `kl` need a recipe,
+    which says what the target is: use `laura compare`.
 
     Args:
         model: Registry name, Hub id, folder or GGUF file.
-        adapter: Folder of a PEFT adapter to put on it.
+        adapters: Name to folder of a PEFT adapter on it.
+        with_base: Whether the base is measured too, where there are adapters.
         tasks: Task names.
-        section: Limits, shots and precision.
+        section: Limits, shots, precision and engine.
         data_dir: Folder of data sets that wins over the Hub.
         out: Where the results go.
         device: Device name; None for the best there is.
         progress: Where to report.
 
     Returns:
-        `{TASK: {"n", "metrics": {...}, "file"}}`.
+        `{TASK: {"n", "metrics": {...}, "file"}}`; with adapters `{MODEL: {TASK: {...}}}`,
+        where an adapter's metric has its "change" against the base, paired by item, with
+        a standard error and, where it is a mean over items, a bootstrap interval.
     """
     for task in tasks:
-        if find(task).kind == "divergence" or task in ("target_loss", "validation_loss"):
-            usable = [n for n, e in TASKS.items() if e.kind in ("choice", "generation")]
-            raise UsageError(
-                f"{task} needs a recipe, which says what the target domain is; `laura compare` "
-                f"measures it. Here: {', '.join(usable)}, source_loss"
-            )
-    base = load_base(model, device=device, progress=progress)
-    name = base.name
-    if adapter is not None:
-        load_adapter(base.model, adapter)
-        name = f"{base.name} + {adapter.name}"
-    documents = {}
-    if "source_loss" in tasks:
-        texts = Source(source="c4", split="validation", limit=section.loss_documents)
-        examples = load_examples(texts, data_dir)
-        encoded = Encoder(base.tokenizer, "plain", "pretrain")(examples)
-        documents["source_loss"] = documents_of(encoded, base.tokenizer, section.loss_tokens)
-    precision = resolve_precision(section.precision, base.model.device)
-    engine = Engine(base.model, base.tokenizer, precision, progress=progress)
-    material = Material(section, file_rows(data_dir), documents)
-    results = evaluate(
-        engine,
-        tasks,
-        material,
-        model_name=name,
-        out=lambda task: out / f"{task}.json",
-        progress=progress,
-    )
+        _check_task(task)
+    adapters = dict(adapters or {})
+    subjects = [] if adapters and not with_base else [_subject(None, adapters, out)]
+    subjects += [_subject(name, adapters, out) for name in adapters]
+    with _opened(model, adapters, section, device, progress) as (engine, name):
+        named = [
+            Subject(name if s.adapter is None else f"{name} + {s.adapter}", s.out, s.adapter)
+            for s in subjects
+        ]
+        documents = _documents(tasks, section, engine.tokenizer, data_dir)
+        material = Material(section, file_rows(data_dir), documents, data_dir=data_dir)
+
+        def tell(plans: list[tuple[Plan, int]]) -> None:
+            _tell(engine, plans, section, progress)
+
+        results = evaluate_all(engine, tasks, material, named, progress=progress, before=tell)
+    if not adapters:
+        return {task: _answer(found, subjects[0]) for task, found in results[0].items()}
+    base = results[0] if with_base else {}
     return {
-        task: {
-            "file": str(out / f"{task}.json"),
-            "n": found.n,
-            "metrics": found.to_json()["metrics"],
+        subject.adapter or BASE: {
+            task: _answer(found, subject, base.get(task) if subject.adapter else None)
+            for task, found in measured.items()
         }
-        for task, found in results.items()
+        for subject, measured in zip(subjects, results, strict=True)
     }
+
+
+def adapter_names(given: Sequence[str]) -> dict[str, Path]:
+    """Adapters by name, of `DIR` or `NAME=DIR`; a name is as much of its path as is needed.
+
+    Raises:
+        UsageError: a folder does not exist, or a name is taken twice.
+    """
+    named: dict[str, Path] = {}
+    plain: list[Path] = []
+    for text in given:
+        name, _, rest = text.partition("=")
+        path = Path(rest if rest and not Path(text).is_dir() else text).expanduser()
+        if not path.is_dir():
+            raise UsageError(f"--adapter {text}: there is no folder {path}; give DIR or NAME=DIR")
+        if str(path) == text or not rest:
+            plain.append(path)
+        elif name in named or name in (BASE, "") or "/" in name:
+            raise UsageError(f"--adapter {text}: the name {name!r} is taken or cannot be one")
+        else:
+            named[name] = path
+    depth = 1
+    whole = [path.resolve() for path in plain]
+    if len(set(whole)) < len(whole):
+        raise UsageError("--adapter names a folder twice")
+    while len({path.parts[-depth:] for path in whole}) < len(whole):
+        depth += 1
+    for path in whole:
+        name = "-".join(path.parts[-depth:])
+        if name in named or name == BASE:
+            raise UsageError(f"--adapter {path}: {name!r} is taken; give it a name, NAME=DIR")
+        named[name] = path
+    return named
+
+
+def _check_task(task: str) -> None:
+    check_name(task)
+    entry = TASKS.get(task)
+    if entry and (entry.kind == "divergence" or task in ("target_loss", "validation_loss")):
+        usable = [n for n, e in TASKS.items() if e.kind in ("choice", "generation")]
+        raise UsageError(
+            f"{task} needs a recipe, which says what the target domain is; `laura compare` "
+            f"measures it. Here: {', '.join(usable)}, source_loss"
+        )
+
+
+def _subject(adapter: str | None, adapters: Mapping[str, Path], out: Path) -> Subject:
+    folder = out / (adapter or BASE) if adapters else out
+    return Subject(adapter or BASE, lambda task: folder / f"{task}.json", adapter)
+
+
+@contextmanager
+def _opened(
+    model: str,
+    adapters: Mapping[str, Path],
+    section: MeasureSection,
+    device: str | None,
+    progress: Progress,
+) -> Iterator[tuple[MeasuringEngine, str]]:
+    """The engine with its adapters, and the model's name."""
+    if section.engine == "vllm":
+        from laura.models.vllm_engine import VllmEngine
+
+        precision = resolve_precision(section.precision, pick_device(device))
+        folder = resolve_model(model, progress=progress)
+        with VllmEngine(folder, precision, adapters, progress=progress) as engine:
+            yield engine, model
+        return
+    base = load_base(model, device=device, progress=progress)
+    if adapters:
+        load_adapters(base.model, list(adapters.values()))
+    slots = {name: slot for slot, name in enumerate(adapters)}
+    precision = resolve_precision(section.precision, base.model.device)
+    yield (
+        Engine(base.model, base.tokenizer, precision, progress=progress, adapters=slots),
+        base.name,
+    )
+
+
+def _documents(
+    tasks: Sequence[str], section: MeasureSection, tokenizer: Any, data_dir: Path | None
+) -> dict[str, Any]:
+    if "source_loss" not in tasks:
+        return {}
+    texts = Source(source="c4", split="validation", limit=section.loss_documents)
+    encoded = Encoder(tokenizer, "plain", "pretrain")(load_examples(texts, data_dir))
+    return {"source_loss": documents_of(encoded, tokenizer, section.loss_tokens)}
+
+
+def _tell(
+    engine: MeasuringEngine,
+    plans: list[tuple[Plan, int]],
+    section: MeasureSection,
+    progress: Progress,
+) -> None:
+    """Say what will be measured and about how long it takes."""
+    pace = None
+    if isinstance(engine, Engine) and plans:
+        engine.progress = SILENT
+        try:
+            pace = measure_pace(engine)
+        finally:
+            engine.progress = progress
+    seconds, bounded = 0.0, False
+    for plan, models in plans:
+        items = len(plan.covers)
+        parts = [f"{plan.title}: {items:,} items"]
+        if models > 1:
+            parts.append(f"{models} models")
+        if section.subset == "random" and items == section.limit:
+            parts.append(f"a share's standard error is up to {50 / items**0.5:.1f} points")
+        if pace is not None and plan.requests:
+            found = forecast(engine, plan.requests, models, pace)  # type: ignore[arg-type]
+            seconds, bounded = seconds + found.seconds, bounded or found.written > 0
+            parts.append(f"about {found.read:,} tokens to read")
+            if found.written:
+                parts.append(f"at most {found.written:,} to write")
+        progress.say(", ".join(parts))
+    if pace is not None and seconds:
+        word = "at most about" if bounded else "about"
+        progress.say(f"This takes {word} {duration_text(seconds)} (minutes:seconds) here")
+
+
+def _answer(found: TaskResult, subject: Subject, base: TaskResult | None = None) -> dict[str, Any]:
+    metrics = found.to_json()["metrics"]
+    for name, metric in metrics.items() if base is not None else ():
+        assert base is not None
+        metric["change"] = _change(base, found, name)
+    return {"file": str(subject.out(found.task)), "n": found.n, "metrics": metrics}
+
+
+def _change(base: TaskResult, found: TaskResult, metric: str) -> dict[str, Any]:
+    from laura.bootstrap import paired_bootstrap
+
+    estimate = change(base, found, metric)
+    told: dict[str, Any] = {"value": estimate.value, "stderr": estimate.stderr}
+    if metric not in RATIO_FIELDS:
+        interval = paired_bootstrap(base.values(metric), found.values(metric), seed=0)
+        told["interval"] = [interval.low, interval.high]
+    return told

@@ -34,6 +34,7 @@ class TaskEntry:
         kind: How it is measured.
         split: Split of the data that is measured; empty where documents are
             handed in.
+        runs_code: Whether what the model writes is run, which needs a sandbox.
     """
 
     module: str
@@ -43,6 +44,7 @@ class TaskEntry:
     higher_is_better: bool
     kind: Kind
     split: str = ""
+    runs_code: bool = False
 
 
 _HERE = "laura.evals.tasks"
@@ -63,10 +65,12 @@ TASKS: dict[str, TaskEntry] = {
         f"{_HERE}.gsm8k", "GSM8K, strict match", "share", "exact_match", True, "generation", "test"
     ),
     "humaneval": TaskEntry(
-        f"{_HERE}.humaneval", "HumanEval, pass@1", "share", "pass@1", True, "generation", "test"
+        f"{_HERE}.humaneval", "HumanEval, pass@1", "share", "pass@1", True, "generation", "test",
+        runs_code=True,
     ),
     "mbpp": TaskEntry(
-        f"{_HERE}.mbpp", "MBPP, pass@1", "share", "pass@1", True, "generation", "test"
+        f"{_HERE}.mbpp", "MBPP, pass@1", "share", "pass@1", True, "generation", "test",
+        runs_code=True,
     ),
     "micro_facts": TaskEntry(
         f"{_HERE}.arc_challenge", "Facts of the micro world, acc_norm", "share", "acc_norm", True,
