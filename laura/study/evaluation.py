@@ -154,18 +154,16 @@ def _opened(
 
         precision = resolve_precision(section.precision, pick_device(device))
         folder = resolve_model(model, progress=progress)
-        with VllmEngine(folder, precision, adapters, progress=progress) as engine:
-            yield engine, model
+        with VllmEngine(folder, precision, adapters, progress=progress) as other:
+            yield other, model
         return
     base = load_base(model, device=device, progress=progress)
     if adapters:
         load_adapters(base.model, list(adapters.values()))
     slots = {name: slot for slot, name in enumerate(adapters)}
     precision = resolve_precision(section.precision, base.model.device)
-    yield (
-        Engine(base.model, base.tokenizer, precision, progress=progress, adapters=slots),
-        base.name,
-    )
+    engine = Engine(base.model, base.tokenizer, precision, progress=progress, adapters=slots)
+    yield engine, base.name
 
 
 def _documents(
