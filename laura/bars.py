@@ -19,7 +19,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from laura.progress import Bar, Progress
+from laura.progress import Bar, Progress, duration_text
 
 LINE_SECONDS = 15.0
 WINDOW_SECONDS = 120.0
@@ -90,15 +90,6 @@ def speed_text(rate: float | None, unit: str) -> str:
     if rate < 1:
         return f"{1 / rate:,.1f} s/{unit.removesuffix('s')}"
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
-
-
-def duration_text(seconds: float | None) -> str:
-    """Time as `m:ss` or `h:mm:ss`; `-:--` where it is not known."""
-    if seconds is None:
-        return "-:--"
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 def _amount_text(pace: Pace, unit: str) -> str:

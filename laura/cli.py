@@ -9,6 +9,7 @@ import typer
 
 from laura import __version__
 from laura.cli_answers import (
+    adapter_names,
     answer_study,
     answer_training,
     facts_text,
@@ -241,9 +242,9 @@ def evaluate(
     """
     with opened(json) as desk:
         names, section = task_names(tasks), _measure_section(limit, preset, settings)
-        from laura.study.evaluation import adapter_names, evaluate_model
-
         adapters = adapter_names(adapter or ())
+        from laura.study.evaluation import evaluate_model
+
         answer = evaluate_model(
             model,
             adapters=adapters,

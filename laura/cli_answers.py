@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,39 @@ def task_names(text: str) -> list[str]:
     if len(set(names)) != len(names):
         raise UsageError(f"--tasks names a task twice: {text}")
     return names
+
+
+def adapter_names(given: Sequence[str]) -> dict[str, Path]:
+    """Adapters by name, of `DIR` or `NAME=DIR`; a name is as much of its path as is needed.
+
+    Raises:
+        UsageError: a folder does not exist, or a name is taken twice.
+    """
+    named: dict[str, Path] = {}
+    plain: list[Path] = []
+    for text in given:
+        name, _, rest = text.partition("=")
+        path = Path(rest if rest and not Path(text).is_dir() else text).expanduser()
+        if not path.is_dir():
+            raise UsageError(f"--adapter {text}: there is no folder {path}; give DIR or NAME=DIR")
+        if str(path) == text or not rest:
+            plain.append(path)
+        elif name in named or name in ("base", "") or "/" in name:
+            raise UsageError(f"--adapter {text}: the name {name!r} is taken or cannot be one")
+        else:
+            named[name] = path
+    depth = 1
+    whole = [path.resolve() for path in plain]
+    if len(set(whole)) < len(whole):
+        raise UsageError("--adapter names a folder twice")
+    while len({path.parts[-depth:] for path in whole}) < len(whole):
+        depth += 1
+    for path in whole:
+        name = "-".join(path.parts[-depth:])
+        if name in named or name == "base":
+            raise UsageError(f"--adapter {path}: {name!r} is taken; give it a name, NAME=DIR")
+        named[name] = path
+    return named
 
 
 def answer_study(desk: Desk, summary: dict[str, Any], table: Any, study: Path, page: Path) -> None:

@@ -52,3 +52,12 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+def duration_text(seconds: float | None) -> str:
+    """Time as `m:ss` or `h:mm:ss`; `-:--` where it is not known."""
+    if seconds is None:
+        return "-:--"
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

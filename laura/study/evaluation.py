@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laura.bars import duration_text
 from laura.data.sources import load_examples
 from laura.errors import UsageError
 from laura.evals.kinds import Plan
@@ -19,7 +18,7 @@ from laura.models.engine import Engine
 from laura.models.forecast import forecast, measure_pace
 from laura.models.load import load_base, resolve_model
 from laura.models.requests import MeasuringEngine
-from laura.progress import SILENT, Progress
+from laura.progress import SILENT, Progress, duration_text
 from laura.recipe import MeasureSection, Source
 from laura.results import RATIO_FIELDS, TaskResult, change
 from laura.study.material import Encoder, documents_of
@@ -89,39 +88,6 @@ def evaluate_model(
         }
         for subject, measured in zip(subjects, results, strict=True)
     }
-
-
-def adapter_names(given: Sequence[str]) -> dict[str, Path]:
-    """Adapters by name, of `DIR` or `NAME=DIR`; a name is as much of its path as is needed.
-
-    Raises:
-        UsageError: a folder does not exist, or a name is taken twice.
-    """
-    named: dict[str, Path] = {}
-    plain: list[Path] = []
-    for text in given:
-        name, _, rest = text.partition("=")
-        path = Path(rest if rest and not Path(text).is_dir() else text).expanduser()
-        if not path.is_dir():
-            raise UsageError(f"--adapter {text}: there is no folder {path}; give DIR or NAME=DIR")
-        if str(path) == text or not rest:
-            plain.append(path)
-        elif name in named or name in (BASE, "") or "/" in name:
-            raise UsageError(f"--adapter {text}: the name {name!r} is taken or cannot be one")
-        else:
-            named[name] = path
-    depth = 1
-    whole = [path.resolve() for path in plain]
-    if len(set(whole)) < len(whole):
-        raise UsageError("--adapter names a folder twice")
-    while len({path.parts[-depth:] for path in whole}) < len(whole):
-        depth += 1
-    for path in whole:
-        name = "-".join(path.parts[-depth:])
-        if name in named or name == BASE:
-            raise UsageError(f"--adapter {path}: {name!r} is taken; give it a name, NAME=DIR")
-        named[name] = path
-    return named
 
 
 def _check_task(task: str) -> None:

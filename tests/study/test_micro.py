@@ -82,7 +82,7 @@ def test_text_prompts_begin_the_running_text_token_by_token(domain: str) -> None
     ask = Ask(MeasureSection(micro_prompt="text"), lambda split: [], lambda: str)
     _, questions = load(f"micro_{domain}").prepare(rows, ask)
     for row, question in zip(rows, questions, strict=True):
-        asked = tokenizer(question.request.prompt)["input_ids"]
+        asked = tokenizer(question.requests[0].prompt)["input_ids"]
         assert tokenizer(running_text(row))["input_ids"][: len(asked)] == asked
 
 
