@@ -1,0 +1,198 @@
+"""`laura evaluate` on a base and adapters: killed, started again, and against one at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from laura.cli_answers import adapter_names, models_text
+from laura.errors import RecipeError, UsageError
+from laura.models.adapters import save_adapter
+from laura.models.engine import Engine
+from laura.models.forecast import Pace, forecast, measure_pace
+from laura.models.load import load_base
+from laura.models.lora import LoraSettings, attach, detach, lora_layers
+from laura.models.requests import GenerateRequest, ScoreRequest
+from laura.recipe import MeasureSection
+from laura.recipe_reading import read_measure_section
+from laura.results import TaskResult
+from laura.study.evaluation import evaluate_model
+
+ROOT = Path(__file__).resolve().parents[2]
+RANKS = (2, 4, 8, 16)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four adapters on the micro base, each of another rank."""
+    base = load_base("micro", device="cpu")
+    made = []
+    for rank in RANKS:
+        settings = LoraSettings(rank=rank, alpha=2.0 * rank)
+        attach(base.model, settings, seed=rank)
+        with torch.no_grad():
+            for layer in lora_layers(base.model).values():
+                layer.B.normal_(std=0.05)
+        made.append(tmp_path_factory.mktemp("adapters") / f"rank{rank}")
+        save_adapter(base.model, made[-1], settings, "micro")
+        detach(base.model)
+    return made
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file but the wall times."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".seconds"
+    }
+
+
+def measured(out: Path, adapters: list[Path], **changes: Any) -> dict[str, Any]:
+    section = MeasureSection(**{"limit": 12, **changes})
+    names = {path.name: path for path in adapters}
+    tasks = ["micro_pronouns", "micro_math"]
+    return evaluate_model("micro", adapters=names, tasks=tasks, section=section, out=out)
+
+
+def test_adapters_in_one_pass_equal_each_alone(adapters: list[Path], tmp_path: Path) -> None:
+    together = measured(tmp_path / "all", adapters[:2])
+    assert list(together) == ["base", "rank2", "rank4"]
+    alone = measured(tmp_path / "none", [])
+    for task, found in alone.items():
+        assert together["base"][task]["metrics"] == found["metrics"]
+    for path in adapters[:2]:
+        apart = measured(tmp_path / path.name, [path])[path.name]
+        for task, found in together[path.name].items():
+            assert found["metrics"] == apart[task]["metrics"]
+            assert "change" in found["metrics"][next(iter(found["metrics"]))]
+            one = TaskResult.read(tmp_path / "all" / path.name / f"{task}.json")
+            other = TaskResult.read(tmp_path / path.name / path.name / f"{task}.json")
+            assert one.model == other.model == f"micro + {path.name}"
+            for mine, theirs in zip(one.items, other.items, strict=True):
+                if "loglikelihoods" in mine:
+                    assert mine.pop("loglikelihoods") == pytest.approx(
+                        theirs.pop("loglikelihoods"), abs=1e-4
+                    )
+                assert mine == theirs
+    text = models_text(together)
+    assert "rank4" in text and "95%" in text
+
+
+def test_what_is_asked_for_twice_stands(adapters: list[Path], tmp_path: Path) -> None:
+    first = measured(tmp_path, adapters[:1])
+    before = files_of(tmp_path)
+    assert measured(tmp_path, adapters[:1]) == first
+    # Another adapter joins: what stands is not touched.
+    joined = measured(tmp_path, adapters[:2])
+    after = files_of(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert joined["rank2"] == first["rank2"]
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_gives_the_same_files(
+    adapters: list[Path], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "laura.cli", "evaluate", "micro", "--limit", "100"]
+    words += ["--tasks", "micro_facts,micro_math,micro_code"]
+    for path in adapters:
+        words += ["--adapter", str(path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def started(out: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*words, "--out", str(out)], env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    whole = started(tmp_path / "whole")
+    output, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    assert "This takes at most about" in errors
+    assert output.count("rank16") == 1
+    expected = files_of(tmp_path / "whole")
+    assert len(expected) == 5 * 3 * 2
+    generator, kills = random.Random(1), 0
+    for _ in range(4):
+        process = started(tmp_path / "killed")
+        folder = tmp_path / "killed"
+        size = sum(path.stat().st_size for path in folder.rglob("*.jsonl")) if kills else 0
+        while process.poll() is None:
+            now = sum(path.stat().st_size for path in folder.rglob("*.jsonl"))
+            if now > size + generator.randrange(1_000, 60_000):
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        process.communicate()
+    last = started(tmp_path / "killed")
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors
+    assert kills >= 2
+    assert files_of(tmp_path / "killed") == expected
+
+
+def test_adapters_are_named_by_as_much_of_their_path_as_is_needed(tmp_path: Path) -> None:
+    for name in ("a/checkpoints/10", "b/checkpoints/10", "c"):
+        (tmp_path / name).mkdir(parents=True)
+    given = [str(tmp_path / name) for name in ("a/checkpoints/10", "b/checkpoints/10")]
+    named = adapter_names(given)
+    assert list(named) == ["a-checkpoints-10", "b-checkpoints-10"]
+    assert list(adapter_names([str(tmp_path / "c"), f"mine={given[0]}"])) == ["mine", "c"]
+    with pytest.raises(UsageError, match=r"there is no folder .*none; give DIR or NAME=DIR"):
+        adapter_names([str(tmp_path / "none")])
+    with pytest.raises(UsageError, match="twice"):
+        adapter_names([given[0], given[0]])
+    with pytest.raises(UsageError, match="'base' is taken or cannot be one"):
+        adapter_names([f"base={given[0]}"])
+
+
+def test_presets_fill_in_what_is_not_given() -> None:
+    paper = read_measure_section(["measure.preset=paper", "measure.code_samples=20"])
+    assert (paper.code_samples, paper.code_temperature, paper.code_top_p) == (20, 0.2, 0.95)
+    assert (paper.gsm8k_shots, paper.gsm8k_sampler, paper.limit) == (5, "sampled", None)
+    assert paper.forgetting == ["hellaswag", "arc_challenge", "winogrande"]
+    quick = read_measure_section(["measure.preset=quick"])
+    assert (quick.limit, quick.subset, quick.code_samples) == (200, "random", 1)
+    assert MeasureSection.model_validate(quick.model_dump()) == quick
+    with pytest.raises(RecipeError, match="preset"):
+        read_measure_section(["measure.preset=papre"])
+
+
+def test_forecast_counts_what_is_shared_once(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    engine = Engine(tiny_model, tiny_tokenizer)
+    context = "the cat sat on a mat and the dog ran to it " * 4
+    scores = [ScoreRequest(context, f" {word}") for word in ("a", "the", "apple", "many")]
+    read = len(tiny_tokenizer.encode(context))
+    pace = Pace(0.001, 0.01)
+    found = forecast(engine, scores, 3, pace)
+    assert 3 * read <= found.read <= 3 * (read + 12)
+    assert found.seconds == pytest.approx(found.read * 0.001)
+    written = forecast(engine, [GenerateRequest(context, (), 9)] * 5, 1, pace)
+    assert (written.read, written.written) == (read, 45)
+    assert written.seconds == pytest.approx(read * 0.001 + 0.45)
+    real = measure_pace(engine)
+    assert 0 < real.read < 0.1 and 0 < real.written < 0.1
+
+
+def test_what_needs_a_recipe_and_what_is_mistyped_is_said_first(tmp_path: Path) -> None:
+    section = MeasureSection()
+    for task, words in (
+        ("kl", "kl needs a recipe"),
+        ("target_loss", "target_loss needs a recipe"),
+        ("hellaswagg", "Did you mean 'hellaswag'"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            evaluate_model("absent-model", tasks=[task], section=section, out=tmp_path)
+    assert json.dumps(list(tmp_path.iterdir())) == "[]"
