@@ -1,7 +1,7 @@
 """Evaluation speed: Laura beside lm-eval, transformers and PEFT, in turns in one run.
 
     python benchmarks/evaluation.py                         everything, about a quarter of an hour
-    python benchmarks/evaluation.py --quick                 a first look: tiny work, no goals
+    python benchmarks/evaluation.py --quick                 a first look at tiny work
     python benchmarks/evaluation.py --only choice,sandbox --rounds 3
 
 Both sides get the same texts from the same file and must give the same log-likelihoods
@@ -26,6 +26,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, installed or not
+os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 from evaluation_tables import Part, SandboxPart, table  # noqa: E402
 from evaluation_work import CHOICE_TASKS, QUICK, Maker, Sizes  # noqa: E402
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LauraError as error:
         say(f"the benchmark cannot run: {error}")
         return 2
-    say("\n" + table(parts, options.threads))
+    whole = options.sizes == Sizes() and options.model == MODEL
+    say("\n" + table(parts, options.threads, whole))
     if options.json:
         records = {
             "model": options.model, "threads": options.threads, "rounds": options.rounds,

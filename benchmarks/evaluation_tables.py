@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,23 +61,27 @@ class Part:
 
     @property
     def largest_nats(self) -> float:
-        """Largest difference of a log-likelihood, over all rounds."""
-        return max(
-            (
-                abs(a - b)
-                for ours, theirs in self.rounds
-                for a, b in zip(ours["loglikelihoods"], theirs["loglikelihoods"], strict=True)
-            ),
-            default=0.0,
-        )
+        """Largest difference of a log-likelihood, over all rounds; infinite if one is no number."""
+        differences = [
+            abs(a - b)
+            for ours, theirs in self.rounds
+            for a, b in zip(ours["loglikelihoods"], theirs["loglikelihoods"], strict=True)
+        ]
+        if not all(math.isfinite(difference) for difference in differences):
+            return math.inf
+        return max(differences, default=0.0)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the timed answers are drawn; then greedy ones stand beside them."""
+        return any(ours["greedy"] for ours, _ in self.rounds)
 
     @property
     def same_texts(self) -> tuple[int, int]:
         """Greedy answers that are the same text, and how many there are, over all rounds."""
         same = total = 0
+        kind = "greedy" if self.drawn else "texts"
         for ours, theirs in self.rounds:
-            # Where the timed answers are drawn, greedy ones stand beside them.
-            kind = "greedy" if ours["greedy"] else "texts"
             marks = [a == b for a, b in zip(ours[kind], theirs[kind], strict=True)]
             same, total = same + sum(marks), total + len(marks)
         return same, total
@@ -92,12 +97,14 @@ class Part:
         """What was compared, in words."""
         words = []
         if any(ours["loglikelihoods"] for ours, _ in self.rounds):
-            words.append(f"within {self.largest_nats:.0e} nats")
+            words.append(f"{self.largest_nats:.0e} nats apart at most")
         same, total = self.same_texts
         if total:
             words.append(f"{same} of {total} greedy texts equal")
             tokens = [self.median(side, "tokens") for side in (0, 1)]
             words.append(f"{tokens[0]:.0f} and {tokens[1]:.0f} tokens")
+            if self.drawn and tokens[1]:
+                words.append(f"{self.ratio() * tokens[0] / tokens[1]:.2f}x by token")
         return ", ".join(words)
 
     def last_line(self, side: str) -> str:
@@ -106,7 +113,8 @@ class Part:
         if "failed" in result:
             return f"did not run ({result['failed'][:200]})"
         line = f"{result['seconds']:.1f} s, {result['peak_memory_bytes'] / GIB:.1f} GiB"
-        for kind, trials in result.get("sizes", {}).get("trials", {}).items():
+        searched = result.get("sizes", {}).get("trials", {}) if len(self.peer) == 1 else {}
+        for kind, trials in searched.items():
             tried = ", ".join(f"{size}: {1000 * each:.0f}" for size, each in trials.items())
             line += f"; batch size: milliseconds for one to {kind}: {tried}"
         return line
@@ -197,10 +205,18 @@ class SandboxPart:
         return {"title": "sandbox", **self.result, **rates}
 
 
-def table(parts: list[Part | SandboxPart], threads: int) -> str:
-    """All parts; a ratio above 1 means that Laura is faster."""
+def table(parts: list[Part | SandboxPart], threads: int, whole: bool) -> str:
+    """All parts; a ratio above 1 means that Laura is faster.
+
+    Args:
+        parts: What was measured.
+        threads: Of every process.
+        whole: Whether this is the work the goals are set for.
+    """
+    remark = "" if whole else "This is not the work the goals are set for; they are shown anyway.\n"
     lines = [
-        f"Laura and the peer at its best batch size (scoring/generating), fp32, {threads} threads",
+        f"{remark}Laura and the peer at its best batch size (scoring/generating), fp32, "
+        f"{threads} threads",
         f"{'':16}{'work':24}{'Laura s':>9}{'peer s':>9}{'batch':>7}{'ratio':>8}{'by cpu':>9}"
         f"{'goal':>7}  {'':13}{'peak GiB':>11}  agreement",
     ]

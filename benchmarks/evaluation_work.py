@@ -9,6 +9,7 @@ answers are drawn) and "way" (what the peer generates with: lm-eval or transform
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -168,6 +169,7 @@ def write_adapters(model: Path, folder: Path, count: int) -> list[Path]:
     config = LoraConfig(
         r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
     )
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", module="transformers")
     # An adapter file holds no weight of the base, so any weights of its shapes will do.
     adapted: Any = get_peft_model(
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)), config
