@@ -285,17 +285,25 @@ class VllmEngine:
     def _ask(
         self, requests: Sequence[Message], take: Callable[[int, Message], None], bar: Bar
     ) -> None:
-        """Have all requests answered; `take` gets each answer with its request's place."""
-        sent = 0
+        """Have all requests answered; `take` gets each answer with its request's place.
+
+        Those of the base come first and apart: beside an adapter's, vLLM 0.32 on a
+        processor answers them with the last adapter's update.
+        """
+        base = [place for place, request in enumerate(requests) if request["adapter"] is None]
+        others = [place for place, request in enumerate(requests) if request["adapter"] is not None]
         try:
-            for answered in range(len(requests)):
-                while sent < min(len(requests), answered + MOST_IN_WORK):
-                    self._process.send({"number": sent, **requests[sent]})
-                    sent += 1
-                message = self._process.receive()
-                _check(message, requests[message["number"]])
-                take(message["number"], message)
-                bar.advance()
+            for places in (base, others):
+                sent = 0
+                for answered in range(len(places)):
+                    while sent < min(len(places), answered + MOST_IN_WORK):
+                        place = places[sent]
+                        self._process.send({"number": place, **requests[place]})
+                        sent += 1
+                    message = self._process.receive()
+                    _check(message, requests[message["number"]])
+                    take(message["number"], message)
+                    bar.advance()
         except BaseException:
             # Answers still on their way would be taken for those of the next requests.
             self.close()

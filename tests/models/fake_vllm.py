@@ -130,6 +130,8 @@ class LLMEngine:
             time.sleep(300)
         self.done += 1
         number, prompt, params, lora = self.waiting.pop()
+        # What vLLM 0.32 does on a processor: beside an adapter, the base answers as the last one.
+        lora = lora or next((other for *_, other in reversed(self.waiting) if other), None)
         if FAULT:
             nats = [None, *({token: SimpleNamespace(logprob=-1.0)} for token in prompt[1:])]
             reason = "abort" if FAULT == "abort" else "length"
