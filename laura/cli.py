@@ -101,7 +101,7 @@ def compare(
     """
     with opened(json) as desk:
         # First the recipe: whoever mistyped it should not wait for torch to be told.
-        chosen = _recipe(recipe, settings)
+        chosen = _recipe(recipe, settings, data_dir)
         from laura.report.page import write_report
         from laura.report.tables import summary_table
         from laura.study.compare import compare as run_comparison
@@ -145,7 +145,7 @@ def train(
       laura train recipes/smollm2-gsm8k.yaml --arm lora --learning-rate 3e-4
     """
     with opened(json) as desk:
-        chosen = _recipe(recipe, settings)
+        chosen = _recipe(recipe, settings, data_dir)
         from laura.study.single import train as run_training
 
         answer = run_training(
@@ -279,11 +279,11 @@ def schema() -> None:
         desk.answer({}, recipe_schema())
 
 
-def _recipe(name: str, settings: list[str] | None) -> Recipe:
+def _recipe(name: str, settings: list[str] | None, data_dir: Path | None) -> Recipe:
     from laura.recipe_reading import read_recipe
     from laura.shipped import find_recipe
 
-    return read_recipe(find_recipe(name), settings or ())
+    return read_recipe(find_recipe(name), settings or (), data_dir)
 
 
 def _study_folder(recipe: Recipe) -> Path:

@@ -10,21 +10,32 @@ al. 2024, arXiv:2405.09673; they are ranges to search, not constants.
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-MICRO = ("micro_facts", "micro_events", "micro_pronouns", "micro_math", "micro_code")
-BENCHMARKS = (
-    "hellaswag", "arc_challenge", "winogrande", "gsm8k", "humaneval", "mbpp", *MICRO,
-)  # fmt: skip
-LOSSES = ("target_loss", "source_loss", "kl")
-LearningTask = Literal["gsm8k", "humaneval", "mbpp", "micro_math", "micro_code", "target_loss"]
-ForgettingTask = Literal[
-    "hellaswag", "arc_challenge", "winogrande", "micro_facts", "micro_events", "micro_pronouns",
-    "source_loss", "kl",
-]  # fmt: skip
+from laura.recipe_tasks import FORGETTING, LEARNING, NAME_PATTERN, check_task, task_schema
+
+LearningTask = Annotated[
+    str,
+    AfterValidator(functools.partial(check_task, known=LEARNING)),
+    WithJsonSchema(task_schema(LEARNING)),
+]
+ForgettingTask = Annotated[
+    str,
+    AfterValidator(functools.partial(check_task, known=FORGETTING)),
+    WithJsonSchema(task_schema(FORGETTING)),
+]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -256,10 +267,18 @@ class MeasureSection(Section):
         "every time, one greedy program; a share of 200 has a standard error of up to 3.5 points.",
     )
     learning: list[LearningTask] = Field(
-        default=["target_loss"], min_length=1, description="Target scores; the first one leads."
+        default=["target_loss"],
+        min_length=1,
+        description="Target scores; the first one leads. "
+        "Also `lm_eval:NAME`, any task of lm-eval, and the path of your own task file (.yaml, "
+        ".py), from the working directory or the data folder.",
     )
     forgetting: list[ForgettingTask] = Field(
-        default=["source_loss", "kl"], min_length=1, description="Scores of what the base could do."
+        default=["source_loss", "kl"],
+        min_length=1,
+        description="Scores of what the base could do; their shares of right answers are averaged. "
+        "Also `lm_eval:NAME`, any task of lm-eval, and the path of your own task file (.yaml, "
+        ".py), from the working directory or the data folder.",
     )
     limit: int | None = Field(200, ge=2, description="Items of each benchmark; null for all.")
     subset: Literal["first", "random"] = Field(

@@ -9,12 +9,14 @@ import difflib
 import reprlib
 from collections.abc import Callable, Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from laura.errors import Fault
 from laura.recipe import LoraArm, MeasureSection, Recipe, Section
+from laura.recipe_tasks import is_task_file, result_name, task_file
 
 DottedPath = tuple[str | int, ...]
 SectionType = TypeVar("SectionType", bound=Section)
@@ -52,6 +54,23 @@ def cross_faults(data: dict[str, Any], found: list[Fault]) -> list[Fault]:
     if recipe is None:
         return []
     return [fault for needed, check in _CHECKS if not needed & faulty for fault in check(recipe)]
+
+
+def file_faults(data: dict[str, Any], data_dir: Path | None) -> Iterable[Fault]:
+    """Files of the user's own tasks that are not there, whatever else is wrong.
+
+    Args:
+        data: The recipe as it was read, which may hold anything.
+        data_dir: Folder that is looked in beside the working directory.
+    """
+    measure = data.get("measure")
+    for side in ("learning", "forgetting"):
+        names = measure.get(side) if isinstance(measure, dict) else None
+        for place, name in enumerate(names if isinstance(names, list) else []):
+            if isinstance(name, str) and is_task_file(name) and task_file(name, data_dir) is None:
+                looked = "from here" + (f" and from {data_dir}" if data_dir else "")
+                problem = f"names {short(name)}, and there is no such file {looked}; check the path"
+                yield Fault(f"measure.{side}.{place}", problem)
 
 
 def measure_faults(section: MeasureSection) -> Iterable[Fault]:
@@ -125,6 +144,14 @@ def _task_faults(recipe: Recipe) -> Iterable[Fault]:
     tasks = [*recipe.measure.learning, *recipe.measure.forgetting]
     if len(set(tasks)) != len(tasks):
         yield Fault("measure", "names a task twice")
+        return
+    by_result: dict[str, list[str]] = {}
+    for task in tasks:
+        by_result.setdefault(result_name(task), []).append(task)
+    for name, alike in by_result.items():
+        if len(alike) > 1:
+            problem = f"{' and '.join(alike)} would both be called {name}; rename a file"
+            yield Fault("measure", problem)
 
 
 def _text_faults(recipe: Recipe) -> Iterable[Fault]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from laura.recipe_faults import (
     SectionType,
     cross_faults,
     dotted,
+    file_faults,
     measure_faults,
     short,
     validate,
@@ -69,24 +71,40 @@ _YAML_ERRORS = (
 )  # fmt: skip
 
 
-def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def read_recipe(
+    path: str | Path, overrides: Iterable[str] = (), data_dir: Path | None = None
+) -> Recipe:
     """Read a recipe file, apply `section.key=value` overrides, and check it whole.
+
+    Args:
+        path: The file.
+        overrides: Each as `section.key=value`.
+        data_dir: Data folder, where files of the user's own tasks may lie too; None
+            means `LAURA_DATA`, if set.
 
     Raises:
         RecipeError: the file is missing, is not YAML, or has faults; every
             fault is listed with its dotted path, line and what is allowed.
     """
     hint = "give the path of a YAML recipe, such as recipes/smollm2-gsm8k.yaml"
-    return parse_recipe(_text(path, hint), overrides, str(path))
+    return parse_recipe(_text(path, hint), overrides, str(path), data_dir)
 
 
-def parse_recipe(text: str, overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
+def parse_recipe(
+    text: str,
+    overrides: Iterable[str] = (),
+    source: str = "recipe",
+    data_dir: Path | None = None,
+) -> Recipe:
     """Check recipe text; see `read_recipe`."""
     faults: list[Fault] = []
     data, lines = _loaded(text, source, faults)
     overridden = _apply_overrides(data, overrides, faults)
     recipe, found = validate(Recipe, data)
-    faults += _placed([*found, *cross_faults(data, found)], lines, overridden)
+    named = os.environ.get("LAURA_DATA")
+    folder = data_dir or (Path(named) if named else None)
+    found = [*found, *cross_faults(data, found), *file_faults(data, folder)]
+    faults += _placed(found, lines, overridden)
     if faults or recipe is None:
         raise RecipeError(faults, source)
     return recipe

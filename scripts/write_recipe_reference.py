@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pydantic import WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -107,6 +108,9 @@ def _name(kind: Any) -> str:
     if origin is dict:
         return "NAME: section"
     if hasattr(kind, "__metadata__"):
+        for item in kind.__metadata__:
+            if isinstance(item, WithJsonSchema) and item.json_schema:
+                return _choices(item.json_schema)
         limits = _limits([part for item in kind.__metadata__ for part in _parts(item)])
         return f"{_name(kind.__origin__)} {limits}".strip()
     if isinstance(kind, type) and issubclass(kind, Source):
@@ -115,6 +119,12 @@ def _name(kind: Any) -> str:
         return "section"
     names = {bool: "true, false", int: "whole number", float: "number", str: "text"}
     return names.get(kind, "null")
+
+
+def _choices(schema: dict[str, Any]) -> str:
+    """The values a JSON Schema lists; the others are told by the key's meaning."""
+    listed = [f"`{name}`" for part in schema["anyOf"] for name in part.get("enum", ())]
+    return ", ".join(listed) + " or text"
 
 
 def _parts(item: Any) -> list[Any]:

@@ -25,6 +25,7 @@ FLOORS: dict[str, int] = {
     "recipe": 0,
     "recipe_faults": 0,
     "recipe_reading": 0,
+    "recipe_tasks": 0,
     "results": 0,
     "shipped": 0,
     "statistics": 0,

@@ -24,6 +24,7 @@ from laura.evals.tasks import TaskEntry
 from laura.models.engine import Engine, Reference
 from laura.models.requests import MeasuringEngine, TokenDocument
 from laura.recipe import MeasureSection
+from laura.recipe_tasks import is_lm_eval, result_name
 from laura.results import Item
 
 RowProvider = Callable[[str, str], list[dict[str, Any]]]
@@ -113,7 +114,7 @@ def check_name(name: str) -> None:
     """
     from laura.evals import user_tasks
 
-    if name.startswith("lm_eval:") or user_tasks.is_user_task(name):
+    if is_lm_eval(name) or user_tasks.is_user_task(name):
         return
     if tasks.find(name).runs_code:
         from laura.evals.sandbox import require_sandbox
@@ -135,10 +136,10 @@ def plan_task(engine: MeasuringEngine, name: str, material: Material) -> Plan:
     """
     from laura.evals import user_tasks
 
-    if name.startswith("lm_eval:"):
+    if is_lm_eval(name):
         return _lm_eval(name, material)
     if user_tasks.is_user_task(name):
-        own = user_tasks.load(name)
+        own = user_tasks.load(name, material.data_dir)
         rows = own.rows(material.data_dir)
         return _KINDS[own.entry.kind](engine, own.name, own.entry, own.module, rows, material)
     entry, module = tasks.find(name), tasks.load(name)
@@ -162,7 +163,7 @@ def _choice(
     picked = chosen(len(rows), material.section.limit, material.section.subset)
     questions = [module.question(rows[index], index) for index in picked]
     requests = [request for question in questions for request in question.requests]
-    directions = {metric: entry.higher_is_better for metric in module.METRICS}
+    directions = _directions(entry, module.METRICS)
 
     def measure(asked: MeasuringEngine, adapters: Adapters) -> list[Measured]:
         answers = iter(asked.score(_named(requests, adapters)))
@@ -208,8 +209,7 @@ def _generation(
     ]
     requests = [request for question in questions for request in question.requests]
     metrics = getattr(module, "metrics", None)
-    named = metrics(section) if metrics else module.METRICS
-    directions = {metric: entry.higher_is_better for metric in named}
+    directions = _directions(entry, metrics(section) if metrics else module.METRICS)
 
     def measure(asked: MeasuringEngine, adapters: Adapters) -> list[Measured]:
         answers = iter(asked.generate(_named(requests, adapters)))
@@ -239,7 +239,7 @@ def _loss(
     material: Material,
 ) -> Plan:
     documents = _documents(name, material)
-    directions = {metric: entry.higher_is_better for metric in module.METRICS}
+    directions = _directions(entry, module.METRICS)
 
     def measure(asked: MeasuringEngine, adapters: Adapters) -> list[Measured]:
         found = [asked.document_losses(documents, adapter) for adapter in adapters]
@@ -258,7 +258,7 @@ def _divergence(
 ) -> Plan:
     documents = _documents(name, material)
     covers = _supervised(documents)
-    directions = {metric: entry.higher_is_better for metric in module.METRICS}
+    directions = _directions(entry, module.METRICS)
 
     def measure(_: MeasuringEngine, adapters: Adapters) -> list[Measured]:
         if material.reference is None:
@@ -297,7 +297,7 @@ def _lm_eval(name: str, material: Material) -> Plan:
         return found
 
     covers = [(index, None) for index in first.indices]
-    return Plan(name.replace(":", "."), first.title, first.version, covers, measure)
+    return Plan(result_name(name), first.title, first.version, covers, measure)
 
 
 _KINDS: dict[str, Callable[..., Plan]] = {
@@ -306,6 +306,11 @@ _KINDS: dict[str, Callable[..., Plan]] = {
     "loss": _loss,
     "divergence": _divergence,
 }
+
+
+def _directions(entry: TaskEntry, metrics: Sequence[str]) -> dict[str, bool]:
+    """Every metric with its direction, the leading one first."""
+    return dict.fromkeys((entry.metric, *metrics), entry.higher_is_better)
 
 
 def _named(requests: Sequence[Any], adapters: Adapters) -> list[Any]:

@@ -17,21 +17,20 @@ version holds hashes of the file and of its rows, so that a changed one is measu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from laura.data.sources import find_data_dir
 from laura.errors import UsageError
-from laura.evals.tasks import TASKS, TaskEntry
+from laura.evals.tasks import TaskEntry
 from laura.evals.user_modules import ChoiceModule, MatchModule
 from laura.evals.user_python import PythonModule
 from laura.evals.user_yaml import ChoiceFile, MatchFile, kind_of
-from laura.recipe import NAME_PATTERN
 from laura.recipe_reading import read_section
+from laura.recipe_tasks import file_name_fault, is_task_file, task_file
 
-SUFFIXES = (".yaml", ".yml", ".py")
 SPLIT = "file"  # the only split a user's task has
 
 
@@ -56,7 +55,7 @@ class UserTask:
 
 def is_user_task(name: str) -> bool:
     """Whether a task's name means a file of the user's."""
-    return name.endswith(SUFFIXES)
+    return is_task_file(name)
 
 
 def result_name(path: str | Path) -> str:
@@ -65,25 +64,25 @@ def result_name(path: str | Path) -> str:
     Raises:
         UsageError: the file's name cannot be one, or is a task's of Laura.
     """
-    name = Path(path).stem
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise UsageError(
-            f"{path}: the result is named after the file, and {name!r} cannot be a name; use "
-            "letters, digits, '.', '_' or '-', at most 64, starting with one of the first two"
-        )
-    if name in TASKS:
-        raise UsageError(f"{path}: {name!r} is a task of Laura; give the file another name")
-    return name
+    fault = file_name_fault(path)
+    if fault:
+        raise UsageError(f"{path}: {fault}")
+    return Path(path).stem
 
 
-def load(path: str | Path) -> UserTask:
+def load(path: str | Path, data_dir: Path | None = None) -> UserTask:
     """Read a user's task.
+
+    Args:
+        path: The file, relative to here or to the data folder.
+        data_dir: Data folder; None means `LAURA_DATA`, if set.
 
     Raises:
         UsageError: its name cannot be used; a Python file does not run or lacks names.
         RecipeError: a YAML file has faults; all of them, with their lines.
     """
-    name, place = result_name(path), Path(path).expanduser()
+    name = result_name(path)
+    place = task_file(str(path), find_data_dir(data_dir)) or Path(path).expanduser()
     if place.suffix == ".py":
         module: Any = PythonModule.load(place)
         kind, title, metric, higher = module.kind, module.title, module.metric, module.higher

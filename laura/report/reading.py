@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from laura.errors import StoreError
-from laura.recipe import LOSSES
+from laura.recipe_tasks import LOSSES
 from laura.report.fields import Fields
 from laura.results import VALIDATION
 from laura.statistics import Estimate, mean_of_tasks
@@ -33,7 +33,7 @@ class Task:
     Attributes:
         name: Key in the summary, or `mean`, or `validation_loss`.
         title: What a reader calls it, such as "GSM8K, strict match".
-        unit: `share` or `nats per token`.
+        unit: `share`, `nats per token`, `nats per byte`, or `score` for any other mean.
         higher_is_better: Direction of goodness.
         n: Items (questions or documents); 0 where the summary does not say.
     """
@@ -50,6 +50,11 @@ class Task:
         return self.unit == "share"
 
     @property
+    def is_accuracy(self) -> bool:
+        """Whether it is a share of what is right, which can be averaged with others."""
+        return self.is_share and self.higher_is_better
+
+    @property
     def scale(self) -> float:
         """What a value is multiplied with to be shown."""
         return 100.0 if self.is_share else 1.0
@@ -62,7 +67,7 @@ class Task:
     @property
     def items(self) -> str:
         """What is counted by n, in words."""
-        return "questions" if self.is_share else "documents"
+        return "questions" if self.is_share else "documents" if "nats" in self.unit else "items"
 
 
 @dataclass(frozen=True)
@@ -157,14 +162,14 @@ class Summary:
     @property
     def accuracies(self) -> list[str]:
         """Forgetting tasks whose accuracies make up `mean`."""
-        return [name for name in self.forgetting if self.task(name).is_share]
+        return [name for name in self.forgetting if self.task(name).is_accuracy]
 
     @property
     def forgetting_measures(self) -> list[str]:
-        """`mean` where there are accuracies, then the losses."""
+        """`mean` where there are accuracies, then all others, such as losses."""
         accuracies = self.accuracies
-        losses = [name for name in self.forgetting if name not in accuracies]
-        return ([MEAN] if accuracies else []) + losses
+        others = [name for name in self.forgetting if name not in accuracies]
+        return ([MEAN] if accuracies else []) + others
 
     def task(self, name: str) -> Task:
         """What a key means; `mean` and `validation_loss` are made up here."""
@@ -241,7 +246,7 @@ def parse_summary(value: Any, source: str = "summary") -> Summary:
         name: _task(name, fields.nested("tasks").nested(name))
         for name in fields.nested("tasks").names
     }
-    shares = [n for n in forgetting if (tasks[n].is_share if n in tasks else n not in LOSSES)]
+    shares = [n for n in forgetting if (tasks[n].is_accuracy if n in tasks else n not in LOSSES)]
     verdict = fields.nested("verdict")
     parameters = base.optional_number("parameters")
     return Summary(

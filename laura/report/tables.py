@@ -101,16 +101,17 @@ class _Column:
 
 
 def _short_columns(summary: Summary, tasks: list[Task]) -> list[_Column]:
-    """What fits a terminal: the leading task, the mean's change, source loss and KL."""
+    """What fits a terminal: the leading task, the mean's change, losses and the like."""
     found = []
     for place, task in enumerate(tasks):
-        unit = "points" if task.is_share else "nats"
+        unit = "points" if task.is_share else "nats" if "nats" in task.unit else task.unit
         if task.name == summary.primary:
             found.append(_Column(f"{task.short_title} ({formats.unit(task)})", place, False))
             found.append(_Column(f"change ({unit})", place, True))
         elif task.name == MEAN:
             found.append(_Column(f"forgetting mean, change ({unit})", place, True))
-        elif task.name in ("source_loss", "kl"):
+        elif task.name in summary.forgetting_measures:
+            unit = "%" if task.is_share else unit
             found.append(_Column(f"{task.short_title} ({unit})", place, False))
     return found
 

@@ -20,7 +20,7 @@ from laura.data.packing import Fitted, fit
 from laura.errors import StoreError
 from laura.evals.kinds import Material, RowProvider, file_rows
 from laura.evals.runner import evaluate
-from laura.evals.tasks import find
+from laura.evals.tasks import TASKS
 from laura.models.attention import Documents
 from laura.models.device import autocast, pick_device, resolve_precision
 from laura.models.engine import Engine
@@ -28,7 +28,7 @@ from laura.models.losses import packed_loss_sum
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, Recipe
 from laura.recipe_reading import recipe_yaml
-from laura.results import VALIDATION
+from laura.results import VALIDATION, TaskResult
 from laura.store import (
     RunStore,
     StudyStore,
@@ -41,7 +41,9 @@ from laura.store import (
     write_text,
 )
 from laura.study.environment import describe
+from laura.study.facts import refuse_another, task_facts, write_facts
 from laura.study.material import Encoder, StudyData, prepare
+from laura.study.measures import all_tasks, is_current, result_names
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.run import train_run
@@ -76,6 +78,8 @@ class Session:
         bench: The base.
         data: What is read.
         rows: Benchmark rows.
+        tasks: Title and version of each task that is not Laura's own, by result.
+        data_dir: Folder of data sets that wins over the Hub.
         progress: Where to report.
         lock: Open file that holds the study's lock; None in a worker process, whose
             parent holds it.
@@ -86,6 +90,8 @@ class Session:
     bench: Workbench
     data: StudyData
     rows: RowProvider
+    tasks: dict[str, dict[str, str]]
+    data_dir: Path | None
     progress: Progress = SILENT
     lock: int | None = None
     _plans: dict[str, BatchPlan] = field(default_factory=dict)
@@ -97,10 +103,10 @@ class Session:
             DataError: rows are missing, an example is too long, a budget is
                 less than a step.
         """
-        for name in self._task_names():
-            split = find(name).split
-            if split:
-                self.rows(name, split)
+        for name in all_tasks(self.recipe):
+            # Tasks of lm-eval and of the user were made ready when the study was opened.
+            if name in TASKS and TASKS[name].split:
+                self.rows(name, TASKS[name].split)
         for spec in {str(spec.budget): spec for spec in specs}.values():
             self._plan(spec)
 
@@ -129,7 +135,7 @@ class Session:
         if run.state not in ("done", "diverged"):
             return False
         steps = [step for step in self._plan(spec).points if run.checkpoint(step).is_dir()]
-        return all(run.evaluation(s, name).is_file() for s in steps for name in self._task_names())
+        return all(self._is_measured(run, step) for step in steps)
 
     def carry_out(self, spec: RunSpec) -> str:
         """Train a run, measure each of its budget points; returns its state."""
@@ -167,25 +173,30 @@ class Session:
         return state
 
     def _measure_point(self, run: RunStore, step: int) -> None:
-        names = self._task_names()
-        if all(run.evaluation(step, name).is_file() for name in names):
+        if self._is_measured(run, step):
             return
         with self.bench.tuned(run.checkpoint(step)) as (model, reference):
             self._evaluate(
                 model, reference, run.folder.name, lambda name: run.evaluation(step, name)
             )
 
-    def _task_names(self) -> list[str]:
-        measure = self.recipe.measure
-        return [VALIDATION, *measure.learning, *measure.forgetting]
+    def _is_measured(self, run: RunStore, step: int) -> bool:
+        for name in result_names(all_tasks(self.recipe)):
+            path = run.evaluation(step, name)
+            if not path.is_file():
+                return False
+            if name in self.tasks and not is_current(TaskResult.read(path), self.tasks):
+                return False
+        return True
 
     def _evaluate(self, model: Any, reference: Any, name: str, out: Callable[[str], Path]) -> None:
         precision = resolve_precision(self.recipe.measure.precision, model.device)
         engine = Engine(model, self.bench.base.tokenizer, precision, progress=self.progress)
-        material = Material(self.recipe.measure, self.rows, self.data.documents, reference)
-        evaluate(
-            engine, self._task_names(), material, model_name=name, out=out, progress=self.progress
+        material = Material(
+            self.recipe.measure, self.rows, self.data.documents, reference, self.data_dir
         )
+        names = all_tasks(self.recipe)
+        evaluate(engine, names, material, model_name=name, out=out, progress=self.progress)
 
     def _plan(self, spec: RunSpec) -> BatchPlan:
         key = content_hash([spec.budget.model_dump(mode="json"), spec.seed])
@@ -298,7 +309,7 @@ def open_study(
         remove_leftovers(folder)
         session, identity = _read_all(recipe, folder, data_dir, device, progress)
         session.lock = lock
-        _write_facts(store, recipe, session.bench, identity)
+        write_facts(store, recipe, session.bench, identity, session.tasks)
         with disk_faults(folder):
             _keep_only(session.data.corpus_folder)
         write_text(folder / "recipe.yaml", recipe_yaml(recipe))
@@ -318,7 +329,8 @@ def join_study(
     Raises:
         StoreError: it holds another study.
     """
-    return _read_all(recipe, folder, data_dir, device, progress)[0]
+    tasks = read_json(folder / "study.json")["tasks"]
+    return _read_all(recipe, folder, data_dir, device, progress, tasks)[0]
 
 
 def _read_all(
@@ -327,6 +339,7 @@ def _read_all(
     data_dir: Path | None,
     device: str | None,
     progress: Progress,
+    tasks: dict[str, dict[str, str]] | None = None,
 ) -> tuple[Session, dict[str, Any]]:
     """Base and data, checked against what the folder holds, and the study's identity."""
     store, bench = StudyStore(folder), Workbench(recipe.base, device, progress)
@@ -336,42 +349,16 @@ def _read_all(
         "tokenizer": encoder.fingerprint,
         "measure": recipe.measure.model_dump(mode="json"),
     }
-    _refuse_another(store, identity)  # before anything large is read
+    refuse_another(store, identity)  # before anything large is read
+    rows = file_rows(data_dir)
+    if tasks is None:
+        tasks = task_facts(recipe, bench, rows, data_dir)
     data = prepare(
         recipe.data, recipe.measure, recipe.budget, encoder, store.corpora, data_dir, progress
     )
     identity["data"] = data.fingerprint
-    _refuse_another(store, identity)
-    return Session(recipe, store, bench, data, file_rows(data_dir), progress), identity
-
-
-def _refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
-    """Results of one folder must be comparable: same base, tokens, data and measures."""
-    path = store.folder / "study.json"
-    if not path.is_file():
-        return
-    before = read_json(path)["identity"]
-    changed = [key for key in identity if before.get(key) != identity[key]]
-    if changed:
-        raise StoreError(
-            f"{store.folder} holds a study with another {', '.join(changed)}; its "
-            "results cannot be compared with new ones: choose another folder with --out, "
-            "or another name"
-        )
-
-
-def _write_facts(
-    store: StudyStore, recipe: Recipe, bench: Workbench, identity: dict[str, Any]
-) -> None:
-    base = bench.base
-    parameters = sum(p.numel() for p in base.model.parameters())
-    trainable = {name: bench.count_trainable(arm) for name, arm in recipe.arms.items()}
-    facts = {
-        "identity": identity,
-        "base": {"model": base.name, "fingerprint": base.fingerprint, "parameters": parameters},
-        "trainable_parameters": trainable,
-    }
-    write_json(store.folder / "study.json", facts)
+    refuse_another(store, identity)
+    return Session(recipe, store, bench, data, rows, tasks, data_dir, progress), identity
 
 
 def _keep_only(corpus: Path) -> None:

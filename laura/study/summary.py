@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import laura
 from laura.bootstrap import Interval, paired_bootstrap_of_tasks
-from laura.evals.tasks import TASKS
 from laura.recipe import LoraArm, Recipe
 from laura.results import RATIO_FIELDS, VALIDATION, TaskResult, change
 from laura.statistics import mean_of_tasks
 from laura.store import RunStore, StudyStore, read_json
+from laura.study.measures import (
+    Measure,
+    all_tasks,
+    is_current,
+    leading,
+    measure_of,
+    result_names,
+)
 
 CURVE_POINTS = 200
 BOOTSTRAP_SEED = 0
@@ -70,7 +78,7 @@ class Evidence:
 
     Attributes:
         recipe: The recipe that is carried out.
-        facts: `study.json`: the base and the tasks.
+        facts: `study.json`: the base, and the tasks that are not Laura's own.
         base: The base's results by task.
         runs: Record and folder of every run, in order.
         points: Every measured point, in order.
@@ -84,10 +92,30 @@ class Evidence:
     points: list[Point]
     best: dict[str, float]
 
+    @property
+    def learning(self) -> list[str]:
+        """Results of the learning tasks by name, the leading one first."""
+        return result_names(self.recipe.measure.learning)
 
-def accuracies(recipe: Recipe) -> list[str]:
-    """Forgetting tasks that are shares of right answers; their mean is the forgetting score."""
-    return [task for task in recipe.measure.forgetting if TASKS[task].unit == "share"]
+    @property
+    def forgetting(self) -> list[str]:
+        """Results of the forgetting tasks by name."""
+        return result_names(self.recipe.measure.forgetting)
+
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        """What is known of every task of learning and forgetting."""
+        sides = [self.base, *(point.results for point in self.points)]
+        facts = self.facts.get("tasks", {})
+        return {
+            name: measure_of(name, [s[name] for s in sides if name in s], facts.get(name, {}))
+            for name in (*self.learning, *self.forgetting)
+        }
+
+    @property
+    def accuracies(self) -> list[str]:
+        """Forgetting tasks that are shares of right answers; their mean is the forgetting score."""
+        return [name for name in self.forgetting if self.measures[name].is_accuracy]
 
 
 def gather(study: StudyStore, recipe: Recipe) -> Evidence:
@@ -97,8 +125,8 @@ def gather(study: StudyStore, recipe: Recipe) -> Evidence:
         StoreError: a file is damaged.
     """
     facts = read_json(study.folder / "study.json")
-    tasks = [VALIDATION, *recipe.measure.learning, *recipe.measure.forgetting]
-    base = _results(tasks, study.base_evaluation)
+    tasks, known = result_names(all_tasks(recipe)), facts.get("tasks", {})
+    base = _results(tasks, study.base_evaluation, known)
     order = list(recipe.arms)
     runs = []
     for run in study.runs():
@@ -111,7 +139,8 @@ def gather(study: StudyStore, recipe: Recipe) -> Evidence:
     points = []
     for known, run in runs:
         for mark in known["points"]:
-            results = _results(tasks, lambda task, s=mark["step"], r=run: r.evaluation(s, task))
+            step = mark["step"]
+            results = _results(tasks, lambda task, s=step, r=run: r.evaluation(s, task), known)
             if results:
                 points.append(Point(known, results=results, **mark))
     return Evidence(recipe, facts, base, runs, points, _best_rates(recipe, points, runs))
@@ -120,7 +149,6 @@ def gather(study: StudyStore, recipe: Recipe) -> Evidence:
 def build_summary(evidence: Evidence, verdict: dict[str, Any]) -> dict[str, Any]:
     """The content of `summary.json`; see the store's contract."""
     recipe = evidence.recipe
-    measure = recipe.measure
     return {
         "format": 1,
         "name": recipe.name,
@@ -128,16 +156,13 @@ def build_summary(evidence: Evidence, verdict: dict[str, Any]) -> dict[str, Any]
         "regime": recipe.regime,
         "laura": laura.__version__,
         "base": {**evidence.facts["base"], "scores": _scores(evidence.base)},
-        "measure": {"learning": list(measure.learning), "forgetting": list(measure.forgetting)},
+        "measure": {"learning": evidence.learning, "forgetting": evidence.forgetting},
         "tasks": {
             name: {
-                "title": TASKS[name].title,
-                "metric": TASKS[name].metric,
-                "unit": TASKS[name].unit,
-                "higher_is_better": TASKS[name].higher_is_better,
+                **asdict(measure),
                 "n": evidence.base[name].n if name in evidence.base else 0,
             }
-            for name in (*measure.learning, *measure.forgetting)
+            for name, measure in evidence.measures.items()
         },
         "budget": {
             "unit": "tokens" if recipe.budget.tokens else "epochs",
@@ -176,8 +201,9 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, An
     return {"machine": environment, "runs": runs, "evaluation_seconds": seconds}
 
 
-def _results(tasks: Sequence[str], place: Any) -> dict[str, TaskResult]:
-    return {task: TaskResult.read(place(task)) for task in tasks if place(task).is_file()}
+def _results(tasks: Sequence[str], place: Any, facts: dict[str, Any]) -> dict[str, TaskResult]:
+    found = {task: TaskResult.read(place(task)) for task in tasks if place(task).is_file()}
+    return {task: result for task, result in found.items() if is_current(result, facts)}
 
 
 def _order(known: dict[str, Any], arms: list[str]) -> tuple[Any, ...]:
@@ -208,7 +234,7 @@ def _scores(results: dict[str, TaskResult]) -> dict[str, Any]:
     scores = {}
     for name, result in results.items():
         if name != VALIDATION:
-            metric = result.metrics[TASKS[name].metric]
+            metric = result.metrics[leading(result)]
             scores[name] = {"value": metric.value, "stderr": metric.stderr, "n": result.n}
     return scores
 
@@ -255,7 +281,6 @@ def _longest_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _point(point: Point, evidence: Evidence) -> dict[str, Any]:
-    measure = evidence.recipe.measure
     validation = point.results.get(VALIDATION)
     metric = validation.metrics["nats_per_token"] if validation else None
     return {
@@ -272,9 +297,9 @@ def _point(point: Point, evidence: Evidence) -> dict[str, Any]:
         if metric and validation
         else None,
         "scores": _scores(point.results),
-        "learning": _changes(measure.learning, point, evidence),
+        "learning": _changes(evidence.learning, point, evidence),
         "forgetting": {
-            **_changes(measure.forgetting, point, evidence),
+            **_changes(evidence.forgetting, point, evidence),
             **_mean_change(point, evidence),
         },
     }
@@ -284,19 +309,21 @@ def _changes(tasks: Sequence[str], point: Point, evidence: Evidence) -> dict[str
     changes = {}
     for task in tasks:
         if task in point.results and task in evidence.base:
-            found = change(evidence.base[task], point.results[task], TASKS[task].metric)
+            before, after = evidence.base[task], point.results[task]
+            found = change(before, after, leading(before))
             changes[task] = {"change": found.value, "stderr": found.stderr}
     return changes
 
 
 def _mean_change(point: Point, evidence: Evidence) -> dict[str, Any]:
     """Mean of the accuracies (Biderman et al. 2024, section 3) and its change from the base."""
-    tasks = accuracies(evidence.recipe)
+    tasks = evidence.accuracies
     if not tasks or any(t not in point.results or t not in evidence.base for t in tasks):
         return {}
-    estimates = [change(evidence.base[t], point.results[t], TASKS[t].metric) for t in tasks]
+    metrics = {task: evidence.measures[task].metric for task in tasks}
+    estimates = [change(evidence.base[t], point.results[t], metrics[t]) for t in tasks]
     moved = mean_of_tasks(estimates)
-    values = [point.results[t].metrics[TASKS[t].metric].value for t in tasks]
+    values = [point.results[t].metrics[metrics[t]].value for t in tasks]
     value = sum(values) / len(values)
     interval = mean_interval(
         {t: [evidence.base[t]] for t in tasks}, {t: [point.results[t]] for t in tasks}
@@ -319,7 +346,7 @@ def mean_interval(
         the error over items and not that over seeds.
     """
     sides = [
-        {task: item_means(side[task], TASKS[task].metric) for task in side}
+        {task: item_means(results, leading(results[0])) for task, results in side.items()}
         for side in (before, after)
     ]
     return paired_bootstrap_of_tasks(sides[0], sides[1], seed=BOOTSTRAP_SEED)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from laura.bootstrap import Interval
-from laura.evals.tasks import TASKS
 from laura.results import TaskResult, change
 from laura.statistics import Estimate, mean_of_tasks, over_seeds, paired_difference, seed_error
-from laura.study.summary import Evidence, Point, accuracies, item_means, mean_interval
+from laura.study.measures import leading
+from laura.study.summary import Evidence, Point, item_means, mean_interval
 
 CLEAR = 2.0  # standard errors
 
@@ -66,29 +66,27 @@ def build_verdict(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def compare_arms(
-    task: str, first: list[Point], second: list[Point], better_is_higher: bool
-) -> Difference | None:
+def compare_arms(task: str, first: list[Point], second: list[Point]) -> Difference | None:
     """Difference of two arms on one task, item by item; None if it was not measured."""
-    metric = TASKS[task].metric
     sides = []
     for points in (first, second):
         results = [point.results[task] for point in points if task in point.results]
         if not results:
             return None
         sides.append(results)
+    metric = leading(sides[0][0])
     over_items = paired_difference(item_means(sides[1], metric), item_means(sides[0], metric))
     over_seeds = [seed_error([r.metrics[metric].value for r in side]) for side in sides]
     value = _value(sides[0], metric) - _value(sides[1], metric)
-    sign = 1.0 if better_is_higher else -1.0
+    sign = 1.0 if sides[0][0].metrics[metric].higher_is_better else -1.0
     stderr = math.hypot(over_items.stderr, *over_seeds)
     return Difference(first[0].arm, second[0].arm, sign * value, stderr, over_items.n)
 
 
 def compare_means(first: list[Point], second: list[Point], evidence: Evidence) -> Difference | None:
     """Difference of the mean of the measured accuracies; None if any is missing."""
-    tasks = accuracies(evidence.recipe)
-    found = [compare_arms(task, first, second, True) for task in tasks]
+    tasks = evidence.accuracies
+    found = [compare_arms(task, first, second) for task in tasks]
     parts = [part for part in found if part is not None]
     if not parts or len(parts) < len(found):
         return None
@@ -116,14 +114,15 @@ def _value(results: list[TaskResult], metric: str) -> float:
 
 
 def _arm_sentence(name: str, points: list[Point], evidence: Evidence) -> str:
-    measure, general = evidence.recipe.measure, accuracies(evidence.recipe)
-    told = {
-        TASKS[task].title: _before_and_after([task], points, evidence)
-        for task in (*measure.learning, *measure.forgetting)
+    general = evidence.accuracies
+    told = [
+        (measure.title, _before_and_after([task], points, evidence))
+        for task, measure in evidence.measures.items()
         if task not in general
-    }
-    told[f"mean of {len(general)} general tasks"] = _before_and_after(general, points, evidence)
-    parts = [f"{title} {words}" for title, words in told.items() if words]
+    ]
+    mean = _before_and_after(general, points, evidence)
+    told.append((f"mean of {len(general)} general tasks", mean))
+    parts = [f"{title} {words}" for title, words in told if words]
     rate = points[0].learning_rate
     seeds = "1 seed" if len(points) == 1 else f"{len(points)} seeds"
     return f"{name} at its best rate {rate:g} ({seeds}): {'; '.join(parts)}."
@@ -135,16 +134,17 @@ def _before_and_after(tasks: list[str], points: list[Point], evidence: Evidence)
     if not tasks or not measured or any(task not in evidence.base for task in tasks):
         return ""
     base, tuned = {t: [evidence.base[t]] for t in tasks}, _by_task(measured, tasks)
+    metrics = {task: evidence.measures[task].metric for task in tasks}
     before, after = (
-        sum(_value(side[t], TASKS[t].metric) for t in tasks) / len(tasks) for side in (base, tuned)
+        sum(_value(side[t], metrics[t]) for t in tasks) / len(tasks) for side in (base, tuned)
     )
     changes = [
-        mean_of_tasks([change(evidence.base[t], p.results[t], TASKS[t].metric) for t in tasks])
+        mean_of_tasks([change(evidence.base[t], p.results[t], metrics[t]) for t in tasks])
         for p in measured
     ]
     moved = over_seeds(changes)
     words = f"{before:.3f} to {after:.3f}, change {moved.value:+.3f} ± {moved.stderr:.3f}"
-    shares = all(TASKS[task].unit == "share" for task in tasks)
+    shares = all(evidence.measures[task].unit == "share" for task in tasks)
     return words + (f" ({_range(mean_interval(base, tuned))})" if shares else "")
 
 
@@ -155,11 +155,12 @@ def _range(interval: Interval) -> str:
 def _pair_sentence(
     first: str, second: str, measured: dict[str, list[Point]], evidence: Evidence
 ) -> str:
-    leading = evidence.recipe.measure.learning[0]
-    higher = TASKS[leading].higher_is_better
-    learnt = compare_arms(leading, measured[first], measured[second], higher)
+    task = evidence.learning[0]
+    learnt = compare_arms(task, measured[first], measured[second])
     kept, where = _forgetting_difference(first, second, measured, evidence)
-    learning_words = _words(learnt, "learnt more", f"on {TASKS[leading].title}", "learning")
+    learning_words = _words(
+        learnt, "learnt more", f"on {evidence.measures[task].title}", "learning"
+    )
     sentence = f"{learning_words}; {_words(kept, 'forgot less', where, 'forgetting')}."
     # An arm's name keeps its spelling, our own words begin as a sentence does.
     own = sentence.startswith(("in ", "learning "))
@@ -172,10 +173,9 @@ def _forgetting_difference(
     mean = compare_means(measured[first], measured[second], evidence)
     if mean is not None:
         return mean, "on the mean of the general tasks"
-    task = evidence.recipe.measure.forgetting[0]  # a loss, or there would be a mean
-    higher = TASKS[task].higher_is_better
-    found = compare_arms(task, measured[first], measured[second], higher)
-    return found, f"by {TASKS[task].title}"
+    task = evidence.forgetting[0]  # no accuracy, or there would be a mean
+    found = compare_arms(task, measured[first], measured[second])
+    return found, f"by {evidence.measures[task].title}"
 
 
 def _words(found: Difference | None, deed: str, where: str, subject: str) -> str:
@@ -221,17 +221,16 @@ def _caveats(measured: dict[str, list[Point]], evidence: Evidence) -> list[str]:
 
 
 def _floor_caveats(evidence: Evidence) -> list[str]:
-    task = evidence.recipe.measure.learning[0]
-    if TASKS[task].unit != "share" or task not in evidence.base:
+    task = evidence.learning[0]
+    measure = evidence.measures[task]
+    if not measure.is_accuracy or task not in evidence.base:
         return []
     values = [
-        p.results[task].metrics[TASKS[task].metric].value
-        for p in evidence.points
-        if task in p.results
+        p.results[task].metrics[measure.metric].value for p in evidence.points if task in p.results
     ]
     if values and max(values) < 0.1:
         return [
-            f"{TASKS[task].title} stays below 0.10 everywhere: it is near its floor and says "
+            f"{measure.title} stays below 0.10 everywhere: it is near its floor and says "
             "little; look at the held-out losses."
         ]
     return []

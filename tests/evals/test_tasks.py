@@ -16,7 +16,7 @@ from laura.evals import tasks
 from laura.evals.scoring import ChoiceQuestion, choice_item
 from laura.evals.tasks import arc_challenge, gsm8k, heldout_loss, hellaswag, kl, winogrande
 from laura.models.requests import GenerateAnswer, ScoreAnswer, ScoreRequest, TokenDocument
-from laura.recipe import BENCHMARKS, LOSSES
+from laura.recipe_tasks import BENCHMARKS, LOSSES
 from laura.results import summarise
 
 HELLASWAG = {

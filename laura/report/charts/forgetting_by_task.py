@@ -23,13 +23,18 @@ TOOLTIPS = {
 
 
 def draw(summary: Summary) -> list[Panel]:
-    """One panel for the accuracies with their mean, one for losses and KL."""
+    """One panel for the accuracies with their mean, one for losses and KL, one for each other."""
     accuracies = [*summary.accuracies, MEAN] if summary.accuracies else []
-    losses = [name for name in summary.forgetting_measures if name != MEAN]
+    others = [name for name in summary.forgetting_measures if name != MEAN]
+    # Only what has one unit and one direction can share an axis.
+    losses = [name for name in others if summary.task(name).unit == "nats per token"]
     panels = [
         _panel(summary, "accuracies", "Benchmarks", accuracies),
         _panel(summary, "losses", "Losses and KL", losses),
     ]
+    for name in others:
+        if name not in losses:
+            panels.append(_panel(summary, f"of-{name}", summary.task(name).short_title, [name]))
     return [panel for panel in panels if panel is not None]
 
 

@@ -8,7 +8,7 @@ from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import Group, groups
-from laura.report.reading import MEAN, Summary, Task
+from laura.report.reading import Summary, Task
 from laura.results import VALIDATION
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ LOST_TOOLTIPS = {
 
 
 def draw(summary: Summary) -> list[Panel]:
-    """Panels for validation loss, the leading task, and the first measures of forgetting."""
+    """Panels for validation loss, the leading task, and the measures of forgetting but KL."""
     names = [VALIDATION]
     names += [summary.primary] if summary.primary else []
-    names += [name for name in (MEAN, "source_loss") if name in summary.forgetting_measures]
+    names += [name for name in summary.forgetting_measures if name != "kl"]
     panels = [_panel(summary, name) for name in names]
     return [panel for panel in panels if panel is not None]
 
