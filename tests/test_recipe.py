@@ -207,6 +207,70 @@ def test_samples_of_programs_that_cannot_be_told_together() -> None:
     assert parse_recipe(GOOD, paper).measure == read_measure_section(paper)
 
 
+def test_any_task_of_lm_eval_and_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LAURA_DATA", raising=False)
+    for name in ("here.yaml", "data/tasks/there.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    given = [
+        "measure.learning=[here.yaml, target_loss]",
+        "measure.forgetting=['lm_eval:piqa', tasks/there.py, hellaswag]",
+    ]
+    recipe = parse_recipe(GOOD, given, data_dir=tmp_path / "data")
+    assert recipe.measure.learning == ["here.yaml", "target_loss"]
+    assert recipe.measure.forgetting == ["lm_eval:piqa", "tasks/there.py", "hellaswag"]
+    monkeypatch.setenv("LAURA_DATA", str(tmp_path / "data"))
+    assert parse_recipe(GOOD, given) == recipe
+    jsonschema.validate(yaml.safe_load(recipe_yaml(recipe)), json.loads(recipe_schema()))
+    monkeypatch.delenv("LAURA_DATA")
+    assert "no such file from here" in faults_of(GOOD, tuple(given))["measure.forgetting.1"]
+
+
+def test_every_fault_of_tasks_names_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/mine.yaml", "b/mine.py", "a/gsm8k.py", "a b.yml", "mean.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    faults = faults_of(
+        GOOD.replace("seeds: [0, 1]", "seeds: [0, 0]")
+        + "measure:\n  learning: [gsm9k, absent.yaml, hellaswag, 3]\n"
+        "  forgetting: ['lm_eval:', a/gsm8k.py, 'a b.yml', mean.yaml, helaswag]\n"
+    )
+    assert "did you mean gsm8k? allowed: gsm8k, " in faults["measure.learning.0"]
+    assert faults["measure.learning.0"].endswith(
+        "lm_eval:NAME, or the path of your own .yaml or .py file"
+    )
+    assert "'absent.yaml', and there is no such file" in faults["measure.learning.1"]
+    assert "no task that can stand here, came 'hellaswag'" in faults["measure.learning.2"]
+    assert "valid string, came 3" in faults["measure.learning.3"]
+    assert "must be lm_eval:NAME" in faults["measure.forgetting.0"]
+    assert "'gsm8k' is a task of Laura" in faults["measure.forgetting.1"]
+    assert "'a b' cannot be a name" in faults["measure.forgetting.2"]
+    assert "the mean of the tasks" in faults["measure.forgetting.3"]
+    assert "did you mean hellaswag?" in faults["measure.forgetting.4"]
+    assert "twice" in faults["seeds"]
+    both = ("measure.learning=[a/mine.yaml]", "measure.forgetting=[b/mine.py]")
+    assert "would both be called mine; rename" in faults_of(GOOD, both)["measure"]
+    twice = ("measure.learning=['lm_eval:x']", "measure.forgetting=['lm_eval:x']")
+    assert "a task twice" in faults_of(GOOD, twice)["measure"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [("gsm8k", True), ("lm_eval:piqa", True), ("t/x.yml", True), ("gsm9k", False), (3, False)],
+)
+def test_schema_knows_tasks(name: Any, fits: bool) -> None:
+    schema = json.loads(recipe_schema())
+    data = {**yaml.safe_load(GOOD.replace("2e4", "20000")), "measure": {"learning": [name]}}
+    for arm in data["arms"].values():
+        arm["learning_rates"] = [0.1]
+    found = list(jsonschema.Draft202012Validator(schema).iter_errors(data))
+    assert (not found) == fits
+
+
 def test_measure_section_by_overrides() -> None:
     section = read_measure_section(["measure.limit=7", "measure.gsm8k_shots=0"])
     assert (section.limit, section.gsm8k_shots) == (7, 0)

@@ -121,7 +121,7 @@ def _arm_sentence(name: str, points: list[Point], evidence: Evidence) -> str:
         if task not in general
     ]
     mean = _before_and_after(general, points, evidence)
-    told.append((f"mean of {len(general)} general tasks", mean))
+    told.append((f"mean of {len(general)} general task{'s' * (len(general) > 1)}", mean))
     parts = [f"{title} {words}" for title, words in told if words]
     rate = points[0].learning_rate
     seeds = "1 seed" if len(points) == 1 else f"{len(points)} seeds"

@@ -35,6 +35,7 @@ data: sums.jsonl
 prompt: "{q}"
 choices: options
 answer: "{gold}"
+answer_is: index
 metric: acc_norm
 """
 LENGTHS = '''
@@ -59,7 +60,7 @@ def rows():
 
 
 def prepare(rows, ask):
-    asked = [GenerateRequest(row["q"], 8, ("z",)) for row in rows]
+    asked = [GenerateRequest(row["q"], stop=("z",), max_new_tokens=8) for row in rows]
     return "1", [Question(i, (one,)) for i, one in enumerate(asked)]
 
 
@@ -81,8 +82,8 @@ def write_files(folder: Path) -> None:
     (folder / "my_sums.yaml").write_text(SUMS, encoding="utf-8")
     (folder / "lengths.py").write_text(LENGTHS, encoding="utf-8")
     rows = [
-        {"q": f"{a} + {b}?", "options": [str(a), str(a + b), "the cat"], "gold": 1}
-        for a, b in ((1, 2), (3, 4), (5, 6), (7, 8), (2, 9), (4, 4))
+        {"q": f"{a} + {b}?", "options": [str(a + b), str(a + b + 1), str(b)][a % 3 :], "gold": 0}
+        for a, b in ((3, 8), (4, 7), (6, 6), (7, 8), (9, 9), (4, 4), (3, 4))
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "sums.jsonl").write_text(lines, encoding="utf-8")
@@ -137,6 +138,8 @@ def test_the_summary_tells_what_stands_in_the_results(finished: Any) -> None:
             assert moved["change"] == pytest.approx(np.mean(differences))
             error = np.std(differences, ddof=1) / np.sqrt(len(differences))
             assert moved["stderr"] == pytest.approx(error)
+    changes = [p["learning"] | p["forgetting"] for p in summary["points"]]
+    assert all(any(change[name]["change"] for change in changes) for name in metrics)
     for point in summary["points"]:
         # The only share of right answers; a length is averaged with nothing.
         mean = point["forgetting"]["mean"]["value"]
@@ -202,7 +205,7 @@ def test_a_changed_file_is_measured_again_and_nothing_is_trained(
     write_files(tmp_path)
     recipe = recipe_of(recipe_text, tmp_path, tmp_path)
     study = tmp_path / "study"
-    first = compare(recipe, study=study, data_dir=tmp_path, workers=2)
+    first = compare(recipe, study=study, data_dir=tmp_path)
     whole = finished[2]
     assert [p["scores"] for p in first["points"]] == [p["scores"] for p in whole["points"]]
     trained = {p: p.stat().st_mtime_ns for p in study.rglob("done.json")}
