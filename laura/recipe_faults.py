@@ -94,7 +94,13 @@ def measure_faults(section: MeasureSection) -> Iterable[Fault]:
 
 
 def _measure_faults(recipe: Recipe) -> Iterable[Fault]:
-    return measure_faults(recipe.measure)
+    yield from measure_faults(recipe.measure)
+    if recipe.measure.engine == "vllm":
+        yield Fault(
+            "measure.engine",
+            "is vllm, which answers in `laura evaluate` only; a comparison measures the model it "
+            "trains, in its own process; leave it out, and evaluate the checkpoints afterwards",
+        )
 
 
 def _budget_faults(recipe: Recipe) -> Iterable[Fault]:

@@ -201,6 +201,8 @@ def test_samples_of_programs_that_cannot_be_told_together() -> None:
     assert "all 5 samples would be the same program" in faults["measure.code_temperature"]
     assert "base.dtype" in faults
     assert "names a k twice" in faults_of(GOOD, ["measure.code_k=[1,1]"])["measure.code_k"]
+    asked = faults_of(GOOD, ["measure.engine=vllm"])["measure.engine"]
+    assert "in `laura evaluate` only" in asked
     with pytest.raises(RecipeError, match=r"measure\.code_k.*at least k samples"):
         read_measure_section(["measure.code_k=[2]"])
     paper = ["measure.code_samples=50", "measure.code_temperature=0.2", "measure.code_k=[1,10]"]

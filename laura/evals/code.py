@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from laura.evals.sandbox import Limits, Sandbox, Verdict
 from laura.models.requests import GenerateAnswer, GenerateRequest
+from laura.progress import SILENT, Progress
 from laura.recipe import MeasureSection
 from laura.results import Item
 from laura.statistics import pass_at_k
@@ -120,7 +121,9 @@ def fenced(text: str) -> str:
 
 
 def grades(
-    questions: Sequence[CodeQuestion], answers: Sequence[Sequence[GenerateAnswer]]
+    questions: Sequence[CodeQuestion],
+    answers: Sequence[Sequence[GenerateAnswer]],
+    progress: Progress = SILENT,
 ) -> Iterator[tuple[Item, list[Item]]]:
     """Run every program in the sandbox and grade every problem.
 
@@ -130,6 +133,7 @@ def grades(
     Args:
         questions: The problems.
         answers: For each its answers, one a request.
+        progress: Shows how many programs have run.
 
     Yields:
         The item {"index", "task_id", "samples" (n), "passes" (c), "correct" (every
@@ -145,8 +149,9 @@ def grades(
         for question, own in zip(questions, answers, strict=True)
     ]
     different = [list(dict.fromkeys(own)) for own in programs]
-    with Sandbox() as sandbox:
-        verdicts = iter(sandbox.run([program for own in different for program in own]))
+    texts = [program for own in different for program in own]
+    with Sandbox() as sandbox, progress.bar("running programs", len(texts), "programs") as bar:
+        verdicts = iter(sandbox.run(texts, found=lambda *_: bar.advance()))
     for question, own, written, once in zip(questions, answers, programs, different, strict=True):
         known = {program: next(verdicts) for program in once}
         yield _graded(question, own, [known[program] for program in written])

@@ -21,7 +21,7 @@ from laura.evals.asking import Ask
 from laura.evals.scoring import choice_item, choice_sample
 from laura.evals.subsets import chosen
 from laura.evals.tasks import TaskEntry
-from laura.models.engine import Engine, Reference
+from laura.models.engine import Reference
 from laura.models.requests import MeasuringEngine, TokenDocument
 from laura.recipe import MeasureSection
 from laura.recipe_tasks import is_lm_eval, result_name
@@ -91,6 +91,18 @@ class Plan:
     requests: Sequence[Any] = ()
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What a plan is made of; `rows` are all of the task's."""
+
+    engine: Any
+    name: str
+    entry: TaskEntry
+    module: Any
+    rows: list[dict[str, Any]]
+    material: Material
+
+
 def file_rows(data_dir: Path | None) -> RowProvider:
     """Benchmark rows from the data folder or the Hub, each file read once.
 
@@ -141,10 +153,11 @@ def plan_task(engine: MeasuringEngine, name: str, material: Material) -> Plan:
     if user_tasks.is_user_task(name):
         own = user_tasks.load(name, material.data_dir)
         rows = own.rows(material.data_dir)
-        return _KINDS[own.entry.kind](engine, own.name, own.entry, own.module, rows, material)
+        given = _Given(engine, own.name, own.entry, own.module, rows, material)
+        return _KINDS[own.entry.kind](given)
     entry, module = tasks.find(name), tasks.load(name)
     rows = material.rows(name, entry.split) if entry.split else []
-    return _KINDS[entry.kind](engine, name, entry, module, rows, material)
+    return _KINDS[entry.kind](_Given(engine, name, entry, module, rows, material))
 
 
 def covered(items: Sequence[Item]) -> list[tuple[int, int | None]]:
@@ -152,15 +165,10 @@ def covered(items: Sequence[Item]) -> list[tuple[int, int | None]]:
     return [(item["index"], item.get("tokens") if "nats" in item else None) for item in items]
 
 
-def _choice(
-    engine: MeasuringEngine,
-    name: str,
-    entry: TaskEntry,
-    module: Any,
-    rows: list[dict[str, Any]],
-    material: Material,
-) -> Plan:
-    picked = chosen(len(rows), material.section.limit, material.section.subset)
+def _choice(given: _Given) -> Plan:
+    engine, entry, module, rows = given.engine, given.entry, given.module, given.rows
+    section = given.material.section
+    picked = chosen(len(rows), section.limit, section.subset)
     questions = [module.question(rows[index], index) for index in picked]
     requests = [request for question in questions for request in question.requests]
     directions = _directions(entry, module.METRICS)
@@ -181,23 +189,17 @@ def _choice(
         return found
 
     covers = [(question.index, None) for question in questions]
-    return Plan(name, entry.title, module.VERSION, covers, measure, requests)
+    return Plan(given.name, entry.title, module.VERSION, covers, measure, requests)
 
 
-def _generation(
-    engine: MeasuringEngine,
-    name: str,
-    entry: TaskEntry,
-    module: Any,
-    rows: list[dict[str, Any]],
-    material: Material,
-) -> Plan:
-    section = material.section
+def _generation(given: _Given) -> Plan:
+    engine, entry, module, rows = given.engine, given.entry, given.module, given.rows
+    section = given.material.section
 
     def other_rows(split: str) -> list[dict[str, Any]]:
         if not entry.module.startswith("laura."):
-            raise DataError(f"{name} is a file of rows and has no split {split!r}")
-        return material.rows(name, split)
+            raise DataError(f"{given.name} is a file of rows and has no split {split!r}")
+        return given.material.rows(given.name, split)
 
     ask = Ask(section, other_rows, functools.partial(chat_prompts, engine.tokenizer))
     picked = chosen(len(rows), section.limit, section.subset)
@@ -215,9 +217,11 @@ def _generation(
         answers = iter(asked.generate(_named(requests, adapters)))
         measured = []
         for _ in adapters:
-            given = [[next(answers) for _ in question.requests] for question in questions]
+            answered = [[next(answers) for _ in question.requests] for question in questions]
             items, samples = [], []
-            graded = module.grades(questions, given)
+            # Programs take as long as the model does, so those who run them show it.
+            shown = (asked.progress,) if entry.runs_code else ()
+            graded = module.grades(questions, answered, *shown)
             for question, (item, own) in zip(questions, graded, strict=True):
                 first = question.requests[0]
                 room = engine.encoder.context_tokens - first.max_new_tokens
@@ -227,53 +231,39 @@ def _generation(
         return measured
 
     covers = [(question.index, None) for question in questions]
-    return Plan(name, entry.title, version, covers, measure, requests)
+    return Plan(given.name, entry.title, version, covers, measure, requests)
 
 
-def _loss(
-    engine: MeasuringEngine,
-    name: str,
-    entry: TaskEntry,
-    module: Any,
-    rows: list[dict[str, Any]],
-    material: Material,
-) -> Plan:
-    documents = _documents(name, material)
+def _loss(given: _Given) -> Plan:
+    entry, module = given.entry, given.module
+    documents = _documents(given.name, given.material)
     directions = _directions(entry, module.METRICS)
 
     def measure(asked: MeasuringEngine, adapters: Adapters) -> list[Measured]:
         found = [asked.document_losses(documents, adapter) for adapter in adapters]
         return [Measured(module.items(documents, nats), [], directions) for nats in found]
 
-    return Plan(name, entry.title, module.VERSION, _supervised(documents), measure)
+    return Plan(given.name, entry.title, module.VERSION, _supervised(documents), measure)
 
 
-def _divergence(
-    engine: MeasuringEngine,
-    name: str,
-    entry: TaskEntry,
-    module: Any,
-    rows: list[dict[str, Any]],
-    material: Material,
-) -> Plan:
-    documents = _documents(name, material)
+def _divergence(given: _Given) -> Plan:
+    engine, entry, module = given.engine, given.entry, given.module
+    reference = given.material.reference
+    documents = _documents(given.name, given.material)
     covers = _supervised(documents)
     directions = _directions(entry, module.METRICS)
 
     def measure(_: MeasuringEngine, adapters: Adapters) -> list[Measured]:
-        if material.reference is None:
+        if reference is None:
             # The base diverges from itself by nothing, by definition.
             nats = [[0.0] * (tokens or 0) for _, tokens in covers]
             return [Measured(module.items(documents, nats), [], directions) for _ in adapters]
         if not hasattr(engine, "document_divergences"):
-            raise UsageError(f"{name} compares whole distributions, which this engine cannot")
-        found = [
-            engine.document_divergences(documents, material.reference, adapter)
-            for adapter in adapters
-        ]
+            raise UsageError(f"{given.name} compares whole distributions, which this engine cannot")
+        found = [engine.document_divergences(documents, reference, adapter) for adapter in adapters]
         return [Measured(module.items(documents, nats), [], directions) for nats in found]
 
-    return Plan(name, entry.title, module.VERSION, covers, measure)
+    return Plan(given.name, entry.title, module.VERSION, covers, measure)
 
 
 def _lm_eval(name: str, material: Material) -> Plan:
@@ -300,7 +290,7 @@ def _lm_eval(name: str, material: Material) -> Plan:
     return Plan(result_name(name), first.title, first.version, covers, measure)
 
 
-_KINDS: dict[str, Callable[..., Plan]] = {
+_KINDS: dict[str, Callable[[_Given], Plan]] = {
     "choice": _choice,
     "generation": _generation,
     "loss": _loss,
@@ -334,7 +324,7 @@ def _supervised(documents: Sequence[TokenDocument]) -> list[tuple[int, int | Non
     return [(document.index, sum(document.supervised[1:])) for document in documents]
 
 
-def _mark_cut(item: Item, engine: Engine | Any, texts: Sequence[str], room: int) -> Item:
+def _mark_cut(item: Item, engine: MeasuringEngine, texts: Sequence[str], room: int) -> Item:
     """Mark an item whose text was cut from the left because it exceeds the context.
 
     lm-eval cuts too, and so the numbers stay equal to its; but the reader should know.

@@ -127,11 +127,12 @@ class PythonModule:
         for question in questions:
             asked: Any = getattr(question, "requests", None)
             asked = list(asked) if isinstance(asked, tuple | list) else []
-            right = asked and all(isinstance(one, GenerateRequest) for one in asked)
+            right = asked and all(_is_request(one) for one in asked)
             if not right or not isinstance(getattr(question, "index", None), int):
                 raise DataError(
                     f"{self.path}: prepare() gave {repr(question)[:80]}; a question needs "
-                    "index (its row) and requests, a tuple of laura.models.requests.GenerateRequest"
+                    "index (its row) and requests, a tuple of laura.models.requests."
+                    "GenerateRequest (prompt: text, stop: tuple of texts, max_new_tokens: number)"
                 )
         return self._marked(str(version)), questions
 
@@ -221,6 +222,16 @@ class PythonModule:
             raise DataError(
                 f"{self.path}: {function} failed{where}: {_told(error, self.path)}"
             ) from error
+
+
+def _is_request(one: Any) -> bool:
+    return (
+        isinstance(one, GenerateRequest)
+        and isinstance(one.prompt, str)
+        and isinstance(one.max_new_tokens, int)
+        and isinstance(one.stop, tuple)
+        and all(isinstance(text, str) for text in one.stop)
+    )
 
 
 def _told(error: Exception, path: Path) -> str:

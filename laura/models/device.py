@@ -11,8 +11,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from laura.errors import UsageError
+
+# Rows up to which `linear` takes the other way.
+FEW_ROWS = 512
 
 
 def pick_device(requested: str | None = None) -> torch.device:
@@ -64,6 +69,24 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """`functional.linear`, by the way that is fast for few rows on a processor.
+
+    There MKL's product of a few rows with a large matrix reaches a quarter of the
+    memory's speed, and W xᵀ all of it, best with whole fours of rows (SmolLM2-135M,
+    two rows, two cores: 59 ms a pass against 17). Training and other devices are left
+    as they are.
+    """
+    rows = x.numel() // max(1, x.shape[-1])
+    few = 0 < rows <= FEW_ROWS and x.device.type == "cpu" and x.dtype == torch.float32
+    if not few or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return functional.linear(x, weight_OI, bias_O)
+    padded = functional.pad(x.reshape(rows, -1), (0, 0, 0, -rows % 4))
+    y = (weight_OI @ padded.t()).t()[:rows]
+    y = y if bias_O is None else y + bias_O
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def reset_peak_memory(device: torch.device) -> None:

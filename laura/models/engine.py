@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from laura.errors import ModelError, UsageError
 from laura.models.decoding import Answer, Generation, Segments
-from laura.models.device import autocast, cache_budget
+from laura.models.device import autocast, cache_budget, linear
 from laura.models.encoding import Encoder
 from laura.models.evaluating import evaluating
 from laura.models.key_values import Geometry
 from laura.models.lora import route
 from laura.models.losses import CHUNK_POSITIONS, output_head
+from laura.models.narrow import narrow
 from laura.models.reading import Text, by_place, read_along, read_once, supervised
 from laura.models.requests import (
     FORGET,
@@ -166,6 +166,7 @@ class Engine:
         if waiting:
             with (
                 evaluating([self.model], self.precision, keep=[self.head]),
+                narrow(self.model),
                 self.progress.bar("generating", len(waiting), "answers") as bar,
             ):
                 Generation(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -106,6 +106,8 @@ class LoraLinear(nn.Module):
         self.dropout = dropout
         self.scales = [scale] * slots
         self.route = route
+        # How the base map is computed; exchanged while generating, see `narrow.py`.
+        self.product: Callable[..., Tensor] = functional.linear
         self.merged: Tensor | None = None
         self._cast: Tensor | None = None
         device = base.weight.device
@@ -128,15 +130,13 @@ class LoraLinear(nn.Module):
         """Base map plus the updates of the routed slots; shape (..., out)."""
         route = self.route
         if self.merged is not None or (route.segments is None and route.slot is None):
-            return functional.linear(x, self._weight(x), self.base.bias)
+            return self.product(x, self._weight(x), self.base.bias)
         if route.segments is None and self.base.bias is None and not self._drops():
             assert route.slot is not None
-            slot = route.slot
-            dtype = arithmetic(x)
-            return lora_product(
-                route.cast(x, dtype), self._weight(x), self.A[slot], self.B[slot], self.scales[slot]
-            )
-        y = functional.linear(x, self._weight(x), self.base.bias)
+            a, b, scale = self.A[route.slot], self.B[route.slot], self.scales[route.slot]
+            x = route.cast(x, arithmetic(x))
+            return lora_product(x, self._weight(x), a, b, scale, self.product)
+        y = self.product(x, self._weight(x), self.base.bias)
         if route.segments is None:
             assert route.slot is not None
             return y + self._low_rank(x, route.slot)

@@ -9,10 +9,12 @@ Shapes: N tokens, I in, O out, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -43,15 +45,23 @@ class _LoraProduct(torch.autograd.Function):
         return grad_x, None, grad_a, grad_b, None
 
 
-def lora_product(x: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+def lora_product(
+    x: Tensor,
+    weight_OI: Tensor,
+    a_RI: Tensor,
+    b_OR: Tensor,
+    scale: float,
+    product: Callable[..., Tensor] = functional.linear,
+) -> Tensor:
     """W x + scale * B (A x) for x of shape (..., in); gradients for x, A and B.
 
-    All products run in the type of `x`; `weight_OI` must already have it.
+    All products run in the type of `x`; `weight_OI` must already have it. `product`
+    computes W x where there is no gradient.
     """
     if torch.is_grad_enabled():
         result: Tensor = _LoraProduct.apply(x, weight_OI, a_RI, b_OR, scale)  # type: ignore[no-untyped-call]
         return result
     x_NI = x.reshape(-1, x.shape[-1])
-    y_NO = x_NI @ weight_OI.T
+    y_NO = product(x_NI, weight_OI)
     y_NO.addmm_(x_NI @ a_RI.to(x.dtype).T, b_OR.to(x.dtype).T, alpha=scale)
     return y_NO.view(*x.shape[:-1], y_NO.shape[-1])

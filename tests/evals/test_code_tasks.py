@@ -8,8 +8,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,12 +23,15 @@ from laura.errors import DataError, SandboxError
 from laura.evals import code
 from laura.evals.asking import Ask
 from laura.evals.code import CodeQuestion, fenced
+from laura.evals.runner import Material, evaluate, file_rows
 from laura.evals.sandbox import Verdict, require_sandbox
 from laura.evals.tasks import humaneval, load, mbpp
+from laura.models.engine import Engine
 from laura.models.requests import GenerateAnswer, GenerateRequest
 from laura.recipe import MeasureSection
-from laura.results import Item, summarise
+from laura.results import Item, samples_file, summarise
 from laura.statistics import clustered_mean
+from laura.store import read_lines_gz
 from tests.conftest import make_tiny_tokenizer
 
 
@@ -526,3 +531,40 @@ def test_a_worked_problem_without_code_and_too_few_of_them(shared_data: Path) ->
     ):
         with pytest.raises(DataError, match=message):
             mbpp.prepare([SMALL], Ask(section, lambda split, rows=rows: rows, lambda: str))
+
+
+def test_a_whole_benchmark_goes_through_engine_and_sandbox(
+    tiny_model: Any, tiny_tokenizer: Any, shared_data: Path, tmp_path: Path
+) -> None:
+    """From prompts to TASK.json: samples of a random model, all of which fail, and why."""
+    engine = Engine(tiny_model, tiny_tokenizer)
+    section = MeasureSection(
+        limit=3, code_samples=4, code_temperature=1.0, code_tokens=8, code_k=[1, 2]
+    )
+    seen: list[tuple[str, float]] = []
+
+    class Listening:
+        @contextmanager
+        def bar(self, title: str, total: float, unit: str = "") -> Iterator[Any]:
+            seen.append((title, total))
+            yield SimpleNamespace(advance=lambda amount=1.0: None, note=lambda text: None)
+
+        def say(self, text: str) -> None: ...
+
+    results = evaluate(
+        engine,
+        ["humaneval"],
+        Material(section, file_rows(shared_data), {}),
+        model_name="tiny",
+        out=lambda task: tmp_path / f"{task}.json",
+        progress=Listening(),
+    )
+    result = results["humaneval"]
+    assert list(result.metrics) == ["pass@1", "pass@2"]
+    assert result.metrics["pass@1"].value == 0
+    samples = read_lines_gz(samples_file(tmp_path / "humaneval.json"))
+    numbered = [(sample["index"], sample["sample"]) for sample in samples]
+    assert numbered == [(i, n) for i in range(3) for n in range(4)]
+    assert len({sample["text"] for sample in samples}) == 12, "every sample has its own seed"
+    assert all(sample["fault"] and not sample["passed"] for sample in samples)
+    assert seen[-1][0] == "HumanEval, pass@1: running programs" and 0 < seen[-1][1] <= 12

@@ -150,6 +150,7 @@ def _adapter(folder: Path, model: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_lm_evals_own_command_line(
     tiny_folder: Path, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -187,6 +188,7 @@ def test_lm_evals_own_command_line(
     assert abs(found["results"]["here_pairs"][metric] / base - 1) > 0.01
 
 
+@pytest.mark.slow
 def test_command_line_tells_a_mistake_in_words(tmp_path: Path) -> None:
     names = write_tasks(tmp_path)
     arguments = [

@@ -110,6 +110,7 @@ def test_shots_and_filters_are_lm_evals(
         assert mine[f"exact_match,{sample['filter']}"] == sample["exact_match"]
 
 
+@pytest.mark.slow
 def test_lm_evals_own_task_files_over_real_rows(
     shared_data: Path, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -193,6 +194,7 @@ def test_what_cannot_be_measured_is_refused_by_name(
         lm_eval_tasks.prepare(name, None, tmp_path / "gone")
 
 
+@pytest.mark.slow
 def test_lm_evals_own_names(tmp_path: Path) -> None:
     """The packaged thousands of tasks: a wrong name, a group, and data that is not there."""
     from laura.evals import lm_eval_tasks

@@ -199,6 +199,7 @@ def test_the_tasks_do_not_change_a_run(finished: Any, recipe_text: str, tmp_path
     assert {run["id"] for run in made["runs"]} <= {point["run"] for point in summary["points"]}
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_measured_again_and_nothing_is_trained(
     finished: Any, tmp_path: Path, recipe_text: str
 ) -> None:

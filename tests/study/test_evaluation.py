@@ -104,7 +104,7 @@ def test_what_is_asked_for_twice_stands(adapters: list[Path], tmp_path: Path) ->
 def test_killed_and_started_again_gives_the_same_files(
     adapters: list[Path], tmp_path: Path
 ) -> None:
-    words = [sys.executable, "-m", "laura.cli", "evaluate", "micro", "--limit", "100"]
+    words = [sys.executable, "-m", "laura.cli", "evaluate", "micro", "--limit", "60"]
     words += ["--tasks", "micro_facts,micro_math,micro_code"]
     for path in adapters:
         words += ["--adapter", str(path)]
@@ -124,13 +124,13 @@ def test_killed_and_started_again_gives_the_same_files(
     expected = files_of(tmp_path / "whole")
     assert len(expected) == 5 * 3 * 2
     generator, kills = random.Random(1), 0
-    for _ in range(4):
+    for _ in range(3):
         process = started(tmp_path / "killed")
         folder = tmp_path / "killed"
         size = sum(path.stat().st_size for path in folder.rglob("*.jsonl")) if kills else 0
         while process.poll() is None:
             now = sum(path.stat().st_size for path in folder.rglob("*.jsonl"))
-            if now > size + generator.randrange(1_000, 60_000):
+            if now > size + generator.randrange(1_000, 40_000):
                 process.send_signal(signal.SIGKILL)
                 kills += 1
                 break
