@@ -92,7 +92,7 @@ class Maker:
         rows = load_rows("gsm8k", "test", self.data_dir)[: self.sizes.gsm8k_items]
         training = load_rows("gsm8k", "train", self.data_dir)
         questions = gsm8k.questions(rows, training, SHOTS, self.sizes.gsm8k_tokens)
-        requests = [_requests(question) for question in questions]
+        requests = [question.requests for question in questions]
         theirs = self._reference(
             "gsm8k", rows, training, num_fewshot=SHOTS,
             fewshot_config={"sampler": "first_n", "split": "train"},
@@ -109,7 +109,7 @@ class Maker:
         )  # fmt: skip
         rows = load_rows("humaneval", "test", self.data_dir)[: self.sizes.code_items]
         _, questions = humaneval.prepare(rows, Ask(section, _no_rows, _no_chat))
-        requests = [_requests(question) for question in questions]
+        requests = [question.requests for question in questions]
         limit = min(CHECKED_TOKENS, self.sizes.code_tokens)
         greedy = [
             (replace(own[0], temperature=0.0, top_p=1.0, max_new_tokens=limit),)
@@ -126,7 +126,7 @@ class Maker:
         questions = gsm8k.questions(asked, [], 0, sizes.adapter_tokens)
         return self._work(
             score=self._pairs(name, rows),
-            generate=[_requests(question) for question in questions],
+            generate=[question.requests for question in questions],
             adapters=write_adapters(self.model, self.scratch / "adapters", sizes.adapters),
         )
 
@@ -187,11 +187,6 @@ def write_adapters(model: Path, folder: Path, count: int) -> list[Path]:
         written.append(folder / f"adapter{seed}")
         adapted.save_pretrained(written[-1], save_embedding_layers=False)
     return written
-
-
-def _requests(question: Any) -> tuple[GenerateRequest, ...]:
-    """A question's requests; gsm8k's questions had a single one, `request`, at first."""
-    return question.requests if hasattr(question, "requests") else (question.request,)
 
 
 def _require_same(name: str, ours: Sequence[Any], theirs: Sequence[Any]) -> None:

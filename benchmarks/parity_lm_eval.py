@@ -95,12 +95,14 @@ def reference_task(
     return manager.load([f"{name}_here"])["tasks"][f"{name}_here"]
 
 
-def reference_samples(task: Any, model: Any, tokenizer: Any, limit: int) -> list[dict[str, Any]]:
+def reference_samples(
+    task: Any, model: Any, tokenizer: Any, limit: int, batch_size: int = 1
+) -> list[dict[str, Any]]:
     """Run lm-eval's evaluator and give its samples in the order of the rows."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu")
     # What lm_eval.simple_evaluate sets before it calls this; it also reads every YAML of the
     # package and lists the machine's packages, which takes longer than the measurement.
     task.set_fewshot_seed(FEWSHOT_SEED)
@@ -154,7 +156,7 @@ def compare_choices(
 
 def compare_gsm8k(
     engine: Engine, reference_model: Any, data_dir: Path | None, limit: int, scratch: Path,
-    shots: int = 5, max_new_tokens: int = 256,
+    shots: int = 5, max_new_tokens: int = 256, batch_size: int = 1,
 ) -> Parity:  # fmt: skip
     """Compare prompts, outputs and grades of gsm8k with the first training rows as shots."""
     rows = load_rows("gsm8k", "test", data_dir)[:limit]
@@ -172,7 +174,7 @@ def compare_gsm8k(
         "gsm8k", rows, training, scratch, num_fewshot=shots, generation_kwargs=generation,
         fewshot_config={"sampler": "first_n", "split": "train"},
     )  # fmt: skip
-    samples = reference_samples(task, reference_model, engine.tokenizer, len(rows))
+    samples = reference_samples(task, reference_model, engine.tokenizer, len(rows), batch_size)
     end = time.perf_counter()
     prompts, marks = [], []
     for sample in samples:  # two a question, one a filter
@@ -198,6 +200,7 @@ def main() -> int:
     parser.add_argument("model", nargs="?", default="smollm2-135m-instruct-q4")
     parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=1, help="lm-eval's, for gsm8k")
     parser.add_argument("--tasks", default=",".join(CHOICE_TASKS))
     arguments = parser.parse_args()
     base = load_base(arguments.model, device="cpu")
@@ -210,8 +213,9 @@ def main() -> int:
         for name in arguments.tasks.split(","):
             if name == "gsm8k":
                 found = compare_gsm8k(
-                    engine, reference, arguments.data_dir, arguments.limit, Path(scratch)
-                )
+                    engine, reference, arguments.data_dir, arguments.limit, Path(scratch),
+                    batch_size=arguments.batch_size,
+                )  # fmt: skip
             else:
                 found = compare_choices(
                     name, engine, reference, arguments.data_dir, arguments.limit, Path(scratch)

@@ -66,7 +66,6 @@ def test_generation_takes_this_way(
         return linear(x, *rest)
 
     monkeypatch.setattr(module, "linear", counting)
-    Engine(tiny_model, tiny_tokenizer).generate(
-        [GenerateRequest("the cat sat on a mat", (), 3)] * 2
-    )
+    request = GenerateRequest("the cat sat on a mat", (), 3)
+    Engine(tiny_model, tiny_tokenizer).generate([request, request])
     assert rows.count(2) == 2 * 14, "two steps of two rows through fourteen maps"
