@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ from laura.errors import UsageError
 from laura.evals.kinds import Plan
 from laura.evals.runner import Material, Subject, check_name, evaluate_all, file_rows
 from laura.evals.tasks import TASKS
-from laura.models.adapters import load_adapters
+from laura.models.adapters import CONFIG, WEIGHTS, load_adapters
 from laura.models.device import pick_device, resolve_precision
 from laura.models.engine import Engine
 from laura.models.forecast import forecast, measure_pace
-from laura.models.load import load_base, resolve_model
+from laura.models.load import fingerprint, load_base, resolve_model
 from laura.models.requests import MeasuringEngine
 from laura.progress import SILENT, Progress, duration_text
 from laura.recipe import MeasureSection, Source
 from laura.results import RATIO_FIELDS, TaskResult, change
+from laura.store import content_hash, file_hash
 from laura.study.material import Encoder, documents_of
 
 BASE = "base"
+MARK = 8  # characters of a fingerprint in a model's name
 
 
 def evaluate_model(
@@ -66,9 +69,10 @@ def evaluate_model(
     adapters = dict(adapters or {})
     subjects = [] if adapters and not with_base else [_subject(None, adapters, out)]
     subjects += [_subject(name, adapters, out) for name in adapters]
-    with _opened(model, adapters, section, device, progress) as (engine, name):
+    with _opened(model, adapters, section, device, progress) as (engine, mark):
+        name = f"{model}@{mark[:MARK]}"
         named = [
-            Subject(name if s.adapter is None else f"{name} + {s.adapter}", s.out, s.adapter)
+            replace(s, name=f"{name} + {_marked(s.adapter, adapters)}" if s.adapter else name)
             for s in subjects
         ]
         documents = _documents(tasks, section, engine.tokenizer, data_dir)
@@ -114,14 +118,14 @@ def _opened(
     device: str | None,
     progress: Progress,
 ) -> Iterator[tuple[MeasuringEngine, str]]:
-    """The engine with its adapters, and the model's name."""
+    """The engine with its adapters, and the fingerprint of the model."""
     if section.engine == "vllm":
         from laura.models.vllm_engine import VllmEngine
 
         precision = resolve_precision(section.precision, pick_device(device))
         folder = resolve_model(model, progress=progress)
         with VllmEngine(folder, precision, adapters, progress=progress) as other:
-            yield other, model
+            yield other, fingerprint(folder)
         return
     base = load_base(model, device=device, progress=progress)
     if adapters:
@@ -129,7 +133,13 @@ def _opened(
     slots = {name: slot for slot, name in enumerate(adapters)}
     precision = resolve_precision(section.precision, base.model.device)
     engine = Engine(base.model, base.tokenizer, precision, progress=progress, adapters=slots)
-    yield engine, base.name
+    yield engine, base.fingerprint
+
+
+def _marked(adapter: str, adapters: Mapping[str, Path]) -> str:
+    """An adapter's name with a mark of its files: results of other weights are not its own."""
+    files = (adapters[adapter] / name for name in (CONFIG, WEIGHTS))
+    return f"{adapter}@{content_hash([file_hash(file) for file in files])[:MARK]}"
 
 
 def _documents(

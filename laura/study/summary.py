@@ -125,8 +125,8 @@ def gather(study: StudyStore, recipe: Recipe) -> Evidence:
         StoreError: a file is damaged.
     """
     facts = read_json(study.folder / "study.json")
-    tasks, known = result_names(all_tasks(recipe)), facts.get("tasks", {})
-    base = _results(tasks, study.base_evaluation, known)
+    tasks, versions = result_names(all_tasks(recipe)), facts.get("tasks", {})
+    base = _results(tasks, study.base_evaluation, versions)
     order = list(recipe.arms)
     runs = []
     for run in study.runs():
@@ -140,7 +140,7 @@ def gather(study: StudyStore, recipe: Recipe) -> Evidence:
     for known, run in runs:
         for mark in known["points"]:
             step = mark["step"]
-            results = _results(tasks, lambda task, s=step, r=run: r.evaluation(s, task), known)
+            results = _results(tasks, lambda task, s=step, r=run: r.evaluation(s, task), versions)
             if results:
                 points.append(Point(known, results=results, **mark))
     return Evidence(recipe, facts, base, runs, points, _best_rates(recipe, points, runs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from laura.results import TaskResult
 from laura.store import StudyStore
 from laura.study.compare import compare, write_summary
 from laura.study.single import train
+from laura.study.summary import gather
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.
 pytestmark = [
@@ -221,6 +223,19 @@ def test_a_changed_file_is_measured_again_and_nothing_is_trained(
         assert before["forgetting"]["lengths"] == after["forgetting"]["lengths"]
     assert trained == {p: p.stat().st_mtime_ns for p in study.rglob("done.json")}
     assert kept == {p: p.stat().st_mtime_ns for p in study.rglob("lm_eval.here_choice.json")}
+
+
+def test_a_result_of_the_file_before_it_changed_counts_as_not_measured(
+    finished: Any, tmp_path: Path
+) -> None:
+    recipe, study, _, _ = finished
+    shutil.copytree(study, tmp_path / "study")
+    old = sorted((tmp_path / "study").glob("runs/*/evals/*/lengths.json"))[0]
+    value = json.loads(old.read_text())
+    old.write_text(json.dumps({**value, "version": "another file's"}))
+    points = gather(StudyStore(tmp_path / "study"), recipe).points
+    assert sum("lengths" in point.results for point in points) == len(points) - 1
+    assert all("my_sums" in point.results for point in points)
 
 
 def test_a_files_mistake_is_told_before_data_are_read(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from laura.cli_answers import adapter_names, models_text
-from laura.errors import RecipeError, UsageError
+from laura.errors import RecipeError, StoreError, UsageError
 from laura.models.adapters import save_adapter
 from laura.models.engine import Engine
 from laura.models.forecast import Pace, forecast, measure_pace
@@ -78,7 +80,8 @@ def test_adapters_in_one_pass_equal_each_alone(adapters: list[Path], tmp_path: P
             assert "change" in found["metrics"][next(iter(found["metrics"]))]
             one = TaskResult.read(tmp_path / "all" / path.name / f"{task}.json")
             other = TaskResult.read(tmp_path / path.name / path.name / f"{task}.json")
-            assert one.model == other.model == f"micro + {path.name}"
+            assert one.model == other.model
+            assert re.fullmatch(rf"micro@[0-9a-f]{{8}} \+ {path.name}@[0-9a-f]{{8}}", one.model)
             for mine, theirs in zip(one.items, other.items, strict=True):
                 if "loglikelihoods" in mine:
                     assert mine.pop("loglikelihoods") == pytest.approx(
@@ -98,6 +101,16 @@ def test_what_is_asked_for_twice_stands(adapters: list[Path], tmp_path: Path) ->
     after = files_of(tmp_path)
     assert {name: after[name] for name in before} == before
     assert joined["rank2"] == first["rank2"]
+
+
+def test_results_of_other_weights_are_not_taken(adapters: list[Path], tmp_path: Path) -> None:
+    place = tmp_path / "mine"
+    shutil.copytree(adapters[0], place)
+    measured(tmp_path / "out", [place])
+    shutil.rmtree(place)
+    shutil.copytree(adapters[1], place)
+    with pytest.raises(StoreError, match=r"mine@.*wanted is .*mine@.*another folder with --out"):
+        measured(tmp_path / "out", [place])
 
 
 @pytest.mark.slow
