@@ -213,20 +213,20 @@ class Generation:
 
     def _admit(self, arrivals: list[Answer]) -> None:
         """Read new prompts, in packs of at most `row_tokens`, and begin their answers."""
-        known = {answer.key: row for row, answer in enumerate(self.active)}
+        known = set(self.ends) & {answer.key for answer in self.active}
         fresh: list[Answer] = []
         copies: list[Answer] = []
         for answer in arrivals:
             (copies if answer.key in known else fresh).append(answer)
-            known.setdefault(answer.key, -1)
+            known.add(answer.key)
         fresh.sort(key=_place)
         for _, group in groupby(fresh, key=_family_number):
             members = list(group)
             for pack in packs([answer.own for answer in members], self.row_tokens):
                 self._read([members[i] for i in pack])
-        known = {answer.key: row for row, answer in enumerate(self.active)}
+        rows = {answer.key: row for row, answer in enumerate(self.active)}
         for answer in copies:
-            self.cache.copy(known[answer.key], len(self.active), answer.own)
+            self.cache.copy(rows[answer.key], len(self.active), answer.own)
             self.active.append(answer)
         self._extend(arrivals, torch.stack([self.ends[answer.key] for answer in arrivals]))
         self._retire()

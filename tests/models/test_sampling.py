@@ -125,6 +125,21 @@ def test_one_prompt_is_read_once_for_all_its_samples(tiny_model: Any, tiny_token
     assert [shape for shape in read if shape[1] > 1] == [(1, len(tiny_tokenizer.encode(prompt)))]
 
 
+def test_one_prompt_with_other_limits_between_others(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    """Its samples do not stand next to one another, as what is longest comes first."""
+    engine = Engine(tiny_model, tiny_tokenizer)
+    prompts = ["question: how many", "a dog ran to it", "the cat sat on a", "an apple"]
+    limits = (100, 70, 60, 50, 40)
+    requests = [
+        GenerateRequest(prompt, (), limit)
+        for prompt, limit in zip([*prompts, prompts[0]], limits, strict=True)
+    ]
+    longest = len(tiny_tokenizer.encode(prompts[0])) + 100
+    engine.cache_bytes = engine._geometry().row_bytes(longest) * 3
+    for request, answer in zip(requests, engine.generate(requests), strict=True):
+        assert [answer] == engine.generate([request])
+
+
 @pytest.mark.parametrize(
     "changes", [{"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}]
 )
