@@ -155,7 +155,9 @@ def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         lines = [_parsed(line) for line in file]
     if not lines or lines[0] != identity:
         return {}
-    whole = [line for line in lines[1:] if isinstance(line, dict) and "answer" in line]
+    whole = [
+        line for line in lines[1:] if isinstance(line, dict) and {"request", "answer"} <= set(line)
+    ]
     return {line["request"]: line["answer"] for line in whole}
 
 

@@ -68,7 +68,7 @@ class Passes:
         for place, one in enumerate(self.passes):
             follows = stems[one.follows] if one.follows is not None else None
             keeps = None
-            if one.keeps is not None:
+            if one.keeps in self.last_use and one.keeps is not None:
                 keeps = stems[one.keeps] = Stem()
             reading = Branches(one.pieces, follows, keeps, self.device)
             yield one, {**_inputs(self.readings, one, self.device), "decode": reading}
