@@ -26,7 +26,6 @@ from laura.models.lora import (
     lora_layers,
     merge,
     route,
-    target_names,
     unmerge,
 )
 from laura.store import disk_faults, read_json, write_json
@@ -136,12 +135,16 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
         settings = read_settings(folder)
         read.append((folder, _read_weights(folder), settings))
     ranks: dict[str, int] = {}
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for folder, _, settings in read:
-        try:
-            names = target_names(model, settings.targets)
-        except AdapterError as error:
-            raise AdapterError(f"{folder} was made for another base: {error}") from error
-        for name in names:
+        missing = [name for name in settings.targets if name not in linears]
+        if missing:
+            raise AdapterError(
+                f"{folder} was made for another base: {len(missing)} of the "
+                f"{len(settings.targets)} modules it changes are not in this one, such as "
+                f"{missing[0]}"
+            )
+        for name in settings.targets:
             ranks[name] = max(ranks.get(name, 0), settings.for_module(name)[0])
     if not ranks:
         raise AdapterError("no adapter is given; name at least one folder")
