@@ -37,12 +37,15 @@ def adapter_names(given: Sequence[str]) -> dict[str, Path]:
     plain: list[Path] = []
     for text in given:
         name, _, rest = text.partition("=")
-        path = Path(rest if rest and not Path(text).is_dir() else text).expanduser()
+        # A folder of such a name is meant as it stands.
+        if Path(text).expanduser().is_dir():
+            name, rest = "", ""
+        path = Path(rest or text).expanduser()
         if not path.is_dir():
             raise UsageError(f"--adapter {text}: there is no folder {path}; give DIR or NAME=DIR")
-        if str(path) == text or not rest:
+        if not rest:
             plain.append(path)
-        elif name in named or name in ("base", "") or "/" in name:
+        elif name in named or name in ("base", "", ".", "..") or "/" in name:
             raise UsageError(f"--adapter {text}: the name {name!r} is taken or cannot be one")
         else:
             named[name] = path
@@ -53,7 +56,7 @@ def adapter_names(given: Sequence[str]) -> dict[str, Path]:
     while len({path.parts[-depth:] for path in whole}) < len(whole):
         depth += 1
     for path in whole:
-        name = "-".join(path.parts[-depth:])
+        name = "-".join(path.parts[-depth:]).removeprefix(f"{path.anchor}-")
         if name in named or name == "base":
             raise UsageError(f"--adapter {path}: {name!r} is taken; give it a name, NAME=DIR")
         named[name] = path

@@ -89,6 +89,8 @@ def _measure_section(
 ) -> MeasureSection:
     from laura.recipe_reading import read_measure_section
 
-    chosen = [] if limit is None and preset else [f"measure.limit={limit or 'null'}"]
+    preset_set = any(text.startswith("measure.preset=") for text in settings or ())
+    by_preset = limit is None and (preset is not None or preset_set)
+    chosen = [] if by_preset else [f"measure.limit={limit or 'null'}"]
     chosen += [f"measure.preset={preset}"] if preset else []
     return read_measure_section([*chosen, *(settings or ())])

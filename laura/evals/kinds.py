@@ -146,6 +146,18 @@ def plan_task(engine: MeasuringEngine, name: str, material: Material) -> Plan:
         UsageError: no such task.
         DataError: a row or document cannot be measured.
     """
+    plan = _plan(engine, name, material)
+    return replace(plan, version=plan.version + _arithmetic(engine))
+
+
+def _arithmetic(engine: MeasuringEngine) -> str:
+    """What in an engine changes numbers: results of other arithmetic are not taken over."""
+    low = "; bf16" if str(getattr(engine, "precision", "")) == "torch.bfloat16" else ""
+    other = getattr(engine, "version", "")
+    return f"{low}; vLLM {other}" if other else low
+
+
+def _plan(engine: MeasuringEngine, name: str, material: Material) -> Plan:
     from laura.evals import user_tasks
 
     if is_lm_eval(name):

@@ -139,6 +139,9 @@ def _standing(plan: Plan, subject: Subject, progress: Progress) -> TaskResult | 
             "choose another folder with --out, or delete the file"
         )
     if found.version == plan.version and covered(found.items) == list(plan.covers):
+        # Left where an attempt was killed after its result stood.
+        with disk_faults(path):
+            partial_file(path).unlink(missing_ok=True)
         return found
     progress.say(
         f"{path} covers {found.n} items in version {found.version!r}, wanted are "

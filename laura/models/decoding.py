@@ -200,6 +200,8 @@ class Generation:
                 self._step()
         for family in wave:
             family.stem = None
+        # Before the next wave makes one: two at once would exceed the budget.
+        del self.cache
 
     def _read_stem(self, family: Family) -> None:
         if not family.prefix:

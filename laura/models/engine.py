@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from laura.models.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.models.sampling import Draw, choose
+from laura.models.sampling import Draw, check_settings, choose
 from laura.progress import SILENT, Progress
 
 Reference = nn.Module | Callable[[], AbstractContextManager[object]]
@@ -293,7 +294,7 @@ class Engine:
                 yield reading, number, (value[0], value[1])
 
     def _answer(self, number: int, request: GenerateRequest) -> Answer:
-        _check_sampling(request)
+        check_settings(request)
         # Python's generator gives the same numbers on every device.
         source = random.Random(request.seed) if request.temperature > 0 else None
         return Answer(
@@ -327,10 +328,12 @@ class Engine:
         """Passes through these slots, where the engine has adapters; else the model as it is."""
         if not self.adapters:
             return nullcontext()
-        slots = {slot for slot, _ in segments}
-        if len(slots) == 1:
-            return route(self.model, slots.pop())
-        return route(self.model, segments=segments)
+        # Neighbours of one slot go through its matrices together.
+        runs = groupby(segments, key=lambda segment: segment[0])
+        merged = [(slot, sum(tokens for _, tokens in run)) for slot, run in runs]
+        if len(merged) == 1:
+            return route(self.model, merged[0][0])
+        return route(self.model, segments=merged)
 
     def _geometry(self) -> Geometry:
         config = self.model.config
@@ -382,16 +385,6 @@ class Engine:
 
     def _log_probabilities(self, head: nn.Linear, hidden_NW: Tensor) -> Tensor:
         return self._logits(head, hidden_NW).log_softmax(-1)
-
-
-def _check_sampling(request: GenerateRequest) -> None:
-    for name, value, allowed, fits in (
-        ("temperature", request.temperature, "0 or more", request.temperature >= 0),
-        ("top_p", request.top_p, "above 0 and at most 1", 0 < request.top_p <= 1),
-        ("top_k", request.top_k, "0 (all) or more", request.top_k >= 0),
-    ):
-        if not fits:
-            raise UsageError(f"{name} is {value}; allowed is {allowed}")
 
 
 def _chunks(count: int) -> Iterator[slice]:

@@ -52,7 +52,8 @@ def measure_pace(engine: Engine) -> Pace:
     """Time a pass and a few steps; the first of each, which warms up, does not count."""
     words = " ".join(str(number) for number in range(READ_TOKENS))
     context = engine.encoder.context_tokens
-    tokens = engine.encoder.document(words)[: min(READ_TOKENS, context - 1)]
+    tokens = engine.tokenizer.encode(words, add_special_tokens=False)
+    tokens = tokens[: min(READ_TOKENS, context - 1)]
     text = engine.tokenizer.decode(tokens[:-1])
     times = []
     for mark in ("a", "b"):

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from laura.errors import UsageError
+from laura.models.requests import GenerateRequest
+
 # So many tokens nearly always hold the wanted share; sorting the whole vocabulary is slow.
 FIRST_LOOK = 64
 
@@ -35,6 +38,26 @@ class Draw:
     top_p: float = 1.0
     top_k: int = 0
     source: random.Random | None = None
+
+
+def check_settings(request: GenerateRequest) -> None:
+    """Refuse what cannot be drawn with.
+
+    Raises:
+        UsageError: a setting is out of range.
+    """
+    for name, value, allowed, fits in (
+        (
+            "temperature",
+            request.temperature,
+            "0, or 1e-6 or more",
+            request.temperature == 0 or request.temperature >= 1e-6,
+        ),
+        ("top_p", request.top_p, "above 0 and at most 1", 0 < request.top_p <= 1),
+        ("top_k", request.top_k, "0 (all) or more", request.top_k >= 0),
+    ):
+        if not fits:
+            raise UsageError(f"{name} is {value}; allowed is {allowed}")
 
 
 def choose(logits_NV: Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -71,7 +94,7 @@ def _cut(scaled_NV: Tensor, draws: Sequence[Draw]) -> list[int]:
     most = max(draw.top_k for draw in draws)
     count = min(vocabulary, max(FIRST_LOOK, most))
     total = scaled_NV.logsumexp(-1, keepdim=True)
-    values, ids = scaled_NV.topk(count)
+    values, ids = _by_likelihood(*scaled_NV.topk(count))
     limits = scaled_NV.new_tensor([draw.top_k or vocabulary for draw in draws])[:, None]
     share = scaled_NV.new_tensor([draw.top_p for draw in draws])[:, None]
     # Where top-k bounds the row, the share is one of what top-k leaves.
@@ -85,9 +108,16 @@ def _cut(scaled_NV: Tensor, draws: Sequence[Draw]) -> list[int]:
     return _from_most_likely(chances, ids, share, draws)
 
 
+def _by_likelihood(values_NK: Tensor, ids_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """The same tokens in the order of a stable sort: of equals the lower id first."""
+    ids, order = ids_NK.sort(-1)
+    values, order = values_NK.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
 def _sorted(scaled_NV: Tensor, draws: Sequence[Draw]) -> list[int]:
     vocabulary = scaled_NV.shape[1]
-    values, ids = scaled_NV.sort(-1, descending=True)
+    values, ids = scaled_NV.sort(dim=-1, descending=True, stable=True)
     limits = scaled_NV.new_tensor([draw.top_k or vocabulary for draw in draws])[:, None]
     kept = torch.arange(vocabulary, device=ids.device)[None] < limits
     chances = values.masked_fill(~kept, float("-inf")).softmax(-1)
@@ -101,7 +131,10 @@ def _from_most_likely(
     before = chances_NK.cumsum(-1) - chances_NK
     # The first token stands at 0 and is always kept.
     chances = chances_NK * ((before < share_N1) | (share_N1 >= 1))
-    found: list[int] = ids_NK.gather(1, _taken(chances, draws)[:, None])[:, 0].tolist()
+    # Drawn in the vocabulary's order: that of likelihood turns with the last bit of a logit.
+    ids_NK, order = ids_NK.sort(-1)
+    taken = _taken(chances.gather(1, order), draws)
+    found: list[int] = ids_NK.gather(1, taken[:, None])[:, 0].tolist()
     return found
 
 

@@ -88,7 +88,7 @@ class VllmEngine:
         progress: Progress = SILENT,
         cache_bytes: int | None = None,
     ) -> None:
-        self.progress = progress
+        self.progress, self.precision = progress, precision
         check_model_folder(folder)
         config, self.tokenizer = describe_model(folder)
         self.encoder = Encoder(self.tokenizer, config)

@@ -139,6 +139,11 @@ def test_a_measurement_that_dies_anywhere_gives_the_same_files(
         for name in files:
             if not name.endswith(".seconds"):
                 assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    # Killed between the result and the removal of what was kept.
+    left = partial_file(folder / "gsm8k.json")
+    left.write_text("{}\n")
+    evaluate_all(engine, tasks, material(shared_data), subjects)
+    assert not left.exists()
     assert partial_file(Path("a/gsm8k.json")) == Path("a/gsm8k.partial.jsonl")
 
 

@@ -69,6 +69,20 @@ def test_greedy_and_drawn_rows_stand_together() -> None:
     assert apart == together
 
 
+@pytest.mark.parametrize("flat", [0.01, 1.0])
+def test_equals_are_drawn_alike_beside_any_neighbour(flat: float) -> None:
+    """A bf16 output map gives many equal logits; their order must not decide."""
+    torch.manual_seed(3)
+    rows = (torch.randn(200, 300) * flat).bfloat16().float()
+    peaked = torch.zeros(1, 300)
+    peaked[0, 7] = 50.0
+    for number, row in enumerate(rows):
+        alone = choose(row[None], [Draw(1.0, 0.9, 0, random.Random(number))])
+        for neighbour in (peaked, torch.zeros(1, 300)):
+            draws = [Draw(1.0, 0.9, 0, random.Random(s)) for s in (number, 0)]
+            assert choose(torch.cat([row[None], neighbour]), draws)[:1] == alone
+
+
 def test_samples_do_not_depend_on_their_neighbours(tiny_model: Any, tiny_tokenizer: Any) -> None:
     prompts = ["the dog ran", "question: how many cats? answer", "a", "1 2 3 4 5 6 7"]
     requests = [
@@ -141,7 +155,8 @@ def test_one_prompt_with_other_limits_between_others(tiny_model: Any, tiny_token
 
 
 @pytest.mark.parametrize(
-    "changes", [{"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}]
+    "changes",
+    [{"temperature": -0.1}, {"temperature": 1e-40}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}],
 )
 def test_settings_out_of_range_are_named(
     tiny_model: Any, tiny_tokenizer: Any, changes: dict[str, Any]

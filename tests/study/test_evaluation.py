@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from laura.cli_answers import adapter_names, models_text
+from laura.cli_evaluate import _measure_section
 from laura.errors import RecipeError, StoreError, UsageError
 from laura.models.adapters import save_adapter
 from laura.models.engine import Engine
@@ -113,6 +114,15 @@ def test_results_of_other_weights_are_not_taken(adapters: list[Path], tmp_path: 
         measured(tmp_path / "out", [place])
 
 
+def test_results_of_other_arithmetic_are_measured_again(tmp_path: Path) -> None:
+    exact = measured(tmp_path, [], precision="fp32")
+    version = TaskResult.read(tmp_path / "micro_pronouns.json").version
+    low = measured(tmp_path, [], precision="bf16")
+    again = TaskResult.read(tmp_path / "micro_pronouns.json")
+    assert again.version == f"{version}; bf16"
+    assert low["micro_pronouns"]["n"] == exact["micro_pronouns"]["n"]
+
+
 @pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_files(
     adapters: list[Path], tmp_path: Path
@@ -163,6 +173,11 @@ def test_adapters_are_named_by_as_much_of_their_path_as_is_needed(tmp_path: Path
     named = adapter_names(given)
     assert list(named) == ["a-checkpoints-10", "b-checkpoints-10"]
     assert list(adapter_names([str(tmp_path / "c"), f"mine={given[0]}"])) == ["mine", "c"]
+    (tmp_path / "lr=1e-4").mkdir()
+    assert list(adapter_names([f"{tmp_path}/lr=1e-4/"])) == ["lr=1e-4"]
+    assert list(adapter_names(["/tmp", "/var/tmp"])) == ["tmp", "var-tmp"]
+    with pytest.raises(UsageError, match="cannot be one"):
+        adapter_names([f"..={tmp_path}"])
     with pytest.raises(UsageError, match=r"there is no folder .*none; give DIR or NAME=DIR"):
         adapter_names([str(tmp_path / "none")])
     with pytest.raises(UsageError, match="twice"):
@@ -179,6 +194,10 @@ def test_presets_fill_in_what_is_not_given() -> None:
     quick = read_measure_section(["measure.preset=quick"])
     assert (quick.limit, quick.subset, quick.code_samples) == (200, "random", 1)
     assert MeasureSection.model_validate(quick.model_dump()) == quick
+    assert _measure_section(None, None, ["measure.preset=quick"]) == quick
+    assert _measure_section(None, "quick", None) == quick
+    assert _measure_section(50, "quick", None).limit == 50
+    assert _measure_section(None, None, None).limit is None
     with pytest.raises(RecipeError, match="preset"):
         read_measure_section(["measure.preset=papre"])
 
@@ -195,8 +214,15 @@ def test_forecast_counts_what_is_shared_once(tiny_model: Any, tiny_tokenizer: An
     written = forecast(engine, [GenerateRequest(context, (), 9)] * 5, 1, pace)
     assert (written.read, written.written) == (read, 45)
     assert written.seconds == pytest.approx(read * 0.001 + 0.45)
+    read_tokens: list[int] = []
+    trunk = engine._trunk
+    engine._trunk = lambda model, inputs: (  # type: ignore[method-assign]
+        read_tokens.append(inputs["input_ids"].shape[1]),
+        trunk(model, inputs),
+    )[1]
     real = measure_pace(engine)
     assert 0 < real.read < 0.1 and 0 < real.written < 0.1
+    assert min(read_tokens) > 150, "a token's time is that of a full pass"
 
 
 def test_what_needs_a_recipe_and_what_is_mistyped_is_said_first(tmp_path: Path) -> None:
