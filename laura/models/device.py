@@ -120,3 +120,12 @@ def cache_budget(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] // 2)
     return 3 * 2**30
+
+
+def pass_tokens(device: torch.device) -> int:
+    """Tokens of a pass that measures: what a processor's caches hold, more elsewhere.
+
+    SmolLM2-135M, two cores: 50 HellaSwag items take 5.9 s in passes of 1,024 tokens,
+    6.4 of 2,048 and 6.3 of 384.
+    """
+    return 1024 if device.type == "cpu" else 2048

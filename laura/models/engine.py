@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from laura.errors import ModelError, UsageError
 from laura.models.decoding import Answer, Generation, Segments
-from laura.models.device import autocast, cache_budget, linear
+from laura.models.device import autocast, cache_budget, linear, pass_tokens
 from laura.models.encoding import Encoder
 from laura.models.evaluating import evaluating
 from laura.models.key_values import Geometry
@@ -54,7 +54,7 @@ class Engine:
         tokenizer: Its tokenizer.
         precision: float32, or bfloat16 for mixed precision; sums of logarithms are
             float32 in both, and so are the logits of next tokens and divergences.
-        row_tokens: Most tokens of a pass over packed documents.
+        row_tokens: Most tokens of a pass over packed texts; None for what suits the device.
         progress: Where work is reported.
         cache_bytes: Memory for the keys and values of `generate`; None for a share
             of what the device has free.
@@ -71,17 +71,18 @@ class Engine:
         model: Any,
         tokenizer: Any,
         precision: torch.dtype = torch.float32,
-        row_tokens: int = 2048,
+        row_tokens: int | None = None,
         progress: Progress = SILENT,
         cache_bytes: int | None = None,
         adapters: Mapping[str, int] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.precision = model, tokenizer, precision
-        self.row_tokens, self.progress = row_tokens, progress
+        self.progress = progress
         self.adapters = dict(adapters or {})
         self.encoder = Encoder(tokenizer, model.config)
         self.head = output_head(model)
         self.device = self.head.weight.device
+        self.row_tokens = row_tokens or pass_tokens(self.device)
         self.cache_bytes = cache_bytes or cache_budget(self.device)
 
     def score(
