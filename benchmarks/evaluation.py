@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 from evaluation_tables import Part, SandboxPart, table  # noqa: E402
 from evaluation_work import CHOICE_TASKS, QUICK, Maker, Sizes  # noqa: E402
+from sides import start  # noqa: E402
 
 MODEL = "smollm2-135m-instruct-q4"
 PARTS = ("choice", "gsm8k", "humaneval", "adapters", "sandbox")
@@ -146,26 +146,13 @@ class Runner:
         return self._start(HERE / "sandbox.py", *told)
 
     def _start(self, program: Path, *arguments: str) -> dict[str, Any]:
-        self.result_file.unlink(missing_ok=True)
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(self.options.threads),
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": os.pathsep.join((str(ROOT), str(HERE))),
-        }
-        try:
-            done = subprocess.run(
-                [sys.executable, str(program), *arguments, "--output", str(self.result_file)],
-                env=environment, capture_output=True, text=True,
-                timeout=TIME_LIMIT_SECONDS, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"failed": f"took more than {TIME_LIMIT_SECONDS} s"}
-        if done.returncode or not self.result_file.is_file():
-            lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-            return {"failed": lines[-1] if lines else f"exit code {done.returncode}"}
-        result: dict[str, Any] = json.loads(self.result_file.read_text())
-        return result
+        return start(
+            [sys.executable, str(program), *arguments],
+            self.result_file,
+            threads=self.options.threads,
+            folders=(ROOT, HERE),
+            seconds=TIME_LIMIT_SECONDS,
+        )
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sides import start
 from tables import GOALS, Tally, method_table, verdict
 
 HERE = Path(__file__).resolve().parent
@@ -252,26 +253,13 @@ class Runner:
         return self._start([*program, *extra, *times])
 
     def _start(self, program: list[str]) -> dict[str, Any]:
-        self.result_file.unlink(missing_ok=True)
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(self.options.threads),
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": str(ROOT),
-        }
-        try:
-            done = subprocess.run(
-                [*program, "--output", str(self.result_file)],
-                env=environment, capture_output=True, text=True,
-                timeout=TIME_LIMIT_SECONDS, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"failed": f"took more than {TIME_LIMIT_SECONDS} s"}
-        if done.returncode or not self.result_file.is_file():
-            lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-            return {"failed": lines[-1] if lines else f"exit code {done.returncode}"}
-        result: dict[str, Any] = json.loads(self.result_file.read_text())
-        return result
+        return start(
+            program,
+            self.result_file,
+            threads=self.options.threads,
+            folders=(ROOT,),
+            seconds=TIME_LIMIT_SECONDS,
+        )
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:

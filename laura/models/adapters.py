@@ -19,15 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from laura.errors import AdapterError
-from laura.models.lora import (
-    LoraSettings,
-    attach,
-    detach,
-    lora_layers,
-    merge,
-    route,
-    unmerge,
-)
+from laura.models.lora import LoraSettings, attach, detach, lora_layers, merge, route, unmerge
 from laura.store import disk_faults, read_json, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -105,9 +97,8 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraSettings:
         AdapterError: files are missing or damaged, the adapter uses something
             we cannot represent, or it does not fit this model.
     """
-    config = _read_config(folder)
-    tensors = _read_weights(folder)
-    settings = _resolve(config, tensors, folder)
+    settings, tensors = _read(folder)
+    _check_base(model, settings, folder)
     attach(model, settings, seed=0)
     try:
         copy_weights(model, tensors, folder)
@@ -130,20 +121,10 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
     Raises:
         AdapterError: as `load_adapter`; the model is left as it was.
     """
-    read = []
-    for folder in folders:
-        settings = read_settings(folder)
-        read.append((folder, _read_weights(folder), settings))
+    read = [(folder, *_read(folder)) for folder in folders]
     ranks: dict[str, int] = {}
-    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for folder, _, settings in read:
-        missing = [name for name in settings.targets if name not in linears]
-        if missing:
-            raise AdapterError(
-                f"{folder} was made for another base: {len(missing)} of the "
-                f"{len(settings.targets)} modules it changes are not in this one, such as "
-                f"{missing[0]}"
-            )
+    for folder, settings, _ in read:
+        _check_base(model, settings, folder)
         for name in settings.targets:
             ranks[name] = max(ranks.get(name, 0), settings.for_module(name)[0])
     if not ranks:
@@ -153,14 +134,24 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
     union = LoraSettings(rank=rank, targets=tuple(ranks), rank_pattern=pattern)
     attach(model, union, seed=0, slots=len(read))
     try:
-        for slot, (folder, tensors, settings) in enumerate(read):
+        for slot, (folder, settings, tensors) in enumerate(read):
             _fill_slot(model, slot, tensors, settings, folder)
     except BaseException:
         detach(model)
         raise
     for layer in lora_layers(model).values():
         layer.route.slot = None
-    return [settings for _, _, settings in read]
+    return [settings for _, settings, _ in read]
+
+
+def _check_base(model: nn.Module, settings: LoraSettings, folder: Path) -> None:
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    missing = [name for name in settings.targets if name not in linears]
+    if missing:
+        raise AdapterError(
+            f"{folder} was made for another base: {len(missing)} of the {len(settings.targets)} "
+            f"modules it changes are not in this one, such as {missing[0]}"
+        )
 
 
 def _fill_slot(
@@ -184,7 +175,12 @@ def read_settings(folder: Path) -> LoraSettings:
     Raises:
         AdapterError: as `load_adapter`, except that no base is looked at.
     """
-    return _resolve(_read_config(folder), _read_weights(folder), folder)
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
+    config, tensors = _read_config(folder), _read_weights(folder)
+    return _resolve(config, tensors, folder), tensors
 
 
 def copy_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path, slot: int = 0) -> None:

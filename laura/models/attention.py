@@ -45,7 +45,10 @@ class Documents:
             value_BGTD.split(self.lengths, dim=2),
             strict=True,
         )
-        outputs = [_causal(query, key, value, scaling, drop) for query, key, value in pieces]
+        outputs = [
+            grouped_attention(query, key, value, None, scaling, drop)
+            for query, key, value in pieces
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
@@ -58,10 +61,18 @@ class Decoding(Protocol):
         """Attention of the new tokens over everything before; (B, T, H, D)."""
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, drop: float) -> Tensor:
+def grouped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    drop: float = 0.0,
+) -> Tensor:
+    """Attention (B, H, T, D) with query heads that may share key heads; causal without a mask."""
     grouped = query.shape[1] != key.shape[1]
     output: Tensor = scaled_dot_product_attention(
-        query, key, value, dropout_p=drop, is_causal=True, scale=scaling, enable_gqa=grouped
+        query, key, value, mask, drop, is_causal=mask is None, scale=scaling, enable_gqa=grouped
     )
     return output
 
@@ -86,13 +97,8 @@ def laura_attention(
         return decode.attend(int(module.layer_idx), query, key, value, scale), None  # type: ignore[arg-type]
     if documents is not None:
         output = documents.attend(query, key, value, scale, dropout)
-    elif attention_mask is None:
-        output = _causal(query, key, value, scale, dropout)
     else:
-        grouped = query.shape[1] != key.shape[1]
-        output = scaled_dot_product_attention(
-            query, key, value, attention_mask, dropout, scale=scale, enable_gqa=grouped
-        )
+        output = grouped_attention(query, key, value, attention_mask, scale, dropout)
     return output.transpose(1, 2), None
 
 

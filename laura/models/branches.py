@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from laura.models.attention import grouped_attention
 from laura.models.prefixes import Piece, packs
 
 # Pieces behind a stem attend together in blocks of so many tokens: the stem's keys
@@ -82,17 +82,6 @@ class Branches:
             return key, value
         stem_key, stem_value = self.stem.layers[layer]
         return torch.cat([stem_key, key], dim=2), torch.cat([stem_value, value], dim=2)
-
-
-def grouped_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
-) -> Tensor:
-    """Attention (B, H, T, D) with query heads that may share key heads; causal without a mask."""
-    grouped = query.shape[1] != key.shape[1]
-    output: Tensor = scaled_dot_product_attention(
-        query, key, value, mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-    )
-    return output
 
 
 def _blocks(pieces: Sequence[Piece]) -> list[list[Piece]]:

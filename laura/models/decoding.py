@@ -352,9 +352,4 @@ def _place(answer: Answer) -> tuple[int, int]:
 
 
 def _segments(answers: Sequence[Answer], sizes: Sequence[int]) -> Segments:
-    segments: Segments = []
-    for answer, size in zip(answers, sizes, strict=True):
-        if segments and segments[-1][0] == answer.slot:
-            size += segments.pop()[1]
-        segments.append((answer.slot, size))
-    return segments
+    return [(answer.slot, size) for answer, size in zip(answers, sizes, strict=True)]

@@ -358,10 +358,8 @@ class Engine:
         self, token_ids: Tensor, position_ids: Tensor, decode: Any, segments: Segments
     ) -> Tensor:
         inputs = {"input_ids": token_ids, "position_ids": position_ids, "decode": decode}
-        with self._routed(segments), autocast(self.device, self.precision):
-            output = self.model.get_decoder()(**inputs, use_cache=False)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        with self._routed(segments):
+            return self._states(self.model, inputs)
 
     def _pick(self, hidden_NW: Tensor, answers: list[Answer]) -> list[tuple[int, float]]:
         # In bfloat16 the best logits are often equal and the lowest id would win.
@@ -374,10 +372,14 @@ class Engine:
         return list(zip(tokens, nats, strict=True))
 
     def _trunk(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Hidden states (T, W) of a pass."""
+        """Hidden states (T, W) of a pass over one row."""
+        return self._states(model, inputs)[0]
+
+    def _states(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Hidden states (B, T, W) of a pass."""
         with autocast(self.device, self.precision):
             output = model.get_decoder()(**inputs, use_cache=False)
-        hidden: Tensor = output.last_hidden_state[0]
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def _logits(self, head: nn.Linear, hidden_NW: Tensor) -> Tensor:
