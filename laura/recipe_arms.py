@@ -6,14 +6,54 @@ are ranges to search, not constants.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from laura.recipe_section import Rate, Section, Share
 
 
-class FullArm(Section):
+class ExternalPoint(Section):
+    """A checkpoint or adapter that was trained elsewhere."""
+
+    model: str = Field(
+        min_length=1, description="Folder or Hub id of the checkpoint, or of the PEFT adapter."
+    )
+    revision: str | None = Field(None, description="Hub branch, tag or commit; null for main.")
+    budget: float = Field(gt=0, description="The point of `budget` it has reached.")
+    learning_rate: Rate = Field(description="The peak rate it was trained at.")
+    seed: int = Field(0, ge=0, lt=2**31, description="The seed it was trained with.")
+
+
+class AnyArm(Section):
+    """What full finetuning and LoRA have in common."""
+
+    external: list[ExternalPoint] | None = Field(
+        None,
+        min_length=1,
+        description="Checkpoints made elsewhere (TRL, Axolotl, Unsloth, ...): they are measured, "
+        "nothing is trained. The arm's other settings say how they were made; those that the "
+        "files show are checked.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rates_of_others(cls, value: Any) -> Any:
+        """The rates of checkpoints made elsewhere stand with them."""
+        points = value.get("external") if isinstance(value, dict) else None
+        if not points or "learning_rates" in value or not isinstance(points, list):
+            return value
+        rates = [point.get("learning_rate") for point in points if isinstance(point, dict)]
+        known = sorted({rate for rate in rates if isinstance(rate, int | float)})
+        return {**value, "learning_rates": known} if known else value
+
+    @property
+    def rates_made(self) -> set[float]:
+        """The rates of checkpoints made elsewhere."""
+        return {point.learning_rate for point in self.external or []}
+
+
+class FullArm(AnyArm):
     """Full finetuning: every weight is trained."""
 
     method: Literal["full"] = Field(description="full")
@@ -27,7 +67,7 @@ class FullArm(Section):
     )
 
 
-class LoraArm(Section):
+class LoraArm(AnyArm):
     """LoRA: low-rank updates beside frozen weights."""
 
     method: Literal["lora"] = Field(description="lora")

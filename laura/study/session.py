@@ -41,6 +41,7 @@ from laura.store import (
     write_text,
 )
 from laura.study.environment import describe
+from laura.study.external import adopt, budget_of, check_external
 from laura.study.facts import refuse_another, task_facts, write_facts
 from laura.study.material import Encoder, StudyData, prepare
 from laura.study.measures import all_tasks, is_current, result_names
@@ -109,6 +110,7 @@ class Session:
                 self.rows(name, TASKS[name].split)
         for spec in {str(spec.budget): spec for spec in specs}.values():
             self._plan(spec)
+        check_external(self.recipe, self.bench.base.folder, self.progress)
 
     def base_results(self) -> None:
         """Measure the base, before anything is trained."""
@@ -117,6 +119,9 @@ class Session:
     def specs(self, arm: str, learning_rate: float, seed: int) -> list[RunSpec]:
         """The runs that one arm at one rate with one seed takes: one, or one a budget."""
         budget = self.recipe.budget
+        if self.recipe.arms[arm].external is not None:
+            own = budget_of(self.recipe.arms[arm], learning_rate, seed, budget)
+            return [RunSpec(arm, learning_rate, seed, own)] if own.tokens or own.epochs else []
         points = budget.tokens or budget.epochs or []
         separate = budget.points == "separate" and self.recipe.train.schedule == "cosine"
         if not separate or len(points) == 1:
@@ -152,6 +157,11 @@ class Session:
         if run.state in ("done", "diverged"):
             return run.state
         arm = self.recipe.arms[spec.arm]
+        if arm.external is not None:
+            budgets = spec.budget.tokens or spec.budget.epochs or []
+            steps = dict(zip(budgets, plan.points, strict=True))
+            base = self.bench.base.folder
+            return adopt(run, arm, spec.learning_rate, spec.seed, steps, base, self.progress)
         self.progress.say(f"{spec.arm}, rate {spec.learning_rate:g}, seed {spec.seed}")
         with self.bench.adapted(arm, spec.seed) as adapted:
             state = train_run(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from laura.models.adapters import load_adapter, save_adapter
+from laura.models.external import weights_folder
 from laura.models.load import Base, load_base, quiet_transformers
 from laura.models.lora import LoraSettings, attach, detach, route
 from laura.progress import SILENT, Progress
@@ -104,6 +105,7 @@ class Workbench:
             CheckpointError: the checkpoint does not match its checksums.
         """
         check_folder(checkpoint)
+        checkpoint = weights_folder(checkpoint, self.progress)
         model = self.base.model
         if (checkpoint / "adapter_config.json").is_file():
             load_adapter(model, checkpoint)
