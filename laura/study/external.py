@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from laura.data.templates import Encoded
 from laura.models.external import find_external, write_note
 from laura.progress import SILENT, Progress
 from laura.recipe import Arm, BudgetSection, Recipe
@@ -19,6 +21,29 @@ def budget_of(arm: Arm, learning_rate: float, seed: int, budget: BudgetSection) 
     unit = "tokens" if budget.tokens else "epochs"
     points = [point for point in budget.tokens or budget.epochs or [] if point in reached]
     return budget.model_copy(update={unit: points})
+
+
+def marks_of(
+    own: BudgetSection, whole: BudgetSection, train: Sequence[Encoded]
+) -> list[dict[str, Any]]:
+    """What stands in run.json of each budget point that checkpoints made elsewhere reached.
+
+    The step is the point's place among those of the recipe, since nobody tells how many
+    steps were taken; an epoch is taken to have the tokens of the recipe's `data.train`.
+    """
+    places = {point: place for place, point in enumerate(whole.tokens or whole.epochs or [], 1)}
+    sizes: list[tuple[float, int, int]]
+    if own.tokens:
+        sizes = [(point, point, point) for point in own.tokens]
+    else:
+        tokens = sum(len(one.token_ids) for one in train)
+        learnt = sum(sum(one.supervised[1:]) for one in train)
+        epochs = own.epochs or []
+        sizes = [(point, round(point * tokens), round(point * learnt)) for point in epochs]
+    return [
+        {"budget": point, "step": places[point], "tokens": seen, "supervised_tokens": learnt}
+        for point, seen, learnt in sizes
+    ]
 
 
 def check_external(recipe: Recipe, base: Path, progress: Progress = SILENT) -> None:
