@@ -151,7 +151,7 @@ class Session:
         state = self._train(spec, run, marks)
         for mark in marks:
             if run.checkpoint(mark["step"]).is_dir():
-                self._measure_point(run, mark["step"])
+                self.measure_point(run, mark["step"])
         return state
 
     def _train(self, spec: RunSpec, run: RunStore, marks: list[dict[str, Any]]) -> str:
@@ -182,13 +182,12 @@ class Session:
             self.progress.say(f"{spec.arm} diverged: {reason}")
         return state
 
-    def _measure_point(self, run: RunStore, step: int) -> None:
+    def measure_point(self, run: RunStore, step: int) -> None:
+        """Measure a checkpoint of a run, where that has not been done."""
         if self._is_measured(run, step):
             return
         with self.bench.tuned(run.checkpoint(step)) as (model, reference):
-            self._evaluate(
-                model, reference, run.folder.name, lambda name: run.evaluation(step, name)
-            )
+            self._evaluate(model, reference, run.folder.name, lambda t: run.evaluation(step, t))
 
     def _is_measured(self, run: RunStore, step: int) -> bool:
         for name in result_names(all_tasks(self.recipe)):
