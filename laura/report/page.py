@@ -1,142 +1,144 @@
-"""report.html and the figures, from a study folder alone; without network and without torch."""
+"""report.html and report.md, from a study folder alone; without network and without torch."""
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from laura.errors import StoreError
 from laura.progress import SILENT, Progress
 from laura.report import formats
-from laura.report.charts import (
-    CHARTS,
-    Chart,
-    Panel,
-    figure_specification,
-    page_specification,
-    panel_specification,
-)
-from laura.report.costs import Costs, read_costs
-from laura.report.gaps import STATE_WORDS, gaps
-from laura.report.png import smaller
-from laura.report.reading import Summary, read_summary
-from laura.report.tables import lines, measured
-from laura.store import disk_faults, write_bytes, write_text
+from laura.report.blocks import Block, ReportPage
+from laura.report.figures import DrawnChart, draw_figures, inline_svg, script_json
+from laura.report.markdown import Document, document_text
+from laura.report.pages import PAGES
+from laura.report.reading import Summary
+from laura.report.study import Study, read_study
+from laura.store import write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-PIXELS_PER_POINT = 2.0
-RUNS_SHOWN_OPEN = 12
+Format = Literal["html", "md"]
+
+__all__ = ["Format", "Laid", "lay_out", "render", "script_json", "write_report"]
 
 
 @dataclass(frozen=True)
-class DrawnPanel:
-    """A panel as the page embeds it."""
-
-    id: str
-    height: int
-    description: str
-    specification: Markup
-
-
-@dataclass(frozen=True)
-class DrawnChart:
-    """A chart as the page embeds it; no panels where there was nothing to draw."""
+class Laid:
+    """A page laid out; it is in the navigation unless there is nothing for it."""
 
     name: str
     title: str
-    explanation: str
-    panels: list[DrawnPanel]
-    svg: Markup
+    blocks: Sequence[Block]
 
 
-def write_report(study: Path, progress: Progress = SILENT) -> Path:
-    """Draw STUDY/report.html and STUDY/figures/*.svg, *.png.
+def write_report(study: Path, progress: Progress = SILENT, form: Format = "html") -> Path:
+    """Draw STUDY/report.html or report.md, and STUDY/figures/*.svg, *.png.
 
     Everything comes from the study folder: summary.json, and where they exist
-    recipe.yaml and cost.json. Runs, tasks or arms that are missing are named on
-    the page. The same folder gives the same page, byte for byte.
+    analysis.json, claims.json, recommendation.json, recipe.yaml, cost.json and the
+    samples. What is missing is named. The same folder gives the same page, byte for byte.
 
     Args:
         study: The study folder.
         progress: Told about every figure.
+        form: `html`, or `md` for Markdown that links the figures.
 
     Returns:
-        The path of report.html.
+        The path of the report.
 
     Raises:
         StoreError: no study folder, no summary.json, a damaged one, or the
             folder cannot be written.
     """
-    summary = read_summary(study)
-    with progress.bar("Drawing the report", len(CHARTS) + 1, "steps") as bar:
-        drawn = []
-        for chart in CHARTS:
-            bar.note(chart.name)
-            drawn.append(_draw(chart, summary, study / "figures"))
-            bar.advance()
-        bar.note("page")
-        page = study / "report.html"
-        write_text(page, _render(summary, drawn, study))
-        bar.advance()
-    return page
-
-
-def _draw(chart: Chart, summary: Summary, folder: Path) -> DrawnChart:
-    import vl_convert
-    from markupsafe import Markup
-
-    panels = chart.draw(summary)
-    svg_file, png_file = folder / f"{chart.name}.svg", folder / f"{chart.name}.png"
-    if not panels:
-        # An older report's figure must not stay beside a page that does not show it.
-        with disk_faults(folder):
-            svg_file.unlink(missing_ok=True)
-            png_file.unlink(missing_ok=True)
-        return DrawnChart(chart.name, chart.title, chart.explanation, [], Markup())
-    specifications = [panel_specification(panel) for panel in panels]
-    figure = figure_specification(specifications, [panel.height for panel in panels])
-    svg = _renumber(vl_convert.vegalite_to_svg(figure))
-    write_text(svg_file, svg)
-    write_bytes(png_file, smaller(vl_convert.svg_to_png(svg, scale=PIXELS_PER_POINT)))
-    return DrawnChart(
-        chart.name,
-        chart.title,
-        chart.explanation,
-        [_drawn_panel(chart, *pair) for pair in zip(panels, specifications, strict=True)],
-        Markup(svg),  # made by Vega, which escapes the texts it draws
+    read = read_study(study)
+    charts = draw_figures(read, study, progress)
+    pages, absent = lay_out(read, PAGES)
+    name, headline = read.summary.name, read.summary.verdict.headline
+    facts, footer = _facts(read.summary), _footer(read.summary)
+    if form == "md":
+        target = study / "report.md"
+        document = Document(f"study {name}", headline, facts, pages, absent, footer)
+        write_text(target, document_text(document, charts))
+        return target
+    target = study / "report.html"
+    write_text(
+        target,
+        render(
+            kind=f"study {name}",
+            title=f"{name}: learning and forgetting",
+            headline=headline,
+            facts=facts,
+            pages=pages,
+            absent=absent,
+            charts=charts,
+            footer=footer,
+        ),
     )
+    return target
 
 
-def _renumber(svg: str) -> str:
-    """Number clipping paths from zero; Vega counts on through the life of the process."""
-    pattern = re.compile(r'(?<=id=")clip\d+(?=")|(?<=url\(#)clip\d+(?=\))')
-    numbers: dict[str, int] = {}
-    return pattern.sub(lambda m: f"clip{numbers.setdefault(m[0], len(numbers))}", svg)
+def lay_out(
+    study: Study, table: Sequence[ReportPage]
+) -> tuple[list[Laid], list[tuple[str, str]]]:
+    """The pages there is something for, and of the others title and reason."""
+    reasons = {page.name: page.missing(study) for page in table}
+    pages = [
+        Laid(page.name, page.title, page.blocks(study))
+        for page in table
+        if not reasons[page.name]
+    ]
+    absent = [(page.title, reasons[page.name]) for page in table if reasons[page.name]]
+    return pages, absent
 
 
-def _drawn_panel(chart: Chart, panel: Panel, specification: dict[str, Any]) -> DrawnPanel:
-    return DrawnPanel(
-        id=f"{chart.name}-{panel.name}",
-        height=panel.height,
-        description=panel.description,
-        specification=script_json(page_specification(specification, panel)),
+def render(
+    *,
+    kind: str,
+    title: str,
+    headline: str,
+    facts: Sequence[tuple[str, str]],
+    pages: Sequence[Laid],
+    absent: Sequence[tuple[str, str]],
+    charts: dict[str, DrawnChart],
+    footer: str,
+) -> str:
+    """The whole file.
+
+    Args:
+        kind: What it is a report of, above the headline.
+        title: Of the window.
+        headline: What was found, in a sentence.
+        facts: Name and value, in a line below.
+        pages: In the order of the navigation.
+        absent: Title and reason of the pages there is nothing for.
+        charts: What the pages' figures name.
+        footer: Last line.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("laura.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-
-
-def script_json(value: Any) -> Markup:
-    """JSON that can stand inside a <script> element whatever texts it holds."""
-    from markupsafe import Markup
-
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+    environment.filters["inline"] = inline_svg
+    environment.globals["charts"] = charts
+    return environment.get_template("report.html.jinja").render(
+        kind=kind,
+        title=title,
+        headline=headline,
+        facts=facts,
+        pages=pages,
+        absent=absent,
+        footer=footer,
+        bundle=_bundle() if any(chart.panels for chart in charts.values()) else "",
+    )
 
 
 @cache
@@ -150,110 +152,20 @@ def _bundle() -> Markup:
     return Markup(script.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
 
 
-def _render(summary: Summary, charts: list[DrawnChart], study: Path) -> str:
-    import jinja2
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    base = summary.base_model
+    if summary.base_parameters:
+        base += f" ({formats.count(summary.base_parameters)} parameters)"
+    budgets = ", ".join(formats.budget_of(summary, point) for point in summary.budget_points)
+    found = [("base", base), ("domain", summary.domain), ("regime", summary.regime)]
+    found += [("budgets" if len(summary.budget_points) > 1 else "budget", budgets)]
+    found += [("arms", str(len(summary.arms))), ("runs", str(len(summary.runs)))]
+    return [(name, value) for name, value in found if value]
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("laura.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+
+def _footer(summary: Summary) -> str:
+    mark = f"; base fingerprint {summary.base_fingerprint[:16]}" if summary.base_fingerprint else ""
+    return (
+        f"Written by Laura {summary.laura}{mark}; figures as SVG and PNG lie in the folder "
+        "figures beside this file."
     )
-    environment.filters |= {
-        "rate": formats.rate,
-        "count": formats.count,
-        "memory": formats.memory,
-        "duration": formats.duration,
-    }
-    costs, cost_gap = _costs(study)
-    shown = measured(summary)
-    missing = [*gaps(summary), *([cost_gap] if cost_gap else [])]
-    return environment.get_template("report.html.jinja").render(
-        summary=summary,
-        budgets=[formats.budget_of(summary, point) for point in summary.budget_points],
-        charts=charts,
-        measured=shown,
-        lines=lines(summary, shown),
-        gaps=missing,
-        run_rows=_run_rows(summary),
-        runs_open=len(summary.runs) <= RUNS_SHOWN_OPEN,
-        tasks=_task_rows(summary),
-        arms=_arm_rows(summary),
-        costs=costs,
-        recipe=_recipe(study),
-        bundle=_bundle() if any(chart.panels for chart in charts) else "",
-    )
-
-
-def _costs(study: Path) -> tuple[Costs | None, str]:
-    """Costs, or why there are none; they are extra, so a damaged file does not stop the report."""
-    try:
-        return read_costs(study), ""
-    except StoreError as error:
-        return None, f"Costs are not shown: {error}."
-
-
-def _recipe(study: Path) -> str:
-    try:
-        with disk_faults(study / "recipe.yaml"):
-            return (study / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
-    except StoreError:
-        return ""
-
-
-def _run_rows(summary: Summary) -> list[dict[str, str]]:
-    return [
-        {
-            "id": run.id,
-            "arm": run.arm,
-            "rate": formats.rate(run.learning_rate),
-            "seed": str(run.seed),
-            "budget": formats.budget_of(summary, run.budget),
-            "state": run.state,
-            "words": STATE_WORDS.get(run.state, run.state),
-            "reason": run.reason,
-            "selected": "yes" if run.selected else "",
-        }
-        for run in summary.runs
-    ]
-
-
-def _task_rows(summary: Summary) -> list[dict[str, str]]:
-    rows = []
-    sides = (("learning", summary.learning), ("forgetting", summary.forgetting))
-    for side, names in sides:
-        for name in names:
-            task = summary.task(name)
-            rows.append(
-                {
-                    "side": side,
-                    "title": task.title,
-                    "name": name,
-                    "unit": "share, shown in %" if task.is_share else task.unit,
-                    "direction": "higher" if task.higher_is_better else "lower",
-                    "n": str(task.n) if task.n else formats.ABSENT,
-                    "base": formats.value(summary.base(name), task, True),
-                }
-            )
-    return rows
-
-
-def _arm_rows(summary: Summary) -> list[dict[str, str]]:
-    return [
-        {
-            "name": arm.name,
-            "method": arm.method,
-            "settings": ", ".join(f"{key} {_setting(arm.settings[key])}" for key in arm.settings),
-            "parameters": formats.count(arm.trainable_parameters),
-            "rates": ", ".join(formats.rate(rate) for rate in arm.learning_rates),
-            "best": formats.rate(arm.best_learning_rate),
-        }
-        for arm in summary.arms
-    ]
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(_setting, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -103,6 +103,7 @@ class Point:
     """One measured checkpoint of one run.
 
     Attributes:
+        step: Optimiser step, None where the summary does not say.
         scores: Task to value with its standard error over items.
         changes: Task (and `mean`) to tuned minus base, paired over items.
     """
@@ -113,6 +114,7 @@ class Point:
     seed: int
     budget: float
     tokens: float
+    step: int | None
     selected: bool
     scores: Mapping[str, Estimate]
     changes: Mapping[str, Estimate]
@@ -332,7 +334,7 @@ def _point(fields: Fields, tasks: Mapping[str, Task], shares: list[str]) -> Poin
             if side.has(name):
                 changes[name] = _estimate(side.nested(name), "change", n)
     tokens = fields.optional_number("tokens") or 0.0
-    budget = fields.optional_number("budget")
+    budget, step = fields.optional_number("budget"), fields.optional_number("step")
     return Point(
         run=fields.text("run"),
         arm=fields.text("arm"),
@@ -340,6 +342,7 @@ def _point(fields: Fields, tasks: Mapping[str, Task], shares: list[str]) -> Poin
         seed=int(fields.optional_number("seed") or 0),
         budget=tokens if budget is None else budget,
         tokens=tokens,
+        step=None if step is None else int(step),
         selected=fields.flag("selected"),
         scores=scores,
         changes=changes,

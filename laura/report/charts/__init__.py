@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from laura.report.charts import (
+    alphas,
+    diversity,
     forgetting_by_task,
+    intruders,
     learning_curves,
     learning_rates,
     loss_curves,
+    pass_at_k,
+    ranks,
+    regularisers,
+    replay,
+    singular_values,
+    spectra,
     tradeoff,
 )
 from laura.report.charts.panel import (
@@ -22,6 +31,15 @@ CHARTS: tuple[Chart, ...] = (
     forgetting_by_task.CHART,
     learning_curves.CHART,
     learning_rates.CHART,
+    regularisers.CHART,
+    spectra.CHART,
+    singular_values.CHART,
+    intruders.CHART,
+    diversity.CHART,
+    pass_at_k.CHART,
+    replay.CHART,
+    ranks.CHART,
+    alphas.CHART,
     loss_curves.CHART,
 )
 

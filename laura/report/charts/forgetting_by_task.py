@@ -7,6 +7,7 @@ from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import final_groups
 from laura.report.reading import MEAN, Summary, Task
+from laura.report.study import Study
 
 TOOLTIPS = {
     "arm": "arm",
@@ -22,8 +23,9 @@ TOOLTIPS = {
 }
 
 
-def draw(summary: Summary) -> list[Panel]:
+def draw(study: Study) -> list[Panel]:
     """One panel for the accuracies with their mean, one for losses and KL, one for each other."""
+    summary = study.summary
     accuracies = [*summary.accuracies, MEAN] if summary.accuracies else []
     others = [name for name in summary.forgetting_measures if name != MEAN]
     # Only what has one unit and one direction can share an axis.

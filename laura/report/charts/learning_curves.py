@@ -7,6 +7,7 @@ from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import selected_groups
 from laura.report.reading import Summary
+from laura.report.study import Study
 
 TOOLTIPS = {
     "arm": "arm",
@@ -21,19 +22,25 @@ TOOLTIPS = {
 }
 
 
-def draw(summary: Summary) -> list[Panel]:
+def draw(study: Study) -> list[Panel]:
     """One panel for each learning task and each measure of forgetting."""
+    summary = study.summary
     names = [*summary.learning, *summary.forgetting_measures]
-    panels = [_panel(summary, name) for name in names]
-    return [panel for panel in panels if panel is not None]
+    return panels(summary, names, [arm.name for arm in summary.arms])
 
 
-def _rows(summary: Summary, name: str) -> list[style.Row]:
+def panels(summary: Summary, names: list[str], arms: list[str]) -> list[Panel]:
+    """One panel a measure, with some of the arms; none where a measure is missing."""
+    found = [_panel(summary, name, arms) for name in names]
+    return [panel for panel in found if panel is not None]
+
+
+def _rows(summary: Summary, name: str, arms: list[str]) -> list[style.Row]:
     task = summary.task(name)
     rows = []
     for group in selected_groups(summary):
         score = group.value(name)
-        if score is None:
+        if score is None or group.arm not in arms:
             continue
         rows.append(
             {
@@ -53,15 +60,15 @@ def _rows(summary: Summary, name: str) -> list[style.Row]:
     return rows
 
 
-def _panel(summary: Summary, name: str) -> Panel | None:
+def _panel(summary: Summary, name: str, arms: list[str]) -> Panel | None:
     import altair
 
-    task, rows = summary.task(name), _rows(summary, name)
+    task, rows = summary.task(name), _rows(summary, name, arms)
     if not rows:
         return None
     x = style.token_axis(max(row["tokens"] for row in rows))
     y = altair.Y("y:Q", title=style.value_title(task), scale=altair.Scale(zero=False, padding=10))
-    tint = style.color(summary)
+    tint = style.color(summary, arms)
     drawn = style.chart(rows)
     layers = [
         *style.base_layers(summary, name),
@@ -73,7 +80,7 @@ def _panel(summary: Summary, name: str) -> Panel | None:
             x=x,
             y=y,
             color=tint,
-            shape=style.shape(summary),
+            shape=style.shape(summary, arms),
             tooltip=style.tooltips(**TOOLTIPS),
         ),
     ]

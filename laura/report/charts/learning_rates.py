@@ -9,6 +9,7 @@ from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import Group, groups
 from laura.report.reading import Summary, Task
+from laura.report.study import Study
 from laura.results import VALIDATION
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ TOOLTIPS = {
     "run": "run",
     "n": "n",
 }
+# A divergence of zero is no aim of its own; the base's is zero by definition.
+DRIFTS = ("kl", "kl_reverse", "kl_source", "kl_reverse_source")
 LOST_TOOLTIPS = {
     "arm": "arm",
     "rate_text": "learning rate",
@@ -35,11 +38,12 @@ LOST_TOOLTIPS = {
 }
 
 
-def draw(summary: Summary) -> list[Panel]:
+def draw(study: Study) -> list[Panel]:
     """Panels for validation loss, the leading task, and the measures of forgetting but KL."""
+    summary = study.summary
     names = [VALIDATION]
     names += [summary.primary] if summary.primary else []
-    names += [name for name in summary.forgetting_measures if name != "kl"]
+    names += [name for name in summary.forgetting_measures if name not in DRIFTS]
     panels = [_panel(summary, name) for name in names]
     return [panel for panel in panels if panel is not None]
 

@@ -8,6 +8,7 @@ from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.reading import Run, Summary
+from laura.report.study import Study
 
 if TYPE_CHECKING:
     import altair
@@ -26,10 +27,11 @@ TOOLTIPS = {
 }
 
 
-def draw(summary: Summary) -> list[Panel]:
+def draw(study: Study) -> list[Panel]:
     """One panel with every arm, rate and seed that wrote a loss."""
     import altair
 
+    summary = study.summary
     runs = _longest(summary.runs)
     if not runs:
         return []

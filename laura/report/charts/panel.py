@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from laura.report.charts.style import configuration
-from laura.report.reading import Summary
+from laura.report.study import Study
 
 if TYPE_CHECKING:
     import altair
@@ -47,7 +47,7 @@ class Chart:
     name: str
     title: str
     explanation: str
-    draw: Callable[[Summary], list[Panel]]
+    draw: Callable[[Study], list[Panel]]
 
 
 def panel_specification(panel: Panel) -> dict[str, Any]:

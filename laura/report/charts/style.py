@@ -9,6 +9,7 @@ grey still tells arms apart.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from laura.report import formats
@@ -28,30 +29,36 @@ CROSS = "M-1,-1L1,1M-1,1L1,-1"
 Row = dict[str, Any]
 
 
-def color(summary: Summary) -> altair.Color:
-    """Colour by arm, the same in every chart of a study."""
+def color(summary: Summary, arms: Collection[str] | None = None) -> altair.Color:
+    """Colour by arm, the same in every chart of a study; only some in the legend."""
     import altair
 
-    names = [arm.name for arm in summary.arms]
-    palette = [PALETTE[place % len(PALETTE)] for place in range(len(names))]
+    places = _places(summary, arms)
+    palette = [PALETTE[place % len(PALETTE)] for place in places.values()]
     return altair.Color(
         "arm:N",
-        scale=altair.Scale(domain=names, range=palette),
+        scale=altair.Scale(domain=list(places), range=palette),
         legend=altair.Legend(title=None, orient="bottom", columns=2),
     )
 
 
-def shape(summary: Summary) -> altair.Shape:
-    """Shape by arm, the same in every chart of a study."""
+def shape(summary: Summary, arms: Collection[str] | None = None) -> altair.Shape:
+    """Shape by arm, the same in every chart of a study; only some in the legend."""
     import altair
 
-    names = [arm.name for arm in summary.arms]
-    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
+    places = _places(summary, arms)
+    shapes = [SHAPES[place % len(SHAPES)] for place in places.values()]
     return altair.Shape(
         "arm:N",
-        scale=altair.Scale(domain=names, range=shapes),
+        scale=altair.Scale(domain=list(places), range=shapes),
         legend=altair.Legend(title=None, orient="bottom", columns=2),
     )
+
+
+def _places(summary: Summary, arms: Collection[str] | None) -> dict[str, int]:
+    """Arms with their places in the study."""
+    names = [arm.name for arm in summary.arms]
+    return {name: place for place, name in enumerate(names) if arms is None or name in arms}
 
 
 def chart(rows: list[Row]) -> altair.Chart:

@@ -9,6 +9,7 @@ from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import Group, selected_groups
 from laura.report.reading import MEAN, Point, Summary, Task
+from laura.report.study import Study
 
 if TYPE_CHECKING:
     import altair
@@ -51,21 +52,24 @@ def pairs(summary: Summary) -> list[tuple[str, str]]:
     return found
 
 
-def draw(summary: Summary) -> list[Panel]:
+def draw(study: Study) -> list[Panel]:
     """One panel for each pair that has at least one point."""
-    panels = [_panel(summary, learning, forgetting) for learning, forgetting in pairs(summary)]
+    panels = [_panel(study, learning, forgetting) for learning, forgetting in pairs(study.summary)]
     return [panel for panel in panels if panel is not None]
 
 
-def _panel(summary: Summary, learning: str, forgetting: str) -> Panel | None:
+def _panel(study: Study, learning: str, forgetting: str) -> Panel | None:
+    summary = study.summary
     up, right = summary.task(learning), summary.task(forgetting)
     means = _rows(selected_groups(summary), up, right)
     if not means:
         return None
     single = [_alone(summary, point) for point in summary.points if point.selected]
     seeds = _rows(single, up, right)
+    front = _rows(_front(study, learning, forgetting), up, right)
     layers = [
         *_origin_layers(),
+        *_front_layers(front),
         *_bar_layers(summary, means),
         *_seed_layers(summary, seeds if len(seeds) > len(means) else []),
         *_mean_layers(summary, means, up, right),
@@ -74,6 +78,8 @@ def _panel(summary: Summary, learning: str, forgetting: str) -> Panel | None:
     title = f"{up.short_title} against {_inside_a_title(right.short_title)}"
     reversed_axes = [axis for axis, task in (("x", right), ("y", up)) if not task.higher_is_better]
     lines = ["Better is up and right; markers grow with budget.", "Bars: ± 1 standard error."]
+    if front:
+        lines.append("Dotted, with rings: Pareto front of all runs, every rate and seed.")
     if reversed_axes:
         lines[1] += f" {' and '.join(reversed_axes)} reversed."
     description = (
@@ -81,6 +87,32 @@ def _panel(summary: Summary, learning: str, forgetting: str) -> Panel | None:
         f"for {len(summary.arms)} arms."
     )
     return Panel(f"{learning}-{forgetting}", style.titled(layers, title, *lines), description)
+
+
+def _front(study: Study, learning: str, forgetting: str) -> list[Group]:
+    """The points that none beats in both, where this is the pair that was analysed."""
+    tradeoff = study.analysis.tradeoff
+    if tradeoff is None or (tradeoff.learning, tradeoff.forgetting) != (learning, forgetting):
+        return []
+    return [
+        _alone(study.summary, point)
+        for point in study.summary.points
+        if (point.run, point.budget) in tradeoff.front
+    ]
+
+
+def _front_layers(rows: list[style.Row]) -> list[altair.Chart]:
+    if not rows:
+        return []
+    import altair
+
+    drawn = style.chart(rows)
+    line = drawn.mark_line(strokeDash=[2, 3], strokeWidth=1.8, color=style.GREY)
+    ring = drawn.mark_point(shape="circle", size=330, strokeWidth=1.6, color=style.GREY, opacity=1)
+    return [
+        line.encode(x="x:Q", y="y:Q", order=altair.Order("x:Q")),
+        ring.encode(x="x:Q", y="y:Q", tooltip=style.tooltips(**TOOLTIPS)),
+    ]
 
 
 def _inside_a_title(words: str) -> str:

@@ -1,0 +1,61 @@
+"""Singular values of base, tuned and update of a matrix (Biderman et al. 2024, figure S7)."""
+
+from __future__ import annotations
+
+from laura.report import formats
+from laura.report.analysis import Matrix, Spectra
+from laura.report.charts import series, style
+from laura.report.charts.panel import Chart, Panel
+from laura.report.charts.spectra import at_best_rates
+from laura.report.reading import Summary
+from laura.report.study import Study
+
+MOST_PANELS, POINTS_OF_A_CURVE = 6, 120
+KINDS = ("base", "tuned", "update")
+TOOLTIPS = {"series": "matrix", "place": "number", "value": "singular value"}
+
+
+def draw(study: Study) -> list[Panel]:
+    """One panel for each matrix and arm whose values were kept, at the largest budget."""
+    last: dict[tuple[str, str], tuple[Spectra, Matrix]] = {}
+    for one in sorted(at_best_rates(study), key=lambda one: (one.budget, -one.seed)):
+        for matrix in one.matrices:
+            if matrix.values:
+                last[one.arm, matrix.name] = (one, matrix)
+    pairs = list(last.values())[:MOST_PANELS]
+    return [_panel(study.summary, place, *pair) for place, pair in enumerate(pairs)]
+
+
+def _panel(summary: Summary, place: int, one: Spectra, matrix: Matrix) -> Panel:
+    import altair
+
+    rows = []
+    for kind, values in matrix.values.items():
+        stride = -(-len(values) // POINTS_OF_A_CURVE)
+        for number in range(0, len(values), stride):
+            if values[number] > 0:  # zero has no place on a logarithmic axis
+                text = f"{values[number]:.4g}"
+                rows.append(
+                    {"series": kind, "x": number + 1, "y": values[number],
+                     "place": str(number + 1), "value": text}
+                )  # fmt: skip
+    x = altair.X("x:Q", title="number of the singular value", scale=altair.Scale(type="log"))
+    y = altair.Y("y:Q", title="singular value", scale=altair.Scale(type="log"))
+    layers = series.lines(rows, KINDS, x, y, tooltips=TOOLTIPS)[:1]
+    budget = formats.budget_of(summary, one.budget)
+    title = style.titled(
+        layers, matrix.name.removeprefix("model.layers."), f"{one.arm}, {budget}, seed {one.seed}"
+    )
+    text = f"Singular values of base, tuned and update of {matrix.name}, {one.arm}, {budget}."
+    return Panel(str(place), title, text)
+
+
+CHART = Chart(
+    name="singular_values",
+    title="Spectra of single matrices",
+    explanation=(
+        "Both axes are logarithmic. Tuned and base mostly lie on one another; the update is far "
+        "below them, and falls off sharply where its rank is low."
+    ),
+    draw=draw,
+)

@@ -1,0 +1,164 @@
+"""A report as Markdown, for a repository or a paper: the same blocks as the page's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from laura.report.blocks import (
+    Answers,
+    Block,
+    Cell,
+    Figure,
+    Fold,
+    Heading,
+    Link,
+    Listing,
+    Notice,
+    Prose,
+    Source,
+    Still,
+    Table,
+)
+from laura.report.figures import FIGURES, DrawnChart
+from laura.report.sample_text import Block as SampleBlock
+
+
+class Shown(Protocol):
+    """A page as far as it is printed."""
+
+    @property
+    def title(self) -> str:
+        """Heading."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """What stands on it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report's texts; see `laura.report.page.render`."""
+
+    kind: str
+    headline: str
+    facts: Sequence[tuple[str, str]]
+    pages: Sequence[Shown]
+    absent: Sequence[tuple[str, str]]
+    footer: str
+
+
+def document_text(document: Document, charts: Mapping[str, DrawnChart]) -> str:
+    """The whole file."""
+    told = " · ".join(f"{escaped(name)} **{escaped(value)}**" for name, value in document.facts)
+    parts = [f"# {escaped(document.headline)}", f"Laura report · {escaped(document.kind)}", told]
+    for page in document.pages:
+        parts.append(f"## {escaped(page.title)}")
+        parts += _blocks(page.blocks, charts)
+    if document.absent:
+        parts.append("## Not in this report")
+        parts.append("\n".join(f"- **{escaped(t)}**: {escaped(r)}." for t, r in document.absent))
+    parts += ["---", escaped(document.footer)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _blocks(blocks: Sequence[Block], charts: Mapping[str, DrawnChart]) -> Iterator[str]:
+    for block in blocks:
+        if isinstance(block, Figure):
+            yield from _figure(charts[block.chart])
+        elif isinstance(block, Fold):
+            yield f"### {escaped(block.title)}"
+            yield from _blocks(block.blocks, charts)
+        else:
+            yield from _SIMPLE[block.kind](block)
+
+
+def _figure(chart: DrawnChart) -> Iterator[str]:
+    yield f"### {escaped(chart.title)}"
+    if not chart.panels:
+        yield "Nothing to draw: the study holds no measured run for this chart."
+        return
+    yield f"![{escaped(chart.description)}]({FIGURES}/{chart.name}.svg)"
+    yield escaped(chart.explanation)
+
+
+def _notice(block: Notice) -> Iterator[str]:
+    yield f"**{escaped(block.title)}**"
+    yield "\n".join(f"- {escaped(sentence)}" for sentence in block.sentences)
+
+
+def _listing(block: Listing) -> Iterator[str]:
+    yield "\n".join(f"- **{escaped(term)}** {escaped(text)}" for term, text in block.items)
+
+
+def _table(block: Table) -> Iterator[str]:
+    heads = [
+        escaped(f"{column.heading} ({column.note})" if column.note else column.heading)
+        for column in block.columns
+    ]
+    rule = ["---:" if column.numeric else "---" for column in block.columns]
+    rows = [heads, rule, *([_cell(cell) for cell in row] for row in block.rows)]
+    yield f"*{escaped(block.caption)}*"
+    yield "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(cell: Cell) -> str:
+    text = escaped(cell.text)
+    if cell.code and re.fullmatch(r"[\w.-]+", cell.text):
+        text = f"`{cell.text}`"
+    return f"{text} ({escaped(cell.below)})" if cell.below else text
+
+
+def _still(block: Still) -> Iterator[str]:
+    yield f"![{escaped(block.description)}]({block.file})"
+
+
+def _answers(block: Answers) -> Iterator[str]:
+    words = ", ".join(f"{one.model} {one.word}" for one in block.item.answers)
+    yield f"#### {escaped(block.item.heading)}: {escaped(words)}"
+    yield from _texts(block.item.shared)
+    for answer in block.item.answers:
+        yield f"**{escaped(answer.model)}: {answer.word}**"
+        yield from _texts(answer.blocks)
+
+
+def _texts(blocks: Sequence[SampleBlock]) -> Iterator[str]:
+    for block in blocks:
+        note = f" ({escaped(block.note)})" if block.note else ""
+        yield f"{escaped(block.title)}{note}:"
+        yield fenced(block.text)
+
+
+_SIMPLE: dict[str, Callable[[Any], Iterator[str]]] = {
+    Heading.kind: lambda block: iter([f"### {escaped(block.text)}"]),
+    Prose.kind: lambda block: iter([escaped(block.text)]),
+    Notice.kind: _notice,
+    Listing.kind: _listing,
+    Table.kind: _table,
+    Still.kind: _still,
+    Link.kind: lambda block: iter([f"[{escaped(block.text)}]({block.file})"]),
+    Source.kind: lambda block: iter([fenced(block.text)]),
+    Answers.kind: _answers,
+}
+
+
+def escaped(text: str) -> str:
+    """Text on one line that Markdown takes as it is: no HTML, no table, no emphasis, no link.
+
+    A backtick stays, so that what is code in a sentence is set as code.
+    """
+    for character, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(character, safe)
+    text = re.sub(r"([\\|*_\[\]#~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"^([-+]|\d+[.)])(?=\s)", r"\\\1", text)
+
+
+def fenced(text: str) -> str:
+    """Text as a block of code, with a fence that nothing in it can close."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,99 @@
+"""Every score task by task, against tokens, and arms at the same learning."""
+
+from __future__ import annotations
+
+from laura.report import formats
+from laura.report.analysis import Area, Matched
+from laura.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Heading,
+    Prose,
+    ReportPage,
+    Table,
+    always,
+)
+from laura.report.reading import Task
+from laura.report.study import Study
+
+
+def blocks(study: Study) -> list[Block]:
+    """What stands on the page."""
+    found: list[Block] = [Figure("forgetting_by_task"), Figure("learning_curves")]
+    tradeoff = study.analysis.tradeoff
+    if tradeoff is None:
+        return found
+    learning, forgetting = (study.summary.task(n) for n in (tradeoff.learning, tradeoff.forgetting))
+    if tradeoff.matched:
+        found += _matched(tradeoff.matched, learning, forgetting)
+    if tradeoff.areas:
+        found += _areas(tradeoff.areas)
+    return found
+
+
+def _matched(rows: list[Matched], learning: Task, forgetting: Task) -> list[Block]:
+    unit = formats.change_unit(forgetting)
+    columns = [
+        Column("arms"),
+        Column("at learning", formats.change_unit(learning), numeric=True),
+        Column("forgetting of the first", unit, numeric=True),
+        Column("of the second", unit, numeric=True),
+        Column("difference", "95 % interval", numeric=True),
+        Column("seeds", numeric=True),
+        Column("n", numeric=True),
+        Column("method", wide=True),
+    ]
+    cells = [
+        [
+            Cell(" − ".join(row.arms)),
+            Cell(signed(row.level, learning)),
+            *(Cell(signed(value, forgetting)) for value in row.forgetting),
+            Cell(signed(row.difference, forgetting), ends(row.interval, forgetting)),
+            Cell(str(row.seeds)),
+            Cell(str(row.n)),
+            Cell(row.method),
+        ]
+        for row in rows
+    ]
+    text = (
+        f"Forgetting ({forgetting.title}) of two arms where both have learnt as much "
+        f"({learning.title}). Above zero: forgotten. A difference whose interval holds zero may "
+        "be chance."
+    )
+    caption = "Forgetting at the same learning"
+    return [Heading(caption, "matched"), Table("matched-table", caption, columns, cells),
+            Prose(text, soft=True)]  # fmt: skip
+
+
+def _areas(areas: list[Area]) -> list[Block]:
+    caption = "Area under the trade-off of each arm"
+    columns = [Column("arm"), Column("area", "95 % interval", numeric=True)]
+    rows = [
+        [
+            Cell(area.arm),
+            Cell(
+                f"{area.value:.3f}",
+                f"{area.interval[0]:.3f} to {area.interval[1]:.3f}" if area.interval else "",
+            ),
+        ]
+        for area in areas
+    ]
+    text = "Larger is better: more learnt for what was forgotten. It compares arms of one study."
+    return [Heading(caption, "areas"), Table("areas-table", caption, columns, rows),
+            Prose(text, soft=True)]  # fmt: skip
+
+
+def signed(value: float, task: Task) -> str:
+    """A change in the unit in which it is shown."""
+    digits = 1 if task.is_share else 3
+    return f"{value * task.scale:+.{digits}f}".replace("-", "−")
+
+
+def ends(interval: tuple[float, float] | None, task: Task) -> str:
+    """Both ends of an interval of changes."""
+    return "" if interval is None else " to ".join(signed(end, task) for end in interval)
+
+
+PAGE = ReportPage("scores", "Learning and forgetting", always, blocks)
