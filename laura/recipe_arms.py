@@ -13,6 +13,13 @@ from pydantic import Field
 from laura.recipe_section import Rate, Section, Share
 
 
+REPLAY = Field(
+    0.0,
+    description="Share of all training tokens that come from `data.replay`, the target's being "
+    "the rest; give several arms different shares to sweep it.",
+)
+
+
 class FullArm(Section):
     """Full finetuning: every weight is trained."""
 
@@ -25,6 +32,7 @@ class FullArm(Section):
     weight_decay: float = Field(
         0.0, ge=0, description="Decoupled decay of the weights toward zero."
     )
+    replay: Share = REPLAY
 
 
 class LoraArm(Section):
@@ -44,6 +52,7 @@ class LoraArm(Section):
     )
     dropout: Share = Field(0.0, description="Dropout on the input of the update.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of A and B toward zero.")
+    replay: Share = REPLAY
 
     @property
     def alpha_value(self) -> float:

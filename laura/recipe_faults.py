@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from laura.errors import Fault
 from laura.recipe import LoraArm, MeasureSection, Recipe, Section
+from laura.recipe_replay import replay_source_faults, replay_use_faults
 from laura.recipe_tasks import is_task_file, result_name, task_file
 
 DottedPath = tuple[str | int, ...]
@@ -179,6 +180,8 @@ _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"measure"}, _measure_faults),
     ({"measure"}, _task_faults),
     ({"measure", "data"}, _text_faults),
+    ({"arms", "data"}, replay_use_faults),
+    ({"data"}, replay_source_faults),
 )
 
 
