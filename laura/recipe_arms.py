@@ -12,7 +12,6 @@ from pydantic import Field
 
 from laura.recipe_section import Rate, Section, Share
 
-
 REPLAY = Field(
     0.0,
     description="Share of all training tokens that come from `data.replay`, the target's being "

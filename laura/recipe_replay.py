@@ -59,7 +59,9 @@ def _key_faults(source: ReplaySource, where: str) -> Iterable[Fault]:
         kind = "does not apply to" if source.is_sampled else "is only for"
         yield Fault(f"{where}.{name}", f"{kind} source: {BASE_SAMPLES}; leave it out")
     if source.is_sampled and source.count is None:
-        yield Fault(f"{where}.count", "is needed: how many texts the base shall write, such as 1000")
+        yield Fault(
+            f"{where}.count", "is needed: how many texts the base shall write, such as 1000"
+        )
 
 
 def _place(source: object) -> tuple[object, ...]:

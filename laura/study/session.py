@@ -44,6 +44,8 @@ from laura.study.environment import describe
 from laura.study.facts import refuse_another, task_facts, write_facts
 from laura.study.material import Encoder, StudyData, prepare
 from laura.study.measures import all_tasks, is_current, result_names
+from laura.study.replay import ReplayData, prepare_replay
+from laura.study.run_record import budget_marks
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.run import train_run
@@ -79,6 +81,7 @@ class Session:
         data: What is read.
         rows: Benchmark rows.
         tasks: Title and version of each task that is not Laura's own, by result.
+        replay: What the arms replay beside the data.
         data_dir: Folder of data sets that wins over the Hub.
         progress: Where to report.
         lock: Open file that holds the study's lock; None in a worker process, whose
@@ -91,6 +94,7 @@ class Session:
     data: StudyData
     rows: RowProvider
     tasks: dict[str, dict[str, str]]
+    replay: ReplayData
     data_dir: Path | None
     progress: Progress = SILENT
     lock: int | None = None
@@ -107,7 +111,8 @@ class Session:
             # Tasks of lm-eval and of the user were made ready when the study was opened.
             if name in TASKS and TASKS[name].split:
                 self.rows(name, TASKS[name].split)
-        for spec in {str(spec.budget): spec for spec in specs}.values():
+        arms = self.recipe.arms
+        for spec in {(str(s.budget), arms[s.arm].replay): s for s in specs}.values():
             self._plan(spec)
 
     def base_results(self) -> None:
@@ -199,12 +204,13 @@ class Session:
         evaluate(engine, names, material, model_name=name, out=out, progress=self.progress)
 
     def _plan(self, spec: RunSpec) -> BatchPlan:
-        key = content_hash([spec.budget.model_dump(mode="json"), spec.seed])
+        fraction = self.recipe.arms[spec.arm].replay
+        key = content_hash([spec.budget.model_dump(mode="json"), spec.seed, fraction])
         if key not in self._plans:
             self._plans.clear()  # a plan may be large; runs that share one follow each other
-            train = self.recipe.train
+            train, replay = self.recipe.train, self.replay.mixture(fraction)
             self._plans[key] = plan_batches(
-                self.data.train, self._fitted, train, spec.budget, spec.seed
+                self.data.train, self._fitted, train, spec.budget, spec.seed, replay
             )
         return self._plans[key]
 
@@ -221,7 +227,7 @@ class Session:
 
     def _identity(self, spec: RunSpec) -> dict[str, Any]:
         recipe = self.recipe
-        arm = recipe.arms[spec.arm].model_dump(mode="json", exclude={"learning_rates"})
+        arm = recipe.arms[spec.arm].model_dump(mode="json", exclude={"learning_rates", "replay"})
         # These two change how often a run is saved or looked at, not what it becomes.
         train = recipe.train.model_dump(
             mode="json", exclude={"checkpoint_minutes", "validate_every"}
@@ -240,6 +246,7 @@ class Session:
             "seed": spec.seed,
             "budget": spec.budget.model_dump(mode="json"),
             "train": train,
+            **self.replay.identity(recipe.arms[spec.arm].replay),
         }
 
     def _write_record(self, spec: RunSpec, run: RunStore, plan: BatchPlan) -> None:
@@ -247,22 +254,12 @@ class Session:
         if path.is_file():
             return
         budgets = spec.budget.tokens or spec.budget.epochs or []
-        marks = []
-        for budget, step in zip(budgets, plan.points, strict=True):
-            marks.append(
-                {
-                    "budget": budget,
-                    "step": step,
-                    "tokens": plan.tokens[step],
-                    "supervised_tokens": plan.supervised[step],
-                }
-            )
         record = {
             "id": run.folder.name,
             "arm": spec.arm,
             "learning_rate": spec.learning_rate,
             "seed": spec.seed,
-            "points": marks,
+            "points": budget_marks(plan, budgets),
             "identity": self._identity(spec),
         }
         write_json(path, record)
@@ -312,6 +309,7 @@ def open_study(
         write_facts(store, recipe, session.bench, identity, session.tasks)
         with disk_faults(folder):
             _keep_only(session.data.corpus_folder)
+        session.replay.forget_others(store.replay)
         write_text(folder / "recipe.yaml", recipe_yaml(recipe))
         write_json(folder / "environment.json", describe(place))
         yield session
@@ -358,7 +356,8 @@ def _read_all(
     )
     identity["data"] = data.fingerprint
     refuse_another(store, identity)
-    return Session(recipe, store, bench, data, rows, tasks, data_dir, progress), identity
+    replay = prepare_replay(recipe, bench, encoder, data.measured, store.replay, data_dir, progress)
+    return Session(recipe, store, bench, data, rows, tasks, replay, data_dir, progress), identity
 
 
 def _keep_only(corpus: Path) -> None:

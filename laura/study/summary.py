@@ -41,6 +41,7 @@ class Point:
         tokens: Tokens trained on so far.
         supervised_tokens: Of these, how many were learnt.
         results: Result of each task by name.
+        mix: What was read of target and replay; empty where nothing is replayed.
     """
 
     run: dict[str, Any]
@@ -49,6 +50,7 @@ class Point:
     tokens: int
     supervised_tokens: int
     results: dict[str, TaskResult] = field(default_factory=dict)
+    mix: dict[str, Any] = field(default_factory=dict)
 
     @property
     def arm(self) -> str:
@@ -291,6 +293,7 @@ def _point(point: Point, evidence: Evidence) -> dict[str, Any]:
         "budget": point.budget,
         "tokens": point.tokens,
         "supervised_tokens": point.supervised_tokens,
+        **({"mix": point.mix} if point.mix else {}),
         "step": point.step,
         "selected": evidence.best.get(point.arm) == point.learning_rate,
         "validation_loss": {"value": metric.value, "stderr": metric.stderr, "n": validation.n}

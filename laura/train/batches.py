@@ -156,8 +156,8 @@ class _Planned(Sequence[list[Row]]):
             for place, more in enumerate((size, supervised, documents)):
                 own[place] += more
         return [
-            Dealt(pool.name, *own, len(pool.fitted.lengths))
-            for pool, own in zip(self._pools, counts, strict=True)
+            Dealt(pool.name, tokens, learnt, documents, len(pool.fitted.lengths))
+            for pool, (tokens, learnt, documents) in zip(self._pools, counts, strict=True)
         ]
 
     def _documents(self, row: int) -> array[int]:
