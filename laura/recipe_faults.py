@@ -262,6 +262,8 @@ def _below(place: Any, part: int | str, schema: Any) -> Any:
         return _resolve({"$ref": mapping[part]}, schema)
     if part in place.get("properties", {}):
         return _resolve(place["properties"][part], schema)
+    if isinstance(part, int) and "items" in place:
+        return _resolve(place["items"], schema)
     patterns = place.get("patternProperties", {})
     extra = next(iter(patterns.values()), place.get("additionalProperties"))
     return _resolve(extra, schema) if isinstance(extra, dict) else place
