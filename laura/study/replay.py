@@ -71,7 +71,7 @@ class ReplayData:
         """What replay adds to the identity of a run; nothing where there is none."""
         if not fraction:
             return {}
-        sources = [[part.name, part.weight, part.fingerprint] for part in self.parts]
+        sources = [[part.weight, part.fingerprint] for part in self.parts]
         return {"replay": {"fraction": fraction, "sources": sources}}
 
     @cached_property
