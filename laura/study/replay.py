@@ -71,8 +71,12 @@ class ReplayData:
         """What replay adds to the identity of a run; nothing where there is none."""
         if not fraction:
             return {}
-        sources = [[part.weight, part.fingerprint] for part in self.parts]
-        return {"replay": {"fraction": fraction, "sources": sources}}
+        return {"replay": {"fraction": fraction, "sources": self.sources}}
+
+    @property
+    def sources(self) -> list[list[Any]]:
+        """Weight and fingerprint of every source."""
+        return [[part.weight, part.fingerprint] for part in self.parts]
 
     @cached_property
     def _pools(self) -> list[Pool]:

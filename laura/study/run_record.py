@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from laura.data.mixing import Dealt
+from laura.recipe import Arm
 from laura.train.batches import BatchPlan
 
 
@@ -27,6 +28,19 @@ def budget_marks(plan: BatchPlan, budgets: Sequence[float]) -> list[dict[str, An
         mix = {"mix": mix_record(plan.mix[len(marks)])} if plan.mix else {}
         marks.append({**mark, **mix})
     return marks
+
+
+def is_replayed_so(record: dict[str, Any], arm: Arm, facts: dict[str, Any]) -> bool:
+    """Whether a run replayed what its arm replays now; the share of a recipe may have changed.
+
+    Args:
+        record: Its run.json.
+        arm: The arm as the recipe describes it.
+        facts: The study's `study.json`.
+    """
+    wanted = {"fraction": arm.replay, "sources": facts.get("replay")} if arm.replay else None
+    found: bool = record.get("identity", {}).get("replay") == wanted
+    return found
 
 
 def mix_record(dealt: Sequence[Dealt]) -> dict[str, Any]:

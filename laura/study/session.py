@@ -306,7 +306,8 @@ def open_study(
         remove_leftovers(folder)
         session, identity = _read_all(recipe, folder, data_dir, device, progress)
         session.lock = lock
-        write_facts(store, recipe, session.bench, identity, session.tasks)
+        sources = session.replay.sources
+        write_facts(store, recipe, session.bench, identity, session.tasks, sources)
         with disk_faults(folder):
             _keep_only(session.data.corpus_folder)
         session.replay.forget_others(store.replay)

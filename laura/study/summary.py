@@ -25,6 +25,7 @@ from laura.study.measures import (
     measure_of,
     result_names,
 )
+from laura.study.run_record import is_replayed_so
 
 CURVE_POINTS = 200
 BOOTSTRAP_SEED = 0
@@ -135,7 +136,7 @@ def gather(study: StudyStore, recipe: Recipe) -> Evidence:
         record = run.folder / "run.json"
         if record.is_file():
             known = read_json(record)
-            if known["arm"] in order:
+            if known["arm"] in order and is_replayed_so(known, recipe.arms[known["arm"]], facts):
                 runs.append((known, run))
     runs.sort(key=lambda pair: _order(pair[0], order))
     points = []
@@ -243,7 +244,8 @@ def _scores(results: dict[str, TaskResult]) -> dict[str, Any]:
 
 def _arm(name: str, evidence: Evidence) -> dict[str, Any]:
     arm = evidence.recipe.arms[name]
-    settings = arm.model_dump(mode="json", exclude={"method", "learning_rates"})
+    unused = set() if arm.replay else {"replay"}
+    settings = arm.model_dump(mode="json", exclude={"method", "learning_rates"} | unused)
     if isinstance(arm, LoraArm):
         settings["alpha"] = arm.alpha_value
     rates, best = sorted(arm.learning_rates), evidence.best.get(name)

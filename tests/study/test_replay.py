@@ -20,6 +20,7 @@ from laura.recipe_reading import parse_recipe
 from laura.store import read_json, read_lines_gz
 from laura.study.compare import compare
 from laura.study.session import RunSpec, Session, join_study, open_study
+from laura.study.single import train
 from tests.study.test_material import endless_text
 
 TEXTS = [f"a dog number {i} ran to the mat and sat on an apple" for i in range(30)]
@@ -138,11 +139,24 @@ def test_the_mix_is_told_in_run_json_and_summary(replayed: Any, tmp_path: Path) 
         assert chat["supervised_tokens"] < chat["tokens"] / 2
     assert text["repeats"] >= 1
     assert any("began it anew" in caveat for caveat in summary["verdict"]["caveats"])
-    # Only the arm's own settings tell; the plan is shared by nothing else.
-    assert {arm["name"]: arm["settings"]["replay"] for arm in summary["arms"]} == {
-        "full": 0.0,
-        "lora": 0.3,
-    }
+    settings = {arm["name"]: arm["settings"].get("replay") for arm in summary["arms"]}
+    assert settings == {"full": None, "lora": 0.3}
+
+
+def test_runs_of_another_replay_are_left_out_of_the_summary(replayed: Any, tmp_path: Path) -> None:
+    texts = write(tmp_path / "t.jsonl", TEXTS)
+    others = write(tmp_path / "u.jsonl", [f"{text} too" for text in TEXTS])
+    recipes = [replayed(texts), replayed(texts, fraction=0.5), replayed(others, fraction=0.5)]
+    runs = []
+    for recipe in recipes:
+        made = train(recipe, arm="lora", learning_rate=1e-2, study=tmp_path / "s")
+        runs.append({run["id"] for run in made["runs"]})
+        assert {point["run"] for point in made["summary"]["points"]} == runs[-1]
+    assert len(set.union(*runs)) == 6
+    # Back to the first: nothing is trained again, and its runs are those that count.
+    made = train(recipes[0], arm="lora", learning_rate=1e-2, study=tmp_path / "s")
+    assert {point["run"] for point in made["summary"]["points"]} == runs[0]
+    assert len(list((tmp_path / "s" / "runs").iterdir())) == 6
 
 
 @pytest.mark.parametrize("regime", ["instruct", "pretrain"])
