@@ -80,22 +80,20 @@ class ReplayData:
 
     @cached_property
     def _pools(self) -> list[Pool]:
-        train, regime = self.recipe.train, self.recipe.regime
-        return [
-            Pool(
-                part.name,
+        return [self._pool(number, part) for number, part in enumerate(self.parts)]
+
+    def _pool(self, number: int, part: ReplayPart) -> Pool:
+        try:
+            fitted = fit(
                 part.encoded,
-                fit(
-                    part.encoded,
-                    train.row_tokens,
-                    self.recipe.data.overlong,
-                    split_long=True if regime == "pretrain" else "texts",
-                    progress=self.progress,
-                ),
-                part.weight,
+                self.recipe.train.row_tokens,
+                self.recipe.data.overlong,
+                split_long=True if self.recipe.regime == "pretrain" else "texts",
+                progress=self.progress,
             )
-            for part in self.parts
-        ]
+        except DataError as error:
+            raise DataError(f"data.replay.{number} ({part.name}): {error}") from error
+        return Pool(part.name, part.encoded, fitted, part.weight)
 
     def forget_others(self, folder: Path) -> None:
         """Delete the tokens of sources that are replayed no more; texts the base wrote stay."""
