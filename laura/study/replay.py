@@ -193,7 +193,7 @@ class _Reader:
         identity = {"written": content_hash(written), **self.encoder.identity}
         corpus, place = self._corpus(identity, iter(examples), encode, lambda: len(examples))
         known = measured_rows(corpus.identities, self.measured)
-        kept = [place for place in range(len(corpus)) if place not in known]
+        kept = [number for number in range(len(corpus)) if number not in known]
         self._tell(where, samples.blank, len(known))
         if not kept:
             raise DataError("every text the base wrote is one that is measured on; name prompts")

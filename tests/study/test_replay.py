@@ -32,12 +32,12 @@ class Stopper(Silent):
 
     def __init__(self, title: str = "", left: int = 0) -> None:
         self.title, self.left = title, left
-        self.titles: list[str] = []
+        self.titles: dict[str, float] = {}  # and how much is to be done
         self.said: list[str] = []
 
     @contextmanager
     def bar(self, title: str, total: float, unit: str = "") -> Iterator[Any]:
-        self.titles.append(title)
+        self.titles[title] = total
         stopper = self
 
         class Bar:
@@ -284,8 +284,9 @@ def test_the_base_writes_once_and_always_the_same(replayed: Any, tmp_path: Path)
     [partial] = (tmp_path / "two" / "replay" / "samples").glob("*.partial.jsonl")
     kept = len(partial.read_text(encoding="utf-8").splitlines()) - 1
     assert 4 <= kept < 12
-    with opened(recipe, tmp_path / "two") as session:
+    with opened(recipe, tmp_path / "two", last := Stopper()) as session:
         assert session.run_store(spec(session)).folder.name == before
+    assert last.titles["generating"] == 12 - kept
     assert samples_of(tmp_path / "two").read_bytes() == samples_of(tmp_path / "one").read_bytes()
     assert not list((tmp_path / "two").rglob("*.partial.jsonl"))
 
