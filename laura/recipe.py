@@ -26,11 +26,15 @@ __all__ = [
     "LoraArm",
     "MeasureSection",
     "Recipe",
+    "ReplaySource",
     "SearchSection",
     "Section",
     "Source",
     "TrainSection",
 ]
+
+
+BASE_SAMPLES = "base_samples"
 
 
 class BaseSection(Section):
@@ -68,6 +72,47 @@ SourceField = Annotated[
 ]
 
 
+class ReplaySource(Source):
+    """What is replayed; `base_samples` are texts that the base itself writes before training."""
+
+    source: str = Field(
+        min_length=1,
+        description="As for any source, or `base_samples`. A text is learnt on every token, of a "
+        "conversation what `regime` says.",
+    )
+    weight: float = Field(
+        1.0,
+        gt=0,
+        description="Share of the replay tokens, relative to the weights of the other sources; "
+        "they need not sum to 1.",
+    )
+    count: int | None = Field(
+        None, ge=1, description="`base_samples`: texts to draw, one of each seed from 0; needed."
+    )
+    tokens: int = Field(256, ge=1, description="`base_samples`: most new tokens of a text.")
+    temperature: float = Field(
+        1.0, ge=0.01, description="`base_samples`: logits are divided by it."
+    )
+    prompts: SourceField | None = Field(
+        None,
+        description="`base_samples`: rows that are continued, used in turn: the beginning of a "
+        "text, or what a conversation asks; null starts from nothing but the begin token.",
+    )
+    prompt_tokens: int = Field(
+        16, ge=1, description="`base_samples`: so many tokens of a text in `prompts` are given."
+    )
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the base writes it."""
+        return self.source == BASE_SAMPLES
+
+
+ReplayField = Annotated[
+    ReplaySource, BeforeValidator(_source_from_text, json_schema_input_type=str | ReplaySource)
+]
+
+
 class DataSection(Section):
     """What is learnt, and the text that losses are measured on."""
 
@@ -91,16 +136,30 @@ class DataSection(Section):
     overlong: Literal["error", "drop", "truncate"] = Field(
         "error", description="What happens to an example longer than `train.row_tokens`."
     )
+    replay: list[ReplayField] = Field(
+        default=[],
+        description="Rows mixed among those of `train` in the arms that set `replay`, row by row "
+        "and counted in tokens; never the same as what is measured on.",
+    )
+    replay_exhausted: Literal["repeat", "error"] = Field(
+        "repeat",
+        description="When a replay source has too few tokens for a budget: begin it again, which "
+        "run.json and the verdict tell, or stop before training.",
+    )
 
 
 class BudgetSection(Section):
     """How long each run trains; a checkpoint is measured at each point of the list."""
 
     tokens: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None, description="Training tokens (all that pass through the model), rising."
+        None,
+        description="Training tokens, rising: all that pass through the model, target and replay "
+        "together (an arm with `replay: 0.25` reads 3/4 of them from `train`).",
     )
     epochs: list[Annotated[float, Field(gt=0)]] | None = Field(
-        None, description="Passes over the training rows, rising; needs a finite source."
+        None,
+        description="Passes over the rows of `train`, rising; needs a finite source. Replay comes "
+        "on top.",
     )
     points: Literal["separate", "hot"] = Field(
         "separate",

@@ -12,6 +12,12 @@ from pydantic import Field, model_validator
 
 from laura.recipe_section import Rate, Section, Share
 
+REPLAY = Field(
+    0.0,
+    description="Share of all training tokens that come from `data.replay`, the target's being "
+    "the rest; give several arms different shares to sweep it.",
+)
+
 
 class ExternalPoint(Section):
     """A checkpoint or adapter that was trained elsewhere."""
@@ -35,6 +41,7 @@ class AnyArm(Section):
         "nothing is trained. The arm's other settings say how they were made; those that the "
         "files show are checked.",
     )
+    replay: Share = REPLAY
 
     @model_validator(mode="before")
     @classmethod

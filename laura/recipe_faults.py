@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from laura.errors import Fault
 from laura.recipe import LoraArm, MeasureSection, Recipe, Section
 from laura.recipe_arms import ExternalPoint
+from laura.recipe_replay import replay_source_faults, replay_use_faults
 from laura.recipe_tasks import is_task_file, result_name, task_file
 
 DottedPath = tuple[str | int, ...]
@@ -214,6 +215,8 @@ _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"measure"}, _measure_faults),
     ({"measure"}, _task_faults),
     ({"measure", "data"}, _text_faults),
+    ({"arms", "data"}, replay_use_faults),
+    ({"data"}, replay_source_faults),
 )
 
 
@@ -294,6 +297,8 @@ def _below(place: Any, part: int | str, schema: Any) -> Any:
         return _resolve({"$ref": mapping[part]}, schema)
     if part in place.get("properties", {}):
         return _resolve(place["properties"][part], schema)
+    if isinstance(part, int) and "items" in place:
+        return _resolve(place["items"], schema)
     patterns = place.get("patternProperties", {})
     extra = next(iter(patterns.values()), place.get("additionalProperties"))
     return _resolve(extra, schema) if isinstance(extra, dict) else place

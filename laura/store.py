@@ -3,6 +3,7 @@
     STUDY/
       recipe.yaml  environment.json  base/evals/TASK.json
       corpus/      training examples as tokens; made again if deleted
+      replay/      texts the base wrote to be replayed, and replayed rows as tokens
       runs/ID/     ID = hash of everything that determines the run
         run.json  metrics.jsonl  done.json | failed.json
         checkpoints/STEP/   weights, manifest.json with SHA-256 (kept at budget points)
@@ -316,6 +317,11 @@ class StudyStore:
     def corpora(self) -> Path:
         """Where the training examples lie as tokens, in a folder of each corpus."""
         return self.folder / "corpus"
+
+    @property
+    def replay(self) -> Path:
+        """Where what is replayed lies."""
+        return self.folder / "replay"
 
     def base_evaluation(self, task: str) -> Path:
         """File of one task's result on the base."""

@@ -27,6 +27,7 @@ FLOORS: dict[str, int] = {
     "recipe_faults": 0,
     "recipe_measure": 0,
     "recipe_reading": 0,
+    "recipe_replay": 0,
     "recipe_section": 0,
     "recipe_series": 0,
     "recipe_tasks": 0,

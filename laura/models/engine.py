@@ -313,8 +313,8 @@ class Engine:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         for stop in answer.stop:
             text = text.split(stop)[0]
-        logprobs = tuple(answer.logprobs or ())
-        return GenerateAnswer(text, len(answer.tokens), answer.finish, logprobs)
+        ids = tuple(answer.tokens)
+        return GenerateAnswer(text, len(ids), answer.finish, tuple(answer.logprobs or ()), ids)
 
     def _slot(self, adapter: str | None) -> int | None:
         if adapter is None:

@@ -85,12 +85,14 @@ class GenerateAnswer:
         finish: "stop", "length" or "end" (an end token came).
         logprobs: If asked for: of each new token, nats, under the model itself (before
             temperature, top-k and top-p).
+        token_ids: The new tokens themselves, as many as `tokens`.
     """
 
     text: str
     tokens: int
     finish: str
     logprobs: tuple[float, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

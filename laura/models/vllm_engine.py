@@ -280,7 +280,7 @@ class VllmEngine:
         for stop in request.stop:
             text = text.split(stop)[0] if stop else text
         nats = tuple(value for value, _ in message["logprobs"])
-        return GenerateAnswer(text, len(tokens), finish, nats)
+        return GenerateAnswer(text, len(tokens), finish, nats, tuple(tokens))
 
     def _ask(
         self, requests: Sequence[Message], take: Callable[[int, Message], None], bar: Bar

@@ -67,8 +67,10 @@ def write_facts(
     bench: Workbench,
     identity: dict[str, Any],
     tasks: dict[str, dict[str, str]],
+    replay: list[list[Any]],
 ) -> None:
-    """Write `study.json`.
+    """Write `study.json`; `replay` is what its arms replay, which may change from one
+    command to the next: then they are other runs, and those of before are left out.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -81,5 +83,6 @@ def write_facts(
         "base": {"model": base.name, "fingerprint": base.fingerprint, "parameters": parameters},
         "trainable_parameters": trainable,
         "tasks": tasks,
+        **({"replay": replay} if replay else {}),
     }
     write_json(store.folder / "study.json", facts)
