@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
     "train": 2,
     "evals": 2,
     "micro": 2,
+    "analysis": 2,
     "study": 3,
     "report": 3,
     "bars": 4,
