@@ -26,6 +26,7 @@ from laura.cli_options import (
     StudyOption,
 )
 from laura.cli_show import show
+from laura.cli_spectra import spectra
 from laura.door import listen_for_stop, opened
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ def report(
 
 
 app.command()(show)
+app.command()(spectra)
 app.command("lm-eval", context_settings=FOREIGN)(lm_eval)
 
 

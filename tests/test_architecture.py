@@ -49,6 +49,7 @@ FLOORS: dict[str, int] = {
     "cli_micro": 4,
     "cli_options": 4,
     "cli_show": 4,
+    "cli_spectra": 4,
     "doctor": 4,
     "door": 4,
     "pager": 4,

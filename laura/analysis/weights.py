@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from laura.errors import AdapterError, ModelError, ShapeError
 from laura.models.adapters import CONFIG, PREFIX, WEIGHTS, read_settings
-from laura.models.load import weight_files
+from laura.models.load import WEIGHT_INDEX, weight_files
+from laura.models.load import WEIGHTS as MODEL_WEIGHTS
 
 # Elements of a matrix that are read together: 16 MiB in float32.
 PART_ELEMENTS = 2**22
@@ -62,11 +63,16 @@ class StoredModel:
         matrices: Every two-dimensional weight inside a decoder layer, by name, in order.
 
     Raises:
-        ModelError: there are none, or the index is damaged.
+        ModelError: there are none, or a file is missing or damaged.
     """
 
     def __init__(self, folder: Path, held: torch.dtype | None = None) -> None:
         self.folder, self.held = folder, held
+        if not any((folder / name).is_file() for name in (MODEL_WEIGHTS, WEIGHT_INDEX)):
+            raise ModelError(
+                f"{folder} holds no {MODEL_WEIGHTS}; give the folder of a model saved as "
+                "safetensors" + (", not of an adapter" if (folder / CONFIG).is_file() else "")
+            )
         found = [matrix for file in weight_files(folder) for matrix in _matrices(file)]
         if not found:
             raise ModelError(
@@ -236,7 +242,16 @@ def rescale_rows(weight_OI: Tensor, magnitude_O: Tensor) -> None:
     weight_OI.mul_((magnitude_O / lengths_O)[:, None])
 
 
-def _matrices(file: Path) -> Iterator[Matrix]:
+def _matrices(file: Path) -> list[Matrix]:
+    try:
+        return list(_listed(file))
+    except FileNotFoundError as error:
+        raise ModelError(f"{file} is missing, and the index names it; copy it again") from error
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is truncated or damaged ({error}); copy it again") from error
+
+
+def _listed(file: Path) -> Iterator[Matrix]:
     with safe_open(file, "pt") as opened:
         for key in opened.keys():
             match = PATTERN.search(key)

@@ -1,0 +1,82 @@
+"""`laura spectra`: a base beside what was made of it, by name, with the results in a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from laura.analysis.measuring import Wanted, measure_spectra, warnings
+from laura.analysis.weights import StoredModel, open_tuned
+from laura.errors import UsageError
+from laura.models.adapters import CONFIG, WEIGHTS
+from laura.models.device import spectral_device
+from laura.models.load import resolve_model, weight_files
+from laura.progress import SILENT, Progress
+from laura.store import content_hash, file_hash, write_json
+
+FORMAT = 1
+
+
+def compare_weights(
+    base: str,
+    tuned: str,
+    *,
+    out: Path,
+    wanted: Wanted = Wanted(),  # noqa: B008 - frozen
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Spectra of base, tuned and update of every matrix of a model's decoder layers.
+
+    Results are kept in OUT.partial.jsonl as they come; the same call goes on there.
+
+    Args:
+        base: The model before finetuning: registry name, Hub id, folder or GGUF file.
+        tuned: What was made of it: the same, or the folder of a PEFT adapter.
+        out: JSON file for the result.
+        wanted: What is measured beside the spectra.
+        device: Device name; None for the best there is.
+        progress: Where to report.
+
+    Returns:
+        {"format", "base", "tuned", "settings", "warnings", "matrices"}, as in `out`.
+
+    Raises:
+        ModelError, AdapterError, ShapeError: the two do not belong together, a file is
+            damaged, or a matrix is not finite; the message names it.
+        UsageError: `out` is a folder.
+    """
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; give a file, such as {out / 'spectra.json'}")
+    place = spectral_device(device)
+    folder, other = resolve_model(base, progress=progress), resolve_model(tuned, progress=progress)
+    before = StoredModel(folder)
+    after = open_tuned(before, other)
+    partial = out.with_name(f"{out.stem}.partial.jsonl")
+    matrices = measure_spectra(
+        before,
+        after,
+        wanted,
+        file=partial,
+        identity={"base": _weights_hash(folder), "tuned": _weights_hash(other)},
+        device=place,
+        progress=progress,
+    )
+    answer = {
+        "format": FORMAT,
+        "base": base,
+        "tuned": tuned,
+        "settings": asdict(wanted),
+        "warnings": warnings(before, after, matrices),
+        "matrices": matrices,
+    }
+    write_json(out, answer)
+    partial.unlink(missing_ok=True)
+    return answer
+
+
+def _weights_hash(folder: Path) -> str:
+    adapter = (folder / CONFIG).is_file()
+    files = [folder / CONFIG, folder / WEIGHTS] if adapter else weight_files(folder)
+    return content_hash([file_hash(file) for file in files])
