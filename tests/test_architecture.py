@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     "errors": 0,
     "progress": 0,
     "recipe": 0,
+    "recipe_analysis": 0,
     "recipe_arms": 0,
     "recipe_faults": 0,
     "recipe_measure": 0,

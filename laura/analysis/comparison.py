@@ -1,13 +1,18 @@
-"""`laura spectra`: a base beside what was made of it, by name, with the results in a file."""
+"""Models beside one another: a base and what was made of it, and two things made of one base."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from laura.analysis.measuring import Wanted, measure_spectra, warnings
-from laura.analysis.weights import StoredModel, open_tuned
+import torch
+from torch import Tensor
+
+from laura.analysis.measuring import Wanted, each_matrix, measure_spectra, warnings
+from laura.analysis.subspaces import factor_directions, overlap, update_directions
+from laura.analysis.weights import Matrix, StoredModel, Tuned, open_tuned
 from laura.errors import UsageError
 from laura.models.adapters import CONFIG, WEIGHTS
 from laura.models.device import spectral_device
@@ -74,6 +79,56 @@ def compare_weights(
     write_json(out, answer)
     partial.unlink(missing_ok=True)
     return answer
+
+
+def compare_subspaces(
+    base: StoredModel,
+    pair: Sequence[Tuned],
+    k: int,
+    *,
+    file: Path,
+    identity: dict[str, Any],
+    device: torch.device,
+    progress: Progress = SILENT,
+) -> list[dict[str, Any]]:
+    """Overlap of the leading output directions of two updates, matrix by matrix.
+
+    Args:
+        base: The model both were made from.
+        pair: What was made of it.
+        k: Leading left singular vectors of each update; fewer where one has fewer.
+        file: JSON Lines; what it holds of the same `identity` is not measured again.
+        identity: What determines the results.
+        device: Where to compute.
+        progress: Where to report.
+
+    Returns:
+        {"name", "layer", "module", "k", "overlap", "noise_overlap", "angles"} of every
+        matrix (see `Overlap`); where an update is zero k is 0 and the others are null.
+    """
+
+    def measure(one: Matrix) -> dict[str, Any]:
+        first, second = (_directions(tuned, one.name, k, device) for tuned in pair)
+        found = overlap(first, second)
+        return {
+            "name": one.name,
+            "layer": one.layer,
+            "module": one.module,
+            "k": found.k if found else 0,
+            "overlap": found.overlap if found else None,
+            "noise_overlap": found.noise_overlap if found else None,
+            "angles": list(found.angles) if found else None,
+        }
+
+    every = base.matrices.values()
+    return each_matrix(every, measure, "subspaces", file, identity, progress)
+
+
+def _directions(tuned: Tuned, name: str, k: int, device: torch.device) -> Tensor:
+    factors = tuned.factors(name, device)
+    if factors is not None:
+        return factor_directions(*factors, k)
+    return update_directions(tuned.read_update(name, device), k, f"the update of {name}")
 
 
 def _weights_hash(folder: Path) -> str:

@@ -59,7 +59,9 @@ def base_spectra(
         told = f"{one.name} of {base.folder}"
         return {"name": one.name, **spectrum(base.read(one.name, device), told).facts()}
 
-    rows = _each(base.matrices.values(), measure, "spectra of the base", file, identity, progress)
+    rows = each_matrix(
+        base.matrices.values(), measure, "spectra of the base", file, identity, progress
+    )
     return {row.pop("name"): row for row in rows}
 
 
@@ -102,7 +104,7 @@ def measure_spectra(
         return _measure(base, tuned, one, wanted, (known or {}).get(one.name), device)
 
     identity = {**identity, "wanted": asdict(wanted)}
-    return _each(base.matrices.values(), measure, title, file, identity, progress)
+    return each_matrix(base.matrices.values(), measure, title, file, identity, progress)
 
 
 def warnings(base: StoredModel, tuned: Tuned, matrices: Iterable[dict[str, Any]]) -> list[str]:
@@ -124,7 +126,7 @@ def warnings(base: StoredModel, tuned: Tuned, matrices: Iterable[dict[str, Any]]
     return found
 
 
-def _each(
+def each_matrix(
     matrices: Iterable[Matrix],
     measure: Callable[[Matrix], dict[str, Any]],
     title: str,
@@ -132,6 +134,7 @@ def _each(
     identity: dict[str, Any],
     progress: Progress,
 ) -> list[dict[str, Any]]:
+    """Results of every matrix, kept in `file` as they come; those that stand are not repeated."""
     every = list(matrices)
     with kept_results(file, identity) as (rows, keep):
         done = {row["name"]: row for row in rows}

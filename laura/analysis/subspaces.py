@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from laura.analysis.intruders import leading_directions
+from laura.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,14 @@ def factor_directions(b_OR: Tensor, a_RI: Tensor, k: int) -> Tensor:
     return left_Ok
 
 
-def update_directions(update_OI: Tensor, k: int) -> Tensor:
-    """The first k left singular vectors of a dense update, shape (O, k); none if it is zero."""
+def update_directions(update_OI: Tensor, k: int, name: str = "the update") -> Tensor:
+    """The first k left singular vectors of a dense update, shape (O, k); none if it is zero.
+
+    Raises:
+        ModelError: not finite.
+    """
+    if not bool(torch.isfinite(update_OI).all()):
+        raise ModelError(f"{name} is not finite; the training diverged, so it has no directions")
     if not bool(update_OI.any()):
         return torch.zeros(update_OI.shape[0], 0, dtype=torch.float64, device=update_OI.device)
     return leading_directions(update_OI, k)
