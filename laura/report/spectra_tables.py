@@ -13,35 +13,29 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ENERGY = "90"
-HEADINGS = (
-    "module",
-    "matrices",
-    "shape",
-    "rank 90 %",
-    "of noise's",
-    "effective",
-    "stable",
-    "norm / base",
+HEADINGS = ("module", "shape", "rank", "noise", "effective", "stable", "norm")
+NOTES = (
+    "rank: directions that hold 90 % of the update's squared singular values; noise: that as a "
+    "share of what independent noise of this shape needs; effective: Roy and Vetterli's rank; "
+    "stable: energy over that of the first direction; norm: Frobenius, update over base. Means "
+    "over layers."
 )
 
 
 def module_rows(matrices: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """One row a module type: means over its layers, the range of the rank beside its mean."""
+    """One row a module type, means over its layers; intruders last, where they were counted."""
     rows = []
     for module, own in _by_module(matrices).items():
-        ranks = [one["rank"][ENERGY] for one in own]
-        shapes = {" x ".join(map(str, one["shape"])) for one in own}
-        shares = [one["rank"][ENERGY] / one["noise_rank"][ENERGY] for one in own]
-        relative = [x for one in own if (x := one["relative_frobenius"]) is not None]
+        shapes = {"x".join(map(str, one["shape"])) for one in own}
+        norms = [x for one in own if (x := one["relative_frobenius"]) is not None]
         row = [
             module,
-            str(len(own)),
             ", ".join(sorted(shapes)),
-            f"{fmean(ranks):,.0f} ({min(ranks):,} to {max(ranks):,})",
-            f"{fmean(shares):.0%}",
+            f"{fmean(one['rank'][ENERGY] for one in own):,.0f}",
+            f"{fmean(one['rank'][ENERGY] / one['noise_rank'][ENERGY] for one in own):.0%}",
             f"{fmean(one['effective_rank'] for one in own):,.1f}",
             f"{fmean(one['stable_rank'] for one in own):,.1f}",
-            f"{fmean(relative):.2%}" if relative else ABSENT,
+            f"{fmean(norms):.2%}" if norms else ABSENT,
         ]
         counts = [one["intruders"] for one in own if one["intruders"] is not None]
         rows.append([*row, f"{fmean(counts):.1f}"] if counts else row)
@@ -70,14 +64,9 @@ def spectra_tables(answer: dict[str, Any]) -> RenderableType:
     matrices = answer["matrices"]
     headings = [*HEADINGS, "intruders"] if answer["settings"]["intruders"] else list(HEADINGS)
     by_layer, rows = layer_rows(matrices)
-    notes = (
-        "rank 90 %: directions that hold 90 % of the update's squared singular values, mean "
-        "over layers (least to most). of noise's: as a share of what independent noise of this "
-        "shape needs. effective: Roy-Vetterli. norm / base: Frobenius, update over base."
-    )
     parts: list[RenderableType] = [
         _table(f"Updates of {answer['tuned']}, by module", headings, module_rows(matrices)),
-        Text(notes, style="dim"),
+        Text(NOTES, style="dim"),
         Text(),
         _table("Rank of the update at 90 %, by layer", by_layer, rows),
         *(Text(f"Mind: {warning}", style="yellow") for warning in answer["warnings"]),
@@ -93,11 +82,12 @@ def _by_module(matrices: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, A
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
     # Text, not str: a name may hold what rich would take for markup.
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE, collapse_padding=True)
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="right" if place else "left")
     for row in rows:

@@ -86,7 +86,7 @@ def _base_spectra(
 def _stands(session: Session, point: Point, wanted: Wanted) -> bool:
     file = spectra_file(session.store, point)
     if file.is_file():
-        return bool(read_json(file)["settings"] == asdict(wanted))
+        return bool(read_json(file).get("settings") == asdict(wanted))
     return not session.store.run(point.run["id"]).checkpoint(point.step).is_dir()
 
 

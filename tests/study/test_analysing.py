@@ -207,7 +207,7 @@ def test_an_interrupted_analysis_goes_on_at_the_next_matrix(
     assert {p: json.loads(p.read_text()) for p in whole} == {
         p: json.loads(text) for p, text in whole.items()
     }
-    # 14 of the base; 4 checkpoints of full with 2 a matrix, 4 of lora with 1; the last matrix begun twice.
+    # 14 of the base, 4 checkpoints with 2 a matrix (full) and 4 with 1 (lora); one begun twice.
     assert len(asked) == 14 + 4 * 14 * 2 + 4 * 14 + 2
     assert subspaces_file(copy).is_file()
 
