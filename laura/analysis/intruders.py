@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from laura.analysis.spectra import gram64
+from laura.analysis.spectra import gram
 
 # Directions of the base below this share of its largest singular value are noise of its storage.
 RESOLVED = 1e-7
@@ -33,7 +33,7 @@ def similarities(base_OI: Tensor, tuned_OI: Tensor, k: int) -> Tensor:
     leading_Ok = leading_directions(tuned_OI, k)
     wide = base_OI.shape[0] <= base_OI.shape[1]
     small_KL = base_OI if wide else base_OI.T
-    squares_K, vectors_KK = torch.linalg.eigh(gram64(small_KL))
+    squares_K, vectors_KK = torch.linalg.eigh(gram(small_KL, torch.float64))
     if wide:
         cosines_kK = leading_Ok.T @ vectors_KK
     else:
@@ -60,7 +60,7 @@ def leading_directions(matrix_OI: Tensor, k: int) -> Tensor:
     """
     wide = matrix_OI.shape[0] <= matrix_OI.shape[1]
     small_KL = matrix_OI if wide else matrix_OI.T
-    squares_K, vectors_KK = torch.linalg.eigh(gram64(small_KL))
+    squares_K, vectors_KK = torch.linalg.eigh(gram(small_KL, torch.float64))
     k = min(k, int((squares_K > (RESOLVED**2) * squares_K[-1].clamp(min=0)).sum()))
     first_Kk: Tensor = vectors_KK.flip(1)[:, :k]
     if wide:

@@ -4,8 +4,8 @@ The eigenvalues of W Wᵀ (of the smaller side) are the squared singular values,
 half of the singular values themselves, a fraction where W is wide. Squaring loses the
 small ones: in float32 an eigenvalue is uncertain by about 1e-7 of the largest, a
 singular value by 3e-4 of it. Energy (sums of squares) does not mind, the entropy of the
-singular values may. So float32 is used where a bound on its error shows that every
-number told stays the same, and float64 everywhere else (see `_good_enough`).
+singular values may. So float32 is used where its error, generously estimated, cannot
+change what is told, and float64 everywhere else (see `_good_enough`).
 
 Shapes: O outputs, I inputs, K = min(O, I) singular values, R rank of a product.
 """
@@ -22,12 +22,11 @@ from torch import Tensor
 from laura.errors import ModelError, ShapeError
 
 ENERGIES = (0.5, 0.9, 0.99)
-# Errors of the eigenvalues in units of float32's epsilon times the largest, each twice or
-# more of the worst seen (Gaussian, decaying and low-rank spectra, sides of 64 to 4096).
-UNCERTAIN_IN_SUMS, UNCERTAIN_ALONE = 2.0, 8.0
+# How far float32's eigenvalues are taken to be off, in units of its epsilon times the largest;
+# about four times the worst seen of those that are small, where it matters.
+UNCERTAIN = 8.0
 EFFECTIVE_RANK_TOLERANCE = 1e-3
-# Columns that are cast to float64 together.
-BLOCK_COLUMNS = 512
+COLUMNS_AT_ONCE, ROW_BLOCKS = 2048, 8
 # Squares of entries beyond these leave float32; such a matrix is scaled first.
 LEAST, MOST = 2.0**-30, 2.0**30
 
@@ -129,9 +128,9 @@ def spectrum(matrix_OI: Tensor, name: str = "the matrix") -> Spectrum:
         scale = 2.0 ** -math.frexp(largest)[1]
         matrix_OI = matrix_OI * scale
     small_KL = matrix_OI if matrix_OI.shape[0] <= matrix_OI.shape[1] else matrix_OI.T
-    squares_K = _eigenvalues(small_KL @ small_KL.T)
+    squares_K = _eigenvalues(gram(small_KL, torch.float32))
     if not _good_enough(squares_K):
-        squares_K = _eigenvalues(gram64(small_KL))
+        squares_K = _eigenvalues(gram(small_KL, torch.float64))
     return Spectrum(squares_K.sqrt() / scale)
 
 
@@ -162,13 +161,19 @@ def product_spectrum(b_OR: Tensor, a_RI: Tensor, name: str = "the product") -> S
     return Spectrum(torch.linalg.svdvals(left @ right.T).cpu())
 
 
-def gram64(small_KL: Tensor) -> Tensor:
-    """W Wᵀ in float64, a block of columns at a time."""
+def gram(small_KL: Tensor, dtype: torch.dtype) -> Tensor:
+    """The lower triangle of W Wᵀ, computed in `dtype`; the eigenvalue routines read no more.
+
+    In blocks: half of the products are left out, and only a part of W is cast at a time.
+    """
     rows = small_KL.shape[0]
-    gram_KK = torch.zeros(rows, rows, dtype=torch.float64, device=small_KL.device)
-    for block_KC in small_KL.split(BLOCK_COLUMNS, dim=1):
-        wide = block_KC.double()
-        gram_KK.addmm_(wide, wide.T)
+    gram_KK = torch.zeros(rows, rows, dtype=dtype, device=small_KL.device)
+    step = max(1, -(-rows // ROW_BLOCKS))
+    for part in small_KL.split(COLUMNS_AT_ONCE, dim=1):
+        part_KC = part.to(dtype)
+        for start in range(0, rows, step):
+            stop = min(rows, start + step)
+            gram_KK[start:stop, :stop].addmm_(part_KC[start:stop], part_KC[:stop].T)
     return gram_KK
 
 
@@ -199,22 +204,32 @@ def _entropy(values_K: Tensor) -> float:
 
 
 def _good_enough(squares_K: Tensor) -> bool:
-    """Whether float32's eigenvalues give the same ranks, and nearly the same entropy.
+    """Whether float32's eigenvalues give the same ranks, and nearly the same entropy."""
+    sums_K = squares_K.cumsum(0) / squares_K.sum()
+    in_sums, in_entropy = _uncertainty(squares_K)
+    near = any(bool(((sums_K - energy).abs() <= in_sums).any()) for energy in ENERGIES)
+    return not near and in_entropy <= EFFECTIVE_RANK_TOLERANCE
 
-    Ranks: a sum of eigenvalues is off by at most `UNCERTAIN_IN_SUMS` units for each of
-    them (and, where they are alike, by a few units of the sum). Where a threshold lies so
-    near a sum, float64 decides. Entropy: to first order it moves by |ln p + H| for each
-    unit of p; a singular value moves by d / 2s, or by sqrt(d) where it is not resolved.
+
+def _uncertainty(squares_K: Tensor) -> tuple[float, float]:
+    """How far sums of float32's eigenvalues, as shares, and their entropy may be off.
+
+    Errors of eigenvalues that are resolved have random signs, so they add as roots of sums
+    of squares; those of the unresolved are all above zero and add as they are. To first
+    order the entropy moves by |ln p + H| for each unit of a share p; a singular value moves
+    by d / 2s for an eigenvalue's d, by sqrt(d) where it is not resolved. A few units of the
+    sum are added for what all have in common.
     """
     unit = torch.finfo(torch.float32).eps
-    total, largest = float(squares_K.sum()), float(squares_K[0])
-    sums_K = squares_K.cumsum(0) / total
-    band = UNCERTAIN_IN_SUMS * unit * max(4.0, len(squares_K) * largest / total)
-    if any(bool(((sums_K - energy).abs() <= band).any()) for energy in ENERGIES):
-        return False
-    error = UNCERTAIN_ALONE * unit * largest
+    error = UNCERTAIN * unit * float(squares_K[0])
+    lost_K = squares_K <= error
+    resolved, lost = int((~lost_K).sum()), int(lost_K.sum())
+    total = float(squares_K.sum())
+    in_sums = 4 * unit + error * (math.sqrt(resolved) / UNCERTAIN + lost) / total
     values_K = squares_K.sqrt()
-    moves_K = (error / (2 * values_K)).clamp(max=math.sqrt(error))
-    shares_K = (values_K.clamp(min=math.sqrt(error)) / values_K.sum()).clamp(max=1)
-    weight_K = (shares_K.log() + _entropy(values_K)).abs()
-    return float((moves_K * weight_K).sum() / values_K.sum()) <= EFFECTIVE_RANK_TOLERANCE
+    floor_K = values_K.clamp(min=math.sqrt(error))
+    moves_K = torch.where(lost_K, math.sqrt(error), error / (2 * floor_K)) / values_K.sum()
+    weights_K = ((floor_K / values_K.sum()).log() + _entropy(values_K)).abs()
+    terms_K = moves_K * weights_K
+    in_entropy = float(torch.linalg.vector_norm(terms_K[~lost_K]) + terms_K[lost_K].sum())
+    return in_sums, 4 * unit + in_entropy

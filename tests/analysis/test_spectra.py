@@ -81,8 +81,13 @@ def test_ranks_equal_those_of_svdvals_on_many_matrices() -> None:
 def test_double_precision_decides_where_single_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tail of a low-rank matrix, and a threshold that a sum of energies hits."""
     asked: list[int] = []
-    exact = spectra.gram64
-    monkeypatch.setattr(spectra, "gram64", lambda m: asked.append(1) or exact(m))
+    real = spectra.gram
+
+    def counted(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        asked.extend([1] if dtype == torch.float64 else [])
+        return real(matrix, dtype)
+
+    monkeypatch.setattr(spectra, "gram", counted)
     spectrum(gaussian(256, 256))
     assert not asked
     spectrum(gaussian(256, 8) @ gaussian(8, 256, 1))
@@ -96,18 +101,34 @@ def test_double_precision_decides_where_single_cannot(monkeypatch: pytest.Monkey
     assert naive > 1.02 * spectrum(CASES["rank eight"]).effective_rank
 
 
-def test_the_band_is_twice_the_error_that_is_seen() -> None:
-    """Sums of float32's eigenvalues against float64's, in the units of `_good_enough`."""
-    unit = torch.finfo(torch.float32).eps
-    for matrix in CASES.values():
-        if not 1e-9 < float(matrix.abs().max()) < 1e9:
+def test_the_estimated_error_of_single_precision_is_generous() -> None:
+    """Float32's eigenvalues against float64's: at least four times better than assumed."""
+    judged = []
+    for name, matrix in CASES.items():
+        if not 1e-9 < float(matrix.abs().max()) < 1e9 or min(matrix.shape) == 1:
             continue
         small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-        single = torch.linalg.eigvalsh(small @ small.T).flip(0).double().clamp(min=0)
-        double = torch.linalg.eigvalsh(spectra.gram64(small)).flip(0).clamp(min=0)
+        single, double = (
+            torch.linalg.eigvalsh(spectra.gram(small, dtype)).flip(0).double().clamp(min=0)
+            for dtype in (torch.float32, torch.float64)
+        )
+        in_sums, in_entropy = spectra._uncertainty(single)
         off = (single.cumsum(0) / single.sum() - double.cumsum(0) / double.sum()).abs().max()
-        alike = max(4.0, len(single) * float(single[0] / single.sum()))
-        assert float(off) < unit * alike * spectra.UNCERTAIN_IN_SUMS / 2
+        assert float(off) < in_sums / 4, name
+        entropies = [spectra._entropy(squares.sqrt()) for squares in (single, double)]
+        assert abs(entropies[0] - entropies[1]) < in_entropy / 4, name
+        judged.append(spectra._good_enough(single))
+    assert True in judged and False in judged
+
+
+def test_the_gram_matrix_is_the_lower_triangle_of_the_product() -> None:
+    for rows, columns in ((1, 3), (7, 5000), (64, 70), (100, 2048)):
+        matrix = gaussian(rows, columns)
+        for dtype, near in ((torch.float32, 1e-3), (torch.float64, 1e-11)):
+            whole = (matrix.double() @ matrix.double().T).tril()
+            found = spectra.gram(matrix, dtype)
+            assert found.dtype == dtype
+            assert torch.allclose(found.tril().double(), whole, atol=near * columns**0.5)
 
 
 def test_a_zero_update_has_no_rank_and_no_norm() -> None:
