@@ -36,6 +36,14 @@ def spectra(
             "--eps", metavar="X", min=0.0, max=1.0, help="Less alike than this is an intruder."
         ),
     ] = 0.5,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--values",
+            metavar="NAME",
+            help="Keep all singular values of this matrix, for a curve. Repeatable.",
+        ),
+    ] = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -49,13 +57,14 @@ def spectra(
     \b
     Example:
       laura spectra smollm2-135m-instruct-q4 studies/demo/runs/ID/checkpoints/STEP
+      laura spectra llama-2-7b tuned --values model.layers.26.self_attn.q_proj
     """
     with opened(json) as desk:
         from laura.analysis.comparison import compare_weights
         from laura.analysis.measuring import Wanted
         from laura.report.spectra_tables import spectra_tables
 
-        wanted = Wanted(intruders, k, eps)
+        wanted = Wanted(intruders, k, eps, tuple(values or ()))
         progress = desk.progress
         answer = compare_weights(
             base, tuned, out=out, wanted=wanted, device=device, progress=progress

@@ -9,6 +9,7 @@
         resume/STEP/        optimiser, random state, data position (one, replaced)
         evals/STEP/TASK.json + TASK.samples.jsonl.gz
         analysis/STEP/spectra.json
+      base/analysis/spectra.json  analysis/subspaces.json
       summary.json  report.html  figures/*.svg, *.png
 
 Files are written aside and renamed, so a file that exists is whole. Folders

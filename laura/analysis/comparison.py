@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from laura.analysis.measuring import Wanted, each_matrix, measure_spectra, warnings
+from laura.analysis.measuring import SPECTRA_ALONE, Wanted, each_matrix, measure_spectra, warnings
 from laura.analysis.subspaces import factor_directions, overlap, update_directions
 from laura.analysis.weights import Matrix, StoredModel, Tuned, open_tuned
 from laura.errors import UsageError
@@ -28,7 +28,7 @@ def compare_weights(
     tuned: str,
     *,
     out: Path,
-    wanted: Wanted = Wanted(),  # noqa: B008 - frozen
+    wanted: Wanted = SPECTRA_ALONE,
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def compare_weights(
     Raises:
         ModelError, AdapterError, ShapeError: the two do not belong together, a file is
             damaged, or a matrix is not finite; the message names it.
-        UsageError: `out` is a folder.
+        UsageError: `out` is a folder, or there is no matrix of a name in `wanted.values`.
     """
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; give a file, such as {out / 'spectra.json'}")
@@ -58,6 +58,7 @@ def compare_weights(
     folder, other = resolve_model(base, progress=progress), resolve_model(tuned, progress=progress)
     before = StoredModel(folder)
     after = open_tuned(before, other)
+    _check_names(wanted.values, list(before.matrices))
     partial = out.with_name(f"{out.stem}.partial.jsonl")
     matrices = measure_spectra(
         before,
@@ -72,13 +73,23 @@ def compare_weights(
         "format": FORMAT,
         "base": base,
         "tuned": tuned,
-        "settings": asdict(wanted),
+        "settings": wanted.settings,
         "warnings": warnings(before, after, matrices),
         "matrices": matrices,
     }
     write_json(out, answer)
     partial.unlink(missing_ok=True)
     return answer
+
+
+def _check_names(asked: Sequence[str], known: Sequence[str]) -> None:
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UsageError(
+                f"there is no matrix {name!r}; "
+                + (f"did you mean {near[0]}?" if near else f"they are called like {known[0]}")
+            )
 
 
 def compare_subspaces(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,21 @@ class Wanted:
         intruders: Whether intruder dimensions are counted.
         k: Leading directions of the tuned matrix that are looked at.
         eps: A direction less alike than this to every base direction is an intruder.
+        values: Names of matrices whose singular values are kept, all of them.
     """
 
     intruders: bool = False
     k: int = 10
     eps: float = 0.5
+    values: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on, as a JSON value."""
+        return {"intruders": self.intruders, "k": self.k, "eps": self.eps}
+
+
+SPECTRA_ALONE = Wanted()
 
 
 def base_spectra(
@@ -103,7 +113,7 @@ def measure_spectra(
     def measure(one: Matrix) -> dict[str, Any]:
         return _measure(base, tuned, one, wanted, (known or {}).get(one.name), device)
 
-    identity = {**identity, "wanted": asdict(wanted)}
+    identity = {**identity, "settings": wanted.settings, "values": list(wanted.values)}
     return each_matrix(base.matrices.values(), measure, title, file, identity, progress)
 
 
@@ -157,8 +167,9 @@ def _measure(
     device: torch.device,
 ) -> dict[str, Any]:
     name = one.name
-    if known is None:
-        known = spectrum(base.read(name, device), f"{name} of {base.folder}").facts()
+    values = name in wanted.values
+    if known is None or values:
+        known = spectrum(base.read(name, device), f"{name} of {base.folder}").facts(values)
     factors = tuned.factors(name, device)
     told = f"the update of {name}"
     if factors is None:
@@ -166,7 +177,9 @@ def _measure(
     else:
         update = product_spectrum(*factors, told)
     changed = update.spectral > 0
-    after = spectrum(tuned.read(name, device), f"the tuned {name}").facts() if changed else known
+    after = (
+        spectrum(tuned.read(name, device), f"the tuned {name}").facts(values) if changed else known
+    )
     intruders = None
     if wanted.intruders:
         intruders = 0
@@ -179,7 +192,7 @@ def _measure(
         "module": one.module,
         "shape": list(one.shape),
         "noise_rank": {f"{100 * e:.0f}": noise_rank(*one.shape, e) for e in ENERGIES},
-        **update.facts(),
+        **update.facts(values),
         "relative_frobenius": _share(update.frobenius, known["frobenius"]),
         "relative_spectral": _share(update.spectral, known["spectral"]),
         "base": known,

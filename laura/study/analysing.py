@@ -8,7 +8,6 @@ is named in its file and leaves the others alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def _base_spectra(
 def _stands(session: Session, point: Point, wanted: Wanted) -> bool:
     file = spectra_file(session.store, point)
     if file.is_file():
-        return bool(read_json(file).get("settings") == asdict(wanted))
+        return bool(read_json(file).get("settings") == wanted.settings)
     return not session.store.run(point.run["id"]).checkpoint(point.step).is_dir()
 
 
@@ -129,7 +128,7 @@ def _analyse_point(
         "learning_rate": point.learning_rate,
         "budget": point.budget,
         "step": point.step,
-        "settings": asdict(wanted),
+        "settings": wanted.settings,
         "warnings": remarks,
         "matrices": matrices,
     }

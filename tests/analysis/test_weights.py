@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from laura.analysis.comparison import compare_weights
 from laura.analysis.kept import kept_results
+from laura.analysis.measuring import Wanted
 from laura.analysis.spectra import ENERGIES
 from laura.analysis.weights import StoredFull, StoredModel, rescale_rows
-from laura.errors import AdapterError, LauraError, ModelError, ShapeError
+from laura.errors import AdapterError, LauraError, ModelError, ShapeError, UsageError
 from tests.conftest import make_tiny_model
 
 pytestmark = pytest.mark.filterwarnings(
@@ -147,6 +148,31 @@ def test_dora_rescales_rows_as_peft_does(tmp_path: Path) -> None:
         tuned = weight + 3.0 * stored[f"{key}B.weight"].double() @ stored[f"{key}A.weight"].double()
         rescale_rows(tuned, stored[f"{key}magnitude_vector"].double())
         assert torch.allclose(tuned, after[name], atol=1e-6)
+
+
+def test_singular_values_of_one_matrix_are_kept(
+    tiny_folder: Path, full_folder: Path, tmp_path: Path
+) -> None:
+    """What figure S7 of the paper draws: base, tuned and update of one matrix."""
+    name = "model.layers.1.mlp.down_proj"
+    answer = compare_weights(
+        str(tiny_folder),
+        str(full_folder),
+        out=tmp_path / "s.json",
+        wanted=Wanted(values=(name,)),
+        device="cpu",
+    )
+    before, after = layer_maps(make_tiny_model())[name], layer_maps(changed())[name]
+    for one in answer["matrices"]:
+        if one["name"] != name:
+            assert "values" not in one and "values" not in one["base"]
+            continue
+        for told, matrix in ((one["base"], before), (one["tuned"], after), (one, after - before)):
+            expected = torch.linalg.svdvals(matrix)
+            assert torch.allclose(torch.tensor(told["values"]).double(), expected, rtol=1e-4)
+    with pytest.raises(UsageError, match=r"no matrix 'model.layers.1.mlp.down'; did you mean"):
+        wanted = Wanted(values=("model.layers.1.mlp.down",))
+        compare_weights(str(tiny_folder), str(full_folder), out=tmp_path / "s.json", wanted=wanted)
 
 
 def test_bf16_is_warned_of_and_rounds(tiny_folder: Path, tmp_path: Path) -> None:
