@@ -71,14 +71,17 @@ def _base_spectra(
     session: Session, base: StoredModel, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     file = base_spectra_file(session.store)
-    if not file.is_file():
+    # A study may be continued with the same base held in another type.
+    identity = {"dtype": session.recipe.base.dtype}
+    kept = read_json(file) if file.is_file() else {}
+    known: dict[str, dict[str, Any]] = kept.get("matrices", {})
+    if kept.get("dtype") != identity["dtype"]:
         partial = _partial(file)
-        found = base_spectra(
-            base, file=partial, identity={}, device=device, progress=session.progress
+        known = base_spectra(
+            base, file=partial, identity=identity, device=device, progress=session.progress
         )
-        write_json(file, {"format": FORMAT, "matrices": found})
+        write_json(file, {"format": FORMAT, **identity, "matrices": known})
         partial.unlink()
-    known: dict[str, dict[str, Any]] = read_json(file)["matrices"]
     return known
 
 
