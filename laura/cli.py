@@ -22,6 +22,7 @@ from laura.cli_options import (
     StudyOption,
 )
 from laura.cli_show import show
+from laura.cli_spectra import spectra
 from laura.cli_study import carry_out, draw_and_answer, read_chosen, read_setting
 from laura.door import listen_for_stop, opened
 
@@ -165,6 +166,7 @@ def report(
 
 
 app.command()(show)
+app.command()(spectra)
 app.command("lm-eval", context_settings=FOREIGN)(lm_eval)
 
 

@@ -1,9 +1,10 @@
 """A recipe: what is compared, on which data, and how it is measured.
 
 Every default lives in the files `recipe*.py` and nowhere else: the arms in
-`recipe_arms.py`, the measures in `recipe_measure.py`, the rest here. Each part of
-Laura receives its own section, never the whole recipe. Reading YAML, overriding
-and gathering faults is in `recipe_reading.py`.
+`recipe_arms.py`, the measures in `recipe_measure.py`, the analysis in
+`recipe_analysis.py`, the rest here. Each part of Laura receives its own section,
+never the whole recipe. Reading YAML, overriding and gathering faults is in
+`recipe_reading.py`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from laura.recipe_analysis import AnalysisSection
 from laura.recipe_arms import Arm, FullArm, LoraArm
 from laura.recipe_measure import MeasureSection
 from laura.recipe_section import Section, Share
 from laura.recipe_tasks import NAME_PATTERN
 
 __all__ = [
+    "AnalysisSection",
     "Arm",
     "BaseSection",
     "BudgetSection",
@@ -253,3 +256,4 @@ class Recipe(Section):
         default=[0, 1, 2], min_length=1, description="The grid uses the first; the best rate all."
     )
     measure: MeasureSection = Field(default_factory=MeasureSection)
+    analysis: AnalysisSection = Field(default_factory=AnalysisSection)

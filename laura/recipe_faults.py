@@ -204,6 +204,15 @@ def _text_faults(recipe: Recipe) -> Iterable[Fault]:
         yield Fault("data.source_text", "is needed by measure: source_loss")
 
 
+def _analysis_faults(recipe: Recipe) -> Iterable[Fault]:
+    if recipe.analysis.intruders and recipe.analysis.spectra == "none":
+        yield Fault(
+            "analysis.intruders",
+            "are counted where spectra are taken, and analysis.spectra is none; set it to final "
+            "or all",
+        )
+
+
 # Each check, and the sections that must be free of faults for it to mean something.
 _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"budget"}, _budget_faults),
@@ -217,6 +226,7 @@ _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"measure", "data"}, _text_faults),
     ({"arms", "data"}, replay_use_faults),
     ({"data"}, replay_source_faults),
+    ({"analysis"}, _analysis_faults),
 )
 
 

@@ -9,6 +9,8 @@
         checkpoints/STEP/   weights, manifest.json with SHA-256 (kept at budget points)
         resume/STEP/        optimiser, random state, data position (one, replaced)
         evals/STEP/TASK.json + TASK.samples.jsonl.gz
+        analysis/STEP/spectra.json
+      base/analysis/spectra.json  analysis/subspaces.json
       summary.json  report.html  figures/*.svg, *.png
 
     SERIES/
@@ -263,6 +265,10 @@ class RunStore:
     def evaluation(self, step: int, task: str) -> Path:
         """File of one task's result at a budget point."""
         return self.folder / "evals" / f"{step:08d}" / f"{task}.json"
+
+    def analysis(self, step: int, name: str) -> Path:
+        """File of one analysis of the weights at a budget point."""
+        return self.folder / "analysis" / f"{step:08d}" / f"{name}.json"
 
     @property
     def state(self) -> str:

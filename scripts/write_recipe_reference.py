@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from laura.recipe import (
+    AnalysisSection,
     BaseSection,
     BudgetSection,
     DataSection,
@@ -52,6 +53,7 @@ PARTS: dict[str, type[Section]] = {
     "train": TrainSection,
     "search": SearchSection,
     "measure": MeasureSection,
+    "analysis": AnalysisSection,
 }
 LIMITS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 

@@ -1,4 +1,4 @@
-"""`laura compare`: base, grids, best rates, further seeds, summary, report.
+"""`laura compare`: base, grids, best rates, further seeds, analysis, summary, report.
 
 A short program: each step leaves files, and a step whose files stand is not
 done again, so a comparison that is stopped at any moment goes on with the same
@@ -14,6 +14,7 @@ from typing import Any
 from laura.progress import SILENT, Progress
 from laura.recipe import Recipe
 from laura.store import StudyStore, read_json, write_json
+from laura.study.analysing import analyse
 from laura.study.session import RunSpec, Session, open_study
 from laura.study.summary import build_costs, build_summary, gather
 from laura.study.verdict import build_verdict
@@ -61,6 +62,7 @@ def compare(
                 more, finished = _left(session, _further_seeds(session))
                 bar.advance(finished)
                 crew.carry_out(more, bar)
+        analyse(session)
         summary = write_summary(session.store, recipe)
         # A command that found all done says nothing of how long it takes.
         if grid or more:

@@ -1,0 +1,1 @@
+"""What finetuning did to the weights, read from saved files matrix by matrix."""
