@@ -14,6 +14,7 @@ from laura.cli_answers import (
     facts_text,
     finding_text,
 )
+from laura.cli_claims import claims
 from laura.cli_evaluate import evaluate
 from laura.cli_lm_eval import FOREIGN, lm_eval
 from laura.cli_micro import micro
@@ -162,6 +163,7 @@ def train(
 
 
 app.command()(evaluate)
+app.command()(claims)
 
 
 @app.command()
@@ -179,7 +181,9 @@ def report(
         from laura.report.page import write_report
         from laura.report.tables import summary_table
         from laura.store import StudyStore, read_json
+        from laura.study.claims import redraw_claims
 
+        redraw_claims(study)
         page = write_report(study, desk.progress)
         summary = read_json(StudyStore(study).summary_file)
         answer_study(desk, summary, summary_table(summary), study, page)

@@ -1,0 +1,501 @@
+"""Claims judged by studies whose truth is known: every verdict, and how often it is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from laura.errors import StoreError
+from laura.study.claims import CLAIMS, build_claims, read_analysis, read_study
+from laura.study.claims.outcomes import forgets_less, learns_less_in_code, rank_moves_along
+from laura.study.claims.pace import needs_more_epochs
+from laura.study.claims.settings import FORGETTING, LEARNING, Setting
+from laura.study.claims.verdicts import holm
+from laura.study.effects import Effect, Part, TooThin, mean_effect
+from tests.study.fabricated import FULL, LORA, METRIC, Run, World
+
+LEARN, KEEP = "humaneval", ("hellaswag", "winogrande")
+
+
+def forgetting(arm: str, value: float) -> dict[Any, float]:
+    return {(task, arm): value for task in KEEP}
+
+
+def verdicts(*worlds: World, analysis: dict[str, Any] | None = None) -> dict[str, Any]:
+    settings = [(f"s{i}", world.evidence(i), analysis) for i, world in enumerate(worlds)]
+    found = build_claims(settings)
+    json.dumps(found, allow_nan=False)
+    return {claim["id"]: claim for claim in found["claims"]}
+
+
+def lora(name: str, **settings: Any) -> str:
+    settings = {"method": "lora", "learning_rates": [1e-3], **settings}
+    return f"  {name}: {json.dumps(settings)}"
+
+
+def full(name: str, **settings: Any) -> str:
+    settings = {"method": "full", "learning_rates": [1e-4], **settings}
+    return f"  {name}: {json.dumps(settings)}"
+
+
+# The error of an effect.
+
+
+def test_an_effect_is_the_paired_difference_with_both_errors() -> None:
+    setting = Setting("s", World({}, items=120).evidence(4))
+    arms = setting.lora(), setting.full()
+    effect = setting.difference(*arms, FORGETTING, 1)
+    sides = [[setting.points(arm, 1)[seed] for seed in (0, 1, 2)] for arm in arms]
+    # Shape (task, seed, item): the plain array that the definition is about.
+    d = np.array([
+        [[a[METRIC[t]] - b[METRIC[t]] for a, b in zip(p.results[t].items, q.results[t].items,
+                                                      strict=True)]
+         for p, q in zip(*sides, strict=True)]
+        for t in KEEP
+    ], dtype=float)  # fmt: skip
+    assert effect.value == pytest.approx(d.mean())
+    seeds = d.mean(axis=(0, 2)).var(ddof=1) / 3
+    items = [d[t].mean(axis=0).var(ddof=1) / 120 / 4 for t in (0, 1)]
+    assert effect.stderr == pytest.approx(math.sqrt(seeds + sum(items)))
+    freedom = (seeds + sum(items)) ** 2 / (seeds**2 / 2 + sum(v**2 for v in items) / 119)
+    assert effect.freedom == pytest.approx(freedom)
+    low, high = stats.t.interval(0.95, freedom, effect.value, effect.stderr)
+    assert effect.interval() == pytest.approx((low, high))
+    assert effect.chance_below(0.1) == pytest.approx(
+        stats.t.sf((effect.value - 0.1) / effect.stderr, freedom)
+    )
+    assert (effect.n, effect.seeds) == (240, 3)
+
+
+def test_errors_over_items_add_whole_when_settings_are_averaged() -> None:
+    one = Effect(1.0, (Part("seeds", 0.04, 2), Part("items", 0.09, 99)), 100, 3)
+    two = Effect(3.0, (Part("seeds", 0.04, 2), Part("items", 0.09, 99)), 100, 3)
+    both = mean_effect([one, two])
+    assert both.value == 2 and both.n == 200
+    # Seeds are independent (variance halves), items may be the same ones (it does not).
+    assert both.stderr**2 == pytest.approx(0.02 + 0.09)
+
+
+def test_holm_is_the_textbooks() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+# How often a verdict is wrong when nothing is true, and right when something is.
+
+
+def share_judged(draws: int, world: Callable[[], World], look: Any) -> Counter[str]:
+    return Counter(look([Setting("s", world().evidence(i))]).verdict for i in range(draws))
+
+
+@pytest.mark.parametrize(
+    ("seed_spread", "item_spread"), [(0.0, 0.0), (0.1, 0.0), (0.03, 0.15), (0.0, 0.3)]
+)
+@pytest.mark.parametrize("look", [learns_less_in_code, forgets_less])
+def test_false_verdicts_are_no_more_than_nominal(
+    seed_spread: float, item_spread: float, look: Any
+) -> None:
+    def null() -> World:
+        return World({LEARN: 0.5}, items=80, seed_spread=seed_spread, item_spread=item_spread)
+
+    draws = 150
+    found = share_judged(draws, null, look)
+    # Each side is wrong 2.5 % of the time at most: 99.9 % of such studies stay below this.
+    most = stats.binom.ppf(0.999, draws, 0.025)
+    assert found["supported"] <= most and found["contradicted"] <= most
+
+
+def test_peaks_at_the_same_budget_are_seldom_told_apart() -> None:
+    def null() -> World:
+        truth = {(LEARN, arm, b): v for arm in ("full", "lora")
+                 for b, v in ((1, 0.5), (2, 0.55), (4, 0.55), (8, 0.5))}  # fmt: skip
+        return World(truth, budgets=(1, 2, 4, 8), items=80, seed_spread=0.03)
+
+    draws = 100
+    found = share_judged(draws, null, needs_more_epochs)
+    most = stats.binom.ppf(0.999, draws, 0.025)
+    assert found["supported"] <= most and found["contradicted"] <= most
+
+
+def test_a_real_difference_is_found() -> None:
+    def real() -> World:
+        return World({(LEARN, "full"): 0.6, (LEARN, "lora"): 0.4}, items=200, item_spread=0.1)
+
+    assert share_judged(40, real, learns_less_in_code)["supported"] >= 36
+
+
+# Each claim, each verdict.
+
+UP, DOWN = 0.75, 0.3
+CURVE = {1: 0.3, 2: 0.5, 4: 0.8, 8: 0.5}  # peaks at 4
+
+
+def curves(early: str, late: str) -> dict[Any, float]:
+    """Two arms, one of which peaks four times as late."""
+    first = {(LEARN, early, b): v for b, v in ((1, 0.8), (2, 0.5), (4, 0.35), (8, 0.3))}
+    return {**first, **{(LEARN, late, b): CURVE[b] for b in CURVE}}
+
+
+def targets(order: tuple[float, float, float]) -> World:
+    arms = [lora(name, rank=4, targets=name) for name in ("all", "mlp", "attention")]
+    names = ("all", "mlp", "attention")
+    return World({(LEARN, n): v for n, v in zip(names, order, strict=True)}, arms)
+
+
+def ranks(learnt: tuple[float, float], kept: tuple[float, float]) -> World:
+    arms = [lora("high", rank=64), lora("low", rank=4)]
+    truth: dict[Any, float] = {(LEARN, "high"): learnt[0], (LEARN, "low"): learnt[1]}
+    return World({**truth, **forgetting("high", kept[0]), **forgetting("low", kept[1])}, arms)
+
+
+def regularised(lora_keeps: float, others: float) -> World:
+    arms = [FULL, LORA, full("decay", weight_decay=0.1)]
+    truth = {**forgetting("full", others), **forgetting("lora", lora_keeps)}
+    return World({**truth, **forgetting("decay", others)}, arms)
+
+
+def math_and_code(math_share: float, code_share: float) -> tuple[World, World]:
+    def world(domain: str, share: float) -> World:
+        task = "gsm8k" if domain == "math" else LEARN
+        truth = {(task, "base"): 0.2, (task, "full"): 0.7, (task, "lora"): 0.2 + 0.5 * share}
+        return World(truth, domain=domain, learning=task, item_spread=0.1, items=400)
+
+    return world("math", math_share), world("code", code_share)
+
+
+def regimes(instruct: float, pretrain: float) -> tuple[World, World]:
+    return (
+        World({(LEARN, "full"): instruct}),
+        World({(LEARN, "full"): pretrain}, regime="pretrain"),
+    )
+
+
+def rates(factor: float) -> World:
+    """Best rates inside both lists, so many times apart; every seed ran every rate."""
+    steps = (0.5, 1, 2)
+    arms = [full("full", learning_rates=[1e-4 * s for s in steps]),
+            lora("lora", learning_rates=[1e-4 * factor * s for s in steps])]  # fmt: skip
+    losses = {(name, 1e-4 * f * s): abs(s - 1) for name, f in (("full", 1.0), ("lora", factor))
+              for s in steps}  # fmt: skip
+    return World({}, arms, losses=losses, all_rates_seeds=(0, 1, 2))
+
+
+OUTCOMES: dict[str, dict[str, tuple[World, ...]]] = {
+    "learns-less-code": {
+        "supported": (World({(LEARN, "full"): UP, (LEARN, "lora"): DOWN}),),
+        "contradicted": (World({(LEARN, "full"): DOWN, (LEARN, "lora"): UP}),),
+    },
+    "learns-less-elsewhere": {
+        "supported": (World({("gsm8k", "full"): UP}, domain="math", learning="gsm8k"),),
+        "contradicted": (World({("gsm8k", "full"): DOWN}, domain="math", learning="gsm8k"),),
+    },
+    "narrows-gap-math": {
+        "supported": math_and_code(0.9, 0.3),
+        "contradicted": math_and_code(0.3, 0.9),
+    },
+    "forgets-less": {
+        "supported": (World({**forgetting("full", DOWN), **forgetting("lora", UP)}),),
+        "contradicted": (World({**forgetting("full", UP), **forgetting("lora", DOWN)}),),
+    },
+    "rate-ten-times": {"supported": (rates(10),), "contradicted": (rates(1),)},
+    "targets-order": {
+        "supported": (targets((0.8, 0.5, 0.2)),),
+        "contradicted": (targets((0.5, 0.8, 0.2)),),
+    },
+    "rank-moves-along": {
+        "supported": (ranks((UP, DOWN), (DOWN, UP)),),
+        "contradicted": (ranks((UP, DOWN), (UP, DOWN)),),
+    },
+    "instruct-over-pretrain": {
+        "supported": regimes(UP, DOWN),
+        "contradicted": regimes(DOWN, UP),
+    },
+    "lora-needs-longer": {
+        "supported": (World(curves("full", "lora"), budgets=(1, 2, 4, 8), items=400),),
+        "contradicted": (World(curves("lora", "full"), budgets=(1, 2, 4, 8), items=400),),
+    },
+    "four-epochs": {
+        "supported": (World(curves("full", "lora"), budgets=(1, 2, 4, 8)),),
+        "contradicted": (World(curves("lora", "full"), budgets=(1, 2, 4, 8)),),
+    },
+}
+
+
+@pytest.mark.parametrize("claim", OUTCOMES)
+def test_each_verdict_on_scores_can_be_reached(claim: str) -> None:
+    for verdict, worlds in OUTCOMES[claim].items():
+        found = verdicts(*worlds)[claim]
+        assert found["verdict"] == verdict, found
+        low, high = found["interval"]
+        assert low < found["effect"] < high and found["n"] and found["seeds"] == 3
+        assert found["reason"] and found["p"] <= 0.05
+        for row in found["evidence"]:
+            assert row["setting"] and row["arms"]
+    nothing = World({}, (FULL,), learning="gsm8k")
+    thin = verdicts(nothing)[claim]
+    assert thin["verdict"] == "too thin" and thin["reason"] and thin["effect"] is None
+
+
+def test_fewer_than_three_seeds_or_fifty_items_are_too_thin() -> None:
+    truth = {(LEARN, "full"): UP, (LEARN, "lora"): DOWN}
+    two = verdicts(World(truth, seeds=(0, 1)))["learns-less-code"]
+    assert two["verdict"] == "too thin" and "at most 2 seeds" in two["reason"]
+    few = verdicts(World(truth, items=49))["learns-less-code"]
+    assert few["verdict"] == "too thin" and "49 items measured; 50 are needed" in few["reason"]
+
+
+def test_arms_are_known_by_their_settings_not_their_names() -> None:
+    arms = [FULL.replace("full:", "lora:"), LORA.replace("lora:", "full:")]
+    truth = {(LEARN, "lora"): UP, (LEARN, "full"): DOWN}
+    found = verdicts(World(truth, arms))["learns-less-code"]
+    assert found["verdict"] == "supported" and found["evidence"][0]["arms"] == ["full", "lora"]
+
+
+def test_the_highest_rank_speaks_for_lora_and_others_stand_beside_it() -> None:
+    arms = [
+        FULL,
+        lora("small", rank=4),
+        lora("large", rank=64),
+        lora("mlp", rank=99, targets="mlp"),
+    ]
+    found = verdicts(World({}, arms))["forgets-less"]
+    assert [row["arms"][0] for row in found["evidence"]] == ["large", "small", "mlp"]
+    assert [row["decides"] for row in found["evidence"]] == [True, False, False]
+
+
+# What the recipe cannot say at this version yet, put into arms as the recipes to come will.
+
+
+def with_settings(world: World, **changes: dict[str, Any]) -> Setting:
+    setting = Setting("s", world.evidence(1))
+    kinds = [type(arm)(arm.name, {**arm.settings, **changes.get(arm.name, {})})
+             for arm in setting.arms]  # fmt: skip
+    setting.__dict__["arms"] = kinds
+    return setting
+
+
+@pytest.mark.parametrize(
+    ("keeps", "verdict"), [((UP, DOWN), "supported"), ((DOWN, UP), "contradicted")]
+)
+def test_regularisers_and_replay(keeps: tuple[float, float], verdict: str) -> None:
+    from laura.study.claims.outcomes import replay_mitigates, stronger_than_regularisers
+
+    world = regularised(*keeps)
+    world.arms = [*world.arms, full("drop")]
+    world.truth = {**world.truth, **forgetting("drop", keeps[1])}
+    setting = with_settings(world, drop={"attention_dropout": 0.1})
+    found = stronger_than_regularisers([setting])
+    assert found.verdict == verdict and len(found.evidence) == 2
+    alone = stronger_than_regularisers([Setting("s", regularised(*keeps).evidence())])
+    assert alone.verdict == "too thin" and "with dropout" in alone.reason
+
+    truth = {**forgetting("mixed", keeps[0]), **forgetting("plain", keeps[1])}
+    arms = [full("plain"), full("mixed"), full("other", weight_decay=0.1)]
+    setting = with_settings(World(truth, arms), mixed={"replay": 0.1}, other={"replay": 0.5})
+    found = replay_mitigates([setting])
+    assert found.verdict == verdict
+    # The arm with another weight decay is no pair of the plain one.
+    assert [row["arms"] for row in found.evidence] == [["mixed", "plain"]]
+
+
+def test_variants_do_not_speak_for_lora_or_full() -> None:
+    world = World({}, [FULL, LORA, lora("dora", rank=99), full("frozen")])
+    setting = with_settings(world, dora={"dora": True}, frozen={"layers": [0]})
+    assert setting.lora().name == "lora" and setting.full().name == "full"
+    setting = with_settings(world, lora={"init": "default", "lora_plus_ratio": 1.0, "layers": None})
+    assert setting.lora().name == "dora"  # rank 99, and plain as far as its settings say
+    assert not any(arm.is_variant for arm in setting.arms)
+
+
+# Claims from analysis.json.
+
+
+def matrices(rank: dict[str, int], layers: tuple[int, ...] = (0, 1, 2)) -> list[dict[str, Any]]:
+    return [
+        {"layer": layer, "module": module, "shape": [512, 512],
+         "rank": {"90": value + (3 * (layer == 1))}, "noise_rank": {"90": 260}}
+        for layer in layers for module, value in rank.items()
+    ]  # fmt: skip
+
+
+def spectra(
+    first: dict[str, int], last: dict[str, int], middle: int = 0, seeds: int = 3
+) -> dict[str, Any]:
+    rows = []
+    for seed in range(seeds):
+        for budget, rank in ((1, first), (2, last)):
+            found = matrices({name: value + seed for name, value in rank.items()})
+            for matrix in found:
+                matrix["rank"]["90"] += middle * (matrix["layer"] == 1)
+            rows.append({"run": "r", "arm": "full", "seed": seed, "learning_rate": 1e-4,
+                         "budget": budget, "step": 1, "matrices": found})  # fmt: skip
+    return {"format": 1, "tradeoff": None, "spectra": rows, "diversity": []}
+
+
+LOW, HIGH = {"q_proj": 20, "up_proj": 30}, {"q_proj": 200, "up_proj": 230}
+SPECTRA = {
+    "full-high-rank": (spectra(LOW, HIGH), spectra(HIGH, LOW)),
+    "rank-grows": (spectra(LOW, HIGH), spectra(HIGH, LOW)),
+    "rank-by-module": (
+        spectra(LOW, {"q_proj": 100, "up_proj": 200}),
+        spectra(LOW, {"q_proj": 200, "up_proj": 100}),
+    ),
+    "rank-by-layer": (spectra(LOW, HIGH, middle=20), spectra(LOW, HIGH, middle=-20)),
+}
+
+
+@pytest.mark.parametrize("claim", SPECTRA)
+def test_each_verdict_on_spectra_can_be_reached(claim: str) -> None:
+    world = World({}, (FULL, lora("lora", rank=8)), budgets=(1, 2))
+    supported, contradicted = SPECTRA[claim]
+    assert verdicts(world, analysis=supported)[claim]["verdict"] == "supported"
+    assert verdicts(world, analysis=contradicted)[claim]["verdict"] == "contradicted"
+    thin = verdicts(world, analysis=spectra(LOW, HIGH, seeds=2))[claim]
+    assert thin["verdict"] == "too thin" and "2 seeds" in thin["reason"]
+    none = verdicts(world)[claim]
+    assert none["verdict"] == "too thin" and "no spectra" in none["reason"]
+
+
+def test_matrices_too_small_for_ten_times_the_rank_say_nothing() -> None:
+    world = World({}, (FULL, lora("lora", rank=64)), budgets=(1, 2))
+    found = verdicts(world, analysis=spectra(LOW, HIGH))["full-high-rank"]
+    assert found["verdict"] == "too thin" and "ten times rank 64" in found["reason"]
+
+
+def test_an_update_that_is_not_finite_is_left_out() -> None:
+    analysis = spectra(LOW, HIGH)
+    for row in analysis["spectra"]:
+        row["matrices"][0]["rank"] = None
+        row["matrices"].append({"layer": None, "module": "embed_tokens", "shape": [9, 2],
+                                "rank": {"90": 1}, "noise_rank": {"90": 1}})  # fmt: skip
+    world = World({}, (FULL, lora("lora", rank=8)), budgets=(1, 2))
+    found = verdicts(world, analysis=analysis)["rank-grows"]
+    assert found["verdict"] == "supported" and found["n"] == 5
+
+
+def matched(low: float, high: float, arms: list[str], seeds: int = 3) -> dict[str, Any]:
+    row = {"arms": arms, "level": 0.5, "forgetting": [0.2, 0.1], "difference": (low + high) / 2,
+           "interval": [low, high], "seeds": seeds, "n": 200, "method": "bootstrap"}  # fmt: skip
+    return {"format": 1, "tradeoff": {"matched": [{**row, "level": 0.2, "interval": [-1, 1]}, row]}}
+
+
+def test_matched_learning_takes_the_interval_as_it_stands() -> None:
+    def judged(*given: Any) -> dict[str, Any]:
+        return verdicts(World({}), analysis=matched(*given))["forgets-less-matched"]
+
+    found = judged(0.01, 0.2, ["full", "lora"])
+    assert found["verdict"] == "supported" and found["interval"] == pytest.approx([0.01, 0.2])
+    assert judged(0.01, 0.2, ["lora", "full"])["verdict"] == "contradicted"
+    assert judged(-0.01, 0.2, ["full", "lora"])["verdict"] == "too thin"
+    assert "2 seeds" in judged(0.01, 0.2, ["full", "lora"], 2)["reason"]
+
+
+def diversity(lora_distinct: float, full_distinct: float, n: int = 164) -> dict[str, Any]:
+    rows = [
+        {"extra": "code", "task": LEARN, "arm": arm, "run": "r", "seed": seed,
+         "learning_rate": rate, "budget": 1, "samples": 10, "temperature": 0.8,
+         "distinct": {"value": value + 0.1 * seed, "stderr": 0.1, "n": n}}
+        for arm, rate, value in (("lora", 1e-3, lora_distinct), ("full", 1e-4, full_distinct))
+        for seed in (0, 1, 2)
+    ]  # fmt: skip
+    rows.append({**rows[0], "arm": None, "learning_rate": None, "budget": None, "seed": None})
+    return {"format": 1, "diversity": rows}
+
+
+def test_diversity() -> None:
+    def judged(analysis: dict[str, Any] | None) -> dict[str, Any]:
+        return verdicts(World({}), analysis=analysis)["keeps-diversity"]
+
+    assert judged(diversity(6, 4))["verdict"] == "supported"
+    assert judged(diversity(4, 6))["verdict"] == "contradicted"
+    assert judged(diversity(5, 5))["verdict"] == "too thin"
+    assert "20 prompts" in judged(diversity(6, 4, n=20))["reason"]
+    assert "no samples" in judged(None)["reason"]
+    missing = diversity(6, 4)
+    missing["diversity"] = [row for row in missing["diversity"] if row["arm"] != "full"]
+    assert "both arms" in judged(missing)["reason"]
+
+
+# Several settings, and what is missing.
+
+
+def forgets(lora_keeps: float, full_keeps: float, **settings: Any) -> World:
+    truth = {**forgetting("lora", lora_keeps), **forgetting("full", full_keeps)}
+    return World(truth, **settings)
+
+
+def test_settings_are_judged_together_and_each_is_shown() -> None:
+    agree = verdicts(forgets(UP, DOWN), forgets(0.6, 0.5))["forgets-less"]
+    assert agree["verdict"] == "supported"
+    values = [row["value"] for row in agree["evidence"]]
+    assert agree["effect"] == pytest.approx(np.mean(values)) and len(values) == 2
+    against = verdicts(forgets(0.95, 0.05), forgets(0.45, 0.6, item_spread=0.05, items=600))
+    found = against["forgets-less"]
+    assert [row["verdict"] for row in found["evidence"]] == ["supported", "contradicted"]
+    assert found["verdict"] == "too thin" and "disagree" in found["reason"]
+    part = verdicts(forgets(UP, DOWN), World({}, (FULL,)))["forgets-less"]
+    assert part["verdict"] == "supported" and "1 of 2 settings cannot speak" in part["reason"]
+    assert part["evidence"][1]["reason"] == "no arm of plain LoRA"
+
+
+def test_verdicts_among_all_that_were_tested() -> None:
+    found = build_claims([("s", forgets(0.6, 0.5).evidence(1), None)])
+    tested = [c for c in found["claims"] if c["p"] is not None]
+    assert found["tested"] == len(tested) and len(found["claims"]) == len(CLAIMS)
+    for claim, p in zip(tested, holm([c["p"] for c in tested]), strict=True):
+        assert claim["holm"]["p"] == p
+        assert claim["holm"]["verdict"] in (claim["verdict"], "too thin")
+    assert all(c["holm"] == {"p": None, "verdict": "too thin"}
+               for c in found["claims"] if c["p"] is None)  # fmt: skip
+
+
+def test_failed_and_missing_runs_are_named_and_the_rest_is_judged() -> None:
+    world = World(
+        {**forgetting("lora", UP), **forgetting("full", DOWN)}, (FULL, LORA, lora("broken"))
+    )
+    evidence = world.evidence()
+    for known, run in evidence.runs:
+        if known["arm"] == "broken":
+            assert isinstance(run, Run)
+            run.state = "diverged"
+    del evidence.best["broken"]
+    evidence.points[:] = [p for p in evidence.points if p.arm != "broken"]
+    del evidence.points[0].results["humaneval"]
+    found = build_claims([("s", evidence, None)])
+    claims = {claim["id"]: claim for claim in found["claims"]}
+    assert claims["forgets-less"]["verdict"] == "supported"
+    assert claims["learns-less-code"]["verdict"] == "too thin"
+    assert "2 seeds measured for everything compared" in claims["learns-less-code"]["reason"]
+    assert "s: broken at 0.001, seed 1: diverged" in found["gaps"]
+    assert "s: broken has no finished run at the largest budget" in found["gaps"]
+
+
+def test_items_that_differ_are_told(tmp_path: Path) -> None:
+    evidence = World({}).evidence()
+    del evidence.points[0].results[LEARN].items[0]
+    setting = Setting("s", evidence)
+    with pytest.raises(TooThin, match="different items"):
+        setting.difference(setting.full(), setting.lora(), LEARNING, 1)
+
+
+def test_folders_that_are_no_study_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no study"):
+        read_study(tmp_path)
+    for text, words in (("[]", "no analysis of format 1"), ('{"format": 2}', "format 1"),
+                        ('{"format": 1, "spectra": [{}]}', "lacks arm, seed")):  # fmt: skip
+        (tmp_path / "analysis.json").write_text(text)
+        with pytest.raises(StoreError, match=words):
+            read_analysis(tmp_path)
+
+
+def test_one_rank_alone_moves_nowhere() -> None:
+    found = rank_moves_along([Setting("s", World({}).evidence())])
+    assert found.verdict == "too thin" and "one rank only" in found.reason
