@@ -181,7 +181,7 @@ def report(
         from laura.report.page import write_report
         from laura.report.tables import summary_table
         from laura.store import StudyStore, read_json
-        from laura.study.claims import redraw_claims
+        from laura.study.claims.judgement import redraw_claims
 
         redraw_claims(study)
         page = write_report(study, desk.progress)

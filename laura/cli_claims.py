@@ -44,7 +44,7 @@ def claims(
     """
     with opened(json) as desk:
         from laura.store import write_json
-        from laura.study.claims import build_claims, read_study, write_claims
+        from laura.study.claims.judgement import build_claims, read_study, write_claims
 
         if len(studies) == 1 and out is None:
             found = write_claims(studies[0])

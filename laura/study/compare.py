@@ -14,7 +14,7 @@ from typing import Any
 from laura.progress import SILENT, Progress
 from laura.recipe import Recipe
 from laura.store import StudyStore, read_json, write_json
-from laura.study.claims import write_claims
+from laura.study.claims.judgement import write_claims
 from laura.study.session import RunSpec, Session, open_study
 from laura.study.summary import build_costs, build_summary, gather
 from laura.study.verdict import build_verdict

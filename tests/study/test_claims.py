@@ -14,10 +14,11 @@ import pytest
 from scipy import stats
 
 from laura.errors import StoreError
-from laura.study.claims import CLAIMS, build_claims, read_analysis, read_study
+from laura.study.claims.judgement import build_claims, read_analysis, read_study
 from laura.study.claims.outcomes import forgets_less, learns_less_in_code, rank_moves_along
 from laura.study.claims.pace import needs_more_epochs
 from laura.study.claims.settings import FORGETTING, LEARNING, Setting
+from laura.study.claims.table import CLAIMS
 from laura.study.claims.verdicts import holm
 from laura.study.effects import Effect, Part, TooThin, mean_effect
 from tests.study.fabricated import FULL, LORA, METRIC, Run, World
