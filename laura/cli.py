@@ -26,6 +26,7 @@ from laura.cli_options import (
     SetOption,
     StudyOption,
 )
+from laura.cli_recommend import gate, recommend
 from laura.cli_show import show
 from laura.door import listen_for_stop, opened
 
@@ -39,7 +40,8 @@ app = typer.Typer(
     help="LoRA or full finetuning, at which settings, and what will the model forget?\n\n"
     "\b\nStart with:\n  laura compare   a comparison on a tiny model, about five minutes\n"
     "  laura doctor    what this machine can do and what is missing\n\n"
-    "\b\nExit codes: 0 done, 2 a mistake you can mend, 1 a bug of ours, 130 stopped.",
+    "\b\nExit codes: 0 done, 2 a mistake you can mend, 1 a bug of ours, 130 stopped,\n"
+    "4 a `gate` that is not passed.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -164,6 +166,8 @@ def train(
 
 app.command()(evaluate)
 app.command()(claims)
+app.command()(recommend)
+app.command()(gate)
 
 
 @app.command()

@@ -31,7 +31,7 @@ def claims(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Judge the statements of the paper by a study: supported, contradicted, too thin to say.
+    """Judge the paper's statements by a study.
 
     A statement is supported when the 95 % interval of its effect, over items and seeds,
     lies on the claimed side, contradicted when it lies on the other; with fewer than three

@@ -24,6 +24,7 @@ from laura.statistics import mean
 from laura.student import quantile, upper_tail
 
 LEVEL = 0.95
+ALPHA = 0.05  # 1 - LEVEL, without its rounding
 MIN_SEEDS = 3
 MIN_ITEMS = 50
 
@@ -116,24 +117,24 @@ class Term:
     place: str = ""
 
 
-def contrast(terms: Sequence[Term]) -> Effect:
+def contrast(terms: Sequence[Term], least_seeds: int = MIN_SEEDS) -> Effect:
     """A weighted sum of scores, paired by seed and by item.
 
     Args:
         terms: At least one. Seeds that all of them have are used. A base, which has no
             seed, is given under every seed.
+        least_seeds: Common seeds needed, two at least.
 
     Returns:
         The sum with its error over seeds and, task by task, over items (module's docstring).
 
     Raises:
-        TooThin: fewer than three common seeds, fewer than 50 items in all, or items differ.
+        TooThin: too few common seeds, fewer than 50 items in all, or items differ.
     """
     seeds = sorted(set.intersection(*(set(term.results) for term in terms)))
-    if len(seeds) < MIN_SEEDS:
-        raise TooThin(
-            f"{count(len(seeds), 'seed')} measured for everything compared; {MIN_SEEDS} are needed"
-        )
+    if len(seeds) < least_seeds:
+        few = count(len(seeds), "seed")
+        raise TooThin(f"{few} measured for everything compared; {least_seeds} are needed")
     by_item: dict[tuple[str, str], dict[int, float]] = {}
     values = [0.0] * len(seeds)
     for term in terms:

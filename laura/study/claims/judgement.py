@@ -14,8 +14,8 @@ from laura.recipe import Recipe
 from laura.store import StudyStore, read_json, write_json
 from laura.study.claims.settings import Setting
 from laura.study.claims.table import CLAIMS
-from laura.study.claims.verdicts import ALPHA, TOO_THIN, holm
-from laura.study.effects import LEVEL, MIN_ITEMS, MIN_SEEDS
+from laura.study.claims.verdicts import TOO_THIN, holm
+from laura.study.effects import ALPHA, LEVEL, MIN_ITEMS, MIN_SEEDS
 from laura.study.summary import Evidence, gather
 
 CLAIMS_FILE, ANALYSIS_FILE = "claims.json", "analysis.json"

@@ -215,15 +215,27 @@ class Setting:
         Raises:
             TooThin: the measure was not measured there.
         """
-        tasks = self.tasks(measure)
-        results: dict[int, Mapping[str, TaskResult]]
         if arm is None:
-            results = dict.fromkeys(self.evidence.recipe.seeds, self.evidence.base)
-        else:
-            results = {seed: p.results for seed, p in self.points(arm, budget).items()}
+            return self.scores(weight, self.base_results, measure, "the base")
+        points = self.points(arm, budget)
+        return self.scores(weight, {s: p.results for s, p in points.items()}, measure, arm.name)
+
+    @property
+    def base_results(self) -> dict[int, Mapping[str, TaskResult]]:
+        """The base's results under every seed: a base has none of its own."""
+        return dict.fromkeys(self.evidence.recipe.seeds, self.evidence.base)
+
+    def scores(
+        self, weight: float, results: Mapping[int, Mapping[str, TaskResult]], measure: str, who: str
+    ) -> Term:
+        """A term of a contrast from results by seed and task; seeds with gaps are left out.
+
+        Raises:
+            TooThin: no seed has every task of the measure.
+        """
+        tasks = self.tasks(measure)
         whole = {s: r for s, r in results.items() if all(task in r for task in tasks)}
         if not whole:
-            who = "the base" if arm is None else arm.name
             raise TooThin(f"{measure} of {who} was not measured ({', '.join(tasks)})")
         first = next(iter(whole.values()))
         signs = {}

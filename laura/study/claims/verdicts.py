@@ -27,10 +27,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from laura.study.claims.settings import Setting
-from laura.study.effects import LEVEL, Effect, TooThin, mean_effect
+from laura.study.effects import ALPHA, Effect, TooThin, mean_effect
 
 SUPPORTED, CONTRADICTED, TOO_THIN = "supported", "contradicted", "too thin"
-ALPHA = 1 - LEVEL
 
 
 @dataclass(frozen=True)
