@@ -20,7 +20,9 @@ from laura.errors import DataError, RecipeError, UsageError
 from laura.recipe import MeasureSection, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = "compare train evaluate report show merge fetch doctor schema".split()
+COMMANDS = (
+    "compare train evaluate claims recommend gate report show merge fetch doctor schema".split()
+)
 RECIPE = """\
 name: tiny
 base: {model: somewhere}

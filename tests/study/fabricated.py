@@ -49,6 +49,7 @@ class World:
             without budget, or without arm, stands for all.
         seed_spread: Standard deviation of a run's own luck, added to every item's chance.
         item_spread: How much items differ in what an arm does to them.
+        hardness_spread: How much harder one item is than another, for every arm.
     """
 
     truth: Mapping[Any, float]
@@ -62,6 +63,7 @@ class World:
     forgetting: str = "hellaswag, winogrande"
     seed_spread: float = 0.02
     item_spread: float = 0.2
+    hardness_spread: float = 0.3
     losses: Mapping[tuple[str, float], float] = field(default_factory=dict)
     all_rates_seeds: Sequence[int] = (0,)
 
@@ -79,7 +81,7 @@ class World:
         tasks = [name.strip() for name in f"{self.learning}, {self.forgetting}".split(",")]
         easy = {(task, who): draw.normal(0, self.item_spread, self.items) for task in tasks
                 for who in ["base", *recipe.arms]}  # fmt: skip
-        hard = {task: draw.normal(0, 0.3, self.items) for task in tasks}
+        hard = {task: draw.normal(0, self.hardness_spread, self.items) for task in tasks}
 
         def result(task: str, who: str, budget: float) -> TaskResult:
             known = self.truth
