@@ -27,7 +27,9 @@ ForgettingOption = Annotated[
 LearningOption = Annotated[
     float | None,
     typer.Option(
-        "--min-learning", metavar="Y", help="Gain at least Y over the base, its whole interval."
+        "--min-learning",
+        metavar="Y",
+        help="Gain at least Y over the base, its whole interval; by default anything above 0.",
     ),
 ]
 MemoryOption = Annotated[
@@ -195,8 +197,8 @@ def _configuration(one: dict[str, Any]) -> str:
 
 
 def _estimate(effect: dict[str, Any]) -> str:
-    low, high = effect["interval"]
-    return f"{effect['value']:+.3f} ({low:+.3f} to {high:+.3f}, n={effect['n']})"
+    value, low, high = (n + 0.0 for n in (effect["value"], *effect["interval"]))
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f}, n={effect['n']})"
 
 
 def _cost_text(cost: dict[str, Any]) -> str:

@@ -9,8 +9,15 @@ variance var_u / k + var_v / n + var_e / (k n), which is estimated by
 with S_seeds^2 the variance of the seeds' means and S_items^2 that of the items' means.
 The sum holds var_e / (k n) twice: it is too large rather than too small. Degrees of
 freedom are Satterthwaite's over the two parts, so that three seeds that differ give the
-wide interval of a t with two degrees. Source: Welch 1947 and Satterthwaite 1946 for the
-degrees of freedom; Miller 2024, arXiv:2411.00640, for pairing by item.
+wide interval of a t with two degrees.
+
+Where scores are shares, two pseudo-items are added to the variance over items, one better
+and one worse by a whole point (Bonett and Price): otherwise 60 items that all came out
+alike would say that nothing can ever differ.
+
+Sources: Welch 1947 and Satterthwaite 1946 for the degrees of freedom; Miller 2024,
+arXiv:2411.00640, for pairing by item; Bonett and Price 2012, Adjusted Wald confidence
+interval for a difference of binomial proportions based on paired data.
 """
 
 from __future__ import annotations
@@ -136,12 +143,18 @@ def contrast(terms: Sequence[Term], least_seeds: int = MIN_SEEDS) -> Effect:
         few = count(len(seeds), "seed")
         raise TooThin(f"{few} measured for everything compared; {least_seeds} are needed")
     by_item: dict[tuple[str, str], dict[int, float]] = {}
+    whole_points: dict[tuple[str, str], float] = {}
     values = [0.0] * len(seeds)
     for term in terms:
         share = term.weight / len(term.signs)
         for task, (metric, sign) in term.signs.items():
             tables = [linearised(term.results[seed][task], metric) for seed in seeds]
-            known = by_item.setdefault((term.place, task), dict.fromkeys(tables[0], 0.0))
+            key = (term.place, task)
+            # Bounded scores only: what one whole point of an item is worth in the sum.
+            bounded = all(0 <= v <= 1 for table in tables for v in table.values())
+            point = abs(share) if bounded and metric not in RATIO_FIELDS else 0.0
+            whole_points[key] = max(whole_points.get(key, 0.0), point)
+            known = by_item.setdefault(key, dict.fromkeys(tables[0], 0.0))
             for place, table in enumerate(tables):
                 if table.keys() != known.keys():
                     raise TooThin(
@@ -154,7 +167,7 @@ def contrast(terms: Sequence[Term], least_seeds: int = MIN_SEEDS) -> Effect:
     if n < MIN_ITEMS or min(len(items) for items in by_item.values()) < 2:
         raise TooThin(f"{count(n, 'item')} measured; {MIN_ITEMS} are needed")
     parts = [_spread(values, "seeds")]
-    parts += [_spread(list(items.values()), "items") for items in by_item.values()]
+    parts += [_over_items(list(own.values()), whole_points[key]) for key, own in by_item.items()]
     return Effect(math.fsum(values) / len(seeds), tuple(parts), n, len(seeds))
 
 
@@ -219,6 +232,16 @@ def mean_effect(effects: Sequence[Effect]) -> Effect:
 def count(number: int, noun: str) -> str:
     """A number with its noun: `1 seed`, `3 seeds`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _over_items(values: Sequence[float], point: float) -> Part:
+    """Part of the items' error; with pseudo-items worth +point and -point where it is above 0."""
+    if not point:
+        return _spread(values, "items")
+    n = len(values) + 2
+    squares = math.fsum(value * value for value in values) + 2 * point * point
+    variance = (squares / n - (math.fsum(values) / n) ** 2) / n
+    return Part("items", variance, len(values) - 1)
 
 
 def _spread(values: Sequence[float], source: str) -> Part:

@@ -10,9 +10,12 @@ by its lower one.
 
 **Choosing is allowed for.** The best of m configurations, chosen on the items that also
 tell how good it is, looks better than it is. So intervals are simultaneous (Bonferroni): each
-of the m configurations has one at the level 1 - 0.05 / m (m doubled when both bounds are
-asked for), and together they hold with 95 % whichever is chosen. The estimates in their
+of the m configurations has one at the level 1 - 0.05 / m (m doubled where both sides are
+judged), and together they hold with 95 % whichever is chosen. The estimates in their
 middle are not shrunk: expect the winner a little below its own.
+
+**Who has learnt nothing is not recommended**: without another bound, learning must surely
+be above 0, or the base itself would be the best answer to a bound on forgetting.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from laura.study.summary import Point
 from laura.study.untried import untried
 
 RECOMMENDED, NOT_MET = "recommended", "not met"
-ALTERNATIVES = 3
+ALTERNATIVES, SHOWN = 3, 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Wish:
 
     Attributes:
         max_forgetting: Forgetting at most, in the unit of the measure (0.02 of a share).
-        min_learning: Gain in learning at least, in its unit.
+        min_learning: Gain in learning at least, in its unit; None for anything above 0.
         memory_bytes: Peak memory of training at most, as measured where the study ran.
         seeds: Seeds a configuration needs to be considered.
         arm: Only this arm; None for all.
@@ -125,14 +128,14 @@ def recommend(study: Path, wish: Wish) -> Decision:
         raise EvidenceError(_too_thin(study, setting, wish, thin))
     if wish.memory_bytes is not None:
         found = _within_memory(found, wish.memory_bytes)
-    bounds = (wish.max_forgetting is not None) + (wish.min_learning is not None)
+    bounds = 1 + (wish.max_forgetting is not None)
     level = 1 - ALPHA / (len(found) * bounds)
     fits = [one for one in found if not _breaks(one, wish, level)]
     # By forgetting alone only where nothing bounds it.
     if wish.max_forgetting is None:
-        order = sorted(found, key=lambda one: one.forgetting.value)
+        order = sorted(found, key=lambda one: (one.forgetting.value, -one.learning.value))
     else:
-        order = sorted(found, key=lambda one: -one.learning.value)
+        order = sorted(found, key=lambda one: (-one.learning.value, one.forgetting.value))
     chosen = next((one for one in order if one in fits), None)
     rest = [one for one in order if one is not chosen]
     if chosen is None:
@@ -140,7 +143,7 @@ def recommend(study: Path, wish: Wish) -> Decision:
     others = [(one, _why_not(one, wish, level)) for one in rest[:ALTERNATIVES]]
     state = NOT_MET if chosen is None else RECOMMENDED
     gaps = untried(setting, chosen.arm if chosen else None, chosen.budget if chosen else None)
-    return Decision(state, chosen, others, len(found), level, gaps + thin, wish, setting)
+    return Decision(state, chosen, others, len(found), level, gaps + _short(thin), wish, setting)
 
 
 def not_met_text(decision: Decision) -> str:
@@ -239,11 +242,13 @@ def _breaks(one: Candidate, wish: Wish, level: float) -> list[str]:
         if high > wish.max_forgetting:
             sure = "forgets more than" if low > wish.max_forgetting else "may forget more than"
             broken.append(f"it {sure} {wish.max_forgetting:g} (up to {high:+.3g})")
-    if wish.min_learning is not None:
-        low, high = one.learning.interval(level)
-        if low < wish.min_learning:
-            sure = "learns less than" if high < wish.min_learning else "may learn less than"
-            broken.append(f"it {sure} {wish.min_learning:g} (from {low:+.3g})")
+    low, high = one.learning.interval(level)
+    if wish.min_learning is None:
+        if low <= 0:
+            broken.append(f"it may have learnt nothing (from {low:+.3g})")
+    elif low < wish.min_learning:
+        sure = "learns less than" if high < wish.min_learning else "may learn less than"
+        broken.append(f"it {sure} {wish.min_learning:g} (from {low:+.3g})")
     return broken
 
 
@@ -252,9 +257,7 @@ def _excess(one: Candidate, wish: Wish, level: float) -> float:
     over = 0.0
     if wish.max_forgetting is not None:
         over += max(0.0, one.forgetting.interval(level)[1] - wish.max_forgetting)
-    if wish.min_learning is not None:
-        over += max(0.0, wish.min_learning - one.learning.interval(level)[0])
-    return over
+    return over + max(0.0, (wish.min_learning or 0.0) - one.learning.interval(level)[0])
 
 
 def _why_not(one: Candidate, wish: Wish, level: float) -> str:
@@ -273,8 +276,7 @@ def _too_thin(study: Path, setting: Setting, wish: Wish, thin: list[str]) -> str
         f"laura compare {shlex.quote(str(study / 'recipe.yaml'))} "
         f"--out {shlex.quote(str(study))} --set 'seeds={seeds}'"
     )
-    told = "; ".join(thin[:3]) or "no run was measured"
-    more = f"; and {len(thin) - 3} more" if len(thin) > 3 else ""
+    told = "; ".join(_short(thin)) or "no run was measured"
     advice = f"Run: {command}"
     if any("item" in reason for reason in thin):
         advice += (
@@ -283,8 +285,14 @@ def _too_thin(study: Path, setting: Setting, wish: Wish, thin: list[str]) -> str
         )
     return (
         f"the evidence is too thin: no configuration has {count(wish.seeds, 'seed')} and "
-        f"{MIN_ITEMS} items ({told}{more}). {advice}"
+        f"{MIN_ITEMS} items ({told}). {advice}"
     )
+
+
+def _short(sentences: list[str]) -> list[str]:
+    """The first few, and how many more."""
+    left = len(sentences) - SHOWN
+    return sentences if left <= 0 else [*sentences[:SHOWN], f"and {left} more"]
 
 
 def _costs(study: Path) -> dict[str, dict[str, Any]]:

@@ -64,7 +64,9 @@ def test_an_effect_is_the_paired_difference_with_both_errors() -> None:
     ], dtype=float)  # fmt: skip
     assert effect.value == pytest.approx(d.mean())
     seeds = d.mean(axis=(0, 2)).var(ddof=1) / 3
-    items = [d[t].mean(axis=0).var(ddof=1) / 120 / 4 for t in (0, 1)]
+    # Each task counts half; two pseudo-items differ by a whole point (Bonett and Price 2012).
+    padded = [np.concatenate([d[t].mean(axis=0), [1, -1]]) for t in (0, 1)]
+    items = [own.var() / 122 / 4 for own in padded]
     assert effect.stderr == pytest.approx(math.sqrt(seeds + sum(items)))
     freedom = (seeds + sum(items)) ** 2 / (seeds**2 / 2 + sum(v**2 for v in items) / 119)
     assert effect.freedom == pytest.approx(freedom)

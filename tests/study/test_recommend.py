@@ -89,7 +89,7 @@ def test_the_bound_holds_for_the_upper_end_of_an_interval_that_allows_for_the_ch
     folder = study(world())
     decision = recommend(folder, Wish(max_forgetting=0.5))
     one = next(one for one, _ in decision.others if one.arm.name == "lora")
-    reach = stats.t.ppf(1 - 0.05 / 3 / 2, one.forgetting.freedom) * one.forgetting.stderr
+    reach = stats.t.ppf(1 - 0.05 / 6 / 2, one.forgetting.freedom) * one.forgetting.stderr
     upper = one.forgetting.value + reach
     assert one.forgetting.interval(decision.level)[1] == pytest.approx(upper)
     assert chosen(recommend(folder, Wish(max_forgetting=upper + 1e-6))) == "lora"
@@ -110,6 +110,25 @@ def test_bounds_that_are_not_kept_are_seldom_recommended(study: Any) -> None:
         wrong += recommend(folder, Wish(max_forgetting=0.1)).state == "recommended"
     # At most 2.5 % of such studies: 99.9 % of forty stay below this.
     assert wrong <= stats.binom.ppf(0.999, draws, 0.025)
+
+
+def test_what_has_learnt_nothing_is_not_recommended(study: Any) -> None:
+    folder = study(world(truth={(LEARN, "base"): 0.3, LEARN: 0.3}))
+    nothing = recommend(folder, Wish(max_forgetting=0.5))
+    assert nothing.state == "not met"
+    assert all("may have learnt nothing" in why for _, why in nothing.others)
+    assert recommend(folder, Wish(max_forgetting=0.5, min_learning=-0.5)).state == "recommended"
+
+
+def test_items_that_all_came_out_alike_do_not_prove_that_nothing_is_forgotten(study: Any) -> None:
+    """0 of 60 may hide 5 % (rule of three), so a bound of 1 % is not shown to be kept."""
+    settings: dict[str, Any] = {"item_spread": 0, "seed_spread": 0, "hardness_spread": 0}
+    truth = {(LEARN, "base"): 0.0, LEARN: 1.0, "hellaswag": 1.0}
+    folder = study(world(truth=truth, items=60, forgetting="hellaswag", **settings))
+    decision = recommend(folder, Wish(max_forgetting=0.01))
+    assert decision.state == "not met" and "may forget more" in decision.others[0][1]
+    assert decision.others[0][0].forgetting.value == 0
+    assert recommend(folder, Wish(max_forgetting=0.08)).state == "recommended"
 
 
 def test_memory_is_kept_and_cost_is_told(study: Any) -> None:

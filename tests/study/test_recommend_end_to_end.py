@@ -15,8 +15,11 @@ from laura.record import read_record
 from laura.store import StudyStore, check_folder, file_hash, read_json
 from laura.study.claims.table import CLAIMS
 
-SMALL = ["--set", "seeds=[0,1,2]", "--set", "measure.limit=60", "--set",
-         "measure.loss_documents=60", "--set", "budget.tokens=[4000]"]  # fmt: skip
+SETTINGS = (
+    "seeds=[0,1,2]", "budget.tokens=[4000]", "measure.learning=[target_loss]", "measure.limit=60",
+    "measure.loss_documents=60",
+)  # fmt: skip
+SMALL = [word for setting in SETTINGS for word in ("--set", setting)]
 
 
 def run(*arguments: object) -> Result:

@@ -212,8 +212,9 @@ def _judge_mean(pieces: Sequence[Piece]) -> Finding:
 
 
 def _told(piece: Piece) -> str:
-    low, high = piece.effect.interval()
-    return f"{piece.what} {piece.effect.value:+.3g} {piece.unit} ({low:+.3g} to {high:+.3g})"
+    # Adding 0 keeps a rounded nothing from having a minus.
+    value, low, high = (n + 0.0 for n in (piece.effect.value, *piece.effect.interval()))
+    return f"{piece.what} {value:+.3g} {piece.unit} ({low:+.3g} to {high:+.3g})"
 
 
 def _toward(p_for: float, p_against: float) -> str:
