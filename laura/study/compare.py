@@ -86,8 +86,8 @@ def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
     summary = build_summary(evidence, build_verdict(evidence))
     costs = build_costs(evidence, read_json(store.folder / "environment.json"))
     write_json(store.folder / "cost.json", costs)
-    write_claims(store.folder, evidence)
     write_json(store.summary_file, summary)
+    write_claims(store.folder, evidence)
     return summary
 
 

@@ -77,7 +77,9 @@ def _by_budget(
     best = setting.evidence.best.get(arm.name)
     found: dict[float, dict[int, dict[str, Any]]] = {}
     for row in rows:
-        if row["arm"] == arm.name and row["learning_rate"] == best and row.get("distinct"):
+        if row["arm"] != arm.name or row["learning_rate"] != best:
+            continue
+        if (row["distinct"] or {}).get("value") is not None:
             found.setdefault(float(row["budget"]), {})[row["seed"]] = row
     return found
 

@@ -137,20 +137,9 @@ def read_analysis(folder: Path) -> dict[str, Any] | None:
     value = read_json(path)
     if not isinstance(value, dict) or value.get("format") != 1:
         raise StoreError(f"{path} is no analysis of format 1; delete it and run the command again")
-    lists = {part: value.get(part) or [] for part in ("spectra", "diversity")}
-    lists["matched"] = (value.get("tradeoff") or {}).get("matched") or []
-    lists["matrices"] = [
-        matrix for row in lists["spectra"] if isinstance(row, dict)
-        for matrix in row.get("matrices") or []
-    ]  # fmt: skip
-    for part, rows in lists.items():
-        for row in rows:
-            missing = [key for key in _NEEDED[part] if key not in row]
-            if missing:
-                raise StoreError(
-                    f"{path}: an entry of {part} lacks {', '.join(missing)}; delete the file and "
-                    "run the command again"
-                )
+    fault = _analysis_fault(value)
+    if fault:
+        raise StoreError(f"{path}: {fault}; delete the file and run the command again")
     return value
 
 
@@ -181,6 +170,32 @@ def redraw_claims(folder: Path) -> None:
     """
     if (folder / "recipe.yaml").is_file() and (folder / "study.json").is_file():
         write_claims(folder)
+
+
+def _analysis_fault(value: dict[str, Any]) -> str:
+    """What the claims would stumble over; empty where there is nothing."""
+    tradeoff = value.get("tradeoff") or {}
+    if not isinstance(tradeoff, dict):
+        return "tradeoff is not an object"
+    parts = [("matched", tradeoff.get("matched"))]
+    parts += [(part, value.get(part)) for part in ("diversity", "spectra")]
+    for part, rows in parts:
+        fault = _rows_fault(part, rows or [])
+        if fault:
+            return fault
+    spectra = value.get("spectra") or []
+    return next(filter(None, (_rows_fault("matrices", row["matrices"]) for row in spectra)), "")
+
+
+def _rows_fault(part: str, rows: Any) -> str:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return f"{part} is not a list of objects"
+    for row in rows:
+        missing = [key for key in _NEEDED[part] if key not in row]
+        # Samples of the base belong to no arm, and no claim reads them.
+        if missing and not (part == "diversity" and row.get("arm", "") is None):
+            return f"an entry of {part} lacks {', '.join(missing)}"
+    return ""
 
 
 def _recipe(path: Path) -> Recipe:
