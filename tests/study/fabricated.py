@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,9 @@ FULL = "  full: {method: full, learning_rates: [1e-4]}"
 LORA = "  lora: {method: lora, rank: 16, learning_rates: [1e-3]}"
 METRIC = {"gsm8k": "exact_match", "hellaswag": "acc_norm", "winogrande": "acc",
           "humaneval": "pass@1", "arc_challenge": "acc_norm"}  # fmt: skip
+
+
+LEARN, KEEP = "humaneval", ("hellaswag", "winogrande")
 
 
 class Run:
@@ -118,6 +122,35 @@ class World:
             for rate in rates:
                 for seed in recipe.seeds if rate == best else self.all_rates_seeds:
                     yield name, rate, seed
+
+
+def forgetting(arm: str, value: float) -> dict[Any, float]:
+    return {(task, arm): value for task in KEEP}
+
+
+def lora(name: str, **settings: Any) -> str:
+    settings = {"method": "lora", "learning_rates": [1e-3], **settings}
+    return f"  {name}: {json.dumps(settings)}"
+
+
+def full(name: str, **settings: Any) -> str:
+    settings = {"method": "full", "learning_rates": [1e-4], **settings}
+    return f"  {name}: {json.dumps(settings)}"
+
+
+def targets(order: tuple[float, float, float]) -> World:
+    arms = [lora(name, rank=4, targets=name) for name in ("all", "mlp", "attention")]
+    names = ("all", "mlp", "attention")
+    return World({(LEARN, n): v for n, v in zip(names, order, strict=True)}, arms)
+
+
+def math_and_code(math_share: float, code_share: float) -> tuple[World, World]:
+    def world(domain: str, share: float) -> World:
+        task = "gsm8k" if domain == "math" else LEARN
+        truth = {(task, "base"): 0.2, (task, "full"): 0.7, (task, "lora"): 0.2 + 0.5 * share}
+        return World(truth, domain=domain, learning=task, item_spread=0.1, items=400)
+
+    return world("math", math_share), world("code", code_share)
 
 
 def _loss(value: float) -> TaskResult:

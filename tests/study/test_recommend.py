@@ -18,8 +18,7 @@ from laura.recipe_reading import parse_recipe, recipe_yaml
 from laura.study import recommend as module
 from laura.study.handover import decision_json, write_recipe
 from laura.study.recommend import Decision, Wish, recommend
-from tests.study.fabricated import FULL, LORA, World
-from tests.study.test_claims import LEARN, forgetting, full, lora
+from tests.study.fabricated import FULL, LEARN, LORA, World, forgetting, full, lora
 
 # Full learns most and forgets most; the small LoRA least of both.
 TRUTH: dict[Any, float] = {
