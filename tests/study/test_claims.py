@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from laura.errors import StoreError
 from laura.study.claims.judgement import build_claims, read_analysis, read_study
-from laura.study.claims.outcomes import (
-    rank_moves_along,
-)
 from laura.study.claims.settings import LEARNING, Setting
 from laura.study.claims.table import CLAIMS
 from laura.study.claims.verdicts import holm
@@ -275,19 +274,23 @@ def test_an_update_that_is_not_finite_is_left_out() -> None:
 
 def matched(low: float, high: float, arms: list[str], seeds: int = 3) -> dict[str, Any]:
     row = {"arms": arms, "level": 0.5, "forgetting": [0.2, 0.1], "difference": (low + high) / 2,
-           "interval": [low, high], "seeds": seeds, "n": 200, "method": "bootstrap"}  # fmt: skip
-    return {"format": 1, "tradeoff": {"matched": [{**row, "level": 0.2, "interval": [-1, 1]}, row]}}
+           "interval": [low, high], "seeds": seeds, "n": 200, "curve": "best_rate"}  # fmt: skip
+    others = [{**row, "level": 0.2, "interval": [-1, 1]}, {**row, "curve": "grid", "level": 0.9},
+              {**row, "arms": ["full", "other"], "level": 0.95}]  # fmt: skip
+    return {"format": 1, "tradeoff": {"matched": [*others, row]}}
 
 
-def test_matched_learning_takes_the_interval_as_it_stands() -> None:
+def test_matched_learning_is_judged_by_an_interval_that_allows_for_few_seeds() -> None:
     def judged(*given: Any) -> dict[str, Any]:
         return verdicts(World({}), analysis=matched(*given))["forgets-less-matched"]
 
-    found = judged(0.01, 0.2, ["full", "lora"])
-    assert found["verdict"] == "supported" and found["interval"] == pytest.approx([0.01, 0.2])
-    assert judged(0.01, 0.2, ["lora", "full"])["verdict"] == "contradicted"
-    assert judged(-0.01, 0.2, ["full", "lora"])["verdict"] == "too thin"
-    assert "2 seeds" in judged(0.01, 0.2, ["full", "lora"], 2)["reason"]
+    found = judged(0.1, 0.16, ["full", "lora"])
+    assert found["verdict"] == "supported" and found["effect"] == pytest.approx(0.13)
+    reach = 0.03 / stats.norm.ppf(0.975) * math.sqrt(3 / 2) * stats.t.ppf(0.975, 2)
+    assert found["interval"] == pytest.approx([0.13 - reach, 0.13 + reach])
+    assert judged(0.1, 0.16, ["lora", "full"])["verdict"] == "contradicted"
+    assert judged(0.01, 0.2, ["full", "lora"])["verdict"] == "too thin"
+    assert "2 seeds" in judged(0.1, 0.16, ["full", "lora"], 2)["reason"]
 
 
 def diversity(lora_distinct: float, full_distinct: float, n: int = 164) -> dict[str, Any]:
@@ -311,6 +314,10 @@ def test_diversity() -> None:
     assert judged(diversity(5, 5))["verdict"] == "too thin"
     assert "20 prompts" in judged(diversity(6, 4, n=20))["reason"]
     assert "no samples" in judged(None)["reason"]
+    paired = {"extra": "code", "arms": ["full", "lora"], "budget": 1, "measure": "distinct"}
+    narrow = {**diversity(6, 5.95), "diversity_differences": [{**paired, "stderr": 0.001}]}
+    assert judged(diversity(6, 5.95))["verdict"] == "too thin"
+    assert judged(narrow)["verdict"] == "supported"
     missing = diversity(6, 4)
     missing["diversity"] = [row for row in missing["diversity"] if row["arm"] != "full"]
     assert "both arms" in judged(missing)["reason"]
@@ -388,8 +395,3 @@ def test_folders_that_are_no_study_are_refused(tmp_path: Path) -> None:
         (tmp_path / "analysis.json").write_text(text)
         with pytest.raises(StoreError, match=words):
             read_analysis(tmp_path)
-
-
-def test_one_rank_alone_moves_nowhere() -> None:
-    found = rank_moves_along([Setting("s", World({}).evidence())])
-    assert found.verdict == "too thin" and "one rank only" in found.reason

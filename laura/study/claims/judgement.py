@@ -23,6 +23,7 @@ CLAIMS_FILE, ANALYSIS_FILE = "claims.json", "analysis.json"
 _NEEDED = {
     "matched": ("arms", "level", "difference", "interval", "seeds", "n"),
     "diversity": ("extra", "arm", "seed", "learning_rate", "budget", "samples", "distinct"),
+    "diversity_differences": ("extra", "arms", "measure", "budget", "stderr"),
     "spectra": ("arm", "seed", "learning_rate", "budget", "matrices"),
     "matrices": ("layer", "module", "shape", "rank", "noise_rank"),
 }
@@ -178,7 +179,7 @@ def _analysis_fault(value: dict[str, Any]) -> str:
     if not isinstance(tradeoff, dict):
         return "tradeoff is not an object"
     parts = [("matched", tradeoff.get("matched"))]
-    parts += [(part, value.get(part)) for part in ("diversity", "spectra")]
+    parts += [(part, value.get(part)) for part in ("diversity", "diversity_differences", "spectra")]
     for part, rows in parts:
         fault = _rows_fault(part, rows or [])
         if fault:
