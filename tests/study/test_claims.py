@@ -146,8 +146,10 @@ def test_fewer_than_three_seeds_or_fifty_items_are_too_thin() -> None:
 def test_arms_are_known_by_their_settings_not_their_names() -> None:
     arms = [FULL.replace("full:", "lora:"), LORA.replace("lora:", "full:")]
     truth = {(LEARN, "lora"): UP, (LEARN, "full"): DOWN}
-    found = verdicts(World(truth, arms))["learns-less-code"]
+    claims = verdicts(World(truth, arms))
+    found = claims["learns-less-code"]
     assert found["verdict"] == "supported" and found["evidence"][0]["arms"] == ["full", "lora"]
+    assert "one rank only" in claims["rank-moves-along"]["reason"]
 
 
 def test_the_highest_rank_speaks_for_lora_and_others_stand_beside_it() -> None:
