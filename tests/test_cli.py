@@ -21,7 +21,9 @@ from laura.recipe import MeasureSection, Recipe
 from laura.store import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = "compare train evaluate spectra report show merge fetch doctor schema".split()
+COMMANDS = (
+    "compare train evaluate spectra claims recommend gate report show merge fetch doctor schema"
+).split()
 RECIPE = """\
 name: tiny
 base: {model: somewhere}

@@ -15,6 +15,7 @@ from laura.progress import SILENT, Progress
 from laura.recipe import Recipe
 from laura.store import StudyStore, read_json, write_json
 from laura.study.analysing import analyse
+from laura.study.claims.judgement import write_claims
 from laura.study.session import RunSpec, Session, open_study
 from laura.study.summary import build_costs, build_summary, gather
 from laura.study.verdict import build_verdict
@@ -77,12 +78,13 @@ def compare(
 
 
 def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
-    """Build `summary.json` and `cost.json` from what stands in the folder."""
+    """Build `summary.json`, `cost.json` and `claims.json` from what stands in the folder."""
     evidence = gather(store, recipe)
     summary = build_summary(evidence, build_verdict(evidence))
     costs = build_costs(evidence, read_json(store.folder / "environment.json"))
     write_json(store.folder / "cost.json", costs)
     write_json(store.summary_file, summary)
+    write_claims(store.folder, evidence)
     return summary
 
 
