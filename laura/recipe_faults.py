@@ -162,11 +162,12 @@ def _task_faults(recipe: Recipe) -> Iterable[Fault]:
 
 def _text_faults(recipe: Recipe) -> Iterable[Fault]:
     tasks = {*recipe.measure.learning, *recipe.measure.forgetting}
-    wants_test = {"target_loss", "kl"} & tasks
+    wants_test = {"target_loss", "kl", "kl_reverse"} & tasks
     if wants_test and recipe.data.test is None:
         yield Fault("data.test", f"is needed by measure: {', '.join(sorted(wants_test))}")
-    if "source_loss" in tasks and recipe.data.source_text is None:
-        yield Fault("data.source_text", "is needed by measure: source_loss")
+    wants_text = {"source_loss", "kl_source", "kl_reverse_source"} & tasks
+    if wants_text and recipe.data.source_text is None:
+        yield Fault("data.source_text", f"is needed by measure: {', '.join(sorted(wants_text))}")
 
 
 # Each check, and the sections that must be free of faults for it to mean something.

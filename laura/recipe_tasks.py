@@ -15,11 +15,13 @@ MICRO = ("micro_facts", "micro_events", "micro_pronouns", "micro_math", "micro_c
 BENCHMARKS = (
     "hellaswag", "arc_challenge", "winogrande", "gsm8k", "humaneval", "mbpp", *MICRO,
 )  # fmt: skip
-LOSSES = ("target_loss", "source_loss", "kl")
+# Divergences from the base, on target inputs and on source text.
+DRIFT = ("kl", "kl_reverse", "kl_source", "kl_reverse_source")
+LOSSES = ("target_loss", "source_loss", *DRIFT)
 LEARNING = ("gsm8k", "humaneval", "mbpp", "micro_math", "micro_code", "target_loss")
 FORGETTING = (
     "hellaswag", "arc_challenge", "winogrande", "micro_facts", "micro_events", "micro_pronouns",
-    "source_loss", "kl",
+    "source_loss", *DRIFT,
 )  # fmt: skip
 LM_EVAL = "lm_eval:"
 FILE_ENDINGS = (".yaml", ".yml", ".py")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Material:
         reference: The base for `kl`: another model, or a callable whose context
             switches the adapters off. None means the engine holds the base.
         data_dir: Folder of local data, for tasks of the user's own.
+        drift: Divergences found on the way, by task and adapter, for the task that
+            reads the same text in the other direction.
     """
 
     section: MeasureSection
@@ -52,6 +54,7 @@ class Material:
     documents: Mapping[str, Sequence[TokenDocument]]
     reference: Reference | None = None
     data_dir: Path | None = None
+    drift: dict[Any, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -260,7 +263,8 @@ def _loss(given: _Given) -> Plan:
 
 def _divergence(given: _Given) -> Plan:
     engine, entry, module = given.engine, given.entry, given.module
-    reference = given.material.reference
+    reference, drift = given.material.reference, given.material.drift
+    section = given.material.section
     documents = _documents(given.name, given.material)
     covers = _supervised(documents)
     directions = _directions(entry, module.METRICS)
@@ -272,8 +276,18 @@ def _divergence(given: _Given) -> Plan:
             return [Measured(module.items(documents, nats), [], directions) for _ in adapters]
         if not hasattr(engine, "document_divergences"):
             raise UsageError(f"{given.name} compares whole distributions, which this engine cannot")
-        found = [engine.document_divergences(documents, reference, adapter) for adapter in adapters]
-        return [Measured(module.items(documents, nats), [], directions) for nats in found]
+        # The task of the other direction reads the same: what one pass finds serves both.
+        names = [given.name, module.other_way(given.name)]
+        wanted = {module.direction(n): n for n in names if n in {given.name, *section.forgetting}}
+        measured = []
+        for adapter in adapters:
+            if (given.name, adapter) not in drift:
+                ways = tuple(wanted)
+                found = engine.document_divergences(documents, reference, adapter, ways)
+                drift.update({(wanted[way], adapter): nats for way, nats in found.items()})
+            nats = drift.pop((given.name, adapter))
+            measured.append(Measured(module.items(documents, nats), [], directions))
+        return measured
 
     return Plan(given.name, entry.title, module.VERSION, covers, measure)
 
@@ -323,9 +337,9 @@ def _named(requests: Sequence[Any], adapters: Adapters) -> list[Any]:
 def _documents(name: str, material: Material) -> Sequence[TokenDocument]:
     documents = material.documents.get(name, ())
     if not documents:
-        fields = {"source_loss": "source_text", "validation_loss": "validation"}
-        field = f"data.{fields.get(name, 'test')}"
-        raise DataError(f"{name} needs documents and there are none; give {field} in the recipe")
+        part = "source_text" if "source" in name else "test"
+        part = "validation" if name == "validation_loss" else part
+        raise DataError(f"{name} needs documents and there are none; give data.{part}")
     indices = {document.index for document in documents}
     assert len(indices) == len(documents), f"documents of {name} share an index"
     return documents
