@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from laura.recipe_arms import Arm, FullArm, LoraArm
+from laura.recipe_extras import Extra
 from laura.recipe_measure import MeasureSection
 from laura.recipe_section import Section, Share
 from laura.recipe_tasks import NAME_PATTERN
@@ -22,6 +23,7 @@ __all__ = [
     "BaseSection",
     "BudgetSection",
     "DataSection",
+    "Extra",
     "FullArm",
     "LoraArm",
     "MeasureSection",

@@ -25,7 +25,7 @@ FORGETTING = (
 )  # fmt: skip
 LM_EVAL = "lm_eval:"
 FILE_ENDINGS = (".yaml", ".yml", ".py")
-_TAKEN = (*BENCHMARKS, *LOSSES, "validation_loss")
+TAKEN = (*BENCHMARKS, *LOSSES, "validation_loss")
 _LM_EVAL_PATTERN = rf"^{LM_EVAL}[^/\\\s]+$"
 _FILE_PATTERN = r"\.(yaml|yml|py)$"
 
@@ -61,7 +61,7 @@ def file_name_fault(path: str | Path) -> str:
         )
     if name == "mean":
         return "'mean' is what summaries call the mean of the tasks; give the file another name"
-    return f"{name!r} is a task of Laura; give the file another name" if name in _TAKEN else ""
+    return f"{name!r} is a task of Laura; give the file another name" if name in TAKEN else ""
 
 
 def check_task(task: str, known: tuple[str, ...]) -> str:

@@ -18,6 +18,7 @@ from laura.recipe import (
     BaseSection,
     BudgetSection,
     DataSection,
+    Extra,
     FullArm,
     LoraArm,
     MeasureSection,
@@ -48,6 +49,7 @@ PARTS: dict[str, type[Section]] = {
     "train": TrainSection,
     "search": SearchSection,
     "measure": MeasureSection,
+    "measure.extras: NAME": Extra,
 }
 LIMITS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 

@@ -1,4 +1,4 @@
-"""`laura compare`: base, grids, best rates, further seeds, summary, report.
+"""`laura compare`: base, grids, best rates, further seeds, extras, summary, report.
 
 A short program: each step leaves files, and a step whose files stand is not
 done again, so a comparison that is stopped at any moment goes on with the same
@@ -14,6 +14,7 @@ from typing import Any
 from laura.progress import SILENT, Progress
 from laura.recipe import Recipe
 from laura.store import StudyStore, read_json, write_json
+from laura.study.extras import extra_jobs, most_jobs
 from laura.study.session import RunSpec, Session, open_study
 from laura.study.summary import build_costs, build_summary, gather
 from laura.study.verdict import build_verdict
@@ -58,7 +59,8 @@ def compare(
         grid, before = _left(session, grid)
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
         further = (len(recipe.seeds) - 1) * len(recipe.arms) * each
-        with progress.bar("study", 1 + len(grid) + further, "stages") as bar:
+        stages = 1 + len(grid) + further + most_jobs(recipe)
+        with progress.bar("study", stages, "stages") as bar:
             session.base_results()
             bar.advance()
             with Crew(session, data_dir, device, workers) as crew:
@@ -66,6 +68,9 @@ def compare(
                 more, finished = _left(session, _further_seeds(session))
                 bar.advance(finished)
                 crew.carry_out(more, bar)
+                extras, measured = extra_jobs(session)
+                bar.advance(measured)
+                crew.carry_out(extras, bar)
         summary = write_summary(session.store, recipe)
         # A command that found all done says nothing of how long it takes.
         if grid or more:
