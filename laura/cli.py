@@ -179,7 +179,9 @@ def report(
         from laura.report.page import write_report
         from laura.report.tables import summary_table
         from laura.store import StudyStore, read_json
+        from laura.study.findings import rebuild_findings
 
+        rebuild_findings(study, desk.progress)
         page = write_report(study, desk.progress)
         summary = read_json(StudyStore(study).summary_file)
         answer_study(desk, summary, summary_table(summary), study, page)

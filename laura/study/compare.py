@@ -15,6 +15,7 @@ from laura.progress import SILENT, Progress
 from laura.recipe import Recipe
 from laura.store import StudyStore, read_json, write_json
 from laura.study.extras import extra_jobs, most_jobs
+from laura.study.findings import write_findings
 from laura.study.session import RunSpec, Session, open_study
 from laura.study.summary import build_costs, build_summary, gather
 from laura.study.verdict import build_verdict
@@ -44,7 +45,8 @@ def compare(
         progress: Where to report.
 
     Returns:
-        The content of `summary.json`, which is written beside `cost.json`.
+        The content of `summary.json`, which is written beside `analysis.json` and
+        `cost.json`.
     """
     start = time.monotonic()
     with open_study(recipe, study, data_dir, device, progress) as session:
@@ -85,9 +87,10 @@ def compare(
 
 
 def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
-    """Build `summary.json` and `cost.json` from what stands in the folder."""
+    """Build `summary.json`, `analysis.json` and `cost.json` from what stands in the folder."""
     evidence = gather(store, recipe)
     summary = build_summary(evidence, build_verdict(evidence))
+    write_findings(evidence, store)
     costs = build_costs(evidence, read_json(store.folder / "environment.json"))
     write_json(store.folder / "cost.json", costs)
     write_json(store.summary_file, summary)

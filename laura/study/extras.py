@@ -83,9 +83,12 @@ def extra_jobs(session: Session) -> tuple[list[ExtraJob], int]:
 def measure_extras(session: Session, job: ExtraJob) -> str:
     """Measure a model's extras; what stands is not measured again. Returns `measured`."""
     from laura.study.measuring import measure
+    from laura.study.sampled import prompts_of
 
     run = None if job.run is None else session.store.run(job.run)
     measure(session, list(job.names), run, job.step)
+    for name in job.names:
+        prompts_of(job.result(session.store, name))
     return "measured"
 
 

@@ -1,0 +1,182 @@
+"""`analysis.json`: what a study's scores, samples and weights say together. No torch.
+
+Like `summary.json` it is rebuilt from the folder at any time and depends on neither time
+nor machine. What is missing is named under "gaps"; nothing stops because of it.
+
+    {"format", "tradeoff": {...} | null, "efficiency": [...], "diversity": [...],
+     "diversity_differences": [...], "pass_at_k": [...], "drift": [...],
+     "drift_fit": [...], "spectra": [...], "subspaces": [...], "gaps": [words]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from laura.analysis.drift import explained
+from laura.errors import StoreError
+from laura.progress import SILENT, Progress
+from laura.recipe import Recipe
+from laura.recipe_faults import validate
+from laura.recipe_tasks import DRIFT
+from laura.store import StudyStore, disk_faults, read_json, write_json
+from laura.study.curves import build_curves
+from laura.study.measures import leading
+from laura.study.sampled import build_sampled
+from laura.study.summary import Evidence, gather
+
+FORMAT = 1
+FILE = "analysis.json"
+SPECTRA, SUBSPACES = "spectra.json", "subspaces.json"
+
+
+def build_findings(evidence: Evidence, store: StudyStore) -> dict[str, Any]:
+    """The content of `analysis.json`.
+
+    Every "interval" is a 95 % percentile interval of the bootstrap over items and, where
+    there are several, seeds; every "stderr" is over items. Forgetting is how much worse
+    the source scores became, so it is above 0 where something was forgotten. A level of
+    `tradeoff.matched` is what was learnt beyond the base, its `score` the task's own.
+    """
+    gaps = _run_gaps(evidence)
+    curves = build_curves(evidence, gaps)
+    sampled = build_sampled(evidence, store, gaps)
+    return {
+        "format": FORMAT,
+        "tradeoff": curves["tradeoff"],
+        "efficiency": curves["efficiency"],
+        **sampled,
+        "drift": _drift(evidence),
+        "drift_fit": _drift_fit(evidence, curves["forgetting"], curves["forgotten"]),
+        "spectra": _spectra(evidence, gaps),
+        "subspaces": _subspaces(store, gaps),
+        "gaps": list(dict.fromkeys(gaps)),
+    }
+
+
+def write_findings(evidence: Evidence, store: StudyStore) -> dict[str, Any]:
+    """Build `analysis.json` and write it."""
+    findings = build_findings(evidence, store)
+    write_json(store.folder / FILE, findings)
+    return findings
+
+
+def rebuild_findings(folder: Path, progress: Progress = SILENT) -> None:
+    """Write `analysis.json` anew from a study folder alone; where it cannot be, it stays.
+
+    Args:
+        folder: The study.
+        progress: Told why it stays as it is.
+    """
+    store, path = StudyStore(folder), folder / "recipe.yaml"
+    if not path.is_file() or not (folder / "study.json").is_file():
+        return
+    recipe = _recipe(path)
+    if recipe is None:
+        progress.say(f"{folder / FILE} stays as it is: {path} is of another version of Laura")
+        return
+    write_findings(gather(store, recipe), store)
+
+
+def _recipe(path: Path) -> Recipe | None:
+    """The recipe as it was carried out; files that it names need not be there any more."""
+    with disk_faults(path):
+        text = path.read_bytes()
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return None
+    return validate(Recipe, value)[0] if isinstance(value, dict) else None
+
+
+def _run_gaps(evidence: Evidence) -> list[str]:
+    gaps = [
+        f"{known['arm']} at {known['learning_rate']:g}, seed {known['seed']} (run {known['id']}) "
+        f"is {run.state}, not done"
+        for known, run in evidence.runs
+        if run.state != "done"
+    ]
+    gaps += [
+        f"{arm} has no finished run at the largest budget, so no best rate"
+        for arm in evidence.recipe.arms
+        if arm not in evidence.best
+    ]
+    return gaps
+
+
+def _drift(evidence: Evidence) -> list[dict[str, Any]]:
+    rows = []
+    for point in evidence.points:
+        for name in DRIFT:
+            result = point.results.get(name)
+            if result is not None:
+                metric = result.metrics[leading(result)]
+                rows.append(
+                    {
+                        "arm": point.arm,
+                        "run": point.run["id"],
+                        "seed": point.seed,
+                        "learning_rate": point.learning_rate,
+                        "budget": point.budget,
+                        "measure": name,
+                        "value": metric.value,
+                        "stderr": metric.stderr,
+                        "n": result.n,
+                    }
+                )
+    return rows
+
+
+def _drift_fit(
+    evidence: Evidence, forgetting: str, forgotten: Mapping[int, float]
+) -> list[dict[str, Any]]:
+    """How well each divergence tells what was forgotten, over all points of all arms."""
+    rows = []
+    for name in DRIFT:
+        pairs = [
+            (evidence.points[place].results[name].metrics["nats_per_token"].value, value)
+            for place, value in forgotten.items()
+            if name in evidence.points[place].results
+        ]
+        if not pairs or name == forgetting:
+            continue
+        share = explained(*zip(*pairs, strict=True))
+        if share is not None:
+            rows.append(
+                {"measure": name, "forgetting": forgetting, "r_squared": share, "n": len(pairs)}
+            )
+    return rows
+
+
+def _spectra(evidence: Evidence, gaps: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for known, run in evidence.runs:
+        for mark in known["points"]:
+            path = run.folder / "analysis" / f"{mark['step']:08d}" / SPECTRA
+            value = _optional(path, gaps)
+            if value is None:
+                continue
+            content = value if isinstance(value, dict) else {"matrices": value}
+            names = {key: known[key] for key in ("arm", "seed", "learning_rate")}
+            place = {"budget": mark["budget"], "step": mark["step"]}
+            rows.append({"run": known["id"], **names, **place, **content})
+    return rows
+
+
+def _subspaces(store: StudyStore, gaps: list[str]) -> list[Any]:
+    value = _optional(store.folder / "analysis" / SUBSPACES, gaps)
+    found = value.get("subspaces") if isinstance(value, dict) else value
+    return found if isinstance(found, list) else []
+
+
+def _optional(path: Path, gaps: list[str]) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path)
+    except StoreError as error:
+        gaps.append(str(error))
+        return None
