@@ -50,23 +50,23 @@ def needed(budgets: Sequence[float], learnt_BT: Array, level: float) -> Needed:
     Raises:
         ValueError: budgets that do not rise from above 0, or another number of scores.
     """
-    logs = np.log(np.asarray(budgets, float))
-    if not len(budgets) or budgets[0] <= 0 or (np.diff(logs) <= 0).any():
+    times = np.asarray(budgets, float)
+    if not len(times) or times[0] <= 0 or (np.diff(times) <= 0).any():
         raise ValueError(f"budgets rise from above 0, came {list(budgets)}")
     if learnt_BT.shape[1] != len(budgets):
         raise ValueError(f"{len(budgets)} budgets but {learnt_BT.shape[1]} scores")
-    there = learnt_BT >= level
+    logs, there = np.log(times), learnt_BT >= level
     first = there.argmax(axis=1)
     rows, before = np.arange(len(learnt_BT)), np.maximum(first - 1, 0)
     low, high = learnt_BT[rows, before], learnt_BT[rows, first]
     span = np.where(high > low, high - low, 1.0)
     share = np.where(first > 0, (level - low) / span, 0.0)
-    times = np.exp(logs[before] + (logs[first] - logs[before]) * share)
-    times = np.where(there.any(axis=1), times, np.inf)
-    low_end, high_end = map(_finite, quantiles(times[1:]))
+    found = times[before] * np.exp((logs[first] - logs[before]) * share)
+    found = np.where(there.any(axis=1), found, np.inf)
+    low_end, high_end = map(_finite, quantiles(found[1:]))
     interval = None if low_end is None else (low_end, high_end)
-    reached = float(np.isfinite(times[1:]).mean())
-    return Needed(_finite(float(times[0])), bool(there[0, 0]), interval, reached)
+    reached = float(np.isfinite(found[1:]).mean())
+    return Needed(_finite(float(found[0])), bool(there[0, 0]), interval, reached)
 
 
 def _finite(value: float) -> float | None:

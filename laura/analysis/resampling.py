@@ -65,7 +65,8 @@ def resample_seeds(seeds: int, draws: int, generator: np.random.Generator) -> Ar
 
 def quantiles(values: Sequence[float] | Array, level: float = LEVEL) -> tuple[float, float]:
     """The ends of the percentile interval; infinite values count as such."""
-    ends = [(1 - level) / 2, (1 + level) / 2]
+    # 1 - 0.95 is not quite 0.05, which would move an end to the next draw.
+    ends = [round((1 - level) / 2, 12), round((1 + level) / 2, 12)]
     # Between a number and infinity there is no mean, so an end is one of the draws.
     low, high = np.quantile(np.asarray(values), ends, method="inverted_cdf")
     return float(low), float(high)

@@ -26,6 +26,7 @@ from laura.analysis.resampling import Array, quantiles
 # there whether an arm reaches it at all.
 LEVELS = (0.5, 0.75, 0.9)
 REACHED = 0.9  # of the draws, for an interval
+ROUNDING = 1e-9  # a smaller range of scores is none
 GRID = "least forgetting over the arm's rates and budgets, interpolated between neighbours"
 BEST_RATE = "at the arm's best rate, interpolated between its budgets"
 
@@ -126,7 +127,7 @@ def match(
         return []
     spans = [[cell.learnt[0] for pair in pairs for cell in pair] for pairs in sides]
     low, high = max(map(min, spans)), min(map(max, spans))
-    if low >= high:
+    if high - low <= ROUNDING:
         return []
     return [_match_at(float(low + share * (high - low)), sides[0], sides[1]) for share in levels]
 
@@ -164,7 +165,7 @@ def areas(arms: Mapping[str, Sequence[Cell]], base: Array) -> dict[str, dict[str
     cells = [cell for own in arms.values() for cell in own]
     gain = max((float(cell.learnt[0] - base[0]) for cell in cells), default=0.0)
     loss = max((float(cell.forgotten[0]) for cell in cells), default=0.0)
-    if gain <= 0 or loss <= 0:
+    if gain <= ROUNDING or loss <= ROUNDING:
         return {}
     found = {}
     for name, own in arms.items():

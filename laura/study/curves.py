@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from laura.analysis.tradeoff import Cell
 from laura.results import RATIO_FIELDS, TaskResult
 from laura.study.summary import Evidence, Point
 
+MOST_TOLD = 3  # points that lack one task, in words
 MEAN = "mean"  # of the accuracies among the forgetting tasks
 
 
@@ -176,7 +177,7 @@ def _efficiency(
         gaps.append(f"{task} was measured at different budgets: {told}")
     most = max(float(cell.learnt[0]) for own in curves.values() for cell in own)
     base = float(learnt.base[0])
-    if most <= base:
+    if most - base <= tradeoff.ROUNDING:
         gaps.append(f"no arm improved {task}, so nothing is told of how fast one does")
         return []
     unit = "tokens" if recipe.budget.tokens else "epochs"
@@ -277,11 +278,12 @@ def _items(result: TaskResult, metric: str) -> dict[int, tuple[float, float]]:
     return {index: (value, 1.0) for index, value in result.values(metric).items()}
 
 
-def _missing(task: str, points: Iterable[Point]) -> list[str]:
-    return [
-        f"{task} is missing, or of other items than the base's, for {describe(point)}"
-        for point in points
-    ]
+def _missing(task: str, points: Sequence[Point]) -> list[str]:
+    told = [describe(point) for point in points[:MOST_TOLD]]
+    if len(points) > MOST_TOLD:
+        told.append(f"{len(points) - MOST_TOLD} more")
+    missing = f"{task} is missing, or of other items than the base's, for "
+    return [missing + "; ".join(told)] if told else []
 
 
 def describe(point: Point) -> str:

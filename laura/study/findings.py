@@ -29,6 +29,7 @@ from laura.study.sampled import build_sampled
 from laura.study.summary import Evidence, gather
 
 FORMAT = 1
+DECIMALS = 12
 FILE = "analysis.json"
 SPECTRA, SUBSPACES = "spectra.json", "subspaces.json"
 
@@ -43,14 +44,14 @@ def build_findings(evidence: Evidence, store: StudyStore) -> dict[str, Any]:
     """
     gaps = _run_gaps(evidence)
     curves = build_curves(evidence, gaps)
-    sampled = build_sampled(evidence, store, gaps)
+    fit = _drift_fit(evidence, curves["forgetting"], curves["forgotten"])
     return {
         "format": FORMAT,
-        "tradeoff": curves["tradeoff"],
-        "efficiency": curves["efficiency"],
-        **sampled,
+        "tradeoff": _rounded(curves["tradeoff"]),
+        "efficiency": _rounded(curves["efficiency"]),
+        **build_sampled(evidence, store, gaps),
         "drift": _drift(evidence),
-        "drift_fit": _drift_fit(evidence, curves["forgetting"], curves["forgotten"]),
+        "drift_fit": _rounded(fit),
         "spectra": _spectra(evidence, gaps),
         "subspaces": _subspaces(store, gaps),
         "gaps": list(dict.fromkeys(gaps)),
@@ -170,6 +171,15 @@ def _subspaces(store: StudyStore, gaps: list[str]) -> list[Any]:
     value = _optional(store.folder / "analysis" / SUBSPACES, gaps)
     found = value.get("subspaces") if isinstance(value, dict) else value
     return found if isinstance(found, list) else []
+
+
+def _rounded(value: Any) -> Any:
+    """Without the last digits, in which matrix products differ between machines."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return round(value, DECIMALS) + 0.0 if isinstance(value, float) else value
 
 
 def _optional(path: Path, gaps: list[str]) -> Any:

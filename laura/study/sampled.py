@@ -31,10 +31,10 @@ COMPARED = ("distinct", "rarefied_passed", "rarefied_failed")
 
 @dataclass(frozen=True)
 class _Sampled:
-    """One model's samples of an extra: whose, its result, and each prompt's numbers."""
+    """One model's samples of an extra: whose, (n, c) of each item, each prompt's numbers."""
 
     point: Point | None
-    result: TaskResult
+    counts: list[tuple[int, int]]
     prompts: dict[int, Prompt]
 
 
@@ -83,6 +83,8 @@ def prompts_of(result: Path) -> list[Prompt]:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{samples} holds no samples of an extra ({error!r})") from error
+    if not prompts:
+        raise StoreError(f"{samples} is empty; delete it and its result, and measure again")
     write_json(kept, {"format": FORMAT, "samples": mark, "prompts": prompts})
     return prompts
 
@@ -112,10 +114,11 @@ def _found(name: str, evidence: Evidence, store: StudyStore, gaps: list[str]) ->
                 gaps.append(f"{name} of {whose} was measured with other settings")
                 continue
             prompts = {prompt["index"]: prompt for prompt in prompts_of(path)}
-        except StoreError as error:
+            counts = [(item["samples"], item["passes"]) for item in result.items]
+        except (StoreError, KeyError) as error:
             gaps.append(f"samples of {name} on {whose} cannot be used: {error}")
             continue
-        yield _Sampled(point, result, prompts)
+        yield _Sampled(point, counts, prompts)
 
 
 def _diversity(name: str, one: _Sampled, evidence: Evidence) -> dict[str, Any]:
@@ -141,9 +144,8 @@ def _diversity(name: str, one: _Sampled, evidence: Evidence) -> dict[str, Any]:
 
 def _pass_at_k(name: str, one: _Sampled, evidence: Evidence) -> dict[str, Any]:
     extra = evidence.recipe.measure.extras[name]
-    counts = [(item["samples"], item["passes"]) for item in one.result.items]
     ks = sorted({1, *extra.k})
-    points = curve(counts, ks)
+    points = curve(one.counts, ks)
     return {
         **_whose(name, extra.task, one.point),
         "samples": extra.samples,
@@ -151,7 +153,7 @@ def _pass_at_k(name: str, one: _Sampled, evidence: Evidence) -> dict[str, Any]:
         "k": ks,
         "value": [point.value for point in points],
         "stderr": [point.stderr for point in points],
-        "n": one.result.n,
+        "n": len(one.counts),
     }
 
 
@@ -172,7 +174,9 @@ def _differences(name: str, found: Sequence[_Sampled], evidence: Evidence) -> li
             own[None] = base
         for first, second in itertools.combinations(own, 2):
             for key in COMPARED:
-                row = _difference(own[first], own[second], key)
+                # The base has no seeds: it is the same beside each of the arm's.
+                other = own[second] * (len(own[first]) if second is None else 1)
+                row = _difference(own[first], other, key)
                 if row is not None:
                     whose = {"extra": name, "task": extra.task, "arms": [first, second]}
                     rows.append({**whose, "budget": budget, "measure": key, **row})
@@ -204,7 +208,7 @@ def _difference(
         "difference": found.value,
         "stderr": math.hypot(found.stderr, *over_seeds),
         "n": found.n,
-        "seeds": min(len(first), len(second)) if first and second else 0,
+        "seeds": min(len(first), len(second)),
     }
 
 
