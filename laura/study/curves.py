@@ -244,45 +244,50 @@ def _kept(name: str, evidence: Evidence, gaps: list[str]) -> Scores | None:
 
 
 def _scores(task: str, evidence: Evidence, gaps: list[str]) -> Scores | None:
-    """A task's scores; points that lack it, or have it of other items, are told as gaps."""
-    base = evidence.base.get(task)
-    if base is None:
-        gaps.append(f"{task} was not measured on the base")
+    """A task's scores; points that lack it, or have it not whole or of other items, are gaps."""
+    measure, base = evidence.measures[task], evidence.base.get(task)
+    fields = RATIO_FIELDS.get(measure.metric, (measure.metric,))
+    first = None if base is None else _columns(base, fields)
+    if base is None or first is None:
+        gaps.append(f"{task} was not measured on the base, or not whole")
         return None
-    measure = evidence.measures[task]
-    rows, places, missing = [_items(base, measure.metric)], [], []
+    columns, places, missing = [first[1:]], [], []
     for place, point in enumerate(evidence.points):
         result = point.results.get(task)
-        found = None if result is None else _items(result, measure.metric)
-        if result is None or result.version != base.version or not found:
-            missing.append(point)
-        elif found.keys() != rows[0].keys():
-            missing.append(point)
-        else:
-            rows.append(found)
+        same = result is not None and result.version == base.version
+        found = _columns(result, fields) if result and same else None
+        if found is not None and np.array_equal(found[0], first[0]):
+            columns.append(found[1:])
             places.append(place)
+        else:
+            missing.append(point)
     gaps += _missing(task, missing)
-    order = sorted(rows[0])
-    values = np.array([[row[index] for index in order] for row in rows])  # (M, I, 2)
-    table = ItemTable(values[..., 0], values[..., 1] if measure.metric in RATIO_FIELDS else None)
+    table = ItemTable(*(np.stack(parts) for parts in zip(*columns, strict=True)))
     drawn = resample_items(table, DRAWS, _generator(task))
     sign = 1.0 if measure.higher_is_better else -1.0
     points = {place: sign * drawn[:, 1 + number] for number, place in enumerate(places)}
-    return Scores(sign * drawn[:, 0], points, len(order), sign)
+    return Scores(sign * drawn[:, 0], points, len(first[0]), sign)
 
 
-def _items(result: TaskResult, metric: str) -> dict[int, tuple[float, float]]:
-    """Index to value and weight; a mean's items weigh the same."""
-    if metric in RATIO_FIELDS:
-        return result.sums(metric)
-    return {index: (value, 1.0) for index, value in result.values(metric).items()}
+def _columns(result: TaskResult, fields: Sequence[str]) -> list[Array] | None:
+    """The items' indices, rising, and their values of some fields; None where one is no number."""
+    # A whole column at once: a study may have millions of items.
+    listed = [[item.get(field) for item in result.items] for field in ("index", *fields)]
+    try:
+        columns = [np.array(column, dtype=float) for column in listed]
+    except (TypeError, ValueError):
+        return None
+    if not all(np.isfinite(column).all() for column in columns):
+        return None
+    order = np.argsort(columns[0])
+    return [column[order] for column in columns]
 
 
 def _missing(task: str, points: Sequence[Point]) -> list[str]:
     told = [describe(point) for point in points[:MOST_TOLD]]
     if len(points) > MOST_TOLD:
         told.append(f"{len(points) - MOST_TOLD} more")
-    missing = f"{task} is missing, or of other items than the base's, for "
+    missing = f"{task} is missing, not whole, or of other items than the base's, for "
     return [missing + "; ".join(told)] if told else []
 
 

@@ -54,7 +54,8 @@ def build_findings(evidence: Evidence, store: StudyStore) -> dict[str, Any]:
         "drift_fit": _rounded(fit),
         "spectra": _spectra(evidence, gaps),
         "subspaces": _subspaces(store, gaps),
-        "gaps": list(dict.fromkeys(gaps)),
+        # Whoever moves the folder must find the same words.
+        "gaps": [gap.replace(f"{store.folder}/", "") for gap in dict.fromkeys(gaps)],
     }
 
 
@@ -99,6 +100,14 @@ def _run_gaps(evidence: Evidence) -> list[str]:
         f"is {run.state}, not done"
         for known, run in evidence.runs
         if run.state != "done"
+    ]
+    measured = {(point.run["id"], point.step) for point in evidence.points}
+    gaps += [
+        f"{known['arm']} at {known['learning_rate']:g}, seed {known['seed']} (run {known['id']}) "
+        f"was not measured at budget {mark['budget']:g}"
+        for known, run in evidence.runs
+        for mark in known["points"]
+        if run.state == "done" and (known["id"], mark["step"]) not in measured
     ]
     gaps += [
         f"{arm} has no finished run at the largest budget, so no best rate"

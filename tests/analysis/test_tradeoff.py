@@ -79,12 +79,8 @@ def test_neighbours_are_the_next_budget_and_the_next_rate() -> None:
         for u, v in tradeoff.edges(grid)
     }
     pairs = [
-        ((1, 1), (1, 2)),
-        ((1, 2), (1, 4)),
-        ((3, 1), (3, 4)),
-        ((1, 1), (3, 1)),
-        ((1, 4), (3, 4)),
-    ]
+        ((1, 1), (1, 2)), ((1, 2), (1, 4)), ((3, 1), (3, 4)), ((1, 1), (3, 1)), ((1, 4), (3, 4)),
+    ]  # fmt: skip
     assert found == {frozenset(pair) for pair in pairs}
 
 
@@ -136,9 +132,8 @@ def naive_forgotten(level: float, cells: Sequence[Cell], draw: int) -> float:
             )
             if between or not min(lu, lv) <= level <= max(lu, lv):
                 continue
-            best = min(
-                best, float(np.interp(level, sorted([lu, lv]), [fu, fv] if lu < lv else [fv, fu]))
-            )
+            ends = sorted([(lu, fu), (lv, fv)])
+            best = min(best, float(np.interp(level, *zip(*ends, strict=True))))
     return best
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +56,15 @@ def result(task: str, model: str, values: np.ndarray) -> TaskResult:
 
 
 class Made:
-    """A study folder whose learning x grows with budget and rate, full forgetting 0.5 x, LoRA 0.2 x."""
-
-    slopes = {"full": 0.5, "lora": 0.2}
+    """A study folder: learning x grows with budget and rate, full forgets 0.5 x, LoRA 0.2 x."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, StudyStore(folder)
         self.recipe = parse_recipe(RECIPE)
         self.noise = np.random.default_rng(0)
+
+    def write(self) -> None:
+        folder = self.folder
         facts = {"tasks": {"drawn": {"title": "t", "version": "v"}}, "base": {}}
         write_json(folder / "study.json", facts)
         (folder / "recipe.yaml").write_text(recipe_yaml(self.recipe), encoding="utf-8")
@@ -83,12 +86,8 @@ class Made:
         write_json(run.folder / "done.json", {})
         for budget, step in STEPS.items():
             learnt = (0.2 if high else 0.1) * (1 + np.log2(budget / 1000))
-            self.measure(
-                lambda task, s=step: run.evaluation(s, task),
-                name,
-                learnt,
-                self.slopes[arm] * learnt,
-            )
+            forgot = learnt * (0.5 if arm == "full" else 0.2)
+            self.measure(partial(run.evaluation, step), name, learnt, forgot)
         self.sample(run.evaluation(4, "drawn"), name, 2)
 
     def measure(self, place: Any, model: str, learnt: float, forgot: float) -> None:
@@ -122,9 +121,17 @@ class Made:
         return build_findings(gather(self.store, self.recipe), self.store)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "made"
+    Made(folder).write()
+    return folder
+
+
 @pytest.fixture
-def made(tmp_path: Path) -> Made:
-    return Made(tmp_path / "made")
+def made(whole: Path, tmp_path: Path) -> Made:
+    """A study of one's own, to be damaged."""
+    return Made(shutil.copytree(whole, tmp_path / "made"))
 
 
 def test_the_truth_is_found(made: Made) -> None:
@@ -232,6 +239,10 @@ def test_what_is_missing_is_named_and_nothing_crashes(made: Made) -> None:
         for seed in (1, 2):
             for path in (runs / f"lora-0.01-{seed}" / "evals" / name).iterdir():
                 path.unlink()
+    other = runs / "lora-0.01-1" / "evals" / "00000004" / "target_loss.json"
+    value = json.loads(other.read_text(encoding="utf-8"))
+    value["items"][0]["nats"] = None
+    write_json(other, value)
     (runs / "lora-0.01-1" / "evals" / "00000004" / "drawn.samples.jsonl.gz").unlink()
     (runs / "lora-0.01-2" / "evals" / "00000004" / "drawn.json").unlink()
     (runs / "full-0.001-0" / "evals" / "00000004" / "drawn.samples.jsonl.gz").write_bytes(b"x")
@@ -245,8 +256,11 @@ def test_what_is_missing_is_named_and_nothing_crashes(made: Made) -> None:
     told = "\n".join(found["gaps"])
     for words in (
         "full at 0.001, seed 1 (run full-0.001-1) is diverged, not done",
-        "gsm8k is missing, or of other items than the base's, for full at 0.001, seed 2, "
-        "budget 4000",
+        "gsm8k is missing, not whole, or of other items than the base's, for full at 0.001, "
+        "seed 2, budget 4000 (run full-0.001-2)",
+        "target_loss is missing, not whole, or of other items than the base's, for lora at 0.01, "
+        "seed 1, budget 4000",
+        "lora at 0.01, seed 2 (run lora-0.01-2) was not measured at budget 1000",
         "gsm8k was measured at different budgets: full at 1000, 2000, 4000; lora at 4000",
         "drawn was not measured on the base",
         "drawn was not measured on lora at 0.01, seed 2",
@@ -255,6 +269,7 @@ def test_what_is_missing_is_named_and_nothing_crashes(made: Made) -> None:
         "spectra.json is not JSON",
     ):
         assert words in told, told
+    assert str(made.folder) not in told
     [one] = found["spectra"]
     assert (one["run"], one["budget"], one["matrices"]) == ("lora-0.01-0", 4000, [{"name": "m"}])
     json.dumps(found, allow_nan=False)
@@ -271,7 +286,8 @@ def test_an_arm_with_one_point_and_a_base_without_scores(made: Made) -> None:
     assert found["tradeoff"]["matched"] == [] and found["tradeoff"]["front"]
     made.store.base_evaluation("winogrande").unlink()
     found = made.findings()
-    assert found["tradeoff"] is None and "winogrande was not measured on the base" in found["gaps"]
+    assert found["tradeoff"] is None
+    assert "winogrande was not measured on the base, or not whole" in found["gaps"]
     assert found["efficiency"]
 
 
