@@ -106,7 +106,7 @@ def prompt_numbers(rows: Sequence[Item]) -> Prompt:
 
     Args:
         rows: Its samples, as they were kept: "index", "text", "passed"; the extracted
-            answer is "strict" (a number) or "code", where there is one, else the text.
+            answer is "answer" (a number) or "code", where there is one, else the text.
 
     Returns:
         {"index", "samples", "passed"} and KEYS: None where a count has no outputs, or
@@ -161,4 +161,4 @@ def difference(
 
 
 def _answer(row: Item) -> str:
-    return str(next(row[name] for name in ("strict", "code", "text") if name in row))
+    return str(next(row[name] for name in ("answer", "code", "text") if name in row))

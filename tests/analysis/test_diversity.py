@@ -85,7 +85,7 @@ def test_a_prompt_is_split_by_passing() -> None:
 
 def test_answers_are_the_extracted_ones() -> None:
     rows = _rows("abc", "100")
-    math = [{**row, "strict": "5"} for row in rows]
+    math = [{**row, "answer": "5"} for row in rows]
     assert diversity.prompt_numbers(math)["answer_entropy"] == 0
     assert diversity.prompt_numbers(math)["distinct"] == 3
     assert diversity.prompt_numbers(rows)["answer_entropy"] == pytest.approx(stats.entropy([1] * 3))

@@ -74,6 +74,9 @@ def test_numbers_are_graded_by_shares_and_by_majority(
     assert [sample["sample"] for sample in samples] == [0, 1, 2, 3]
     assert [sample["passed"] for sample in samples] == [one["correct"] for one, _ in singles]
     assert [sample["strict"] for sample in samples] == [sample["strict"] for _, sample in singles]
+    assert [sample["answer"] for sample in samples] == [
+        sample["strict"].replace(",", "") for sample in samples
+    ]
 
 
 def test_programs_pass_one_by_one() -> None:

@@ -109,7 +109,7 @@ class Made:
     def sample(self, path: Path, model: str, kinds: int) -> None:
         """Six answers to each of five prompts, of so many kinds; every third is right."""
         rows = [
-            {"index": i, "sample": n, "text": f"answer {n % kinds}", "strict": str(n % kinds),
+            {"index": i, "sample": n, "text": f"answer {n % kinds}", "answer": str(n % kinds),
              "passed": n % 3 == 0}
             for i in range(5) for n in range(6)
         ]  # fmt: skip

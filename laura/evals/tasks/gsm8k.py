@@ -190,7 +190,8 @@ def grades(
         `drawing.drawn_item` with `exact_match` and `flexible_extract` (shares of right
         answers) and `majority` (0 or 1: whether the most frequent strict answer is
         right, the one drawn first among equals, as lm-eval's `majority_vote`), and the
-        samples, each with its number and whether it passed.
+        samples, each with its number, whether it passed, and its strict answer as it is
+        compared.
 
     Source:
         `majority`: Wang et al. 2022, arXiv:2203.11171 (self-consistency).
@@ -206,8 +207,8 @@ def grades(
 
 def _together(question: Question, graded: list[tuple[Item, Item]]) -> tuple[Item, list[Item]]:
     items = [item for item, _ in graded]
-    votes = Counter(_normalise(sample["strict"]) for _, sample in graded)
-    winner = votes.most_common(1)[0][0]
+    found = [_normalise(sample["strict"]) for _, sample in graded]
+    winner = Counter(found).most_common(1)[0][0]
     passed = [item["correct"] for item in items]
     item = {
         **drawn_item(question.index, passed, question.k, sum(item["tokens"] for item in items)),
@@ -215,8 +216,8 @@ def _together(question: Question, graded: list[tuple[Item, Item]]) -> tuple[Item
         "majority": int(winner == _normalise(question.answer)),
     }
     samples = [
-        {**sample, "sample": number, "passed": passed[number]}
-        for number, (_, sample) in enumerate(graded)
+        {**sample, "answer": answer, "sample": number, "passed": passed[number]}
+        for number, (answer, (_, sample)) in enumerate(zip(found, graded, strict=True))
     ]
     return item, samples
 
