@@ -8,7 +8,8 @@
         checkpoints/STEP/   weights, manifest.json with SHA-256 (kept at budget points)
         resume/STEP/        optimiser, random state, data position (one, replaced)
         evals/STEP/TASK.json + TASK.samples.jsonl.gz
-      summary.json  report.html  figures/*.svg, *.png
+        analysis/STEP/NAME.diversity.json   each prompt's numbers of an extra; made again if deleted
+      summary.json  analysis.json  report.html  figures/*.svg, *.png
 
 Files are written aside and renamed, so a file that exists is whole. Folders
 (checkpoints) carry a manifest that is written last. No torch here.
