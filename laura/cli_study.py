@@ -124,9 +124,9 @@ def _drawn(desk: Desk, folder: Path) -> tuple[dict[str, Any], Any]:
     from laura.report.page import write_report
     from laura.report.tables import summary_table
     from laura.store import StudyStore, read_json
-    from laura.study.claims.judgement import redraw_claims
+    from laura.study.rebuilding import rebuild
 
-    redraw_claims(folder)
+    rebuild(folder, desk.progress)
     page = write_report(folder, desk.progress)
     summary = read_json(StudyStore(folder).summary_file)
     value = {"study": str(folder), "report": str(page), **without_curves(summary)}

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from laura.recipe_analysis import AnalysisSection
 from laura.recipe_arms import Arm, FullArm, LoraArm
+from laura.recipe_extras import Extra
 from laura.recipe_measure import MeasureSection
 from laura.recipe_section import Section, Share
 from laura.recipe_tasks import NAME_PATTERN
@@ -25,6 +26,7 @@ __all__ = [
     "BaseSection",
     "BudgetSection",
     "DataSection",
+    "Extra",
     "FullArm",
     "LoraArm",
     "MeasureSection",

@@ -10,8 +10,9 @@
         resume/STEP/        optimiser, random state, data position (one, replaced)
         evals/STEP/TASK.json + TASK.samples.jsonl.gz
         analysis/STEP/spectra.json
+        analysis/STEP/NAME.diversity.json   each prompt's numbers of an extra; made again if deleted
       base/analysis/spectra.json  analysis/subspaces.json
-      summary.json  report.html  figures/*.svg, *.png
+      summary.json  analysis.json  claims.json  report.html  figures/*.svg, *.png
 
     SERIES/
       series.json          name, and the settings in order

@@ -19,6 +19,7 @@ from laura.recipe import (
     BaseSection,
     BudgetSection,
     DataSection,
+    Extra,
     FullArm,
     LoraArm,
     MeasureSection,
@@ -54,6 +55,7 @@ PARTS: dict[str, type[Section]] = {
     "search": SearchSection,
     "measure": MeasureSection,
     "analysis": AnalysisSection,
+    "measure.extras: NAME": Extra,
 }
 LIMITS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import string
 from itertools import pairwise
 from pathlib import Path
@@ -484,3 +485,39 @@ def test_the_recipe_in_the_readme_is_whole() -> None:
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
     block = readme.split("```yaml\n")[1].split("```")[0]
     assert set(parse_recipe(block).arms) == {"lora", "full"}
+
+
+def test_extras_that_cannot_be_told_together() -> None:
+    given = [
+        "measure.extras.gsm8k={task: gsm8k}",
+        "measure.extras.many={task: humaneval, samples: 4, k: [1, 8]}",
+        "measure.extras.twice={task: mbpp, k: [2, 2]}",
+        "base.dtype=float16",
+    ]
+    faults = faults_of(GOOD, given)
+    assert "is what a task's own result is called" in faults["measure.extras.gsm8k"]
+    told = faults["measure.extras.many.k"]
+    assert "names 8, but pass@k needs at least k samples and samples is 4" in told
+    assert "names a k twice" in faults["measure.extras.twice.k"]
+    assert "base.dtype" in faults
+    wrong = [
+        "measure.extras.a={task: hellaswag, samples: 1, temperature: 0, sampels: 3}",
+        "measure.extras.b={samples: 5}",
+    ]
+    faults = faults_of(GOOD, wrong)
+    assert "hellaswag" in faults["measure.extras.a.task"]
+    assert "greater than or equal to 2" in faults["measure.extras.a.samples"]
+    assert "greater than 0" in faults["measure.extras.a.temperature"]
+    assert "did you mean samples?" in faults["measure.extras.a.sampels"]
+    assert "needed but missing" in faults["measure.extras.b.task"]
+    assert read_measure_section(["measure.extras.a={task: mbpp}"]).extras["a"].samples == 50
+    with pytest.raises(RecipeError, match=r"measure\.extras\.mean"):
+        read_measure_section(["measure.extras.mean={task: mbpp}"])
+
+
+def test_divergences_name_the_data_they_need() -> None:
+    both = "measure.forgetting=[kl_reverse, kl_source, kl_reverse_source]"
+    text = re.sub(r"  test: .*\n", "", re.sub(r"  source_text: .*\n", "", GOOD))
+    faults = faults_of(text, ["measure.learning=[gsm8k]", both])
+    assert faults["data.test"] == "is needed by measure: kl_reverse"
+    assert "kl_reverse_source, kl_source" in faults["data.source_text"]

@@ -1,1 +1,1 @@
-"""What finetuning did to the weights, read from saved files matrix by matrix."""
+"""What a study's weights, samples and scores say beyond single numbers."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from laura.models.encoding import Encoder
 from laura.progress import Progress
@@ -111,6 +111,10 @@ class TokenDocument:
     supervised: list[bool]
     bytes: int
     index: int
+
+
+Direction = Literal["forward", "reverse"]
+"""Of a divergence: KL(base || tuned), or KL(tuned || base)."""
 
 
 def _forget(number: int, answer: Any) -> None:

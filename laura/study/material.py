@@ -24,6 +24,7 @@ from laura.errors import DataError
 from laura.models.requests import TokenDocument
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, DataSection, MeasureSection, Source
+from laura.recipe_tasks import DRIFT
 from laura.store import content_hash
 
 RESERVE = 100  # documents of an endless source that are read beyond those needed
@@ -36,7 +37,8 @@ class StudyData:
     Attributes:
         train: Encoded training examples, read from the disk as they are needed.
         documents: Held-out documents by task: `validation_loss`, and where the
-            recipe names their data `target_loss` (also for `kl`) and `source_loss`.
+            recipe names their data `target_loss` and `source_loss`, and the
+            divergences on either.
         measured: What is measured on, by the key of its source; rows held out of
             `train` are `validation`.
         fingerprint: Hash of the data, for run IDs.
@@ -151,8 +153,10 @@ def prepare(
         for name, encoded in parts.items()
         if encoded
     }
-    if "kl" in measure.forgetting and "target_loss" in documents:
-        documents["kl"] = documents["target_loss"]
+    for name in DRIFT:
+        text = "source_loss" if name.endswith("source") else "target_loss"
+        if name in measure.forgetting and text in documents:
+            documents[name] = documents[text]
     train = Subset(corpus, splits.train)
     measured: dict[str, Sequence[Known]] = {
         "data.validation": [corpus.identities[row] for row in splits.held_out] or others.validation,

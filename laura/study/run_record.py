@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from laura.data.mixing import Dealt
-from laura.recipe import Arm, FullArm, LoraArm, Section
+from laura.recipe import Arm, FullArm, LoraArm
 from laura.train.batches import BatchPlan
 
 # Told apart by the run's rate, and by the sources beside the share.
@@ -43,21 +43,20 @@ def is_of(record: dict[str, Any], arm: Arm, facts: dict[str, Any]) -> bool:
     """
     identity = record.get("identity", {})
     wanted = {"fraction": arm.replay, "sources": facts.get("replay")} if arm.replay else None
-    return identity.get("replay") == wanted and _settings(identity.get("arm")) == _settings(
-        ["", arm.model_dump(mode="json")]
-    )
+    if identity.get("replay") != wanted:
+        return False
+    _, trained = identity.get("arm", ("", None))
+    return trained is None or _settings(trained) == _settings(arm.model_dump(mode="json"))
 
 
-def _settings(named: Any) -> dict[str, Any] | None:
+def _settings(arm: dict[str, Any]) -> dict[str, Any] | None:
     """An arm's settings, with what was not yet known of arms when a run was recorded."""
-    if not (isinstance(named, list) and len(named) == 2 and isinstance(named[1], dict)):
-        return None
-    known = {name: value for name, value in named[1].items() if name not in _APART}
+    known = {name: value for name, value in arm.items() if name not in _APART}
     try:
-        arm: Section = (LoraArm if known.get("method") == "lora" else FullArm).model_validate(known)
+        kind = LoraArm if known.get("method") == "lora" else FullArm
+        return kind.model_validate(known).model_dump(mode="json", exclude=_APART)
     except ValueError:  # of a version of Laura that knew other settings
         return None
-    return arm.model_dump(mode="json", exclude=_APART)
 
 
 def mix_record(dealt: Sequence[Dealt]) -> dict[str, Any]:

@@ -18,12 +18,10 @@ import torch
 
 from laura.data.packing import Fitted, fit
 from laura.errors import StoreError
-from laura.evals.kinds import Material, RowProvider, file_rows
-from laura.evals.runner import evaluate
+from laura.evals.kinds import RowProvider, file_rows
 from laura.evals.tasks import TASKS
 from laura.models.attention import Documents
 from laura.models.device import autocast, pick_device, resolve_precision
-from laura.models.engine import Engine
 from laura.models.losses import packed_loss_sum
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, Recipe
@@ -45,6 +43,7 @@ from laura.study.external import adopt, budget_of, check_external, marks_of
 from laura.study.facts import refuse_another, task_facts, write_facts
 from laura.study.material import Encoder, StudyData, prepare
 from laura.study.measures import all_tasks, is_current, result_names
+from laura.study.measuring import measure
 from laura.study.replay import ReplayData, prepare_replay
 from laura.study.run_record import budget_marks
 from laura.study.workbench import Workbench
@@ -122,7 +121,7 @@ class Session:
 
     def base_results(self) -> None:
         """Measure the base, before anything is trained."""
-        self._evaluate(self.bench.base.model, None, "base", self.store.base_evaluation)
+        measure(self, all_tasks(self.recipe), None)
 
     def specs(self, arm: str, learning_rate: float, seed: int) -> list[RunSpec]:
         """The runs that one arm at one rate with one seed takes: one, or one a budget."""
@@ -191,10 +190,8 @@ class Session:
 
     def measure_point(self, run: RunStore, step: int) -> None:
         """Measure a checkpoint of a run, where that has not been done."""
-        if self._is_measured(run, step):
-            return
-        with self.bench.tuned(run.checkpoint(step)) as (model, reference):
-            self._evaluate(model, reference, run.folder.name, lambda t: run.evaluation(step, t))
+        if not self._is_measured(run, step):
+            measure(self, all_tasks(self.recipe), run, step)
 
     def _is_measured(self, run: RunStore, step: int) -> bool:
         for name in result_names(all_tasks(self.recipe)):
@@ -204,15 +201,6 @@ class Session:
             if name in self.tasks and not is_current(TaskResult.read(path), self.tasks):
                 return False
         return True
-
-    def _evaluate(self, model: Any, reference: Any, name: str, out: Callable[[str], Path]) -> None:
-        precision = resolve_precision(self.recipe.measure.precision, model.device)
-        engine = Engine(model, self.bench.base.tokenizer, precision, progress=self.progress)
-        material = Material(
-            self.recipe.measure, self.rows, self.data.documents, reference, self.data_dir
-        )
-        names = all_tasks(self.recipe)
-        evaluate(engine, names, material, model_name=name, out=out, progress=self.progress)
 
     def _plan(self, spec: RunSpec) -> BatchPlan:
         fraction = self.recipe.arms[spec.arm].replay
@@ -362,7 +350,8 @@ def _read_all(
     identity = {
         "base": bench.base.fingerprint,
         "tokenizer": encoder.fingerprint,
-        "measure": recipe.measure.model_dump(mode="json"),
+        # Extras may come later: they change nothing of what stands.
+        "measure": recipe.measure.model_dump(mode="json", exclude={"extras"}),
     }
     refuse_another(store, identity)  # before anything large is read
     rows = file_rows(data_dir)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from laura.errors import StoreError
 from laura.store import StudyStore, read_json
 from laura.study.summary import Evidence, Point
 
@@ -45,47 +46,43 @@ def analysed_points(evidence: Evidence) -> list[Point]:
     ]
 
 
-def read_spectra(store: StudyStore, evidence: Evidence) -> list[dict[str, Any]]:
+def read_spectra(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[dict[str, Any]]:
     """The `spectra` part of a study's analysis: one entry a checkpoint, in order.
 
-    Raises:
-        StoreError: a file is damaged.
+    Args:
+        store: The study.
+        evidence: What it holds.
+        gaps: Gets a sentence for each checkpoint that could not be analysed, and for
+            each file that is damaged.
     """
-    return [entry for entry in _entries(store, evidence) if "fault" not in entry]
+    found = []
+    for point in analysed_points(evidence):
+        entry = _kept(spectra_file(store, point), gaps)
+        if entry is None:
+            continue
+        if "fault" in entry:
+            told = f"{point.arm}, seed {point.seed}, step {point.step}"
+            gaps.append(f"no spectra of {told}: {entry['fault']}")
+            continue
+        found.append({key: value for key, value in entry.items() if key != "format"})
+    return found
 
 
-def spectra_gaps(store: StudyStore, evidence: Evidence) -> list[str]:
-    """Checkpoints whose weights could not be analysed, and why, a sentence each.
-
-    Raises:
-        StoreError: a file is damaged.
-    """
-    return [
-        f"No spectra of {entry['arm']}, seed {entry['seed']}, step {entry['step']}: "
-        f"{entry['fault']}"
-        for entry in _entries(store, evidence)
-        if "fault" in entry
-    ]
-
-
-def read_subspaces(store: StudyStore, evidence: Evidence) -> list[dict[str, Any]]:
-    """The `subspaces` part of a study's analysis.
-
-    Raises:
-        StoreError: the file is damaged.
-    """
-    file = subspaces_file(store)
+def read_subspaces(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[dict[str, Any]]:
+    """The `subspaces` part of a study's analysis; `gaps` as in `read_spectra`."""
     section = evidence.recipe.analysis
-    if section.spectra == "none" or section.subspace_k is None or not file.is_file():
+    if section.spectra == "none" or section.subspace_k is None:
         return []
-    rows: list[dict[str, Any]] = read_json(file)["matrices"]
+    rows: list[dict[str, Any]] = (_kept(subspaces_file(store), gaps) or {}).get("matrices", [])
     return rows
 
 
-def _entries(store: StudyStore, evidence: Evidence) -> list[dict[str, Any]]:
-    files = [spectra_file(store, point) for point in analysed_points(evidence)]
-    return [
-        {key: value for key, value in read_json(file).items() if key != "format"}
-        for file in files
-        if file.is_file()
-    ]
+def _kept(file: Path, gaps: list[str]) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        value = read_json(file)
+    except StoreError as error:
+        gaps.append(str(error))
+        return None
+    return value if isinstance(value, dict) else None

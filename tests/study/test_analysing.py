@@ -20,7 +20,6 @@ from laura.study.spectra_results import (
     base_spectra_file,
     read_spectra,
     read_subspaces,
-    spectra_gaps,
     subspaces_file,
 )
 from laura.study.summary import gather
@@ -63,7 +62,7 @@ def weights(base: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def test_every_point_at_the_best_rate_is_analysed(analysed: Any, tiny_folder: Path) -> None:
     _, store, evidence = analysed
-    entries = read_spectra(store, evidence)
+    entries = read_spectra(store, evidence, [])
     # Two arms, two seeds, two budgets.
     assert [(e["arm"], e["seed"], e["budget"]) for e in entries] == [
         (arm, seed, budget) for arm in ("full", "lora") for seed in (0, 1) for budget in (600, 1200)
@@ -83,14 +82,14 @@ def test_every_point_at_the_best_rate_is_analysed(analysed: Any, tiny_folder: Pa
     assert any(m["rank"]["90"] > 4 for e in entries for m in e["matrices"] if e["arm"] == "full")
     assert len(read_json(base_spectra_file(store))["matrices"]) == len(before)
     assert not list(store.folder.rglob("*.partial.jsonl"))
-    assert spectra_gaps(store, evidence) == []
+    assert _gaps(store, evidence) == []
 
 
 def test_directions_of_lora_and_full_are_compared_seed_by_seed(
     analysed: Any, tiny_folder: Path
 ) -> None:
     _, store, evidence = analysed
-    rows = read_subspaces(store, evidence)
+    rows = read_subspaces(store, evidence, [])
     before = weights(tiny_folder, tiny_folder)
     arms = {known["id"]: (known["arm"], known["seed"]) for known, _ in evidence.runs}
     pairs = {tuple(row["runs"]) for row in rows}
@@ -142,12 +141,12 @@ def test_other_settings_are_analysed_anew_and_none_leaves_no_file(
     try:
         compare(recipe, study=store.folder)
         evidence = gather(store, recipe)
-        entries = read_spectra(store, evidence)
+        entries = read_spectra(store, evidence, [])
         assert {e["budget"] for e in entries} == {1200} and len(entries) == 4
         assert all(m["intruders"] is None for e in entries for m in e["matrices"])
-        assert read_subspaces(store, evidence) == []
+        assert read_subspaces(store, evidence, []) == []
         plain = with_analysis(text, "{}")
-        assert read_spectra(store, gather(store, plain)) == []
+        assert read_spectra(store, gather(store, plain), []) == []
     finally:
         for path, content in whole.items():
             path.write_text(content)
@@ -161,7 +160,7 @@ def test_weights_that_are_not_finite_are_a_gap_and_the_rest_is_analysed(
     recipe, store, evidence = analysed
     shutil.copytree(store.folder, tmp_path / "copy")
     copy = StudyStore(tmp_path / "copy")
-    entry = next(e for e in read_spectra(store, evidence) if e["arm"] == "full")
+    entry = next(e for e in read_spectra(store, evidence, []) if e["arm"] == "full")
     run = copy.run(entry["run"])
     checkpoint = run.checkpoint(entry["step"])
     file = checkpoint / "model.safetensors"
@@ -174,8 +173,8 @@ def test_weights_that_are_not_finite_are_a_gap_and_the_rest_is_analysed(
     run.analysis(entry["step"], "spectra").unlink()
     compare(recipe, study=copy.folder)
     evidence = gather(copy, recipe)
-    assert len(read_spectra(copy, evidence)) == 7
-    (gap,) = spectra_gaps(copy, evidence)
+    assert len(read_spectra(copy, evidence, [])) == 7
+    (gap,) = _gaps(copy, evidence)
     assert "the update of model.layers.1.mlp.up_proj is not finite" in gap and "full, seed 0" in gap
 
 
@@ -217,3 +216,9 @@ def test_intruders_without_spectra_are_a_fault(recipe_text: str) -> None:
         with_analysis(recipe_text, "{intruders: true}")
     with pytest.raises(RecipeError, match=r"analysis.spectra.*: must be 'none', 'final' or 'all'"):
         with_analysis(recipe_text, "{spectra: every}")
+
+
+def _gaps(store: StudyStore, evidence: Any) -> list[str]:
+    gaps: list[str] = []
+    read_spectra(store, evidence, gaps)
+    return gaps

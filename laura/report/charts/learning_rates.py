@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from laura.recipe_tasks import DRIFT
 from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
@@ -39,7 +40,7 @@ def draw(summary: Summary) -> list[Panel]:
     """Panels for validation loss, the leading task, and the measures of forgetting but KL."""
     names = [VALIDATION]
     names += [summary.primary] if summary.primary else []
-    names += [name for name in summary.forgetting_measures if name != "kl"]
+    names += [name for name in summary.forgetting_measures if name not in DRIFT]
     panels = [_panel(summary, name) for name in names]
     return [panel for panel in panels if panel is not None]
 

@@ -115,15 +115,28 @@ def read_study(folder: Path) -> tuple[str, Evidence, dict[str, Any] | None]:
     Raises:
         StoreError: the folder holds no study, or a file in it is damaged.
     """
-    recipe_file = folder / "recipe.yaml"
-    if not recipe_file.is_file() or not (folder / "study.json").is_file():
+    evidence = stored_evidence(folder)
+    return evidence.recipe.name, evidence, read_analysis(folder)
+
+
+def stored_evidence(folder: Path) -> Evidence:
+    """What a study folder holds, by the recipe in it.
+
+    Raises:
+        StoreError: the folder holds no study, or a file in it is damaged.
+        RecipeError: its recipe is of another version of Laura.
+    """
+    if not is_carried_out(folder):
         raise StoreError(
             f"{folder} holds no study (recipe.yaml and study.json); give the folder that "
             "`laura compare` wrote"
         )
-    recipe = _recipe(recipe_file)
-    evidence = gather(StudyStore(folder), recipe)
-    return recipe.name, evidence, read_analysis(folder)
+    return gather(StudyStore(folder), _recipe(folder / "recipe.yaml"))
+
+
+def is_carried_out(folder: Path) -> bool:
+    """Whether the runs of a study lie there, and not only what was made of them."""
+    return (folder / "recipe.yaml").is_file() and (folder / "study.json").is_file()
 
 
 def read_analysis(folder: Path) -> dict[str, Any] | None:
@@ -168,7 +181,7 @@ def read_series(folder: Path) -> list[tuple[str, Evidence, dict[str, Any] | None
     return [
         (name, *read_study(study.folder)[1:])
         for name, study in SeriesStore(folder).settings().items()
-        if (study.folder / "study.json").is_file()
+        if is_carried_out(study.folder)
     ]
 
 
@@ -181,16 +194,6 @@ def write_series_claims(folder: Path) -> dict[str, Any]:
     found = build_claims(read_series(folder))
     write_json(folder / CLAIMS_FILE, found)
     return found
-
-
-def redraw_claims(folder: Path) -> None:
-    """Write `claims.json` again where the runs are; a folder without them keeps what it has.
-
-    Raises:
-        StoreError: as `write_claims`.
-    """
-    if (folder / "recipe.yaml").is_file() and (folder / "study.json").is_file():
-        write_claims(folder)
 
 
 def _analysis_fault(value: dict[str, Any]) -> str:
