@@ -43,6 +43,7 @@ def count_work(model: Any) -> Work:
     for module in model.modules():
         if isinstance(module, LoraLinear):
             trained += module.A[0].numel() + module.B[0].numel()
+            frozen += sum(start.numel() for start in module.buffers(recurse=False))
         elif isinstance(module, nn.Linear) and module is not head:
             if module.weight.requires_grad:
                 trained += module.weight.numel()

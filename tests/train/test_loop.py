@@ -26,6 +26,7 @@ from laura.store import RunStore
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.flops import count_work, step_flops
 from laura.train.loop import model_inputs
+from laura.train.optimisers import StepRule
 from laura.train.run import train_run
 from laura.train.schedules import plan_legs, rate_factor
 
@@ -58,7 +59,7 @@ def make_plan(section: TrainSection, tokens: tuple[int, ...] = (1200,)) -> Any:
 
 def train(model: Any, folder: Path, section: TrainSection, plan: Any, **changes: Any) -> str:
     """Train with weights kept as one safetensors file."""
-    settings: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.0, "seed": 7}
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "seed": 7}
     return train_run(
         model, RunStore(folder), section, plan, write_weights=weight_writer(model),
         **{**settings, **changes},
@@ -90,7 +91,7 @@ def test_training_equals_a_naive_loop_over_documents(
 
     section = make_section(clip=clip)
     plan = make_plan(section)
-    assert train(tiny_model, tmp_path, section, plan, weight_decay=decay) == "done"
+    assert train(tiny_model, tmp_path, section, plan, rule=StepRule(decay)) == "done"
 
     naive = make_tiny_model()
     naive.set_attn_implementation("eager")
