@@ -59,7 +59,7 @@ class DoraLinear(LoraLinear):
         y = super()._adapted(x, slot)
         if slot in self.plain or not self._in_one_step():
             return y
-        # The gain in float32: bfloat16 would round what it has learnt back to 1.
+        # Rounded once, as in PEFT: a gain of 1.010 would be 1.008 in bfloat16.
         return (y * self.gain(slot)).to(y.dtype)
 
     def _joined(self, x: Tensor, y: Tensor, slot: int) -> Tensor:
@@ -84,6 +84,8 @@ class DoraLinear(LoraLinear):
     def _length(self, slot: int) -> Tensor:
         """Lengths of the rows of W + s B A; kept while no weight changes, for generation."""
         if torch.is_grad_enabled():
+            # A fused optimiser writes to weights without counting up their version.
+            self._lengths.clear()
             return self._measured(slot)
         mark = _mark(self.base.weight, self.A, self.B)
         kept = self._lengths.get(slot)

@@ -36,7 +36,8 @@ def dropping(model: Any, attention: float | None, residual: float) -> Iterator[N
     hooks = []
     try:
         for layer in decoder_layers(model):
-            block = layer.self_attn
+            blocks: tuple[Any, Any] = (layer.self_attn, layer.mlp)
+            block = blocks[0]
             if attention is not None:
                 if not hasattr(block, "attention_dropout"):
                     kind = type(block).__name__
@@ -45,7 +46,7 @@ def dropping(model: Any, attention: float | None, residual: float) -> Iterator[N
                 block.attention_dropout = attention
             if residual:
                 drop = _dropper(residual)
-                hooks += [part.register_forward_hook(drop) for part in (block, layer.mlp)]
+                hooks += [part.register_forward_hook(drop) for part in blocks]
         yield
     finally:
         for hook in hooks:
