@@ -19,7 +19,7 @@ from laura.data.packing import Row, fit
 from laura.data.templates import Encoded
 from laura.errors import CheckpointError, DataError
 from laura.models.adapters import save_adapter
-from laura.models.lora import LoraSettings, attach
+from laura.models.lora import LoraSettings, attach, detach
 from laura.progress import Silent
 from laura.recipe import BudgetSection, TrainSection
 from laura.store import RunStore
@@ -278,6 +278,15 @@ def test_flops_of_a_step_are_counted_from_shapes(tiny_model: Any) -> None:
     attach(tiny_model, LoraSettings(rank=4, targets=("q_proj",)), seed=0)
     lora = step_flops(count_work(tiny_model), [row])
     assert lora == 10 * (4 * layers + 6 * 2 * 4 * 128) + 4 * 4 * 64 * 512 + pairs
+    detach(tiny_model)
+    attach(tiny_model, LoraSettings(rank=4, targets=("q_proj",), layers=(1,)), seed=0)
+    upper = step_flops(count_work(tiny_model), [row])
+    # The lower layer is passed forwards only: one product instead of two, one pass of three.
+    assert upper == 10 * (3 * layers + 6 * 4 * 128) + 4 * 4 * 64 * 512 + pairs * 2 // 3
+    detach(tiny_model)
+    attach(tiny_model, LoraSettings(rank=4, targets=("q_proj",), pissa=True), seed=0)
+    start = step_flops(count_work(tiny_model), [row])
+    assert start == lora + 10 * 4 * 2 * 4 * 128
 
 
 def test_inputs_of_a_pass_join_rows_without_padding() -> None:

@@ -165,7 +165,7 @@ def test_composers_rule_is_pytorchs_with_the_coefficient_over_the_rate() -> None
 
 def test_l2_sp_equals_a_naive_step_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     section = make_section(clip=None)
-    plan = make_plan(section)
+    plan = make_plan(section, (700,))
     rule = StepRule(5.0, toward_base=True)
     train(make_tiny_model(), tmp_path / "whole", section, plan, rule=rule)
 
@@ -188,7 +188,7 @@ def test_l2_sp_equals_a_naive_step_and_resumes_bit_for_bit(tmp_path: Path) -> No
 
     with pytest.raises(KeyboardInterrupt):
         train(
-            make_tiny_model(), tmp_path / "cut", section, plan, rule=rule, progress=Interrupter(5)
+            make_tiny_model(), tmp_path / "cut", section, plan, rule=rule, progress=Interrupter(4)
         )
     assert (tmp_path / "cut/resume/main").is_dir()
     train(make_tiny_model(), tmp_path / "cut", section, plan, rule=rule)
