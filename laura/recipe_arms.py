@@ -91,7 +91,12 @@ class LoraArm(Section):
         "all", description="Linear maps that get an update: a group, or module names."
     )
     dropout: Share = Field(0.0, description="Dropout on the input of the update.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of A and B toward zero.")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="Decoupled decay of A and B toward zero: toward the base, but with `init: "
+        "pissa` away from it.",
+    )
     lora_plus_ratio: float = Field(
         1.0, ge=1, description="LoRA+: rate of B as a multiple of A's; 1 is plain LoRA."
     )

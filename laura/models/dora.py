@@ -87,10 +87,10 @@ class DoraLinear(LoraLinear):
             # A fused optimiser writes to weights without counting up their version.
             self._lengths.clear()
             return self._measured(slot)
-        mark = _mark(self.base.weight, self.A, self.B)
+        sources = (self.base.weight, self.A, self.B)
         kept = self._lengths.get(slot)
-        if kept is None or kept[0] != mark:
-            kept = self._lengths[slot] = (mark, self._measured(slot))
+        if kept is None or not kept[0].fits(sources):
+            kept = self._lengths[slot] = (_Mark(sources), self._measured(slot))
         return kept[1]
 
     @torch.no_grad()
@@ -107,10 +107,20 @@ class DoraLinear(LoraLinear):
         return torch.cat(lengths)
 
 
-_Mark = tuple[tuple["weakref.ref[Tensor]", int], ...]
+class _Mark:
+    """Tensors as they were, without keeping them alive."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self._seen = [(weakref.ref(tensor), _version(tensor)) for tensor in tensors]
+
+    def fits(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether these are the same ones, not written to since."""
+        return all(
+            seen() is tensor and version == _version(tensor)
+            for (seen, version), tensor in zip(self._seen, tensors, strict=True)
+        )
 
 
-def _mark(*tensors: Tensor) -> _Mark:
-    """What changes when one of the tensors is exchanged or written to."""
-    # An inference tensor has no version: it is made for one measurement and never written to.
-    return tuple((weakref.ref(t), 0 if t.is_inference() else t._version) for t in tensors)
+def _version(tensor: Tensor) -> int:
+    # An inference tensor has none: it is made for one measurement and never written to.
+    return 0 if tensor.is_inference() else tensor._version

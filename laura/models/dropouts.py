@@ -3,8 +3,8 @@
     attention:  dropout(softmax(q kᵀ)) v
     residual:   x + dropout(attention(norm(x))),  x + dropout(mlp(norm(x)))
 
-Biderman et al. 2024, arXiv:2405.09673, section 4.3 compares LoRA with the first as a
-regulariser; the second stands where GPT-2 and the paper's library have it.
+Biderman et al. 2024, arXiv:2405.09673, figure 4, compares LoRA with the first as a
+regulariser; the second stands where GPT-2 has it.
 """
 
 from __future__ import annotations

@@ -131,7 +131,11 @@ class Workbench:
             gc.collect()
 
     def count_trainable(self, arm: Arm) -> int:
-        """How many numbers an arm trains; nothing is changed."""
+        """How many numbers an arm trains; nothing is changed.
+
+        Raises:
+            AdapterError, ModelError: the arm does not fit the base.
+        """
         model = self.base.model
         if isinstance(arm, LoraArm):
             # However A and B start, they are equally many; PiSSA's start takes long.
@@ -139,7 +143,8 @@ class Workbench:
         else:
             _unfreeze(model, arm)
         try:
-            return _trainable(model)
+            with dropping(model, arm.attention_dropout, arm.residual_dropout):
+                return _trainable(model)
         finally:
             detach(model)
             model.requires_grad_(False)

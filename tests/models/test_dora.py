@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from laura.errors import AdapterError
 from laura.models.adapters import load_adapter, load_adapters, merge_check, save_adapter
 from laura.models.device import autocast
-from laura.models.dora import DoraLinear
 from laura.models.engine import Engine
 from laura.models.lean import lean
 from laura.models.lora import LoraSettings, attach, detach, lora_layers, route
@@ -261,9 +260,15 @@ def test_vllm_refuses_it_by_name(folders: list[Path]) -> None:
         _lora_arguments({"a": folders[0]})
 
 
-def test_copies_of_the_model_keep_working(tiny_model: Any) -> None:
+def test_kept_lengths_go_with_the_weights_that_were_measured(
+    tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    """In turn in float32 and bfloat16, whose weights stand in for one another, and in a copy."""
     attach(tiny_model, SETTINGS, seed=0)
-    expected = _logits(tiny_model)
-    assert all(isinstance(layer, DoraLinear) for layer in lora_layers(tiny_model).values())
-    assert torch.equal(_logits(copy.deepcopy(make_tiny_model())), _logits(make_tiny_model()))
-    assert torch.equal(_logits(tiny_model), expected)
+    oracle.fill(tiny_model)
+    request = [ScoreRequest("the cat sat", " on a mat")]
+    exact = Engine(tiny_model, tiny_tokenizer, torch.float32).score(request)
+    rounded = Engine(tiny_model, tiny_tokenizer, torch.bfloat16).score(request)
+    assert Engine(tiny_model, tiny_tokenizer, torch.float32).score(request) == exact
+    assert rounded[0].loglikelihood == pytest.approx(exact[0].loglikelihood, abs=0.5)
+    assert torch.equal(_logits(copy.deepcopy(tiny_model)), _logits(tiny_model))
