@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from laura import __version__
-from laura.cli_answers import (
-    answer_study,
-    answer_training,
-    facts_text,
-    finding_text,
-)
+from laura.cli_answers import answer_training, facts_text, finding_text
 from laura.cli_evaluate import evaluate
 from laura.cli_lm_eval import FOREIGN, lm_eval
 from laura.cli_micro import micro
@@ -23,13 +18,12 @@ from laura.cli_options import (
     JsonOption,
     RecipeArgument,
     SetOption,
+    SettingOption,
     StudyOption,
 )
 from laura.cli_show import show
+from laura.cli_study import carry_out, draw_and_answer, read_chosen, read_setting
 from laura.door import listen_for_stop, opened
-
-if TYPE_CHECKING:
-    from laura.recipe import Recipe
 
 DEFAULT_RECIPE = "micro"
 
@@ -87,6 +81,7 @@ def compare(
             show_default="1; for a tiny base one a core",
         ),
     ] = None,
+    only: SettingOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare arms: what each learns, what it forgets.
@@ -94,6 +89,7 @@ def compare(
     Evaluates the base, trains every arm at every learning rate, measures, and
     writes summary.json and report.html into the study folder. Stopped or
     killed, the same command continues; finished runs are never repeated.
+    A series is carried out setting by setting, each a study of its own.
 
     \b
     Example:
@@ -101,22 +97,10 @@ def compare(
     """
     with opened(json) as desk:
         # First the recipe: whoever mistyped it should not wait for torch to be told.
-        chosen = _recipe(recipe, settings, data_dir)
-        from laura.report.page import write_report
-        from laura.report.tables import summary_table
-        from laura.study.compare import compare as run_comparison
-
-        study = out or _study_folder(chosen)
-        summary = run_comparison(
-            chosen,
-            study=study,
-            data_dir=data_dir,
-            device=device,
-            workers=workers,
-            progress=desk.progress,
-        )
-        page = write_report(study, desk.progress)
-        answer_study(desk, summary, summary_table(summary), study, page)
+        chosen = read_chosen(recipe, settings, data_dir, only)
+        study = out or Path("studies") / chosen.name
+        carry_out(chosen, study, data_dir, device, workers, desk.progress)
+        draw_and_answer(desk, study)
 
 
 @app.command()
@@ -134,6 +118,7 @@ def train(
     data_dir: DataOption = None,
     out: StudyOption = None,
     device: DeviceOption = None,
+    only: SettingOption = None,
     json: JsonOption = False,
 ) -> None:
     """Train one run: an arm, a learning rate, a seed.
@@ -145,7 +130,7 @@ def train(
       laura train recipes/smollm2-gsm8k.yaml --arm lora --learning-rate 3e-4
     """
     with opened(json) as desk:
-        chosen = _recipe(recipe, settings, data_dir)
+        chosen = read_setting(recipe, settings, data_dir, only)
         from laura.study.single import train as run_training
 
         answer = run_training(
@@ -153,7 +138,7 @@ def train(
             arm=arm,
             learning_rate=learning_rate,
             seed=seed,
-            study=out or _study_folder(chosen),
+            study=out or Path("studies") / chosen.name,
             data_dir=data_dir,
             device=device,
             progress=desk.progress,
@@ -176,13 +161,7 @@ def report(
       laura report studies/smollm2-demo
     """
     with opened(json) as desk:
-        from laura.report.page import write_report
-        from laura.report.tables import summary_table
-        from laura.store import StudyStore, read_json
-
-        page = write_report(study, desk.progress)
-        summary = read_json(StudyStore(study).summary_file)
-        answer_study(desk, summary, summary_table(summary), study, page)
+        draw_and_answer(desk, study)
 
 
 app.command()(show)
@@ -277,17 +256,6 @@ def schema() -> None:
         from laura.recipe_reading import recipe_schema
 
         desk.answer({}, recipe_schema())
-
-
-def _recipe(name: str, settings: list[str] | None, data_dir: Path | None) -> Recipe:
-    from laura.recipe_reading import read_recipe
-    from laura.shipped import find_recipe
-
-    return read_recipe(find_recipe(name), settings or (), data_dir)
-
-
-def _study_folder(recipe: Recipe) -> Path:
-    return Path("studies") / recipe.name
 
 
 if __name__ == "__main__":

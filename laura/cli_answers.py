@@ -63,21 +63,13 @@ def adapter_names(given: Sequence[str]) -> dict[str, Path]:
     return named
 
 
-def answer_study(desk: Desk, summary: dict[str, Any], table: Any, study: Path, page: Path) -> None:
-    """Show a study: its table with the verdict, and where the report is."""
-    value = {"study": str(study), "report": str(page), **_without_curves(summary)}
-    desk.answer(value, table)
-    if not desk.as_json:
-        desk.answer(value, f"\nReport: {page}")
-
-
 def answer_training(desk: Desk, answer: dict[str, Any]) -> None:
     """Show one training: its runs, how they ended, and where they lie."""
     lines = [f"{run['id']}: {run['state']}, in {run['folder']}" for run in answer["runs"]]
-    desk.answer({**answer, "summary": _without_curves(answer["summary"])}, "\n".join(lines))
+    desk.answer({**answer, "summary": without_curves(answer["summary"])}, "\n".join(lines))
 
 
-def _without_curves(summary: dict[str, Any]) -> dict[str, Any]:
+def without_curves(summary: dict[str, Any]) -> dict[str, Any]:
     """The summary without the training curves, which are long and lie in summary.json."""
     runs = [
         {key: value for key, value in run.items() if key != "loss_curve"}

@@ -40,3 +40,7 @@ StudyOption = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Study folder.", show_default="studies/NAME"),
 ]
+SettingOption = Annotated[
+    str | None,
+    typer.Option("--setting", metavar="NAME", help="Only this setting of a series."),
+]

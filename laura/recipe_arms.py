@@ -7,40 +7,80 @@ are ranges to search, not constants.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from laura.recipe_section import Rate, Section, Share
 
-AttentionDropout = Annotated[
-    Share | None,
-    Field(
-        description="Dropout on the attention weights while training; null: as the base's config "
-        "has it, which is 0 for Llama."
-    ),
-]
-ResidualDropout = Annotated[
-    Share,
-    Field(
-        description="Dropout on what each attention and each MLP block adds to the residual "
-        "stream, while training."
-    ),
-]
-Layers = Annotated[
-    list[Annotated[int, Field(ge=0)]] | None,
-    Field(
+
+class ExternalPoint(Section):
+    """A checkpoint or adapter that was trained elsewhere."""
+
+    model: str = Field(
+        min_length=1, description="Folder or Hub id of the checkpoint, or of the PEFT adapter."
+    )
+    revision: str | None = Field(None, description="Hub branch, tag or commit; null for main.")
+    budget: float = Field(gt=0, description="The point of `budget` it has reached.")
+    learning_rate: Rate = Field(description="The peak rate it was trained at.")
+    seed: int = Field(0, ge=0, lt=2**31, description="The seed it was trained with.")
+
+
+class AnyArm(Section):
+    """What full finetuning and LoRA have in common."""
+
+    later = frozenset({"external", "layers", "attention_dropout", "residual_dropout"})
+
+    external: list[ExternalPoint] | None = Field(
+        None,
+        min_length=1,
+        description="Checkpoints made elsewhere (TRL, Axolotl, Unsloth, ...): they are measured, "
+        "nothing is trained. The arm's other settings say how they were made; those that the "
+        "files show are checked.",
+    )
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
         min_length=1,
         description="Decoder layers that are adapted or trained, counted from 0; null: all. "
         "With `full`, embeddings, last norm and output map then stay frozen too.",
-    ),
-]
+    )
+    attention_dropout: Share | None = Field(
+        None,
+        description="Dropout on the attention weights while training; null: as the base's "
+        "config has it, which is 0 for Llama.",
+    )
+    residual_dropout: Share = Field(
+        0.0,
+        description="Dropout on what each attention and each MLP block adds to the residual "
+        "stream, while training.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rates_of_others(cls, value: Any) -> Any:
+        """The rates of checkpoints made elsewhere stand with them."""
+        points = value.get("external") if isinstance(value, dict) else None
+        if not points or "learning_rates" in value or not isinstance(points, list):
+            return value
+        rates = [point.get("learning_rate") for point in points if isinstance(point, dict)]
+        known = sorted({rate for rate in rates if isinstance(rate, int | float)})
+        return {**value, "learning_rates": known} if known else value
+
+    @property
+    def rates_made(self) -> set[float]:
+        """The rates of checkpoints made elsewhere."""
+        return {point.learning_rate for point in self.external or []}
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Keys whose values do not go together, each with the reason."""
+        if self.layers is not None and len(set(self.layers)) != len(self.layers):
+            yield "layers", f"names a layer twice, came {self.layers}"
 
 
-class FullArm(Section):
+class FullArm(AnyArm):
     """Full finetuning: every weight is trained, or every weight of some layers."""
 
-    later = frozenset({"attention_dropout", "residual_dropout", "layers", "weight_decay_toward"})
+    later = AnyArm.later | {"weight_decay_toward"}
 
     method: Literal["full"] = Field(description="full")
     learning_rates: list[Rate] = Field(
@@ -56,13 +96,10 @@ class FullArm(Section):
         description="Where decay pulls the weights: to zero, or back to the base (L2-SP), which "
         "holds a second copy of the trained weights in memory.",
     )
-    layers: Layers = None
-    attention_dropout: AttentionDropout = None
-    residual_dropout: ResidualDropout = 0.0
 
     def faults(self) -> Iterable[tuple[str, str]]:
         """Keys whose values do not go together, each with the reason."""
-        yield from _layer_faults(self.layers)
+        yield from super().faults()
         if self.weight_decay_toward == "base" and not self.weight_decay:
             yield (
                 "weight_decay_toward",
@@ -71,12 +108,10 @@ class FullArm(Section):
             )
 
 
-class LoraArm(Section):
+class LoraArm(AnyArm):
     """LoRA: low-rank updates beside frozen weights."""
 
-    later = frozenset(
-        {"attention_dropout", "residual_dropout", "layers", "lora_plus_ratio", "init", "dora"}
-    )
+    later = AnyArm.later | {"lora_plus_ratio", "init", "dora"}
 
     method: Literal["lora"] = Field(description="lora")
     learning_rates: list[Rate] = Field(
@@ -107,9 +142,6 @@ class LoraArm(Section):
         "adapter on the base, of rank 2r.",
     )
     dora: bool = Field(False, description="DoRA: the length of every row of the weight is trained.")
-    layers: Layers = None
-    attention_dropout: AttentionDropout = None
-    residual_dropout: ResidualDropout = 0.0
 
     @property
     def alpha_value(self) -> float:
@@ -118,7 +150,7 @@ class LoraArm(Section):
 
     def faults(self) -> Iterable[tuple[str, str]]:
         """Keys whose values do not go together, each with the reason."""
-        yield from _layer_faults(self.layers)
+        yield from super().faults()
         if self.targets == []:
             yield "targets", "is empty; name a module or use all, mlp, attention"
         if self.dora and self.init == "pissa":
@@ -127,11 +159,6 @@ class LoraArm(Section):
                 "is pissa, which does not go with dora: PEFT's conversion to an adapter on the "
                 "base loses the trained lengths; choose one of the two",
             )
-
-
-def _layer_faults(layers: list[int] | None) -> Iterable[tuple[str, str]]:
-    if layers is not None and len(set(layers)) != len(layers):
-        yield "layers", f"names a layer twice, came {layers}"
 
 
 Arm = Annotated[FullArm | LoraArm, Field(discriminator="method")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from laura.errors import Fault
 from laura.recipe import FullArm, LoraArm, MeasureSection, Recipe, Section
+from laura.recipe_arms import ExternalPoint
 from laura.recipe_tasks import is_task_file, result_name, task_file
 
 DottedPath = tuple[str | int, ...]
@@ -128,9 +129,42 @@ def _arm_faults(recipe: Recipe) -> Iterable[Fault]:
             yield Fault(f"{where}.{key}", problem)
 
 
+def _external_faults(recipe: Recipe) -> Iterable[Fault]:
+    for name, arm in recipe.arms.items():
+        if arm.external is None:
+            continue
+        where = f"arms.{name}"
+        if arm.rates_made != set(arm.learning_rates):
+            problem = "differ from those of `external`, where each checkpoint has its own"
+            yield Fault(f"{where}.learning_rates", f"{problem}; leave them out")
+        if all(point.seed != recipe.seeds[0] for point in arm.external):
+            problem = f"has no checkpoint of seed {recipe.seeds[0]}, the first of `seeds`, by which"
+            yield Fault(f"{where}.external", f"{problem} rates are compared; name its seed there")
+        yield from _point_faults(f"{where}.external", arm.external, recipe)
+
+
+def _point_faults(where: str, made: Sequence[ExternalPoint], recipe: Recipe) -> Iterable[Fault]:
+    points, seen = recipe.budget.tokens or recipe.budget.epochs or [], set()
+    for place, point in enumerate(made):
+        if point.budget not in points:
+            allowed = ", ".join(f"{one:g}" for one in points)
+            problem = f"{point.budget:g} is no point of `budget`, which has {allowed}; add it there"
+            yield Fault(f"{where}.{place}.budget", problem)
+        if point.seed not in recipe.seeds:
+            allowed = ", ".join(map(str, recipe.seeds))
+            problem = f"{point.seed} is not among `seeds`, which are {allowed}; add it there"
+            yield Fault(f"{where}.{place}.seed", problem)
+        key = (point.learning_rate, point.seed, point.budget)
+        if key in seen:
+            problem = "has the rate, seed and budget of another checkpoint of this arm"
+            yield Fault(f"{where}.{place}", problem)
+        seen.add(key)
+
+
 def _shared_rate_faults(recipe: Recipe) -> Iterable[Fault]:
-    methods = {arm.method for arm in recipe.arms.values()}
-    grids = {tuple(sorted(arm.learning_rates)) for arm in recipe.arms.values()}
+    trained = [arm for arm in recipe.arms.values() if arm.external is None]
+    methods = {arm.method for arm in trained}
+    grids = {tuple(sorted(arm.learning_rates)) for arm in trained}
     shared = len(methods) > 1 and len(grids) == 1 and len(next(iter(grids))) == 1
     if shared and not recipe.search.allow_shared_rate:
         yield Fault(
@@ -174,6 +208,7 @@ _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"budget"}, _budget_faults),
     ({"train"}, _train_faults),
     ({"arms"}, _arm_faults),
+    ({"arms", "budget", "seeds"}, _external_faults),
     ({"arms", "search"}, _shared_rate_faults),
     ({"seeds"}, _seed_faults),
     ({"measure"}, _measure_faults),

@@ -26,6 +26,7 @@ from laura.recipe_faults import (
 
 LARGEST_WHOLE_NUMBER = 10**15
 LINES_REMEMBERED = 10_000
+RECIPE_HINT = "give the path of a YAML recipe, such as recipes/smollm2-gsm8k.yaml"
 SOURCE_KEYS = {"train", "validation", "test", "source_text"}
 
 
@@ -86,8 +87,7 @@ def read_recipe(
         RecipeError: the file is missing, is not YAML, or has faults; every
             fault is listed with its dotted path, line and what is allowed.
     """
-    hint = "give the path of a YAML recipe, such as recipes/smollm2-gsm8k.yaml"
-    return parse_recipe(_text(path, hint), overrides, str(path), data_dir)
+    return parse_recipe(recipe_text(path), overrides, str(path), data_dir)
 
 
 def parse_recipe(
@@ -98,16 +98,23 @@ def parse_recipe(
 ) -> Recipe:
     """Check recipe text; see `read_recipe`."""
     faults: list[Fault] = []
-    data, lines = _loaded(text, source, faults)
-    overridden = _apply_overrides(data, overrides, faults)
-    recipe, found = validate(Recipe, data)
-    named = os.environ.get("LAURA_DATA")
-    folder = data_dir or (Path(named) if named else None)
-    found = [*found, *cross_faults(data, found), *file_faults(data, folder)]
-    faults += _placed(found, lines, overridden)
+    data, lines = load_mapping(text, source, faults)
+    overridden = apply_overrides(data, overrides, faults)
+    recipe, found = check_recipe(data, data_dir)
+    faults += placed(found, lines, overridden)
     if faults or recipe is None:
         raise RecipeError(faults, source)
     return recipe
+
+
+def check_recipe(
+    data: dict[str, Any], data_dir: Path | None = None
+) -> tuple[Recipe | None, list[Fault]]:
+    """A recipe of values that were read, or every fault in them; see `read_recipe`."""
+    recipe, found = validate(Recipe, data)
+    named = os.environ.get("LAURA_DATA")
+    folder = data_dir or (Path(named) if named else None)
+    return recipe, [*found, *cross_faults(data, found), *file_faults(data, folder)]
 
 
 def read_section(path: Path, kind_of: Callable[[dict[str, Any]], type[SectionType]]) -> SectionType:
@@ -123,13 +130,13 @@ def read_section(path: Path, kind_of: Callable[[dict[str, Any]], type[SectionTyp
     """
     faults: list[Fault] = []
     source = str(path)
-    data, lines = _loaded(_text(path, "give the path of a YAML file"), source, faults)
+    data, lines = load_mapping(recipe_text(path, "give the path of a YAML file"), source, faults)
     try:
         kind = kind_of(data)
     except ValueError as error:
         raise RecipeError([Fault("kind", str(error), lines.get(("kind",)))], source) from error
     section, found = validate(kind, data)
-    faults += _placed(found, lines, set())
+    faults += placed(found, lines, set())
     if faults or section is None:
         raise RecipeError(faults, source)
     return section
@@ -143,7 +150,7 @@ def read_measure_section(overrides: Iterable[str]) -> MeasureSection:
     """
     faults: list[Fault] = []
     data: dict[str, Any] = {"measure": {}}
-    _apply_overrides(data, overrides, faults)
+    apply_overrides(data, overrides, faults)
     for name in data.keys() - {"measure"}:
         faults.append(Fault(f"--set {name}", "only measure.key=value can be set here"))
     section, found = validate(MeasureSection, data["measure"])
@@ -164,7 +171,8 @@ def recipe_schema() -> str:
     return json.dumps(Recipe.model_json_schema(), indent=2) + "\n"
 
 
-def _text(path: str | Path, hint: str) -> str:
+def recipe_text(path: str | Path, hint: str = RECIPE_HINT) -> str:
+    """The text of a file; `hint` says what to give instead of one that cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -173,7 +181,7 @@ def _text(path: str | Path, hint: str) -> str:
         raise RecipeError([fault], str(path)) from error
 
 
-def _loaded(
+def load_mapping(
     text: str, source: str, faults: list[Fault]
 ) -> tuple[dict[str, Any], dict[DottedPath, int]]:
     """What stands in a YAML text, and the line of each key."""
@@ -221,7 +229,7 @@ def _walk_lines(
             _walk_lines(value, (*path, index), lines, faults, depth + 1)
 
 
-def _apply_overrides(
+def apply_overrides(
     data: dict[str, Any], overrides: Iterable[str], faults: list[Fault]
 ) -> set[DottedPath]:
     """Change `data` in place; give the paths that no longer come from the file."""
@@ -277,7 +285,7 @@ def _longest_key(place: dict[str, Any], parts: list[str]) -> str:
     return next((name for name in names if name in place), parts[0])
 
 
-def _placed(
+def placed(
     faults: Iterable[Fault], lines: dict[DottedPath, int], overridden: set[DottedPath]
 ) -> list[Fault]:
     """Faults with their lines, or with the remark that --set brought them."""

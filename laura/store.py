@@ -10,6 +10,10 @@
         evals/STEP/TASK.json + TASK.samples.jsonl.gz
       summary.json  report.html  figures/*.svg, *.png
 
+    SERIES/
+      series.json          name, and the settings in order
+      settings/NAME/       each a study folder
+
 Files are written aside and renamed, so a file that exists is whole. Folders
 (checkpoints) carry a manifest that is written last. No torch here.
 """
@@ -326,3 +330,39 @@ class StudyStore:
         root = self.folder / "runs"
         folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         return [RunStore(folder) for folder in folders]
+
+
+class SeriesStore:
+    """A folder of several settings, each a study."""
+
+    FORMAT = 1
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def file(self) -> Path:
+        """Where the settings are listed."""
+        return self.folder / "series.json"
+
+    def setting(self, name: str) -> StudyStore:
+        """The study of one setting."""
+        return StudyStore(self.folder / "settings" / name)
+
+    def write(self, name: str, settings: list[str]) -> None:
+        """Write `series.json`."""
+        write_json(self.file, {"format": self.FORMAT, "name": name, "settings": settings})
+
+    def settings(self) -> dict[str, StudyStore]:
+        """The study of each setting by name, in order; empty where this is no series.
+
+        Raises:
+            StoreError: `series.json` is damaged.
+        """
+        if not self.file.is_file():
+            return {}
+        found = read_json(self.file)
+        names = found.get("settings") if isinstance(found, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise StoreError(f"{self.file} lists no settings; give `laura compare` again")
+        return {name: self.setting(name) for name in names}

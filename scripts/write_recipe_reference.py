@@ -27,6 +27,7 @@ from laura.recipe import (
     Source,
     TrainSection,
 )
+from laura.recipe_arms import ExternalPoint
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
 HEADER = """\
@@ -45,6 +46,7 @@ PARTS: dict[str, type[Section]] = {
     "budget": BudgetSection,
     "arms: NAME with method lora": LoraArm,
     "arms: NAME with method full": FullArm,
+    "arms: NAME: external": ExternalPoint,
     "train": TrainSection,
     "search": SearchSection,
     "measure": MeasureSection,

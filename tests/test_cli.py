@@ -18,6 +18,7 @@ import laura
 from laura import cli, door, shipped
 from laura.errors import DataError, RecipeError, UsageError
 from laura.recipe import MeasureSection, Recipe
+from laura.store import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = "compare train evaluate report show merge fetch doctor schema".split()
@@ -76,12 +77,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def calls(stand_in: Any) -> list[dict[str, Any]]:
+def calls(stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the study and the report were asked to do, in place of doing it."""
     seen: list[dict[str, Any]] = []
+    monkeypatch.chdir(tmp_path)
 
     def compare(recipe: Recipe, **asked: Any) -> dict[str, Any]:
         seen.append({"recipe": recipe, **asked})
+        write_json(asked["study"] / "summary.json", SUMMARY)
         return SUMMARY
 
     def write_report(study: Path, progress: Any = None) -> Path:

@@ -22,6 +22,7 @@ WANTED = [
     "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
+    "adapter_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

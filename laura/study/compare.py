@@ -47,12 +47,7 @@ def compare(
     """
     start = time.monotonic()
     with open_study(recipe, study, data_dir, device, progress) as session:
-        grid = [
-            spec
-            for name, arm in recipe.arms.items()
-            for rate in sorted(arm.learning_rates)
-            for spec in session.specs(name, rate, recipe.seeds[0])
-        ]
+        grid = grid_of(session)
         session.check(grid)
         # What stands is not counted, or the time left would be judged by its speed.
         grid, before = _left(session, grid)
@@ -87,6 +82,17 @@ def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
     write_json(store.folder / "cost.json", costs)
     write_json(store.summary_file, summary)
     return summary
+
+
+def grid_of(session: Session) -> list[RunSpec]:
+    """The runs of every arm at every rate with the first seed."""
+    recipe = session.recipe
+    return [
+        spec
+        for name, arm in recipe.arms.items()
+        for rate in sorted(arm.learning_rates)
+        for spec in session.specs(name, rate, recipe.seeds[0])
+    ]
 
 
 def _left(session: Session, specs: list[RunSpec]) -> tuple[list[RunSpec], int]:

@@ -41,6 +41,7 @@ from laura.store import (
     write_text,
 )
 from laura.study.environment import describe
+from laura.study.external import adopt, budget_of, check_external, marks_of
 from laura.study.facts import refuse_another, task_facts, write_facts
 from laura.study.material import Encoder, StudyData, prepare
 from laura.study.measures import all_tasks, is_current, result_names
@@ -107,8 +108,10 @@ class Session:
             # Tasks of lm-eval and of the user were made ready when the study was opened.
             if name in TASKS and TASKS[name].split:
                 self.rows(name, TASKS[name].split)
-        for spec in {str(spec.budget): spec for spec in specs}.values():
-            self._plan(spec)
+        arms = self.recipe.arms
+        for spec in {(str(s.budget), arms[s.arm].external is None): s for s in specs}.values():
+            self._marks(spec)
+        check_external(self.recipe, self.bench.base.folder, self.progress)
 
     def base_results(self) -> None:
         """Measure the base, before anything is trained."""
@@ -117,6 +120,9 @@ class Session:
     def specs(self, arm: str, learning_rate: float, seed: int) -> list[RunSpec]:
         """The runs that one arm at one rate with one seed takes: one, or one a budget."""
         budget = self.recipe.budget
+        if self.recipe.arms[arm].external is not None:
+            own = budget_of(self.recipe.arms[arm], learning_rate, seed, budget)
+            return [RunSpec(arm, learning_rate, seed, own)] if own.tokens or own.epochs else []
         points = budget.tokens or budget.epochs or []
         separate = budget.points == "separate" and self.recipe.train.schedule == "cosine"
         if not separate or len(points) == 1:
@@ -134,31 +140,35 @@ class Session:
         run = self.run_store(spec)
         if run.state not in ("done", "diverged"):
             return False
-        steps = [step for step in self._plan(spec).points if run.checkpoint(step).is_dir()]
-        return all(self._is_measured(run, step) for step in steps)
+        steps = [mark["step"] for mark in self._marks(spec)]
+        there = [step for step in steps if run.checkpoint(step).is_dir()]
+        return all(self._is_measured(run, step) for step in there)
 
     def carry_out(self, spec: RunSpec) -> str:
         """Train a run, measure each of its budget points; returns its state."""
-        run = self.run_store(spec)
-        plan = self._plan(spec)
-        self._write_record(spec, run, plan)
-        state = self._train(spec, run, plan)
-        for step in plan.points:
-            if run.checkpoint(step).is_dir():
-                self._measure_point(run, step)
+        run, marks = self.run_store(spec), self._marks(spec)
+        self._write_record(spec, run, marks)
+        state = self._train(spec, run, marks)
+        for mark in marks:
+            if run.checkpoint(mark["step"]).is_dir():
+                self.measure_point(run, mark["step"])
         return state
 
-    def _train(self, spec: RunSpec, run: RunStore, plan: BatchPlan) -> str:
+    def _train(self, spec: RunSpec, run: RunStore, marks: list[dict[str, Any]]) -> str:
         if run.state in ("done", "diverged"):
             return run.state
         arm = self.recipe.arms[spec.arm]
+        if arm.external is not None:
+            steps = {mark["budget"]: mark["step"] for mark in marks}
+            base = self.bench.base.folder
+            return adopt(run, arm, spec.learning_rate, spec.seed, steps, base, self.progress)
         self.progress.say(f"{spec.arm}, rate {spec.learning_rate:g}, seed {spec.seed}")
         with self.bench.adapted(arm, spec.seed) as adapted:
             state = train_run(
                 adapted.model,
                 run,
                 self.recipe.train,
-                plan,
+                self._plan(spec),
                 learning_rate=spec.learning_rate,
                 rule=adapted.rule,
                 seed=spec.seed,
@@ -172,13 +182,12 @@ class Session:
             self.progress.say(f"{spec.arm} diverged: {reason}")
         return state
 
-    def _measure_point(self, run: RunStore, step: int) -> None:
+    def measure_point(self, run: RunStore, step: int) -> None:
+        """Measure a checkpoint of a run, where that has not been done."""
         if self._is_measured(run, step):
             return
         with self.bench.tuned(run.checkpoint(step)) as (model, reference):
-            self._evaluate(
-                model, reference, run.folder.name, lambda name: run.evaluation(step, name)
-            )
+            self._evaluate(model, reference, run.folder.name, lambda t: run.evaluation(step, t))
 
     def _is_measured(self, run: RunStore, step: int) -> bool:
         for name in result_names(all_tasks(self.recipe)):
@@ -240,21 +249,26 @@ class Session:
             "train": train,
         }
 
-    def _write_record(self, spec: RunSpec, run: RunStore, plan: BatchPlan) -> None:
+    def _marks(self, spec: RunSpec) -> list[dict[str, Any]]:
+        """Each budget point of a run: its step, and the tokens until then."""
+        if self.recipe.arms[spec.arm].external is not None:
+            return marks_of(spec.budget, self.recipe.budget, self.data.train)
+        plan = self._plan(spec)
+        budgets = spec.budget.tokens or spec.budget.epochs or []
+        return [
+            {
+                "budget": budget,
+                "step": step,
+                "tokens": plan.tokens[step],
+                "supervised_tokens": plan.supervised[step],
+            }
+            for budget, step in zip(budgets, plan.points, strict=True)
+        ]
+
+    def _write_record(self, spec: RunSpec, run: RunStore, marks: list[dict[str, Any]]) -> None:
         path = run.folder / "run.json"
         if path.is_file():
             return
-        budgets = spec.budget.tokens or spec.budget.epochs or []
-        marks = []
-        for budget, step in zip(budgets, plan.points, strict=True):
-            marks.append(
-                {
-                    "budget": budget,
-                    "step": step,
-                    "tokens": plan.tokens[step],
-                    "supervised_tokens": plan.supervised[step],
-                }
-            )
         record = {
             "id": run.folder.name,
             "arm": spec.arm,

@@ -17,6 +17,7 @@ import torch
 
 from laura.models.adapters import load_adapter, save_adapter
 from laura.models.dropouts import dropping
+from laura.models.external import weights_folder
 from laura.models.layers import chosen_layers
 from laura.models.load import Base, load_base, quiet_transformers
 from laura.models.lora import LoraSettings, attach, detach, route
@@ -113,6 +114,7 @@ class Workbench:
             CheckpointError: the checkpoint does not match its checksums.
         """
         check_folder(checkpoint)
+        checkpoint = weights_folder(checkpoint, self.progress)
         model = self.base.model
         if (checkpoint / "adapter_config.json").is_file():
             load_adapter(model, checkpoint)

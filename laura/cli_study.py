@@ -1,0 +1,122 @@
+"""What the commands on recipes and study folders share: one study, or a series of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laura.cli_answers import without_curves
+from laura.errors import UsageError
+
+if TYPE_CHECKING:
+    from laura.door import Desk
+    from laura.progress import Progress
+    from laura.recipe import Recipe
+    from laura.recipe_series import Series
+
+
+def read_chosen(
+    name: str, overrides: list[str] | None, data_dir: Path | None, setting: str | None
+) -> Recipe | Series:
+    """The recipe or series that a command was given, or one setting of a series.
+
+    Raises:
+        RecipeError: it has faults.
+        UsageError: there is no such recipe or setting.
+    """
+    from dataclasses import replace
+
+    from laura.recipe_series import Series, read_study
+    from laura.shipped import find_recipe
+
+    chosen = read_study(find_recipe(name), overrides or (), data_dir)
+    if setting is None:
+        return chosen
+    known = chosen.settings if isinstance(chosen, Series) else {}
+    if setting not in known:
+        allowed = f"its settings: {', '.join(known)}" if known else "it is a recipe, not a series"
+        raise UsageError(f"--setting {setting}: {name} has no such setting; {allowed}")
+    assert isinstance(chosen, Series)
+    return replace(chosen, settings={setting: known[setting]})
+
+
+def read_setting(
+    name: str, overrides: list[str] | None, data_dir: Path | None, setting: str | None
+) -> Recipe:
+    """The recipe that a command was given, or one setting of a series.
+
+    Raises:
+        UsageError: a series was given, and not which setting is meant.
+    """
+    from laura.recipe import Recipe
+
+    chosen = read_chosen(name, overrides, data_dir, setting)
+    if isinstance(chosen, Recipe):
+        return chosen
+    if len(chosen.settings) > 1:
+        names = ", ".join(chosen.settings)
+        raise UsageError(f"{name} is a series; say which setting with --setting, one of: {names}")
+    return next(iter(chosen.settings.values()))
+
+
+def carry_out(
+    chosen: Recipe | Series,
+    study: Path,
+    data_dir: Path | None,
+    device: str | None,
+    workers: int | None,
+    progress: Progress,
+) -> None:
+    """Carry out a recipe or a series in its folder."""
+    from laura.recipe import Recipe
+
+    if isinstance(chosen, Recipe):
+        from laura.study.compare import compare
+
+        compare(
+            chosen,
+            study=study,
+            data_dir=data_dir,
+            device=device,
+            workers=workers,
+            progress=progress,
+        )
+        return
+    from laura.study.series import compare_series
+
+    compare_series(
+        chosen, folder=study, data_dir=data_dir, device=device, workers=workers, progress=progress
+    )
+
+
+def draw_and_answer(desk: Desk, folder: Path) -> None:
+    """Draw the report of a study or of every setting of a series, and show what they found."""
+    from laura.store import SeriesStore
+
+    settings = SeriesStore(folder).settings()
+    if not settings:
+        desk.answer(*_drawn(desk, folder))
+        return
+    answers = {name: _drawn(desk, study.folder) for name, study in settings.items()}
+    value = {"series": str(folder), "settings": {name: one[0] for name, one in answers.items()}}
+    if desk.as_json:
+        desk.answer(value)
+        return
+    from rich.console import Group
+
+    shown = [part for name, (_, table) in answers.items() for part in (f"\n{name}", table)]
+    desk.answer(value, Group(*shown))
+
+
+def _drawn(desk: Desk, folder: Path) -> tuple[dict[str, Any], Any]:
+    """The answer on one study, whose report is drawn: for machines, and for people."""
+    from rich.console import Group
+
+    from laura.report.page import write_report
+    from laura.report.tables import summary_table
+    from laura.store import StudyStore, read_json
+
+    page = write_report(folder, desk.progress)
+    summary = read_json(StudyStore(folder).summary_file)
+    value = {"study": str(folder), "report": str(page), **without_curves(summary)}
+    return value, Group(summary_table(summary), f"\nReport: {page}")

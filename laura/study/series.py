@@ -1,0 +1,81 @@
+"""Carrying out a series: each setting is a study of its own, in SERIES/settings/NAME."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from laura.errors import LauraError
+from laura.progress import SILENT, Progress
+from laura.recipe_series import Series
+from laura.store import SeriesStore
+from laura.study.compare import compare, grid_of
+from laura.study.session import open_study
+
+
+def compare_series(
+    series: Series,
+    *,
+    folder: Path,
+    data_dir: Path | None = None,
+    device: str | None = None,
+    workers: int | None = 1,
+    progress: Progress = SILENT,
+) -> dict[str, dict[str, Any]]:
+    """Carry out every setting, continuing what stands in the folder.
+
+    All are checked before the first is trained, so that a mistake in the last does not
+    come to light after hours.
+
+    Args:
+        series: The settings.
+        folder: The folder of the series.
+        data_dir: Folder of data sets that wins over the Hub.
+        device: Device name; None for the best there is.
+        workers: Runs carried out side by side; None for as many as pay.
+        progress: Where to report.
+
+    Returns:
+        The summary of each setting.
+
+    Raises:
+        LauraError: what stops a setting; the others' finished work stands.
+    """
+    store, runs = SeriesStore(folder), {}
+    with progress.bar("checking the settings", len(series.settings), "settings") as bar:
+        for name, recipe in series.settings.items():
+            bar.note(name)
+            with _told(name, progress):
+                study = store.setting(name).folder
+                with open_study(recipe, study, data_dir, device) as session:
+                    session.check(grid := grid_of(session))
+            runs[name] = len(grid)
+            bar.advance()
+    store.write(series.name, list(runs))
+    summaries = {}
+    with progress.bar("series", sum(runs.values()), "grid runs") as bar:
+        for name, recipe in series.settings.items():
+            bar.note(name)
+            with _told(name, progress):
+                summaries[name] = compare(
+                    recipe,
+                    study=store.setting(name).folder,
+                    data_dir=data_dir,
+                    device=device,
+                    workers=workers,
+                    progress=progress,
+                )
+            bar.advance(runs[name])
+    return summaries
+
+
+@contextmanager
+def _told(name: str, progress: Progress) -> Iterator[None]:
+    """Say in which setting something went wrong."""
+    try:
+        yield
+    except LauraError:
+        progress.say(f"stopped in setting {name}")
+        raise

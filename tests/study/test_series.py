@@ -1,0 +1,75 @@
+"""A series: each setting is the study it would be alone, and all are checked before any trains."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from laura import cli
+from laura.errors import DataError
+from laura.recipe_series import Series, read_study
+from laura.store import SeriesStore
+from laura.study.compare import compare
+from laura.study.series import compare_series
+
+SHORT = ("budget.tokens=[300]", "seeds=[0]", "arms.full.learning_rates=[1e-3]")
+
+
+def series_of(text: str, place: Path, second: str) -> Path:
+    """A file of two settings that share everything but what `second` says."""
+    whole = text.replace("name: tiny\n", "").strip()
+    path = place / "series.yaml"
+    path.write_text(
+        "name: both\ncommon:\n"
+        + textwrap.indent(whole, "  ")
+        + f"\nsettings:\n  first: {{domain: sums}}\n  second: {second}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_each_setting_is_the_study_it_would_be_alone(recipe_text: str, tmp_path: Path) -> None:
+    path = series_of(recipe_text, tmp_path, "{domain: other, regime: pretrain}")
+    series = read_study(path, SHORT)
+    assert isinstance(series, Series)
+    found = compare_series(series, folder=tmp_path / "study")
+    assert list(found) == ["first", "second"]
+    alone = compare(series.settings["second"], study=tmp_path / "alone")
+    assert found["second"] == alone and alone["regime"] == "pretrain"
+    assert found["first"]["points"] != alone["points"]
+    stores = SeriesStore(tmp_path / "study").settings()
+    assert {
+        name: json.loads(store.summary_file.read_text()) for name, store in stores.items()
+    } == found
+
+
+def test_a_mistake_in_the_last_setting_is_told_before_the_first_trains(
+    recipe_text: str, tmp_path: Path
+) -> None:
+    path = series_of(recipe_text, tmp_path, "{data: {train: {source: gone.jsonl}}}")
+    series = read_study(path, ("seeds=[0]",))
+    assert isinstance(series, Series)
+    with pytest.raises(DataError):
+        compare_series(series, folder=tmp_path / "study")
+    assert not list((tmp_path / "study").rglob("runs"))
+
+
+def test_one_setting_by_itself_and_the_report_of_all(recipe_text: str, tmp_path: Path) -> None:
+    path, out = series_of(recipe_text, tmp_path, "{domain: other}"), tmp_path / "study"
+    sets = [part for override in SHORT for part in ("--set", override)]
+    call = ["compare", str(path), "--out", str(out), *sets, "--json"]
+    run = CliRunner().invoke
+    assert run(cli.app, [*call, "--setting", "third"]).exit_code == 2
+    ended = run(cli.app, [*call, "--setting", "second"])
+    assert ended.exit_code == 0, ended.stderr
+    assert list(json.loads(ended.stdout)["settings"]) == ["second"]
+    ended = run(cli.app, call)
+    assert list(json.loads(ended.stdout)["settings"]) == ["first", "second"]
+    again = run(cli.app, ["report", str(out), "--json"])
+    assert json.loads(again.stdout) == json.loads(ended.stdout)
+    refused = run(cli.app, ["train", str(path), "--arm", "lora", "--out", str(out)])
+    assert refused.exit_code == 2 and "--setting" in refused.stderr
