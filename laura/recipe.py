@@ -184,6 +184,8 @@ class BudgetSection(Section):
 class TrainSection(Section):
     """The loop's settings, the same for every arm."""
 
+    later = frozenset({"weight_decay_rule"})
+
     optimiser: Literal["adamw", "lion"] = Field(
         "adamw", description="AdamW (fused) or decoupled Lion."
     )
@@ -191,6 +193,12 @@ class TrainSection(Section):
         None, description="Null: 0.9, 0.999 for adamw and 0.9, 0.95 for lion."
     )
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay_rule: Literal["pytorch", "composer"] | None = Field(
+        None,
+        description="`pytorch`: a step takes off weight_decay × rate; `composer`, as the paper's "
+        "library: weight_decay × rate / peak rate, so the rate's height does not matter. Null: "
+        "pytorch for adamw, composer for lion.",
+    )
     schedule: Literal["cosine", "constant", "trapezoidal"] = Field(
         "cosine", description="Rate over time."
     )
@@ -223,6 +231,12 @@ class TrainSection(Section):
         if self.betas is not None:
             return self.betas
         return (0.9, 0.999) if self.optimiser == "adamw" else (0.9, 0.95)
+
+    @property
+    def decay_rule(self) -> Literal["pytorch", "composer"]:
+        """The rule of weight decay with the optimiser's own filled in."""
+        own: Literal["pytorch", "composer"] = "pytorch" if self.optimiser == "adamw" else "composer"
+        return self.weight_decay_rule or own
 
 
 class SearchSection(Section):

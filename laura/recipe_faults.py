@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from laura.errors import Fault
-from laura.recipe import LoraArm, MeasureSection, Recipe, Section
+from laura.recipe import FullArm, LoraArm, MeasureSection, Recipe, Section
 from laura.recipe_arms import ExternalPoint
 from laura.recipe_extras import k_problem
 from laura.recipe_replay import replay_source_faults, replay_use_faults
@@ -133,8 +133,8 @@ def _arm_faults(recipe: Recipe) -> Iterable[Fault]:
         where = f"arms.{name}"
         if len(set(arm.learning_rates)) != len(arm.learning_rates):
             yield Fault(f"{where}.learning_rates", "names a rate twice")
-        if isinstance(arm, LoraArm) and arm.targets == []:
-            yield Fault(f"{where}.targets", "is empty; name a module or use all, mlp, attention")
+        for key, problem in arm.faults():
+            yield Fault(f"{where}.{key}", problem)
 
 
 def _external_faults(recipe: Recipe) -> Iterable[Fault]:
@@ -279,6 +279,9 @@ def _problem(item: Any, section: type[Section]) -> str:
     if kind == "extra_forbidden":
         key = str(item["loc"][-1])
         allowed = _allowed_keys(item["loc"], _schema(section))
+        for method, arm in (("full", FullArm), ("lora", LoraArm)):
+            if item["loc"][0] == "arms" and key in arm.model_fields:
+                return f"is a key of {method} arms only; allowed here: {', '.join(allowed)}"
         near = difflib.get_close_matches(key, allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"unknown key; {hint}allowed here: {', '.join(allowed)}"

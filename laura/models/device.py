@@ -81,6 +81,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype)
 
 
+def exact(device: torch.device) -> AbstractContextManager[object]:
+    """No mixed precision within, for sums that must not be rounded."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`functional.linear`, by the way that is fast for few rows on a processor.
 

@@ -176,7 +176,7 @@ class Session:
                 self.recipe.train,
                 self._plan(spec),
                 learning_rate=spec.learning_rate,
-                weight_decay=arm.weight_decay,
+                rule=adapted.rule,
                 seed=spec.seed,
                 write_weights=adapted.write_weights,
                 validate=self._validator(adapted.model),
@@ -226,11 +226,9 @@ class Session:
 
     def _identity(self, spec: RunSpec) -> dict[str, Any]:
         recipe = self.recipe
-        arm = recipe.arms[spec.arm].model_dump(mode="json", exclude={"learning_rates", "replay"})
+        arm = recipe.arms[spec.arm].identity({"learning_rates", "replay"})
         # These two change how often a run is saved or looked at, not what it becomes.
-        train = recipe.train.model_dump(
-            mode="json", exclude={"checkpoint_minutes", "validate_every"}
-        )
+        train = recipe.train.identity({"checkpoint_minutes", "validate_every"})
         device = pick_device(self.bench.device_name)
         train["precision"] = str(resolve_precision(recipe.train.precision, device))
         return {

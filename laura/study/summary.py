@@ -244,8 +244,7 @@ def _scores(results: dict[str, TaskResult]) -> dict[str, Any]:
 
 def _arm(name: str, evidence: Evidence) -> dict[str, Any]:
     arm = evidence.recipe.arms[name]
-    unused = set() if arm.replay else {"replay"}
-    settings = arm.model_dump(mode="json", exclude={"method", "learning_rates"} | unused)
+    settings = arm.identity({"method", "learning_rates"})
     if isinstance(arm, LoraArm):
         settings["alpha"] = arm.alpha_value
     rates, best = sorted(arm.learning_rates), evidence.best.get(name)
