@@ -9,6 +9,7 @@ import typer
 
 from laura import __version__
 from laura.cli_answers import answer_training, facts_text, finding_text
+from laura.cli_claims import claims
 from laura.cli_evaluate import evaluate
 from laura.cli_lm_eval import FOREIGN, lm_eval
 from laura.cli_micro import micro
@@ -21,7 +22,9 @@ from laura.cli_options import (
     SettingOption,
     StudyOption,
 )
+from laura.cli_recommend import gate, recommend
 from laura.cli_show import show
+from laura.cli_spectra import spectra
 from laura.cli_study import carry_out, draw_and_answer, read_chosen, read_setting
 from laura.door import listen_for_stop, opened
 
@@ -32,7 +35,8 @@ app = typer.Typer(
     help="LoRA or full finetuning, at which settings, and what will the model forget?\n\n"
     "\b\nStart with:\n  laura compare   a comparison on a tiny model, about five minutes\n"
     "  laura doctor    what this machine can do and what is missing\n\n"
-    "\b\nExit codes: 0 done, 2 a mistake you can mend, 1 a bug of ours, 130 stopped.",
+    "\b\nExit codes: 0 done, 2 a mistake you can mend, 1 a bug of ours, 130 stopped,\n"
+    "4 a `gate` that is not passed.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -147,6 +151,9 @@ def train(
 
 
 app.command()(evaluate)
+app.command()(claims)
+app.command()(recommend)
+app.command()(gate)
 
 
 @app.command()
@@ -165,6 +172,7 @@ def report(
 
 
 app.command()(show)
+app.command()(spectra)
 app.command("lm-eval", context_settings=FOREIGN)(lm_eval)
 
 

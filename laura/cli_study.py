@@ -97,15 +97,24 @@ def draw_and_answer(desk: Desk, folder: Path) -> None:
     if not settings:
         desk.answer(*_drawn(desk, folder))
         return
-    answers = {name: _drawn(desk, study.folder) for name, study in settings.items()}
-    value = {"series": str(folder), "settings": {name: one[0] for name, one in answers.items()}}
+    from laura.cli_claims import claims_table
+    from laura.study.claims.judgement import write_series_claims
+
+    answers = {
+        name: _drawn(desk, study.folder)
+        for name, study in settings.items()
+        if study.summary_file.is_file()
+    }
+    found = write_series_claims(folder)
+    told = {name: value for name, (value, _) in answers.items()}
+    value = {"series": str(folder), "settings": told, "claims": found["claims"]}
     if desk.as_json:
         desk.answer(value)
         return
     from rich.console import Group
 
     shown = [part for name, (_, table) in answers.items() for part in (f"\n{name}", table)]
-    desk.answer(value, Group(*shown))
+    desk.answer(value, Group(*shown, "", claims_table(found)))
 
 
 def _drawn(desk: Desk, folder: Path) -> tuple[dict[str, Any], Any]:
@@ -115,7 +124,9 @@ def _drawn(desk: Desk, folder: Path) -> tuple[dict[str, Any], Any]:
     from laura.report.page import write_report
     from laura.report.tables import summary_table
     from laura.store import StudyStore, read_json
+    from laura.study.rebuilding import rebuild
 
+    rebuild(folder, desk.progress)
     page = write_report(folder, desk.progress)
     summary = read_json(StudyStore(folder).summary_file)
     value = {"study": str(folder), "report": str(page), **without_curves(summary)}

@@ -12,6 +12,7 @@ Leaves are also the standard exception a Python programmer would catch.
     ├── ShapeError (ValueError)         an array has the wrong number of dimensions or size
     ├── DataError (ValueError)          rows are missing, empty, too long or overlap
     ├── CheckpointError (ValueError)    a checkpoint fails its checksums
+    ├── EvidenceError (ValueError)      a study cannot carry the judgement that is asked for
     ├── DivergenceError (ArithmeticError)  training left the finite numbers
     ├── StoreError (OSError)            disk full, no permission, not a study folder
     ├── HubError (ConnectionError)      the Hub or a package index cannot be reached
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_USER = 2
+EXIT_GATE = 4  # `laura gate` only: the evidence suffices, and the bound is not kept
 EXIT_INTERRUPTED = 130
 
 
@@ -84,6 +86,10 @@ class DataError(LauraError, ValueError):
 
 class CheckpointError(LauraError, ValueError):
     """A checkpoint is incomplete or does not match its checksums."""
+
+
+class EvidenceError(LauraError, ValueError):
+    """A study has too few seeds, items or runs for what is asked; the message says what to run."""
 
 
 class DivergenceError(LauraError, ArithmeticError):

@@ -1,9 +1,10 @@
 """A recipe: what is compared, on which data, and how it is measured.
 
 Every default lives in the files `recipe*.py` and nowhere else: the arms in
-`recipe_arms.py`, the measures in `recipe_measure.py`, the rest here. Each part of
-Laura receives its own section, never the whole recipe. Reading YAML, overriding
-and gathering faults is in `recipe_reading.py`.
+`recipe_arms.py`, the measures in `recipe_measure.py`, the analysis in
+`recipe_analysis.py`, the rest here. Each part of Laura receives its own section,
+never the whole recipe. Reading YAML, overriding and gathering faults is in
+`recipe_reading.py`.
 """
 
 from __future__ import annotations
@@ -12,25 +13,33 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from laura.recipe_analysis import AnalysisSection
 from laura.recipe_arms import Arm, FullArm, LoraArm
+from laura.recipe_extras import Extra
 from laura.recipe_measure import MeasureSection
 from laura.recipe_section import Section, Share
 from laura.recipe_tasks import NAME_PATTERN
 
 __all__ = [
+    "AnalysisSection",
     "Arm",
     "BaseSection",
     "BudgetSection",
     "DataSection",
+    "Extra",
     "FullArm",
     "LoraArm",
     "MeasureSection",
     "Recipe",
+    "ReplaySource",
     "SearchSection",
     "Section",
     "Source",
     "TrainSection",
 ]
+
+
+BASE_SAMPLES = "base_samples"
 
 
 class BaseSection(Section):
@@ -68,6 +77,47 @@ SourceField = Annotated[
 ]
 
 
+class ReplaySource(Source):
+    """What is replayed; `base_samples` are texts that the base itself writes before training."""
+
+    source: str = Field(
+        min_length=1,
+        description="As for any source, or `base_samples`. A text is learnt on every token, of a "
+        "conversation what `regime` says.",
+    )
+    weight: float = Field(
+        1.0,
+        gt=0,
+        description="Share of the replay tokens, relative to the weights of the other sources; "
+        "they need not sum to 1.",
+    )
+    count: int | None = Field(
+        None, ge=1, description="`base_samples`: texts to draw, one of each seed from 0; needed."
+    )
+    tokens: int = Field(256, ge=1, description="`base_samples`: most new tokens of a text.")
+    temperature: float = Field(
+        1.0, ge=0.01, description="`base_samples`: logits are divided by it."
+    )
+    prompts: SourceField | None = Field(
+        None,
+        description="`base_samples`: rows that are continued, used in turn: the beginning of a "
+        "text, or what a conversation asks; null starts from nothing but the begin token.",
+    )
+    prompt_tokens: int = Field(
+        16, ge=1, description="`base_samples`: so many tokens of a text in `prompts` are given."
+    )
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the base writes it."""
+        return self.source == BASE_SAMPLES
+
+
+ReplayField = Annotated[
+    ReplaySource, BeforeValidator(_source_from_text, json_schema_input_type=str | ReplaySource)
+]
+
+
 class DataSection(Section):
     """What is learnt, and the text that losses are measured on."""
 
@@ -91,16 +141,30 @@ class DataSection(Section):
     overlong: Literal["error", "drop", "truncate"] = Field(
         "error", description="What happens to an example longer than `train.row_tokens`."
     )
+    replay: list[ReplayField] = Field(
+        default=[],
+        description="Rows mixed among those of `train` in the arms that set `replay`, row by row "
+        "and counted in tokens; never the same as what is measured on.",
+    )
+    replay_exhausted: Literal["repeat", "error"] = Field(
+        "repeat",
+        description="When a replay source has too few tokens for a budget: begin it again, which "
+        "run.json and the verdict tell, or stop before training.",
+    )
 
 
 class BudgetSection(Section):
     """How long each run trains; a checkpoint is measured at each point of the list."""
 
     tokens: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None, description="Training tokens (all that pass through the model), rising."
+        None,
+        description="Training tokens, rising: all that pass through the model, target and replay "
+        "together (an arm with `replay: 0.25` reads 3/4 of them from `train`).",
     )
     epochs: list[Annotated[float, Field(gt=0)]] | None = Field(
-        None, description="Passes over the training rows, rising; needs a finite source."
+        None,
+        description="Passes over the rows of `train`, rising; needs a finite source. Replay comes "
+        "on top.",
     )
     points: Literal["separate", "hot"] = Field(
         "separate",
@@ -120,6 +184,8 @@ class BudgetSection(Section):
 class TrainSection(Section):
     """The loop's settings, the same for every arm."""
 
+    later = frozenset({"weight_decay_rule"})
+
     optimiser: Literal["adamw", "lion"] = Field(
         "adamw", description="AdamW (fused) or decoupled Lion."
     )
@@ -127,6 +193,12 @@ class TrainSection(Section):
         None, description="Null: 0.9, 0.999 for adamw and 0.9, 0.95 for lion."
     )
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay_rule: Literal["pytorch", "composer"] | None = Field(
+        None,
+        description="`pytorch`: a step takes off weight_decay × rate; `composer`, as the paper's "
+        "library: weight_decay × rate / peak rate, so the rate's height does not matter. Null: "
+        "pytorch for adamw, composer for lion.",
+    )
     schedule: Literal["cosine", "constant", "trapezoidal"] = Field(
         "cosine", description="Rate over time."
     )
@@ -159,6 +231,12 @@ class TrainSection(Section):
         if self.betas is not None:
             return self.betas
         return (0.9, 0.999) if self.optimiser == "adamw" else (0.9, 0.95)
+
+    @property
+    def decay_rule(self) -> Literal["pytorch", "composer"]:
+        """The rule of weight decay with the optimiser's own filled in."""
+        own: Literal["pytorch", "composer"] = "pytorch" if self.optimiser == "adamw" else "composer"
+        return self.weight_decay_rule or own
 
 
 class SearchSection(Section):
@@ -194,3 +272,4 @@ class Recipe(Section):
         default=[0, 1, 2], min_length=1, description="The grid uses the first; the best rate all."
     )
     measure: MeasureSection = Field(default_factory=MeasureSection)
+    analysis: AnalysisSection = Field(default_factory=AnalysisSection)

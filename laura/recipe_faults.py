@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from laura.errors import Fault
-from laura.recipe import LoraArm, MeasureSection, Recipe, Section
+from laura.recipe import FullArm, LoraArm, MeasureSection, Recipe, Section
 from laura.recipe_arms import ExternalPoint
-from laura.recipe_tasks import is_task_file, result_name, task_file
+from laura.recipe_extras import k_problem
+from laura.recipe_replay import replay_source_faults, replay_use_faults
+from laura.recipe_tasks import TAKEN, is_task_file, result_name, task_file
 
 DottedPath = tuple[str | int, ...]
 SectionType = TypeVar("SectionType", bound=Section)
@@ -76,22 +78,28 @@ def file_faults(data: dict[str, Any], data_dir: Path | None) -> Iterable[Fault]:
 
 def measure_faults(section: MeasureSection) -> Iterable[Fault]:
     """Faults between keys of the `measure` section alone."""
-    samples, wanted = section.code_samples, section.code_k
-    too_large = [k for k in wanted if k > samples]
-    if too_large:
-        yield Fault(
-            "measure.code_k",
-            f"names {', '.join(map(str, too_large))}, but pass@k needs at least k samples and "
-            f"measure.code_samples is {samples}; draw more or leave it out",
-        )
-    if len(set(wanted)) != len(wanted):
-        yield Fault("measure.code_k", f"names a k twice, came {short(wanted)}")
+    samples = section.code_samples
+    problem = k_problem(section.code_k, samples, "measure.code_samples")
+    if problem:
+        yield Fault("measure.code_k", problem)
+    yield from _extra_faults(section)
     if samples > 1 and section.code_temperature == 0:
         yield Fault(
             "measure.code_temperature",
             f"is 0, so all {samples} samples would be the same program; give a temperature above "
             "0, such as 0.2, or measure.code_samples: 1",
         )
+
+
+def _extra_faults(section: MeasureSection) -> Iterable[Fault]:
+    taken = {*TAKEN, "mean", *map(result_name, [*section.learning, *section.forgetting])}
+    for name, extra in section.extras.items():
+        where = f"measure.extras.{name}"
+        if name in taken:
+            yield Fault(where, "is what a task's own result is called; give it another name")
+        problem = k_problem(extra.k, extra.samples, "samples")
+        if problem:
+            yield Fault(f"{where}.k", problem)
 
 
 def _measure_faults(recipe: Recipe) -> Iterable[Fault]:
@@ -125,8 +133,8 @@ def _arm_faults(recipe: Recipe) -> Iterable[Fault]:
         where = f"arms.{name}"
         if len(set(arm.learning_rates)) != len(arm.learning_rates):
             yield Fault(f"{where}.learning_rates", "names a rate twice")
-        if isinstance(arm, LoraArm) and arm.targets == []:
-            yield Fault(f"{where}.targets", "is empty; name a module or use all, mlp, attention")
+        for key, problem in arm.faults():
+            yield Fault(f"{where}.{key}", problem)
 
 
 def _external_faults(recipe: Recipe) -> Iterable[Fault]:
@@ -196,11 +204,21 @@ def _task_faults(recipe: Recipe) -> Iterable[Fault]:
 
 def _text_faults(recipe: Recipe) -> Iterable[Fault]:
     tasks = {*recipe.measure.learning, *recipe.measure.forgetting}
-    wants_test = {"target_loss", "kl"} & tasks
+    wants_test = {"target_loss", "kl", "kl_reverse"} & tasks
     if wants_test and recipe.data.test is None:
         yield Fault("data.test", f"is needed by measure: {', '.join(sorted(wants_test))}")
-    if "source_loss" in tasks and recipe.data.source_text is None:
-        yield Fault("data.source_text", "is needed by measure: source_loss")
+    wants_text = {"source_loss", "kl_source", "kl_reverse_source"} & tasks
+    if wants_text and recipe.data.source_text is None:
+        yield Fault("data.source_text", f"is needed by measure: {', '.join(sorted(wants_text))}")
+
+
+def _analysis_faults(recipe: Recipe) -> Iterable[Fault]:
+    if recipe.analysis.intruders and recipe.analysis.spectra == "none":
+        yield Fault(
+            "analysis.intruders",
+            "are counted where spectra are taken, and analysis.spectra is none; set it to final "
+            "or all",
+        )
 
 
 # Each check, and the sections that must be free of faults for it to mean something.
@@ -214,6 +232,9 @@ _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"measure"}, _measure_faults),
     ({"measure"}, _task_faults),
     ({"measure", "data"}, _text_faults),
+    ({"arms", "data"}, replay_use_faults),
+    ({"data"}, replay_source_faults),
+    ({"analysis"}, _analysis_faults),
 )
 
 
@@ -258,6 +279,9 @@ def _problem(item: Any, section: type[Section]) -> str:
     if kind == "extra_forbidden":
         key = str(item["loc"][-1])
         allowed = _allowed_keys(item["loc"], _schema(section))
+        for method, arm in (("full", FullArm), ("lora", LoraArm)):
+            if item["loc"][0] == "arms" and key in arm.model_fields:
+                return f"is a key of {method} arms only; allowed here: {', '.join(allowed)}"
         near = difflib.get_close_matches(key, allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"unknown key; {hint}allowed here: {', '.join(allowed)}"
@@ -294,6 +318,8 @@ def _below(place: Any, part: int | str, schema: Any) -> Any:
         return _resolve({"$ref": mapping[part]}, schema)
     if part in place.get("properties", {}):
         return _resolve(place["properties"][part], schema)
+    if isinstance(part, int) and "items" in place:
+        return _resolve(place["items"], schema)
     patterns = place.get("patternProperties", {})
     extra = next(iter(patterns.values()), place.get("additionalProperties"))
     return _resolve(extra, schema) if isinstance(extra, dict) else place

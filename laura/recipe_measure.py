@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
+from laura.recipe_extras import Extra
 from laura.recipe_section import Section
-from laura.recipe_tasks import FORGETTING, LEARNING, check_task, task_schema
+from laura.recipe_tasks import FORGETTING, LEARNING, NAME_PATTERN, check_task, task_schema
 
 LearningTask = Annotated[
     str,
@@ -121,6 +122,12 @@ class MeasureSection(Section):
         "chat",
         description="How micro_math and micro_code are asked. `chat`: in the model's chat "
         "template, as instruct training shows them; `text`: as they stand in running text.",
+    )
+    extras: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Extra] = Field(
+        default={},
+        description="Further measurements by name, for diversity and pass@k: several samples of "
+        "every answer, on the base and on each arm's best rate. They may be added to a study "
+        "that stands.",
     )
     engine: Literal["laura", "vllm"] = Field(
         "laura",

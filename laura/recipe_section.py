@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,3 +17,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after the first studies; see `identity`."""
+
+    def identity(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """What tells this section from another one, as JSON values.
+
+        A field of `later` counts only where it is not at its default, so that runs which
+        were made before the field existed keep their IDs.
+        """
+        fields = type(self).model_fields
+        unset = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude={*exclude, *unset})

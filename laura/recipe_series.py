@@ -45,11 +45,13 @@ class Series:
 
     Attributes:
         name: Name of the series and of its folder.
-        settings: Name of each setting, and its recipe, which bears the same name.
+        settings: Name of each setting to carry out, and its recipe of the same name.
+        names: All settings of the series, in order.
     """
 
     name: str
     settings: dict[str, Recipe]
+    names: tuple[str, ...]
 
 
 def read_study(
@@ -90,7 +92,7 @@ def read_study(
     if faults:
         # A fault of what the settings share is told once.
         raise RecipeError(list(dict.fromkeys(faults)), str(path))
-    return Series(data["name"], recipes)
+    return Series(data["name"], recipes, tuple(recipes))
 
 
 def _is_own(override: str) -> bool:

@@ -15,15 +15,17 @@ MICRO = ("micro_facts", "micro_events", "micro_pronouns", "micro_math", "micro_c
 BENCHMARKS = (
     "hellaswag", "arc_challenge", "winogrande", "gsm8k", "humaneval", "mbpp", *MICRO,
 )  # fmt: skip
-LOSSES = ("target_loss", "source_loss", "kl")
+# Divergences from the base, on target inputs and on source text.
+DRIFT = ("kl", "kl_reverse", "kl_source", "kl_reverse_source")
+LOSSES = ("target_loss", "source_loss", *DRIFT)
 LEARNING = ("gsm8k", "humaneval", "mbpp", "micro_math", "micro_code", "target_loss")
 FORGETTING = (
     "hellaswag", "arc_challenge", "winogrande", "micro_facts", "micro_events", "micro_pronouns",
-    "source_loss", "kl",
+    "source_loss", *DRIFT,
 )  # fmt: skip
 LM_EVAL = "lm_eval:"
 FILE_ENDINGS = (".yaml", ".yml", ".py")
-_TAKEN = (*BENCHMARKS, *LOSSES, "validation_loss")
+TAKEN = (*BENCHMARKS, *LOSSES, "validation_loss")
 _LM_EVAL_PATTERN = rf"^{LM_EVAL}[^/\\\s]+$"
 _FILE_PATTERN = r"\.(yaml|yml|py)$"
 
@@ -59,7 +61,7 @@ def file_name_fault(path: str | Path) -> str:
         )
     if name == "mean":
         return "'mean' is what summaries call the mean of the tasks; give the file another name"
-    return f"{name!r} is a task of Laura; give the file another name" if name in _TAKEN else ""
+    return f"{name!r} is a task of Laura; give the file another name" if name in TAKEN else ""
 
 
 def check_task(task: str, known: tuple[str, ...]) -> str:

@@ -3,12 +3,16 @@
     STUDY/
       recipe.yaml  environment.json  base/evals/TASK.json
       corpus/      training examples as tokens; made again if deleted
+      replay/      texts the base wrote to be replayed, and replayed rows as tokens
       runs/ID/     ID = hash of everything that determines the run
         run.json  metrics.jsonl  done.json | failed.json
         checkpoints/STEP/   weights, manifest.json with SHA-256 (kept at budget points)
         resume/STEP/        optimiser, random state, data position (one, replaced)
         evals/STEP/TASK.json + TASK.samples.jsonl.gz
-      summary.json  report.html  figures/*.svg, *.png
+        analysis/STEP/spectra.json
+        analysis/STEP/NAME.diversity.json   each prompt's numbers of an extra; made again if deleted
+      base/analysis/spectra.json  analysis/subspaces.json
+      summary.json  analysis.json  claims.json  report.html  figures/*.svg, *.png
 
     SERIES/
       series.json          name, and the settings in order
@@ -263,6 +267,10 @@ class RunStore:
         """File of one task's result at a budget point."""
         return self.folder / "evals" / f"{step:08d}" / f"{task}.json"
 
+    def analysis(self, step: int, name: str) -> Path:
+        """File of one analysis of the weights at a budget point."""
+        return self.folder / "analysis" / f"{step:08d}" / f"{name}.json"
+
     @property
     def state(self) -> str:
         """`done`, `diverged`, `failed` or `open`."""
@@ -316,6 +324,11 @@ class StudyStore:
     def corpora(self) -> Path:
         """Where the training examples lie as tokens, in a folder of each corpus."""
         return self.folder / "corpus"
+
+    @property
+    def replay(self) -> Path:
+        """Where what is replayed lies."""
+        return self.folder / "replay"
 
     def base_evaluation(self, task: str) -> Path:
         """File of one task's result on the base."""

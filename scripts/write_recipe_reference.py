@@ -15,13 +15,16 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from laura.recipe import (
+    AnalysisSection,
     BaseSection,
     BudgetSection,
     DataSection,
+    Extra,
     FullArm,
     LoraArm,
     MeasureSection,
     Recipe,
+    ReplaySource,
     SearchSection,
     Section,
     Source,
@@ -43,6 +46,7 @@ PARTS: dict[str, type[Section]] = {
     "base": BaseSection,
     "data": DataSection,
     "data: a source": Source,
+    "data: a source of replay": ReplaySource,
     "budget": BudgetSection,
     "arms: NAME with method lora": LoraArm,
     "arms: NAME with method full": FullArm,
@@ -50,6 +54,8 @@ PARTS: dict[str, type[Section]] = {
     "train": TrainSection,
     "search": SearchSection,
     "measure": MeasureSection,
+    "analysis": AnalysisSection,
+    "measure.extras: NAME": Extra,
 }
 LIMITS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 

@@ -21,7 +21,9 @@ from laura.recipe import MeasureSection, Recipe
 from laura.store import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = "compare train evaluate report show merge fetch doctor schema".split()
+COMMANDS = (
+    "compare train evaluate spectra claims recommend gate report show merge fetch doctor schema"
+).split()
 RECIPE = """\
 name: tiny
 base: {model: somewhere}
@@ -368,3 +370,32 @@ def test_quiet_libraries_leaves_the_users_choice(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
     door._quiet_libraries()
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "debug"
+
+
+def test_spectra_hands_everything_on(stand_in: Any, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def compare_weights(base: str, tuned: str, **asked: Any) -> dict[str, Any]:
+        seen.append((base, tuned, asked))
+        return {"matrices": []}
+
+    stand_in("laura.analysis.comparison", "compare_weights", compare_weights)
+    stand_in("laura.report.spectra_tables", "spectra_tables", lambda answer: "TABLE")
+    out = str(tmp_path / "found.json")
+    ended = run(
+        "spectra", "micro", "tuned", "--out", out, "--intruders", "--k", "5", "--eps", "0.4"
+    )
+    assert ended.exit_code == 0, ended.stderr
+    assert "TABLE" in ended.stdout and out in ended.stderr
+    ((base, tuned, asked),) = seen
+    assert (base, tuned, str(asked["out"])) == ("micro", "tuned", out)
+    wanted = asked["wanted"]
+    assert (wanted.intruders, wanted.k, wanted.eps) == (True, 5, 0.4)
+    assert json.loads(run("spectra", "micro", "tuned", "--json").stdout) == {"matrices": []}
+    assert seen[-1][2]["wanted"].intruders is False
+
+
+def test_spectra_of_another_base_end_in_a_line(tiny_folder: Path, tmp_path: Path) -> None:
+    ended = run("spectra", "micro", str(tiny_folder), "--out", str(tmp_path / "x.json"))
+    assert ended.exit_code == 2
+    assert "was not made from" in ended.stderr and "Traceback" not in ended.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import string
 from itertools import pairwise
 from pathlib import Path
@@ -116,6 +117,26 @@ def test_message_reads_well() -> None:
         ("rank: 8", "rank: 8.5", "arms.lora.rank", "integer"),
         ("rank: 8", "rank: 0", "arms.lora.rank", "greater"),
         ("rank: 8", "targets: []", "arms.lora.targets", "name a module"),
+        ("rank: 8", "dora: true, init: pissa", "arms.lora.init", "choose one of the two"),
+        ("rank: 8", "lora_plus_ratio: 0.5", "arms.lora.lora_plus_ratio", "or equal to 1"),
+        ("rank: 8", "layers: [1, 1]", "arms.lora.layers", "a layer twice"),
+        ("rank: 8", "layers: []", "arms.lora.layers", "at least 1"),
+        ("rank: 8", "layers: [-1]", "arms.lora.layers.0", "greater than or equal to 0"),
+        ("rank: 8", "residual_dropout: 1", "arms.lora.residual_dropout", "less than 1"),
+        (
+            "rank: 8",
+            "weight_decay: 1, weight_decay_toward: base",
+            "arms.lora.weight_decay_toward",
+            "full arms only",
+        ),
+        (
+            "method: full,",
+            "method: full, weight_decay_toward: base,",
+            "arms.full.weight_decay_toward",
+            "nothing decays",
+        ),
+        ("method: full,", "method: full, dora: true,", "arms.full.dora", "lora arms only"),
+        ("batch_tokens: 4096", "weight_decay_rule: adamw", "train.weight_decay_rule", "composer"),
         ("rank: 8", "alpha: .nan", "arms.lora.alpha", "finite"),
         ("[1e-4, 1e-3]", "[1e-4, 1e-4]", "arms.lora.learning_rates", "twice"),
         ("[1e-4, 1e-3]", "[0]", "arms.lora.learning_rates.0", "greater than 0"),
@@ -484,3 +505,39 @@ def test_the_recipe_in_the_readme_is_whole() -> None:
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
     block = readme.split("```yaml\n")[1].split("```")[0]
     assert set(parse_recipe(block).arms) == {"lora", "full"}
+
+
+def test_extras_that_cannot_be_told_together() -> None:
+    given = [
+        "measure.extras.gsm8k={task: gsm8k}",
+        "measure.extras.many={task: humaneval, samples: 4, k: [1, 8]}",
+        "measure.extras.twice={task: mbpp, k: [2, 2]}",
+        "base.dtype=float16",
+    ]
+    faults = faults_of(GOOD, given)
+    assert "is what a task's own result is called" in faults["measure.extras.gsm8k"]
+    told = faults["measure.extras.many.k"]
+    assert "names 8, but pass@k needs at least k samples and samples is 4" in told
+    assert "names a k twice" in faults["measure.extras.twice.k"]
+    assert "base.dtype" in faults
+    wrong = [
+        "measure.extras.a={task: hellaswag, samples: 1, temperature: 0, sampels: 3}",
+        "measure.extras.b={samples: 5}",
+    ]
+    faults = faults_of(GOOD, wrong)
+    assert "hellaswag" in faults["measure.extras.a.task"]
+    assert "greater than or equal to 2" in faults["measure.extras.a.samples"]
+    assert "greater than 0" in faults["measure.extras.a.temperature"]
+    assert "did you mean samples?" in faults["measure.extras.a.sampels"]
+    assert "needed but missing" in faults["measure.extras.b.task"]
+    assert read_measure_section(["measure.extras.a={task: mbpp}"]).extras["a"].samples == 50
+    with pytest.raises(RecipeError, match=r"measure\.extras\.mean"):
+        read_measure_section(["measure.extras.mean={task: mbpp}"])
+
+
+def test_divergences_name_the_data_they_need() -> None:
+    both = "measure.forgetting=[kl_reverse, kl_source, kl_reverse_source]"
+    text = re.sub(r"  test: .*\n", "", re.sub(r"  source_text: .*\n", "", GOOD))
+    faults = faults_of(text, ["measure.learning=[gsm8k]", both])
+    assert faults["data.test"] == "is needed by measure: kl_reverse"
+    assert "kl_reverse_source, kl_source" in faults["data.source_text"]

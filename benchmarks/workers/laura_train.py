@@ -92,7 +92,7 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
         run = RunStore(Path(folder))
         state = train_run(
             adapted.model, run, section, plan,
-            learning_rate=rate, weight_decay=0.0, seed=0,
+            learning_rate=rate, seed=0,
             write_weights=lambda _: None, progress=clock,
         )  # fmt: skip
         metrics = run.metrics()

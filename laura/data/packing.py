@@ -144,7 +144,7 @@ def fit(
     row_tokens: int,
     overlong: Overlong = "error",
     *,
-    split_long: bool = False,
+    split_long: bool | Literal["texts"] = False,
     progress: Progress = SILENT,
 ) -> Fitted:
     """Make every document fit a row.
@@ -155,7 +155,8 @@ def fit(
         overlong: What happens to longer examples: `error`, `drop`, or
             `truncate` (an instruct example then loses its end token).
         split_long: Cut longer examples into documents of a row's size instead,
-            for pretraining; `overlong` then has nothing to do.
+            for pretraining; `overlong` then has nothing to do. `texts` does so with
+            those of which every token is learnt.
         progress: Told what was dropped or cut.
 
     Raises:
@@ -257,13 +258,17 @@ def fill_rate(rows: Sequence[Row], row_tokens: int) -> float:
 
 
 def _cuts(
-    item: Encoded, row_tokens: int, overlong: Overlong, split_long: bool, fitted: Fitted
+    item: Encoded,
+    row_tokens: int,
+    overlong: Overlong,
+    split_long: bool | Literal["texts"],
+    fitted: Fitted,
 ) -> Iterator[tuple[int, int]]:
     """First token and end of each document an example becomes."""
     length = len(item.token_ids)
     if length <= row_tokens:
         yield 0, length
-    elif split_long:
+    elif split_long is True or (split_long == "texts" and all(item.supervised[1:])):
         fitted.split += 1
         yield from _split(length, row_tokens)
     elif overlong == "truncate":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -117,6 +117,57 @@ def make_splits(section: DataSection, train: Sequence[Known], others: HeldOut) -
         "source_text": (len(text), text),
     }
     return Splits(kept, held_out, _fingerprint(parts))
+
+
+def measured_rows(
+    examples: Sequence[Known], measured: Mapping[str, Sequence[Known]]
+) -> dict[int, str]:
+    """Place of each example that is measured on, and the name of the part where it stands.
+
+    What counts as the same is what `make_splits` says.
+
+    Args:
+        examples: What is to be replayed.
+        measured: What is measured on, by name.
+    """
+    questions = _Questions(examples)
+    there = {key: name for name, part in measured.items() for key in questions.all_keys(part)}
+    found = {}
+    for place, example in enumerate(examples):
+        for key in questions.keys(example) & there.keys():
+            found[place] = there[key]
+    return found
+
+
+def refuse_measured(
+    name: str, examples: Sequence[Known], measured: Mapping[str, Sequence[Known]]
+) -> None:
+    """Refuse to learn what is measured on; see `measured_rows`.
+
+    Args:
+        name: Key of the recipe the examples come from.
+        examples: What is to be replayed.
+        measured: What is measured on, by name.
+
+    Raises:
+        DataError: some examples are the same.
+    """
+    found = measured_rows(examples, measured)
+    if found:
+        first = ", ".join(
+            f"{examples[place].index} ({part})" for place, part in list(found.items())[:5]
+        )
+        more = ", ..." if len(found) > 5 else ""
+        raise DataError(
+            f"{name} holds {len(found)} rows that are measured on (same content or same "
+            f"question): {first}{more}. What is measured must not be learnt: choose another split "
+            "or source, or delete these rows from one"
+        )
+
+
+def fingerprint_of(examples: Sequence[Known]) -> str:
+    """SHA-256 over the content of examples, in order."""
+    return _fingerprint({"replay": (len(examples), examples)})
 
 
 class _Questions:

@@ -86,7 +86,7 @@ def encode_all(
             refuses a conversation or writes an answer differently once more
             follows, or an instruct row has no answer.
     """
-    render = _chat_render(tokenizer) if template == "chat" else _plain_render(tokenizer)
+    render = prompt_render(tokenizer, template)
     encoder = _Encoder(tokenizer, render, regime, begin=template == "plain")
     return list(encoder.encode(iter(examples)))
 
@@ -97,8 +97,17 @@ def chat_prompts(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:
     Raises:
         DataError: the tokenizer has no chat template.
     """
-    render = _chat_render(tokenizer)
+    render = prompt_render(tokenizer, "chat")
     return lambda messages: render(messages, True)
+
+
+def prompt_render(tokenizer: Any, template: Template) -> Render:
+    """Turns messages into text, with True up to where the model writes its next answer.
+
+    Raises:
+        DataError: the tokenizer has no chat template, and one is asked for.
+    """
+    return _chat_render(tokenizer) if template == "chat" else _plain_render(tokenizer)
 
 
 def check_end_token(encoded: Sequence[Encoded], tokenizer: Any) -> None:

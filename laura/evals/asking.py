@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laura.recipe import MeasureSection
+from laura.recipe import Extra, MeasureSection
 
 Message = dict[str, str]
 Chat = Callable[[list[Message]], str]
@@ -22,8 +22,10 @@ class Ask:
         rows: The task's rows of another split, such as those worked examples come from.
         chat: Gives the model's chat form; an error where it has none, so it is
             only called where it is wanted.
+        extra: What an extra wants beyond the plain task: several samples.
     """
 
     section: MeasureSection
     rows: Callable[[str], Sequence[dict[str, Any]]]
     chat: Callable[[], Chat]
+    extra: Extra | None = None

@@ -12,15 +12,16 @@ Source: Chen et al. 2021, arXiv:2107.03374.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from laura.evals.drawing import sampled
 from laura.evals.sandbox import Limits, Sandbox, Verdict
 from laura.models.requests import GenerateAnswer, GenerateRequest
 from laura.progress import SILENT, Progress
 from laura.recipe import MeasureSection
+from laura.recipe_extras import pass_names
 from laura.results import Item
 from laura.statistics import pass_at_k
 
@@ -61,7 +62,7 @@ class CodeQuestion:
 
 def metrics(section: MeasureSection) -> tuple[str, ...]:
     """Names of all metrics a `measure` section asks for: pass@1, then the others of `code_k`."""
-    return tuple(f"pass@{k}" for k in sorted({1, *section.code_k}))
+    return pass_names(section.code_k)
 
 
 def drawn(section: MeasureSection) -> str:
@@ -81,28 +82,13 @@ def sample_requests(
 ) -> tuple[GenerateRequest, ...]:
     """The requests of one problem, one a sample.
 
-    Seeds come from the task, the row and the sample's number alone: every model
-    draws with the same ones, whatever else is measured.
+    Every model draws with the same seeds (`drawing.sampled`).
     """
-    if not section.code_temperature:
-        return (GenerateRequest(prompt, stop, section.code_tokens),) * section.code_samples
-    return tuple(
-        GenerateRequest(
-            prompt,
-            stop,
-            section.code_tokens,
-            temperature=section.code_temperature,
-            top_p=section.code_top_p,
-            seed=seed(task, index, number),
-        )
-        for number in range(section.code_samples)
-    )
-
-
-def seed(task: str, index: int, sample: int) -> int:
-    """Seed of a problem's sample: 48 bits of the SHA-256 of `TASK/ROW/SAMPLE`."""
-    digest = hashlib.sha256(f"{task}/{index}/{sample}".encode()).digest()
-    return int.from_bytes(digest[:6])
+    request, count = GenerateRequest(prompt, stop, section.code_tokens), section.code_samples
+    temperature = section.code_temperature
+    if not temperature:
+        return (request,) * count
+    return sampled(request, task, index, count, temperature, section.code_top_p)
 
 
 def fenced(text: str) -> str:

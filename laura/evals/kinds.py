@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from laura.evals.subsets import chosen
 from laura.evals.tasks import TaskEntry
 from laura.models.engine import Reference
 from laura.models.requests import MeasuringEngine, TokenDocument
-from laura.recipe import MeasureSection
+from laura.recipe import Extra, MeasureSection
+from laura.recipe_extras import pass_names
 from laura.recipe_tasks import is_lm_eval, result_name
 from laura.results import Item
 
@@ -45,6 +46,9 @@ class Material:
         reference: The base for `kl`: another model, or a callable whose context
             switches the adapters off. None means the engine holds the base.
         data_dir: Folder of local data, for tasks of the user's own.
+        extra: What an extra wants of the task that is made ready; None for the plain task.
+        drift: Divergences found on the way, by task and adapter, for the task that
+            reads the same text in the other direction.
     """
 
     section: MeasureSection
@@ -52,6 +56,8 @@ class Material:
     documents: Mapping[str, Sequence[TokenDocument]]
     reference: Reference | None = None
     data_dir: Path | None = None
+    extra: Extra | None = None
+    drift: dict[Any, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,8 @@ def file_rows(data_dir: Path | None) -> RowProvider:
     return rows
 
 
-def check_name(name: str) -> None:
-    """Refuse a task that cannot be measured, before anything is loaded.
+def check_name(name: str, extras: Mapping[str, Extra] | None = None) -> None:
+    """Refuse a task or extra that cannot be measured, before anything is loaded.
 
     Raises:
         UsageError: no such task; the message names the nearest.
@@ -126,6 +132,8 @@ def check_name(name: str) -> None:
     """
     from laura.evals import user_tasks
 
+    if extras and name in extras:
+        name = extras[name].task
     if is_lm_eval(name) or user_tasks.is_user_task(name):
         return
     if tasks.find(name).runs_code:
@@ -139,15 +147,26 @@ def plan_task(engine: MeasuringEngine, name: str, material: Material) -> Plan:
 
     Args:
         engine: For its tokenizer and the length of its context.
-        name: Of the table of tasks, `lm_eval:NAME`, or the path of a user's file.
+        name: Of the table of tasks, `lm_eval:NAME`, the path of a user's file, or an extra.
         material: Rows, documents and settings.
 
     Raises:
         UsageError: no such task.
         DataError: a row or document cannot be measured.
     """
-    plan = _plan(engine, name, material)
+    make = _extra if name in material.section.extras else _plan
+    plan = make(engine, name, material)
     return replace(plan, version=plan.version + _arithmetic(engine))
+
+
+def _extra(engine: MeasuringEngine, name: str, material: Material) -> Plan:
+    """The extra's task with the extra's samples, under the extra's name."""
+    extra = material.section.extras[name]
+    changes = {**extra.code_settings(), **({"limit": extra.limit} if extra.limit else {})}
+    section = material.section.model_copy(update=changes)
+    plan = _plan(engine, extra.task, replace(material, section=section, extra=extra))
+    title, version = f"{name} ({plan.title})", f"{extra.task} {plan.version}"
+    return replace(plan, name=name, title=title, version=version)
 
 
 def _arithmetic(engine: MeasuringEngine) -> str:
@@ -213,7 +232,8 @@ def _generation(given: _Given) -> Plan:
             raise DataError(f"{given.name} is a file of rows and has no split {split!r}")
         return given.material.rows(given.name, split)
 
-    ask = Ask(section, other_rows, functools.partial(chat_prompts, engine.tokenizer))
+    extra = given.material.extra
+    ask = Ask(section, other_rows, functools.partial(chat_prompts, engine.tokenizer), extra)
     picked = chosen(len(rows), section.limit, section.subset)
     version, found = module.prepare([rows[index] for index in picked], ask)
     # A task numbers the rows it is given; what is kept is the number in the data.
@@ -223,7 +243,10 @@ def _generation(given: _Given) -> Plan:
     ]
     requests = [request for question in questions for request in question.requests]
     metrics = getattr(module, "metrics", None)
-    directions = _directions(entry, metrics(section) if metrics else module.METRICS)
+    names = metrics(section) if metrics else module.METRICS
+    if extra is not None:
+        names = (*names, *getattr(module, "SAMPLED_METRICS", ()), *pass_names(extra.k))
+    directions = _directions(entry, names)
 
     def measure(asked: MeasuringEngine, adapters: Adapters) -> list[Measured]:
         answers = iter(asked.generate(_named(requests, adapters)))
@@ -260,7 +283,8 @@ def _loss(given: _Given) -> Plan:
 
 def _divergence(given: _Given) -> Plan:
     engine, entry, module = given.engine, given.entry, given.module
-    reference = given.material.reference
+    reference, drift = given.material.reference, given.material.drift
+    section = given.material.section
     documents = _documents(given.name, given.material)
     covers = _supervised(documents)
     directions = _directions(entry, module.METRICS)
@@ -272,8 +296,18 @@ def _divergence(given: _Given) -> Plan:
             return [Measured(module.items(documents, nats), [], directions) for _ in adapters]
         if not hasattr(engine, "document_divergences"):
             raise UsageError(f"{given.name} compares whole distributions, which this engine cannot")
-        found = [engine.document_divergences(documents, reference, adapter) for adapter in adapters]
-        return [Measured(module.items(documents, nats), [], directions) for nats in found]
+        # The task of the other direction reads the same: what one pass finds serves both.
+        names = [given.name, module.other_way(given.name)]
+        wanted = {module.direction(n): n for n in names if n in {given.name, *section.forgetting}}
+        measured = []
+        for adapter in adapters:
+            if (given.name, adapter) not in drift:
+                ways = tuple(wanted)
+                found = engine.document_divergences(documents, reference, adapter, ways)
+                drift.update({(wanted[way], adapter): nats for way, nats in found.items()})
+            nats = drift.pop((given.name, adapter))
+            measured.append(Measured(module.items(documents, nats), [], directions))
+        return measured
 
     return Plan(given.name, entry.title, module.VERSION, covers, measure)
 
@@ -323,9 +357,9 @@ def _named(requests: Sequence[Any], adapters: Adapters) -> list[Any]:
 def _documents(name: str, material: Material) -> Sequence[TokenDocument]:
     documents = material.documents.get(name, ())
     if not documents:
-        fields = {"source_loss": "source_text", "validation_loss": "validation"}
-        field = f"data.{fields.get(name, 'test')}"
-        raise DataError(f"{name} needs documents and there are none; give {field} in the recipe")
+        part = "source_text" if "source" in name else "test"
+        part = "validation" if name == "validation_loss" else part
+        raise DataError(f"{name} needs documents and there are none; give data.{part}")
     indices = {document.index for document in documents}
     assert len(indices) == len(documents), f"documents of {name} share an index"
     return documents

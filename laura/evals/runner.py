@@ -79,7 +79,8 @@ def evaluate_all(
 
     Args:
         engine: Runs the model and its adapters.
-        task_names: Of the table of tasks, `lm_eval:NAME`, or paths of a user's files.
+        task_names: Of the table of tasks, `lm_eval:NAME`, paths of a user's files, or
+            extras of the `measure` section.
         material: Rows, documents and settings.
         subjects: What is measured.
         progress: Shows one bar a task.
@@ -97,7 +98,7 @@ def evaluate_all(
         DivergenceError: the model's numbers are not finite.
     """
     for name in task_names:
-        check_name(name)
+        check_name(name, material.section.extras)
     plans = [_planned(engine, name, material) for name in task_names]
     names = [plan.name for plan in plans]
     if len(set(names)) < len(names):

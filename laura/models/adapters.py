@@ -3,7 +3,7 @@
 A folder holds adapter_config.json and adapter_model.safetensors. What is read
 is decided by the weights in the file, so target lists, patterns and expressions
 of any PEFT version mean what they meant there; what we cannot represent
-(DoRA, biases, trained embeddings, ...) is refused by name.
+(biases, trained embeddings, ...) is refused by name.
 """
 
 from __future__ import annotations
@@ -19,14 +19,27 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from laura.errors import AdapterError
-from laura.models.lora import LoraSettings, attach, detach, lora_layers, merge, route, unmerge
+from laura.models.dora import DoraLinear
+from laura.models.layers import names_within
+from laura.models.lora import (
+    LoraLinear,
+    LoraSettings,
+    attach,
+    detach,
+    lora_layers,
+    merge,
+    route,
+    unmerge,
+)
+from laura.models.pissa import plain_settings
 from laura.store import disk_faults, read_json, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
+_KNOWN = re.compile(rf"{re.escape(PREFIX)}.+\.(lora_[AB]\.weight|{MAGNITUDE})")
 # Fields whose non-empty value changes what the adapter computes, and that we do not have.
 REFUSED = (
-    "use_dora",
     "lora_bias",
     "fan_in_fan_out",
     "modules_to_save",
@@ -46,7 +59,9 @@ REFUSED = (
 def save_adapter(
     model: nn.Module, folder: Path, settings: LoraSettings, base_name: str, slot: int = 0
 ) -> None:
-    """Write one slot as a PEFT adapter (float32).
+    """Write one slot as a PEFT adapter on the base (float32).
+
+    PiSSA's becomes a plain one of twice the rank.
 
     Args:
         model: A model with LoRA layers.
@@ -58,12 +73,17 @@ def save_adapter(
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("the model has no LoRA layers to save")
+    if settings.pissa:
+        settings = plain_settings(settings)
     tensors = {}
     for name, layer in layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A[slot].detach().float().cpu().contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B[slot].detach().float().cpu().contiguous()
+        for key, tensor in _weights(layer, slot).items():
+            tensors[f"{PREFIX}{name}.{key}"] = tensor.detach().float().cpu().contiguous()
     kinds = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    everywhere = len(_names_ending(model, kinds)) == len(layers)
+    named, numbers = _names_ending(model, kinds), settings.layers
+    if numbers is not None:
+        named = names_within(model, named, numbers)
+    everywhere = len(named) == len(layers)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -72,7 +92,9 @@ def save_adapter(
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
         "target_modules": kinds if everywhere else sorted(layers),
+        "layers_to_transform": list(numbers) if everywhere and numbers is not None else None,
         "rank_pattern": settings.rank_pattern,
         "alpha_pattern": settings.alpha_pattern,
         "bias": "none",
@@ -85,6 +107,15 @@ def save_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)
+
+
+def _weights(layer: LoraLinear, slot: int) -> dict[str, Tensor]:
+    """What a file holds of one layer, by the last part of its name."""
+    a_RI, b_OR = layer.factors(slot)
+    weights = {"lora_A.weight": a_RI, "lora_B.weight": b_OR}
+    if isinstance(layer, DoraLinear) and slot not in layer.plain:
+        weights[MAGNITUDE] = layer.magnitude[slot]
+    return weights
 
 
 def load_adapter(model: nn.Module, folder: Path) -> LoraSettings:
@@ -131,7 +162,8 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
         raise AdapterError("no adapter is given; name at least one folder")
     rank = max(ranks.values())
     pattern = {name: own for name, own in ranks.items() if own != rank}
-    union = LoraSettings(rank=rank, targets=tuple(ranks), rank_pattern=pattern)
+    dora = any(settings.dora for _, settings, _ in read)
+    union = LoraSettings(rank=rank, targets=tuple(ranks), rank_pattern=pattern, dora=dora)
     attach(model, union, seed=0, slots=len(read))
     try:
         for slot, (folder, settings, tensors) in enumerate(read):
@@ -162,11 +194,16 @@ def _fill_slot(
             layer.A[slot].zero_()
             layer.B[slot].zero_()
         layer.scales[slot] = 0.0
+        if isinstance(layer, DoraLinear) and not settings.dora:
+            layer.plain.add(slot)
         if name not in settings.targets:
             continue
         rank, layer.scales[slot] = settings.for_module(name)
-        for letter, target in (("A", layer.A[slot][:rank]), ("B", layer.B[slot][:, :rank])):
-            _copy(tensors[f"{PREFIX}{name}.lora_{letter}.weight"], target, letter, name, folder)
+        places = {"lora_A.weight": layer.A[slot][:rank], "lora_B.weight": layer.B[slot][:, :rank]}
+        if settings.dora and isinstance(layer, DoraLinear):
+            places[MAGNITUDE] = layer.magnitude[slot]
+        for key, place in places.items():
+            _copy(tensors[f"{PREFIX}{name}.{key}"], place, key, name, folder)
 
 
 def read_settings(folder: Path) -> LoraSettings:
@@ -186,16 +223,15 @@ def _read(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
 def copy_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path, slot: int = 0) -> None:
     """Fill one slot of attached layers from the tensors of an adapter file."""
     for name, layer in lora_layers(model).items():
-        for letter, target in (("A", layer.A), ("B", layer.B)):
-            source = tensors[f"{PREFIX}{name}.lora_{letter}.weight"]
-            _copy(source, target[slot], letter, name, folder)
+        for key, place in _weights(layer, slot).items():
+            _copy(tensors[f"{PREFIX}{name}.{key}"], place, key, name, folder)
 
 
-def _copy(source: Tensor, target: Tensor, letter: str, name: str, folder: Path) -> None:
+def _copy(source: Tensor, target: Tensor, key: str, name: str, folder: Path) -> None:
     if source.shape != target.shape:
         raise AdapterError(
-            f"{folder}: lora_{letter} of {name} has shape {tuple(source.shape)}, this base "
-            f"needs {tuple(target.shape)}; the adapter was made for another base"
+            f"{folder}: {key.removesuffix('.weight')} of {name} has shape {tuple(source.shape)}, "
+            f"this base needs {tuple(target.shape)}; the adapter was made for another base"
         )
     with torch.no_grad():
         target.copy_(source)
@@ -259,13 +295,14 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is damaged ({error}); copy it again") from error
-    wrong = [n for n in tensors if not re.fullmatch(rf"{PREFIX}.+\.lora_[AB]\.weight", n)]
+    wrong = [n for n in tensors if not re.fullmatch(_KNOWN, n)]
     if wrong or not tensors:
         found = ", ".join(wrong[:3]) or "nothing"
         raise AdapterError(f"{path} holds {found}; expected lora_A and lora_B only")
     for name, tensor in tensors.items():
-        if tensor.dim() != 2:
-            raise AdapterError(f"{path}: {name} has {tensor.dim()} dimensions, expected 2")
+        expected = 1 if name.endswith(MAGNITUDE) else 2
+        if tensor.dim() != expected:
+            raise AdapterError(f"{path}: {name} has {tensor.dim()} dimensions, expected {expected}")
         if not bool(torch.isfinite(tensor).all()):
             raise AdapterError(f"{path}: {name} is not finite; the training diverged")
     return tensors
@@ -273,6 +310,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _resolve(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> LoraSettings:
     names = sorted({n[len(PREFIX) :].rsplit(".lora_", 1)[0] for n in tensors})
+    dora = bool(config.get("use_dora"))
     try:
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
         alpha_pattern = dict(config.get("alpha_pattern") or {})
@@ -285,6 +323,9 @@ def _resolve(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -
         a, b = (tensors.get(f"{PREFIX}{name}.lora_{letter}.weight") for letter in "AB")
         if a is None or b is None or a.shape[0] != b.shape[1]:
             raise AdapterError(f"{folder}: lora_A and lora_B of {name} do not belong together")
+        if dora != (f"{PREFIX}{name}.{MAGNITUDE}" in tensors):
+            word = "no" if dora else "a"
+            raise AdapterError(f"{folder} has use_dora: {dora}, but {word} {MAGNITUDE} of {name}")
         ranks[name] = a.shape[0]
     return LoraSettings(
         rank=rank,
@@ -294,6 +335,7 @@ def _resolve(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -
         rslora=rslora,
         rank_pattern={n: r for n, r in ranks.items() if r != rank},
         alpha_pattern={n: a for n, a in alphas.items() if a != alpha},
+        dora=dora,
     )
 
 

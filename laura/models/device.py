@@ -41,6 +41,16 @@ def pick_device(requested: str | None = None) -> torch.device:
     return device
 
 
+def spectral_device(requested: str | None = None) -> torch.device:
+    """Where eigenvalues are computed: as `pick_device`, but not on MPS, which has no float64.
+
+    Raises:
+        UsageError: as `pick_device`.
+    """
+    device = pick_device(requested)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def threads() -> int:
     """How many threads of the processor torch uses at once; OMP_NUM_THREADS bounds it."""
     return torch.get_num_threads()
@@ -69,6 +79,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def exact(device: torch.device) -> AbstractContextManager[object]:
+    """No mixed precision within, for sums that must not be rounded."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

@@ -31,6 +31,7 @@ from laura.models.narrow import narrow
 from laura.models.reading import Text, by_place, read_along, read_once, supervised
 from laura.models.requests import (
     FORGET,
+    Direction,
     GenerateAnswer,
     GenerateFound,
     GenerateRequest,
@@ -207,18 +208,21 @@ class Engine:
         documents: Sequence[TokenDocument],
         reference: Reference,
         adapter: str | None = None,
-    ) -> list[list[float]]:
-        """KL(reference || model) in nats where a supervised token is predicted.
+        directions: Sequence[Direction] = ("forward",),
+    ) -> dict[Direction, list[list[float]]]:
+        """Divergences in nats where a supervised token is predicted, in one pass.
 
-        Over the full vocabulary: sum_v p_ref(v) (log p_ref(v) - log p(v)). Logits are
-        float32 whatever the precision: rounding them to bfloat16 alone adds about
-        5e-4 nats (SmolLM2-135M on GSM8K), which would hide small divergences.
+        Over the full vocabulary. `forward` is KL(reference || model), that is
+        sum_v p_ref(v) (log p_ref(v) - log p(v)); `reverse` is KL(model || reference).
+        Logits are float32 whatever the precision: rounding them to bfloat16 alone adds
+        about 5e-4 nats (SmolLM2-135M on GSM8K), which would hide small divergences.
 
         Args:
             documents: What both models read.
             reference: Another model with the same vocabulary, or a callable whose
                 context makes this model the reference (adapters switched off).
             adapter: Name of the engine's adapter that is measured.
+            directions: Which divergences.
 
         Raises:
             ModelError: the vocabularies have different sizes.
@@ -233,7 +237,7 @@ class Engine:
             )
         texts = [supervised(document, None) for document in documents]
         readings = [text.reading for text in texts]
-        results: list[list[float]] = [[0.0] * len(text.asked) for text in texts]
+        results = {way: [[0.0] * len(text.asked) for text in texts] for way in directions}
         slot = self._slot(adapter)
         tokens = sum(len(reading.tokens) for reading in readings if reading.asked)
         with (
@@ -245,12 +249,15 @@ class Engine:
                     hidden = self._trunk(self.model, inputs)[places]
                 with switch():
                     expected_hidden = self._trunk(module, inputs)[places]
-                for part in _chunks(len(places)):
+                for start in range(0, len(places), CHUNK_POSITIONS):
+                    part = slice(start, start + CHUNK_POSITIONS)
                     expected = self._log_probabilities(reference_head, expected_hidden[part])
                     given = self._log_probabilities(self.head, hidden[part])
-                    nats = (expected.exp() * (expected - given)).sum(-1).tolist()
-                    for (reading, place, _), value in zip(one.asks[part], nats, strict=True):
-                        results[reading][place] = value
+                    for way, found in results.items():
+                        p, q = (expected, given) if way == "forward" else (given, expected)
+                        nats = (p.exp() * (p - q)).sum(-1).tolist()
+                        for (reading, place, _), value in zip(one.asks[part], nats, strict=True):
+                            found[reading][place] = value
                 bar.advance(one.tokens)
         return results
 
@@ -313,8 +320,8 @@ class Engine:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         for stop in answer.stop:
             text = text.split(stop)[0]
-        logprobs = tuple(answer.logprobs or ())
-        return GenerateAnswer(text, len(answer.tokens), answer.finish, logprobs)
+        ids = tuple(answer.tokens)
+        return GenerateAnswer(text, len(ids), answer.finish, tuple(answer.logprobs or ()), ids)
 
     def _slot(self, adapter: str | None) -> int | None:
         if adapter is None:
@@ -388,8 +395,3 @@ class Engine:
 
     def _log_probabilities(self, head: nn.Linear, hidden_NW: Tensor) -> Tensor:
         return self._logits(head, hidden_NW).log_softmax(-1)
-
-
-def _chunks(count: int) -> Iterator[slice]:
-    for start in range(0, count, CHUNK_POSITIONS):
-        yield slice(start, start + CHUNK_POSITIONS)

@@ -92,6 +92,7 @@ def _check_adapter(arm: LoraArm, folder: Path) -> None:
         ("rank", arm.rank, found.rank),
         ("alpha", arm.alpha_value, found.alpha),
         ("rslora", arm.rslora, found.rslora),
+        ("dora", arm.dora, found.dora),
     )
     wrong = [f"{name} {there}, not {said}" for name, said, there in pairs if said != there]
     if wrong:

@@ -162,6 +162,8 @@ def lean(model: nn.Module) -> Iterator[None]:
             thin = None if child is head else _thinner(child)
             if thin is not None:
                 changed.append((parent, name, child))
+                # What hangs on the original, such as dropout, goes on through the other.
+                thin._forward_hooks = child._forward_hooks
                 setattr(parent, name, thin.train(child.training))
     try:
         yield

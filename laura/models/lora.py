@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from laura.errors import AdapterError
+from laura.models.layers import names_within
 from laura.models.lora_product import lora_product
 
 GROUPS = {
@@ -46,6 +47,9 @@ class LoraSettings:
         rslora: Scale by alpha / sqrt(r) instead of alpha / r.
         rank_pattern: Rank by module name, where it differs.
         alpha_pattern: Alpha by module name, where it differs.
+        layers: Numbers of the decoder layers that are adapted; None for all.
+        pissa: Start at the leading singular directions, see `pissa.py`.
+        dora: Train the lengths of the weight's rows too, see `dora.py`.
     """
 
     rank: int = 16
@@ -55,6 +59,9 @@ class LoraSettings:
     rslora: bool = False
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
+    pissa: bool = False
+    dora: bool = False
 
     def for_module(self, name: str) -> tuple[int, float]:
         """Rank and scale of the module with this full name."""
@@ -122,25 +129,37 @@ class LoraLinear(nn.Module):
         """The base weight (out, in), so that code asking a Linear's type or place works."""
         return self.base.weight
 
+    def factors(self, slot: int) -> tuple[Tensor, Tensor]:
+        """A (r, in) and B (out, r) of one slot, as the update and the file have them."""
+        return self.A[slot], self.B[slot]
+
     def update(self, slot: int = 0) -> Tensor:
-        """The update of one slot, scale * B A, shape (out, in), float32."""
-        return self.scales[slot] * (self.B[slot].float() @ self.A[slot].float())
+        """The update of one slot, tuned minus base weight, shape (out, in), float32."""
+        a, b = self.factors(slot)
+        return self.scales[slot] * (b.float() @ a.float())
+
+    def tuned(self, slot: int = 0) -> Tensor:
+        """The weight that one slot stands for, base plus update, (out, in), float32."""
+        return self.base.weight.float() + LoraLinear.update(self, slot)
 
     def forward(self, x: Tensor) -> Tensor:
         """Base map plus the updates of the routed slots; shape (..., out)."""
         route = self.route
         if self.merged is not None or (route.segments is None and route.slot is None):
             return self.product(x, self._weight(x), self.base.bias)
-        if route.segments is None and self.base.bias is None and not self._drops():
-            assert route.slot is not None
-            a, b, scale = self.A[route.slot], self.B[route.slot], self.scales[route.slot]
-            x = route.cast(x, arithmetic(x))
-            return lora_product(x, self._weight(x), a, b, scale, self.product)
-        y = self.product(x, self._weight(x), self.base.bias)
         if route.segments is None:
             assert route.slot is not None
-            return y + self._low_rank(x, route.slot)
-        return self._add_segments(x, y)
+            return self._adapted(x, route.slot)
+        return self._add_segments(x, self.product(x, self._weight(x), self.base.bias))
+
+    def _adapted(self, x: Tensor, slot: int) -> Tensor:
+        """All of x through one slot."""
+        if not self._in_one_step():
+            y = self.product(x, self._weight(x), self.base.bias)
+            return self._joined(x, y, slot)
+        a, b = self.factors(slot)
+        x = self.route.cast(x, arithmetic(x))
+        return lora_product(x, self._weight(x), a, b, self.scales[slot], self.product)
 
     def _add_segments(self, x: Tensor, y: Tensor) -> Tensor:
         flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
@@ -155,25 +174,38 @@ class LoraLinear(nn.Module):
         parts = zip(segments, flat_x.split(sizes), flat_y.split(sizes), strict=True)
         if torch.is_grad_enabled():
             pieces = [
-                part_y if slot is None else part_y + self._low_rank(part_x, slot)
+                part_y if slot is None else self._joined(part_x, part_y, slot)
                 for (slot, _), part_x, part_y in parts
             ]
             return torch.cat(pieces).reshape(y.shape)
         for (slot, _), part_x, part_y in parts:
             if slot is not None and self.scales[slot]:
-                a_RI, b_OR = self.A[slot].to(y.dtype), self.B[slot].to(y.dtype)
+                a_RI, b_OR = (factor.to(y.dtype) for factor in self.factors(slot))
                 part_y.addmm_(part_x @ a_RI.T, b_OR.T, alpha=self.scales[slot])
+                self._stretch(part_y, slot)
         return y
 
+    def _joined(self, x: Tensor, y: Tensor, slot: int) -> Tensor:
+        """One slot's output, from x and the base map y of it."""
+        return y + self._low_rank(self._dropped(x), slot)
+
+    def _stretch(self, y: Tensor, slot: int) -> None:
+        """Change one slot's output in place, where a variant does more than add to it."""
+
     def _low_rank(self, x: Tensor, slot: int) -> Tensor:
-        if self._drops():
-            x = functional.dropout(x, self.dropout, training=True)
         x = x.to(arithmetic(x))
-        inner = functional.linear(x, self.A[slot].to(x.dtype))
-        return functional.linear(inner, self.B[slot].to(x.dtype)) * self.scales[slot]
+        a, b = self.factors(slot)
+        inner = functional.linear(x, a.to(x.dtype))
+        return functional.linear(inner, b.to(x.dtype)) * self.scales[slot]
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.dropout, training=True) if self._drops() else x
 
     def _drops(self) -> bool:
         return self.training and self.dropout > 0
+
+    def _in_one_step(self) -> bool:
+        return self.base.bias is None and not self._drops()
 
     def _weight(self, x: Tensor) -> Tensor:
         """The frozen weight in the pass's arithmetic, cast once and kept.
@@ -214,13 +246,17 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
     Raises:
         AdapterError: a target matches no Linear, the rank exceeds a matrix, or
             the model already carries LoRA layers.
+        ModelError: the model has no layer of a number in `layers`.
     """
     if lora_layers(model):
         raise AdapterError("the model already has LoRA layers; detach them first")
     names = target_names(model, settings.targets)
+    if settings.layers is not None:
+        names = names_within(model, names, settings.layers)
     for pattern in (*settings.rank_pattern, *settings.alpha_pattern):
         if not any(_named(name, pattern) for name in names):
             raise AdapterError(f"pattern {pattern!r} names none of the {len(names)} targets")
+    kind = _layer_kind(settings)
     model.requires_grad_(False)
     route = Route()
     torch.manual_seed(seed)
@@ -235,9 +271,19 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
         rank, scale = settings.for_module(name)
-        layer = LoraLinear(base, rank, scale, settings.dropout, slots, route)
+        layer = kind(base, rank, scale, settings.dropout, slots, route)
         _replace(model, name, layer.train(base.training))
     return names
+
+
+def _layer_kind(settings: LoraSettings) -> type[LoraLinear]:
+    # Late: the variants are built on what is here.
+    from laura.models.dora import DoraLinear
+    from laura.models.pissa import PissaLinear
+
+    if settings.dora and settings.pissa:
+        raise AdapterError("dora and pissa do not go together; choose one of the two")
+    return DoraLinear if settings.dora else PissaLinear if settings.pissa else LoraLinear
 
 
 def detach(model: nn.Module) -> None:
@@ -276,8 +322,7 @@ def route(
 def merge(model: nn.Module, slot: int = 0) -> None:
     """Fold one slot into the weights that forward passes use; the base is kept aside."""
     for layer in lora_layers(model).values():
-        layer.merged = layer.base.weight.detach().float() + layer.update(slot).detach()
-        layer.merged = layer.merged.to(layer.base.weight.dtype)
+        layer.merged = layer.tuned(slot).detach().to(layer.base.weight.dtype)
         layer.forget_cast()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from laura.models.encoding import Encoder
 from laura.progress import Progress
@@ -85,12 +85,14 @@ class GenerateAnswer:
         finish: "stop", "length" or "end" (an end token came).
         logprobs: If asked for: of each new token, nats, under the model itself (before
             temperature, top-k and top-p).
+        token_ids: The new tokens themselves, as many as `tokens`.
     """
 
     text: str
     tokens: int
     finish: str
     logprobs: tuple[float, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,10 @@ class TokenDocument:
     supervised: list[bool]
     bytes: int
     index: int
+
+
+Direction = Literal["forward", "reverse"]
+"""Of a divergence: KL(base || tuned), or KL(tuned || base)."""
 
 
 def _forget(number: int, answer: Any) -> None:

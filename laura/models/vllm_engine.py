@@ -280,7 +280,7 @@ class VllmEngine:
         for stop in request.stop:
             text = text.split(stop)[0] if stop else text
         nats = tuple(value for value, _ in message["logprobs"])
-        return GenerateAnswer(text, len(tokens), finish, nats)
+        return GenerateAnswer(text, len(tokens), finish, nats, tuple(tokens))
 
     def _ask(
         self, requests: Sequence[Message], take: Callable[[int, Message], None], bar: Bar
@@ -365,8 +365,12 @@ def _lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
         rank = max(settings.rank, *settings.rank_pattern.values(), 0)
         maps = {target.rsplit(".", 1)[-1] for target in settings.targets}
         strange = sorted(maps - allowed)
-        fault = f"rank {rank}, vLLM takes at most {RANKS[-1]}" if rank > RANKS[-1] else ""
-        fault = fault or (f"{', '.join(strange)}, vLLM takes the layers' maps" if strange else "")
+        faults = [
+            "trained lengths (DoRA), vLLM takes plain LoRA" if settings.dora else "",
+            f"rank {rank}, vLLM takes at most {RANKS[-1]}" if rank > RANKS[-1] else "",
+            f"{', '.join(strange)}, vLLM takes the layers' maps" if strange else "",
+        ]
+        fault = next((fault for fault in faults if fault), "")
         if fault:
             raise AdapterError(
                 f"adapter {name} has {fault}; merge it into its base and evaluate that, or use "

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from laura.errors import StoreError
 from laura.report.fields import Fields
 from laura.statistics import Estimate
 from laura.store import read_json
+
+Interval: TypeAlias = tuple[float | None, float | None]
+"""Both ends of an interval; None where it is open."""
 
 FORMAT = 1
 ANALYSIS_FILE = "analysis.json"
@@ -37,7 +41,7 @@ class Matched:
     level: float
     forgetting: tuple[float, float]
     difference: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
     seeds: int
     n: int
     method: str
@@ -49,7 +53,7 @@ class Area:
 
     arm: str
     value: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Needed:
     unit: str
     needed: float | None
     at_most: bool
-    interval: tuple[float, float] | None
+    interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -201,12 +205,6 @@ def read_analysis(study: Path) -> Analysis:
     )
 
 
-def interval(fields: Fields, name: str = "interval") -> tuple[float, float] | None:
-    """Both ends of an interval; None where there is none."""
-    ends = fields.numbers(name)
-    return (ends[0], ends[1]) if len(ends) == 2 else None
-
-
 def count(fields: Fields, name: str) -> int:
     """A whole number; 0 where it is absent."""
     return int(fields.optional_number(name) or 0)
@@ -219,7 +217,7 @@ def _tradeoff(fields: Fields) -> Tradeoff:
         fields.text("forgetting"),
         [(row.text("run"), row.number("budget")) for row in fields.nested_list("front")],
         [
-            Area(arm, areas.nested(arm).number("value"), interval(areas.nested(arm)))
+            Area(arm, areas.nested(arm).number("value"), areas.nested(arm).interval())
             for arm in areas.names
         ],
         [_matched(row) for row in fields.nested_list("matched")],
@@ -233,7 +231,7 @@ def _matched(fields: Fields) -> Matched:
         fields.number("level"),
         (forgot[0], forgot[1]),
         fields.number("difference"),
-        interval(fields),
+        fields.interval(),
         count(fields, "seeds"),
         count(fields, "n"),
         fields.optional_text("method"),
@@ -248,7 +246,7 @@ def _needed(fields: Fields) -> Needed:
         fields.optional_text("unit", "tokens"),
         fields.optional_number("needed"),
         fields.flag("at_most"),
-        interval(fields),
+        fields.interval(),
     )
 
 

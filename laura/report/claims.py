@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laura.errors import StoreError
-from laura.report.analysis import count, interval
+from laura.report.analysis import Interval, count
 from laura.report.fields import Fields
 from laura.store import read_json
 
@@ -21,7 +21,7 @@ class Effect:
 
     value: float | None
     unit: str
-    interval: tuple[float, float] | None
+    interval: Interval | None
     n: int
     seeds: int
 
@@ -160,7 +160,7 @@ def _effect(fields: Fields, name: str) -> Effect:
     return Effect(
         fields.optional_number(name),
         fields.optional_text("unit"),
-        interval(fields),
+        fields.interval(),
         count(fields, "n"),
         count(fields, "seeds"),
     )
@@ -171,7 +171,7 @@ def _choice(fields: Fields, measures: Fields) -> Choice:
         Effect(
             own.number("value"),
             measures.nested(side).optional_text("unit"),
-            interval(own),
+            own.interval(),
             count(own, "n"),
             count(own, "seeds"),
         )

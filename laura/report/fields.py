@@ -80,6 +80,16 @@ class Fields:
                 self._refuse(f"{name}[{place}]", value, "a finite number")
         return [float(value) for value in values]
 
+    def interval(self, name: str = "interval") -> tuple[float | None, float | None] | None:
+        """A field that is two numbers, each null where it is open; None where it is absent."""
+        values = self.sequence(name)
+        for place, value in enumerate(values):
+            if value is not None and not _is_number(value):
+                self._refuse(f"{name}[{place}]", value, "a finite number or null")
+        if len(values) not in (0, 2):
+            self._refuse(name, values, "two numbers")
+        return (values[0], values[1]) if values else None
+
     def nested(self, name: str) -> Fields:
         """A field that is an object; absent or null counts as empty."""
         value = self._value.get(name)

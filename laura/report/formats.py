@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+from laura.report.analysis import Interval
 from laura.report.reading import Summary, Task
 from laura.statistics import Estimate
 
@@ -99,6 +101,26 @@ def _digits(error: float, task: Task) -> int:
     if task.is_share:
         return 1
     return min(5, max(3, 1 - math.floor(math.log10(error)))) if error > 0 else 3
+
+
+def ends(interval: Interval | None, show: Callable[[float], str]) -> str:
+    """Both ends of an interval in words: `+0.1 to +0.3`, `600 or more`; empty where there is none.
+
+    Args:
+        interval: None for none; an end that is None is open.
+        show: Words for one end.
+    """
+    low, high = interval or (None, None)
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f"{show(low or 0.0)} or more"
+    return f"{show(high)} or less" if low is None else f"{show(low)} to {show(high)}"
+
+
+def signed(value: float) -> str:
+    """A number with its sign and three digits: `+0.0213`."""
+    return f"{value + 0.0:+.3g}".replace("-", "−")
 
 
 def items(task: Task) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from laura.recipe_tasks import DRIFT
 from laura.report import formats
 from laura.report.groups import selected_groups
 from laura.report.reading import MEAN, Run, Summary
@@ -26,8 +27,8 @@ def gaps(summary: Summary) -> list[str]:
 
 
 def _base_gaps(summary: Summary) -> list[str]:
-    # KL to the base is zero on the base by definition, so it need not be measured there.
-    wanted = [name for name in summary.learning + summary.forgetting if name != "kl"]
+    # Divergence from the base is zero on the base by definition, so it need not be measured there.
+    wanted = [name for name in summary.learning + summary.forgetting if name not in DRIFT]
     return [
         f"{summary.task(name).title} was not measured on the base, so its change is unknown."
         for name in wanted

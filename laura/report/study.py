@@ -39,7 +39,7 @@ class Study:
     @property
     def gaps(self) -> list[str]:
         """What is missing, in words."""
-        return [*gaps(self.summary), *self.analysis.gaps, *self.faults]
+        return [*gaps(self.summary), *self.faults]
 
 
 def read_study(folder: Path) -> Study:

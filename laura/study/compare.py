@@ -1,4 +1,4 @@
-"""`laura compare`: base, grids, best rates, further seeds, summary, report.
+"""`laura compare`: base, grids, best rates, further seeds, extras, analysis, summary, report.
 
 A short program: each step leaves files, and a step whose files stand is not
 done again, so a comparison that is stopped at any moment goes on with the same
@@ -14,6 +14,10 @@ from typing import Any
 from laura.progress import SILENT, Progress
 from laura.recipe import Recipe
 from laura.store import StudyStore, read_json, write_json
+from laura.study.analysing import analyse
+from laura.study.claims.judgement import write_claims
+from laura.study.extras import extra_jobs, most_jobs
+from laura.study.findings import write_findings
 from laura.study.session import RunSpec, Session, open_study
 from laura.study.summary import build_costs, build_summary, gather
 from laura.study.verdict import build_verdict
@@ -43,7 +47,8 @@ def compare(
         progress: Where to report.
 
     Returns:
-        The content of `summary.json`, which is written beside `cost.json`.
+        The content of `summary.json`, which is written beside `analysis.json` and
+        `cost.json`.
     """
     start = time.monotonic()
     with open_study(recipe, study, data_dir, device, progress) as session:
@@ -53,7 +58,8 @@ def compare(
         grid, before = _left(session, grid)
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
         further = (len(recipe.seeds) - 1) * len(recipe.arms) * each
-        with progress.bar("study", 1 + len(grid) + further, "stages") as bar:
+        stages = 1 + len(grid) + further + most_jobs(recipe)
+        with progress.bar("study", stages, "stages") as bar:
             session.base_results()
             bar.advance()
             with Crew(session, data_dir, device, workers) as crew:
@@ -61,6 +67,10 @@ def compare(
                 more, finished = _left(session, _further_seeds(session))
                 bar.advance(finished)
                 crew.carry_out(more, bar)
+                extras, measured = extra_jobs(session)
+                bar.advance(measured)
+                crew.carry_out(extras, bar)
+        analyse(session)
         summary = write_summary(session.store, recipe)
         # A command that found all done says nothing of how long it takes.
         if grid or more:
@@ -75,12 +85,14 @@ def compare(
 
 
 def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
-    """Build `summary.json` and `cost.json` from what stands in the folder."""
+    """Build `summary.json`, `analysis.json`, `claims.json` and `cost.json` from the folder."""
     evidence = gather(store, recipe)
     summary = build_summary(evidence, build_verdict(evidence))
+    write_findings(evidence, store)
     costs = build_costs(evidence, read_json(store.folder / "environment.json"))
     write_json(store.folder / "cost.json", costs)
     write_json(store.summary_file, summary)
+    write_claims(store.folder, evidence)
     return summary
 
 

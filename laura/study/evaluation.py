@@ -52,7 +52,7 @@ def evaluate_model(
         model: Registry name, Hub id, folder or GGUF file.
         adapters: Name to folder of a PEFT adapter on it.
         with_base: Whether the base is measured too, where there are adapters.
-        tasks: Task names.
+        tasks: Task names, or extras of the section.
         section: Limits, shots, precision and engine.
         data_dir: Folder of data sets that wins over the Hub.
         out: Where the results go.
@@ -65,7 +65,7 @@ def evaluate_model(
         a standard error and, where it is a mean over items, a bootstrap interval.
     """
     for task in tasks:
-        _check_task(task)
+        _check_task(task, section)
     adapters = dict(adapters or {})
     subjects = [] if adapters and not with_base else [_subject(None, adapters, out)]
     subjects += [_subject(name, adapters, out) for name in adapters]
@@ -94,8 +94,8 @@ def evaluate_model(
     }
 
 
-def _check_task(task: str) -> None:
-    check_name(task)
+def _check_task(task: str, section: MeasureSection) -> None:
+    check_name(task, section.extras)
     entry = TASKS.get(task)
     if entry and (entry.kind == "divergence" or task in ("target_loss", "validation_loss")):
         usable = [n for n, e in TASKS.items() if e.kind in ("choice", "generation")]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from laura.errors import StoreError
-from laura.evals.kinds import Material, RowProvider, plan_task
+from laura.evals.kinds import Material, RowProvider, check_name, plan_task
 from laura.evals.tasks import TASKS
 from laura.models.device import resolve_precision
 from laura.models.engine import Engine
@@ -38,7 +38,7 @@ def refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
 def task_facts(
     recipe: Recipe, bench: Workbench, rows: RowProvider, data_dir: Path | None
 ) -> dict[str, dict[str, str]]:
-    """Title and version of each task that is not Laura's own, by the name of its result.
+    """Title and version of each extra and each task that is not Laura's own, by its result.
 
     Each is made ready as if it were measured, so its mistakes are told before anything
     large is read. Its version is not part of the study's identity: a task that changes
@@ -48,6 +48,9 @@ def task_facts(
         LauraError: what is wrong with a task.
     """
     others = [task for task in all_tasks(recipe) if task not in TASKS]
+    for extra in recipe.measure.extras:
+        check_name(extra, recipe.measure.extras)
+        others.append(extra)
     if not others:
         return {}
     base = bench.base
@@ -67,8 +70,10 @@ def write_facts(
     bench: Workbench,
     identity: dict[str, Any],
     tasks: dict[str, dict[str, str]],
+    replay: list[list[Any]],
 ) -> None:
-    """Write `study.json`.
+    """Write `study.json`; `replay` is what its arms replay, which may change from one
+    command to the next: then they are other runs, and those of before are left out.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -81,5 +86,6 @@ def write_facts(
         "base": {"model": base.name, "fingerprint": base.fingerprint, "parameters": parameters},
         "trainable_parameters": trainable,
         "tasks": tasks,
+        **({"replay": replay} if replay else {}),
     }
     write_json(store.folder / "study.json", facts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.corpus import Enough, Subset, write_corpus
-from laura.data.examples import Example
+from laura.data.examples import Example, Known
 from laura.data.sources import (
     count_examples,
     is_endless,
@@ -23,7 +23,8 @@ from laura.data.templates import Encoded, check_end_token, encode_all
 from laura.errors import DataError
 from laura.models.requests import TokenDocument
 from laura.progress import SILENT, Progress
-from laura.recipe import BudgetSection, DataSection, MeasureSection
+from laura.recipe import BudgetSection, DataSection, MeasureSection, Source
+from laura.recipe_tasks import DRIFT
 from laura.store import content_hash
 
 RESERVE = 100  # documents of an endless source that are read beyond those needed
@@ -36,7 +37,10 @@ class StudyData:
     Attributes:
         train: Encoded training examples, read from the disk as they are needed.
         documents: Held-out documents by task: `validation_loss`, and where the
-            recipe names their data `target_loss` (also for `kl`) and `source_loss`.
+            recipe names their data `target_loss` and `source_loss`, and the
+            divergences on either.
+        measured: What is measured on, by the key of its source; rows held out of
+            `train` are `validation`.
         fingerprint: Hash of the data, for run IDs.
         encoding: Hash of what made tokens of it, for run IDs.
         corpus_folder: Where the training tokens lie.
@@ -44,6 +48,7 @@ class StudyData:
 
     train: Sequence[Encoded]
     documents: dict[str, list[TokenDocument]]
+    measured: dict[str, Sequence[Known]]
     fingerprint: str
     encoding: str
     corpus_folder: Path
@@ -148,10 +153,17 @@ def prepare(
         for name, encoded in parts.items()
         if encoded
     }
-    if "kl" in measure.forgetting and "target_loss" in documents:
-        documents["kl"] = documents["target_loss"]
+    for name in DRIFT:
+        text = "source_loss" if name.endswith("source") else "target_loss"
+        if name in measure.forgetting and text in documents:
+            documents[name] = documents[text]
     train = Subset(corpus, splits.train)
-    return StudyData(train, documents, splits.fingerprint, encoder.fingerprint, place)
+    measured: dict[str, Sequence[Known]] = {
+        "data.validation": [corpus.identities[row] for row in splits.held_out] or others.validation,
+        "data.test": others.test,
+        "data.source_text": others.source_text,
+    }
+    return StudyData(train, documents, measured, splits.fingerprint, encoder.fingerprint, place)
 
 
 def _identity(
@@ -165,14 +177,20 @@ def _identity(
         held_out = section.validation_rows if section.validation is None else 0
         # Those held out are drawn from all, and may be longer than those that came last.
         enough = Enough(budget.tokens[-1], 2 * held_out + RESERVE)
+    return corpus_identity(source, enough, encoder, data_dir), enough
+
+
+def corpus_identity(
+    source: Source, enough: Enough | None, encoder: Encoder, data_dir: Path | None
+) -> dict[str, Any]:
+    """What determines the tokens of a source that is read so far."""
     path = source_file(source, data_dir)
-    identity = {
-        "source": source.model_dump(mode="json"),
+    return {
+        "source": source.model_dump(mode="json", include=set(Source.model_fields)),
         "file": None if path is None else _file_state(path),
         "enough": [enough.tokens, enough.further] if enough else None,
         **encoder.identity,
     }
-    return identity, enough
 
 
 def _file_state(path: Path) -> list[Any]:

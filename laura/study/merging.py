@@ -42,7 +42,7 @@ def merge_adapter(
     differences = merge_check(loaded.model, ids)
     with torch.no_grad():
         for layer in lora_layers(loaded.model).values():
-            layer.base.weight += layer.update().to(layer.base.weight.dtype)
+            layer.base.weight.copy_(layer.tuned())
     detach(loaded.model)
 
     def fill(folder: Path) -> None:

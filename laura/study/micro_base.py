@@ -171,7 +171,6 @@ def _pretrain(
     state = train_run(
         model, run, section, plan,
         learning_rate=stage.learning_rate,
-        weight_decay=0.0,
         seed=seed,
         write_weights=write,
         title=f"pretraining, {stage.share:.0%} of the world",

@@ -11,6 +11,7 @@ from laura.errors import LauraError
 from laura.progress import SILENT, Progress
 from laura.recipe_series import Series
 from laura.store import SeriesStore
+from laura.study.claims.judgement import write_series_claims
 from laura.study.compare import compare, grid_of
 from laura.study.session import open_study
 
@@ -53,7 +54,7 @@ def compare_series(
                     session.check(grid := grid_of(session))
             runs[name] = len(grid)
             bar.advance()
-    store.write(series.name, list(runs))
+    store.write(series.name, list(series.names))
     summaries = {}
     with progress.bar("series", sum(runs.values()), "grid runs") as bar:
         for name, recipe in series.settings.items():
@@ -68,6 +69,7 @@ def compare_series(
                     progress=progress,
                 )
             bar.advance(runs[name])
+    write_series_claims(folder)
     return summaries
 
 

@@ -18,12 +18,10 @@ import torch
 
 from laura.data.packing import Fitted, fit
 from laura.errors import StoreError
-from laura.evals.kinds import Material, RowProvider, file_rows
-from laura.evals.runner import evaluate
+from laura.evals.kinds import RowProvider, file_rows
 from laura.evals.tasks import TASKS
 from laura.models.attention import Documents
 from laura.models.device import autocast, pick_device, resolve_precision
-from laura.models.engine import Engine
 from laura.models.losses import packed_loss_sum
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, Recipe
@@ -45,6 +43,9 @@ from laura.study.external import adopt, budget_of, check_external, marks_of
 from laura.study.facts import refuse_another, task_facts, write_facts
 from laura.study.material import Encoder, StudyData, prepare
 from laura.study.measures import all_tasks, is_current, result_names
+from laura.study.measuring import measure
+from laura.study.replay import ReplayData, prepare_replay
+from laura.study.run_record import budget_marks
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.run import train_run
@@ -80,6 +81,7 @@ class Session:
         data: What is read.
         rows: Benchmark rows.
         tasks: Title and version of each task that is not Laura's own, by result.
+        replay: What the arms replay beside the data.
         data_dir: Folder of data sets that wins over the Hub.
         progress: Where to report.
         lock: Open file that holds the study's lock; None in a worker process, whose
@@ -92,6 +94,7 @@ class Session:
     data: StudyData
     rows: RowProvider
     tasks: dict[str, dict[str, str]]
+    replay: ReplayData
     data_dir: Path | None
     progress: Progress = SILENT
     lock: int | None = None
@@ -109,13 +112,16 @@ class Session:
             if name in TASKS and TASKS[name].split:
                 self.rows(name, TASKS[name].split)
         arms = self.recipe.arms
-        for spec in {(str(s.budget), arms[s.arm].external is None): s for s in specs}.values():
+        kinds = {
+            (str(s.budget), arms[s.arm].replay, arms[s.arm].external is None): s for s in specs
+        }
+        for spec in kinds.values():
             self._marks(spec)
         check_external(self.recipe, self.bench.base.folder, self.progress)
 
     def base_results(self) -> None:
         """Measure the base, before anything is trained."""
-        self._evaluate(self.bench.base.model, None, "base", self.store.base_evaluation)
+        measure(self, all_tasks(self.recipe), None)
 
     def specs(self, arm: str, learning_rate: float, seed: int) -> list[RunSpec]:
         """The runs that one arm at one rate with one seed takes: one, or one a budget."""
@@ -170,7 +176,7 @@ class Session:
                 self.recipe.train,
                 self._plan(spec),
                 learning_rate=spec.learning_rate,
-                weight_decay=arm.weight_decay,
+                rule=adapted.rule,
                 seed=spec.seed,
                 write_weights=adapted.write_weights,
                 validate=self._validator(adapted.model),
@@ -184,10 +190,8 @@ class Session:
 
     def measure_point(self, run: RunStore, step: int) -> None:
         """Measure a checkpoint of a run, where that has not been done."""
-        if self._is_measured(run, step):
-            return
-        with self.bench.tuned(run.checkpoint(step)) as (model, reference):
-            self._evaluate(model, reference, run.folder.name, lambda t: run.evaluation(step, t))
+        if not self._is_measured(run, step):
+            measure(self, all_tasks(self.recipe), run, step)
 
     def _is_measured(self, run: RunStore, step: int) -> bool:
         for name in result_names(all_tasks(self.recipe)):
@@ -198,22 +202,14 @@ class Session:
                 return False
         return True
 
-    def _evaluate(self, model: Any, reference: Any, name: str, out: Callable[[str], Path]) -> None:
-        precision = resolve_precision(self.recipe.measure.precision, model.device)
-        engine = Engine(model, self.bench.base.tokenizer, precision, progress=self.progress)
-        material = Material(
-            self.recipe.measure, self.rows, self.data.documents, reference, self.data_dir
-        )
-        names = all_tasks(self.recipe)
-        evaluate(engine, names, material, model_name=name, out=out, progress=self.progress)
-
     def _plan(self, spec: RunSpec) -> BatchPlan:
-        key = content_hash([spec.budget.model_dump(mode="json"), spec.seed])
+        fraction = self.recipe.arms[spec.arm].replay
+        key = content_hash([spec.budget.model_dump(mode="json"), spec.seed, fraction])
         if key not in self._plans:
             self._plans.clear()  # a plan may be large; runs that share one follow each other
-            train = self.recipe.train
+            train, replay = self.recipe.train, self.replay.mixture(fraction)
             self._plans[key] = plan_batches(
-                self.data.train, self._fitted, train, spec.budget, spec.seed
+                self.data.train, self._fitted, train, spec.budget, spec.seed, replay
             )
         return self._plans[key]
 
@@ -230,11 +226,9 @@ class Session:
 
     def _identity(self, spec: RunSpec) -> dict[str, Any]:
         recipe = self.recipe
-        arm = recipe.arms[spec.arm].model_dump(mode="json", exclude={"learning_rates"})
+        arm = recipe.arms[spec.arm].identity({"learning_rates", "replay"})
         # These two change how often a run is saved or looked at, not what it becomes.
-        train = recipe.train.model_dump(
-            mode="json", exclude={"checkpoint_minutes", "validate_every"}
-        )
+        train = recipe.train.identity({"checkpoint_minutes", "validate_every"})
         device = pick_device(self.bench.device_name)
         train["precision"] = str(resolve_precision(recipe.train.precision, device))
         return {
@@ -249,23 +243,14 @@ class Session:
             "seed": spec.seed,
             "budget": spec.budget.model_dump(mode="json"),
             "train": train,
+            **self.replay.identity(recipe.arms[spec.arm].replay),
         }
 
     def _marks(self, spec: RunSpec) -> list[dict[str, Any]]:
         """Each budget point of a run: its step, and the tokens until then."""
         if self.recipe.arms[spec.arm].external is not None:
             return marks_of(spec.budget, self.recipe.budget, self.data.train)
-        plan = self._plan(spec)
-        budgets = spec.budget.tokens or spec.budget.epochs or []
-        return [
-            {
-                "budget": budget,
-                "step": step,
-                "tokens": plan.tokens[step],
-                "supervised_tokens": plan.supervised[step],
-            }
-            for budget, step in zip(budgets, plan.points, strict=True)
-        ]
+        return budget_marks(self._plan(spec), spec.budget.tokens or spec.budget.epochs or [])
 
     def _write_record(self, spec: RunSpec, run: RunStore, marks: list[dict[str, Any]]) -> None:
         path = run.folder / "run.json"
@@ -323,9 +308,11 @@ def open_study(
         remove_leftovers(folder)
         session, identity = _read_all(recipe, folder, data_dir, device, progress)
         session.lock = lock
-        write_facts(store, recipe, session.bench, identity, session.tasks)
+        sources = session.replay.sources
+        write_facts(store, recipe, session.bench, identity, session.tasks, sources)
         with disk_faults(folder):
             _keep_only(session.data.corpus_folder)
+        session.replay.forget_others(store.replay)
         write_text(folder / "recipe.yaml", recipe_yaml(recipe))
         write_json(folder / "environment.json", describe(place))
         yield session
@@ -361,7 +348,8 @@ def _read_all(
     identity = {
         "base": bench.base.fingerprint,
         "tokenizer": encoder.fingerprint,
-        "measure": recipe.measure.model_dump(mode="json"),
+        # Extras may come later: they change nothing of what stands.
+        "measure": recipe.measure.model_dump(mode="json", exclude={"extras"}),
     }
     refuse_another(store, identity)  # before anything large is read
     rows = file_rows(data_dir)
@@ -372,7 +360,8 @@ def _read_all(
     )
     identity["data"] = data.fingerprint
     refuse_another(store, identity)
-    return Session(recipe, store, bench, data, rows, tasks, data_dir, progress), identity
+    replay = prepare_replay(recipe, bench, encoder, data.measured, store.replay, data_dir, progress)
+    return Session(recipe, store, bench, data, rows, tasks, replay, data_dir, progress), identity
 
 
 def _keep_only(corpus: Path) -> None:

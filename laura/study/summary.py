@@ -25,6 +25,7 @@ from laura.study.measures import (
     measure_of,
     result_names,
 )
+from laura.study.run_record import is_of
 
 CURVE_POINTS = 200
 BOOTSTRAP_SEED = 0
@@ -41,6 +42,7 @@ class Point:
         tokens: Tokens trained on so far.
         supervised_tokens: Of these, how many were learnt.
         results: Result of each task by name.
+        mix: What was read of target and replay; empty where nothing is replayed.
     """
 
     run: dict[str, Any]
@@ -49,6 +51,7 @@ class Point:
     tokens: int
     supervised_tokens: int
     results: dict[str, TaskResult] = field(default_factory=dict)
+    mix: dict[str, Any] = field(default_factory=dict)
 
     @property
     def arm(self) -> str:
@@ -133,7 +136,7 @@ def gather(study: StudyStore, recipe: Recipe) -> Evidence:
         record = run.folder / "run.json"
         if record.is_file():
             known = read_json(record)
-            if known["arm"] in order:
+            if known["arm"] in order and is_of(known, recipe.arms[known["arm"]], facts):
                 runs.append((known, run))
     runs.sort(key=lambda pair: _order(pair[0], order))
     points = []
@@ -241,7 +244,7 @@ def _scores(results: dict[str, TaskResult]) -> dict[str, Any]:
 
 def _arm(name: str, evidence: Evidence) -> dict[str, Any]:
     arm = evidence.recipe.arms[name]
-    settings = arm.model_dump(mode="json", exclude={"method", "learning_rates"})
+    settings = arm.identity({"method", "learning_rates"})
     if isinstance(arm, LoraArm):
         settings["alpha"] = arm.alpha_value
     rates, best = sorted(arm.learning_rates), evidence.best.get(name)
@@ -291,6 +294,7 @@ def _point(point: Point, evidence: Evidence) -> dict[str, Any]:
         "budget": point.budget,
         "tokens": point.tokens,
         "supervised_tokens": point.supervised_tokens,
+        **({"mix": point.mix} if point.mix else {}),
         "step": point.step,
         "selected": evidence.best.get(point.arm) == point.learning_rate,
         "validation_loss": {"value": metric.value, "stderr": metric.stderr, "n": validation.n}

@@ -16,6 +16,7 @@ from laura.bootstrap import Interval
 from laura.results import TaskResult, change
 from laura.statistics import Estimate, mean_of_tasks, over_seeds, paired_difference, seed_error
 from laura.study.measures import leading
+from laura.study.run_record import repeat_caveats
 from laura.study.summary import Evidence, Point, item_means, mean_interval
 
 CLEAR = 2.0  # standard errors
@@ -216,6 +217,7 @@ def _caveats(measured: dict[str, list[Point]], evidence: Evidence) -> list[str]:
     if diverged:
         named = ", ".join(sorted({f"{k['arm']} at {k['learning_rate']:g}" for k in diverged}))
         caveats.append(f"Diverged: {named}.")
+    caveats += repeat_caveats((point.arm, point.mix) for point in evidence.points)
     caveats += _floor_caveats(evidence)
     return caveats
 

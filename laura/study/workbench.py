@@ -9,19 +9,23 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from laura.models.adapters import load_adapter, save_adapter
+from laura.models.dropouts import dropping
 from laura.models.external import weights_folder
+from laura.models.layers import chosen_layers
 from laura.models.load import Base, load_base, quiet_transformers
 from laura.models.lora import LoraSettings, attach, detach, route
+from laura.models.lora_plus import rate_ratios
 from laura.progress import SILENT, Progress
-from laura.recipe import Arm, BaseSection, LoraArm
+from laura.recipe import Arm, BaseSection, FullArm, LoraArm
 from laura.store import check_folder
+from laura.train.optimisers import StepRule
 
 Reference = Callable[[], AbstractContextManager[object]] | Any
 
@@ -34,11 +38,13 @@ class Adapted:
         model: What is trained requires a gradient, nothing else does.
         write_weights: Writes the current weights into a folder.
         trainable_parameters: How many numbers are trained.
+        rule: How they are stepped.
     """
 
     model: Any
     write_weights: Callable[[Path], None]
     trainable_parameters: int
+    rule: StepRule
 
 
 class Workbench:
@@ -78,11 +84,14 @@ class Workbench:
             settings = lora_settings(arm)
             attach(base.model, settings, seed)
             write = _adapter_writer(base, settings)
+            rule = _adapter_rule(base.model, arm)
         else:
-            base.model.requires_grad_(True)
+            _unfreeze(base.model, arm)
             write = _checkpoint_writer(base)
+            rule = StepRule(arm.weight_decay, toward_base=arm.weight_decay_toward == "base")
         try:
-            yield Adapted(base.model, write, _trainable(base.model))
+            with dropping(base.model, arm.attention_dropout, arm.residual_dropout):
+                yield Adapted(base.model, write, _trainable(base.model), rule)
         finally:
             if isinstance(arm, LoraArm):
                 detach(base.model)
@@ -124,16 +133,23 @@ class Workbench:
             gc.collect()
 
     def count_trainable(self, arm: Arm) -> int:
-        """How many numbers an arm trains; nothing is changed."""
-        base = self.base
-        if not isinstance(arm, LoraArm):
-            return sum(p.numel() for p in base.model.parameters())
-        attach(base.model, lora_settings(arm), seed=0)
+        """How many numbers an arm trains; nothing is changed.
+
+        Raises:
+            AdapterError, ModelError: the arm does not fit the base.
+        """
+        model = self.base.model
+        if isinstance(arm, LoraArm):
+            # However A and B start, they are equally many; PiSSA's start takes long.
+            attach(model, replace(lora_settings(arm), pissa=False), seed=0)
+        else:
+            _unfreeze(model, arm)
         try:
-            return _trainable(base.model)
+            with dropping(model, arm.attention_dropout, arm.residual_dropout):
+                return _trainable(model)
         finally:
-            detach(base.model)
-            base.model.requires_grad_(False)
+            detach(model)
+            model.requires_grad_(False)
 
 
 def lora_settings(arm: LoraArm) -> LoraSettings:
@@ -145,7 +161,23 @@ def lora_settings(arm: LoraArm) -> LoraSettings:
         targets=targets,
         dropout=arm.dropout,
         rslora=arm.rslora,
+        layers=None if arm.layers is None else tuple(arm.layers),
+        pissa=arm.init == "pissa",
+        dora=arm.dora,
     )
+
+
+def _adapter_rule(model: torch.nn.Module, arm: LoraArm) -> StepRule:
+    # A length pulled to zero would silence its output; decay is meant for A and B.
+    lengths = [name for name, p in model.named_parameters() if p.requires_grad and p.dim() == 1]
+    ratios = rate_ratios(model, arm.lora_plus_ratio)
+    return StepRule(arm.weight_decay, rate_ratios=ratios, undecayed=lengths)
+
+
+def _unfreeze(model: torch.nn.Module, arm: FullArm) -> None:
+    parts = [model] if arm.layers is None else chosen_layers(model, arm.layers)
+    for part in parts:
+        part.requires_grad_(True)
 
 
 def _adapter_writer(base: Base, settings: LoraSettings) -> Callable[[Path], None]:

@@ -1,9 +1,10 @@
 """A worker process: carries out runs of a study that another process has opened.
 
 `python -m laura.study.worker`, started by `workers.py` only. The first line of
-standard input is the setup, every further one a run. Each line of standard output
-is a message: progress, `done`, or the fault that ended the worker. When the input
-ends, the process that opened the study is gone, and so is this one.
+standard input is the setup, every further one a run, or a model whose extras are
+measured. Each line of standard output is a message: progress, `done`, or the fault
+that ended the worker. When the input ends, the process that opened the study is gone,
+and so is this one.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line)
     import torch
 
     from laura.recipe import BudgetSection, Recipe
+    from laura.study.extras import ExtraJob, measure_extras
     from laura.study.session import RunSpec, join_study
 
     torch.set_num_threads(setup["threads"])
@@ -126,6 +128,10 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line)
     session = join_study(recipe, study, data_dir, device, SentProgress(line))
     while True:
         run = runs.get()
+        if "names" in run:
+            job = ExtraJob(run["run"], run["step"], tuple(run["names"]))
+            line.send(done=measure_extras(session, job))
+            continue
         budget = BudgetSection.model_validate_json(run["budget"])
         state = session.carry_out(RunSpec(run["arm"], run["learning_rate"], run["seed"], budget))
         line.send(done=state)

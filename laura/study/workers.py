@@ -27,6 +27,7 @@ from laura import errors
 from laura.errors import LauraError, StoreError
 from laura.models.device import threads
 from laura.progress import Bar, Progress
+from laura.study.extras import ExtraJob, measure_extras
 from laura.study.session import RunSpec, Session
 
 # Below so many parameters a step is so short that threads mostly wait for one another.
@@ -79,15 +80,18 @@ class Crew:
         for worker in self._crew:
             worker.end()
 
-    def carry_out(self, specs: Sequence[RunSpec], bar: Bar) -> None:
-        """Train and measure all of these; `bar` counts them.
+    def carry_out(self, specs: Sequence[RunSpec | ExtraJob], bar: Bar) -> None:
+        """Train and measure all of these runs, or measure extras; `bar` counts them.
 
         Raises:
             LauraError: what stopped one of them; the others save where they are.
         """
         if self.workers <= 1:
             for spec in specs:
-                self._session.carry_out(spec)
+                if isinstance(spec, ExtraJob):
+                    measure_extras(self._session, spec)
+                else:
+                    self._session.carry_out(spec)
                 bar.advance()
             return
         # Also a single one goes to a worker: with other threads its sums would round otherwise.
@@ -141,9 +145,12 @@ class _Worker:
         )
         self._say(setup)
 
-    def carry_out(self, spec: RunSpec) -> None:
-        """Have a run carried out; returns when it has ended."""
-        self._say({**asdict(spec), "budget": spec.budget.model_dump_json()})
+    def carry_out(self, spec: RunSpec | ExtraJob) -> None:
+        """Have a run carried out, or extras measured; returns when that has ended."""
+        value = asdict(spec)
+        if isinstance(spec, RunSpec):
+            value["budget"] = spec.budget.model_dump_json()
+        self._say(value)
         assert self._process.stdout is not None
         try:
             for line in self._process.stdout:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+from laura.data.mixing import TARGET, Dealt, Mixer, Pool, Replay, refuse_repeats
 from laura.data.packing import IGNORED, Fitted, Row, epoch_rows, step_ends
 from laura.data.templates import Encoded
 from laura.errors import DataError
@@ -27,12 +27,15 @@ class BatchPlan:
         points: Step count of each budget point, rising.
         tokens: tokens[s] have passed through the model after s steps; tokens[0] is 0.
         supervised: The same count of the tokens that were learnt.
+        mix: At each point, what was read of the target and then of every replay
+            source; empty where nothing is replayed.
     """
 
     batches: Sequence[list[Row]]
     points: list[int]
     tokens: Sequence[int]
     supervised: Sequence[int]
+    mix: Sequence[Sequence[Dealt]] = ()
 
     @classmethod
     def of(cls, batches: Sequence[list[Row]], points: list[int]) -> BatchPlan:
@@ -51,8 +54,12 @@ def plan_batches(
     train: TrainSection,
     budget: BudgetSection,
     seed: int,
+    replay: Replay | None = None,
 ) -> BatchPlan:
     """Arrange epochs one after another until the largest budget is reached.
+
+    Budgets in tokens count the target and what is replayed; an epoch is a pass over the
+    target, between whose rows the replay falls.
 
     Args:
         encoded: The examples; they may lie in a file.
@@ -60,11 +67,15 @@ def plan_batches(
         train: The recipe's `train`.
         budget: Where it is measured.
         seed: Decides the order.
+        replay: What is replayed; None for nothing.
 
     Raises:
-        DataError: a budget is less than one step.
+        DataError: a budget is less than one step, or more replay is needed than there is
+            and it must not be repeated.
     """
-    plan = _Planned(encoded, fitted)
+    target = Pool("target", encoded, fitted)
+    mixer = Mixer(target, replay, train.row_tokens, seed) if replay else None
+    plan = _Planned([target, *(replay.pools if replay else ())], mixer)
     goals = budget.tokens or budget.epochs or []
     ends: list[int] = []  # steps taken when each epoch is over
     while not (plan.tokens[-1] >= goals[-1] if budget.tokens else len(ends) >= goals[-1]):
@@ -81,7 +92,10 @@ def plan_batches(
             f"{ends[0]} steps): raise the budgets or lower train.batch_tokens"
         )
     plan.cut(points[-1])
-    return BatchPlan(plan, points, plan.tokens, plan.supervised)
+    mix = [plan.dealt(step) for step in points] if replay else []
+    if replay:
+        refuse_repeats(replay, mix[-1][1:])
+    return BatchPlan(plan, points, plan.tokens, plan.supervised, mix)
 
 
 class _Planned(Sequence[list[Row]]):
@@ -92,10 +106,11 @@ class _Planned(Sequence[list[Row]]):
         supervised: Of these, how many are learnt.
     """
 
-    def __init__(self, encoded: Sequence[Encoded], fitted: Fitted) -> None:
-        self._encoded, self._fitted = encoded, fitted
-        self._members = array("q")  # documents, row after row
+    def __init__(self, pools: Sequence[Pool], mixer: Mixer | None) -> None:
+        self._pools, self._mixer = pools, mixer
+        self._members = array("q")  # documents of a row's pool, row after row
         self._row_ends = array("q", [0])  # in documents
+        self._row_pools = array("H")
         self._step_ends = array("q", [0])  # in rows
         self.tokens = array("q", [0])
         self.supervised = array("q", [0])
@@ -106,26 +121,52 @@ class _Planned(Sequence[list[Row]]):
     def __getitem__(self, step: int) -> list[Row]:  # type: ignore[override]
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of {len(self)}")
-        first, last = self._step_ends[step], self._step_ends[step + 1]
-        places = pairwise(self._row_ends[first : last + 1])
-        rows = (self._members[start:stop] for start, stop in places)
-        return [self._fitted.row(self._encoded, documents) for documents in rows]
+        numbers = range(self._step_ends[step], self._step_ends[step + 1])
+        return [self._pools[self._row_pools[row]].row(self._documents(row)) for row in numbers]
 
     def add_epoch(self, train: TrainSection, seed: int, epoch: int) -> None:
         """Append the steps of one more epoch; steps never hold rows of two."""
-        fitted = self._fitted
-        rows = epoch_rows(fitted.lengths, train.row_tokens, seed=seed, epoch=epoch)
-        shift, first_row = len(self._members), len(self._row_ends) - 1
-        self._members.extend(rows.members)
-        self._row_ends.extend(shift + end for end in rows.ends[1:])
-        sizes = array("q", (sum(fitted.lengths[d] for d in row) for row in rows))
-        learnt = array("q", (sum(fitted.labels[d] for d in row) for row in rows))
+        lengths = self._pools[TARGET].fitted.lengths
+        rows = epoch_rows(lengths, train.row_tokens, seed=seed, epoch=epoch)
+        first_row = len(self._row_pools)
+        mixed = self._mixer.mixed(rows) if self._mixer else ((TARGET, row) for row in rows)
+        for pool, documents in mixed:
+            self._members.extend(documents)
+            self._row_ends.append(len(self._members))
+            self._row_pools.append(pool)
+        sizes, learnt = array("q"), array("q")
+        for row in range(first_row, len(self._row_pools)):
+            size, supervised = self._counts(row)
+            sizes.append(size)
+            learnt.append(supervised)
         done = 0
         for end in step_ends(sizes, train.batch_tokens):
             self._step_ends.append(first_row + end)
             self.tokens.append(self.tokens[-1] + sum(sizes[done:end]))
             self.supervised.append(self.supervised[-1] + sum(learnt[done:end]))
             done = end
+
+    def dealt(self, steps: int) -> list[Dealt]:
+        """What was read of every pool after so many steps."""
+        counts = [[0, 0, 0] for _ in self._pools]
+        for row in range(self._step_ends[steps]):
+            size, supervised = self._counts(row)
+            documents = self._row_ends[row + 1] - self._row_ends[row]
+            own = counts[self._row_pools[row]]
+            for place, more in enumerate((size, supervised, documents)):
+                own[place] += more
+        return [
+            Dealt(pool.name, tokens, learnt, documents, len(pool.fitted.lengths))
+            for pool, (tokens, learnt, documents) in zip(self._pools, counts, strict=True)
+        ]
+
+    def _documents(self, row: int) -> array[int]:
+        return self._members[self._row_ends[row] : self._row_ends[row + 1]]
+
+    def _counts(self, row: int) -> tuple[int, int]:
+        """Tokens of a row, and those of them that are learnt."""
+        fitted, documents = self._pools[self._row_pools[row]].fitted, self._documents(row)
+        return sum(fitted.lengths[d] for d in documents), sum(fitted.labels[d] for d in documents)
 
     def cut(self, steps: int) -> None:
         """Forget what comes after this many steps."""

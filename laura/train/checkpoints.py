@@ -6,12 +6,13 @@ whole or not at all. Random numbers need no state: every step seeds its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from laura.errors import CheckpointError
 from laura.store import check_folder, write_folder
@@ -21,15 +22,15 @@ STATE = "state.safetensors"
 
 def save_state(
     folder: Path,
-    parameters: dict[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
     facts: dict[str, Any],
 ) -> None:
-    """Write trained parameters and the optimiser's memory.
+    """Write what a run changes or was begun with, and the optimiser's memory.
 
     Args:
         folder: Replaced as a whole.
-        parameters: Trained parameters by name.
+        parameters: Trained parameters by name, and the model's buffers.
         optimiser: Its state is kept per parameter.
         facts: Small values to find again, such as the step.
     """
@@ -42,7 +43,7 @@ def save_state(
 
 
 def load_state(
-    folder: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer
+    folder: Path, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
 ) -> dict[str, Any]:
     """Restore what `save_state` wrote; returns its facts.
 

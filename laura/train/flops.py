@@ -2,17 +2,21 @@
 
 A product of (N x I) by (I x O) counts 2 N I O. Per trained matrix the forward
 pass is one product and the backward pass two; a frozen matrix needs only one
-backward (Schulman et al. 2025, LoRA Without Regret). Attention counts the pairs that are computed.
+backward (Schulman et al. 2025, LoRA Without Regret). Layers below everything that is
+trained need none. Attention counts the pairs that are computed. DoRA's lengths, taken
+once a pass, are not counted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
 
 from laura.data.packing import Row
+from laura.models.layers import decoder_layers
 from laura.models.lora import LoraLinear
 from laura.models.losses import output_head
 
@@ -27,6 +31,8 @@ class Work:
         head: Elements of the output map, used at labelled positions only.
         head_trained: Whether the output map is trained.
         attention: Heads x head width x layers.
+        passed: Elements of Linear weights below everything trained, passed forwards only.
+        passed_attention: The part of `attention` that is passed forwards only.
     """
 
     frozen: int
@@ -34,24 +40,49 @@ class Work:
     head: int
     head_trained: bool
     attention: int
+    passed: int = 0
+    passed_attention: int = 0
 
 
 def count_work(model: Any) -> Work:
     """Count a model as it stands: with LoRA layers attached, or everything trained."""
     head = output_head(model)
-    frozen = trained = 0
+    below = _below_training(model)
+    outside = {id(module) for layer in below for module in layer.modules()}
+    frozen = trained = passed = 0
     for module in model.modules():
         if isinstance(module, LoraLinear):
             trained += module.A[0].numel() + module.B[0].numel()
+            frozen += sum(start.numel() for start in module.buffers(recurse=False))
         elif isinstance(module, nn.Linear) and module is not head:
             if module.weight.requires_grad:
                 trained += module.weight.numel()
+            elif id(module) in outside:
+                passed += module.weight.numel()
             else:
                 frozen += module.weight.numel()
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = config.num_attention_heads * width * config.num_hidden_layers
-    return Work(frozen, trained, head.weight.numel(), head.weight.requires_grad, attention)
+    each = config.num_attention_heads * width
+    return Work(
+        frozen,
+        trained,
+        head.weight.numel(),
+        head.weight.requires_grad,
+        each * config.num_hidden_layers,
+        passed,
+        each * len(below),
+    )
+
+
+def _below_training(model: Any) -> list[nn.Module]:
+    """The first layers, as long as nothing is trained in them or before."""
+    if any(p.requires_grad for p in model.get_input_embeddings().parameters()):
+        return []
+    untrained = takewhile(
+        lambda layer: not any(p.requires_grad for p in layer.parameters()), decoder_layers(model)
+    )
+    return list(untrained)
 
 
 def step_flops(work: Work, batch: list[Row]) -> int:
@@ -59,7 +90,7 @@ def step_flops(work: Work, batch: list[Row]) -> int:
     tokens = sum(len(row.token_ids) for row in batch)
     labelled = sum(label >= 0 for row in batch for label in row.labels)
     pairs = sum(n * (n + 1) // 2 for row in batch for n in row.lengths)
-    body = tokens * (2 * 2 * work.frozen + 3 * 2 * work.trained)
+    body = tokens * (2 * work.passed + 2 * 2 * work.frozen + 3 * 2 * work.trained)
     head = labelled * 2 * work.head * (3 if work.head_trained else 2)
     # Forward: scores and values; backward: twice as much.
-    return body + head + pairs * 3 * 2 * 2 * work.attention
+    return body + head + pairs * 2 * 2 * (3 * work.attention - 2 * work.passed_attention)

@@ -61,6 +61,7 @@ class Trainer:
     keep: Callable[[int], None]
     validate: Callable[[], float] | None = None
     _parameters: dict[str, nn.Parameter] = field(init=False)
+    _state: dict[str, Tensor] = field(init=False)
     _work: Work = field(init=False)
     _recent: list[float] = field(init=False, default_factory=list)
     _first: float | None = field(init=False, default=None)
@@ -69,6 +70,9 @@ class Trainer:
     def __post_init__(self) -> None:
         named = self.model.named_parameters()
         self._parameters = {name: p for name, p in named if p.requires_grad}
+        held = self.model.state_dict(keep_vars=True)
+        buffers = {n: t for n, t in held.items() if not isinstance(t, nn.Parameter)}
+        self._state = {**self._parameters, **buffers}
         self._device = next(iter(self._parameters.values())).device
         self._dtype = resolve_precision(self.section.precision, self._device)
         self._work = count_work(self.model)
@@ -115,10 +119,10 @@ class Trainer:
         folder = self.run.folder / "resume"
         step = leg.start
         if (folder / leg.name).is_dir():
-            facts = load_state(folder / leg.name, self._parameters, self.optimiser)
+            facts = load_state(folder / leg.name, self._state, self.optimiser)
             step = int(facts["step"])
         elif leg.origin is not None:
-            load_state(folder / leg.origin, self._parameters, self.optimiser)
+            load_state(folder / leg.origin, self._state, self.optimiser)
         bar.advance(self.plan.tokens[step] - self.plan.tokens[leg.start])
         self.run.keep_metrics(lambda row: row["leg"] != leg.name or row["step"] <= step)
         rows = self.run.metrics()
@@ -128,14 +132,14 @@ class Trainer:
 
     def _save(self, leg: Leg, step: int) -> None:
         folder = self.run.folder / "resume" / leg.name
-        save_state(folder, self._parameters, self.optimiser, {"step": step, "leg": leg.name})
+        save_state(folder, self._state, self.optimiser, {"step": step, "leg": leg.name})
 
     def _step(self, leg: Leg, step: int) -> dict[str, Any]:
         """One optimiser step; returns its row of metrics."""
         started = time.perf_counter()
         rate = self.learning_rate * rate_factor(self.section, leg, step)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_ratio"]
         torch.manual_seed(step_seed(self.seed, step))
         batch = self.plan.batches[step]
         labels = self.plan.supervised[step + 1] - self.plan.supervised[step]

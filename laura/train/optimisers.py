@@ -5,13 +5,35 @@ Adding one: a function here and a line in OPTIMISERS (and its name in recipe.py)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from laura.recipe import TrainSection
+from laura.train.decay import Decay
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """How an arm's parameters are stepped, beside what `train` says for every arm.
+
+    Attributes:
+        weight_decay: Coefficient of the decoupled decay; `train.weight_decay_rule` says of what.
+        toward_base: Whether decay pulls to the weights the run begins with, not to zero.
+        rate_ratios: Multiple of the run's rate, by parameter name, where it is not 1.
+        undecayed: Names of parameters that do not decay.
+    """
+
+    weight_decay: float = 0.0
+    toward_base: bool = False
+    rate_ratios: Mapping[str, float] = field(default_factory=dict)
+    undecayed: Collection[str] = ()
+
+
+STANDARD = StepRule()
 
 
 class DecoupledLion(torch.optim.Optimizer):
@@ -26,7 +48,7 @@ class DecoupledLion(torch.optim.Optimizer):
     Source: llm-foundry's DecoupledLionW, which Biderman et al. 2024 trained with.
 
     Args:
-        parameters: Tensors to train.
+        parameters: Tensors to train, or groups of them.
         lr: Peak learning rate; each group's `initial_lr`.
         betas: (beta1, beta2), the step's and the memory's.
         weight_decay: Share taken off every weight per step at the peak rate.
@@ -34,7 +56,7 @@ class DecoupledLion(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
@@ -73,28 +95,47 @@ class DecoupledLion(torch.optim.Optimizer):
         return memory
 
 
-def _adamw(parameters: list[nn.Parameter], section: TrainSection, lr: float, decay: float) -> Any:
-    return torch.optim.AdamW(
-        parameters,
-        lr=lr,
-        betas=section.beta_values,
-        eps=section.epsilon,
-        weight_decay=decay,
-        fused=True,
-    )
+def _adamw(groups: list[dict[str, Any]], section: TrainSection, lr: float) -> Any:
+    betas, epsilon = section.beta_values, section.epsilon
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon, fused=True)
 
 
-def _lion(parameters: list[nn.Parameter], section: TrainSection, lr: float, decay: float) -> Any:
-    return DecoupledLion(parameters, lr=lr, betas=section.beta_values, weight_decay=decay)
+def _lion(groups: list[dict[str, Any]], section: TrainSection, lr: float) -> Any:
+    return DecoupledLion(groups, lr=lr, betas=section.beta_values)
 
 
 OPTIMISERS = {"adamw": _adamw, "lion": _lion}
+OWN_DECAY = {"adamw": "pytorch", "lion": "composer"}
 
 
 def build_optimiser(
-    parameters: list[nn.Parameter], section: TrainSection, learning_rate: float, weight_decay: float
+    parameters: Mapping[str, nn.Parameter],
+    section: TrainSection,
+    learning_rate: float,
+    rule: StepRule,
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser over these parameters."""
-    optimiser = OPTIMISERS[section.optimiser](parameters, section, learning_rate, weight_decay)
+    """The recipe's optimiser over these parameters, which must be as the run begins with them.
+
+    Each of its groups has a `rate_ratio`, its rate as a multiple of the run's.
+    """
+    own = section.decay_rule == OWN_DECAY[section.optimiser] and not rule.toward_base
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        ratio = rule.rate_ratios.get(name, 1.0)
+        decay = 0.0 if name in rule.undecayed else rule.weight_decay
+        rate = ratio * learning_rate
+        # What the optimiser's own rule does not do is done before its steps, see `decay.py`.
+        fresh = {
+            "params": [],
+            "lr": rate,
+            "initial_lr": rate,
+            "rate_ratio": ratio,
+            "weight_decay": decay if own else 0.0,
+            "decay": 0.0 if own else decay,
+        }
+        groups.setdefault((ratio, decay), fresh)["params"].append(parameter)
+    optimiser = OPTIMISERS[section.optimiser](list(groups.values()), section, learning_rate)
     assert isinstance(optimiser, torch.optim.Optimizer)
+    if rule.weight_decay and not own:
+        Decay(optimiser, section.decay_rule, toward_base=rule.toward_base)
     return optimiser

@@ -15,7 +15,7 @@ from laura.recipe import TrainSection
 from laura.store import RunStore, disk_faults, read_json, remove_leftovers, write_folder, write_json
 from laura.train.batches import BatchPlan
 from laura.train.loop import Trainer
-from laura.train.optimisers import build_optimiser
+from laura.train.optimisers import STANDARD, StepRule, build_optimiser
 from laura.train.schedules import Leg, plan_legs
 
 
@@ -26,9 +26,9 @@ def train_run(
     plan: BatchPlan,
     *,
     learning_rate: float,
-    weight_decay: float,
     seed: int,
     write_weights: Callable[[Path], None],
+    rule: StepRule = STANDARD,
     validate: Callable[[], float] | None = None,
     title: str = "training",
     progress: Progress = SILENT,
@@ -41,9 +41,9 @@ def train_run(
         section: The recipe's `train`.
         plan: Batches and budget points in steps.
         learning_rate: Peak rate.
-        weight_decay: Decay, in the optimiser's own convention.
         seed: Seed of the run.
         write_weights: Writes the model's weights into a folder.
+        rule: How the arm's parameters are stepped.
         validate: Mean validation loss, for `train.validate_every`.
         title: Words on the progress bar.
         progress: Where to report.
@@ -55,16 +55,16 @@ def train_run(
         return run.state
     remove_leftovers(run.folder)
     legs = plan_legs(section, plan.points)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def keep(step: int) -> None:
         facts = {"step": step, "learning_rate": learning_rate, "seed": seed}
         write_folder(run.checkpoint(step), write_weights, facts)
 
-    reset_peak_memory(parameters[0].device)
+    reset_peak_memory(next(iter(parameters.values())).device)
     trainer = Trainer(
         model=model,
-        optimiser=build_optimiser(parameters, section, learning_rate, weight_decay),
+        optimiser=build_optimiser(parameters, section, learning_rate, rule),
         section=section,
         learning_rate=learning_rate,
         seed=seed,

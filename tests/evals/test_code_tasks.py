@@ -20,7 +20,7 @@ import yaml
 from laura.data.sources import load_rows
 from laura.data.templates import chat_prompts
 from laura.errors import DataError, SandboxError
-from laura.evals import code
+from laura.evals import code, drawing
 from laura.evals.asking import Ask
 from laura.evals.code import CodeQuestion, fenced
 from laura.evals.runner import Material, evaluate, file_rows
@@ -401,9 +401,9 @@ def test_seeds_come_from_row_and_sample_alone() -> None:
     seeds = [[request.seed for request in question.requests] for question in one]
     assert [[r.seed for r in question.requests[:4]] for question in other] == seeds
     assert len({seed for own in seeds for seed in own}) == 8
-    assert seeds[0][0] == code.seed("humaneval", 0, 0) != code.seed("mbpp", 0, 0)
+    assert seeds[0][0] == drawing.seed("humaneval", 0, 0) != drawing.seed("mbpp", 0, 0)
     assert {(r.temperature, r.top_p) for q in one for r in q.requests} == {(0.2, 0.95)}
-    assert len({code.seed("mbpp", i, j) for i in range(500) for j in range(200)}) == 100_000
+    assert len({drawing.seed("mbpp", i, j) for i in range(500) for j in range(200)}) == 100_000
 
 
 def test_items_and_samples() -> None:

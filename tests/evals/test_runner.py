@@ -71,10 +71,15 @@ class FakeEngine:
         return [[2.0] * sum(d.supervised[1:]) for d in documents]
 
     def document_divergences(
-        self, documents: Sequence[TokenDocument], reference: object, adapter: str | None = None
-    ) -> list[list[float]]:
+        self,
+        documents: Sequence[TokenDocument],
+        reference: object,
+        adapter: str | None = None,
+        directions: Sequence[str] = ("forward",),
+    ) -> dict[str, list[list[float]]]:
         self.calls.append(f"divergences from {reference}")
-        return [[0.25] * sum(d.supervised[1:]) for d in documents]
+        nats = {"forward": 0.25, "reverse": 0.5}
+        return {way: [[nats[way]] * sum(d.supervised[1:]) for d in documents] for way in directions}
 
 
 class Listener:
@@ -149,6 +154,27 @@ def test_the_base_diverges_from_itself_by_nothing(tmp_path: Path) -> None:
     assert (base.metrics["nats_per_token"].value, base.metrics["nats_per_token"].stderr) == (0, 0)
     tuned = _run(tmp_path / "tuned", ["kl"], engine, _material(reference="base"))["kl"]
     assert change(base, tuned, "nats_per_token").value == 0.25
+
+
+def test_both_directions_of_a_divergence_take_one_pass(tmp_path: Path) -> None:
+    names = ["kl_reverse_source", "kl", "kl_source", "kl_reverse"]
+    engine = FakeEngine()
+    section = MeasureSection(forgetting=names)
+    material = _material(
+        section=section, reference="base", documents=dict.fromkeys(names, DOCUMENTS)
+    )
+    results = _run(tmp_path, names, engine, material)
+    assert len(engine.calls) == 2 and not material.drift
+    values = [result.metrics["nats_per_token"].value for result in results.values()]
+    assert values == [0.5, 0.25, 0.25, 0.5]
+    # Asked alone, the other direction is not computed.
+    alone = _material(
+        section=MeasureSection(forgetting=["kl_reverse"]),
+        reference="base",
+        documents={"kl_reverse": DOCUMENTS},
+    )
+    assert _run(tmp_path / "alone", ["kl_reverse"], engine, alone)["kl_reverse"].n == 2
+    assert not alone.drift
 
 
 def test_what_stands_is_not_measured_again(tmp_path: Path) -> None:

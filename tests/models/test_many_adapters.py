@@ -129,9 +129,9 @@ def test_losses_and_divergence_name_their_adapter(
     (expected,) = alone(folders[6], tiny_tokenizer).document_losses([document])
     assert found == pytest.approx(expected, abs=1e-4)
     base = alone(None, tiny_tokenizer)
-    (kl,) = engine.document_divergences([document], base.model, folders[6].name)
+    (kl,) = engine.document_divergences([document], base.model, folders[6].name)["forward"]
     merged = alone(folders[6], tiny_tokenizer)
-    (reference,) = merged.document_divergences([document], base.model)
+    (reference,) = merged.document_divergences([document], base.model)["forward"]
     assert kl == pytest.approx(reference, abs=1e-4)
     assert max(kl) > 0.1
 

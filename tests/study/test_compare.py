@@ -171,3 +171,18 @@ def test_killed_at_random_moments_gives_the_same_summary(
     finish = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
     assert finish.returncode == 0, finish.stderr.decode()
     assert json.loads((tmp_path / "study" / "summary.json").read_text()) == summary
+
+
+def test_runs_of_an_arm_that_was_changed_since_do_not_count(
+    recipe_text: str, tmp_path: Path
+) -> None:
+    short = ("arms.full.learning_rates=[1e-3]", "arms.lora.learning_rates=[1e-2]", "seeds=[0]")
+    study = tmp_path / "study"
+    first = compare(parse_recipe(recipe_text, short), study=study)
+    changed = compare(parse_recipe(recipe_text, (*short, "arms.lora.rank=2")), study=study)
+    runs = {
+        s: {r["id"] for r in s_["runs"] if r["arm"] == "lora"}
+        for s, s_ in (("first", first), ("changed", changed))
+    }
+    assert len(runs["first"]) == len(runs["changed"]) and not runs["first"] & runs["changed"]
+    assert compare(parse_recipe(recipe_text, short), study=study) == first

@@ -19,13 +19,14 @@ from laura.data.packing import Row, fit
 from laura.data.templates import Encoded
 from laura.errors import CheckpointError, DataError
 from laura.models.adapters import save_adapter
-from laura.models.lora import LoraSettings, attach
+from laura.models.lora import LoraSettings, attach, detach
 from laura.progress import Silent
 from laura.recipe import BudgetSection, TrainSection
 from laura.store import RunStore
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.flops import count_work, step_flops
 from laura.train.loop import model_inputs
+from laura.train.optimisers import StepRule
 from laura.train.run import train_run
 from laura.train.schedules import plan_legs, rate_factor
 
@@ -58,7 +59,7 @@ def make_plan(section: TrainSection, tokens: tuple[int, ...] = (1200,)) -> Any:
 
 def train(model: Any, folder: Path, section: TrainSection, plan: Any, **changes: Any) -> str:
     """Train with weights kept as one safetensors file."""
-    settings: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.0, "seed": 7}
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "seed": 7}
     return train_run(
         model, RunStore(folder), section, plan, write_weights=weight_writer(model),
         **{**settings, **changes},
@@ -90,7 +91,7 @@ def test_training_equals_a_naive_loop_over_documents(
 
     section = make_section(clip=clip)
     plan = make_plan(section)
-    assert train(tiny_model, tmp_path, section, plan, weight_decay=decay) == "done"
+    assert train(tiny_model, tmp_path, section, plan, rule=StepRule(decay)) == "done"
 
     naive = make_tiny_model()
     naive.set_attn_implementation("eager")
@@ -277,6 +278,15 @@ def test_flops_of_a_step_are_counted_from_shapes(tiny_model: Any) -> None:
     attach(tiny_model, LoraSettings(rank=4, targets=("q_proj",)), seed=0)
     lora = step_flops(count_work(tiny_model), [row])
     assert lora == 10 * (4 * layers + 6 * 2 * 4 * 128) + 4 * 4 * 64 * 512 + pairs
+    detach(tiny_model)
+    attach(tiny_model, LoraSettings(rank=4, targets=("q_proj",), layers=(1,)), seed=0)
+    upper = step_flops(count_work(tiny_model), [row])
+    # The lower layer is passed forwards only: one product instead of two, one pass of three.
+    assert upper == 10 * (3 * layers + 6 * 4 * 128) + 4 * 4 * 64 * 512 + pairs * 2 // 3
+    detach(tiny_model)
+    attach(tiny_model, LoraSettings(rank=4, targets=("q_proj",), pissa=True), seed=0)
+    start = step_flops(count_work(tiny_model), [row])
+    assert start == lora + 10 * 4 * 2 * 4 * 128
 
 
 def test_inputs_of_a_pass_join_rows_without_padding() -> None:

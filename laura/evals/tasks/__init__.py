@@ -108,6 +108,18 @@ TASKS: dict[str, TaskEntry] = {
         f"{_HERE}.kl", "KL(base || tuned) on target inputs", "nats per token",
         "nats_per_token", False, "divergence",
     ),
+    "kl_reverse": TaskEntry(
+        f"{_HERE}.kl", "KL(tuned || base) on target inputs", "nats per token",
+        "nats_per_token", False, "divergence",
+    ),
+    "kl_source": TaskEntry(
+        f"{_HERE}.kl", "KL(base || tuned) on source text", "nats per token",
+        "nats_per_token", False, "divergence",
+    ),
+    "kl_reverse_source": TaskEntry(
+        f"{_HERE}.kl", "KL(tuned || base) on source text", "nats per token",
+        "nats_per_token", False, "divergence",
+    ),
 }  # fmt: skip
 
 

@@ -25,19 +25,23 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from laura.errors import DataError
 from laura.evals.asking import Ask, Chat, Message
+from laura.evals.drawing import drawn_item, draws, words
 from laura.evals.scoring import row_fault, text_field
 from laura.models.requests import GenerateAnswer, GenerateRequest
+from laura.recipe import Extra
 from laura.results import Item
 
 TASK = "gsm8k"
 METRICS = ("exact_match", "flexible_extract")
+SAMPLED_METRICS = ("majority",)  # beside them, where an extra draws several answers
 TRAINING_SPLIT = "train"
 STOP = ("Question:", "</s>", "<|im_end|>")
 INVALID = "[invalid]"
@@ -61,13 +65,15 @@ class Question:
 
     Attributes:
         index: Row number in the data file, from 0.
-        requests: What the engine continues: one greedy answer.
+        requests: What the engine continues: one greedy answer, or an extra's samples.
         answer: The data's answer, ending in `#### NUMBER`.
+        k: The pass@k that an extra wants.
     """
 
     index: int
-    requests: tuple[GenerateRequest]
+    requests: tuple[GenerateRequest, ...]
     answer: str
+    k: tuple[int, ...] = ()
 
 
 def version(
@@ -86,7 +92,17 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Questio
     chat = ask.chat() if section.gsm8k_prompt == "chat" else None
     shots, new_tokens = section.gsm8k_shots, section.gsm8k_tokens
     found = questions(rows, training, shots, new_tokens, sampler, chat)
-    return version(shots, new_tokens, sampler, chat is not None), found
+    name = version(shots, new_tokens, sampler, chat is not None) + words(ask.extra)
+    return name, several(found, TASK, ask.extra)
+
+
+def several(questions: list[Question], task: str, extra: Extra | None) -> list[Question]:
+    """The questions, each asked as often as an extra wants."""
+    k = tuple(extra.k) if extra else ()
+    return [
+        replace(one, requests=draws(one.requests[0], task, one.index, extra), k=k)
+        for one in questions
+    ]
 
 
 def questions(
@@ -167,10 +183,43 @@ def grade(question: Question, answer: GenerateAnswer) -> tuple[Item, Item]:
 def grades(
     questions: Sequence[Question], answers: Sequence[Sequence[GenerateAnswer]]
 ) -> Iterator[tuple[Item, list[Item]]]:
-    """Grade every question's answer; item and sample as `grade` gives them."""
-    for question, (answer,) in zip(questions, answers, strict=True):
-        item, sample = grade(question, answer)
-        yield item, [sample]
+    """Grade every question's answers.
+
+    Yields:
+        Of one answer, item and sample as `grade` gives them. Of several, the item of
+        `drawing.drawn_item` with `exact_match` and `flexible_extract` (shares of right
+        answers) and `majority` (0 or 1: whether the most frequent strict answer is
+        right, the one drawn first among equals, as lm-eval's `majority_vote`), and the
+        samples, each with its number, whether it passed, and its strict answer as it is
+        compared.
+
+    Source:
+        `majority`: Wang et al. 2022, arXiv:2203.11171 (self-consistency).
+    """
+    for question, own in zip(questions, answers, strict=True):
+        graded = [grade(question, answer) for answer in own]
+        if len(question.requests) == 1:
+            [(item, sample)] = graded
+            yield item, [sample]
+        else:
+            yield _together(question, graded)
+
+
+def _together(question: Question, graded: list[tuple[Item, Item]]) -> tuple[Item, list[Item]]:
+    items = [item for item, _ in graded]
+    found = [_normalise(sample["strict"]) for _, sample in graded]
+    winner = Counter(found).most_common(1)[0][0]
+    passed = [item["correct"] for item in items]
+    item = {
+        **drawn_item(question.index, passed, question.k, sum(item["tokens"] for item in items)),
+        **{name: sum(item[name] for item in items) / len(items) for name in METRICS},
+        "majority": int(winner == _normalise(question.answer)),
+    }
+    samples = [
+        {**sample, "answer": answer, "sample": number, "passed": passed[number]}
+        for number, (answer, (_, sample)) in enumerate(zip(found, graded, strict=True))
+    ]
+    return item, samples
 
 
 def extract_strict(text: str) -> str:

@@ -1,9 +1,9 @@
 """Small functions of the micro laboratory, judged by unit tests, rows as HumanEval's.
 
-The head and docstring are asked, the body is generated greedily; prompt, body and
-the row's `check` run as HumanEval's programs do, in a process of their own and of a
-closed vocabulary only (see `programs.py`). `measure.micro_prompt` says in which
-form they are asked, as for `micro_math`.
+The head and docstring are asked, the body is generated, greedily but where an extra
+draws several; prompt, body and the row's `check` run as HumanEval's programs do, in a
+process of their own and of a closed vocabulary only (see `programs.py`).
+`measure.micro_prompt` says in which form they are asked, as for `micro_math`.
 
 Source: the form is that of Chen et al. 2021, arXiv:2107.03374; with one greedy
 sample its pass@1 is the share of functions that pass.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from laura.evals.asking import Ask
+from laura.evals.drawing import drawn_item, draws, words
 from laura.evals.programs import ProgramRunner, refused
 from laura.evals.scoring import row_fault, text_field
 from laura.models.requests import GenerateAnswer, GenerateRequest
@@ -33,17 +34,19 @@ class Question:
 
     Attributes:
         index: Row number in the data file, from 0.
-        requests: What the engine continues: one greedy answer.
+        requests: What the engine continues: one greedy answer, or an extra's samples.
         head: The program's beginning, which the answer continues.
         tests: The row's `check`.
         entry_point: Name of the function.
+        k: The pass@k that an extra wants.
     """
 
     index: int
-    requests: tuple[GenerateRequest]
+    requests: tuple[GenerateRequest, ...]
     head: str
     tests: str
     entry_point: str
+    k: tuple[int, ...] = ()
 
 
 def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Question]]:
@@ -52,7 +55,8 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Questio
     Raises:
         DataError: a field is missing, or the tests are not of the closed vocabulary.
     """
-    form = ask.section.micro_prompt
+    form, extra = ask.section.micro_prompt, ask.extra
+    k = tuple(extra.k) if extra else ()
     chat = ask.chat() if form == "chat" else None
     questions = []
     for index, row in enumerate(rows):
@@ -62,31 +66,57 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Questio
         if why:
             raise row_fault(TASK, index, f"has tests that are not run: {why}")
         prompt = head if chat is None else chat([{"role": "user", "content": head}])
-        requests = (GenerateRequest(prompt, (), NEW_TOKENS),)
-        questions.append(Question(index, requests, head, tests, entry_point))
-    return f"1; {form}; {NEW_TOKENS} new tokens", questions
+        requests = draws(GenerateRequest(prompt, (), NEW_TOKENS), TASK, index, extra)
+        questions.append(Question(index, requests, head, tests, entry_point, k))
+    return f"1; {form}; {NEW_TOKENS} new tokens{words(extra)}", questions
 
 
 def grades(
     questions: Sequence[Question], answers: Sequence[Sequence[GenerateAnswer]]
 ) -> Iterator[tuple[Item, list[Item]]]:
-    """Run every answer.
+    """Run every answer; equal answers to one question run once.
 
     Yields:
-        The item {"index", "pass@1" (0 or 1), "tokens", "finish"} and the sample with
-        the texts and what went wrong.
+        Of one answer the item {"index", "pass@1" (0 or 1), "tokens", "finish"} and the
+        sample with the texts and what went wrong. Of several the item of
+        `drawing.drawn_item` and such samples, each with its number and whether it passed.
     """
     with ProgramRunner() as runner:
-        for question, (answer,) in zip(questions, answers, strict=True):
-            name = question.entry_point
-            call = f"{CHECK}({name})"
-            program = "\n".join([question.head + answer.text, question.tests, call, ""])
-            fault = runner.fault(program, [name, CHECK])
-            item: Item = {
-                "index": question.index,
-                "pass@1": int(not fault),
-                "tokens": answer.tokens,
-                "finish": answer.finish,
-            }
-            texts = {"prompt": question.requests[0].prompt, "text": answer.text, "fault": fault}
-            yield item, [{**item, **texts, "test": question.tests}]
+        for question, own in zip(questions, answers, strict=True):
+            texts = dict.fromkeys(answer.text for answer in own)
+            faults = {text: _fault(runner, question, text) for text in texts}
+            items = [_item(question, answer, faults[answer.text]) for answer in own]
+            samples = [
+                _sample(question, item, answer, faults[answer.text])
+                for item, answer in zip(items, own, strict=True)
+            ]
+            if len(question.requests) == 1:
+                yield items[0], samples
+                continue
+            passed = [not faults[answer.text] for answer in own]
+            tokens = sum(answer.tokens for answer in own)
+            marked = [
+                {**sample, "sample": number, "passed": passed[number]}
+                for number, sample in enumerate(samples)
+            ]
+            yield drawn_item(question.index, passed, question.k, tokens), marked
+
+
+def _fault(runner: ProgramRunner, question: Question, text: str) -> str:
+    name = question.entry_point
+    program = "\n".join([question.head + text, question.tests, f"{CHECK}({name})", ""])
+    return runner.fault(program, [name, CHECK])
+
+
+def _item(question: Question, answer: GenerateAnswer, fault: str) -> Item:
+    return {
+        "index": question.index,
+        "pass@1": int(not fault),
+        "tokens": answer.tokens,
+        "finish": answer.finish,
+    }
+
+
+def _sample(question: Question, item: Item, answer: GenerateAnswer, fault: str) -> Item:
+    texts = {"prompt": question.requests[0].prompt, "text": answer.text, "fault": fault}
+    return {**item, **texts, "test": question.tests}

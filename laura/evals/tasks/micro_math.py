@@ -12,10 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 from laura.evals.asking import Ask
+from laura.evals.drawing import words
 from laura.evals.tasks import gsm8k
 from laura.models.requests import GenerateRequest
 
+TASK = "micro_math"
 METRICS = gsm8k.METRICS
+SAMPLED_METRICS = gsm8k.SAMPLED_METRICS
 NEW_TOKENS = 64
 
 grades = gsm8k.grades
@@ -32,4 +35,5 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[gsm8k.Q
             replace(one, requests=(GenerateRequest(prompt, (), NEW_TOKENS),))
             for one, prompt in zip(questions, prompts, strict=True)
         ]
-    return f"1; {form}; {NEW_TOKENS} new tokens", questions
+    version = f"1; {form}; {NEW_TOKENS} new tokens{words(ask.extra)}"
+    return version, gsm8k.several(questions, TASK, ask.extra)

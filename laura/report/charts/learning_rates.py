@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from laura.recipe_tasks import DRIFT
 from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
@@ -26,8 +27,6 @@ TOOLTIPS = {
     "run": "run",
     "n": "n",
 }
-# A divergence of zero is no aim of its own; the base's is zero by definition.
-DRIFTS = ("kl", "kl_reverse", "kl_source", "kl_reverse_source")
 LOST_TOOLTIPS = {
     "arm": "arm",
     "rate_text": "learning rate",
@@ -43,7 +42,7 @@ def draw(study: Study) -> list[Panel]:
     summary = study.summary
     names = [VALIDATION]
     names += [summary.primary] if summary.primary else []
-    names += [name for name in summary.forgetting_measures if name not in DRIFTS]
+    names += [name for name in summary.forgetting_measures if name not in DRIFT]
     panels = [_panel(summary, name) for name in names]
     return [panel for panel in panels if panel is not None]
 

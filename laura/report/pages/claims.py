@@ -52,10 +52,10 @@ def effect_text(effect: Effect) -> str:
     """An effect in words: `+0.03 share (+0.01 to +0.05, n = 200, 3 seeds)`."""
     if effect.value is None:
         return ""
-    ends = effect.interval
-    told = [f"{ends[0]:+.3g} to {ends[1]:+.3g}"] if ends else []
+    ends = formats.ends(effect.interval, formats.signed)
+    told = [ends] if ends else []
     told += [f"n = {effect.n}", f"{effect.seeds} seed{'' if effect.seeds == 1 else 's'}"]
-    return f"{effect.value:+.3g} {effect.unit} ({', '.join(told)})"
+    return f"{formats.signed(effect.value)} {effect.unit} ({', '.join(told)})"
 
 
 def _table(claims: list[Claim]) -> Table:
@@ -91,9 +91,8 @@ def _table(claims: list[Claim]) -> Table:
 def _effect(effect: Effect) -> Cell:
     if effect.value is None:
         return Cell(formats.ABSENT)
-    ends = effect.interval
-    below = f"{ends[0]:+.3g} to {ends[1]:+.3g}" if ends else ""
-    return Cell(f"{effect.value:+.3g} {effect.unit}".strip(), below, order=effect.value)
+    text = f"{formats.signed(effect.value)} {effect.unit}".strip()
+    return Cell(text, formats.ends(effect.interval, formats.signed), order=effect.value)
 
 
 def _evidence(claim: Claim) -> Table:

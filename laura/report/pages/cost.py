@@ -95,9 +95,7 @@ def _level(study: Study, row: Needed) -> str:
 def _amount(row: Needed) -> Cell:
     if row.needed is None:
         return Cell("not reached")
-    ends = ""
-    if row.interval:
-        ends = " to ".join(formats.budget(end, row.unit) for end in row.interval)
+    ends = formats.ends(row.interval, lambda end: formats.budget(end, row.unit))
     most = "at most " if row.at_most else ""
     return Cell(most + formats.budget(row.needed, row.unit), ends, order=row.needed)
 

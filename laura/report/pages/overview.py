@@ -8,6 +8,7 @@ from laura.report.blocks import (
     Cell,
     Column,
     Figure,
+    Fold,
     Heading,
     Notice,
     Prose,
@@ -47,9 +48,17 @@ def blocks(study: Study) -> list[Block]:
     return [
         *found,
         Figure("tradeoff"),
+        *_unsaid(study),
         Heading("Arms at their best learning rate", "arms"),
         *_arms(summary),
     ]
+
+
+def _unsaid(study: Study) -> list[Block]:
+    """What the analyses had to leave out."""
+    if not study.analysis.gaps:
+        return []
+    return [Fold("What the analyses could not say", [Notice("Gaps", study.analysis.gaps)])]
 
 
 def _recommended(found: Recommendation, summary: Summary) -> list[Block]:
@@ -103,9 +112,11 @@ def _named(one: Choice, summary: Summary) -> str:
 
 
 def _estimate(effect: Effect) -> Cell:
-    ends = effect.interval
-    below = f"{ends[0]:+.3g} to {ends[1]:+.3g}, n = {effect.n}" if ends else ""
-    return Cell(f"{effect.value:+.3g} {effect.unit}".strip(), below)
+    if effect.value is None:
+        return Cell(formats.ABSENT)
+    ends = formats.ends(effect.interval, formats.signed)
+    below = f"{ends}, n = {effect.n}" if ends else f"n = {effect.n}"
+    return Cell(f"{formats.signed(effect.value)} {effect.unit}".strip(), below)
 
 
 def _arms(summary: Summary) -> list[Block]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from laura.report import formats
 from laura.report.analysis import Area, Matched
 from laura.report.blocks import (
@@ -34,7 +36,7 @@ def blocks(study: Study) -> list[Block]:
 
 
 def _matched(rows: list[Matched], learning: Task, forgetting: Task) -> list[Block]:
-    unit = formats.change_unit(forgetting)
+    unit, show = formats.change_unit(forgetting), partial(signed, task=forgetting)
     columns = [
         Column("arms"),
         Column("at learning", formats.change_unit(learning), numeric=True),
@@ -50,7 +52,7 @@ def _matched(rows: list[Matched], learning: Task, forgetting: Task) -> list[Bloc
             Cell(" − ".join(row.arms)),
             Cell(signed(row.level, learning)),
             *(Cell(signed(value, forgetting)) for value in row.forgetting),
-            Cell(signed(row.difference, forgetting), ends(row.interval, forgetting)),
+            Cell(signed(row.difference, forgetting), formats.ends(row.interval, show)),
             Cell(str(row.seeds)),
             Cell(str(row.n)),
             Cell(row.method),
@@ -75,7 +77,7 @@ def _areas(areas: list[Area]) -> list[Block]:
             Cell(area.arm),
             Cell(
                 f"{area.value:.3f}",
-                f"{area.interval[0]:.3f} to {area.interval[1]:.3f}" if area.interval else "",
+                formats.ends(area.interval, "{:.3f}".format),
             ),
         ]
         for area in areas
@@ -89,11 +91,6 @@ def signed(value: float, task: Task) -> str:
     """A change in the unit in which it is shown."""
     digits = 1 if task.is_share else 3
     return f"{value * task.scale:+.{digits}f}".replace("-", "−")
-
-
-def ends(interval: tuple[float, float] | None, task: Task) -> str:
-    """Both ends of an interval of changes."""
-    return "" if interval is None else " to ".join(signed(end, task) for end in interval)
 
 
 PAGE = ReportPage("scores", "Learning and forgetting", always, blocks)

@@ -1,0 +1,1 @@
+"""What a study's weights, samples and scores say beyond single numbers."""

@@ -1,0 +1,126 @@
+"""DoRA: the length of every row of the weight is trained beside its direction.
+
+    y = m * (W x + s B A x) / ||W + s B A||,   one m and one length per output
+
+m starts at the lengths of W. For the gradient the length counts as a constant, as the
+paper advises (section 4.3) and PEFT does. With dropout, the part that is added to W x
+sees the thinned input, PEFT's reading of where it belongs.
+
+Source: Liu et al. 2024, arXiv:2402.09353.
+Shapes: O out, I in, R rank.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laura.models.device import exact
+from laura.models.lora import LoraLinear
+
+# Rows whose lengths are taken at once: the tuned weight is never held whole.
+BLOCK_ROWS = 1024
+
+
+class DoraLinear(LoraLinear):
+    """A frozen Linear with low-rank updates and trained lengths of its rows.
+
+    Attributes:
+        magnitude: Lengths m of each slot, (out,) each; vectors of their own, so that
+            evaluation in bfloat16 leaves them exact.
+        plain: Slots that hold LoRA without lengths.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.plain: set[int] = set()
+        self._lengths: dict[int, tuple[_Mark, Tensor]] = {}
+        start_O = self._measured(0)
+        self.magnitude = nn.ParameterList(start_O.clone() for _ in self.scales)
+
+    def gain(self, slot: int) -> Tensor:
+        """Factor of every output, magnitude over length, (out,), float32."""
+        gain: Tensor = self.magnitude[slot] / self._length(slot)
+        return gain
+
+    def tuned(self, slot: int = 0) -> Tensor:
+        """The weight that a slot stands for, (out, in), float32."""
+        plain = super().tuned(slot)
+        return plain if slot in self.plain else self.gain(slot)[:, None] * plain
+
+    def update(self, slot: int = 0) -> Tensor:
+        """Tuned minus base weight, (out, in), float32."""
+        return self.tuned(slot) - self.base.weight.float()
+
+    def _adapted(self, x: Tensor, slot: int) -> Tensor:
+        y = super()._adapted(x, slot)
+        if slot in self.plain or not self._in_one_step():
+            return y
+        # Rounded once, as in PEFT: a gain of 1.010 would be 1.008 in bfloat16.
+        return (y * self.gain(slot)).to(y.dtype)
+
+    def _joined(self, x: Tensor, y: Tensor, slot: int) -> Tensor:
+        if slot in self.plain:
+            return super()._joined(x, y, slot)
+        thinned = self._dropped(x)
+        if thinned is not x:
+            base = self.product(thinned, self._weight(x))
+        else:
+            base = y if self.base.bias is None else y - self.base.bias
+        gain = self.gain(slot)
+        return (y + (gain - 1) * base + gain * self._low_rank(thinned, slot)).to(y.dtype)
+
+    def _stretch(self, y: Tensor, slot: int) -> None:
+        if slot in self.plain:
+            return
+        if self.base.bias is None:
+            y.mul_(self.gain(slot))
+        else:
+            y.sub_(self.base.bias).mul_(self.gain(slot)).add_(self.base.bias)
+
+    def _length(self, slot: int) -> Tensor:
+        """Lengths of the rows of W + s B A; kept while no weight changes, for generation."""
+        if torch.is_grad_enabled():
+            # A fused optimiser writes to weights without counting up their version.
+            self._lengths.clear()
+            return self._measured(slot)
+        sources = (self.base.weight, self.A, self.B)
+        kept = self._lengths.get(slot)
+        if kept is None or not kept[0].fits(sources):
+            kept = self._lengths[slot] = (_Mark(sources), self._measured(slot))
+        return kept[1]
+
+    @torch.no_grad()
+    def _measured(self, slot: int) -> Tensor:
+        a_RI, b_OR = (factor.float() for factor in self.factors(slot))
+        with exact(a_RI.device):
+            rows = zip(self.base.weight.split(BLOCK_ROWS), b_OR.split(BLOCK_ROWS), strict=True)
+            lengths = [
+                torch.linalg.vector_norm(
+                    torch.addmm(weight.float(), b, a_RI, alpha=self.scales[slot]), dim=1
+                )
+                for weight, b in rows
+            ]
+        return torch.cat(lengths)
+
+
+class _Mark:
+    """Tensors as they were, without keeping them alive."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self._seen = [(weakref.ref(tensor), _version(tensor)) for tensor in tensors]
+
+    def fits(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether these are the same ones, not written to since."""
+        return all(
+            seen() is tensor and version == _version(tensor)
+            for (seen, version), tensor in zip(self._seen, tensors, strict=True)
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    # An inference tensor has none: it is made for one measurement and never written to.
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,197 @@
+"""Analysis of the weights a study has saved, after its last run: spectra and subspaces.
+
+Each result is a file; what stands is not done again, and within a checkpoint the
+matrices are kept as they come. A checkpoint that cannot be analysed (a diverged run's)
+is named in its file and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laura.analysis.comparison import compare_subspaces
+from laura.analysis.measuring import Wanted, base_spectra, measure_spectra, warnings
+from laura.analysis.weights import StoredModel, open_tuned
+from laura.errors import AdapterError, ModelError, ShapeError
+from laura.models.device import spectral_device
+from laura.models.external import weights_folder
+from laura.models.load import DTYPES, resolve_model
+from laura.recipe import FullArm, LoraArm
+from laura.store import check_folder, read_json, write_json
+from laura.study.session import Session
+from laura.study.spectra_results import (
+    FORMAT,
+    analysed_points,
+    base_spectra_file,
+    spectra_file,
+    subspaces_file,
+)
+from laura.study.summary import Evidence, Point, gather
+
+UNUSABLE = (ModelError, AdapterError, ShapeError)
+
+
+def analyse(session: Session) -> None:
+    """Write the spectra and subspaces that the recipe's `analysis` asks for.
+
+    Raises:
+        CheckpointError: a checkpoint does not match its checksums.
+        StoreError: a file cannot be read or written.
+    """
+    section = session.recipe.analysis
+    if section.spectra == "none":
+        return
+    evidence = gather(session.store, session.recipe)
+    wanted = Wanted(section.intruders, section.intruder_k, section.intruder_eps)
+    todo = [p for p in analysed_points(evidence) if not _stands(session, p, wanted)]
+    device = spectral_device(session.bench.device_name)
+    if todo:
+        base = _base(session)
+        known = _base_spectra(session, base, device)
+        with session.progress.bar("analysis", len(todo), "checkpoints") as bar:
+            for point in todo:
+                _analyse_point(session, base, known, point, wanted, device)
+                bar.advance()
+    if section.subspace_k is not None:
+        _subspaces(session, evidence, section.subspace_k, device)
+
+
+def _base(session: Session) -> StoredModel:
+    """The base as the runs had it: its file's weights, in the type they were held in."""
+    section = session.recipe.base
+    folder = resolve_model(section.model, section.revision, session.progress)
+    held = DTYPES[section.dtype]
+    return StoredModel(folder, None if held == torch.float32 else held)
+
+
+def _base_spectra(
+    session: Session, base: StoredModel, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    file = base_spectra_file(session.store)
+    # A study may be continued with the same base held in another type.
+    identity = {"dtype": session.recipe.base.dtype}
+    kept = read_json(file) if file.is_file() else {}
+    known: dict[str, dict[str, Any]] = kept.get("matrices", {})
+    if kept.get("dtype") != identity["dtype"]:
+        partial = _partial(file)
+        known = base_spectra(
+            base, file=partial, identity=identity, device=device, progress=session.progress
+        )
+        write_json(file, {"format": FORMAT, **identity, "matrices": known})
+        partial.unlink()
+    return known
+
+
+def _stands(session: Session, point: Point, wanted: Wanted) -> bool:
+    file = spectra_file(session.store, point)
+    if file.is_file():
+        return bool(read_json(file).get("settings") == wanted.settings)
+    return not session.store.run(point.run["id"]).checkpoint(point.step).is_dir()
+
+
+def _analyse_point(
+    session: Session,
+    base: StoredModel,
+    known: dict[str, dict[str, Any]],
+    point: Point,
+    wanted: Wanted,
+    device: torch.device,
+) -> None:
+    file = spectra_file(session.store, point)
+    check_folder(session.store.run(point.run["id"]).checkpoint(point.step))
+    partial = _partial(file)
+    fault, matrices, remarks = None, list[dict[str, Any]](), list[str]()
+    title = f"spectra of {point.arm} at {point.learning_rate:g}, seed {point.seed}"
+    try:
+        tuned = open_tuned(base, _weights(session, point))
+        matrices = measure_spectra(
+            base,
+            tuned,
+            wanted,
+            known=known,
+            file=partial,
+            identity={"run": point.run["id"], "step": point.step},
+            device=device,
+            title=title,
+            progress=session.progress,
+        )
+        remarks = warnings(base, tuned, matrices)
+    except UNUSABLE as error:
+        fault = str(error)
+        session.progress.say(f"No spectra of {point.arm}, seed {point.seed}: {fault}")
+    entry: dict[str, Any] = {
+        "format": FORMAT,
+        "run": point.run["id"],
+        "arm": point.arm,
+        "seed": point.seed,
+        "learning_rate": point.learning_rate,
+        "budget": point.budget,
+        "step": point.step,
+        "settings": wanted.settings,
+        "warnings": remarks,
+        "matrices": matrices,
+    }
+    write_json(file, entry if fault is None else {**entry, "fault": fault})
+    partial.unlink(missing_ok=True)
+
+
+def _subspaces(session: Session, evidence: Evidence, k: int, device: torch.device) -> None:
+    """Directions of the best lora and the best full arm, seed by seed, at the last budget."""
+    pairs = _pairs(evidence)
+    file = subspaces_file(session.store)
+    identity = {"k": k, "pairs": [[p.run["id"], q.run["id"], p.step, q.step] for p, q in pairs]}
+    if not pairs or (file.is_file() and read_json(file)["identity"] == identity):
+        return
+    base = _base(session)
+    rows: list[dict[str, Any]] = []
+    for number, pair in enumerate(pairs):
+        runs = [point.run["id"] for point in pair]
+        folders = [_weights(session, point) for point in pair]
+        partial = file.with_name(f"subspaces.{number}.partial.jsonl")
+        try:
+            found = compare_subspaces(
+                base,
+                [open_tuned(base, folder) for folder in folders],
+                k,
+                file=partial,
+                identity={**identity, "runs": runs},
+                device=device,
+                progress=session.progress,
+            )
+        except UNUSABLE as error:
+            session.progress.say(f"No subspaces of {pair[0].arm} and {pair[1].arm}: {error}")
+            continue
+        # A matrix that one of them leaves alone has no directions to compare.
+        rows += [{"runs": runs, **row} for row in found if row["k"]]
+    write_json(file, {"format": FORMAT, "identity": identity, "matrices": rows})
+    for partial in file.parent.glob("subspaces.*.partial.jsonl"):
+        partial.unlink()
+
+
+def _pairs(evidence: Evidence) -> list[tuple[Point, Point]]:
+    """The best lora run and the best full run of each seed that has both, at the last budget."""
+    arms = evidence.recipe.arms
+    budgets: Sequence[float] = evidence.recipe.budget.tokens or evidence.recipe.budget.epochs or []
+    points = [p for p in analysed_points(evidence) if p.budget == budgets[-1]]
+    sides = []
+    for method in (LoraArm, FullArm):
+        own = [p for p in points if isinstance(arms[p.arm], method)]
+        first = [p for p in own if p.seed == evidence.recipe.seeds[0] and p.validation is not None]
+        if not first:
+            return []
+        best = min(first, key=lambda p: (p.validation, p.arm)).arm
+        sides.append({p.seed: p for p in own if p.arm == best})
+    return [(lora, sides[1][seed]) for seed, lora in sides[0].items() if seed in sides[1]]
+
+
+def _weights(session: Session, point: Point) -> Path:
+    checkpoint = session.store.run(point.run["id"]).checkpoint(point.step)
+    return weights_folder(checkpoint, session.progress)
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f"{file.stem}.partial.jsonl")

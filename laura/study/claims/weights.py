@@ -1,0 +1,147 @@
+"""Claims about the updates themselves, from the spectra of analysis.json.
+
+Ranks are those at 90 % of the energy (Biderman et al. 2024, section 5). Where shapes are
+compared, ranks are taken as a share of what iid noise of the same shape gives: a wide
+matrix has a higher rank for no other reason than its shape. The matrices of a model are
+all there are, no sample, so the error is that over seeds alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from laura.study.claims.settings import GROUPS, Setting
+from laura.study.claims.verdicts import Finding, Piece, look_at_each
+from laura.study.effects import TooThin, over_seeds
+
+ENERGY = "90"
+TIMES_LORA = 10.0
+Matrix = dict[str, Any]
+
+
+def full_is_high_rank(settings: Sequence[Setting]) -> Finding:
+    """Full's updates need at least ten times the directions that LoRA has: log10(rank / r) > 1.
+
+    The paper says 10 to 100 times a usual LoRA rank; r is the lowest rank of the study's
+    plain LoRA arms. Too thin where ten times r is more than the matrices could show.
+    """
+
+    def look(setting: Setting) -> list[Piece]:
+        full, lora = setting.full(), min(setting.loras(), key=lambda arm: arm.rank)
+        by_seed = _last(setting)
+        smallest = min(min(m["shape"]) for own in by_seed.values() for m in own)
+        if TIMES_LORA * lora.rank > smallest:
+            raise TooThin(
+                f"ten times rank {lora.rank} is more than the {smallest} directions a matrix "
+                "has; run a LoRA arm of lower rank or a wider base"
+            )
+        logs = [
+            fmean(math.log10(max(1, m["rank"][ENERGY]) / lora.rank) for m in own)
+            for own in by_seed.values()
+        ]
+        effect = over_seeds(logs, _matrices(by_seed))
+        what = f"log10 of the rank of {full.name}'s updates over {lora.rank}"
+        return [Piece((full.name, lora.name), what, effect, "log10", math.log10(TIMES_LORA))]
+
+    return look_at_each(settings, look)
+
+
+def rank_grows_with_data(settings: Sequence[Setting]) -> Finding:
+    """Rank of full's updates at the last budget minus that at the first, as a share of width."""
+
+    def look(setting: Setting) -> list[Piece]:
+        full, by_budget = setting.full(), _spectra(setting)
+        if len(by_budget) < 2:
+            raise TooThin("spectra of fewer than two budgets")
+        early, late = by_budget[min(by_budget)], by_budget[max(by_budget)]
+        growth = [
+            _mean_share(late[seed], _of_width) - _mean_share(early[seed], _of_width)
+            for seed in sorted(early.keys() & late.keys())
+        ]
+        effect = over_seeds(growth, _matrices(late))
+        what = f"rank of {full.name}'s updates, {max(by_budget):,g} minus {min(by_budget):,g}"
+        return [Piece((full.name,), what, effect, "share of width")]
+
+    return look_at_each(settings, look)
+
+
+def mlp_above_attention(settings: Sequence[Setting]) -> Finding:
+    """Rank of full's updates as a share of noise: mlp modules minus attention modules."""
+
+    def look(setting: Setting) -> list[Piece]:
+        def difference(own: list[Matrix]) -> float:
+            sides = [[m for m in own if m["module"] in GROUPS[g]] for g in ("mlp", "attention")]
+            if not all(sides):
+                raise TooThin("no spectra of both mlp and attention modules")
+            return _mean_share(sides[0], _of_noise) - _mean_share(sides[1], _of_noise)
+
+        return _once(setting, difference, "rank of updates in mlp minus attention")
+
+    return look_at_each(settings, look)
+
+
+def middle_layers_above_ends(settings: Sequence[Setting]) -> Finding:
+    """Rank of full's updates as a share of noise: middle layers minus the first and the last."""
+
+    def look(setting: Setting) -> list[Piece]:
+        def difference(own: list[Matrix]) -> float:
+            layers = sorted({m["layer"] for m in own if m["layer"] is not None})
+            if len(layers) < 3:
+                raise TooThin("fewer than three layers, so none is in the middle")
+            ends = [m for m in own if m["layer"] in (layers[0], layers[-1])]
+            middle = [m for m in own if m["layer"] in layers[1:-1]]
+            return _mean_share(middle, _of_noise) - _mean_share(ends, _of_noise)
+
+        return _once(setting, difference, "rank of updates in middle layers minus both ends")
+
+    return look_at_each(settings, look)
+
+
+def _once(setting: Setting, number: Callable[[list[Matrix]], float], what: str) -> list[Piece]:
+    by_seed = _last(setting)
+    effect = over_seeds([number(own) for own in by_seed.values()], _matrices(by_seed))
+    return [Piece((setting.full().name,), what, effect, "share of noise rank")]
+
+
+def _of_noise(matrix: Matrix) -> float:
+    return float(matrix["rank"][ENERGY]) / float(matrix["noise_rank"][ENERGY])
+
+
+def _of_width(matrix: Matrix) -> float:
+    return float(matrix["rank"][ENERGY]) / float(min(matrix["shape"]))
+
+
+def _mean_share(matrices: list[Matrix], share: Callable[[Matrix], float]) -> float:
+    return fmean([share(matrix) for matrix in matrices])
+
+
+def _matrices(by_seed: dict[int, list[Matrix]]) -> int:
+    return min(len(own) for own in by_seed.values())
+
+
+def _last(setting: Setting) -> dict[int, list[Matrix]]:
+    by_budget = _spectra(setting)
+    return by_budget[max(by_budget)]
+
+
+def _spectra(setting: Setting) -> dict[float, dict[int, list[Matrix]]]:
+    """Budget to seed to matrices of plain full finetuning at its best rate.
+
+    Raises:
+        TooThin: there are none; a matrix whose update was not finite is left out.
+    """
+    full = setting.full()
+    best = setting.evidence.best.get(full.name)
+    found: dict[float, dict[int, list[Matrix]]] = {}
+    for row in setting.analysis.get("spectra") or []:
+        if row["arm"] == full.name and row["learning_rate"] == best:
+            whole = [m for m in row["matrices"] if (m.get("rank") or {}).get(ENERGY) is not None]
+            linear = [m for m in whole if m["module"] in GROUPS["all"]]
+            if linear:
+                found.setdefault(float(row["budget"]), {})[row["seed"]] = linear
+    if not found:
+        raise TooThin("no spectra of full finetuning; run with analysis.spectra")
+    return found

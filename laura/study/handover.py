@@ -1,0 +1,238 @@
+"""A recommendation handed over: as JSON, as a recipe, as a folder of weights with its record.
+
+No torch: weights are copied as files, after their checksums were checked.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from laura.errors import EvidenceError, UsageError
+from laura.recipe_reading import recipe_yaml
+from laura.record import (
+    RECORD_FILE,
+    BaseOfRecord,
+    ClaimOfRecord,
+    Estimated,
+    Record,
+    Score,
+    TaskScores,
+    write_record,
+)
+from laura.results import TaskResult, change
+from laura.store import (
+    MANIFEST,
+    StudyStore,
+    check_folder,
+    disk_faults,
+    file_hash,
+    read_json,
+    write_folder,
+    write_text,
+)
+from laura.study.claims.judgement import build_claims
+from laura.study.claims.settings import FORGETTING, LEARNING, Setting
+from laura.study.effects import Effect
+from laura.study.measures import leading
+from laura.study.recommend import Candidate, Decision
+from laura.study.summary import Evidence, Point
+
+NAME_ENDING, LONGEST_NAME = "-recommended", 64
+
+
+def decision_json(decision: Decision) -> dict[str, Any]:
+    """A decision as one JSON value."""
+    setting, chosen = decision.setting, decision.chosen
+    return {
+        "format": 1,
+        "study": setting.name,
+        "wish": asdict(decision.wish),
+        "state": decision.state,
+        "measures": {
+            name: {"tasks": setting.tasks(name), "unit": setting.unit(name)}
+            for name in (LEARNING, FORGETTING)
+        },
+        "candidates": decision.candidates,
+        "level": decision.level,
+        "chosen": _candidate(chosen, decision.level) if chosen else None,
+        "alternatives": [
+            {**_candidate(one, decision.level), "why_not": why} for one, why in decision.others
+        ],
+        "not_tried": decision.not_tried,
+    }
+
+
+def write_recipe(decision: Decision, path: Path) -> None:
+    """Write the recipe of the recommended configuration, ready for `train` and `compare`.
+
+    It is the study's with one arm, one rate and one budget, under a name of its own, so that
+    it does not run into the study's folder. Points of a `hot` run keep the whole list: the
+    schedule belongs to the longest.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    recipe, chosen = decision.setting.evidence.recipe, _chosen(decision)
+    arm = recipe.arms[chosen.arm.name]
+    arm = arm.model_copy(update={"learning_rates": [chosen.learning_rate]})
+    budget = recipe.budget
+    if budget.points == "separate":
+        unit = "tokens" if budget.tokens else "epochs"
+        point = int(chosen.budget) if budget.tokens else chosen.budget
+        budget = budget.model_copy(update={unit: [point]})
+    name = recipe.name[: LONGEST_NAME - len(NAME_ENDING)] + NAME_ENDING
+    ready = recipe.model_copy(
+        update={"name": name, "arms": {chosen.arm.name: arm}, "budget": budget}
+    )
+    write_text(path, recipe_yaml(ready))
+
+
+def write_weights(decision: Decision, study: Path, folder: Path) -> Record:
+    """Copy the recommended checkpoint, with its `laura.json`; the first seed of the recipe.
+
+    The first and not the best: to pick the best seed by its scores would make the scores
+    in the record too good.
+
+    Raises:
+        EvidenceError: the checkpoint is not there any more.
+        UsageError: the folder holds something else.
+        CheckpointError: the checkpoint does not match its checksums.
+        StoreError: the folder cannot be written.
+    """
+    chosen = _chosen(decision)
+    point = next(iter(chosen.points.values()))
+    source = StudyStore(study).run(point.run["id"]).checkpoint(point.step)
+    if not source.is_dir():
+        raise EvidenceError(
+            f"the checkpoint {source} is not there any more; train it again with the recipe "
+            "that --out writes"
+        )
+    with disk_faults(folder):
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken and not (folder / RECORD_FILE).is_file():
+        raise UsageError(f"{folder} holds something else; name a new folder for --adapter")
+    facts = check_folder(source)
+    files = sorted(p for p in source.rglob("*") if p.is_file() and p.name != MANIFEST)
+    record = _record(
+        decision, study, point, {str(p.relative_to(source)): file_hash(p) for p in files}
+    )
+
+    def fill(place: Path) -> None:
+        shutil.copytree(source, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        write_record(place, record)
+
+    write_folder(folder, fill, facts)
+    return record
+
+
+def _chosen(decision: Decision) -> Candidate:
+    if decision.chosen is None:
+        raise ValueError("nothing was recommended, so there is nothing to hand over")
+    return decision.chosen
+
+
+def _candidate(one: Candidate, level: float) -> dict[str, Any]:
+    return {
+        "arm": one.arm.name,
+        "method": one.arm.method,
+        "settings": dict(one.arm.settings),
+        "learning_rate": one.learning_rate,
+        "budget": one.budget,
+        "seeds": list(one.points),
+        "runs": [point.run["id"] for point in one.points.values()],
+        "learning": _effect(one.learning, level),
+        "forgetting": _effect(one.forgetting, level),
+        "cost": one.cost,
+    }
+
+
+def _effect(effect: Effect, level: float) -> dict[str, Any]:
+    return {
+        "value": effect.value,
+        "stderr": effect.stderr,
+        "interval": list(effect.interval(level)),
+        "level": level,
+        "n": effect.n,
+        "seeds": effect.seeds,
+    }
+
+
+def _record(decision: Decision, study: Path, point: Point, weights: dict[str, str]) -> Record:
+    setting, chosen = decision.setting, _chosen(decision)
+    evidence = setting.evidence
+    base = evidence.facts["base"]
+    judged = build_claims([(setting.name, evidence, dict(setting.analysis))])["claims"]
+    return Record(
+        study=setting.name,
+        base=BaseOfRecord(
+            model=base["model"], fingerprint=base["fingerprint"], parameters=base["parameters"]
+        ),
+        recipe=evidence.recipe.model_dump(mode="json"),
+        arm=chosen.arm.name,
+        method=chosen.arm.method,
+        learning_rate=chosen.learning_rate,
+        seed=point.seed,
+        budget=float(chosen.budget),
+        budget_unit="tokens" if evidence.recipe.budget.tokens else "epochs",
+        tokens=point.tokens,
+        step=point.step,
+        run=str(point.run["id"]),
+        scores=_scores(evidence, point),
+        learning=_estimated(setting, LEARNING, chosen.learning, decision.level),
+        forgetting=_estimated(setting, FORGETTING, chosen.forgetting, decision.level),
+        claims=[
+            ClaimOfRecord(
+                id=c["id"], statement=c["statement"], verdict=c["verdict"], reason=c["reason"]
+            )
+            for c in judged
+        ],
+        versions=_versions(study),
+        weights=weights,
+    )
+
+
+def _estimated(setting: Setting, measure: str, effect: Effect, level: float) -> Estimated:
+    return Estimated(
+        tasks=setting.tasks(measure),
+        unit=setting.unit(measure),
+        value=effect.value,
+        stderr=effect.stderr,
+        interval=effect.interval(level),
+        level=level,
+        n=effect.n,
+        seeds=effect.seeds,
+    )
+
+
+def _scores(evidence: Evidence, point: Point) -> dict[str, TaskScores]:
+    found = {}
+    for name, measure in evidence.measures.items():
+        tuned, base = point.results.get(name), evidence.base.get(name)
+        if tuned is None:
+            continue
+        moved = change(base, tuned, leading(base)) if base else None
+        found[name] = TaskScores(
+            title=measure.title,
+            unit=measure.unit,
+            higher_is_better=measure.higher_is_better,
+            base=_score(base) if base else None,
+            tuned=_score(tuned),
+            change=Score(value=moved.value, stderr=moved.stderr, n=moved.n) if moved else None,
+        )
+    return found
+
+
+def _score(result: TaskResult) -> Score:
+    metric = result.metrics[leading(result)]
+    return Score(value=metric.value, stderr=metric.stderr, n=result.n)
+
+
+def _versions(study: Path) -> dict[str, str]:
+    """What the weights were trained with, as the study recorded it."""
+    path = study / "environment.json"
+    known = read_json(path) if path.is_file() else {}
+    own = {key: known.get(key) for key in ("laura", "commit", "python")}
+    return {k: str(v) for k, v in {**own, **known.get("packages", {})}.items() if v is not None}

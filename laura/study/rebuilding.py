@@ -1,0 +1,35 @@
+"""Writing again what follows from a study folder alone: analysis and claims. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from laura.errors import RecipeError, StoreError
+from laura.progress import SILENT, Progress
+from laura.store import StudyStore
+from laura.study.claims.judgement import (
+    CLAIMS_FILE,
+    is_carried_out,
+    stored_evidence,
+    write_claims,
+)
+from laura.study.findings import FILE, write_findings
+
+
+def rebuild(folder: Path, progress: Progress = SILENT) -> None:
+    """Write a study's `analysis.json` and `claims.json` anew; where that cannot be, they stay.
+
+    Args:
+        folder: The study.
+        progress: Told why they stay as they are.
+    """
+    if not is_carried_out(folder):
+        return
+    try:
+        evidence = stored_evidence(folder)
+    except (RecipeError, StoreError) as error:
+        told = str(error).splitlines()[0].rstrip(":")
+        progress.say(f"{FILE} and {CLAIMS_FILE} of {folder} stay as they are: {told}")
+        return
+    write_findings(evidence, StudyStore(folder))
+    write_claims(folder, evidence)

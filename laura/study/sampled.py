@@ -1,0 +1,224 @@
+"""Diversity and pass@k of a study, from the samples of its extras. No torch.
+
+Beside a model's samples lie the numbers of each prompt, in `analysis`: counting and
+comparing all texts takes longest, and is done once, by whoever measured them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from laura.analysis import diversity
+from laura.analysis.diversity import Prompt
+from laura.analysis.passk import curve
+from laura.errors import StoreError
+from laura.results import TaskResult, samples_file
+from laura.statistics import seed_error
+from laura.store import StudyStore, file_hash, read_json, read_lines_gz, write_json
+from laura.study.curves import describe
+from laura.study.extras import extra_points
+from laura.study.measures import is_current
+from laura.study.summary import Evidence, Point
+
+FORMAT = 1
+COMPARED = ("distinct", "rarefied_passed", "rarefied_failed")
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """One model's samples of an extra: whose, (n, c) of each item, each prompt's numbers."""
+
+    point: Point | None
+    counts: list[tuple[int, int]]
+    prompts: dict[int, Prompt]
+
+
+def build_sampled(evidence: Evidence, store: StudyStore, gaps: list[str]) -> dict[str, Any]:
+    """The parts `diversity`, `diversity_differences` and `pass_at_k` of analysis.json.
+
+    Args:
+        evidence: The study.
+        store: Its folder.
+        gaps: What is missing is added here, in words.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {
+        "diversity": [],
+        "diversity_differences": [],
+        "pass_at_k": [],
+    }
+    for name in evidence.recipe.measure.extras:
+        found = list(_found(name, evidence, store, gaps))
+        rows["diversity"] += [_diversity(name, one, evidence) for one in found]
+        rows["diversity_differences"] += _differences(name, found, evidence)
+        rows["pass_at_k"] += [_pass_at_k(name, one, evidence) for one in found]
+    return rows
+
+
+def prompts_of(result: Path) -> list[Prompt]:
+    """The numbers of each prompt of an extra's result, kept beside it.
+
+    Raises:
+        StoreError: the samples are missing, damaged, or not those of an extra.
+    """
+    samples = samples_file(result)
+    mark = file_hash(samples)
+    kept = analysis_file(result)
+    if kept.is_file():
+        try:
+            known = read_json(kept)
+            if (known["format"], known["samples"]) == (FORMAT, mark):
+                return list(known["prompts"])
+        except (StoreError, KeyError, TypeError):
+            pass  # made anew from the samples
+    rows = read_lines_gz(samples)
+    try:
+        prompts = [
+            diversity.prompt_numbers(list(own))
+            for _, own in itertools.groupby(rows, key=lambda row: row["index"])
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{samples} holds no samples of an extra ({error!r})") from error
+    if not prompts:
+        raise StoreError(f"{samples} is empty; delete it and its result, and measure again")
+    write_json(kept, {"format": FORMAT, "samples": mark, "prompts": prompts})
+    return prompts
+
+
+def analysis_file(result: Path) -> Path:
+    """Where the numbers of an extra's prompts stand: `analysis` instead of `evals`."""
+    parts = list(result.parts)
+    place = len(parts) - 1 - parts[::-1].index("evals")
+    parts[place] = "analysis"
+    return Path(*parts).with_name(f"{result.stem}.diversity.json")
+
+
+def _found(name: str, evidence: Evidence, store: StudyStore, gaps: list[str]) -> Iterator[_Sampled]:
+    for point in [None, *extra_points(name, evidence)]:
+        whose = "the base" if point is None else describe(point)
+        path = (
+            store.base_evaluation(name)
+            if point is None
+            else store.run(point.run["id"]).evaluation(point.step, name)
+        )
+        if not path.is_file():
+            gaps.append(f"{name} was not measured on {whose}")
+            continue
+        try:
+            result = TaskResult.read(path)
+            if not is_current(result, evidence.facts.get("tasks", {})):
+                gaps.append(f"{name} of {whose} was measured with other settings")
+                continue
+            prompts = {prompt["index"]: prompt for prompt in prompts_of(path)}
+            counts = [(item["samples"], item["passes"]) for item in result.items]
+        except (StoreError, KeyError) as error:
+            gaps.append(f"samples of {name} on {whose} cannot be used: {error}")
+            continue
+        yield _Sampled(point, counts, prompts)
+
+
+def _diversity(name: str, one: _Sampled, evidence: Evidence) -> dict[str, Any]:
+    extra = evidence.recipe.measure.extras[name]
+    prompts = list(one.prompts.values())
+    samples = max(prompt["samples"] for prompt in prompts)
+    sizes = {
+        **dict.fromkeys(diversity.RAREFIED_COUNTS, min(diversity.RAREFIED, samples)),
+        "self_bleu": min(diversity.SELF_BLEU_ANSWERS, samples),
+    }
+    numbers = {}
+    for key in diversity.KEYS:
+        found = diversity.over_prompts(prompts, key)
+        size = {"samples": sizes[key]} if key in sizes else {}
+        numbers[key] = None if found is None else {**asdict(found), **size}
+    return {
+        **_whose(name, extra.task, one.point),
+        "samples": samples,
+        "temperature": extra.temperature,
+        **numbers,
+    }
+
+
+def _pass_at_k(name: str, one: _Sampled, evidence: Evidence) -> dict[str, Any]:
+    extra = evidence.recipe.measure.extras[name]
+    ks = sorted({1, *extra.k})
+    points = curve(one.counts, ks)
+    return {
+        **_whose(name, extra.task, one.point),
+        "samples": extra.samples,
+        "temperature": extra.temperature,
+        "k": ks,
+        "value": [point.value for point in points],
+        "stderr": [point.stderr for point in points],
+        "n": len(one.counts),
+    }
+
+
+def _differences(name: str, found: Sequence[_Sampled], evidence: Evidence) -> list[dict[str, Any]]:
+    """Arms against one another and against the base, paired by prompt, at each budget."""
+    extra = evidence.recipe.measure.extras[name]
+    sides: dict[tuple[float | None, str | None], list[dict[int, Prompt]]] = {}
+    for one in found:
+        budget, arm = (one.point.budget, one.point.arm) if one.point else (None, None)
+        sides.setdefault((budget, arm), []).append(one.prompts)
+    rows = []
+    base = sides.pop((None, None), None)
+    for budget in dict.fromkeys(budget for budget, _ in sides):
+        own: dict[str | None, list[dict[int, Prompt]]] = {
+            arm: seeds for (at, arm), seeds in sides.items() if at == budget
+        }
+        if base:
+            own[None] = base
+        for first, second in itertools.combinations(own, 2):
+            for key in COMPARED:
+                # The base has no seeds: it is the same beside each of the arm's.
+                other = own[second] * (len(own[first]) if second is None else 1)
+                row = _difference(own[first], other, key)
+                if row is not None:
+                    whose = {"extra": name, "task": extra.task, "arms": [first, second]}
+                    rows.append({**whose, "budget": budget, "measure": key, **row})
+    return rows
+
+
+def _difference(
+    first: Sequence[dict[int, Prompt]], second: Sequence[dict[int, Prompt]], key: str
+) -> dict[str, Any] | None:
+    """First minus second over the prompts that have the number in every seed of both."""
+    shared = set.intersection(
+        *(
+            {index for index, prompt in seed.items() if prompt[key] is not None}
+            for seed in (*first, *second)
+        )
+    )
+    means = [
+        {i: {key: math.fsum(seed[i][key] for seed in side) / len(side)} for i in sorted(shared)}
+        for side in (first, second)
+    ]
+    found = diversity.difference(means[1], means[0], key)
+    if found is None:
+        return None
+    over_seeds = [
+        seed_error([math.fsum(seed[i][key] for i in shared) / len(shared) for seed in side])
+        for side in (first, second)
+    ]
+    return {
+        "difference": found.value,
+        "stderr": math.hypot(found.stderr, *over_seeds),
+        "n": found.n,
+        "seeds": min(len(first), len(second)),
+    }
+
+
+def _whose(name: str, task: str, point: Point | None) -> dict[str, Any]:
+    return {
+        "extra": name,
+        "task": task,
+        "arm": point.arm if point else None,
+        "run": point.run["id"] if point else None,
+        "seed": point.seed if point else None,
+        "learning_rate": point.learning_rate if point else None,
+        "budget": point.budget if point else None,
+    }

@@ -1,0 +1,88 @@
+"""Spectra and subspaces of a study: where they lie, and reading them back. No torch.
+
+base/analysis/spectra.json             of the base, once
+runs/ID/analysis/STEP/spectra.json     of one checkpoint
+analysis/subspaces.json                of the best lora and the best full arm
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from laura.errors import StoreError
+from laura.store import StudyStore, read_json
+from laura.study.summary import Evidence, Point
+
+FORMAT = 1
+
+
+def base_spectra_file(store: StudyStore) -> Path:
+    """Where the base's own spectra lie."""
+    return store.folder / "base" / "analysis" / "spectra.json"
+
+
+def spectra_file(store: StudyStore, point: Point) -> Path:
+    """Where the spectra of a run at a budget point lie."""
+    return store.run(point.run["id"]).analysis(point.step, "spectra")
+
+
+def subspaces_file(store: StudyStore) -> Path:
+    """Where the comparison of directions lies."""
+    return store.folder / "analysis" / "subspaces.json"
+
+
+def analysed_points(evidence: Evidence) -> list[Point]:
+    """The points whose weights the recipe wants analysed: at each arm's best rate, every seed."""
+    wanted = evidence.recipe.analysis.spectra
+    budgets = evidence.recipe.budget.tokens or evidence.recipe.budget.epochs or []
+    if wanted == "none" or not budgets:
+        return []
+    return [
+        point
+        for point in evidence.points
+        if point.learning_rate == evidence.best.get(point.arm)
+        and (wanted == "all" or point.budget == budgets[-1])
+    ]
+
+
+def read_spectra(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[dict[str, Any]]:
+    """The `spectra` part of a study's analysis: one entry a checkpoint, in order.
+
+    Args:
+        store: The study.
+        evidence: What it holds.
+        gaps: Gets a sentence for each checkpoint that could not be analysed, and for
+            each file that is damaged.
+    """
+    found = []
+    for point in analysed_points(evidence):
+        entry = _kept(spectra_file(store, point), gaps)
+        if entry is None:
+            continue
+        if "fault" in entry:
+            told = f"{point.arm}, seed {point.seed}, step {point.step}"
+            gaps.append(f"no spectra of {told}: {entry['fault']}")
+            continue
+        found.append({key: value for key, value in entry.items() if key != "format"})
+    return found
+
+
+def read_subspaces(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[dict[str, Any]]:
+    """The `subspaces` part of a study's analysis; `gaps` as in `read_spectra`."""
+    section = evidence.recipe.analysis
+    if section.spectra == "none" or section.subspace_k is None:
+        return []
+    rows: list[dict[str, Any]] = (_kept(subspaces_file(store), gaps) or {}).get("matrices", [])
+    return rows
+
+
+def _kept(file: Path, gaps: list[str]) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        value = read_json(file)
+    except StoreError as error:
+        gaps.append(str(error))
+        return None
+    return value if isinstance(value, dict) else None
