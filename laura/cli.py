@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -158,17 +158,25 @@ app.command()(gate)
 
 @app.command()
 def report(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Study folder.")],
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="Folder of a study, or of a series.")
+    ],
+    form: Annotated[
+        Literal["html", "md"],
+        typer.Option("--format", help="html: report.html, one page for a browser; md: report.md."),
+    ] = "html",
     json: JsonOption = False,
 ) -> None:
     """Draw the report again from a study folder alone.
 
+    Figures for a paper lie in STUDY/figures, as SVG and PNG.
+
     \b
     Example:
-      laura report studies/smollm2-demo
+      laura report studies/smollm2-demo --format md
     """
     with opened(json) as desk:
-        draw_and_answer(desk, study)
+        draw_and_answer(desk, study, form)
 
 
 app.command()(show)

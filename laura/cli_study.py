@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from laura.progress import Progress
     from laura.recipe import Recipe
     from laura.recipe_series import Series
+    from laura.report.page import Format
 
 
 def read_chosen(
@@ -89,35 +90,42 @@ def carry_out(
     )
 
 
-def draw_and_answer(desk: Desk, folder: Path) -> None:
-    """Draw the report of a study or of every setting of a series, and show what they found."""
+def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
+    """Draw the report of a study, or of a series and its settings, and show what they found."""
     from laura.store import SeriesStore
 
     settings = SeriesStore(folder).settings()
     if not settings:
-        desk.answer(*_drawn(desk, folder))
+        desk.answer(*_drawn(desk, folder, form))
         return
     from laura.cli_claims import claims_table
+    from laura.report.series import write_series_report
     from laura.study.claims.judgement import write_series_claims
 
     answers = {
-        name: _drawn(desk, study.folder)
+        name: _drawn(desk, study.folder, form)
         for name, study in settings.items()
         if study.summary_file.is_file()
     }
     found = write_series_claims(folder)
+    page = write_series_report(folder, form)
     told = {name: value for name, (value, _) in answers.items()}
-    value = {"series": str(folder), "settings": told, "claims": found["claims"]}
+    value = {
+        "series": str(folder),
+        "report": str(page),
+        "settings": told,
+        "claims": found["claims"],
+    }
     if desk.as_json:
         desk.answer(value)
         return
     from rich.console import Group
 
     shown = [part for name, (_, table) in answers.items() for part in (f"\n{name}", table)]
-    desk.answer(value, Group(*shown, "", claims_table(found)))
+    desk.answer(value, Group(*shown, "", claims_table(found), f"\nReport: {page}"))
 
 
-def _drawn(desk: Desk, folder: Path) -> tuple[dict[str, Any], Any]:
+def _drawn(desk: Desk, folder: Path, form: Format) -> tuple[dict[str, Any], Any]:
     """The answer on one study, whose report is drawn: for machines, and for people."""
     from rich.console import Group
 
@@ -127,7 +135,7 @@ def _drawn(desk: Desk, folder: Path) -> tuple[dict[str, Any], Any]:
     from laura.study.rebuilding import rebuild
 
     rebuild(folder, desk.progress)
-    page = write_report(folder, desk.progress)
+    page = write_report(folder, desk.progress, form)
     summary = read_json(StudyStore(folder).summary_file)
     value = {"study": str(folder), "report": str(page), **without_curves(summary)}
     return value, Group(summary_table(summary), f"\nReport: {page}")

@@ -252,9 +252,7 @@ def _needed(fields: Fields) -> Needed:
 
 def _sampled(fields: Fields) -> Sampled:
     counts = {
-        name: Estimate(
-            own.number("value"), own.optional_number("stderr") or 0.0, count(own, "n")
-        )
+        name: Estimate(own.number("value"), own.optional_number("stderr") or 0.0, count(own, "n"))
         for name in COUNTS
         if fields.has(name)
         for own in [fields.nested(name)]

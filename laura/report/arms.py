@@ -18,9 +18,7 @@ def setting(arm: Arm, name: str) -> float:
 
 def is_regularised(arm: Arm) -> bool:
     """Whether an arm of full finetuning decays its weights or drops activations."""
-    return arm.method == "full" and any(
-        setting(arm, name) for name in ("weight_decay", *DROPOUTS)
-    )
+    return arm.method == "full" and any(setting(arm, name) for name in ("weight_decay", *DROPOUTS))
 
 
 def regulariser(arm: Arm) -> str:
@@ -65,9 +63,7 @@ def _key(arm: Arm, varied: tuple[str, ...]) -> str:
 def _shared(settings: list[dict[str, Any]]) -> set[str]:
     """Settings that are the same for all, so that naming them says nothing."""
     first = settings[0] if settings else {}
-    return {
-        name for name in first if all(other.get(name) == first[name] for other in settings)
-    }
+    return {name for name in first if all(other.get(name) == first[name] for other in settings)}
 
 
 def _name(arm: Arm, varied: tuple[str, ...], shared: set[str]) -> str:

@@ -159,17 +159,7 @@ class Answers:
 
 
 Block: TypeAlias = (
-    Heading
-    | Prose
-    | Notice
-    | Listing
-    | Table
-    | Figure
-    | Still
-    | Link
-    | Fold
-    | Source
-    | Answers
+    Heading | Prose | Notice | Listing | Table | Figure | Still | Link | Fold | Source | Answers
 )
 
 

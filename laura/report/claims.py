@@ -200,7 +200,5 @@ def _asked(wish: Fields) -> str:
         "min_learning": "learning at least",
         "memory_bytes": "bytes of memory at most",
     }
-    told = [
-        f"{words} {wish.number(name):g}" for name, words in bounds.items() if wish.has(name)
-    ]
+    told = [f"{words} {wish.number(name):g}" for name, words in bounds.items() if wish.has(name)]
     return ", ".join(told)

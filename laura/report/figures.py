@@ -59,9 +59,7 @@ class DrawnChart:
         return " ".join(panel.description for panel in self.panels)
 
 
-def draw_figures(
-    study: Study, folder: Path, progress: Progress = SILENT
-) -> dict[str, DrawnChart]:
+def draw_figures(study: Study, folder: Path, progress: Progress = SILENT) -> dict[str, DrawnChart]:
     """Write FOLDER/figures/NAME.svg and NAME.png of every chart that has something to draw.
 
     Returns:

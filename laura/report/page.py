@@ -81,15 +81,11 @@ def write_report(study: Path, progress: Progress = SILENT, form: Format = "html"
     return target
 
 
-def lay_out(
-    study: Study, table: Sequence[ReportPage]
-) -> tuple[list[Laid], list[tuple[str, str]]]:
+def lay_out(study: Study, table: Sequence[ReportPage]) -> tuple[list[Laid], list[tuple[str, str]]]:
     """The pages there is something for, and of the others title and reason."""
     reasons = {page.name: page.missing(study) for page in table}
     pages = [
-        Laid(page.name, page.title, page.blocks(study))
-        for page in table
-        if not reasons[page.name]
+        Laid(page.name, page.title, page.blocks(study)) for page in table if not reasons[page.name]
     ]
     absent = [(page.title, reasons[page.name]) for page in table if reasons[page.name]]
     return pages, absent

@@ -18,7 +18,7 @@ from laura.report.samples import Samples, Selection, Wish, select, stream
 from laura.results import samples_file
 from laura.store import StudyStore
 
-MOST_TASKS, MOST_ITEMS, MOST_MODELS, MOST_CHARACTERS = 3, 6, 8, 1200
+MOST_TASKS, MOST_ITEMS, MOST_MODELS, MOST_CHARACTERS = 3, 6, 8, 900
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def read_examples(folder: Path, summary: Summary) -> list[Examples]:
     Raises:
         StoreError: a file of samples is damaged.
     """
-    store, found = StudyStore(folder), []
+    store = StudyStore(folder)
+    found: list[Examples] = []
     for task in dict.fromkeys([*summary.learning, *summary.forgetting]):
         base = store.base_evaluation(task)
         if len(found) == MOST_TASKS or not _is_kept(base):

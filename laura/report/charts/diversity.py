@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from laura.report import formats
 from laura.report.analysis import Sampled
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
@@ -91,11 +90,12 @@ def _panel(summary: Summary, extra: str, models: dict[str, list[Sampled]]) -> Pa
     shape = altair.Shape(
         "kind:N", scale=altair.Scale(domain=kinds, range=style.SHAPES[:3]), legend=legend
     )
-    x = altair.X("x:Q", title=f"distinct outputs among {first.samples} samples of a prompt")
+    words = f"distinct outputs among {first.samples} samples of a prompt"
+    x = altair.X("x:Q", title=words)
     drawn = style.chart(rows)
     layers = [
         drawn.mark_rule(strokeWidth=2, opacity=0.7).encode(
-            x=altair.X("x_low:Q", title=None), x2="x_high:Q", y=y, yOffset=offset, color=color
+            x=altair.X("x_low:Q", title=words), x2="x_high:Q", y=y, yOffset=offset, color=color
         ),
         drawn.mark_point(filled=True, opacity=1, size=85).encode(
             x=x, y=y, yOffset=offset, color=color, shape=shape,

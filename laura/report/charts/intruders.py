@@ -26,7 +26,7 @@ def draw(study: Study) -> list[Panel]:
             for matrix in one.matrices:
                 if matrix.intruders is not None:
                     counts.setdefault((one.arm, matrix.layer), []).append(matrix.intruders)
-    rows = [
+    rows: list[style.Row] = [
         {
             "arm": arm,
             "layer": layer,

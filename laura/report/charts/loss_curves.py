@@ -113,6 +113,7 @@ def _line_layers(
             x=x,
             y=y,
             color=style.color(summary),
+            strokeDash=style.dash([arm.name for arm in summary.arms]),
             detail="run:N",
             tooltip=style.tooltips(**TOOLTIPS),
         )

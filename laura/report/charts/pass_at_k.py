@@ -47,7 +47,8 @@ def _panel(summary: Summary, extra: str, models: dict[str, list[Sampled]]) -> Pa
         for k, found in at_k(seeds).items()
     ]
     first = next(iter(models.values()))[0]
-    x = series.listed_axis("x", "k (log scale)", [row["x"] for row in rows], log=True)
+    ks = [k for seeds in models.values() for k in at_k(seeds)]
+    x = series.listed_axis("x", "k (log scale)", ks, log=True)
     y = altair.Y("y:Q", title="pass@k (%)", scale=altair.Scale(zero=False, padding=10))
     places = {arm.name: place for place, arm in enumerate(summary.arms)}
     palette = [

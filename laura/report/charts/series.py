@@ -39,21 +39,19 @@ def lines(
     colors = [palette[place % len(palette)] for place in range(len(names))]
     shapes = [style.SHAPES[place % len(style.SHAPES)] for place in range(len(names))]
     domain = list(names)
-    color = altair.Color(
-        "series:N", scale=altair.Scale(domain=domain, range=colors), legend=legend
-    )
-    shape = altair.Shape(
-        "series:N", scale=altair.Scale(domain=domain, range=shapes), legend=legend
-    )
+    color = altair.Color("series:N", scale=altair.Scale(domain=domain, range=colors), legend=legend)
+    shape = altair.Shape("series:N", scale=altair.Scale(domain=domain, range=shapes), legend=legend)
     drawn = style.chart(rows)
     bars = style.chart([row for row in rows if "y_low" in row])
     tip = style.tooltips(**tooltips)
     return [
         drawn.mark_line(strokeWidth=2, opacity=0.8).encode(x=x, y=y, color=color),
         *(
-            [bars.mark_rule(strokeWidth=1.2, opacity=0.65).encode(
-                x=x, y="y_low:Q", y2="y_high:Q", color=color
-            )]
+            [
+                bars.mark_rule(strokeWidth=1.2, opacity=0.65).encode(
+                    x=x, y="y_low:Q", y2="y_high:Q", color=color
+                )
+            ]
             if any("y_low" in row for row in rows)
             else []
         ),

@@ -41,10 +41,11 @@ def _panel(summary: Summary, place: int, one: Spectra, matrix: Matrix) -> Panel:
                 )  # fmt: skip
     x = altair.X("x:Q", title="number of the singular value", scale=altair.Scale(type="log"))
     y = altair.Y("y:Q", title="singular value", scale=altair.Scale(type="log"))
-    layers = series.lines(rows, KINDS, x, y, tooltips=TOOLTIPS)[:1]
+    [line, *_] = series.lines(rows, KINDS, x, y, tooltips=TOOLTIPS)
+    dashed = line.encode(strokeDash=style.dash(KINDS, "series"), tooltip=style.tooltips(**TOOLTIPS))
     budget = formats.budget_of(summary, one.budget)
     title = style.titled(
-        layers, matrix.name.removeprefix("model.layers."), f"{one.arm}, {budget}, seed {one.seed}"
+        [dashed], matrix.name.removeprefix("model.layers."), f"{one.arm}, {budget}, seed {one.seed}"
     )
     text = f"Singular values of base, tuned and update of {matrix.name}, {one.arm}, {budget}."
     return Panel(str(place), title, text)

@@ -89,20 +89,22 @@ def _panel(summary: Summary, found: list[Spectra], module: str) -> Panel:
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     x = altair.X("layer:Q", title="layer", axis=layer_axis(rows))
     # On a linear axis the ranks of LoRA would all lie on the ground.
-    scale = altair.Scale(type="symlog", constant=8, padding=10)
-    y = altair.Y("y:Q", title="rank that keeps 90 % of the sum of squares", scale=scale)
-    color = budget_color(summary, found)
-    dash = altair.StrokeDash(
-        "arm:N",
-        scale=altair.Scale(domain=arms, range=[[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]),
-        legend=None,
+    most = max(max(row["y"], row["noise"] or 0) for row in rows)
+    scale = altair.Scale(type="symlog", constant=8, domain=[0, 1.1 * most + 1], nice=False)
+    ticks = [tick for tick in (0, *(2**power for power in range(20))) if tick <= most][-9:]
+    y = altair.Y(
+        "y:Q",
+        title="rank that keeps 90 % of the sum of squares",
+        scale=scale,
+        axis=altair.Axis(values=[0, *ticks], labelOverlap=True),
     )
+    color = budget_color(summary, found)
     noise = [row for row in rows if row["noise"] is not None]
     drawn = style.chart(rows)
     layers = [
         *_noise_layers(noise),
         drawn.mark_line(strokeWidth=2, opacity=0.85).encode(
-            x=x, y=y, color=color, strokeDash=dash, detail="arm:N"
+            x=x, y=y, color=color, strokeDash=style.dash(arms), detail="arm:N"
         ),
         drawn.mark_point(filled=True, opacity=1, size=60).encode(
             x=x,
@@ -112,7 +114,9 @@ def _panel(summary: Summary, found: list[Spectra], module: str) -> Panel:
             tooltip=style.tooltips(**TOOLTIPS),
         ),
     ]
-    lines = ["Colour: budget; shape: arm." + (" Dashed grey: iid noise." if noise else "")]
+    lines = [
+        "Colour: budget; shape and dashes: arm." + (" Dashed grey: iid noise." if noise else "")
+    ]
     return Panel(
         module,
         style.titled(layers, module, *lines),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7A2E")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 3])
 GREY = "#7A7A7A"
 INK = "#222222"
 # A drawn cross: the character is missing from many fonts.
@@ -51,6 +52,19 @@ def shape(summary: Summary, arms: Collection[str] | None = None) -> altair.Shape
     return altair.Shape(
         "arm:N",
         scale=altair.Scale(domain=list(places), range=shapes),
+        legend=altair.Legend(title=None, orient="bottom", columns=2),
+    )
+
+
+def dash(names: Collection[str], field: str = "arm") -> altair.StrokeDash:
+    """Pattern of a line by what it stands for, where it has no markers to tell it by."""
+    import altair
+
+    return altair.StrokeDash(
+        f"{field}:N",
+        scale=altair.Scale(
+            domain=list(names), range=[DASHES[at % len(DASHES)] for at in range(len(names))]
+        ),
         legend=altair.Legend(title=None, orient="bottom", columns=2),
     )
 

@@ -25,9 +25,7 @@ def blocks(study: Study) -> list[Block]:
         for alike in families(study.summary, "replay").values()
         for arm in sorted(alike, key=lambda arm: setting(arm, "replay"))
     }
-    table = scores_table(
-        study.summary, "replayed", "Arms by their share of replay", "replay", arms
-    )
+    table = scores_table(study.summary, "replayed", "Arms by their share of replay", "replay", arms)
     return [Figure("replay"), table]
 
 

@@ -1,0 +1,213 @@
+"""A study with something on every page: analysis.json, claims.json, samples and the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from laura.results import Metric, TaskResult, samples_file
+from laura.store import StudyStore, write_json, write_lines_gz
+
+LORA = {"rank": 16, "alpha": 32.0, "targets": "all", "dropout": 0.0, "weight_decay": 0.0}
+FULL: dict[str, Any] = {"weight_decay": 0.0, "attention_dropout": None, "residual_dropout": 0.0}
+# Arm to method, rates, best rate, and settings that differ from the plain ones.
+ARMS: dict[str, tuple[str, list[float], float, dict[str, Any]]] = {
+    "full": ("full", [1e-5, 3e-5, 1e-4], 3e-5, {}),
+    "full-decay": ("full", [3e-5], 3e-5, {"weight_decay": 0.1}),
+    "full-l2sp": ("full", [3e-5], 3e-5, {"weight_decay": 0.1, "weight_decay_toward": "base"}),
+    "full-replay": ("full", [3e-5], 3e-5, {"replay": 0.1}),
+    "lora-r16": ("lora", [1e-4, 3e-4, 1e-3], 3e-4, {}),
+    "lora-r64": ("lora", [3e-4], 3e-4, {"rank": 64, "alpha": 128.0}),
+    "lora-mlp": ("lora", [3e-4], 3e-4, {"targets": "mlp"}),
+    "lora-alpha": ("lora", [1e-4, 3e-4], 3e-4, {"alpha": 8.0}),
+}
+HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"
+
+
+def summary_of(builder: Any) -> dict[str, Any]:
+    """summary.json of these arms."""
+    arms = {name: (method, rates, best) for name, (method, rates, best, _) in ARMS.items()}
+    summary: dict[str, Any] = builder(arms=arms, seeds=(0, 1), budgets=(20_000, 80_000)).build()
+    for arm in summary["arms"]:
+        plain = LORA if arm["method"] == "lora" else FULL
+        arm["settings"] = {**plain, **ARMS[arm["name"]][3]}
+    return summary
+
+
+def analysis_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """analysis.json as `laura compare` writes it."""
+    points = [point for point in summary["points"] if point["selected"]]
+    last = [point for point in points if point["budget"] == 80_000]
+    sampled = [None, *(point for point in last if point["arm"] in ("full", "lora-r16"))]
+    return {
+        "format": 1,
+        "tradeoff": _tradeoff(points),
+        "efficiency": [
+            {"arm": arm, "task": "gsm8k", "level": 0.05, "unit": "tokens", "needed": needed,
+             "at_most": most, "interval": interval}
+            for arm, needed, most, interval in (
+                ("full", 20_000.0, True, [20_000.0, 31_000.0]),
+                ("lora-r16", 42_000.0, False, [30_000.0, None]),
+                ("lora-r64", None, False, None),
+            )
+        ],
+        "diversity": [_counts(point) for point in sampled],
+        "diversity_differences": [],
+        "pass_at_k": [_passes(point) for point in sampled],
+        "drift": [],
+        "drift_fit": [{"measure": "kl", "forgetting": "mean", "r_squared": 0.71, "n": 30}],
+        "spectra": [_spectra(p) for p in points if p["arm"] in ("full", "lora-r16")],
+        "subspaces": [
+            {"runs": [last[0]["run"], last[-1]["run"]], "name": f"model.layers.{layer}.mlp.up_proj",
+             "layer": layer, "module": "up_proj", "k": 8 * (layer > 0),
+             "overlap": 0.3 if layer else None, "noise_overlap": 0.03 if layer else None,
+             "angles": None}
+            for layer in range(3)
+        ],
+        "gaps": ["lora-r64 was sampled at no budget"],
+    }  # fmt: skip
+
+
+def _tradeoff(points: list[dict[str, Any]]) -> dict[str, Any]:
+    best = sorted(points, key=lambda point: -point["learning"]["gsm8k"]["change"])[:3]
+    return {
+        "learning": "gsm8k",
+        "forgetting": "mean",
+        "front": [
+            {"run": p["run"], "arm": p["arm"], "budget": p["budget"], "learning": 0.08,
+             "forgetting": 0.01}
+            for p in best
+        ],
+        "area": {"full": {"value": 0.41, "interval": [0.3, 0.5]},
+                 "lora-r16": {"value": 0.52, "interval": None}},
+        "matched": [
+            {"arms": ["full", "lora-r16"], "level": 0.04, "forgetting": [0.03, 0.012],
+             "difference": 0.018, "interval": [0.006, 0.031], "seeds": 2, "n": 600,
+             "curve": "best_rate", "method": "at the arm's best rate"}
+        ],
+    }  # fmt: skip
+
+
+def _whose(point: dict[str, Any] | None) -> dict[str, Any]:
+    keys = ("arm", "run", "seed", "learning_rate", "budget")
+    own = {key: point[key] if point else None for key in keys}
+    return {"extra": "many", "task": "gsm8k", "samples": 16, "temperature": 0.8, **own}
+
+
+def _counts(point: dict[str, Any] | None) -> dict[str, Any]:
+    level = 12.0 if point is None else 9.0 if point["arm"] == "full" else 10.5
+    counts = {"distinct": level, "distinct_passed": level / 3, "distinct_failed": level / 2}
+    counts |= {"self_bleu": 0.4, "answer_entropy": 1.9}
+    return {
+        **_whose(point),
+        **{name: {"value": value, "stderr": 0.2, "n": 100} for name, value in counts.items()},
+    }
+
+
+def _passes(point: dict[str, Any] | None) -> dict[str, Any]:
+    ks = [1, 4, 16]
+    values = [0.05, 0.15, 0.4] if point is None else [0.1, 0.2, 0.3]
+    return {**_whose(point), "k": ks, "value": values, "stderr": [0.02] * 3, "n": 100}
+
+
+def _spectra(point: dict[str, Any]) -> dict[str, Any]:
+    lora = point["arm"] == "lora-r16"
+    grown = 1 if lora else point["budget"] / 20_000
+    matrices = []
+    for layer in range(4):
+        for module, shape in (("q_proj", [576, 576]), ("up_proj", [1536, 576])):
+            rank = {"50": 2, "90": min(300, int((12 if lora else 80 + 5 * layer) * grown)), "99": 5}
+            name = f"model.layers.{layer}.{module}"
+            facts: dict[str, Any] = {
+                "name": name, "layer": layer, "module": module, "shape": shape, "rank": rank,
+                "noise_rank": {"50": 170, "90": 400, "99": 540}, "effective_rank": 31.5,
+                "stable_rank": 4.0, "frobenius": 1.3, "spectral": 0.6,
+                "relative_frobenius": 0.02, "relative_spectral": 0.05, "base": {"rank": rank},
+                "tuned": {"rank": rank}, "intruders": layer if lora else 0,
+            }  # fmt: skip
+            if (layer, module) == (2, "q_proj"):
+                values = [9 * 0.98**place for place in range(300)]
+                facts["base"]["values"] = facts["tuned"]["values"] = values
+                facts["values"] = [0.1 * value for value in values[: 16 if lora else 300]] + [0.0]
+            matrices.append(facts)
+    keys = ("run", "arm", "seed", "learning_rate", "budget", "step")
+    return {**{key: point[key] for key in keys}, "warnings": [], "matrices": matrices}
+
+
+def claims_value() -> dict[str, Any]:
+    """claims.json with every verdict."""
+    evidence = {
+        "setting": "synthetic", "arms": ["lora-r16", "full"], "what": "forgetting at 80k",
+        "value": 0.02, "unit": "share", "interval": [0.01, 0.03], "n": 600, "seeds": 2,
+        "p": 0.01, "verdict": "supported", "decides": True,
+    }  # fmt: skip
+    common = {"source": "Biderman et al. 2024", "level": 0.95, "test": "Student's t"}
+    clear = {"effect": 0.02, "unit": "share", "interval": [0.01, 0.03], "n": 600, "seeds": 2}
+    absent = {"effect": None, "unit": "", "interval": None, "n": 0, "seeds": 0}
+    return {
+        "format": 1,
+        "claims": [
+            {"id": "forgets-less", "statement": "LoRA forgets less than full finetuning.",
+             "verdict": "supported", "reason": "the interval lies above 0", **clear, **common,
+             "holm": {"p": 0.02, "verdict": "supported"}, "evidence": [evidence]},
+            {"id": "learns-less", "statement": "LoRA learns less than full finetuning.",
+             "verdict": "contradicted", "reason": "the interval lies below 0", **clear, **common,
+             "holm": {"p": 0.2, "verdict": "too thin"}, "evidence": []},
+            {"id": "keeps-diversity", "statement": "LoRA keeps more distinct outputs.",
+             "verdict": "too thin", "reason": "no samples", **absent, **common, "evidence": []},
+        ],
+    }  # fmt: skip
+
+
+def recommendation_value() -> dict[str, Any]:
+    """recommendation.json as `laura recommend` writes it."""
+    effect = {"value": 0.06, "stderr": 0.01, "interval": [0.04, 0.08], "n": 200, "seeds": 3}
+    chosen = {"arm": "lora-r16", "learning_rate": 3e-4, "budget": 80_000, "seeds": [0, 1, 2],
+              "learning": effect, "forgetting": {**effect, "value": 0.005},
+              "cost": {"tokens": 80_000, "train_seconds": 125.0}}  # fmt: skip
+    return {
+        "format": 1,
+        "wish": {"max_forgetting": 0.02, "min_learning": None, "memory_bytes": None},
+        "state": "recommended",
+        "measures": {"learning": {"unit": "share"}, "forgetting": {"unit": "share"}},
+        "candidates": 5,
+        "chosen": chosen,
+        "alternatives": [{**chosen, "arm": "full", "why_not": "it may forget more than 0.02"}],
+        "not_tried": ["a higher rank"],
+    }
+
+
+def write_samples(study: Path, summary: dict[str, Any]) -> None:
+    """Twenty questions with an answer of the base and of every run."""
+    store = StudyStore(study)
+    _write_task(store.base_evaluation("gsm8k"), "base", lambda index: index % 2 == 0)
+    for point in summary["points"]:
+        file = store.run(point["run"]).evaluation(point["step"], "gsm8k")
+        _write_task(file, point["arm"], lambda index: index % 3 == 0)
+
+
+def _write_task(file: Path, model: str, right: Any) -> None:
+    items = [{"index": index, "exact_match": int(right(index))} for index in range(20)]
+    metric = Metric(0.5, 0.1, True)
+    write_json(file, TaskResult("gsm8k", "1", model, 20, {"exact_match": metric}, items).to_json())
+    rows = [
+        {"index": index, "sample": 0, "prompt": f"Question {index}: {HOSTILE}",
+         "text": f"{model} says {index}\u202e " + "long " * 400, "passed": right(index)}
+        for index in range(20)
+    ]  # fmt: skip
+    write_lines_gz(samples_file(file), rows)
+
+
+def write_gallery(builder: Any, study: Path) -> dict[str, Any]:
+    """The whole study folder; returns its summary."""
+    summary = summary_of(builder)
+    builder.write(study, summary)
+    for name, value in (
+        ("analysis", analysis_of(summary)),
+        ("claims", claims_value()),
+        ("recommendation", recommendation_value()),
+    ):
+        (study / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    write_samples(study, summary)
+    return summary
