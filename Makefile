@@ -17,7 +17,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 pyth
 	if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	>/dev/null 2>&1; then echo $$candidate; break; fi; done)
 
-.PHONY: help setup demo test test-fast test-slow test-gpu check format bench parity micro-base docs \
+.PHONY: help setup demo test test-fast test-slow test-gpu browser check format bench parity micro-base docs \
 	lock clean
 
 help:  ## Say what each target does
@@ -43,6 +43,12 @@ test-fast: $(STAMP)  ## Run the unit tests (about a minute)
 
 test-slow: $(STAMP)  ## Run the tests that load the real model, kill runs, and so on
 	$(PYTEST) -m "slow and not gpu" --durations=10
+
+browser:  ## Install Chromium for the report's browser test (Debian, Ubuntu; as root or by sudo)
+	@for name in "$$LAURA_CHROMIUM" chromium chromium-browser google-chrome; do \
+	if [ -n "$$name" ] && command -v "$$name" >/dev/null; then exit 0; fi; done; \
+	as=; if [ "$$(id -u)" != 0 ]; then as=sudo; fi; \
+	$$as apt-get update && $$as apt-get install -y --no-install-recommends chromium
 
 test-gpu: $(STAMP)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -114,9 +114,8 @@ def _panel(summary: Summary, found: list[Spectra], module: str) -> Panel:
             tooltip=style.tooltips(**TOOLTIPS),
         ),
     ]
-    lines = [
-        "Colour: budget; shape and dashes: arm." + (" Dashed grey: iid noise." if noise else "")
-    ]
+    line = "Colour: budget; shape and dashes: arm."
+    lines = [line, *(["Grey: iid noise."] if noise else [])]
     return Panel(
         module,
         style.titled(layers, module, *lines),

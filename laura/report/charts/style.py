@@ -201,6 +201,8 @@ def configuration(background: str | None) -> dict[str, Any]:
             "titleFontWeight": "normal",
             "labelLimit": 220,
             "symbolOpacity": 1,
+            "symbolBaseFillColor": GREY,
+            "symbolBaseStrokeColor": GREY,
             "layout": {"bottom": {"anchor": "start", "direction": "vertical", "margin": 4}},
             "symbolStrokeWidth": 2,
             "labelColor": INK,

@@ -78,6 +78,7 @@ function value(row, place) {
   const cell = row.cells[place];
   if (cell.dataset.order !== undefined) return Number(cell.dataset.order);
   const text = cell.textContent.trim();
+  if (cell.querySelector("code")) return text;  // an ID such as 12e4 is no number
   return /^[+−-]?[\d.]+(e[+-]?\d+)?$/i.test(text) ? Number(text.replace("−", "-")) : text;
 }
 function compare(first, second) {
