@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from laura.progress import SILENT, Progress
 from laura.report import formats
 from laura.report.blocks import Block, ReportPage
-from laura.report.figures import DrawnChart, draw_figures, inline_svg, script_json
+from laura.report.figures import DrawnChart, draw_figures, inline_svg
 from laura.report.markdown import Document, document_text
 from laura.report.pages import PAGES
 from laura.report.reading import Summary
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Format = Literal["html", "md"]
 
-__all__ = ["Format", "Laid", "lay_out", "render", "script_json", "write_report"]
+__all__ = ["Format", "Laid", "lay_out", "render", "write_report"]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from laura import __version__
 from laura.errors import StoreError
@@ -129,21 +130,21 @@ def _index(
 
 
 def _setting(folder: Path, name: str, summary: Summary, place: int, form: Format) -> list[Block]:
-    place_of = f"settings/{name}"
+    place_of = f"settings/{quote(name)}"
+    study = SeriesStore(folder).setting(name).folder
     blocks: list[Block] = [
         Heading(name, f"setting-{place}"),
         Prose(summary.verdict.headline),
         _scores(summary, place),
     ]
-    picture = folder / place_of / FIGURES / f"{FIGURE}.svg"
+    picture = study / FIGURES / f"{FIGURE}.svg"
     if picture.is_file():
         with disk_faults(picture):
             svg = picture.read_text(encoding="utf-8")
         text = f"Trade-off of learning and forgetting in {name}."
         blocks.append(Still(f"setting-{place}", f"{place_of}/{FIGURES}/{FIGURE}.svg", svg, text))
-    report = f"{place_of}/report.{form}"
-    if (folder / report).is_file():
-        blocks.append(Link(report, f"The report of {name}"))
+    if (study / f"report.{form}").is_file():
+        blocks.append(Link(f"{place_of}/report.{form}", f"The report of {name}"))
     return blocks
 
 

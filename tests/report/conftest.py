@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from laura.report.study import Study, read_study
+from tests.report.gallery import write_gallery
+
 TASKS: dict[str, dict[str, Any]] = {
     "gsm8k": {"title": "GSM8K, strict match", "metric": "exact_match", "unit": "share"},
     "target_loss": {"title": "Target loss", "metric": "nats_per_token", "unit": "nats per token"},
@@ -201,6 +204,14 @@ class Builder:
 def builder() -> type[Builder]:
     """The class itself, for fixtures that outlive one test."""
     return Builder
+
+
+@pytest.fixture(scope="session")
+def full_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study with something on every page, as the report reads it."""
+    folder = tmp_path_factory.mktemp("gallery") / "study"
+    write_gallery(Builder, folder)
+    return read_study(folder)
 
 
 @pytest.fixture

@@ -8,20 +8,21 @@ import pytest
 from laura.report.charts import CHARTS, tradeoff
 from laura.report.charts.style import PALETTE, SHAPES
 from laura.report.reading import Summary, parse_summary
+from laura.report.study import Study
 
 Build = Callable[..., dict[str, Any]]
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=[chart.name for chart in CHARTS])
-def test_specifications_obey_the_vega_lite_schema(chart: Any, build: Build) -> None:
-    panels = chart.draw(parse_summary(build()))
+def test_specifications_obey_the_vega_lite_schema(chart: Any, full_study: Study) -> None:
+    panels = chart.draw(full_study)
     assert panels and len({panel.name for panel in panels}) == len(panels)
     for panel in panels:
         panel.drawing.to_dict(validate=True)
 
 
 def rows_of(summary: Summary, place: int = 0) -> list[dict[str, Any]]:
-    found = tradeoff.draw(summary)[place].drawing.to_dict(validate=False)["datasets"]
+    found = tradeoff.draw(Study(summary))[place].drawing.to_dict(validate=False)["datasets"]
     return [row for rows in found.values() for row in rows]
 
 
@@ -37,7 +38,7 @@ def test_trade_off_points_are_the_changes_of_the_summary(build: Build) -> None:
 
 
 def test_losses_are_drawn_on_reversed_axes(build: Build) -> None:
-    panel = tradeoff.draw(parse_summary(build()))[1]
+    panel = tradeoff.draw(Study(parse_summary(build())))[1]
     assert panel.name == "target_loss-source_loss"
     layers = panel.drawing.to_dict()["layer"]
     scales = [
@@ -74,7 +75,9 @@ def test_pairs_that_make_sense(
 ) -> None:
     summary = parse_summary(build(learning=learning, forgetting=forgetting))
     assert tradeoff.pairs(summary) == expected
-    assert [panel.name for panel in tradeoff.draw(summary)] == ["-".join(p) for p in expected]
+    assert [panel.name for panel in tradeoff.draw(Study(summary))] == [
+        "-".join(p) for p in expected
+    ]
 
 
 def test_every_chart_survives_every_gap(build: Build) -> None:
@@ -89,7 +92,7 @@ def test_every_chart_survives_every_gap(build: Build) -> None:
     for value in studies:
         summary = parse_summary(value)
         for chart in CHARTS:
-            for panel in chart.draw(summary):
+            for panel in chart.draw(Study(summary)):
                 panel.drawing.to_dict(validate=False)
 
 
@@ -97,7 +100,7 @@ def test_colours_differ_and_follow_the_arm(build: Build) -> None:
     assert len(set(PALETTE)) == len(PALETTE) and len(set(SHAPES)) == len(SHAPES)
     scales = []
     for chart in CHARTS:
-        for panel in chart.draw(parse_summary(build())):
+        for panel in chart.draw(Study(parse_summary(build()))):
             for layer in panel.drawing.to_dict(validate=False)["layer"]:
                 color = layer["encoding"].get("color", {})
                 if "scale" in color:

@@ -25,7 +25,6 @@ function draw(page) {
 }
 function show(moved) {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (moved && target && target.id === "main") return;
   const page = (target && target.closest(".page")) || pages[0];
   for (const other of pages) other.classList.toggle("shown", other === page);
   root.classList.toggle("inner", page !== pages[0]);
@@ -47,6 +46,10 @@ function show(moved) {
 if (document.querySelector(".chart") && !window.vegaEmbed) root.classList.remove("scripted");
 else {
   addEventListener("hashchange", () => show(true));
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();  // its address is no page
+    document.getElementById("main").focus();
+  });
   show(false);
 }
 

@@ -1,0 +1,71 @@
+"""The report of a series: an index of its settings and the joint claims."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from laura.errors import StoreError
+from laura.report.page import write_report
+from laura.report.series import write_series_report
+from laura.store import SeriesStore
+from tests.report.gallery import claims_value
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> Path:
+    folder = tmp_path_factory.mktemp("series") / "both"
+    store = SeriesStore(folder)
+    (folder / "settings").mkdir(parents=True)
+    store.write("both", ["code-instruct", "math <b>", "late"])
+    for name, domain in (("code-instruct", "code"), ("math <b>", "math")):
+        summary = builder(
+            learning=("target_loss",), forgetting=("winogrande",), seeds=(0,), budgets=(20_000,)
+        ).build()
+        summary |= {"domain": domain}
+        summary["verdict"]["headline"] = f"Verdict of {name}."
+        study = builder.write(store.setting(name).folder, summary)
+        write_report(study)
+        write_report(study, form="md")
+    (folder / "claims.json").write_text(json.dumps(claims_value()))
+    return folder
+
+
+def test_every_setting_has_verdict_figure_and_link(series: Path) -> None:
+    html = write_series_report(series).read_text(encoding="utf-8")
+    assert html.count("<svg") == 2 and "Verdict of code-instruct." in html
+    assert 'href="settings/code-instruct/report.html"' in html
+    assert "math &lt;b&gt;" in html and "math <b>" not in html
+    assert "Setting late was not carried out yet" in html
+    assert "1 supported, 1 contradicted, 1 too thin" in html
+    assert "LoRA forgets less than full finetuning." in html
+    identities = [part.split('"')[0] for part in html.split(' id="')[1:]]
+    assert len(identities) == len(set(identities))
+
+
+def test_links_with_spaces_and_marks_work(series: Path) -> None:
+    html = write_series_report(series).read_text(encoding="utf-8")
+    assert 'href="settings/math%20%3Cb%3E/report.html"' in html
+    markdown = write_series_report(series, "md").read_text(encoding="utf-8")
+    assert "](settings/math%20%3Cb%3E/report.md)" in markdown
+    assert "](settings/code-instruct/figures/tradeoff.svg)" in markdown
+
+
+def test_without_claims_it_says_how_to_get_them(series: Path) -> None:
+    claims = series / "claims.json"
+    kept = claims.read_text()
+    try:
+        claims.write_text("{")
+        assert "Claims are not shown" in write_series_report(series).read_text(encoding="utf-8")
+        claims.unlink()
+        assert "they were not judged" in write_series_report(series).read_text(encoding="utf-8")
+    finally:
+        claims.write_text(kept)
+
+
+def test_a_folder_that_is_no_series_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no series"):
+        write_series_report(tmp_path)
