@@ -89,8 +89,8 @@ def calls(stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
         write_json(asked["study"] / "summary.json", SUMMARY)
         return SUMMARY
 
-    def write_report(study: Path, progress: Any = None) -> Path:
-        return study / "report.html"
+    def write_report(study: Path, progress: Any = None, form: str = "html") -> Path:
+        return study / f"report.{form}"
 
     stand_in("laura.study.compare", "compare", compare)
     stand_in("laura.report.page", "write_report", write_report)
@@ -161,6 +161,15 @@ def test_json_is_one_object_on_standard_output(
     assert answer["verdict"] == SUMMARY["verdict"]
     assert answer["report"].endswith("report.html")
     assert answer["runs"] == [{"id": "a1", "state": "done"}], "curves are in summary.json"
+
+
+def test_the_report_comes_in_two_formats(calls: list[dict[str, Any]], recipe_file: str) -> None:
+    run("compare", recipe_file)
+    for form in ("html", "md"):
+        ended = run("report", "studies/tiny", "--format", form, "--json")
+        assert json.loads(ended.stdout)["report"].endswith(f"report.{form}")
+    refused = run("report", "studies/tiny", "--format", "pdf")
+    assert refused.exit_code == 2 and "html" in refused.stderr
 
 
 def test_train_and_evaluate_and_merge_and_fetch(

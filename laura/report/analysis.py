@@ -154,6 +154,20 @@ class Overlap:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """One model's count minus another's, paired by prompt; None among `arms` is the base."""
+
+    extra: str
+    arms: tuple[str | None, str | None]
+    budget: float
+    measure: str
+    difference: float
+    stderr: float
+    n: int
+    seeds: int
+
+
+@dataclass(frozen=True)
 class DriftFit:
     """How much of the forgetting a divergence from the base explains."""
 
@@ -170,6 +184,7 @@ class Analysis:
     tradeoff: Tradeoff | None = None
     efficiency: list[Needed] = field(default_factory=list)
     diversity: list[Sampled] = field(default_factory=list)
+    diversity_differences: list[Difference] = field(default_factory=list)
     pass_at_k: list[Sampled] = field(default_factory=list)
     drift_fits: list[DriftFit] = field(default_factory=list)
     spectra: list[Spectra] = field(default_factory=list)
@@ -196,6 +211,9 @@ def read_analysis(study: Path) -> Analysis:
         tradeoff=_tradeoff(fields.nested("tradeoff")) if fields.has("tradeoff") else None,
         efficiency=[_needed(row) for row in fields.nested_list("efficiency")],
         diversity=[_sampled(row) for row in fields.nested_list("diversity")],
+        diversity_differences=[
+            _difference(row) for row in fields.nested_list("diversity_differences")
+        ],
         pass_at_k=[_sampled(row) for row in fields.nested_list("pass_at_k")],
         drift_fits=[_drift_fit(row) for row in fields.nested_list("drift_fit")],
         spectra=[_spectra(row) for row in fields.nested_list("spectra")],
@@ -310,6 +328,20 @@ def _overlap(fields: Fields) -> Overlap:
         count(fields, "k"),
         fields.number("overlap"),
         fields.optional_number("noise_overlap"),
+    )
+
+
+def _difference(fields: Fields) -> Difference:
+    first, second = (name if isinstance(name, str) else None for name in fields.sequence("arms"))
+    return Difference(
+        fields.text("extra"),
+        (first, second),
+        fields.number("budget"),
+        fields.text("measure"),
+        fields.number("difference"),
+        fields.optional_number("stderr") or 0.0,
+        count(fields, "n"),
+        count(fields, "seeds"),
     )
 
 

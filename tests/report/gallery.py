@@ -53,7 +53,11 @@ def analysis_of(summary: dict[str, Any]) -> dict[str, Any]:
             )
         ],
         "diversity": [_counts(point) for point in sampled],
-        "diversity_differences": [],
+        "diversity_differences": [
+            {"extra": "many", "task": "gsm8k", "arms": [arm, None], "budget": 80_000,
+             "measure": "distinct", "difference": change, "stderr": 0.3, "n": 100, "seeds": 2}
+            for arm, change in (("full", -3.0), ("lora-r16", -1.5))
+        ],
         "pass_at_k": [_passes(point) for point in sampled],
         "drift": [],
         "drift_fit": [{"measure": "kl", "forgetting": "mean", "r_squared": 0.71, "n": 30}],

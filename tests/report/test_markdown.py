@@ -25,9 +25,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> tuple[Pat
 def test_it_has_the_pages_and_tables_of_the_html(reports: tuple[Path, str, str]) -> None:
     _, markdown, html = reports
     titles = re.findall(r'<h2 id="[\w-]+" tabindex="-1">(.*?)</h2>', html)
-    assert re.findall("^## (.*)$", markdown, re.M) == [
-        title for title in titles
-    ]
+    assert re.findall("^## (.*)$", markdown, re.M) == titles
     captions = re.findall(r"<caption>(.*?)</caption>", html)
     assert len(captions) > 12 and len(captions) == len(re.findall(r"^\*[^*].*\*$", markdown, re.M))
 

@@ -32,6 +32,9 @@ def test_every_part_of_an_analysis_is_read(full_study: Study) -> None:
     assert [row.needed for row in found.efficiency] == [20_000.0, 42_000.0, None]
     assert found.efficiency[1].interval == (30_000.0, None)  # open: beyond the last budget
     assert {one.arm for one in found.diversity} == {None, "full", "lora-r16"}
+    assert [one.arms for one in found.diversity_differences] == [
+        ("full", None), ("lora-r16", None)
+    ]  # fmt: skip
     assert found.pass_at_k[0].curve[2][0] == 16
     assert len(found.spectra) == 2 * 2 * 2 and found.spectra[0].matrices[0].noise_rank == 400
     assert [one.k for one in found.overlaps] == [8, 8]  # an update of zero has no directions

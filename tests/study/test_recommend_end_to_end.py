@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from laura import cli
 from laura.record import read_record
+from laura.report.claims import read_recommendation
 from laura.store import StudyStore, check_folder, file_hash, read_json
 from laura.study.claims.table import CLAIMS
 
@@ -66,6 +67,10 @@ def test_the_recommended_weights_come_with_their_record(study: Path, tmp_path: P
                  "--out", tmp_path / "ready.yaml", "--json")  # fmt: skip
     assert answer.exit_code == 0, answer.stderr
     chosen = json.loads(answer.stdout)["chosen"]
+    advice = read_recommendation(study)  # what the report will show
+    assert advice is not None and advice.chosen is not None
+    assert list(advice.chosen.learning.interval or ()) == chosen["learning"]["interval"]
+    assert advice.asked == "forgetting at most 1" and advice.not_tried
     record, summary = read_record(out), read_json(study / "summary.json")
     point = next(p for p in summary["points"] if p["run"] == record.run)
     assert (record.arm, record.seed, record.step) == ("lora-r4", 0, point["step"])

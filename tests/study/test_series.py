@@ -71,5 +71,8 @@ def test_one_setting_by_itself_and_the_report_of_all(recipe_text: str, tmp_path:
     assert list(json.loads(ended.stdout)["settings"]) == ["first", "second"]
     again = run(cli.app, ["report", str(out), "--json"])
     assert json.loads(again.stdout) == json.loads(ended.stdout)
+    assert 'href="settings/second/report.html"' in (out / "report.html").read_text("utf-8")
+    assert run(cli.app, ["report", str(out), "--format", "md"]).exit_code == 0
+    assert "](settings/first/report.md)" in (out / "report.md").read_text("utf-8")
     refused = run(cli.app, ["train", str(path), "--arm", "lora", "--out", str(out)])
     assert refused.exit_code == 2 and "--setting" in refused.stderr

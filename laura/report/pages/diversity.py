@@ -34,6 +34,8 @@ def blocks(study: Study) -> list[Block]:
     if study.analysis.diversity:
         found.append(Figure("diversity"))
         found += [_counts(study, extra) for extra in extras(study.analysis.diversity)]
+    if study.analysis.diversity_differences:
+        found.append(_differences(study))
     if any(len(one.curve) > 1 for one in study.analysis.pass_at_k):
         found.append(Figure("pass_at_k"))
     return [*found, *(_passes(study, extra) for extra in extras(study.analysis.pass_at_k))]
@@ -57,6 +59,32 @@ def _counts(study: Study, extra: str) -> Table:
     title = study.summary.task(first.task).title
     caption = f"{title}: {first.samples} samples a prompt ({extra}), at the largest budget"
     return Table(f"counts-{extra}", caption, columns, rows)
+
+
+def _differences(study: Study) -> Table:
+    columns = [
+        Column("models"),
+        Column("samples", filter=True),
+        Column("budget", filter=True),
+        Column("measure", filter=True),
+        Column("difference", "first minus second", numeric=True),
+        Column("prompts", numeric=True),
+        Column("seeds", numeric=True),
+    ]
+    rows = [
+        [
+            Cell(" − ".join(name or "base" for name in row.arms)),
+            Cell(row.extra),
+            Cell(formats.budget_of(study.summary, row.budget)),
+            Cell(row.measure.replace("_", " ")),
+            Cell(f"{formats.signed(row.difference)} ± {row.stderr:.2g}", order=row.difference),
+            Cell(str(row.n), order=row.n),
+            Cell(str(row.seeds), order=row.seeds),
+        ]
+        for row in study.analysis.diversity_differences
+    ]
+    caption = "Differences of counts, paired by prompt (rarefied: among as many samples of both)"
+    return Table("diversity-differences", caption, columns, rows, interactive=True)
 
 
 def _passes(study: Study, extra: str) -> Table:

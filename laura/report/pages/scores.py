@@ -24,6 +24,8 @@ from laura.report.study import Study
 def blocks(study: Study) -> list[Block]:
     """What stands on the page."""
     found: list[Block] = [Figure("forgetting_by_task"), Figure("learning_curves")]
+    if study.analysis.drift_fits:
+        found += _fits(study)
     tradeoff = study.analysis.tradeoff
     if tradeoff is None:
         return found
@@ -33,6 +35,26 @@ def blocks(study: Study) -> list[Block]:
     if tradeoff.areas:
         found += _areas(tradeoff.areas)
     return found
+
+
+def _fits(study: Study) -> list[Block]:
+    columns = [
+        Column("divergence"),
+        Column("forgetting", wide=True),
+        Column("explained", "R², quadratic fit", numeric=True),
+        Column("n", "checkpoints", numeric=True),
+    ]
+    rows = [
+        [
+            Cell(study.summary.task(row.measure).title),
+            Cell(study.summary.task(row.forgetting).title),
+            Cell(f"{row.r_squared:.2f}"),
+            Cell(str(row.n)),
+        ]
+        for row in study.analysis.drift_fits
+    ]
+    caption = "How well a divergence from the base tells what was forgotten"
+    return [Heading(caption, "drift"), Table("drift-table", caption, columns, rows)]
 
 
 def _matched(rows: list[Matched], learning: Task, forgetting: Task) -> list[Block]:
