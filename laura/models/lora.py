@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from laura.errors import AdapterError
-from laura.models.lora_product import lora_product
+from laura.models.lora_product import lora_product, lora_products
 
 GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -71,10 +71,12 @@ class Route:
         slot: One slot for all tokens; None for the base alone.
         segments: Instead of `slot`: (slot or None, tokens) pieces, in order,
             over the flattened tokens of the batch.
+        abreast: Whether the segments give slots 0, 1, ... as many tokens each.
     """
 
     slot: int | None = 0
     segments: tuple[tuple[int | None, int], ...] | None = None
+    abreast: bool = False
     _kept: tuple[Tensor, Tensor] | None = None
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,6 +138,9 @@ class LoraLinear(nn.Module):
             a, b, scale = self.A[route.slot], self.B[route.slot], self.scales[route.slot]
             x = route.cast(x, arithmetic(x))
             return lora_product(x, self._weight(x), a, b, scale, self.product)
+        if route.abreast and self._trains_abreast():
+            x = route.cast(x, arithmetic(x))
+            return lora_products(x, self._weight(x), self.A, self.B, self.scales[0])
         y = self.product(x, self._weight(x), self.base.bias)
         if route.segments is None:
             assert route.slot is not None
@@ -171,6 +176,12 @@ class LoraLinear(nn.Module):
         x = x.to(arithmetic(x))
         inner = functional.linear(x, self.A[slot].to(x.dtype))
         return functional.linear(inner, self.B[slot].to(x.dtype)) * self.scales[slot]
+
+    def _trains_abreast(self) -> bool:
+        """Whether all slots can be trained in one product."""
+        whole = len(self.route.segments or ()) == len(self.scales) == len(self.A)
+        alike = self.base.bias is None and len(set(self.scales)) == 1
+        return whole and alike and torch.is_grad_enabled() and not self._drops()
 
     def _drops(self) -> bool:
         return self.training and self.dropout > 0
@@ -265,12 +276,14 @@ def route(
     for one in used:
         if one is not None and not 0 <= one < len(layers[0].scales):
             raise AdapterError(f"slot {one} does not exist; there are {len(layers[0].scales)}")
-    before = (shared.slot, shared.segments)
+    before = (shared.slot, shared.segments, shared.abreast)
     shared.slot, shared.segments = slot, tuple(segments) or None
+    shared.abreast = bool(segments) and used == list(range(len(segments)))
+    shared.abreast = shared.abreast and len({tokens for _, tokens in segments}) == 1
     try:
         yield
     finally:
-        shared.slot, shared.segments = before
+        shared.slot, shared.segments, shared.abreast = before
 
 
 def merge(model: nn.Module, slot: int = 0) -> None:
