@@ -113,9 +113,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         write_json(self.run.folder / "failed.json", {"kind": "diverged", "reason": self.failure})
 
-    def update(
-        self, leg: Leg, batch: list[Row], loss_sum: float, seconds: float
-    ) -> dict[str, Any]:
+    def update(self, leg: Leg, batch: list[Row], loss_sum: float, seconds: float) -> dict[str, Any]:
         """Change the parameters by their gradients; returns the step's row of metrics.
 
         Args:
