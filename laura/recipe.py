@@ -146,6 +146,13 @@ class TrainSection(Section):
     clip: float | None = Field(
         1.0, gt=0, description="Largest gradient norm; null for no clipping."
     )
+    cohort: int = Field(
+        1,
+        ge=1,
+        description="LoRA runs that differ in the learning rate alone are trained in lock-step on "
+        "one copy of the base, at most so many together. On a GPU they share their passes, and "
+        "the activations of all of them are in memory at once.",
+    )
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="A resumable checkpoint at least so often."
     )

@@ -27,6 +27,7 @@ from laura import errors
 from laura.errors import LauraError, StoreError
 from laura.models.device import threads
 from laura.progress import Bar, Progress
+from laura.study.cohorts import cohorts
 from laura.study.session import RunSpec, Session
 
 # Below so many parameters a step is so short that threads mostly wait for one another.
@@ -85,28 +86,29 @@ class Crew:
         Raises:
             LauraError: what stopped one of them; the others save where they are.
         """
+        groups = cohorts(specs, self._session.recipe)
         if self.workers <= 1:
-            for spec in specs:
-                self._session.carry_out(spec)
-                bar.advance()
+            for group in groups:
+                self._session.carry_out_cohort(group)
+                bar.advance(len(group))
             return
         # Also a single one goes to a worker: with other threads its sums would round otherwise.
-        while len(self._crew) < min(self.workers, len(specs)):
+        while len(self._crew) < min(self.workers, len(groups)):
             self._crew.append(_Worker(self._setup, self._session.lock, self._progress))
-        left, faults = deque(specs), list[BaseException]()
+        left, faults = deque(groups), list[BaseException]()
 
         def work(worker: _Worker) -> None:
             while not faults:
                 try:
-                    spec = left.popleft()
+                    group = left.popleft()
                 except IndexError:
                     return
                 try:
-                    worker.carry_out(spec)
+                    worker.carry_out(group)
                 except Exception as error:
                     faults.append(error)
                     return
-                bar.advance()
+                bar.advance(len(group))
 
         talks = [
             threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._crew
@@ -141,9 +143,10 @@ class _Worker:
         )
         self._say(setup)
 
-    def carry_out(self, spec: RunSpec) -> None:
-        """Have a run carried out; returns when it has ended."""
-        self._say({**asdict(spec), "budget": spec.budget.model_dump_json()})
+    def carry_out(self, specs: Sequence[RunSpec]) -> None:
+        """Have runs carried out together; returns when they have ended."""
+        runs = [{**asdict(spec), "budget": spec.budget.model_dump_json()} for spec in specs]
+        self._say({"runs": runs})
         assert self._process.stdout is not None
         try:
             for line in self._process.stdout:
