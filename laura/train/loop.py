@@ -249,6 +249,9 @@ def _take_step(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar:
             continue
         trainer.step += 1
         trainer.updating = False
+        if len(trainers) > 1:
+            # Its time is a share of the cohort's, and the memory is that of all of them.
+            metrics["cohort"] = len(trainers)
         trainer.run.append_metrics(metrics)
         bar.advance(trainer.plan.tokens[step + 1] - trainer.plan.tokens[step])
         losses.append(metrics["loss"])
