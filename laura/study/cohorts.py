@@ -10,19 +10,27 @@ from laura.recipe import LoraArm, Recipe
 from laura.study.session import RunSpec
 
 
-def cohorts(specs: Iterable[RunSpec], recipe: Recipe) -> list[list[RunSpec]]:
+def cohorts(specs: Iterable[RunSpec], recipe: Recipe, workers: int = 1) -> list[list[RunSpec]]:
     """The runs in groups that are trained together, in the order of their first ones.
 
     LoRA runs go together that share arm, seed and budget and so differ in the learning
     rate alone, at most `train.cohort` of them. More are shared out evenly: nine with at
-    most eight are five and four.
+    most eight are five and four. No worker shall wait while another has a cohort, so
+    they are also shared out among the workers.
     """
+    if recipe.train.cohort == 1:
+        return [[spec] for spec in specs]
     alike: dict[tuple[str, int, str] | int, list[RunSpec]] = {}
     for number, spec in enumerate(specs):
         lora = isinstance(recipe.arms[spec.arm], LoraArm)
         shared = (spec.arm, spec.seed, spec.budget.model_dump_json())
         alike.setdefault(shared if lora else number, []).append(spec)
-    return [part for group in alike.values() for part in _shared_out(group, recipe.train.cohort)]
+    groups = []
+    for group in alike.values():
+        parts = max(ceil(len(group) / recipe.train.cohort), min(workers, len(group)))
+        ends = [len(group) * part // parts for part in range(parts + 1)]
+        groups += [group[start:end] for start, end in pairwise(ends)]
+    return groups
 
 
 def remark(specs: Sequence[RunSpec], recipe: Recipe) -> str | None:
@@ -34,9 +42,3 @@ def remark(specs: Sequence[RunSpec], recipe: Recipe) -> str | None:
         f"train.cohort is {wanted}, but no two runs can be trained together: only LoRA runs of one "
         "arm, seed and budget at several learning rates can. Each is trained by itself"
     )
-
-
-def _shared_out(group: list[RunSpec], most: int) -> list[list[RunSpec]]:
-    parts = ceil(len(group) / most)
-    ends = [len(group) * part // parts for part in range(parts + 1)]
-    return [group[start:end] for start, end in pairwise(ends)]

@@ -86,7 +86,7 @@ class Crew:
         Raises:
             LauraError: what stopped one of them; the others save where they are.
         """
-        groups = cohorts(specs, self._session.recipe)
+        groups = cohorts(specs, self._session.recipe, self.workers)
         if self.workers <= 1:
             for group in groups:
                 self._session.carry_out_cohort(group)

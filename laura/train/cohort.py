@@ -91,6 +91,9 @@ class Together:
         self, trainers: Sequence[Trainer], batch: list[Row]
     ) -> Iterator[tuple[Trainer, float, float]]:
         """See `loop.Gradients`."""
+        if len(trainers) == 1:
+            yield from in_turn(trainers, batch)
+            return
         started = time.perf_counter()
         if self._trainers != list(trainers):
             # A run has dropped out, or caught up with the others.

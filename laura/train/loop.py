@@ -37,7 +37,7 @@ LOST_STEPS = 5
 LOST_NATS = 1.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Trainer:
     """One run in the making.
 
@@ -55,6 +55,7 @@ class Trainer:
         step: Steps taken.
         failure: Why it cannot go on; None while it can.
         parameters: What is trained, by name.
+        updating: Whether its weights are between those of two steps.
     """
 
     model: Any
@@ -106,6 +107,12 @@ class Trainer:
         """Write the state it can go on from."""
         folder = self.run.folder / "resume" / leg.name
         save_state(folder, self.parameters, self.optimiser, {"step": self.step, "leg": leg.name})
+
+    def keep_point(self, leg: Leg) -> None:
+        """Keep the weights at a budget point, also where Ctrl-C came before they were."""
+        if self.step in leg.points and not self.run.checkpoint(self.step).is_dir():
+            self.lend()
+            self.keep(self.step)
 
     def give_up(self, error: DivergenceError) -> None:
         """Record that this run has diverged."""
@@ -211,6 +218,7 @@ def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Ba
     """
     for trainer in trainers:
         trainer.begin(leg, bar)
+        trainer.keep_point(leg)
     section, model = trainers[0].section, trainers[0].model
     saved = time.monotonic()
     model.train()
@@ -247,18 +255,16 @@ def _take_step(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar:
         except DivergenceError as error:
             trainer.give_up(error)
             continue
-        trainer.step += 1
-        trainer.updating = False
         if len(trainers) > 1:
             # Its time is a share of the cohort's, and the memory is that of all of them.
             metrics["cohort"] = len(trainers)
         trainer.run.append_metrics(metrics)
+        trainer.step += 1
+        trainer.updating = False
         bar.advance(trainer.plan.tokens[step + 1] - trainer.plan.tokens[step])
         losses.append(metrics["loss"])
         bar.note(_loss_words(losses))
-        if trainer.step in leg.points:
-            trainer.lend()
-            trainer.keep(trainer.step)
+        trainer.keep_point(leg)
 
 
 def _loss_words(losses: list[float]) -> str:

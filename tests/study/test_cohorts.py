@@ -48,6 +48,7 @@ def a_recipe(text: str, cohort: int) -> Recipe:
 def apart(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_data: Path) -> Any:
     """The tiny study as it is without cohorts, and its recipe's text."""
     text = RECIPE.format(model=tiny_folder, folder=tiny_data)
+    text = text.replace("[1e-2, 3e-2]", "[1e-2, 2e-2, 3e-2]")
     folder = tmp_path_factory.mktemp("study") / "apart"
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -75,17 +76,12 @@ def test_lora_runs_that_differ_in_the_rate_alone_go_together(recipe_text: str) -
         # Four with at most three are two and two, not three and one.
         assert len(group) == (1 if group[0].arm == "full" else 2)
     assert [group[0].arm for group in groups] == ["full"] * 16 + ["lora"] * 8
-    assert cohorts(specs, a_recipe(recipe_text, 1)) == [[spec] for spec in sorted_by_arm(specs)]
+    assert cohorts(specs, a_recipe(recipe_text, 1)) == [[spec] for spec in specs]
     assert [len(g) for g in cohorts(specs, a_recipe(recipe_text, 99)) if len(g) > 1] == [4] * 4
-
-
-def sorted_by_arm(specs: list[RunSpec]) -> list[RunSpec]:
-    """In the order in which runs are taken: those that could go together stand together."""
-    keys = [(s.arm, s.seed, str(s.budget)) for s in specs]
-    full = [s for s in specs if s.arm == "full"]
-    lora = sorted((s for s in specs if s.arm == "lora"), key=lambda s: keys.index(
-        (s.arm, s.seed, str(s.budget))))  # fmt: skip
-    return full + lora
+    # No worker is left idle: two workers get two each, three one, one and two.
+    for count, sizes in ((2, [2, 2]), (3, [1, 1, 2]), (9, [1, 1, 1, 1])):
+        groups = cohorts(specs, a_recipe(recipe_text, 8), count)
+        assert [len(g) for g in groups if g[0].arm == "lora"] == sizes * 4
 
 
 def test_who_asks_for_cohorts_where_there_are_none_is_told(recipe_text: str) -> None:
@@ -103,17 +99,24 @@ def test_a_cohort_is_a_count(recipe_text: str, cohort: str) -> None:
         parse_recipe(recipe_text, [f"train.cohort={cohort}"])
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_study_with_cohorts_is_the_study_without(apart: Any, tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "rates", "trainings"), [(1, "0.01, 0.02, 0.03", 10), (2, "0.02, 0.03", 12)]
+)
+def test_a_study_with_cohorts_is_the_study_without(
+    apart: Any, tmp_path: Path, count: int, rates: str, trainings: int
+) -> None:
     text, folder, summary = apart
     heard = Heard()
     study = tmp_path / "cohorts"
     assert compare(a_recipe(text, 8), study=study, workers=count, progress=heard) == summary
-    assert heard.advanced["study"] == 1 + 12
-    # Four budgets and rates of LoRA with the first seed in two cohorts; each other run alone.
+    assert heard.advanced["study"] == 1 + 14
+    # The rates of LoRA with the first seed are a cohort for each of two budgets.
     training = [title for title in heard.bars if title.startswith("training ")]
-    assert training.count("training lora at 0.01, 0.03") == 2 and len(training) == 10
-    assert any("lora, rates 0.01, 0.03, seed 0" in text for text in heard.said)
+    assert training.count(f"training lora at {rates}") == 2 and len(training) == trainings
+    assert any(f"lora, rates {rates}, seed 0" in text for text in heard.said)
+    costs = json.loads((study / "cost.json").read_text())["runs"]
+    together = [run["learning_rate"] for run in costs if "cohort" in run]
+    assert sorted(set(together)) == [float(rate) for rate in rates.split(", ")]
     for run in folder.glob("runs/*"):
         other = study / "runs" / run.name
         losses = [[row["loss"] for row in RunStore(f).metrics()] for f in (run, other)]

@@ -172,6 +172,23 @@ def test_all_that_diverge_end_the_cohort(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("done.json"))
 
 
+def test_shared_passes_in_mixed_precision_agree_up_to_its_rounding(
+    tmp_path: Path, shared_passes: list[int]
+) -> None:
+    section = make_section(precision="bf16")
+    plan = make_plan(section)
+    apart(tmp_path / "apart", section, plan)
+    together(tmp_path / "cohort", section, plan)
+    assert set(shared_passes) == {3}
+    for rate in RATES:
+        found, wanted = (
+            [row["loss"] for row in table(tmp_path / way / str(rate))]
+            for way in ("cohort", "apart")
+        )
+        print(found, wanted)
+        assert found == pytest.approx(wanted, rel=2**-8)
+
+
 @pytest.mark.parametrize("share", [False, True])
 def test_runs_stopped_at_different_steps_come_together_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: bool
