@@ -171,7 +171,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="--set of the sweep")  # fmt: skip
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="all cores by default")
     add("--data-dir", type=Path, default=Path(data) if data else None)
-    add("--output", help="also write everything measured to this JSON file")
+    add("--json", dest="output", help="also write everything measured to this JSON file")
     add("--quick", action="store_true", help="two runs of one step, and micro-small")
     options = parser.parse_args(arguments)
     if options.quick:

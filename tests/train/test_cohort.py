@@ -181,11 +181,8 @@ def test_shared_passes_in_mixed_precision_agree_up_to_its_rounding(
     together(tmp_path / "cohort", section, plan)
     assert set(shared_passes) == {3}
     for rate in RATES:
-        found, wanted = (
-            [row["loss"] for row in table(tmp_path / way / str(rate))]
-            for way in ("cohort", "apart")
-        )
-        print(found, wanted)
+        ways = (tmp_path / way / str(rate) for way in ("cohort", "apart"))
+        found, wanted = ([row["loss"] for row in table(way)] for way in ways)
         assert found == pytest.approx(wanted, rel=2**-8)
 
 
