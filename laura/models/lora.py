@@ -179,9 +179,10 @@ class LoraLinear(nn.Module):
 
     def _trains_abreast(self) -> bool:
         """Whether all slots can be trained in one product."""
+        if not torch.is_grad_enabled() or self._drops() or self.base.bias is not None:
+            return False
         whole = len(self.route.segments or ()) == len(self.scales) == len(self.A)
-        alike = self.base.bias is None and len(set(self.scales)) == 1
-        return whole and alike and torch.is_grad_enabled() and not self._drops()
+        return whole and len(set(self.scales)) == 1
 
     def _drops(self) -> bool:
         return self.training and self.dropout > 0

@@ -108,12 +108,6 @@ class Trainer:
         folder = self.run.folder / "resume" / leg.name
         save_state(folder, self.parameters, self.optimiser, {"step": self.step, "leg": leg.name})
 
-    def keep_point(self, leg: Leg) -> None:
-        """Keep the weights at a budget point, also where Ctrl-C came before they were."""
-        if self.step in leg.points and not self.run.checkpoint(self.step).is_dir():
-            self.lend()
-            self.keep(self.step)
-
     def give_up(self, error: DivergenceError) -> None:
         """Record that this run has diverged."""
         self.failure = str(error)
@@ -218,7 +212,10 @@ def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Ba
     """
     for trainer in trainers:
         trainer.begin(leg, bar)
-        trainer.keep_point(leg)
+        # Ctrl-C may have come between the last step and keeping its weights.
+        if trainer.step in leg.points and not trainer.run.checkpoint(trainer.step).is_dir():
+            trainer.lend()
+            trainer.keep(trainer.step)
     section, model = trainers[0].section, trainers[0].model
     saved = time.monotonic()
     model.train()
@@ -264,7 +261,9 @@ def _take_step(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar:
         bar.advance(trainer.plan.tokens[step + 1] - trainer.plan.tokens[step])
         losses.append(metrics["loss"])
         bar.note(_loss_words(losses))
-        trainer.keep_point(leg)
+        if trainer.step in leg.points:
+            trainer.lend()
+            trainer.keep(trainer.step)
 
 
 def _loss_words(losses: list[float]) -> str:
