@@ -184,7 +184,7 @@ class BudgetSection(Section):
 class TrainSection(Section):
     """The loop's settings, the same for every arm."""
 
-    later = frozenset({"weight_decay_rule"})
+    later = frozenset({"weight_decay_rule", "cohort"})
 
     optimiser: Literal["adamw", "lion"] = Field(
         "adamw", description="AdamW (fused) or decoupled Lion."
@@ -217,6 +217,13 @@ class TrainSection(Section):
     )
     clip: float | None = Field(
         1.0, gt=0, description="Largest gradient norm; null for no clipping."
+    )
+    cohort: int = Field(
+        1,
+        ge=1,
+        description="LoRA runs that differ in the learning rate alone are trained in lock-step on "
+        "one copy of the base, at most so many together. On a GPU they share their passes, and "
+        "the activations of all of them are in memory at once.",
     )
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="A resumable checkpoint at least so often."

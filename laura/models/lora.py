@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from laura.errors import AdapterError
 from laura.models.layers import names_within
-from laura.models.lora_product import lora_product
+from laura.models.lora_product import lora_product, lora_products
 
 GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -78,10 +78,12 @@ class Route:
         slot: One slot for all tokens; None for the base alone.
         segments: Instead of `slot`: (slot or None, tokens) pieces, in order,
             over the flattened tokens of the batch.
+        abreast: Whether the segments give slots 0, 1, ... as many tokens each.
     """
 
     slot: int | None = 0
     segments: tuple[tuple[int | None, int], ...] | None = None
+    abreast: bool = False
     _kept: tuple[Tensor, Tensor] | None = None
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -150,6 +152,9 @@ class LoraLinear(nn.Module):
         if route.segments is None:
             assert route.slot is not None
             return self._adapted(x, route.slot)
+        if route.abreast and self._trains_abreast():
+            x = route.cast(x, arithmetic(x))
+            return lora_products(x, self._weight(x), self.A, self.B, self.scales[0])
         return self._add_segments(x, self.product(x, self._weight(x), self.base.bias))
 
     def _adapted(self, x: Tensor, slot: int) -> Tensor:
@@ -200,6 +205,15 @@ class LoraLinear(nn.Module):
 
     def _dropped(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.dropout, training=True) if self._drops() else x
+
+    def _trains_abreast(self) -> bool:
+        """Whether all slots can be trained in one product."""
+        if type(self) is not LoraLinear or not torch.is_grad_enabled():
+            return False
+        if self._drops() or self.base.bias is not None:
+            return False
+        whole = len(self.route.segments or ()) == len(self.scales) == len(self.A)
+        return whole and len(set(self.scales)) == 1
 
     def _drops(self) -> bool:
         return self.training and self.dropout > 0
@@ -311,12 +325,14 @@ def route(
     for one in used:
         if one is not None and not 0 <= one < len(layers[0].scales):
             raise AdapterError(f"slot {one} does not exist; there are {len(layers[0].scales)}")
-    before = (shared.slot, shared.segments)
+    before = (shared.slot, shared.segments, shared.abreast)
     shared.slot, shared.segments = slot, tuple(segments) or None
+    shared.abreast = bool(segments) and used == list(range(len(segments)))
+    shared.abreast = shared.abreast and len({tokens for _, tokens in segments}) == 1
     try:
         yield
     finally:
-        shared.slot, shared.segments = before
+        shared.slot, shared.segments, shared.abreast = before
 
 
 def merge(model: nn.Module, slot: int = 0) -> None:

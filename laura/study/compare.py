@@ -16,6 +16,7 @@ from laura.recipe import Recipe
 from laura.store import StudyStore, read_json, write_json
 from laura.study.analysing import analyse
 from laura.study.claims.judgement import write_claims
+from laura.study.cohorts import remark
 from laura.study.extras import extra_jobs, most_jobs
 from laura.study.findings import write_findings
 from laura.study.session import RunSpec, Session, open_study
@@ -54,6 +55,8 @@ def compare(
     with open_study(recipe, study, data_dir, device, progress) as session:
         grid = grid_of(session)
         session.check(grid)
+        if told := remark(grid, recipe):
+            progress.say(told)
         # What stands is not counted, or the time left would be judged by its speed.
         grid, before = _left(session, grid)
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))

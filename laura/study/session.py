@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from laura.data.packing import Fitted, fit
 from laura.errors import StoreError
 from laura.evals.kinds import RowProvider, file_rows
 from laura.evals.tasks import TASKS
-from laura.models.attention import Documents
-from laura.models.device import autocast, pick_device, resolve_precision
-from laura.models.losses import packed_loss_sum
+from laura.models.device import pick_device, resolve_precision
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, Recipe
 from laura.recipe_reading import recipe_yaml
-from laura.results import VALIDATION, TaskResult
+from laura.results import TaskResult
 from laura.store import (
     RunStore,
     StudyStore,
@@ -46,9 +42,10 @@ from laura.study.measures import all_tasks, is_current, result_names
 from laura.study.measuring import measure
 from laura.study.replay import ReplayData, prepare_replay
 from laura.study.run_record import budget_marks
+from laura.study.validation import validator
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
-from laura.train.run import train_run
+from laura.train.run import train_runs
 
 RUN_FORMAT = 1  # counts up when the same recipe would train other weights
 
@@ -152,41 +149,55 @@ class Session:
 
     def carry_out(self, spec: RunSpec) -> str:
         """Train a run, measure each of its budget points; returns its state."""
-        run, marks = self.run_store(spec), self._marks(spec)
-        self._write_record(spec, run, marks)
-        state = self._train(spec, run, marks)
-        for mark in marks:
-            if run.checkpoint(mark["step"]).is_dir():
-                self.measure_point(run, mark["step"])
-        return state
+        return self.carry_out_cohort([spec])[0]
 
-    def _train(self, spec: RunSpec, run: RunStore, marks: list[dict[str, Any]]) -> str:
-        if run.state in ("done", "diverged"):
-            return run.state
-        arm = self.recipe.arms[spec.arm]
+    def carry_out_cohort(self, specs: Sequence[RunSpec]) -> list[str]:
+        """Train runs that differ in the learning rate alone in lock-step, then measure each."""
+        runs, marks = [self.run_store(spec) for spec in specs], self._marks(specs[0])
+        for spec, run in zip(specs, runs, strict=True):
+            self._write_record(spec, run, marks)
+        self._train(specs, runs, marks)
+        for run in runs:
+            for mark in marks:
+                if run.checkpoint(mark["step"]).is_dir():
+                    self.measure_point(run, mark["step"])
+        return [run.state for run in runs]
+
+    def _train(
+        self, specs: Sequence[RunSpec], runs: list[RunStore], marks: list[dict[str, Any]]
+    ) -> None:
+        pairs = zip(specs, runs, strict=True)
+        left = [(s, run) for s, run in pairs if run.state not in ("done", "diverged")]
+        if not left:
+            return
+        first, arm = specs[0], self.recipe.arms[specs[0].arm]
         if arm.external is not None:
             steps = {mark["budget"]: mark["step"] for mark in marks}
-            base = self.bench.base.folder
-            return adopt(run, arm, spec.learning_rate, spec.seed, steps, base, self.progress)
-        self.progress.say(f"{spec.arm}, rate {spec.learning_rate:g}, seed {spec.seed}")
-        with self.bench.adapted(arm, spec.seed) as adapted:
-            state = train_run(
+            for spec, run in left:
+                base, rate = self.bench.base.folder, spec.learning_rate
+                adopt(run, arm, rate, spec.seed, steps, base, self.progress)
+            return
+        rates = ", ".join(f"{spec.learning_rate:g}" for spec, _ in left)
+        word = "rate" if len(left) == 1 else "rates"
+        self.progress.say(f"{first.arm}, {word} {rates}, seed {first.seed}")
+        with self.bench.adapted(arm, first.seed) as adapted:
+            validate = validator(adapted.model, self.recipe.train, self.data)
+            train_runs(
                 adapted.model,
-                run,
+                [(run, spec.learning_rate) for spec, run in left],
                 self.recipe.train,
-                self._plan(spec),
-                learning_rate=spec.learning_rate,
+                self._plan(first),
                 rule=adapted.rule,
-                seed=spec.seed,
+                seed=first.seed,
                 write_weights=adapted.write_weights,
-                validate=self._validator(adapted.model),
-                title=f"training {spec.arm} at {spec.learning_rate:g}",
+                validate=validate,
+                title=f"training {first.arm} at {rates}",
                 progress=self.progress,
             )
-        if state == "diverged":
-            reason = read_json(run.folder / "failed.json")["reason"]
-            self.progress.say(f"{spec.arm} diverged: {reason}")
-        return state
+        for _, run in left:
+            if run.state == "diverged":
+                reason = read_json(run.folder / "failed.json")["reason"]
+                self.progress.say(f"{first.arm} diverged: {reason}")
 
     def measure_point(self, run: RunStore, step: int) -> None:
         """Measure a checkpoint of a run, where that has not been done."""
@@ -227,8 +238,8 @@ class Session:
     def _identity(self, spec: RunSpec) -> dict[str, Any]:
         recipe = self.recipe
         arm = recipe.arms[spec.arm].identity({"learning_rates", "replay"})
-        # These two change how often a run is saved or looked at, not what it becomes.
-        train = recipe.train.identity({"checkpoint_minutes", "validate_every"})
+        # These change how a run is carried out, saved and looked at, not what it becomes.
+        train = recipe.train.identity({"checkpoint_minutes", "cohort", "validate_every"})
         device = pick_device(self.bench.device_name)
         train["precision"] = str(resolve_precision(recipe.train.precision, device))
         return {
@@ -265,28 +276,6 @@ class Session:
             "identity": self._identity(spec),
         }
         write_json(path, record)
-
-    def _validator(self, model: Any) -> Callable[[], float] | None:
-        """Mean validation loss of the model in training, for `train.validate_every`."""
-        if self.recipe.train.validate_every is None:
-            return None
-        documents = self.data.documents[VALIDATION]
-        dtype = resolve_precision(self.recipe.train.precision, model.device)
-
-        def validate() -> float:
-            model.eval()
-            total, count = 0.0, 0
-            with torch.no_grad(), autocast(model.device, dtype):
-                for document in documents:
-                    ids = torch.tensor([document.token_ids], device=model.device)
-                    wanted = torch.tensor([*document.supervised[1:], False], device=model.device)
-                    labels = torch.where(wanted, ids[0].roll(-1), -100)
-                    inputs = {"input_ids": ids, "documents": Documents([ids.shape[1]])}
-                    total += float(packed_loss_sum(model, inputs, labels, dtype))
-                    count += int(wanted.sum())
-            return total / count
-
-        return validate
 
 
 @contextmanager

@@ -189,6 +189,8 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, An
         rows = run.metrics()
         if rows:
             speeds = sorted(row["tokens_per_second"] for row in rows)
+            # In lock-step, peak memory is that of so many runs.
+            together = max(row.get("cohort", 1) for row in rows)
             runs.append(
                 {
                     "id": known["id"],
@@ -199,6 +201,7 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, An
                     "tokens_per_second": speeds[len(speeds) // 2],
                     "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
                     "flops": sum(row["flops"] for row in rows),
+                    **({"cohort": together} if together > 1 else {}),
                 }
             )
     return {"machine": environment, "runs": runs, "evaluation_seconds": seconds}

@@ -27,6 +27,8 @@ from laura import errors
 from laura.errors import LauraError, StoreError
 from laura.models.device import threads
 from laura.progress import Bar, Progress
+from laura.recipe import Recipe
+from laura.study.cohorts import cohorts
 from laura.study.extras import ExtraJob, measure_extras
 from laura.study.session import RunSpec, Session
 
@@ -86,31 +88,32 @@ class Crew:
         Raises:
             LauraError: what stopped one of them; the others save where they are.
         """
+        groups = _grouped(specs, self._session.recipe, self.workers)
         if self.workers <= 1:
-            for spec in specs:
-                if isinstance(spec, ExtraJob):
-                    measure_extras(self._session, spec)
+            for group in groups:
+                if isinstance(group, ExtraJob):
+                    measure_extras(self._session, group)
                 else:
-                    self._session.carry_out(spec)
-                bar.advance()
+                    self._session.carry_out_cohort(group)
+                bar.advance(_size(group))
             return
         # Also a single one goes to a worker: with other threads its sums would round otherwise.
-        while len(self._crew) < min(self.workers, len(specs)):
+        while len(self._crew) < min(self.workers, len(groups)):
             self._crew.append(_Worker(self._setup, self._session.lock, self._progress))
-        left, faults = deque(specs), list[BaseException]()
+        left, faults = deque(groups), list[BaseException]()
 
         def work(worker: _Worker) -> None:
             while not faults:
                 try:
-                    spec = left.popleft()
+                    group = left.popleft()
                 except IndexError:
                     return
                 try:
-                    worker.carry_out(spec)
+                    worker.carry_out(group)
                 except Exception as error:
                     faults.append(error)
                     return
-                bar.advance()
+                bar.advance(_size(group))
 
         talks = [
             threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._crew
@@ -122,6 +125,19 @@ class Crew:
                 talk.join(0.2)
         if faults:
             raise faults[0]
+
+
+def _grouped(
+    jobs: Sequence[RunSpec | ExtraJob], recipe: Recipe, workers: int
+) -> list[list[RunSpec] | ExtraJob]:
+    """What one process does without a break: runs that go together, or a model's extras."""
+    runs = [job for job in jobs if isinstance(job, RunSpec)]
+    extras = [job for job in jobs if isinstance(job, ExtraJob)]
+    return [*cohorts(runs, recipe, workers), *extras]
+
+
+def _size(group: list[RunSpec] | ExtraJob) -> int:
+    return 1 if isinstance(group, ExtraJob) else len(group)
 
 
 class _Worker:
@@ -145,12 +161,13 @@ class _Worker:
         )
         self._say(setup)
 
-    def carry_out(self, spec: RunSpec | ExtraJob) -> None:
-        """Have a run carried out, or extras measured; returns when that has ended."""
-        value = asdict(spec)
-        if isinstance(spec, RunSpec):
-            value["budget"] = spec.budget.model_dump_json()
-        self._say(value)
+    def carry_out(self, group: list[RunSpec] | ExtraJob) -> None:
+        """Have runs carried out together, or extras measured; returns when that has ended."""
+        if isinstance(group, ExtraJob):
+            self._say(asdict(group))
+        else:
+            runs = [{**asdict(spec), "budget": spec.budget.model_dump_json()} for spec in group]
+            self._say({"runs": runs})
         assert self._process.stdout is not None
         try:
             for line in self._process.stdout:
