@@ -1,9 +1,10 @@
 """A recipe: what is compared, on which data, and how it is measured.
 
 Every default lives in the files `recipe*.py` and nowhere else: the arms in
-`recipe_arms.py`, the measures in `recipe_measure.py`, the rest here. Each part of
-Laura receives its own section, never the whole recipe. Reading YAML, overriding
-and gathering faults is in `recipe_reading.py`.
+`recipe_arms.py`, the measures in `recipe_measure.py`, the search in
+`recipe_search.py`, the rest here. Each part of Laura receives its own section, never
+the whole recipe. Reading YAML, overriding and gathering faults is in
+`recipe_reading.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from laura.recipe_arms import Arm, FullArm, LoraArm
 from laura.recipe_measure import MeasureSection
+from laura.recipe_search import SearchSection
 from laura.recipe_section import Section, Share
 from laura.recipe_tasks import NAME_PATTERN
 
@@ -159,17 +161,6 @@ class TrainSection(Section):
         if self.betas is not None:
             return self.betas
         return (0.9, 0.999) if self.optimiser == "adamw" else (0.9, 0.95)
-
-
-class SearchSection(Section):
-    """How learning rates are chosen."""
-
-    sampler: Literal["grid"] = Field("grid", description="Every rate of every arm is run.")
-    allow_shared_rate: bool = Field(
-        False,
-        description="Accept arms compared at one and the same rate. It misleads: the best LoRA "
-        "rate is about ten times the best full rate.",
-    )
 
 
 class Recipe(Section):

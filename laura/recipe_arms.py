@@ -6,11 +6,28 @@ are ranges to search, not constants.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from laura.recipe_section import Rate, Section, Share
+
+
+def _written_out(value: dict[str, list[Any]] | None) -> None:
+    if value is not None:
+        raise ValueError("is written out when a recipe is read; here it must be arms of its own")
+
+
+# Written out when a recipe is read (recipe_grids.py), so that no arm holds one afterwards.
+Grid = Annotated[
+    dict[str, list[Any]] | None,
+    AfterValidator(_written_out),
+    Field(
+        exclude=True,
+        description="Lists of values for other keys of the arm, as in `rank: [4, 16]`: makes an "
+        "arm of every combination, with names such as `lora-rank-4`.",
+    ),
+]
 
 
 class FullArm(Section):
@@ -25,6 +42,7 @@ class FullArm(Section):
     weight_decay: float = Field(
         0.0, ge=0, description="Decoupled decay of the weights toward zero."
     )
+    grid: Grid = None
 
 
 class LoraArm(Section):
@@ -44,6 +62,7 @@ class LoraArm(Section):
     )
     dropout: Share = Field(0.0, description="Dropout on the input of the update.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of A and B toward zero.")
+    grid: Grid = None
 
     @property
     def alpha_value(self) -> float:

@@ -23,6 +23,7 @@ from laura.recipe_faults import (
     short,
     validate,
 )
+from laura.recipe_grids import expand_grids
 
 LARGEST_WHOLE_NUMBER = 10**15
 LINES_REMEMBERED = 10_000
@@ -100,10 +101,12 @@ def parse_recipe(
     faults: list[Fault] = []
     data, lines = _loaded(text, source, faults)
     overridden = _apply_overrides(data, overrides, faults)
-    recipe, found = validate(Recipe, data)
+    made = expand_grids(data)
+    recipe, found = validate(Recipe, made.data)
     named = os.environ.get("LAURA_DATA")
     folder = data_dir or (Path(named) if named else None)
-    found = [*found, *cross_faults(data, found), *file_faults(data, folder)]
+    found = [*found, *cross_faults(made.data, found), *file_faults(data, folder)]
+    found = [*made.faults, *made.at_origin(found)]
     faults += _placed(found, lines, overridden)
     if faults or recipe is None:
         raise RecipeError(faults, source)
