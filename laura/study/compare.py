@@ -67,8 +67,8 @@ def compare(
                 bar.advance(finished)
                 crew.carry_out(more, bar)
         summary = write_summary(session.store, recipe)
-        # A command that found all done says nothing of how long it takes.
-        if grid or more:
+        # A command that found all done, or was helped, says nothing of how long it takes.
+        if (grid or more) and session.alone and not crew.shared:
             timing = {
                 "seconds": time.monotonic() - start,
                 "workers": crew.workers,

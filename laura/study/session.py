@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,17 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from laura.data.packing import Fitted, fit
 from laura.errors import StoreError
 from laura.evals.kinds import Material, RowProvider, file_rows
 from laura.evals.runner import evaluate
 from laura.evals.tasks import TASKS
-from laura.models.attention import Documents
-from laura.models.device import autocast, pick_device, resolve_precision
+from laura.models.device import pick_device, resolve_precision
 from laura.models.engine import Engine
-from laura.models.losses import packed_loss_sum
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, Recipe
 from laura.recipe_reading import recipe_yaml
@@ -44,6 +39,8 @@ from laura.study.environment import describe
 from laura.study.facts import refuse_another, task_facts, write_facts
 from laura.study.material import Encoder, StudyData, prepare
 from laura.study.measures import all_tasks, is_current, result_names
+from laura.study.sharing import BUSY, LOCK, StudyLock, claimed, held
+from laura.study.validating import validation_loss
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.run import train_run
@@ -83,6 +80,7 @@ class Session:
         progress: Where to report.
         lock: Open file that holds the study's lock; None in a worker process, whose
             parent holds it.
+        alone: Whether no other command worked there when it was opened.
     """
 
     recipe: Recipe
@@ -94,6 +92,7 @@ class Session:
     data_dir: Path | None
     progress: Progress = SILENT
     lock: int | None = None
+    alone: bool = True
     _plans: dict[str, BatchPlan] = field(default_factory=dict)
 
     def check(self, specs: Iterable[RunSpec]) -> None:
@@ -112,7 +111,9 @@ class Session:
 
     def base_results(self) -> None:
         """Measure the base, before anything is trained."""
-        self._evaluate(self.bench.base.model, None, "base", self.store.base_evaluation)
+        words = "another laura process measures the base; waiting"
+        with held(self.store.folder / "base" / LOCK, words, self.progress):
+            self._evaluate(self.bench.base.model, None, "base", self.store.base_evaluation)
 
     def specs(self, arm: str, learning_rate: float, seed: int) -> list[RunSpec]:
         """The runs that one arm at one rate with one seed takes: one, or one a budget."""
@@ -137,19 +138,33 @@ class Session:
         steps = [step for step in self._plan(spec).points if run.checkpoint(step).is_dir()]
         return all(self._is_measured(run, step) for step in steps)
 
-    def carry_out(self, spec: RunSpec) -> str:
-        """Train a run, measure each of its budget points; returns its state."""
+    def carry_out(self, spec: RunSpec, points: int | None = None) -> str:
+        """Train a run, measure each of its budget points.
+
+        Args:
+            spec: The run.
+            points: Stop after so many of its budget points; None for all.
+
+        Returns:
+            Its state, or `busy` where another process is at it.
+        """
         run = self.run_store(spec)
-        plan = self._plan(spec)
-        self._write_record(spec, run, plan)
-        state = self._train(spec, run, plan)
-        for step in plan.points:
-            if run.checkpoint(step).is_dir():
-                self._measure_point(run, step)
+        with claimed(run.folder / LOCK) as mine:
+            if not mine:
+                return BUSY
+            plan = self._plan(spec)
+            self._write_record(spec, run, plan)
+            stop = None if points is None else plan.points[points - 1]
+            state = self._train(spec, run, plan, stop)
+            for step in plan.points:
+                if run.checkpoint(step).is_dir():
+                    self._measure_point(run, step)
         return state
 
-    def _train(self, spec: RunSpec, run: RunStore, plan: BatchPlan) -> str:
+    def _train(self, spec: RunSpec, run: RunStore, plan: BatchPlan, stop: int | None) -> str:
         if run.state in ("done", "diverged"):
+            return run.state
+        if stop is not None and stop < plan.points[-1] and run.checkpoint(stop).is_dir():
             return run.state
         arm = self.recipe.arms[spec.arm]
         self.progress.say(f"{spec.arm}, rate {spec.learning_rate:g}, seed {spec.seed}")
@@ -164,6 +179,7 @@ class Session:
                 seed=spec.seed,
                 write_weights=adapted.write_weights,
                 validate=self._validator(adapted.model),
+                stop=stop,
                 title=f"training {spec.arm} at {spec.learning_rate:g}",
                 progress=self.progress,
             )
@@ -273,21 +289,7 @@ class Session:
             return None
         documents = self.data.documents[VALIDATION]
         dtype = resolve_precision(self.recipe.train.precision, model.device)
-
-        def validate() -> float:
-            model.eval()
-            total, count = 0.0, 0
-            with torch.no_grad(), autocast(model.device, dtype):
-                for document in documents:
-                    ids = torch.tensor([document.token_ids], device=model.device)
-                    wanted = torch.tensor([*document.supervised[1:], False], device=model.device)
-                    labels = torch.where(wanted, ids[0].roll(-1), -100)
-                    inputs = {"input_ids": ids, "documents": Documents([ids.shape[1]])}
-                    total += float(packed_loss_sum(model, inputs, labels, dtype))
-                    count += int(wanted.sum())
-            return total / count
-
-        return validate
+        return lambda: validation_loss(model, documents, dtype)
 
 
 @contextmanager
@@ -298,22 +300,28 @@ def open_study(
     device: str | None,
     progress: Progress = SILENT,
 ) -> Iterator[Session]:
-    """Open a study folder for work: checked, locked against a second process, recorded.
+    """Open a study folder for work: checked, recorded, locked against another recipe.
 
     Raises:
-        StoreError: another process works there, or it holds another study.
+        StoreError: another process works there on another recipe, or it holds another study.
     """
     place = pick_device(device)
     store = StudyStore(folder)
-    with _locked(folder) as lock:
-        remove_leftovers(folder)
-        session, identity = _read_all(recipe, folder, data_dir, device, progress)
-        session.lock = lock
-        write_facts(store, recipe, session.bench, identity, session.tasks)
-        with disk_faults(folder):
-            _keep_only(session.data.corpus_folder)
-        write_text(folder / "recipe.yaml", recipe_yaml(recipe))
-        write_json(folder / "environment.json", describe(place))
+    with StudyLock(folder, progress) as lock:
+        if lock.alone:
+            remove_leftovers(folder)
+            session, identity = _read_all(recipe, folder, data_dir, device, progress)
+            write_facts(store, recipe, session.bench, identity, session.tasks)
+            with disk_faults(folder):
+                _keep_only(session.data.corpus_folder)
+            write_text(folder / "recipe.yaml", recipe_yaml(recipe))
+            write_json(folder / "environment.json", describe(place))
+            lock.share()
+        # Also after setting up: sharing lets go for a moment, in which another may come first.
+        _refuse_another_recipe(recipe, folder)
+        if not lock.alone:
+            session = join_study(recipe, folder, data_dir, device, progress)
+        session.lock, session.alone = lock.file, lock.alone
         yield session
 
 
@@ -361,25 +369,18 @@ def _read_all(
     return Session(recipe, store, bench, data, rows, tasks, data_dir, progress), identity
 
 
+def _refuse_another_recipe(recipe: Recipe, folder: Path) -> None:
+    with disk_faults(folder):
+        theirs = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    if theirs != recipe_yaml(recipe):
+        raise StoreError(
+            f"another laura process works in {folder} on another recipe (its recipe.yaml); give "
+            "that one to join in, or wait, or choose another folder with --out"
+        )
+
+
 def _keep_only(corpus: Path) -> None:
     """Delete the corpora that commands which were refused or mended have left behind."""
     for other in corpus.parent.iterdir():
         if other.is_dir() and other != corpus:
             shutil.rmtree(other)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """One command at a time; the lock goes with its processes, however they end."""
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a", encoding="utf-8")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreError(
-                f"another laura process works in {folder}; wait for it, or choose another folder "
-                "with --out"
-            ) from error
-        yield file.fileno()

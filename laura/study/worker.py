@@ -127,7 +127,8 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line)
     while True:
         run = runs.get()
         budget = BudgetSection.model_validate_json(run["budget"])
-        state = session.carry_out(RunSpec(run["arm"], run["learning_rate"], run["seed"], budget))
+        spec = RunSpec(run["arm"], run["learning_rate"], run["seed"], budget)
+        state = session.carry_out(spec, run["points"])
         line.send(done=state)
 
 

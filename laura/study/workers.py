@@ -3,8 +3,8 @@
 A small model does not keep several cores busy: two processes of one thread each
 are about twice as fast as one of two threads. The command that opened the study
 holds its lock and hands out runs; `worker.py` is the other end. Workers inherit
-the lock, so no second command gets in while one of them still lives, and end
-with the command, however it ends.
+the lock, so no other study gets in while one of them still lives, and end with the
+command, however it ends.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,11 +29,15 @@ from laura.errors import LauraError, StoreError
 from laura.models.device import threads
 from laura.progress import Bar, Progress
 from laura.study.session import RunSpec, Session
+from laura.study.sharing import BUSY, WAIT_SECONDS
 
 # Below so many parameters a step is so short that threads mostly wait for one another.
 SMALL = 5_000_000
 MOST = 8
 STOP_SECONDS = 600.0  # to save a large model to a slow disk
+
+# Carries out a run up to so many of its budget points, None for all; gives its state.
+Carry = Callable[[RunSpec, int | None], str]
 
 
 def choose_workers(session: Session) -> int:
@@ -53,6 +58,7 @@ class Crew:
 
     Attributes:
         workers: The number settled on.
+        shared: Whether another command was met at one of the runs.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Crew:
             "threads": max(1, threads() // max(1, self.workers)),
         }
         self._crew: list[_Worker] = []
+        self.shared = False
 
     def __enter__(self) -> Crew:
         return self
@@ -82,34 +89,65 @@ class Crew:
     def carry_out(self, specs: Sequence[RunSpec], bar: Bar) -> None:
         """Train and measure all of these; `bar` counts them.
 
+        Those that another command on this study is at come last, and are waited for.
+
         Raises:
             LauraError: what stopped one of them; the others save where they are.
         """
-        if self.workers <= 1:
-            for spec in specs:
-                self._session.carry_out(spec)
-                bar.advance()
-            return
-        # Also a single one goes to a worker: with other threads its sums would round otherwise.
-        while len(self._crew) < min(self.workers, len(specs)):
-            self._crew.append(_Worker(self._setup, self._session.lock, self._progress))
-        left, faults = deque(specs), list[BaseException]()
+        left = deque(specs)
 
-        def work(worker: _Worker) -> None:
-            while not faults:
+        def work(carry: Carry) -> None:
+            passed_over = 0
+            while left:
                 try:
                     spec = left.popleft()
                 except IndexError:
                     return
-                try:
-                    worker.carry_out(spec)
-                except Exception as error:
-                    faults.append(error)
-                    return
-                bar.advance()
+                if carry(spec, None) != BUSY:
+                    passed_over = 0
+                    bar.advance()
+                    continue
+                self.shared = True
+                left.append(spec)
+                passed_over += 1
+                if passed_over >= len(left):
+                    time.sleep(WAIT_SECONDS)
+
+        self.share(work, len(specs))
+
+    def share(self, work: Callable[[Carry], None], most: int) -> None:
+        """Let every worker do `work`, which takes runs from a common store until it is empty.
+
+        Args:
+            work: Given what carries out a run; called once for each worker, in a thread.
+            most: More workers than this would have nothing to do.
+
+        Raises:
+            LauraError: what stopped one of them; the others save where they are.
+        """
+        if self.workers <= 1:
+            work(self._session.carry_out)
+            return
+        # Also a single one goes to a worker: with other threads its sums would round otherwise.
+        while len(self._crew) < min(self.workers, most):
+            self._crew.append(_Worker(self._setup, self._session.lock, self._progress))
+        faults = list[BaseException]()
+
+        def guarded(worker: _Worker) -> None:
+            def carry(spec: RunSpec, points: int | None) -> str:
+                if faults:
+                    raise _Stopped
+                return worker.carry_out(spec, points)
+
+            try:
+                work(carry)
+            except _Stopped:
+                pass
+            except Exception as error:
+                faults.append(error)
 
         talks = [
-            threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._crew
+            threading.Thread(target=guarded, args=(worker,), daemon=True) for worker in self._crew
         ]
         for talk in talks:
             talk.start()
@@ -118,6 +156,10 @@ class Crew:
                 talk.join(0.2)
         if faults:
             raise faults[0]
+
+
+class _Stopped(Exception):
+    """Another worker has met a fault: begin nothing more."""
 
 
 class _Worker:
@@ -141,15 +183,16 @@ class _Worker:
         )
         self._say(setup)
 
-    def carry_out(self, spec: RunSpec) -> None:
-        """Have a run carried out; returns when it has ended."""
-        self._say({**asdict(spec), "budget": spec.budget.model_dump_json()})
+    def carry_out(self, spec: RunSpec, points: int | None) -> str:
+        """Have a run carried out up to so many budget points; returns its state then."""
+        budget = spec.budget.model_dump_json()
+        self._say({**asdict(spec), "budget": budget, "points": points})
         assert self._process.stdout is not None
         try:
             for line in self._process.stdout:
                 message = json.loads(line)
                 if "done" in message:
-                    return
+                    return str(message["done"])
                 if "fault" in message:
                     raise _error(message["kind"], message["fault"])
                 self._report(message)

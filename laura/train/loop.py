@@ -35,6 +35,10 @@ LOST_STEPS = 5
 LOST_NATS = 1.0
 
 
+class StoppedForNow(Exception):
+    """Raised by `keep` to have the state saved and the run left there."""
+
+
 @dataclass
 class Trainer:
     """One run in the making.
@@ -102,10 +106,11 @@ class Trainer:
                 if due and step < leg.end:
                     self._save(leg, step)
                     saved = time.monotonic()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StoppedForNow):
             # Between two updates the weights are those of a step; within one they are not.
             if not self._updating:
                 self._save(leg, step)
+            self.model.eval()
             raise
         self._save(leg, step)
         self.model.eval()

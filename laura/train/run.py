@@ -14,7 +14,7 @@ from laura.progress import SILENT, Progress
 from laura.recipe import TrainSection
 from laura.store import RunStore, disk_faults, read_json, remove_leftovers, write_folder, write_json
 from laura.train.batches import BatchPlan
-from laura.train.loop import Trainer
+from laura.train.loop import StoppedForNow, Trainer
 from laura.train.optimisers import build_optimiser
 from laura.train.schedules import Leg, plan_legs
 
@@ -30,6 +30,7 @@ def train_run(
     seed: int,
     write_weights: Callable[[Path], None],
     validate: Callable[[], float] | None = None,
+    stop: int | None = None,
     title: str = "training",
     progress: Progress = SILENT,
 ) -> str:
@@ -45,21 +46,25 @@ def train_run(
         seed: Seed of the run.
         write_weights: Writes the model's weights into a folder.
         validate: Mean validation loss, for `train.validate_every`.
+        stop: Budget point, in steps, after which to stop for now; None for the last.
         title: Words on the progress bar.
         progress: Where to report.
 
     Returns:
-        `done` or `diverged`.
+        `done`, `diverged`, or `open` where it was stopped for now.
     """
     if run.state in ("done", "diverged"):
         return run.state
     remove_leftovers(run.folder)
+    (run.folder / "failed.json").unlink(missing_ok=True)  # of a search that had given it up
     legs = plan_legs(section, plan.points)
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def keep(step: int) -> None:
         facts = {"step": step, "learning_rate": learning_rate, "seed": seed}
         write_folder(run.checkpoint(step), write_weights, facts)
+        if step == stop and step < plan.points[-1]:
+            raise StoppedForNow
 
     reset_peak_memory(parameters[0].device)
     trainer = Trainer(
@@ -77,6 +82,8 @@ def train_run(
         with lean(model), progress.bar(title, trainer.tokens_of(legs), "tokens") as bar:
             for leg in legs:
                 _run_leg(trainer, leg, legs, run, bar)
+    except StoppedForNow:
+        return "open"
     except DivergenceError as error:
         write_json(run.folder / "failed.json", {"kind": "diverged", "reason": str(error)})
         _forget(run, legs, legs)
