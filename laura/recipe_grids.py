@@ -67,16 +67,13 @@ def expand_grids(data: dict[str, Any]) -> Expansion:
         data: A recipe as it was read, which may hold anything; not changed.
     """
     arms = data.get("arms")
-    with_grid = isinstance(arms, dict) and any(
-        isinstance(arm, dict) and arm.get("grid") is not None for arm in arms.values()
-    )
-    if not with_grid:
+    if not isinstance(arms, dict) or not any(map(_has_grid, arms.values())):
         return Expansion(data)
     made = Expansion(dict(data))
     plain: dict[Any, Any] = {}
     families: dict[str, list[str]] = {}
     for name, arm in arms.items():
-        if not isinstance(arm, dict) or arm.get("grid") is None:
+        if not _has_grid(arm):
             plain[name] = arm
             continue
         new = _arms_of(str(name), arm, made)
@@ -87,17 +84,28 @@ def expand_grids(data: dict[str, Any]) -> Expansion:
         plain |= new
         families[str(name)] = list(new)
     made.data["arms"] = plain
-    search = data.get("search")
-    if search is None or isinstance(search, dict):
-        search = search or {}
-        written = search.get("families")
-        for name in families if isinstance(written, dict) else ():
-            if name in written:
-                problem = "is a family already, made by the arm's grid; leave it out"
-                made.faults.append(Fault(f"search.families.{name}", problem))
-        if written is None or isinstance(written, dict):
-            made.data["search"] = {**search, "families": {**(written or {}), **families}}
+    _note_families(families, made)
     return made
+
+
+def _has_grid(arm: Any) -> bool:
+    return isinstance(arm, dict) and arm.get("grid") is not None
+
+
+def _note_families(families: dict[str, list[str]], made: Expansion) -> None:
+    """Write the families into the section `search`, unless that is no section."""
+    search = made.data.get("search")
+    search = {} if search is None else search
+    if not isinstance(search, dict):
+        return
+    written = search.get("families")
+    written = {} if written is None else written
+    if not isinstance(written, dict):
+        return
+    for name in [name for name in families if name in written]:
+        problem = "is a family already, made by the arm's grid; leave it out"
+        made.faults.append(Fault(f"search.families.{name}", problem))
+    made.data["search"] = {**search, "families": {**written, **families}}
 
 
 def _arms_of(name: str, arm: dict[str, Any], made: Expansion) -> dict[str, Any]:
@@ -109,7 +117,7 @@ def _arms_of(name: str, arm: dict[str, Any], made: Expansion) -> dict[str, Any]:
         problem = f"makes {count:,} arms, at most {MOST_ARMS}; shorten its lists"
         made.faults.append(Fault(f"arms.{name}.grid", problem))
         values = {key: listed[:1] for key, listed in values.items()}
-    found = {}
+    found: dict[str, Any] = {}
     for places in itertools.product(*(range(len(listed)) for listed in values.values())):
         chosen = dict(zip(values, places, strict=True))
         settings = {key: values[key][place] for key, place in chosen.items()}

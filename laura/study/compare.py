@@ -46,33 +46,38 @@ def compare(
         The content of `summary.json`, which is written beside `cost.json`.
     """
     start = time.monotonic()
+    searched = recipe.search.sampler != "grid"
     with open_study(recipe, study, data_dir, device, progress) as session:
         grid = [
             spec
             for name, arm in recipe.arms.items()
-            for rate in sorted(arm.learning_rates)
+            for rate in sorted(arm.learning_rates)[: 1 if searched else None]
             for spec in session.specs(name, rate, recipe.seeds[0])
         ]
         session.check(grid)
+        search = _search(session) if searched else None
         # What stands is not counted, or the time left would be judged by its speed.
-        grid, before = _left(session, grid)
+        grid, before = _left(session, [] if searched else grid)
+        tries = search.left if search else len(grid)
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
         further = (len(recipe.seeds) - 1) * len(recipe.arms) * each
-        with progress.bar("study", 1 + len(grid) + further, "stages") as bar:
+        with progress.bar("study", 1 + tries + further, "stages") as bar:
             session.base_results()
             bar.advance()
             with Crew(session, data_dir, device, workers) as crew:
                 crew.carry_out(grid, bar)
+                if search is not None:
+                    search.carry_out(crew, bar)
                 more, finished = _left(session, _further_seeds(session))
                 bar.advance(finished)
                 crew.carry_out(more, bar)
         summary = write_summary(session.store, recipe)
         # A command that found all done, or was helped, says nothing of how long it takes.
-        if (grid or more) and session.alone and not crew.shared:
+        if (tries or more) and session.alone and not crew.shared:
             timing = {
                 "seconds": time.monotonic() - start,
                 "workers": crew.workers,
-                "runs": len(grid) + len(more),
+                "runs": tries + len(more),
                 "runs_before": before + finished,
             }
             write_json(session.store.folder / TIMING, timing)
@@ -87,6 +92,12 @@ def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
     write_json(store.folder / "cost.json", costs)
     write_json(store.summary_file, summary)
     return summary
+
+
+def _search(session: Session) -> Any:
+    from laura.study.search import Search  # Optuna takes a while to import
+
+    return Search(session)
 
 
 def _left(session: Session, specs: list[RunSpec]) -> tuple[list[RunSpec], int]:
