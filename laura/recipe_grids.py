@@ -77,12 +77,15 @@ def expand_grids(data: dict[str, Any]) -> Expansion:
             plain[name] = arm
             continue
         new = _arms_of(str(name), arm, made)
+        if not new:
+            plain[name] = {key: value for key, value in arm.items() if key != "grid"}
         for other in [other for other in new if other in arms or other in plain]:
             problem = f"makes an arm called {other}, and there is another of that name; rename one"
             made.faults.append(Fault(f"arms.{name}.grid", problem))
             del new[other], made.origins[other]
         plain |= new
-        families[str(name)] = list(new)
+        if new:
+            families[str(name)] = list(new)
     made.data["arms"] = plain
     _note_families(families, made)
     return made
@@ -109,9 +112,11 @@ def _note_families(families: dict[str, list[str]], made: Expansion) -> None:
 
 
 def _arms_of(name: str, arm: dict[str, Any], made: Expansion) -> dict[str, Any]:
-    """The arms of one grid, by name; what is wrong with it is left out and noted."""
+    """The arms of one grid, by name; what is wrong with it is noted and left out."""
     rest = {key: value for key, value in arm.items() if key != "grid"}
     values = dict(_values(name, arm, made.faults))
+    if not values:
+        return {}
     count = math.prod(map(len, values.values()))
     if count > MOST_ARMS:
         problem = f"makes {count:,} arms, at most {MOST_ARMS}; shorten its lists"
@@ -126,7 +131,7 @@ def _arms_of(name: str, arm: dict[str, Any], made: Expansion) -> dict[str, Any]:
         if len(new) > MOST_NAME and len(name) <= MOST_NAME:
             problem = f"makes the name {new}, at most {MOST_NAME} characters; shorten the arm's"
             made.faults.append(Fault(f"arms.{name}.grid", problem))
-            return found
+            break
         found[new] = {**rest, **settings}
         made.origins[new] = (name, chosen)
     return found

@@ -3,6 +3,7 @@
     STUDY/
       recipe.yaml  environment.json  base/evals/TASK.json
       corpus/      training examples as tokens; made again if deleted
+      study.journal  search/      a search's memory (Optuna), and its locks
       runs/ID/     ID = hash of everything that determines the run
         run.json  metrics.jsonl  done.json | failed.json
         checkpoints/STEP/   weights, manifest.json with SHA-256 (kept at budget points)
@@ -261,7 +262,7 @@ class RunStore:
 
     @property
     def state(self) -> str:
-        """`done`, `diverged`, `failed` or `open`."""
+        """`done`, `diverged`, `pruned` (a search stopped it), `failed` or `open`."""
         if (self.folder / "done.json").is_file():
             return "done"
         if (self.folder / "failed.json").is_file():
