@@ -1,8 +1,8 @@
 """The trials of one family of arms, asked of Optuna and told to it.
 
 Optuna's memory is `STUDY/study.journal`, shared by every worker and every command on
-the study. It is read afresh for each question, under a lock, and each trial is drawn
-by a sampler seeded with its own number: what is asked next depends on the journal
+the study. What was added is read for each question, under a lock, and each trial is
+drawn by a sampler seeded with its own number: what is asked next depends on the journal
 alone, not on the process, so a search that was killed and continued asks for the same
 trials as one that was not. If the journal is lost, the same trials are asked for again
 and their finished runs are found.
@@ -70,6 +70,7 @@ class Trials:
         for budget in budgets:
             least = self._resources[-1] + 1 if self._resources else 1
             self._resources.append(max(least, round(budget / budgets[0])))
+        self._storage: JournalStorage | None = None
         alone = family.low == family.high and len(family.arms) == 1
         self.wanted = 1 if alone else section.trials
 
@@ -154,14 +155,19 @@ class Trials:
         with held(self._study / PLACE / "journal.lock"), disk_faults(journal):
             _cut_off(journal)
             try:
-                storage = JournalStorage(JournalFileBackend(str(journal), _Held(str(journal))))
-                study = optuna.create_study(
-                    storage=storage,
+                if self._storage is None:
+                    backend = JournalFileBackend(str(journal), _Held(str(journal)))
+                    self._storage = JournalStorage(backend)
+                named = [one.study_name for one in self._storage.get_all_studies()]
+                if self._name not in named:
+                    optuna.create_study(
+                        storage=self._storage, study_name=self._name, direction="maximize"
+                    )
+                study = optuna.load_study(
+                    storage=self._storage,
                     study_name=self._name,
-                    direction="maximize",
                     sampler=self._sampler(number),
                     pruner=self._pruner(),
-                    load_if_exists=True,
                 )
             except (ValueError, KeyError, TypeError, AssertionError) as error:
                 raise StoreError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,11 @@ from laura.study.trials import STARTUP_TRIALS, Trial, Trials
 
 RANKS = ["2", "4", "8"]
 FAMILY = Family("lora", {"rank": RANKS}, {(r,): f"lora-rank-{r}" for r in RANKS}, 1e-5, 1e-2)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 def fake(arm: str, rate: float) -> Outcome:
@@ -97,7 +103,7 @@ def test_the_best_respects_the_bound_and_nears_brute_force(tmp_path: Path) -> No
 
 
 def test_rates_lie_in_the_range_evenly_in_their_logarithm(tmp_path: Path) -> None:
-    seen = run(make(tmp_path, sampler="random", trials=200))
+    seen = run(make(tmp_path, sampler="random", trials=120))
     logs = [math.log10(trial.learning_rate) for trial in seen]
     assert all(1e-5 <= trial.learning_rate <= 1e-2 for trial in seen)
     assert statistics.fmean(logs) == pytest.approx(-3.5, abs=0.2)
