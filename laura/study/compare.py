@@ -58,8 +58,8 @@ def compare(
         search = _search(session) if searched else None
         # What stands is not counted, or the time left would be judged by its speed.
         grid, before = _left(session, [] if searched else grid)
-        tries = search.left if search else len(grid)
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
+        before, tries = search.counts() if search else (before, len(grid))
         further = (len(recipe.seeds) - 1) * len(recipe.arms) * each
         with progress.bar("study", 1 + tries + further, "stages") as bar:
             session.base_results()
@@ -77,7 +77,7 @@ def compare(
             timing = {
                 "seconds": time.monotonic() - start,
                 "workers": crew.workers,
-                "runs": tries + len(more),
+                "runs": tries * (each if search else 1) + len(more),
                 "runs_before": before + finished,
             }
             write_json(session.store.folder / TIMING, timing)

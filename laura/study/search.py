@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable
 
 from laura.progress import Bar
 from laura.recipe_search import families_of
@@ -12,7 +10,7 @@ from laura.results import VALIDATION, TaskResult
 from laura.store import disk_faults, read_json, write_json
 from laura.study.choosing import LOST, Outcome, outcome_of
 from laura.study.session import RunSpec, Session
-from laura.study.sharing import BUSY, WAIT_SECONDS
+from laura.study.sharing import BUSY
 from laura.study.summary import gather
 from laura.study.trials import Trial, Trials
 from laura.study.workers import Carry, Crew
@@ -33,10 +31,10 @@ class Search:
             for family in families_of(recipe.arms, recipe.search.families)
         ]
 
-    @property
-    def left(self) -> int:
-        """How many trials have not ended."""
-        return sum(max(0, one.wanted - one.counts()[1]) for one in self._families)
+    def counts(self) -> tuple[int, int]:
+        """How many trials have ended, and how many have not."""
+        ended = [min(one.counts()[1], one.wanted) for one in self._families]
+        return sum(ended), sum(one.wanted for one in self._families) - sum(ended)
 
     def carry_out(self, crew: Crew, bar: Bar) -> None:
         """Try until every family has had its trials; `bar` counts them.
@@ -44,44 +42,48 @@ class Search:
         Raises:
             LauraError: what stopped a run; the others save where they are.
         """
-        most = self.left
-        if most:
-            crew.share(lambda carry: self._work(carry, bar), most)
+        left = self.counts()[1]
+        own: list[Trial] = []
+        if left:
+            crew.share(lambda carry: self._work(carry, crew, own, bar), left)
+        if len(own) < left:
+            crew.shared = True
+            bar.advance(left - len(own))
 
-    def _work(self, carry: Carry, bar: Bar) -> None:
+    def _work(self, carry: Carry, crew: Crew, own: list[Trial], bar: Bar) -> None:
         while True:
-            # Families advance together, so that each knows much before it asks for more.
             waiting = [one for one in self._families if one.counts()[1] < one.wanted]
             if not waiting:
                 return
+            # Families advance together, so that each knows much before it asks for more.
             for trials in sorted(waiting, key=lambda one: one.counts()[0]):
                 with trials.claim() as trial:
                     if trial is not None:
-                        self._try(trials, trial, carry)
+                        self._try(trials, trial, carry, crew)
+                        own.append(trial)
                         bar.advance()
                         break
             else:
-                time.sleep(WAIT_SECONDS)  # the rest is being tried by others
+                crew.wait()  # the rest is being tried by others
 
-    def _try(self, trials: Trials, trial: Trial, carry: Carry) -> None:
-        recipe = self._session.recipe
+    def _try(self, trials: Trials, trial: Trial, carry: Carry, crew: Crew) -> None:
+        recipe, rate = self._session.recipe, trial.learning_rate
         name = f"{trials.family.name}, trial {trial.number + 1} of {trials.wanted}"
-        rate = trial.learning_rate
-        self._session.progress.say(f"{name}: {trial.arm}, rate {rate:g}")
+        self._session.progress.say(f"{name}: {trial.arm} at {rate:g}")
         stops = recipe.search.pruner != "none"
         specs = self._session.specs(trial.arm, rate, recipe.seeds[0])
         place = 0
         for spec in specs:
             count = len(spec.budget.tokens or spec.budget.epochs or [])
             for points in range(1, count + 1) if stops else [count]:
-                state = _patiently(carry, spec, None if points == count else points)
+                while (state := carry(spec, None if points == count else points)) == BUSY:
+                    crew.wait()
                 if state == "diverged":
                     trials.tell(trial, LOST)
                     return
                 last = spec is specs[-1] and points == count
                 if stops and not last:
-                    loss = self._validation(spec, points - 1)
-                    if trials.hopeless(trial, place, loss):
+                    if trials.hopeless(trial, place, self._validation(spec, points - 1)):
                         self._give_up(spec, place)
                         trials.tell(trial, None)
                         return
@@ -114,9 +116,3 @@ class Search:
         budget = self._budgets[place]
         reason = f"its validation loss at budget {budget:g} was among the worse ones"
         write_json(run.folder / "failed.json", {"kind": "pruned", "reason": reason})
-
-
-def _patiently(carry: Callable[..., str], spec: RunSpec, points: int | None) -> str:
-    while (state := carry(spec, points)) == BUSY:
-        time.sleep(WAIT_SECONDS)
-    return state

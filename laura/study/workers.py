@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -75,11 +74,13 @@ class Crew:
         }
         self._crew: list[_Worker] = []
         self.shared = False
+        self._stop = threading.Event()
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stop.set()
         # Told to stop all at once, so that they save side by side.
         for worker in self._crew:
             worker.interrupt()
@@ -111,7 +112,7 @@ class Crew:
                 left.append(spec)
                 passed_over += 1
                 if passed_over >= len(left):
-                    time.sleep(WAIT_SECONDS)
+                    self.wait()
 
         self.share(work, len(specs))
 
@@ -135,7 +136,7 @@ class Crew:
 
         def guarded(worker: _Worker) -> None:
             def carry(spec: RunSpec, points: int | None) -> str:
-                if faults:
+                if self._stop.is_set():
                     raise _Stopped
                 return worker.carry_out(spec, points)
 
@@ -145,6 +146,7 @@ class Crew:
                 pass
             except Exception as error:
                 faults.append(error)
+                self._stop.set()
 
         talks = [
             threading.Thread(target=guarded, args=(worker,), daemon=True) for worker in self._crew
@@ -157,9 +159,14 @@ class Crew:
         if faults:
             raise faults[0]
 
+    def wait(self) -> None:
+        """Called by `work` where what is left is in other hands: let some time pass."""
+        if self._stop.wait(WAIT_SECONDS):
+            raise _Stopped
+
 
 class _Stopped(Exception):
-    """Another worker has met a fault: begin nothing more."""
+    """The crew is stopping: begin nothing more."""
 
 
 class _Worker:
