@@ -167,12 +167,15 @@ def test_two_commands_share_the_runs_and_agree(
     recipe_text: str, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     text = recipe_text.replace("[600, 1200]", "[20000]")
+    # Enough runs that none is over before the other has begun.
+    rates = [1 + n / 10 for n in range(8)]
+    text = text.replace("[1e-3, 3e-3]", str([rate * 1e-3 for rate in rates]))
     commands = Commands(tmp_path, text, *options)
     both = [commands.start(name) for name in ("a", "b")]
     assert [process.wait(300) for process in both] == [0, 0], (tmp_path / "b.err").read_text()
     began = [commands.began(name) for name in ("a", "b")]
-    # Four rates with the first seed, two best ones with the second; one run each.
-    assert len(began[0]) + len(began[1]) == 6 == len({*began[0], *began[1]})
+    # Ten rates with the first seed, two best ones with the second; one run each.
+    assert len(began[0]) + len(began[1]) == 12 == len({*began[0], *began[1]})
     assert began[0] and began[1], "they shared the work"
     assert steps_are_taken_once(commands.study)
     assert commands.summary("a") == commands.summary("b")
