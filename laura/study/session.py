@@ -5,43 +5,35 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from laura.data.packing import Fitted, fit
-from laura.errors import StoreError
-from laura.evals.kinds import RowProvider, file_rows
+from laura.evals.kinds import RowProvider
 from laura.evals.tasks import TASKS
 from laura.models.device import pick_device, resolve_precision
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, Recipe
-from laura.recipe_reading import recipe_yaml
 from laura.results import TaskResult
 from laura.store import (
     RunStore,
     StudyStore,
     content_hash,
-    disk_faults,
     read_json,
-    remove_leftovers,
     run_id,
     write_json,
-    write_text,
 )
-from laura.study.environment import describe
 from laura.study.external import adopt, budget_of, check_external, marks_of
-from laura.study.facts import refuse_another, task_facts, write_facts
-from laura.study.material import Encoder, StudyData, prepare
+from laura.study.material import StudyData
 from laura.study.measures import all_tasks, is_current, result_names
 from laura.study.measuring import measure
-from laura.study.replay import ReplayData, prepare_replay
+from laura.study.replay import ReplayData
 from laura.study.run_record import budget_marks
+from laura.study.sharing import BUSY, LOCK, claimed, held
 from laura.study.validation import validator
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
@@ -83,6 +75,7 @@ class Session:
         progress: Where to report.
         lock: Open file that holds the study's lock; None in a worker process, whose
             parent holds it.
+        alone: Whether no other command worked there when it was opened.
     """
 
     recipe: Recipe
@@ -95,6 +88,7 @@ class Session:
     data_dir: Path | None
     progress: Progress = SILENT
     lock: int | None = None
+    alone: bool = True
     _plans: dict[str, BatchPlan] = field(default_factory=dict)
 
     def check(self, specs: Iterable[RunSpec]) -> None:
@@ -118,7 +112,9 @@ class Session:
 
     def base_results(self) -> None:
         """Measure the base, before anything is trained."""
-        measure(self, all_tasks(self.recipe), None)
+        words = "another laura process measures the base; waiting"
+        with held(self.store.folder / "base" / LOCK, words, self.progress):
+            measure(self, all_tasks(self.recipe), None)
 
     def specs(self, arm: str, learning_rate: float, seed: int) -> list[RunSpec]:
         """The runs that one arm at one rate with one seed takes: one, or one a budget."""
@@ -148,27 +144,49 @@ class Session:
         return all(self._is_measured(run, step) for step in there)
 
     def carry_out(self, spec: RunSpec) -> str:
-        """Train a run, measure each of its budget points; returns its state."""
+        """Train a run, measure each of its budget points; see `carry_out_cohort`."""
         return self.carry_out_cohort([spec])[0]
 
-    def carry_out_cohort(self, specs: Sequence[RunSpec]) -> list[str]:
-        """Train runs that differ in the learning rate alone in lock-step, then measure each."""
+    def carry_out_cohort(self, specs: Sequence[RunSpec], points: int | None = None) -> list[str]:
+        """Train runs that differ in the learning rate alone in lock-step, then measure each.
+
+        Args:
+            specs: The runs.
+            points: Of a single run: stop after so many of its budget points; None for all.
+
+        Returns:
+            The state of each, or `busy` where another process is at it.
+        """
+        with ExitStack() as held_runs:
+            runs = [self.run_store(spec) for spec in specs]
+            mine = [held_runs.enter_context(claimed(run.folder / LOCK)) for run in runs]
+            own = [spec for spec, is_mine in zip(specs, mine, strict=True) if is_mine]
+            if own:
+                self._carry_out(own, points)
+        pairs = zip(runs, mine, strict=True)
+        return [run.state if is_mine else BUSY for run, is_mine in pairs]
+
+    def _carry_out(self, specs: Sequence[RunSpec], points: int | None) -> None:
         runs, marks = [self.run_store(spec) for spec in specs], self._marks(specs[0])
         for spec, run in zip(specs, runs, strict=True):
             self._write_record(spec, run, marks)
-        self._train(specs, runs, marks)
+        self._train(specs, runs, marks, None if points is None else marks[points - 1]["step"])
         for run in runs:
             for mark in marks:
                 if run.checkpoint(mark["step"]).is_dir():
                     self.measure_point(run, mark["step"])
-        return [run.state for run in runs]
 
     def _train(
-        self, specs: Sequence[RunSpec], runs: list[RunStore], marks: list[dict[str, Any]]
+        self,
+        specs: Sequence[RunSpec],
+        runs: list[RunStore],
+        marks: list[dict[str, Any]],
+        stop: int | None,
     ) -> None:
         pairs = zip(specs, runs, strict=True)
         left = [(s, run) for s, run in pairs if run.state not in ("done", "diverged")]
-        if not left:
+        stops = stop is not None and stop < marks[-1]["step"]
+        if not left or (stops and left[0][1].checkpoint(stop or 0).is_dir()):
             return
         first, arm = specs[0], self.recipe.arms[specs[0].arm]
         if arm.external is not None:
@@ -191,6 +209,7 @@ class Session:
                 seed=first.seed,
                 write_weights=adapted.write_weights,
                 validate=validate,
+                stop=stop,
                 title=f"training {first.arm} at {rates}",
                 progress=self.progress,
             )
@@ -276,102 +295,3 @@ class Session:
             "identity": self._identity(spec),
         }
         write_json(path, record)
-
-
-@contextmanager
-def open_study(
-    recipe: Recipe,
-    folder: Path,
-    data_dir: Path | None,
-    device: str | None,
-    progress: Progress = SILENT,
-) -> Iterator[Session]:
-    """Open a study folder for work: checked, locked against a second process, recorded.
-
-    Raises:
-        StoreError: another process works there, or it holds another study.
-    """
-    place = pick_device(device)
-    store = StudyStore(folder)
-    with _locked(folder) as lock:
-        remove_leftovers(folder)
-        session, identity = _read_all(recipe, folder, data_dir, device, progress)
-        session.lock = lock
-        sources = session.replay.sources
-        write_facts(store, recipe, session.bench, identity, session.tasks, sources)
-        with disk_faults(folder):
-            _keep_only(session.data.corpus_folder)
-        session.replay.forget_others(store.replay)
-        write_text(folder / "recipe.yaml", recipe_yaml(recipe))
-        write_json(folder / "environment.json", describe(place))
-        yield session
-
-
-def join_study(
-    recipe: Recipe,
-    folder: Path,
-    data_dir: Path | None,
-    device: str | None,
-    progress: Progress = SILENT,
-) -> Session:
-    """A study that another process has opened and holds open: nothing is set up or locked.
-
-    Raises:
-        StoreError: it holds another study.
-    """
-    tasks = read_json(folder / "study.json")["tasks"]
-    return _read_all(recipe, folder, data_dir, device, progress, tasks)[0]
-
-
-def _read_all(
-    recipe: Recipe,
-    folder: Path,
-    data_dir: Path | None,
-    device: str | None,
-    progress: Progress,
-    tasks: dict[str, dict[str, str]] | None = None,
-) -> tuple[Session, dict[str, Any]]:
-    """Base and data, checked against what the folder holds, and the study's identity."""
-    store, bench = StudyStore(folder), Workbench(recipe.base, device, progress)
-    encoder = Encoder(bench.base.tokenizer, recipe.data.template, recipe.regime)
-    identity = {
-        "base": bench.base.fingerprint,
-        "tokenizer": encoder.fingerprint,
-        # Extras may come later: they change nothing of what stands.
-        "measure": recipe.measure.model_dump(mode="json", exclude={"extras"}),
-    }
-    refuse_another(store, identity)  # before anything large is read
-    rows = file_rows(data_dir)
-    if tasks is None:
-        tasks = task_facts(recipe, bench, rows, data_dir)
-    data = prepare(
-        recipe.data, recipe.measure, recipe.budget, encoder, store.corpora, data_dir, progress
-    )
-    identity["data"] = data.fingerprint
-    refuse_another(store, identity)
-    replay = prepare_replay(recipe, bench, encoder, data.measured, store.replay, data_dir, progress)
-    return Session(recipe, store, bench, data, rows, tasks, replay, data_dir, progress), identity
-
-
-def _keep_only(corpus: Path) -> None:
-    """Delete the corpora that commands which were refused or mended have left behind."""
-    for other in corpus.parent.iterdir():
-        if other.is_dir() and other != corpus:
-            shutil.rmtree(other)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """One command at a time; the lock goes with its processes, however they end."""
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a", encoding="utf-8")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreError(
-                f"another laura process works in {folder}; wait for it, or choose another folder "
-                "with --out"
-            ) from error
-        yield file.fileno()

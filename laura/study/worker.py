@@ -119,7 +119,8 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line)
 
     from laura.recipe import BudgetSection, Recipe
     from laura.study.extras import ExtraJob, measure_extras
-    from laura.study.session import RunSpec, join_study
+    from laura.study.opening import join_study
+    from laura.study.session import RunSpec
 
     torch.set_num_threads(setup["threads"])
     recipe = Recipe.model_validate_json(setup["recipe"])
@@ -130,7 +131,7 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line)
         job = runs.get()
         if "names" in job:
             extra = ExtraJob(job["run"], job["step"], tuple(job["names"]))
-            line.send(done=measure_extras(session, extra))
+            line.send(done=[measure_extras(session, extra)])
             continue
         specs = [
             RunSpec(
@@ -141,7 +142,7 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line)
             )
             for run in job["runs"]
         ]
-        line.send(done=session.carry_out_cohort(specs))
+        line.send(done=session.carry_out_cohort(specs, job["points"]))
 
 
 if __name__ == "__main__":

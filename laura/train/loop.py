@@ -37,6 +37,10 @@ LOST_STEPS = 5
 LOST_NATS = 1.0
 
 
+class StoppedForNow(Exception):
+    """Raised by `keep` to have the state saved and the run left there."""
+
+
 @dataclass(eq=False)
 class Trainer:
     """One run in the making.
@@ -234,11 +238,12 @@ def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Ba
                 for trainer in going:
                     trainer.save(leg)
                 saved = time.monotonic()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedForNow):
         for trainer in going:
             # Between two updates the weights are those of a step; within one they are not.
             if trainer.failure is None and not trainer.updating:
                 trainer.save(leg)
+        model.eval()
         raise
     for trainer in going:
         trainer.save(leg)

@@ -14,7 +14,7 @@ from laura.recipe import TrainSection
 from laura.store import RunStore, disk_faults, read_json, remove_leftovers, write_folder, write_json
 from laura.train.batches import BatchPlan
 from laura.train.cohort import ParameterSet, gradients_for
-from laura.train.loop import Trainer, in_turn, run_leg
+from laura.train.loop import StoppedForNow, Trainer, in_turn, run_leg
 from laura.train.optimisers import STANDARD, StepRule, build_optimiser
 from laura.train.schedules import Leg, plan_legs
 
@@ -30,6 +30,7 @@ def train_run(
     write_weights: Callable[[Path], None],
     rule: StepRule = STANDARD,
     validate: Callable[[], float] | None = None,
+    stop: int | None = None,
     title: str = "training",
     progress: Progress = SILENT,
 ) -> str:
@@ -45,11 +46,12 @@ def train_run(
         write_weights: Writes the model's weights into a folder.
         rule: How the arm's parameters are stepped.
         validate: Mean validation loss, for `train.validate_every`.
+        stop: Budget point, in steps, after which to stop for now; None for the last.
         title: Words on the progress bar.
         progress: Where to report.
 
     Returns:
-        `done` or `diverged`.
+        `done`, `diverged`, or `open` where it was stopped for now.
     """
     states = train_runs(
         model,
@@ -60,6 +62,7 @@ def train_run(
         seed=seed,
         write_weights=write_weights,
         validate=validate,
+        stop=stop,
         title=title,
         progress=progress,
     )
@@ -76,6 +79,7 @@ def train_runs(
     seed: int,
     write_weights: Callable[[Path], None],
     validate: Callable[[], float] | None = None,
+    stop: int | None = None,
     title: str = "training",
     progress: Progress = SILENT,
 ) -> list[str]:
@@ -94,21 +98,24 @@ def train_runs(
         seed: Seed of the runs.
         write_weights: Writes the model's weights into a folder.
         validate: Mean validation loss, for `train.validate_every`.
+        stop: Of a single run: budget point, in steps, after which to stop for now.
         title: Words on the progress bar.
         progress: Where to report.
 
     Returns:
-        `done` or `diverged` of each run.
+        `done` or `diverged` of each run, or `open` where it was stopped for now.
     """
     left = [(run, rate) for run, rate in runs if run.state not in ("done", "diverged")]
     if not left:
         return [run.state for run, _ in runs]
+    stop = None if stop == plan.points[-1] else stop
     legs = plan_legs(section, plan.points)
     # Every run starts from the model as it is now: all are copied before one is lent.
     lend = [ParameterSet(model).lend for _ in left] if len(left) > 1 else [_nothing]
     trainers = []
     for (run, rate), put_in in zip(left, lend, strict=True):
         remove_leftovers(run.folder)
+        (run.folder / "failed.json").unlink(missing_ok=True)  # of a search that had given it up
         put_in()
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         trainer = Trainer(
@@ -119,12 +126,26 @@ def train_runs(
             seed=seed,
             plan=plan,
             run=run,
-            keep=_keeper(run, write_weights, {"learning_rate": rate, "seed": seed}),
+            keep=_keeper(run, write_weights, {"learning_rate": rate, "seed": seed}, stop),
             validate=validate,
             lend=put_in,
         )
         trainers.append(trainer)
     reset_peak_memory(trainers[0].device)
+    try:
+        _run_legs(trainers, legs, title, progress)
+    except StoppedForNow:
+        return ["open" for _ in runs]
+    for trainer in trainers:
+        if trainer.failure is None:
+            done = {"steps": plan.points[-1], "points": plan.points}
+            write_json(trainer.run.folder / "done.json", done)
+        _forget(trainer.run, legs, legs)
+    return [run.state for run, _ in runs]
+
+
+def _run_legs(trainers: Sequence[Trainer], legs: list[Leg], title: str, progress: Progress) -> None:
+    model = trainers[0].model
     gradients = gradients_for(model) if len(trainers) > 1 else in_turn
     tokens = sum(trainer.tokens_of(legs) for trainer in trainers)
     with lean(model), progress.bar(title, tokens, "tokens") as bar:
@@ -138,12 +159,6 @@ def train_runs(
                 run_leg(remaining, gradients, leg, bar)
             for trainer in remaining:
                 _close_leg(trainer, leg, legs)
-    for trainer in trainers:
-        if trainer.failure is None:
-            done = {"steps": plan.points[-1], "points": plan.points}
-            write_json(trainer.run.folder / "done.json", done)
-        _forget(trainer.run, legs, legs)
-    return [run.state for run, _ in runs]
 
 
 def _nothing() -> None:
@@ -151,10 +166,15 @@ def _nothing() -> None:
 
 
 def _keeper(
-    run: RunStore, write_weights: Callable[[Path], None], facts: dict[str, Any]
+    run: RunStore,
+    write_weights: Callable[[Path], None],
+    facts: dict[str, Any],
+    stop: int | None,
 ) -> Callable[[int], None]:
     def keep(step: int) -> None:
         write_folder(run.checkpoint(step), write_weights, {"step": step, **facts})
+        if step == stop:
+            raise StoppedForNow
 
     return keep
 
