@@ -25,6 +25,7 @@ from laura.cli_options import (
     SetOption,
     StudyOption,
 )
+from laura.cli_plan import plan
 from laura.cli_show import show
 from laura.door import listen_for_stop, opened
 
@@ -162,6 +163,7 @@ def train(
 
 
 app.command()(evaluate)
+app.command()(plan)
 
 
 @app.command()

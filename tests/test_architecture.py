@@ -47,6 +47,7 @@ FLOORS: dict[str, int] = {
     "cli_lm_eval": 4,
     "cli_micro": 4,
     "cli_options": 4,
+    "cli_plan": 4,
     "cli_show": 4,
     "doctor": 4,
     "door": 4,

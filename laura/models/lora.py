@@ -25,12 +25,7 @@ from torch.nn import functional
 
 from laura.errors import AdapterError
 from laura.models.lora_product import lora_product
-
-GROUPS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
-GROUPS["all"] = GROUPS["attention"] + GROUPS["mlp"]
+from laura.models.targets import GROUPS, is_named
 
 
 @dataclass(frozen=True)
@@ -58,8 +53,10 @@ class LoraSettings:
 
     def for_module(self, name: str) -> tuple[int, float]:
         """Rank and scale of the module with this full name."""
-        rank = next((r for key, r in self.rank_pattern.items() if _named(name, key)), self.rank)
-        alpha = next((a for key, a in self.alpha_pattern.items() if _named(name, key)), self.alpha)
+        rank = next((r for key, r in self.rank_pattern.items() if is_named(name, key)), self.rank)
+        alpha = next(
+            (a for key, a in self.alpha_pattern.items() if is_named(name, key)), self.alpha
+        )
         return rank, alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
@@ -219,7 +216,7 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
         raise AdapterError("the model already has LoRA layers; detach them first")
     names = target_names(model, settings.targets)
     for pattern in (*settings.rank_pattern, *settings.alpha_pattern):
-        if not any(_named(name, pattern) for name in names):
+        if not any(is_named(name, pattern) for name in names):
             raise AdapterError(f"pattern {pattern!r} names none of the {len(names)} targets")
     model.requires_grad_(False)
     route = Route()
@@ -300,7 +297,7 @@ def target_names(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
     faults = []
     for target in wanted:
-        if not any(_named(name, target) for name in linears):
+        if not any(is_named(name, target) for name in linears):
             near = difflib.get_close_matches(target, [*kinds, *GROUPS], n=1)
             faults.append(f"{target!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if faults:
@@ -308,11 +305,7 @@ def target_names(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
             f"no Linear is named {', '.join(faults)}; this model has: {', '.join(kinds)}; "
             "groups: all, mlp, attention"
         )
-    return [name for name in linears if any(_named(name, target) for target in wanted)]
-
-
-def _named(name: str, pattern: str) -> bool:
-    return name == pattern or name.endswith("." + pattern)
+    return [name for name in linears if any(is_named(name, target) for target in wanted)]
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
