@@ -122,33 +122,52 @@ def activation_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     A token in a layer:
 
     - residual stream before each of the two norms, 2 C w, and their scales, 2 x 4;
-    - what the norms give, once for all maps that read it, 2 C e;
     - queries after the rotation, keys, values: (H + 2 G) D e;
-    - attention's output H D e and the logarithm of its denominator, 4 H; a pass of
-      several documents joins their outputs into one, which the output map keeps too: + H D e;
-    - gate and up, 2 F e; their product is made again when it is wanted.
+    - attention's output H D e and the logarithm of its denominator, 4 H;
+    - gate and up, 2 F e; their product is made again when it is wanted;
+    - what the maps that learn read, once for all that share it: what either norm gives, C e
+      each, and with several documents in a pass their joined outputs, H D e.
 
     LoRA keeps r e of each adapted map, A x, and of the whole pass its scaled B (and A, where
-    it is cast); with dropout also the dropped input and the mask of each map. Maps that LoRA
-    leaves frozen keep no input. Frozen maps that nothing adapts are cast anew in each pass of
-    mixed precision: + e for each of their numbers.
+    it is cast). With dropout each adapted map keeps its own dropped input and a mask in
+    the same numbers, and not the input itself. Frozen maps that nothing adapts are cast anew in
+    each pass of mixed precision: + e for each of their numbers.
 
     The last norm keeps its input and its scale; the loss, the gradient of the labelled
     states. Cosine and sine are 2 D numbers of float32 a token for all layers.
     """
-    e, w = one.arithmetic_bytes, one.weight_bytes
-    lora = isinstance(arm, LoraArm)
-    c, queries = shapes.width, shapes.queries
+    e, w, c, queries = one.arithmetic_bytes, one.weight_bytes, shapes.width, shapes.queries
     # With a frozen bf16 base the residual stream is bf16; with float32 it stays float32.
     token = 2 * c * w + 2 * FLOAT32
-    token += (2 * c + queries + 2 * shapes.keys + 2 * shapes.feed_forward) * e
-    token += queries * e * (2 if one.packed else 1) + FLOAT32 * shapes.heads
+    token += (2 * queries + 2 * shapes.keys + 2 * shapes.feed_forward) * e
+    token += FLOAT32 * shapes.heads
+    learning = set(shapes.maps)
+    if isinstance(arm, LoraArm):
+        learning = {full.split(".", 3)[3] for full, _ in adapted_maps(shapes, arm)}
+    if not (isinstance(arm, LoraArm) and arm.dropout):
+        token += c * e * bool({f"self_attn.{kind}_proj" for kind in "qkv"} & learning)
+        token += c * e * bool({"mlp.gate_proj", "mlp.up_proj"} & learning)
+        token += queries * e * (one.packed and "self_attn.o_proj" in learning)
     total = shapes.layers * token * one.tokens
-    if lora:
-        assert isinstance(arm, LoraArm)
+    if isinstance(arm, LoraArm):
         total += _adapter_activations(shapes, arm, one)
+        total -= one.tokens * _before_the_first(shapes, learning, one, arm.dropout > 0)
     total += one.tokens * (c * w + FLOAT32 + 2 * shapes.head_width * FLOAT32)
     return total + one.labelled * c * e
+
+
+def _before_the_first(shapes: Shapes, learning: set[str], one: Pass, drops: bool) -> int:
+    """What a token does not keep in the first layer, before the first map that learns."""
+    norm = shapes.width * one.weight_bytes + FLOAT32
+    left_out = norm
+    first = {f"self_attn.{kind}_proj" for kind in "qkv"} & learning
+    if drops:
+        left_out += len(first) * shapes.width * one.arithmetic_bytes
+    if not first:
+        left_out += (2 * shapes.queries + 2 * shapes.keys) * one.arithmetic_bytes
+        left_out += FLOAT32 * shapes.heads
+        left_out += norm if "self_attn.o_proj" not in learning else 0
+    return left_out
 
 
 def _adapter_activations(shapes: Shapes, arm: LoraArm, one: Pass) -> int:
@@ -157,7 +176,6 @@ def _adapter_activations(shapes: Shapes, arm: LoraArm, one: Pass) -> int:
     cast = e != FLOAT32
     kept = sum(arm.rank * e * one.tokens + arm.rank * e * (o + i * cast) for _, (o, i) in maps)
     if arm.dropout:
-        # functional.dropout keeps its mask in the input's numbers, the map the dropped input.
         kept += sum(2 * i * e * one.tokens for _, (_, i) in maps)
     if cast and one.weight_bytes != e:
         adapted = sum(o * i for _, (o, i) in maps)
