@@ -14,6 +14,7 @@ from typing import Any
 from laura.progress import SILENT, Progress
 from laura.recipe import Recipe
 from laura.store import StudyStore, read_json, write_json
+from laura.study.plan_announced import announcement
 from laura.study.session import RunSpec, Session, open_study
 from laura.study.summary import build_costs, build_summary, gather
 from laura.study.verdict import build_verdict
@@ -54,6 +55,7 @@ def compare(
             for spec in session.specs(name, rate, recipe.seeds[0])
         ]
         session.check(grid)
+        progress.say(announcement(session))
         # What stands is not counted, or the time left would be judged by its speed.
         grid, before = _left(session, grid)
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))

@@ -25,7 +25,7 @@ from laura.study.plan_memory import (
     training_parts,
 )
 from laura.study.plan_shapes import Shapes, shapes_of
-from laura.study.plan_work import ArmWork, arm_work, corpus_bytes
+from laura.study.plan_work import ArmWork, arm_work, corpus_bytes, runs_of
 
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2}
 MOST_GPUS = 100_000
@@ -81,13 +81,14 @@ def plan(
         _arm(recipe, name, shapes, known, machine, works[name], counts, rate)
         for name in recipe.arms
     ]
+    whole = totals(recipe, shapes, known)
     return {
         "name": recipe.name,
         "base": {"model": recipe.base.model, "parameters": shapes.parameters, **asdict(shapes)},
         "machine": {**asdict(machine), "measured": gpus is None, "gpus": list(counts)},
         "data": asdict(known),
         "arms": arms,
-        "totals": _totals(recipe, shapes, known, list(works.values()), arms, counts, rate),
+        "totals": {**whole, "seconds": _seconds(whole["flops"], rate, counts[0])},
         "notes": _notes(recipe, known, gpus, rate, flops_per_second, machine),
     }
 
@@ -201,19 +202,15 @@ def _seconds(flops: int | None, rate: float | None, devices: int) -> list[float]
     return [least, SLOWEST * least]
 
 
-def _totals(
-    recipe: Recipe,
-    shapes: Shapes,
-    known: Survey,
-    works: list[ArmWork],
-    arms: list[dict[str, Any]],
-    counts: Sequence[int],
-    rate: float | None,
-) -> dict[str, Any]:
+def totals(recipe: Recipe, shapes: Shapes, known: Survey) -> dict[str, Any]:
+    """Runs, tokens, operations and bytes on the disk of a whole study."""
+    number = NUMBER_BYTES[recipe.base.dtype]
+    works = [arm_work(recipe, arm, shapes, known, number) for arm in recipe.arms.values()]
     flops = [work.flops for work in works if work.flops is not None]
     whole = len(flops) == len(works)
     points = len(recipe.budget.tokens or recipe.budget.epochs or [])
-    measured = 1 + sum(points * work.runs for work in works)
+    apart = len(runs_of(recipe, [0] * points))
+    measured = 1 + sum(points * work.runs // apart for work in works)
     disk = {
         "checkpoints": sum(work.checkpoint_bytes for work in works),
         "resume": max(work.resume_bytes for work in works),
@@ -224,7 +221,6 @@ def _totals(
         "runs": sum(work.runs for work in works),
         "tokens": sum(work.tokens or 0 for work in works) if whole else None,
         "flops": sum(flops) if whole else None,
-        "seconds": _seconds(sum(flops) if whole else None, rate, counts[0]),
         "disk": {**disk, "all": sum(size or 0 for size in disk.values())},
     }
 
