@@ -10,40 +10,46 @@ from laura.cli_options import DataOption, DeviceOption, JsonOption, SetOption
 from laura.door import opened
 from laura.errors import UsageError
 
+RecipeOrNone = Annotated[
+    str | None,
+    typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe."),
+]
+GpusOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="1,8,...",
+        help="Plan for so many GPUs, with sharding.",
+        show_default="this machine, which is measured",
+    ),
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="RATE",
+        help="Operations a second of one device, such as 2e14.",
+        show_default="this machine's matrix products",
+    ),
+]
+EpochOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Tokens of one epoch, where the data is not here."),
+]
+TableOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PARAMETERS[,P]",
+        help="Instead of a recipe: the paper's memory table for so many parameters, P the "
+        "adapter's share of them, as in --table 7e9,0.01",
+    ),
+]
+
 
 def plan(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe."),
-    ] = None,
-    gpus: Annotated[
-        str | None,
-        typer.Option(
-            metavar="1,8,...",
-            help="Plan for so many GPUs, with sharding.",
-            show_default="this machine, which is measured",
-        ),
-    ] = None,
-    flops_per_second: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Operations a second of one device, such as 2e14.",
-            show_default="this machine's matrix products",
-        ),
-    ] = None,
-    epoch_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Tokens of one epoch, where the data is not here."),
-    ] = None,
-    table: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PARAMETERS[,P]",
-            help="Instead of a recipe: the paper's memory table for so many parameters, P the "
-            "adapter's share of them, as in --table 7e9,0.01",
-        ),
-    ] = None,
+    recipe: RecipeOrNone = None,
+    gpus: GpusOption = None,
+    flops_per_second: RateOption = None,
+    epoch_tokens: EpochOption = None,
+    table: TableOption = None,
     settings: SetOption = None,
     data_dir: DataOption = None,
     device: DeviceOption = None,

@@ -287,6 +287,7 @@ def training_parts(
         runtime=runtime,
         weights=-(-weights // devices) + gathered,
         adapter=-(-adapter // devices),
+        # Hook: a full arm with `weight_decay_toward: base` keeps parameters * w more, also in peak.
         anchor=0,
         gradients=gradients,
         optimiser=-(-(moments + trained * number * copies) // devices),
