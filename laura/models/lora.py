@@ -26,12 +26,7 @@ from torch.nn import functional
 from laura.errors import AdapterError
 from laura.models.layers import names_within
 from laura.models.lora_product import lora_product, lora_products
-
-GROUPS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
-GROUPS["all"] = GROUPS["attention"] + GROUPS["mlp"]
+from laura.models.targets import GROUPS, is_named
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,10 @@ class LoraSettings:
 
     def for_module(self, name: str) -> tuple[int, float]:
         """Rank and scale of the module with this full name."""
-        rank = next((r for key, r in self.rank_pattern.items() if _named(name, key)), self.rank)
-        alpha = next((a for key, a in self.alpha_pattern.items() if _named(name, key)), self.alpha)
+        rank = next((r for key, r in self.rank_pattern.items() if is_named(name, key)), self.rank)
+        alpha = next(
+            (a for key, a in self.alpha_pattern.items() if is_named(name, key)), self.alpha
+        )
         return rank, alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
@@ -268,7 +265,7 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
     if settings.layers is not None:
         names = names_within(model, names, settings.layers)
     for pattern in (*settings.rank_pattern, *settings.alpha_pattern):
-        if not any(_named(name, pattern) for name in names):
+        if not any(is_named(name, pattern) for name in names):
             raise AdapterError(f"pattern {pattern!r} names none of the {len(names)} targets")
     kind = _layer_kind(settings)
     model.requires_grad_(False)
@@ -361,7 +358,7 @@ def target_names(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
     faults = []
     for target in wanted:
-        if not any(_named(name, target) for name in linears):
+        if not any(is_named(name, target) for name in linears):
             near = difflib.get_close_matches(target, [*kinds, *GROUPS], n=1)
             faults.append(f"{target!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if faults:
@@ -369,11 +366,7 @@ def target_names(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
             f"no Linear is named {', '.join(faults)}; this model has: {', '.join(kinds)}; "
             "groups: all, mlp, attention"
         )
-    return [name for name in linears if any(_named(name, target) for target in wanted)]
-
-
-def _named(name: str, pattern: str) -> bool:
-    return name == pattern or name.endswith("." + pattern)
+    return [name for name in linears if any(is_named(name, target) for target in wanted)]
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

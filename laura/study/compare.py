@@ -20,6 +20,7 @@ from laura.study.cohorts import remark
 from laura.study.extras import extra_jobs, most_jobs
 from laura.study.findings import write_findings
 from laura.study.opening import open_study
+from laura.study.plan_announced import announcement
 from laura.study.session import RunSpec, Session
 from laura.study.sharing import LOCK, held
 from laura.study.summary import build_costs, build_summary, gather
@@ -61,6 +62,7 @@ def compare(
         search = _search(session) if searched else None
         if not searched and (told := remark(grid, recipe)):
             progress.say(told)
+        progress.say(announcement(session))
         # What stands is not counted, or the time left would be judged by its speed.
         grid, before = _left(session, [] if searched else grid)
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))

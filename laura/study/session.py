@@ -243,6 +243,11 @@ class Session:
             )
         return self._plans[key]
 
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of one pass over the training examples."""
+        return sum(self._fitted.lengths)
+
     @cached_property
     def _fitted(self) -> Fitted:
         """The training examples as documents that fit a row; the same for every run."""

@@ -28,8 +28,9 @@ from laura.recipe import TrainSection
 from laura.store import RunStore, content_hash, write_json
 from laura.train.batches import BatchPlan
 from laura.train.checkpoints import load_state, save_state
-from laura.train.flops import Work, count_work, step_flops
+from laura.train.flops import count_work, step_flops
 from laura.train.schedules import Leg, rate_factor
+from laura.train.work import Work
 
 # Training is lost when the loss stays, for this many steps, above that of guessing
 # and this many nats above where it began.
