@@ -127,7 +127,7 @@ def _runtime(device_name: str) -> int:
     ):
         train_run(
             adapted.model, RunStore(Path(folder)), section, BatchPlan.of([[row]], [1]),
-            learning_rate=1e-6, weight_decay=0.0, seed=0, write_weights=lambda _: None,
+            learning_rate=1e-6, seed=0, write_weights=lambda _: None,
         )  # fmt: skip
     device = torch.device(device_name)
     if device.type == "cuda":
