@@ -66,6 +66,7 @@ bench: $(STAMP)  ## Time Laura beside its peers (long; installs them for this al
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/spectra.py
+	$(BIN)/python benchmarks/cohort.py
 
 parity: $(STAMP)  ## Compare 200 items a task with lm-eval (LAURA_DATA, or else the Hub)
 	$(BIN)/python benchmarks/parity_lm_eval.py

@@ -22,6 +22,7 @@ from laura.cli_options import (
     SettingOption,
     StudyOption,
 )
+from laura.cli_plan import plan
 from laura.cli_recommend import gate, recommend
 from laura.cli_show import show
 from laura.cli_spectra import spectra
@@ -154,6 +155,7 @@ app.command()(evaluate)
 app.command()(claims)
 app.command()(recommend)
 app.command()(gate)
+app.command()(plan)
 
 
 @app.command()

@@ -96,7 +96,7 @@ def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
 
     settings = SeriesStore(folder).settings()
     if not settings:
-        desk.answer(*_drawn(desk, folder, form))
+        _answer(desk, *_drawn(desk, folder, form))
         return
     from laura.cli_claims import claims_table
     from laura.report.series import write_series_report
@@ -119,16 +119,21 @@ def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
     if desk.as_json:
         desk.answer(value)
         return
-    from rich.console import Group
+    for name, (one, table) in answers.items():
+        desk.answer(one, f"\n{name}")
+        _answer(desk, one, table)
+    _answer(desk, value, claims_table(found))
 
-    shown = [part for name, (_, table) in answers.items() for part in (f"\n{name}", table)]
-    desk.answer(value, Group(*shown, "", claims_table(found), f"\nReport: {page}"))
+
+def _answer(desk: Desk, value: dict[str, Any], table: Any) -> None:
+    """Show a study: its table with the verdict, and where the report is."""
+    desk.answer(value, table)
+    if not desk.as_json:
+        desk.answer(value, f"\nReport: {value['report']}")
 
 
 def _drawn(desk: Desk, folder: Path, form: Format) -> tuple[dict[str, Any], Any]:
     """The answer on one study, whose report is drawn: for machines, and for people."""
-    from rich.console import Group
-
     from laura.report.page import write_report
     from laura.report.tables import summary_table
     from laura.store import StudyStore, read_json
@@ -138,4 +143,4 @@ def _drawn(desk: Desk, folder: Path, form: Format) -> tuple[dict[str, Any], Any]
     page = write_report(folder, desk.progress, form)
     summary = read_json(StudyStore(folder).summary_file)
     value = {"study": str(folder), "report": str(page), **without_curves(summary)}
-    return value, Group(summary_table(summary), f"\nReport: {page}")
+    return value, summary_table(summary)

@@ -1,9 +1,10 @@
 """A recipe: what is compared, on which data, and how it is measured.
 
 Every default lives in the files `recipe*.py` and nowhere else: the arms in
-`recipe_arms.py`, the measures in `recipe_measure.py`, the analysis in
-`recipe_analysis.py`, the rest here. Each part of Laura receives its own section,
-never the whole recipe. Reading YAML, overriding and gathering faults is in
+`recipe_arms.py`, the measures in `recipe_measure.py`, the search in
+`recipe_search.py`, the analysis in `recipe_analysis.py`, the rest here. Each part of
+Laura receives its own section, never the whole recipe. Reading YAML, overriding and
+gathering faults is in
 `recipe_reading.py`.
 """
 
@@ -17,6 +18,7 @@ from laura.recipe_analysis import AnalysisSection
 from laura.recipe_arms import Arm, FullArm, LoraArm
 from laura.recipe_extras import Extra
 from laura.recipe_measure import MeasureSection
+from laura.recipe_search import SearchSection
 from laura.recipe_section import Section, Share
 from laura.recipe_tasks import NAME_PATTERN
 
@@ -184,7 +186,7 @@ class BudgetSection(Section):
 class TrainSection(Section):
     """The loop's settings, the same for every arm."""
 
-    later = frozenset({"weight_decay_rule"})
+    later = frozenset({"weight_decay_rule", "cohort"})
 
     optimiser: Literal["adamw", "lion"] = Field(
         "adamw", description="AdamW (fused) or decoupled Lion."
@@ -218,6 +220,13 @@ class TrainSection(Section):
     clip: float | None = Field(
         1.0, gt=0, description="Largest gradient norm; null for no clipping."
     )
+    cohort: int = Field(
+        1,
+        ge=1,
+        description="LoRA runs that differ in the learning rate alone are trained in lock-step on "
+        "one copy of the base, at most so many together. On a GPU they share their passes, and "
+        "the activations of all of them are in memory at once.",
+    )
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="A resumable checkpoint at least so often."
     )
@@ -237,17 +246,6 @@ class TrainSection(Section):
         """The rule of weight decay with the optimiser's own filled in."""
         own: Literal["pytorch", "composer"] = "pytorch" if self.optimiser == "adamw" else "composer"
         return self.weight_decay_rule or own
-
-
-class SearchSection(Section):
-    """How learning rates are chosen."""
-
-    sampler: Literal["grid"] = Field("grid", description="Every rate of every arm is run.")
-    allow_shared_rate: bool = Field(
-        False,
-        description="Accept arms compared at one and the same rate. It misleads: the best LoRA "
-        "rate is about ten times the best full rate.",
-    )
 
 
 class Recipe(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from laura.recipe_section import Rate, Section, Share
 
@@ -18,6 +18,23 @@ REPLAY = Field(
     description="Share of all training tokens that come from `data.replay`, the target's being "
     "the rest; give several arms different shares to sweep it.",
 )
+
+
+def _written_out(value: dict[str, list[Any]] | None) -> None:
+    if value is not None:
+        raise ValueError("is written out when a recipe is read; here it must be arms of its own")
+
+
+# Written out when a recipe is read (recipe_grids.py), so that no arm holds one afterwards.
+Grid = Annotated[
+    dict[str, list[Any]] | None,
+    AfterValidator(_written_out),
+    Field(
+        exclude=True,
+        description="Lists of values for other keys of the arm, as in `rank: [4, 16]`: makes an "
+        "arm of every combination, with names such as `lora-rank-4`.",
+    ),
+]
 
 
 class ExternalPoint(Section):
@@ -45,6 +62,7 @@ class AnyArm(Section):
         "files show are checked.",
     )
     replay: Share = REPLAY
+    grid: Grid = None
     layers: list[Annotated[int, Field(ge=0)]] | None = Field(
         None,
         min_length=1,

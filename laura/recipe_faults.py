@@ -19,6 +19,7 @@ from laura.recipe import FullArm, LoraArm, MeasureSection, Recipe, Section
 from laura.recipe_arms import ExternalPoint
 from laura.recipe_extras import k_problem
 from laura.recipe_replay import replay_source_faults, replay_use_faults
+from laura.recipe_search import families_of
 from laura.recipe_tasks import TAKEN, is_task_file, result_name, task_file
 
 DottedPath = tuple[str | int, ...]
@@ -183,6 +184,35 @@ def _shared_rate_faults(recipe: Recipe) -> Iterable[Fault]:
         )
 
 
+def _pruner_faults(recipe: Recipe) -> Iterable[Fault]:
+    search, points = recipe.search, recipe.budget.tokens or recipe.budget.epochs or []
+    if search.pruner != "none" and (search.sampler == "grid" or len(points) == 1):
+        what = "grid runs every rate" if search.sampler == "grid" else "there is one budget point"
+        problem = f"stops trials of a search at early budget points, but {what}; leave it out"
+        yield Fault("search.pruner", problem)
+
+
+def _family_faults(recipe: Recipe) -> Iterable[Fault]:
+    search = recipe.search
+    members = [arm for family in search.families.values() for arm in family]
+    for name, family in search.families.items():
+        where = f"search.families.{name}"
+        unknown = [arm for arm in family if arm not in recipe.arms]
+        shared = [arm for arm in family if members.count(arm) > 1]
+        if unknown or not family:
+            listed = ", ".join(unknown) or "no arm"
+            yield Fault(where, f"names {listed}; arms are: {', '.join(recipe.arms)}")
+        elif shared:
+            yield Fault(where, f"names {shared[0]}, which is named twice; keep one")
+        elif name in recipe.arms and name not in family:
+            yield Fault(where, "is the name of an arm outside the family; rename it")
+        else:
+            try:
+                families_of({arm: recipe.arms[arm] for arm in family}, {name: family})
+            except ValueError as error:
+                yield Fault(where, str(error))
+
+
 def _seed_faults(recipe: Recipe) -> Iterable[Fault]:
     if len(set(recipe.seeds)) != len(recipe.seeds):
         yield Fault("seeds", "names a seed twice")
@@ -228,6 +258,8 @@ _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"arms"}, _arm_faults),
     ({"arms", "budget", "seeds"}, _external_faults),
     ({"arms", "search"}, _shared_rate_faults),
+    ({"search", "budget"}, _pruner_faults),
+    ({"arms", "search"}, _family_faults),
     ({"seeds"}, _seed_faults),
     ({"measure"}, _measure_faults),
     ({"measure"}, _task_faults),

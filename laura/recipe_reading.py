@@ -23,6 +23,7 @@ from laura.recipe_faults import (
     short,
     validate,
 )
+from laura.recipe_grids import expand_grids
 
 LARGEST_WHOLE_NUMBER = 10**15
 LINES_REMEMBERED = 10_000
@@ -111,10 +112,12 @@ def check_recipe(
     data: dict[str, Any], data_dir: Path | None = None
 ) -> tuple[Recipe | None, list[Fault]]:
     """A recipe of values that were read, or every fault in them; see `read_recipe`."""
-    recipe, found = validate(Recipe, data)
+    made = expand_grids(data)
+    recipe, found = validate(Recipe, made.data)
     named = os.environ.get("LAURA_DATA")
     folder = data_dir or (Path(named) if named else None)
-    return recipe, [*found, *cross_faults(data, found), *file_faults(data, folder)]
+    found = [*found, *cross_faults(made.data, found), *file_faults(data, folder)]
+    return recipe, [*made.faults, *made.at_origin(found)]
 
 
 def read_section(path: Path, kind_of: Callable[[dict[str, Any]], type[SectionType]]) -> SectionType:

@@ -74,15 +74,15 @@ def read_study(
         return parse_recipe(text, overrides, str(path), data_dir)
     faults: list[Fault] = []
     data, lines = load_mapping(text, str(path), faults)
-    own = [text for text in overrides if _is_own(text)]
+    names = [str(name) for name in _mapping(data.get("settings"))]
+    own, each, single = _dealt(overrides, names, faults)
     overridden = apply_overrides(data, own, faults)
-    each = [text for text in overrides if not _is_own(text)]
     faults += placed(_outer_faults(data), lines, overridden)
     recipes: dict[str, Recipe] = {}
     for name, part in _mapping(data.get("settings")).items():
         merged, found = _merged(str(name), part, data, Path(path).parent)
         if merged is not None:
-            set_here = apply_overrides(merged, each, found)
+            set_here = apply_overrides(merged, [*each, *single[str(name)]], found)
             recipe, wrong = check_recipe(merged, data_dir)
             wrong = [_moved(fault, str(name), part, lines, set_here) for fault in wrong]
             found += wrong
@@ -95,8 +95,26 @@ def read_study(
     return Series(data["name"], recipes, tuple(recipes))
 
 
-def _is_own(override: str) -> bool:
-    return override.split("=")[0].strip().split(".")[0] in _KEYS
+def _dealt(
+    overrides: Iterable[str], names: list[str], faults: list[Fault]
+) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """Overrides of the series itself, of every setting, and of single ones by name."""
+    own, each = list[str](), list[str]()
+    single: dict[str, list[str]] = {name: [] for name in names}
+    for text in overrides:
+        # A setting's name may hold dots, so the longest that fits is meant.
+        fits = [name for name in names if text.startswith(f"settings.{name}.")]
+        if fits:
+            name = max(fits, key=len)
+            single[name].append(text.removeprefix(f"settings.{name}."))
+        elif text.startswith("settings."):
+            problem = f"names no setting; the series has: {', '.join(names)}"
+            faults.append(Fault(f"--set {text.split('=')[0]}", problem))
+        elif text.split("=")[0].strip().split(".")[0] in _KEYS:
+            own.append(text)
+        else:
+            each.append(text)
+    return own, each, single
 
 
 def _outer_faults(data: dict[str, Any]) -> Iterable[Fault]:

@@ -4,6 +4,7 @@
       recipe.yaml  environment.json  base/evals/TASK.json
       corpus/      training examples as tokens; made again if deleted
       replay/      texts the base wrote to be replayed, and replayed rows as tokens
+      study.journal  search/      a search's memory (Optuna), and its locks
       runs/ID/     ID = hash of everything that determines the run
         run.json  metrics.jsonl  done.json | failed.json
         checkpoints/STEP/   weights, manifest.json with SHA-256 (kept at budget points)
@@ -273,7 +274,7 @@ class RunStore:
 
     @property
     def state(self) -> str:
-        """`done`, `diverged`, `failed` or `open`."""
+        """`done`, `diverged`, `pruned` (a search stopped it), `failed` or `open`."""
         if (self.folder / "done.json").is_file():
             return "done"
         if (self.folder / "failed.json").is_file():

@@ -114,7 +114,8 @@ def _name(kind: Any) -> str:
     if origin is tuple:
         return f"{len(arguments)} times {_name(arguments[0])}"
     if origin is dict:
-        return "NAME: section"
+        below = _name(arguments[1])
+        return f"NAME: {below}" if get_origin(arguments[1]) is list else "NAME: section"
     if hasattr(kind, "__metadata__"):
         for item in kind.__metadata__:
             if isinstance(item, WithJsonSchema) and item.json_schema:
@@ -125,7 +126,7 @@ def _name(kind: Any) -> str:
         return "source, or its name"
     if isinstance(kind, type) and issubclass(kind, Section):
         return "section"
-    names = {bool: "true, false", int: "whole number", float: "number", str: "text"}
+    names = {Any: "values", bool: "true, false", int: "whole number", float: "number", str: "text"}
     return names.get(kind, "null")
 
 

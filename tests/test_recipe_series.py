@@ -81,6 +81,19 @@ def test_a_setting_may_be_a_file_beside_the_series(tmp_path: Path) -> None:
     assert series.settings["code"].name == "code"
 
 
+def test_overrides_reach_a_setting_that_is_a_file(tmp_path: Path) -> None:
+    own = "name: alone\ndata: {train: micro-code, test: micro-code}\n"
+    (tmp_path / "own.yaml").write_text(own, encoding="utf-8")
+    text = COMMON + "settings: {code: own.yaml, code.x: own.yaml}\n"
+    series = read(tmp_path, text, ("settings.code.x.seeds=[4]", "settings.code.domain=a"))
+    assert isinstance(series, Series)
+    assert [r.seeds for r in series.settings.values()] == [[0, 1, 2], [4]]
+    assert [r.domain for r in series.settings.values()] == ["a", "target"]
+    assert faults(tmp_path, text, ("settings.other.seeds=[4]",)) == {
+        "--set settings.other.seeds": None
+    }
+
+
 def test_faults_stand_where_their_cause_does(tmp_path: Path) -> None:
     text = COMMON.replace("rank: 8", "rnk: 8") + SETTINGS.replace("regime: pretrain", "regime: x")
     assert faults(tmp_path, text) == {"common.arms.lora.rnk": 7, "settings.math.regime": 17}

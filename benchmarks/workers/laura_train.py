@@ -55,21 +55,11 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
     """
     import torch
 
-    from laura.data.packing import Row, pack
-    from laura.data.templates import Encoded
     from laura.models.device import peak_memory_bytes
     from laura.recipe import BaseSection, FullArm, LoraArm, TrainSection
     from laura.store import RunStore
     from laura.study.workbench import Workbench
-    from laura.train.batches import BatchPlan
     from laura.train.run import train_run
-
-    def rows_of(number: int, step: list[dict[str, list[int]]]) -> list[Row]:
-        encoded = [
-            Encoded(index, row["input_ids"], [label >= 0 for label in row["labels"]], 0)
-            for index, row in enumerate(step)
-        ]
-        return pack(encoded, section.row_tokens, seed=number)
 
     rate = work["learning_rate"][options.method]
     section = TrainSection(
@@ -82,8 +72,7 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
     arm: LoraArm | FullArm = FullArm(method="full")
     if options.method == "lora":
         arm = LoraArm(method="lora", rank=work["rank"], targets=work["targets"])
-    steps = work["steps"][: options.warmup + options.steps]
-    plan = BatchPlan.of([rows_of(*step) for step in enumerate(steps)], [len(steps)])
+    plan = plan_of(work, section.row_tokens, options.warmup + options.steps)
     bench = Workbench(BaseSection(model=work["model"]), device="cpu")
     clock = StepClock()
     cpu = torch.device("cpu")
@@ -109,6 +98,23 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
         "loaded_memory_bytes": loaded,
         "trainable_parameters": adapted.trainable_parameters,
     }
+
+
+def plan_of(work: dict[str, Any], row_tokens: int, count: int) -> Any:
+    """The work's first steps as a `BatchPlan`, the examples of each packed into rows."""
+    from laura.data.packing import Row, pack
+    from laura.data.templates import Encoded
+    from laura.train.batches import BatchPlan
+
+    def rows_of(number: int, step: list[dict[str, list[int]]]) -> list[Row]:
+        encoded = [
+            Encoded(index, row["input_ids"], [label >= 0 for label in row["labels"]], 0)
+            for index, row in enumerate(step)
+        ]
+        return pack(encoded, row_tokens, seed=number)
+
+    steps = work["steps"][:count]
+    return BatchPlan.of([rows_of(*step) for step in enumerate(steps)], [len(steps)])
 
 
 def matrix_rate() -> dict[str, float]:

@@ -137,6 +137,15 @@ def cache_budget(device: torch.device) -> int:
     return 3 * 2**30
 
 
+def gains_from_larger_passes(device: torch.device) -> bool:
+    """Whether runs in lock-step go through the model in one pass, or one after another.
+
+    A pass of a step's rows keeps a processor busy; an accelerator mostly waits for its
+    launches.
+    """
+    return device.type != "cpu"
+
+
 def pass_tokens(device: torch.device) -> int:
     """Tokens of a pass that measures: what a processor's caches hold, more elsewhere.
 

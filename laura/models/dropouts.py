@@ -47,10 +47,13 @@ def dropping(model: Any, attention: float | None, residual: float) -> Iterator[N
             if residual:
                 drop = _dropper(residual)
                 hooks += [part.register_forward_hook(drop) for part in blocks]
+                block.residual_dropout = residual  # for whoever asks what draws at random
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        for layer in decoder_layers(model) if residual else ():
+            layer.self_attn.__dict__.pop("residual_dropout", None)
         for block, share in before:
             block.attention_dropout = share
 

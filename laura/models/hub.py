@@ -49,12 +49,31 @@ def download(repository: str, revision: str | None, progress: Progress = SILENT)
         HubError: unreachable and not cached, gated, no such repository or revision.
         StoreError: the Hub's cache cannot be written.
     """
+    with _hub_faults(repository, revision):
+        return _snapshot(repository, revision, progress)
+
+
+def download_config(repository: str, revision: str | None) -> Path:
+    """Get a model's config.json alone, or find it in the Hub's cache.
+
+    Raises:
+        HubError, StoreError: as `download`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _hub_faults(repository, revision):
+        return Path(hf_hub_download(repository, "config.json", revision=revision))
+
+
+@contextmanager
+def _hub_faults(repository: str, revision: str | None) -> Iterator[None]:
+    """Within the block, what the Hub and its cache refuse is told in our words."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         with _quiet_hub():
-            return _snapshot(repository, revision, progress)
+            yield
     except HfHubHTTPError as error:
         raise HubError(_refusal(repository, revision, error)) from error
     except HFValidationError as error:

@@ -25,13 +25,8 @@ from torch.nn import functional
 
 from laura.errors import AdapterError
 from laura.models.layers import names_within
-from laura.models.lora_product import lora_product
-
-GROUPS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
-GROUPS["all"] = GROUPS["attention"] + GROUPS["mlp"]
+from laura.models.lora_product import lora_product, lora_products
+from laura.models.targets import GROUPS, is_named
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,10 @@ class LoraSettings:
 
     def for_module(self, name: str) -> tuple[int, float]:
         """Rank and scale of the module with this full name."""
-        rank = next((r for key, r in self.rank_pattern.items() if _named(name, key)), self.rank)
-        alpha = next((a for key, a in self.alpha_pattern.items() if _named(name, key)), self.alpha)
+        rank = next((r for key, r in self.rank_pattern.items() if is_named(name, key)), self.rank)
+        alpha = next(
+            (a for key, a in self.alpha_pattern.items() if is_named(name, key)), self.alpha
+        )
         return rank, alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
@@ -78,10 +75,12 @@ class Route:
         slot: One slot for all tokens; None for the base alone.
         segments: Instead of `slot`: (slot or None, tokens) pieces, in order,
             over the flattened tokens of the batch.
+        abreast: Whether the segments give slots 0, 1, ... as many tokens each.
     """
 
     slot: int | None = 0
     segments: tuple[tuple[int | None, int], ...] | None = None
+    abreast: bool = False
     _kept: tuple[Tensor, Tensor] | None = None
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -150,6 +149,9 @@ class LoraLinear(nn.Module):
         if route.segments is None:
             assert route.slot is not None
             return self._adapted(x, route.slot)
+        if route.abreast and self._trains_abreast():
+            x = route.cast(x, arithmetic(x))
+            return lora_products(x, self._weight(x), self.A, self.B, self.scales[0])
         return self._add_segments(x, self.product(x, self._weight(x), self.base.bias))
 
     def _adapted(self, x: Tensor, slot: int) -> Tensor:
@@ -200,6 +202,15 @@ class LoraLinear(nn.Module):
 
     def _dropped(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.dropout, training=True) if self._drops() else x
+
+    def _trains_abreast(self) -> bool:
+        """Whether all slots can be trained in one product."""
+        if type(self) is not LoraLinear or not torch.is_grad_enabled():
+            return False
+        if self._drops() or self.base.bias is not None:
+            return False
+        whole = len(self.route.segments or ()) == len(self.scales) == len(self.A)
+        return whole and len(set(self.scales)) == 1
 
     def _drops(self) -> bool:
         return self.training and self.dropout > 0
@@ -254,7 +265,7 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
     if settings.layers is not None:
         names = names_within(model, names, settings.layers)
     for pattern in (*settings.rank_pattern, *settings.alpha_pattern):
-        if not any(_named(name, pattern) for name in names):
+        if not any(is_named(name, pattern) for name in names):
             raise AdapterError(f"pattern {pattern!r} names none of the {len(names)} targets")
     kind = _layer_kind(settings)
     model.requires_grad_(False)
@@ -311,12 +322,14 @@ def route(
     for one in used:
         if one is not None and not 0 <= one < len(layers[0].scales):
             raise AdapterError(f"slot {one} does not exist; there are {len(layers[0].scales)}")
-    before = (shared.slot, shared.segments)
+    before = (shared.slot, shared.segments, shared.abreast)
     shared.slot, shared.segments = slot, tuple(segments) or None
+    shared.abreast = bool(segments) and used == list(range(len(segments)))
+    shared.abreast = shared.abreast and len({tokens for _, tokens in segments}) == 1
     try:
         yield
     finally:
-        shared.slot, shared.segments = before
+        shared.slot, shared.segments, shared.abreast = before
 
 
 def merge(model: nn.Module, slot: int = 0) -> None:
@@ -345,7 +358,7 @@ def target_names(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
     faults = []
     for target in wanted:
-        if not any(_named(name, target) for name in linears):
+        if not any(is_named(name, target) for name in linears):
             near = difflib.get_close_matches(target, [*kinds, *GROUPS], n=1)
             faults.append(f"{target!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if faults:
@@ -353,11 +366,7 @@ def target_names(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
             f"no Linear is named {', '.join(faults)}; this model has: {', '.join(kinds)}; "
             "groups: all, mlp, attention"
         )
-    return [name for name in linears if any(_named(name, target) for target in wanted)]
-
-
-def _named(name: str, pattern: str) -> bool:
-    return name == pattern or name.endswith("." + pattern)
+    return [name for name in linears if any(is_named(name, target) for target in wanted)]
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

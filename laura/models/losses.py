@@ -158,7 +158,25 @@ def packed_loss_sum(
     Returns:
         Sum of nats over the labelled positions, a float32 scalar.
     """
-    decoder = model.get_decoder()
-    hidden_TC = decoder(**inputs, use_cache=False).last_hidden_state[0]
+    return packed_loss_sums(model, inputs, labels_T, dtype)[0]
+
+
+def packed_loss_sums(
+    model: Any, inputs: dict[str, Any], labels_T: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Losses of one packed row that is read B times, say with another adapter each.
+
+    Args:
+        model: A causal language model.
+        inputs: As for `packed_loss_sum`, with input_ids of shape (B, T).
+        labels_T: Target predicted at each position, the same for all.
+        dtype: Arithmetic of the output map.
+
+    Returns:
+        Sums of nats over the labelled positions, shape (B), float32.
+    """
+    hidden_BTC = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     places = (labels_T != IGNORED).nonzero().squeeze(1)
-    return loss_sum(hidden_TC[places], output_head(model), labels_T[places], dtype)
+    labels, head = labels_T[places], output_head(model)
+    sums = [loss_sum(hidden_TC[places], head, labels, dtype) for hidden_TC in hidden_BTC.unbind()]
+    return torch.stack(sums)

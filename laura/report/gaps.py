@@ -11,6 +11,7 @@ STATE_WORDS = {
     "done": "done",
     "diverged": "diverged",
     "failed": "failed",
+    "pruned": "stopped early by the search",
     "open": "not finished",
 }
 

@@ -23,7 +23,7 @@ from laura.store import StudyStore, read_json
 
 FORMAT = 1
 MEAN = "mean"
-STATES = ("done", "diverged", "failed", "open")
+STATES = ("done", "diverged", "failed", "pruned", "open")
 
 
 @dataclass(frozen=True)

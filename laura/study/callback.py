@@ -31,7 +31,8 @@ from laura.recipe import LoraArm, Recipe
 from laura.recipe_reading import read_recipe
 from laura.store import MANIFEST, RunStore, read_json, run_id, write_folder, write_json
 from laura.study.compare import write_summary
-from laura.study.session import Session, open_study
+from laura.study.opening import open_study
+from laura.study.session import Session
 
 # What of the trainer's arguments decides the weights, beside the recipe's arm.
 ARGUMENTS = (

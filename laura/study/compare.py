@@ -16,9 +16,13 @@ from laura.recipe import Recipe
 from laura.store import StudyStore, read_json, write_json
 from laura.study.analysing import analyse
 from laura.study.claims.judgement import write_claims
+from laura.study.cohorts import remark
 from laura.study.extras import extra_jobs, most_jobs
 from laura.study.findings import write_findings
-from laura.study.session import RunSpec, Session, open_study
+from laura.study.opening import open_study
+from laura.study.plan_announced import announcement
+from laura.study.session import RunSpec, Session
+from laura.study.sharing import LOCK, held
 from laura.study.summary import build_costs, build_summary, gather
 from laura.study.verdict import build_verdict
 from laura.study.workers import Crew
@@ -51,33 +55,42 @@ def compare(
         `cost.json`.
     """
     start = time.monotonic()
+    searched = recipe.search.sampler != "grid"
     with open_study(recipe, study, data_dir, device, progress) as session:
         grid = grid_of(session)
         session.check(grid)
+        search = _search(session) if searched else None
+        if not searched and (told := remark(grid, recipe)):
+            progress.say(told)
+        progress.say(announcement(session))
         # What stands is not counted, or the time left would be judged by its speed.
-        grid, before = _left(session, grid)
+        grid, before = _left(session, [] if searched else grid)
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
+        before, tries = search.counts() if search else (before, len(grid))
         further = (len(recipe.seeds) - 1) * len(recipe.arms) * each
-        stages = 1 + len(grid) + further + most_jobs(recipe)
+        stages = 1 + tries + further + most_jobs(recipe)
         with progress.bar("study", stages, "stages") as bar:
             session.base_results()
             bar.advance()
             with Crew(session, data_dir, device, workers) as crew:
                 crew.carry_out(grid, bar)
+                if search is not None:
+                    search.carry_out(crew, bar)
                 more, finished = _left(session, _further_seeds(session))
                 bar.advance(finished)
                 crew.carry_out(more, bar)
                 extras, measured = extra_jobs(session)
                 bar.advance(measured)
                 crew.carry_out(extras, bar)
-        analyse(session)
+        with held(session.store.folder / "analysis" / LOCK):
+            analyse(session)
         summary = write_summary(session.store, recipe)
-        # A command that found all done says nothing of how long it takes.
-        if grid or more:
+        # A command that found all done, or was helped, says nothing of how long it takes.
+        if (tries or more) and session.alone and not crew.shared:
             timing = {
                 "seconds": time.monotonic() - start,
                 "workers": crew.workers,
-                "runs": len(grid) + len(more),
+                "runs": tries * (each if search else 1) + len(more),
                 "runs_before": before + finished,
             }
             write_json(session.store.folder / TIMING, timing)
@@ -97,14 +110,21 @@ def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
 
 
 def grid_of(session: Session) -> list[RunSpec]:
-    """The runs of every arm at every rate with the first seed."""
+    """The runs of every arm at every rate with the first seed; at one rate, in a search."""
     recipe = session.recipe
+    rates = 1 if recipe.search.sampler != "grid" else None
     return [
         spec
         for name, arm in recipe.arms.items()
-        for rate in sorted(arm.learning_rates)
+        for rate in sorted(arm.learning_rates)[:rates]
         for spec in session.specs(name, rate, recipe.seeds[0])
     ]
+
+
+def _search(session: Session) -> Any:
+    from laura.study.search import Search  # Optuna takes a while to import
+
+    return Search(session)
 
 
 def _left(session: Session, specs: list[RunSpec]) -> tuple[list[RunSpec], int]:

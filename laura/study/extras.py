@@ -81,14 +81,22 @@ def extra_jobs(session: Session) -> tuple[list[ExtraJob], int]:
 
 
 def measure_extras(session: Session, job: ExtraJob) -> str:
-    """Measure a model's extras; what stands is not measured again. Returns `measured`."""
+    """Measure a model's extras; what stands is not measured again.
+
+    Returns:
+        `measured`, or `busy` where another process is at this model.
+    """
     from laura.study.measuring import measure
     from laura.study.sampled import prompts_of
+    from laura.study.sharing import BUSY, LOCK, claimed
 
     run = None if job.run is None else session.store.run(job.run)
-    measure(session, list(job.names), run, job.step)
-    for name in job.names:
-        prompts_of(job.result(session.store, name))
+    with claimed((session.store.folder / "base" if run is None else run.folder) / LOCK) as mine:
+        if not mine:
+            return BUSY
+        measure(session, list(job.names), run, job.step)
+        for name in job.names:
+            prompts_of(job.result(session.store, name))
     return "measured"
 
 

@@ -13,7 +13,7 @@ from laura.recipe_series import Series
 from laura.store import SeriesStore
 from laura.study.claims.judgement import write_series_claims
 from laura.study.compare import compare, grid_of
-from laura.study.session import open_study
+from laura.study.opening import open_study
 
 
 def compare_series(

@@ -5,50 +5,39 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from laura.data.packing import Fitted, fit
-from laura.errors import StoreError
-from laura.evals.kinds import RowProvider, file_rows
+from laura.evals.kinds import RowProvider
 from laura.evals.tasks import TASKS
-from laura.models.attention import Documents
-from laura.models.device import autocast, pick_device, resolve_precision
-from laura.models.losses import packed_loss_sum
+from laura.models.device import pick_device, resolve_precision
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, Recipe
-from laura.recipe_reading import recipe_yaml
-from laura.results import VALIDATION, TaskResult
+from laura.results import TaskResult
 from laura.store import (
     RunStore,
     StudyStore,
     content_hash,
-    disk_faults,
     read_json,
-    remove_leftovers,
     run_id,
     write_json,
-    write_text,
 )
-from laura.study.environment import describe
 from laura.study.external import adopt, budget_of, check_external, marks_of
-from laura.study.facts import refuse_another, task_facts, write_facts
-from laura.study.material import Encoder, StudyData, prepare
+from laura.study.material import StudyData
 from laura.study.measures import all_tasks, is_current, result_names
 from laura.study.measuring import measure
-from laura.study.replay import ReplayData, prepare_replay
+from laura.study.replay import ReplayData
 from laura.study.run_record import budget_marks
+from laura.study.sharing import BUSY, LOCK, claimed, held
+from laura.study.validation import validator
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
-from laura.train.run import train_run
+from laura.train.run import train_runs
 
 RUN_FORMAT = 1  # counts up when the same recipe would train other weights
 
@@ -86,6 +75,7 @@ class Session:
         progress: Where to report.
         lock: Open file that holds the study's lock; None in a worker process, whose
             parent holds it.
+        alone: Whether no other command worked there when it was opened.
     """
 
     recipe: Recipe
@@ -98,6 +88,7 @@ class Session:
     data_dir: Path | None
     progress: Progress = SILENT
     lock: int | None = None
+    alone: bool = True
     _plans: dict[str, BatchPlan] = field(default_factory=dict)
 
     def check(self, specs: Iterable[RunSpec]) -> None:
@@ -121,7 +112,9 @@ class Session:
 
     def base_results(self) -> None:
         """Measure the base, before anything is trained."""
-        measure(self, all_tasks(self.recipe), None)
+        words = "another laura process measures the base; waiting"
+        with held(self.store.folder / "base" / LOCK, words, self.progress):
+            measure(self, all_tasks(self.recipe), None)
 
     def specs(self, arm: str, learning_rate: float, seed: int) -> list[RunSpec]:
         """The runs that one arm at one rate with one seed takes: one, or one a budget."""
@@ -151,42 +144,79 @@ class Session:
         return all(self._is_measured(run, step) for step in there)
 
     def carry_out(self, spec: RunSpec) -> str:
-        """Train a run, measure each of its budget points; returns its state."""
-        run, marks = self.run_store(spec), self._marks(spec)
-        self._write_record(spec, run, marks)
-        state = self._train(spec, run, marks)
-        for mark in marks:
-            if run.checkpoint(mark["step"]).is_dir():
-                self.measure_point(run, mark["step"])
-        return state
+        """Train a run, measure each of its budget points; see `carry_out_cohort`."""
+        return self.carry_out_cohort([spec])[0]
 
-    def _train(self, spec: RunSpec, run: RunStore, marks: list[dict[str, Any]]) -> str:
-        if run.state in ("done", "diverged"):
-            return run.state
-        arm = self.recipe.arms[spec.arm]
+    def carry_out_cohort(self, specs: Sequence[RunSpec], points: int | None = None) -> list[str]:
+        """Train runs that differ in the learning rate alone in lock-step, then measure each.
+
+        Args:
+            specs: The runs.
+            points: Of a single run: stop after so many of its budget points; None for all.
+
+        Returns:
+            The state of each, or `busy` where another process is at it.
+        """
+        with ExitStack() as held_runs:
+            runs = [self.run_store(spec) for spec in specs]
+            mine = [held_runs.enter_context(claimed(run.folder / LOCK)) for run in runs]
+            own = [spec for spec, is_mine in zip(specs, mine, strict=True) if is_mine]
+            if own:
+                self._carry_out(own, points)
+        pairs = zip(runs, mine, strict=True)
+        return [run.state if is_mine else BUSY for run, is_mine in pairs]
+
+    def _carry_out(self, specs: Sequence[RunSpec], points: int | None) -> None:
+        runs, marks = [self.run_store(spec) for spec in specs], self._marks(specs[0])
+        for spec, run in zip(specs, runs, strict=True):
+            self._write_record(spec, run, marks)
+        self._train(specs, runs, marks, None if points is None else marks[points - 1]["step"])
+        for run in runs:
+            for mark in marks:
+                if run.checkpoint(mark["step"]).is_dir():
+                    self.measure_point(run, mark["step"])
+
+    def _train(
+        self,
+        specs: Sequence[RunSpec],
+        runs: list[RunStore],
+        marks: list[dict[str, Any]],
+        stop: int | None,
+    ) -> None:
+        pairs = zip(specs, runs, strict=True)
+        left = [(s, run) for s, run in pairs if run.state not in ("done", "diverged")]
+        stops = stop is not None and stop < marks[-1]["step"]
+        if not left or (stops and left[0][1].checkpoint(stop or 0).is_dir()):
+            return
+        first, arm = specs[0], self.recipe.arms[specs[0].arm]
         if arm.external is not None:
             steps = {mark["budget"]: mark["step"] for mark in marks}
-            base = self.bench.base.folder
-            return adopt(run, arm, spec.learning_rate, spec.seed, steps, base, self.progress)
-        self.progress.say(f"{spec.arm}, rate {spec.learning_rate:g}, seed {spec.seed}")
-        with self.bench.adapted(arm, spec.seed) as adapted:
-            state = train_run(
+            for spec, run in left:
+                base, rate = self.bench.base.folder, spec.learning_rate
+                adopt(run, arm, rate, spec.seed, steps, base, self.progress)
+            return
+        rates = ", ".join(f"{spec.learning_rate:g}" for spec, _ in left)
+        word = "rate" if len(left) == 1 else "rates"
+        self.progress.say(f"{first.arm}, {word} {rates}, seed {first.seed}")
+        with self.bench.adapted(arm, first.seed) as adapted:
+            validate = validator(adapted.model, self.recipe.train, self.data)
+            train_runs(
                 adapted.model,
-                run,
+                [(run, spec.learning_rate) for spec, run in left],
                 self.recipe.train,
-                self._plan(spec),
-                learning_rate=spec.learning_rate,
+                self._plan(first),
                 rule=adapted.rule,
-                seed=spec.seed,
+                seed=first.seed,
                 write_weights=adapted.write_weights,
-                validate=self._validator(adapted.model),
-                title=f"training {spec.arm} at {spec.learning_rate:g}",
+                validate=validate,
+                stop=stop,
+                title=f"training {first.arm} at {rates}",
                 progress=self.progress,
             )
-        if state == "diverged":
-            reason = read_json(run.folder / "failed.json")["reason"]
-            self.progress.say(f"{spec.arm} diverged: {reason}")
-        return state
+        for _, run in left:
+            if run.state == "diverged":
+                reason = read_json(run.folder / "failed.json")["reason"]
+                self.progress.say(f"{first.arm} diverged: {reason}")
 
     def measure_point(self, run: RunStore, step: int) -> None:
         """Measure a checkpoint of a run, where that has not been done."""
@@ -213,6 +243,11 @@ class Session:
             )
         return self._plans[key]
 
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of one pass over the training examples."""
+        return sum(self._fitted.lengths)
+
     @cached_property
     def _fitted(self) -> Fitted:
         """The training examples as documents that fit a row; the same for every run."""
@@ -227,8 +262,8 @@ class Session:
     def _identity(self, spec: RunSpec) -> dict[str, Any]:
         recipe = self.recipe
         arm = recipe.arms[spec.arm].identity({"learning_rates", "replay"})
-        # These two change how often a run is saved or looked at, not what it becomes.
-        train = recipe.train.identity({"checkpoint_minutes", "validate_every"})
+        # These change how a run is carried out, saved and looked at, not what it becomes.
+        train = recipe.train.identity({"checkpoint_minutes", "cohort", "validate_every"})
         device = pick_device(self.bench.device_name)
         train["precision"] = str(resolve_precision(recipe.train.precision, device))
         return {
@@ -265,124 +300,3 @@ class Session:
             "identity": self._identity(spec),
         }
         write_json(path, record)
-
-    def _validator(self, model: Any) -> Callable[[], float] | None:
-        """Mean validation loss of the model in training, for `train.validate_every`."""
-        if self.recipe.train.validate_every is None:
-            return None
-        documents = self.data.documents[VALIDATION]
-        dtype = resolve_precision(self.recipe.train.precision, model.device)
-
-        def validate() -> float:
-            model.eval()
-            total, count = 0.0, 0
-            with torch.no_grad(), autocast(model.device, dtype):
-                for document in documents:
-                    ids = torch.tensor([document.token_ids], device=model.device)
-                    wanted = torch.tensor([*document.supervised[1:], False], device=model.device)
-                    labels = torch.where(wanted, ids[0].roll(-1), -100)
-                    inputs = {"input_ids": ids, "documents": Documents([ids.shape[1]])}
-                    total += float(packed_loss_sum(model, inputs, labels, dtype))
-                    count += int(wanted.sum())
-            return total / count
-
-        return validate
-
-
-@contextmanager
-def open_study(
-    recipe: Recipe,
-    folder: Path,
-    data_dir: Path | None,
-    device: str | None,
-    progress: Progress = SILENT,
-) -> Iterator[Session]:
-    """Open a study folder for work: checked, locked against a second process, recorded.
-
-    Raises:
-        StoreError: another process works there, or it holds another study.
-    """
-    place = pick_device(device)
-    store = StudyStore(folder)
-    with _locked(folder) as lock:
-        remove_leftovers(folder)
-        session, identity = _read_all(recipe, folder, data_dir, device, progress)
-        session.lock = lock
-        sources = session.replay.sources
-        write_facts(store, recipe, session.bench, identity, session.tasks, sources)
-        with disk_faults(folder):
-            _keep_only(session.data.corpus_folder)
-        session.replay.forget_others(store.replay)
-        write_text(folder / "recipe.yaml", recipe_yaml(recipe))
-        write_json(folder / "environment.json", describe(place))
-        yield session
-
-
-def join_study(
-    recipe: Recipe,
-    folder: Path,
-    data_dir: Path | None,
-    device: str | None,
-    progress: Progress = SILENT,
-) -> Session:
-    """A study that another process has opened and holds open: nothing is set up or locked.
-
-    Raises:
-        StoreError: it holds another study.
-    """
-    tasks = read_json(folder / "study.json")["tasks"]
-    return _read_all(recipe, folder, data_dir, device, progress, tasks)[0]
-
-
-def _read_all(
-    recipe: Recipe,
-    folder: Path,
-    data_dir: Path | None,
-    device: str | None,
-    progress: Progress,
-    tasks: dict[str, dict[str, str]] | None = None,
-) -> tuple[Session, dict[str, Any]]:
-    """Base and data, checked against what the folder holds, and the study's identity."""
-    store, bench = StudyStore(folder), Workbench(recipe.base, device, progress)
-    encoder = Encoder(bench.base.tokenizer, recipe.data.template, recipe.regime)
-    identity = {
-        "base": bench.base.fingerprint,
-        "tokenizer": encoder.fingerprint,
-        # Extras may come later: they change nothing of what stands.
-        "measure": recipe.measure.model_dump(mode="json", exclude={"extras"}),
-    }
-    refuse_another(store, identity)  # before anything large is read
-    rows = file_rows(data_dir)
-    if tasks is None:
-        tasks = task_facts(recipe, bench, rows, data_dir)
-    data = prepare(
-        recipe.data, recipe.measure, recipe.budget, encoder, store.corpora, data_dir, progress
-    )
-    identity["data"] = data.fingerprint
-    refuse_another(store, identity)
-    replay = prepare_replay(recipe, bench, encoder, data.measured, store.replay, data_dir, progress)
-    return Session(recipe, store, bench, data, rows, tasks, replay, data_dir, progress), identity
-
-
-def _keep_only(corpus: Path) -> None:
-    """Delete the corpora that commands which were refused or mended have left behind."""
-    for other in corpus.parent.iterdir():
-        if other.is_dir() and other != corpus:
-            shutil.rmtree(other)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """One command at a time; the lock goes with its processes, however they end."""
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a", encoding="utf-8")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreError(
-                f"another laura process works in {folder}; wait for it, or choose another folder "
-                "with --out"
-            ) from error
-        yield file.fileno()

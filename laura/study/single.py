@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from laura.errors import UsageError
 from laura.progress import SILENT, Progress
 from laura.recipe import Recipe
 from laura.study.compare import write_summary
-from laura.study.session import open_study
+from laura.study.opening import open_study
+from laura.study.sharing import BUSY, WAIT_SECONDS
 
 
 def train(
@@ -57,7 +59,8 @@ def train(
         session.base_results()
         runs = []
         for spec in specs:
-            state = session.carry_out(spec)
+            while (state := session.carry_out(spec)) == BUSY:
+                time.sleep(WAIT_SECONDS)
             run = session.run_store(spec)
             folders = sorted(str(p) for p in (run.folder / "checkpoints").glob("[0-9]*"))
             record = {"id": run.folder.name, "state": state, "folder": str(run.folder)}

@@ -6,8 +6,8 @@ continued gives the same summary as one that was not. Costs are in `cost.json`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from laura.recipe import LoraArm, Recipe
 from laura.results import RATIO_FIELDS, VALIDATION, TaskResult, change
 from laura.statistics import mean_of_tasks
 from laura.store import RunStore, StudyStore, read_json
+from laura.study.choosing import best_rates, edge_of, rates_of, search_table
 from laura.study.measures import (
     Measure,
     all_tasks,
@@ -85,7 +86,7 @@ class Evidence:
         base: The base's results by task.
         runs: Record and folder of every run, in order.
         points: Every measured point, in order.
-        best: Best learning rate of each arm by validation loss, where known.
+        best: Best learning rate of each arm (see `choosing.py`), where known.
     """
 
     recipe: Recipe
@@ -121,8 +122,13 @@ class Evidence:
         return [name for name in self.forgetting if self.measures[name].is_accuracy]
 
 
-def gather(study: StudyStore, recipe: Recipe) -> Evidence:
+def gather(study: StudyStore, recipe: Recipe, only: Collection[str] | None = None) -> Evidence:
     """Read every result of the recipe's arms in a study folder.
+
+    Args:
+        study: The folder.
+        recipe: Whose arms count.
+        only: IDs of the runs to read; None for all.
 
     Raises:
         StoreError: a file is damaged.
@@ -134,7 +140,7 @@ def gather(study: StudyStore, recipe: Recipe) -> Evidence:
     runs = []
     for run in study.runs():
         record = run.folder / "run.json"
-        if record.is_file():
+        if record.is_file() and (only is None or run.folder.name in only):
             known = read_json(record)
             if known["arm"] in order and is_of(known, recipe.arms[known["arm"]], facts):
                 runs.append((known, run))
@@ -146,7 +152,8 @@ def gather(study: StudyStore, recipe: Recipe) -> Evidence:
             results = _results(tasks, lambda task, s=step, r=run: r.evaluation(s, task), versions)
             if results:
                 points.append(Point(known, results=results, **mark))
-    return Evidence(recipe, facts, base, runs, points, _best_rates(recipe, points, runs))
+    found = Evidence(recipe, facts, base, runs, points, {})
+    return replace(found, best=best_rates(found))
 
 
 def build_summary(evidence: Evidence, verdict: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +180,7 @@ def build_summary(evidence: Evidence, verdict: dict[str, Any]) -> dict[str, Any]
             "mode": recipe.budget.points,
         },
         "arms": [_arm(name, evidence) for name in recipe.arms],
+        **search_table(evidence),
         "runs": [_run(known, run, evidence) for known, run in evidence.runs],
         "points": [_point(point, evidence) for point in evidence.points],
         "verdict": verdict,
@@ -189,6 +197,8 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, An
         rows = run.metrics()
         if rows:
             speeds = sorted(row["tokens_per_second"] for row in rows)
+            # In lock-step, peak memory is that of so many runs.
+            together = max(row.get("cohort", 1) for row in rows)
             runs.append(
                 {
                     "id": known["id"],
@@ -199,6 +209,7 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, An
                     "tokens_per_second": speeds[len(speeds) // 2],
                     "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
                     "flops": sum(row["flops"] for row in rows),
+                    **({"cohort": together} if together > 1 else {}),
                 }
             )
     return {"machine": environment, "runs": runs, "evaluation_seconds": seconds}
@@ -212,25 +223,6 @@ def _results(tasks: Sequence[str], place: Any, facts: dict[str, Any]) -> dict[st
 def _order(known: dict[str, Any], arms: list[str]) -> tuple[Any, ...]:
     budget = known["points"][0]["budget"]
     return (arms.index(known["arm"]), known["learning_rate"], known["seed"], budget)
-
-
-def _best_rates(
-    recipe: Recipe, points: list[Point], runs: list[tuple[dict[str, Any], RunStore]]
-) -> dict[str, float]:
-    """The rate with the lowest validation loss at the largest budget, first seed."""
-    finished = {known["id"] for known, run in runs if run.state == "done"}
-    last = max(recipe.budget.tokens or recipe.budget.epochs or [0])
-    best: dict[str, tuple[float, float]] = {}
-    for point in points:
-        fits = point.seed == recipe.seeds[0] and point.budget == last
-        loss = point.validation
-        if not fits or loss is None or point.run["id"] not in finished:
-            continue
-        if point.learning_rate not in recipe.arms[point.arm].learning_rates:
-            continue
-        found = (loss, point.learning_rate)
-        best[point.arm] = min(best.get(point.arm, found), found)
-    return {arm: rate for arm, (_, rate) in best.items()}
 
 
 def _scores(results: dict[str, TaskResult]) -> dict[str, Any]:
@@ -247,15 +239,14 @@ def _arm(name: str, evidence: Evidence) -> dict[str, Any]:
     settings = arm.identity({"method", "learning_rates"})
     if isinstance(arm, LoraArm):
         settings["alpha"] = arm.alpha_value
-    rates, best = sorted(arm.learning_rates), evidence.best.get(name)
     return {
         "name": name,
         "method": arm.method,
         "settings": settings,
         "trainable_parameters": evidence.facts["trainable_parameters"][name],
-        "learning_rates": rates,
-        "best_learning_rate": best,
-        "best_at_edge": len(rates) > 1 and best in (rates[0], rates[-1]),
+        "learning_rates": rates_of(name, evidence),
+        "best_learning_rate": evidence.best.get(name),
+        "best_at_edge": edge_of(name, evidence),
     }
 
 

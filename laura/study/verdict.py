@@ -15,6 +15,7 @@ from typing import Any
 from laura.bootstrap import Interval
 from laura.results import TaskResult, change
 from laura.statistics import Estimate, mean_of_tasks, over_seeds, paired_difference, seed_error
+from laura.study.choosing import edge_of, rates_of, search_caveats, why_none
 from laura.study.measures import leading
 from laura.study.run_record import repeat_caveats
 from laura.study.summary import Evidence, Point, item_means, mean_interval
@@ -196,18 +197,20 @@ def _words(found: Difference | None, deed: str, where: str, subject: str) -> str
 
 def _caveats(measured: dict[str, list[Point]], evidence: Evidence) -> list[str]:
     recipe = evidence.recipe
+    tried = "its grid" if recipe.search.sampler == "grid" else "those tried"
     caveats = []
-    for name, arm in recipe.arms.items():
-        rates, best = sorted(arm.learning_rates), evidence.best.get(name)
+    for name in recipe.arms:
+        rates, best = rates_of(name, evidence), evidence.best.get(name)
         if best is None:
-            caveats.append(f"{name} has no finished run, so it is not compared.")
+            caveats.append(f"{name} {why_none(name, evidence)}, so it is not compared.")
         elif len(rates) == 1:
             caveats.append(f"{name} was tried at one learning rate only.")
-        elif best in (rates[0], rates[-1]):
+        elif edge_of(name, evidence):
             caveats.append(
-                f"The best rate of {name}, {best:g}, is at the edge of its grid: a better one may "
+                f"The best rate of {name}, {best:g}, is at the edge of {tried}: a better one may "
                 "lie beyond."
             )
+    caveats += search_caveats(evidence)
     fewest = min((len(points) for points in measured.values()), default=0)
     if fewest == 1:
         caveats.append("One seed: the difference between seeds is unknown.")

@@ -1,10 +1,10 @@
 """A worker process: carries out runs of a study that another process has opened.
 
 `python -m laura.study.worker`, started by `workers.py` only. The first line of
-standard input is the setup, every further one a run, or a model whose extras are
-measured. Each line of standard output is a message: progress, `done`, or the fault
-that ended the worker. When the input ends, the process that opened the study is gone,
-and so is this one.
+standard input is the setup, every further one names runs that go together, or a model
+whose extras are measured. Each line of standard output is a message: progress, `done`,
+or the fault that ended the worker. When the input ends, the process that opened the
+study is gone, and so is this one.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line)
 
     from laura.recipe import BudgetSection, Recipe
     from laura.study.extras import ExtraJob, measure_extras
-    from laura.study.session import RunSpec, join_study
+    from laura.study.opening import join_study
+    from laura.study.session import RunSpec
 
     torch.set_num_threads(setup["threads"])
     recipe = Recipe.model_validate_json(setup["recipe"])
@@ -127,14 +128,21 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line)
     study, device = Path(setup["study"]), setup["device"]
     session = join_study(recipe, study, data_dir, device, SentProgress(line))
     while True:
-        run = runs.get()
-        if "names" in run:
-            job = ExtraJob(run["run"], run["step"], tuple(run["names"]))
-            line.send(done=measure_extras(session, job))
+        job = runs.get()
+        if "names" in job:
+            extra = ExtraJob(job["run"], job["step"], tuple(job["names"]))
+            line.send(done=[measure_extras(session, extra)])
             continue
-        budget = BudgetSection.model_validate_json(run["budget"])
-        state = session.carry_out(RunSpec(run["arm"], run["learning_rate"], run["seed"], budget))
-        line.send(done=state)
+        specs = [
+            RunSpec(
+                run["arm"],
+                run["learning_rate"],
+                run["seed"],
+                BudgetSection.model_validate_json(run["budget"]),
+            )
+            for run in job["runs"]
+        ]
+        line.send(done=session.carry_out_cohort(specs, job["points"]))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 A small model does not keep several cores busy: two processes of one thread each
 are about twice as fast as one of two threads. The command that opened the study
 holds its lock and hands out runs; `worker.py` is the other end. Workers inherit
-the lock, so no second command gets in while one of them still lives, and end
-with the command, however it ends.
+the lock, so no other study gets in while one of them still lives, and end with the
+command, however it ends.
 """
 
 from __future__ import annotations
@@ -27,13 +27,21 @@ from laura import errors
 from laura.errors import LauraError, StoreError
 from laura.models.device import threads
 from laura.progress import Bar, Progress
+from laura.recipe import Recipe
+from laura.study.cohorts import cohorts
 from laura.study.extras import ExtraJob, measure_extras
 from laura.study.session import RunSpec, Session
+from laura.study.sharing import BUSY, WAIT_SECONDS
 
 # Below so many parameters a step is so short that threads mostly wait for one another.
 SMALL = 5_000_000
 MOST = 8
 STOP_SECONDS = 600.0  # to save a large model to a slow disk
+
+# What one process does without a break: runs that go together, or a model's extras.
+Group = list[RunSpec] | ExtraJob
+# Carries out a group, a single run up to so many of its budget points; gives their states.
+Carry = Callable[[Group, int | None], list[str]]
 
 
 def choose_workers(session: Session) -> int:
@@ -54,6 +62,7 @@ class Crew:
 
     Attributes:
         workers: The number settled on.
+        shared: Whether another command was met at one of the runs.
     """
 
     def __init__(
@@ -69,11 +78,14 @@ class Crew:
             "threads": max(1, threads() // max(1, self.workers)),
         }
         self._crew: list[_Worker] = []
+        self.shared = False
+        self._stop = threading.Event()
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stop.set()
         # Told to stop all at once, so that they save side by side.
         for worker in self._crew:
             worker.interrupt()
@@ -83,37 +95,72 @@ class Crew:
     def carry_out(self, specs: Sequence[RunSpec | ExtraJob], bar: Bar) -> None:
         """Train and measure all of these runs, or measure extras; `bar` counts them.
 
+        Those that another command on this study is at come last, and are waited for.
+
+        Raises:
+            LauraError: what stopped one of them; the others save where they are.
+        """
+        left = deque(_grouped(specs, self._session.recipe, self.workers))
+
+        def work(carry: Carry) -> None:
+            passed_over = 0
+            while left:
+                try:
+                    group = left.popleft()
+                except IndexError:
+                    return
+                states = carry(group, None)
+                if isinstance(group, ExtraJob):
+                    busy: list[Group] = [group] if states == [BUSY] else []
+                else:
+                    pairs = zip(group, states, strict=True)
+                    busy = [[spec] for spec, state in pairs if state == BUSY]
+                bar.advance(len(states) - len(busy))
+                if not busy:
+                    passed_over = 0
+                    continue
+                self.shared = True
+                left.extend(busy)
+                passed_over += 1
+                if passed_over >= len(left):
+                    self.wait()
+
+        self.share(work, len(left))
+
+    def share(self, work: Callable[[Carry], None], most: int) -> None:
+        """Let every worker do `work`, which takes runs from a common store until it is empty.
+
+        Args:
+            work: Given what carries out a group; called once for each worker, in a thread.
+            most: More workers than this would have nothing to do.
+
         Raises:
             LauraError: what stopped one of them; the others save where they are.
         """
         if self.workers <= 1:
-            for spec in specs:
-                if isinstance(spec, ExtraJob):
-                    measure_extras(self._session, spec)
-                else:
-                    self._session.carry_out(spec)
-                bar.advance()
+            work(self._carry_out_here)
             return
         # Also a single one goes to a worker: with other threads its sums would round otherwise.
-        while len(self._crew) < min(self.workers, len(specs)):
+        while len(self._crew) < min(self.workers, most):
             self._crew.append(_Worker(self._setup, self._session.lock, self._progress))
-        left, faults = deque(specs), list[BaseException]()
+        faults = list[BaseException]()
 
-        def work(worker: _Worker) -> None:
-            while not faults:
-                try:
-                    spec = left.popleft()
-                except IndexError:
-                    return
-                try:
-                    worker.carry_out(spec)
-                except Exception as error:
-                    faults.append(error)
-                    return
-                bar.advance()
+        def guarded(worker: _Worker) -> None:
+            def carry(group: Group, points: int | None) -> list[str]:
+                if self._stop.is_set():
+                    raise _Stopped
+                return worker.carry_out(group, points)
+
+            try:
+                work(carry)
+            except _Stopped:
+                pass
+            except Exception as error:
+                faults.append(error)
+                self._stop.set()
 
         talks = [
-            threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._crew
+            threading.Thread(target=guarded, args=(worker,), daemon=True) for worker in self._crew
         ]
         for talk in talks:
             talk.start()
@@ -122,6 +169,27 @@ class Crew:
                 talk.join(0.2)
         if faults:
             raise faults[0]
+
+    def _carry_out_here(self, group: Group, points: int | None) -> list[str]:
+        if isinstance(group, ExtraJob):
+            return [measure_extras(self._session, group)]
+        return self._session.carry_out_cohort(group, points)
+
+    def wait(self) -> None:
+        """Called by `work` where what is left is in other hands: let some time pass."""
+        if self._stop.wait(WAIT_SECONDS):
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    """The crew is stopping: begin nothing more."""
+
+
+def _grouped(jobs: Sequence[RunSpec | ExtraJob], recipe: Recipe, workers: int) -> list[Group]:
+    """The jobs as they are handed out, runs that go together in one."""
+    runs = [job for job in jobs if isinstance(job, RunSpec)]
+    extras = [job for job in jobs if isinstance(job, ExtraJob)]
+    return [*cohorts(runs, recipe, workers), *extras]
 
 
 class _Worker:
@@ -145,18 +213,20 @@ class _Worker:
         )
         self._say(setup)
 
-    def carry_out(self, spec: RunSpec | ExtraJob) -> None:
-        """Have a run carried out, or extras measured; returns when that has ended."""
-        value = asdict(spec)
-        if isinstance(spec, RunSpec):
-            value["budget"] = spec.budget.model_dump_json()
-        self._say(value)
+    def carry_out(self, group: Group, points: int | None) -> list[str]:
+        """Have runs carried out together, or extras measured; returns their states then."""
+        if isinstance(group, ExtraJob):
+            self._say(asdict(group))
+        else:
+            runs = [{**asdict(spec), "budget": spec.budget.model_dump_json()} for spec in group]
+            self._say({"runs": runs, "points": points})
         assert self._process.stdout is not None
         try:
             for line in self._process.stdout:
                 message = json.loads(line)
                 if "done" in message:
-                    return
+                    states: list[str] = message["done"]
+                    return states
                 if "fault" in message:
                     raise _error(message["kind"], message["fault"])
                 self._report(message)

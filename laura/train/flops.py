@@ -1,15 +1,7 @@
-"""Floating-point operations of training, counted from the model's shapes.
-
-A product of (N x I) by (I x O) counts 2 N I O. Per trained matrix the forward
-pass is one product and the backward pass two; a frozen matrix needs only one
-backward (Schulman et al. 2025, LoRA Without Regret). Layers below everything that is
-trained need none. Attention counts the pairs that are computed. DoRA's lengths, taken
-once a pass, are not counted.
-"""
+"""Floating-point operations of training, counted on the model as it stands; see `work.py`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -19,29 +11,7 @@ from laura.data.packing import Row
 from laura.models.layers import decoder_layers
 from laura.models.lora import LoraLinear
 from laura.models.losses import output_head
-
-
-@dataclass(frozen=True)
-class Work:
-    """Multiply-add counts of a model, per token where not said otherwise.
-
-    Attributes:
-        frozen: Elements of Linear weights that are not trained.
-        trained: Elements of Linear weights, and of A and B, that are trained.
-        head: Elements of the output map, used at labelled positions only.
-        head_trained: Whether the output map is trained.
-        attention: Heads x head width x layers.
-        passed: Elements of Linear weights below everything trained, passed forwards only.
-        passed_attention: The part of `attention` that is passed forwards only.
-    """
-
-    frozen: int
-    trained: int
-    head: int
-    head_trained: bool
-    attention: int
-    passed: int = 0
-    passed_attention: int = 0
+from laura.train.work import Work, training_flops
 
 
 def count_work(model: Any) -> Work:
@@ -90,7 +60,4 @@ def step_flops(work: Work, batch: list[Row]) -> int:
     tokens = sum(len(row.token_ids) for row in batch)
     labelled = sum(label >= 0 for row in batch for label in row.labels)
     pairs = sum(n * (n + 1) // 2 for row in batch for n in row.lengths)
-    body = tokens * (2 * work.passed + 2 * 2 * work.frozen + 3 * 2 * work.trained)
-    head = labelled * 2 * work.head * (3 if work.head_trained else 2)
-    # Forward: scores and values; backward: twice as much.
-    return body + head + pairs * 2 * 2 * (3 * work.attention - 2 * work.passed_attention)
+    return training_flops(work, tokens, labelled, pairs)

@@ -1,15 +1,17 @@
-"""The one loop. It sees a model, batches, an optimiser and a schedule.
+"""The one loop. It sees a model, batches, optimisers and a schedule.
 
 It never asks which method it runs: what is trained is what requires a gradient.
 The loss of a step is the mean over its supervised tokens, whatever the number
 of rows or passes they are spread over, so accumulation does not change it.
+
+Several runs may go in lock-step on one model, see `cohort.py`; mostly it is one.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +25,12 @@ from laura.models.device import autocast, peak_memory_bytes, resolve_precision
 from laura.models.losses import packed_loss_sum
 from laura.progress import Bar
 from laura.recipe import TrainSection
-from laura.store import RunStore, content_hash
+from laura.store import RunStore, content_hash, write_json
 from laura.train.batches import BatchPlan
 from laura.train.checkpoints import load_state, save_state
-from laura.train.flops import Work, count_work, step_flops
+from laura.train.flops import count_work, step_flops
 from laura.train.schedules import Leg, rate_factor
+from laura.train.work import Work
 
 # Training is lost when the loss stays, for this many steps, above that of guessing
 # and this many nats above where it began.
@@ -35,12 +38,16 @@ LOST_STEPS = 5
 LOST_NATS = 1.0
 
 
-@dataclass
+class StoppedForNow(Exception):
+    """Raised by `keep` to have the state saved and the run left there."""
+
+
+@dataclass(eq=False)
 class Trainer:
     """One run in the making.
 
     Attributes:
-        model: Causal language model; parameters that require a gradient are trained.
+        model: Causal language model; what requires a gradient when this is made is trained.
         optimiser: Over those parameters.
         section: The recipe's `train`.
         learning_rate: Peak rate.
@@ -48,7 +55,12 @@ class Trainer:
         plan: Rows of each step of the run, and how many tokens they hold.
         run: Where metrics and states go.
         keep: Called with the step count at each budget point to keep the weights.
+        lend: Puts this run's parameters into the model, where several runs take turns.
         validate: Mean validation loss in nats, for `validate_every`; or None.
+        step: Steps taken.
+        failure: Why it cannot go on; None while it can.
+        parameters: What is trained, by name.
+        updating: Whether its weights are between those of two steps.
     """
 
     model: Any
@@ -59,22 +71,25 @@ class Trainer:
     plan: BatchPlan
     run: RunStore
     keep: Callable[[int], None]
+    lend: Callable[[], None]
     validate: Callable[[], float] | None = None
-    _parameters: dict[str, nn.Parameter] = field(init=False)
+    step: int = field(init=False, default=0)
+    failure: str | None = field(init=False, default=None)
+    parameters: dict[str, nn.Parameter] = field(init=False)
+    updating: bool = field(init=False, default=False)
     _state: dict[str, Tensor] = field(init=False)
     _work: Work = field(init=False)
     _recent: list[float] = field(init=False, default_factory=list)
     _first: float | None = field(init=False, default=None)
-    _updating: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         named = self.model.named_parameters()
-        self._parameters = {name: p for name, p in named if p.requires_grad}
+        self.parameters = {name: p for name, p in named if p.requires_grad}
         held = self.model.state_dict(keep_vars=True)
         buffers = {n: t for n, t in held.items() if not isinstance(t, nn.Parameter)}
-        self._state = {**self._parameters, **buffers}
-        self._device = next(iter(self._parameters.values())).device
-        self._dtype = resolve_precision(self.section.precision, self._device)
+        self._state = {**self.parameters, **buffers}
+        self.device = next(iter(self.parameters.values())).device
+        self.dtype = resolve_precision(self.section.precision, self.device)
         self._work = count_work(self.model)
 
     def tokens_of(self, legs: Iterable[Leg]) -> int:
@@ -82,80 +97,56 @@ class Trainer:
         tokens = self.plan.tokens
         return sum(tokens[leg.end] - tokens[leg.start] for leg in legs)
 
-    def run_leg(self, leg: Leg, bar: Bar) -> None:
-        """Take the steps of one leg, continuing from its last state if there is one.
+    def begin(self, leg: Leg, bar: Bar) -> None:
+        """Bring parameters and optimiser to where the leg goes on."""
+        folder = self.run.folder / "resume"
+        self.step = leg.start
+        if (folder / leg.name).is_dir():
+            facts = load_state(folder / leg.name, self._state, self.optimiser)
+            self.step = int(facts["step"])
+        elif leg.origin is not None:
+            load_state(folder / leg.origin, self._state, self.optimiser)
+        bar.advance(self.plan.tokens[self.step] - self.plan.tokens[leg.start])
+        self.run.keep_metrics(lambda row: row["leg"] != leg.name or row["step"] <= self.step)
+        rows = self.run.metrics()
+        self._first = rows[0]["loss"] if rows else None
+        self._recent = [row["loss"] for row in rows if row["leg"] == leg.name]
+
+    def save(self, leg: Leg) -> None:
+        """Write the state it can go on from."""
+        folder = self.run.folder / "resume" / leg.name
+        save_state(folder, self._state, self.optimiser, {"step": self.step, "leg": leg.name})
+
+    def give_up(self, error: DivergenceError) -> None:
+        """Record that this run has diverged."""
+        self.failure = str(error)
+        self.optimiser.zero_grad(set_to_none=True)
+        write_json(self.run.folder / "failed.json", {"kind": "diverged", "reason": self.failure})
+
+    def update(self, leg: Leg, batch: list[Row], loss_sum: float, seconds: float) -> dict[str, Any]:
+        """Change the parameters by their gradients; returns the step's row of metrics.
+
+        Args:
+            leg: Where the run is.
+            batch: Rows of the step.
+            loss_sum: Nats of their supervised tokens.
+            seconds: What the gradients took.
 
         Raises:
             DivergenceError: the loss or a gradient stopped being finite, or the
                 model became worse than guessing.
         """
-        step = self._begin(leg, bar)
-        saved = time.monotonic()
-        self.model.train()
-        try:
-            while step < leg.end:
-                metrics = self._step(leg, step)
-                step += 1
-                self._updating = False
-                self.run.append_metrics(metrics)
-                bar.advance(self.plan.tokens[step] - self.plan.tokens[step - 1])
-                bar.note(f"loss {metrics['loss']:.3f}")
-                if step in leg.points:
-                    self.keep(step)
-                due = time.monotonic() - saved >= 60 * self.section.checkpoint_minutes
-                if due and step < leg.end:
-                    self._save(leg, step)
-                    saved = time.monotonic()
-        except KeyboardInterrupt:
-            # Between two updates the weights are those of a step; within one they are not.
-            if not self._updating:
-                self._save(leg, step)
-            raise
-        self._save(leg, step)
-        self.model.eval()
-
-    def _begin(self, leg: Leg, bar: Bar) -> int:
-        """Bring parameters and optimiser to where the leg goes on; returns the step."""
-        folder = self.run.folder / "resume"
-        step = leg.start
-        if (folder / leg.name).is_dir():
-            facts = load_state(folder / leg.name, self._state, self.optimiser)
-            step = int(facts["step"])
-        elif leg.origin is not None:
-            load_state(folder / leg.origin, self._state, self.optimiser)
-        bar.advance(self.plan.tokens[step] - self.plan.tokens[leg.start])
-        self.run.keep_metrics(lambda row: row["leg"] != leg.name or row["step"] <= step)
-        rows = self.run.metrics()
-        self._first = rows[0]["loss"] if rows else None
-        self._recent = [row["loss"] for row in rows if row["leg"] == leg.name]
-        return step
-
-    def _save(self, leg: Leg, step: int) -> None:
-        folder = self.run.folder / "resume" / leg.name
-        save_state(folder, self._state, self.optimiser, {"step": step, "leg": leg.name})
-
-    def _step(self, leg: Leg, step: int) -> dict[str, Any]:
-        """One optimiser step; returns its row of metrics."""
-        started = time.perf_counter()
+        started, step = time.perf_counter(), self.step
         rate = self.learning_rate * rate_factor(self.section, leg, step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["rate_ratio"]
-        torch.manual_seed(step_seed(self.seed, step))
-        batch = self.plan.batches[step]
-        labels = self.plan.supervised[step + 1] - self.plan.supervised[step]
-        total = torch.zeros((), device=self._device)
-        for start in range(0, len(batch), self.section.rows_per_pass):
-            rows = batch[start : start + self.section.rows_per_pass]
-            loss = self._pass_loss(rows)
-            (loss / labels).backward()
-            total += loss.detach()
         norm = self._clip()
-        loss_nats = float(total) / labels
+        loss_nats = loss_sum / self.labels
         self._check(loss_nats, norm, step)
-        self._updating = True
+        self.updating = True
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - started
+        seconds += time.perf_counter() - started
         tokens = self.plan.tokens[step + 1] - self.plan.tokens[step]
         metrics = {
             "leg": leg.name,
@@ -168,22 +159,23 @@ class Trainer:
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "flops": step_flops(self._work, batch),
-            "peak_memory_bytes": peak_memory_bytes(self._device),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
         }
         every = self.section.validate_every
         if self.validate is not None and every and (step + 1) % every == 0:
+            self.lend()
             metrics["validation_loss"] = self.validate()
             self.model.train()
         return metrics
 
-    def _pass_loss(self, rows: list[Row]) -> Tensor:
-        inputs, labels = model_inputs(rows, self._device)
-        with autocast(self._device, self._dtype):
-            return packed_loss_sum(self.model, inputs, labels, self._dtype)
+    @property
+    def labels(self) -> int:
+        """Supervised tokens of the coming step."""
+        return self.plan.supervised[self.step + 1] - self.plan.supervised[self.step]
 
     def _clip(self) -> float:
         """Scale the gradients down to `train.clip` if they are longer; returns their norm."""
-        trained = list(self._parameters.values())
+        trained = list(self.parameters.values())
         gradients = [p.grad for p in trained if p.grad is not None]
         total = nn.utils.get_total_norm(gradients)
         norm, limit = float(total), self.section.clip
@@ -208,6 +200,110 @@ class Trainer:
                 f"step {step + 1}: loss {loss:.2f} nats stays above that of guessing among all "
                 f"tokens ({guessing:.2f}); the learning rate {self.learning_rate:g} is too high"
             )
+
+
+# Takes the gradients of a batch for some runs that stand at the same step, and yields each run
+# when its own are there, with the sum of its losses in nats and the seconds they took.
+Gradients = Callable[[Sequence[Trainer], list[Row]], Iterator[tuple[Trainer, float, float]]]
+
+
+def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Bar) -> None:
+    """Take the steps of one leg with these runs, each going on from its last state.
+
+    Those that have taken fewest steps go first, so that runs stopped at different steps
+    come together again. One that diverges drops out and has a `failure`.
+
+    Args:
+        trainers: Runs on one model and one plan.
+        gradients: How their gradients are taken.
+        leg: The leg.
+        bar: Advanced by the tokens of each run.
+    """
+    for trainer in trainers:
+        trainer.begin(leg, bar)
+        # Ctrl-C may have come between the last step and keeping its weights.
+        if trainer.step in leg.points and not trainer.run.checkpoint(trainer.step).is_dir():
+            trainer.lend()
+            trainer.keep(trainer.step)
+    section, model = trainers[0].section, trainers[0].model
+    saved = time.monotonic()
+    model.train()
+    going = list(trainers)
+    try:
+        while left := [trainer for trainer in going if trainer.step < leg.end]:
+            step = min(trainer.step for trainer in left)
+            _take_step([t for t in left if t.step == step], gradients, leg, bar)
+            going = [trainer for trainer in going if trainer.failure is None]
+            due = time.monotonic() - saved >= 60 * section.checkpoint_minutes
+            if due and step + 1 < leg.end:
+                for trainer in going:
+                    trainer.save(leg)
+                saved = time.monotonic()
+    except (KeyboardInterrupt, StoppedForNow):
+        for trainer in going:
+            # Between two updates the weights are those of a step; within one they are not.
+            if trainer.failure is None and not trainer.updating:
+                trainer.save(leg)
+        model.eval()
+        raise
+    for trainer in going:
+        trainer.save(leg)
+    model.eval()
+
+
+def _take_step(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Bar) -> None:
+    step, started = trainers[0].step, time.perf_counter()
+    batch = trainers[0].plan.batches[step]
+    share = (time.perf_counter() - started) / len(trainers)
+    losses: list[float] = []
+    for trainer, loss_sum, seconds in gradients(trainers, batch):
+        try:
+            metrics = trainer.update(leg, batch, loss_sum, seconds + share)
+        except DivergenceError as error:
+            trainer.give_up(error)
+            continue
+        if len(trainers) > 1:
+            # Its time is a share of the cohort's, and the memory is that of all of them.
+            metrics["cohort"] = len(trainers)
+        trainer.run.append_metrics(metrics)
+        trainer.step += 1
+        trainer.updating = False
+        bar.advance(trainer.plan.tokens[step + 1] - trainer.plan.tokens[step])
+        losses.append(metrics["loss"])
+        bar.note(_loss_words(losses))
+        if trainer.step in leg.points:
+            trainer.lend()
+            trainer.keep(trainer.step)
+
+
+def _loss_words(losses: list[float]) -> str:
+    low, high = min(losses), max(losses)
+    return f"loss {high:.3f}" if len(losses) == 1 else f"losses {low:.3f} to {high:.3f}"
+
+
+def in_turn(
+    trainers: Sequence[Trainer], batch: list[Row]
+) -> Iterator[tuple[Trainer, float, float]]:
+    """Gradients of one run after another; each computes exactly what it would alone."""
+    for trainer in trainers:
+        started = time.perf_counter()
+        trainer.lend()
+        torch.manual_seed(step_seed(trainer.seed, trainer.step))
+        total = torch.zeros((), device=trainer.device)
+        for rows in passes(batch, trainer.section):
+            inputs, labels = model_inputs(rows, trainer.device)
+            with autocast(trainer.device, trainer.dtype):
+                loss = packed_loss_sum(trainer.model, inputs, labels, trainer.dtype)
+            (loss / trainer.labels).backward()
+            total += loss.detach()
+        loss_sum = float(total)  # waits for the device, which belongs to the time
+        yield trainer, loss_sum, time.perf_counter() - started
+
+
+def passes(batch: list[Row], section: TrainSection) -> Iterator[list[Row]]:
+    """The rows of a step that go through the model together."""
+    for start in range(0, len(batch), section.rows_per_pass):
+        yield batch[start : start + section.rows_per_pass]
 
 
 def model_inputs(rows: list[Row], device: torch.device) -> tuple[dict[str, Any], Tensor]:

@@ -1,20 +1,20 @@
-"""One run from its first step to `done.json`, or to the reason why not."""
+"""Runs from their first step to `done.json`, or to the reason why not."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from laura.errors import DivergenceError
 from laura.models.device import reset_peak_memory
 from laura.models.lean import lean
 from laura.progress import SILENT, Progress
 from laura.recipe import TrainSection
 from laura.store import RunStore, disk_faults, read_json, remove_leftovers, write_folder, write_json
 from laura.train.batches import BatchPlan
-from laura.train.loop import Trainer
+from laura.train.cohort import ParameterSet, gradients_for
+from laura.train.loop import StoppedForNow, Trainer, in_turn, run_leg
 from laura.train.optimisers import STANDARD, StepRule, build_optimiser
 from laura.train.schedules import Leg, plan_legs
 
@@ -30,6 +30,7 @@ def train_run(
     write_weights: Callable[[Path], None],
     rule: StepRule = STANDARD,
     validate: Callable[[], float] | None = None,
+    stop: int | None = None,
     title: str = "training",
     progress: Progress = SILENT,
 ) -> str:
@@ -45,56 +46,150 @@ def train_run(
         write_weights: Writes the model's weights into a folder.
         rule: How the arm's parameters are stepped.
         validate: Mean validation loss, for `train.validate_every`.
+        stop: Budget point, in steps, after which to stop for now; None for the last.
         title: Words on the progress bar.
         progress: Where to report.
 
     Returns:
-        `done` or `diverged`.
+        `done`, `diverged`, or `open` where it was stopped for now.
     """
-    if run.state in ("done", "diverged"):
-        return run.state
-    remove_leftovers(run.folder)
-    legs = plan_legs(section, plan.points)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-    def keep(step: int) -> None:
-        facts = {"step": step, "learning_rate": learning_rate, "seed": seed}
-        write_folder(run.checkpoint(step), write_weights, facts)
-
-    reset_peak_memory(next(iter(parameters.values())).device)
-    trainer = Trainer(
-        model=model,
-        optimiser=build_optimiser(parameters, section, learning_rate, rule),
-        section=section,
-        learning_rate=learning_rate,
+    states = train_runs(
+        model,
+        [(run, learning_rate)],
+        section,
+        plan,
+        rule=rule,
         seed=seed,
-        plan=plan,
-        run=run,
-        keep=keep,
+        write_weights=write_weights,
         validate=validate,
+        stop=stop,
+        title=title,
+        progress=progress,
     )
+    return states[0]
+
+
+def train_runs(
+    model: Any,
+    runs: Sequence[tuple[RunStore, float]],
+    section: TrainSection,
+    plan: BatchPlan,
+    *,
+    rule: StepRule = STANDARD,
+    seed: int,
+    write_weights: Callable[[Path], None],
+    validate: Callable[[], float] | None = None,
+    stop: int | None = None,
+    title: str = "training",
+    progress: Progress = SILENT,
+) -> list[str]:
+    """Train runs that differ in the learning rate alone, in lock-step on one model.
+
+    Each has its own parameters, clipping, metrics, checkpoints and states, and ends where
+    it would alone (see `cohort.py`), so runs may join or part whenever training is stopped.
+    One that diverges drops out.
+
+    Args:
+        model: As it is before the first step of every run.
+        runs: Folder and peak rate of each; what follows is as for `train_run`.
+        section: The recipe's `train`.
+        plan: Batches and budget points in steps.
+        rule: How the arm's parameters are stepped.
+        seed: Seed of the runs.
+        write_weights: Writes the model's weights into a folder.
+        validate: Mean validation loss, for `train.validate_every`.
+        stop: Of a single run: budget point, in steps, after which to stop for now.
+        title: Words on the progress bar.
+        progress: Where to report.
+
+    Returns:
+        `done` or `diverged` of each run, or `open` where it was stopped for now.
+    """
+    left = [(run, rate) for run, rate in runs if run.state not in ("done", "diverged")]
+    if not left:
+        return [run.state for run, _ in runs]
+    stop = None if stop == plan.points[-1] else stop
+    legs = plan_legs(section, plan.points)
+    # Every run starts from the model as it is now: all are copied before one is lent.
+    lend = [ParameterSet(model).lend for _ in left] if len(left) > 1 else [_nothing]
+    trainers = []
+    for (run, rate), put_in in zip(left, lend, strict=True):
+        remove_leftovers(run.folder)
+        (run.folder / "failed.json").unlink(missing_ok=True)  # of a search that had given it up
+        put_in()
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        trainer = Trainer(
+            model=model,
+            optimiser=build_optimiser(parameters, section, rate, rule),
+            section=section,
+            learning_rate=rate,
+            seed=seed,
+            plan=plan,
+            run=run,
+            keep=_keeper(run, write_weights, {"learning_rate": rate, "seed": seed}, stop),
+            validate=validate,
+            lend=put_in,
+        )
+        trainers.append(trainer)
+    reset_peak_memory(trainers[0].device)
     try:
-        with lean(model), progress.bar(title, trainer.tokens_of(legs), "tokens") as bar:
-            for leg in legs:
-                _run_leg(trainer, leg, legs, run, bar)
-    except DivergenceError as error:
-        write_json(run.folder / "failed.json", {"kind": "diverged", "reason": str(error)})
-        _forget(run, legs, legs)
-        return "diverged"
-    write_json(run.folder / "done.json", {"steps": plan.points[-1], "points": plan.points})
-    _forget(run, legs, legs)
-    return "done"
+        _run_legs(trainers, legs, title, progress)
+    except StoppedForNow:
+        return ["open" for _ in runs]
+    for trainer in trainers:
+        if trainer.failure is None:
+            done = {"steps": plan.points[-1], "points": plan.points}
+            write_json(trainer.run.folder / "done.json", done)
+        _forget(trainer.run, legs, legs)
+    return [run.state for run, _ in runs]
 
 
-def _run_leg(trainer: Trainer, leg: Leg, legs: list[Leg], run: RunStore, bar: Any) -> None:
+def _run_legs(trainers: Sequence[Trainer], legs: list[Leg], title: str, progress: Progress) -> None:
+    model = trainers[0].model
+    gradients = gradients_for(model) if len(trainers) > 1 else in_turn
+    tokens = sum(trainer.tokens_of(legs) for trainer in trainers)
+    with lean(model), progress.bar(title, tokens, "tokens") as bar:
+        for leg in legs:
+            going = [trainer for trainer in trainers if trainer.failure is None]
+            remaining = [t for t in going if leg.name not in _complete(t.run)]
+            for trainer in going:
+                if trainer not in remaining:
+                    bar.advance(trainer.tokens_of([leg]))
+            if remaining:
+                run_leg(remaining, gradients, leg, bar)
+            for trainer in remaining:
+                _close_leg(trainer, leg, legs)
+
+
+def _nothing() -> None:
+    """What is trained stands in the model already."""
+
+
+def _keeper(
+    run: RunStore,
+    write_weights: Callable[[Path], None],
+    facts: dict[str, Any],
+    stop: int | None,
+) -> Callable[[int], None]:
+    def keep(step: int) -> None:
+        write_folder(run.checkpoint(step), write_weights, {"step": step, **facts})
+        if step == stop:
+            raise StoppedForNow
+
+    return keep
+
+
+def _complete(run: RunStore) -> set[str]:
     record = run.folder / "legs.json"
-    complete = set(read_json(record)["complete"]) if record.is_file() else set()
-    if leg.name in complete:
-        bar.advance(trainer.tokens_of([leg]))
+    return set(read_json(record)["complete"]) if record.is_file() else set()
+
+
+def _close_leg(trainer: Trainer, leg: Leg, legs: list[Leg]) -> None:
+    if trainer.failure is not None:
         return
-    trainer.run_leg(leg, bar)
-    complete.add(leg.name)
-    write_json(record, {"complete": sorted(complete)})
+    run = trainer.run
+    complete = _complete(run) | {leg.name}
+    write_json(run.folder / "legs.json", {"complete": sorted(complete)})
     needed = {other.origin for other in legs if other.name not in complete}
     _forget(run, legs, [old for old in legs if old.name in complete - needed])
 

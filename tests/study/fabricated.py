@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from laura.recipe import Recipe
 from laura.recipe_reading import parse_recipe
 from laura.results import TaskResult, summarise
-from laura.study.summary import Evidence, Point, _best_rates
+from laura.study.choosing import best_rates
+from laura.study.summary import Evidence, Point
 
 HEAD = """
 name: fabricated
@@ -112,7 +113,8 @@ class World:
         base = {task: result(task, "base", 0) for task in tasks}
         facts = {"base": {"model": "m", "fingerprint": "f", "parameters": 9},
                  "trainable_parameters": dict.fromkeys(recipe.arms, 1)}  # fmt: skip
-        return Evidence(recipe, facts, base, runs, points, _best_rates(recipe, points, runs))  # type: ignore[arg-type]
+        found = Evidence(recipe, facts, base, runs, points, {})  # type: ignore[arg-type]
+        return replace(found, best=best_rates(found))
 
     def _planned(self, recipe: Recipe) -> Iterator[tuple[str, float, int]]:
         """Every rate with some seeds, each arm's best with all, as `compare` does it."""

@@ -107,7 +107,7 @@ def test_what_the_recipe_does_not_say_is_refused(
 
 def _documents(recipe: Any, study: Path) -> list[Any]:
     """The held-out documents of the study's target loss."""
-    from laura.study.session import open_study
+    from laura.study.opening import open_study
 
     with open_study(recipe, study, None, "cpu") as session:
         return list(session.data.documents["target_loss"])

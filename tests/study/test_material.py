@@ -18,11 +18,10 @@ from laura.data.templates import encode_all
 from laura.errors import DataError, StoreError
 from laura.recipe import Source
 from laura.recipe_reading import parse_recipe
-from laura.study import material
-from laura.study import session as session_module
+from laura.study import material, opening
 from laura.study.compare import compare
 from laura.study.material import Encoder, prepare
-from laura.study.session import open_study
+from laura.study.opening import open_study
 
 CHANGED_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n"
@@ -129,7 +128,7 @@ def test_a_refused_command_leaves_the_corpus_as_it_was(
     with open_study(recipe, tmp_path, None, "cpu") as session:
         assert [path.name for path in session.store.corpora.iterdir()] == [folder.name]
     # Another base, tokenizer or measure is told before anything is read.
-    monkeypatch.setattr(session_module, "prepare", None)
+    monkeypatch.setattr(opening, "prepare", None)
     other = parse_recipe(recipe_text, ["seeds=[0]", "measure.limit=5"])
     with (
         pytest.raises(StoreError, match="another measure"),

@@ -19,7 +19,8 @@ from laura.recipe import Recipe
 from laura.recipe_reading import parse_recipe
 from laura.store import read_json, read_lines_gz
 from laura.study.compare import compare
-from laura.study.session import RunSpec, Session, join_study, open_study
+from laura.study.opening import join_study, open_study
+from laura.study.session import RunSpec, Session
 from laura.study.single import train
 from tests.study.test_material import endless_text
 

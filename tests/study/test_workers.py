@@ -19,7 +19,7 @@ from laura.progress import SILENT
 from laura.recipe_reading import parse_recipe
 from laura.study import workers
 from laura.study.compare import compare
-from laura.study.session import open_study
+from laura.study.opening import open_study
 from laura.study.workers import Crew, choose_workers
 from tests.study.conftest import RECIPE, damaged_copy
 
@@ -109,15 +109,22 @@ def test_their_progress_is_shown_and_adds_up(side_by_side: Any) -> None:
     assert (timing["workers"], timing["runs"], timing["runs_before"]) == (2, 12, 0)
 
 
-def test_a_study_with_workers_is_locked_against_others(side_by_side: Any) -> None:
+def test_a_study_with_workers_is_locked_against_another_recipe(side_by_side: Any) -> None:
     recipe, folder, _, _ = side_by_side
+    other = recipe.model_copy(update={"seeds": [5]})
     with open_study(recipe, folder, None, None) as session, Crew(session, None, None, 2) as crew:
         crew.carry_out(session.specs("full", 1e-3, 0), SILENT.bar("", 1).__enter__())
         with (
-            pytest.raises(StoreError, match="another laura process"),
-            open_study(recipe, folder, None, None),
+            pytest.raises(StoreError, match="on another recipe"),
+            open_study(other, folder, None, None),
         ):
             pass
+        with open_study(recipe, folder, None, None) as joined:
+            assert session.alone and not joined.alone
+    with open_study(other, folder, None, None) as session:
+        assert session.alone
+    with open_study(recipe, folder, None, None):
+        pass
 
 
 def test_what_stops_a_worker_is_told_as_it_would_be_here(side_by_side: Any, tmp_path: Path) -> None:

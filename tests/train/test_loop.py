@@ -203,6 +203,21 @@ def test_ctrl_c_keeps_the_last_step_and_the_run_goes_on_from_it(tmp_path: Path) 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_ctrl_c_before_the_weights_of_a_point_are_kept_does_not_lose_them(tmp_path: Path) -> None:
+    from tests.conftest import make_tiny_model
+
+    section = make_section()
+    plan = make_plan(section)
+    last = plan.points[-1]
+    train(make_tiny_model(), tmp_path / "whole", section, plan)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_tiny_model(), tmp_path / "cut", section, plan, progress=Interrupter(1 + last))
+    assert not RunStore(tmp_path / "cut").checkpoint(last).exists()
+    assert train(make_tiny_model(), tmp_path / "cut", section, plan) == "done"
+    one, other = weights(tmp_path / "whole", last), weights(tmp_path / "cut", last)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_branches_share_the_trunk_and_equal_a_run_of_their_own(tmp_path: Path) -> None:
     from tests.conftest import make_tiny_model
 

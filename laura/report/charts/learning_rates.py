@@ -157,7 +157,8 @@ CHART = Chart(
     title="Scores against learning rate",
     explanation=(
         "Every learning rate tried, at the largest budget it was measured at. The rate with the "
-        "lowest validation loss is chosen (ringed) and goes on to further seeds. A ring at the "
+        "lowest validation loss, or the one that a search found best by its own objective, is "
+        "chosen (ringed) and goes on to further seeds. A ring at the "
         "end of its line means that the best rate may lie outside the range tried. Arms are "
         "compared at their own best rates, never at a shared one."
     ),

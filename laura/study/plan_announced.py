@@ -1,0 +1,33 @@
+"""The plan of an open study in one line: what is known by then costs nothing to tell."""
+
+from __future__ import annotations
+
+from laura.errors import ModelError
+from laura.models.device import pick_device, resolve_precision
+from laura.study.plan import totals
+from laura.study.plan_data import Survey
+from laura.study.plan_memory import pass_of, training_parts
+from laura.study.plan_shapes import read_shapes
+from laura.study.plan_text import plan_line
+from laura.study.session import Session
+
+
+def announcement(session: Session) -> str:
+    """Runs, tokens, operations, memory of each arm and disk, in words."""
+    recipe, base = session.recipe, session.bench.base
+    device = pick_device(session.bench.device_name)
+    arithmetic = resolve_precision(recipe.train.precision, device).itemsize
+    number = base.model.dtype.itemsize
+    try:
+        shapes = read_shapes(base.folder / "config.json")
+    except ModelError as error:
+        return f"No plan: {error}"
+    known = Survey(session.epoch_tokens, len(session.data.train), recipe.train.row_tokens, 1.0, "")
+    one = pass_of(recipe.train, number, arithmetic)
+    peaks = {
+        name: training_parts(
+            shapes, arm, recipe.train.optimiser, one, on_processor=device.type == "cpu"
+        ).peak
+        for name, arm in recipe.arms.items()
+    }
+    return plan_line(totals(recipe, shapes, known), peaks)

@@ -1,0 +1,162 @@
+"""Cohorts in a study: which runs go together, and that nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from laura.errors import RecipeError
+from laura.recipe import BudgetSection, Recipe
+from laura.recipe_reading import parse_recipe
+from laura.store import RunStore
+from laura.study import workers
+from laura.study.cohorts import cohorts, remark
+from laura.study.compare import compare
+from laura.study.session import RunSpec
+from tests.study.conftest import RECIPE
+from tests.study.test_workers import Heard
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Any:
+    # Whatever the machine, so that a run in a worker rounds as one in this process does.
+    monkeypatch.setattr(workers, "threads", lambda: 1)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def a_recipe(text: str, cohort: int) -> Recipe:
+    return parse_recipe(text, [f"train.cohort={cohort}"])
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_data: Path) -> Any:
+    """The tiny study as it is without cohorts, and its recipe's text."""
+    text = RECIPE.format(model=tiny_folder, folder=tiny_data)
+    text = text.replace("[1e-2, 3e-2]", "[1e-2, 2e-2, 3e-2]")
+    folder = tmp_path_factory.mktemp("study") / "apart"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return text, folder, compare(parse_recipe(text), study=folder)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_lora_runs_that_differ_in_the_rate_alone_go_together(recipe_text: str) -> None:
+    recipe = a_recipe(recipe_text, 3)
+    budgets = [BudgetSection(tokens=[600]), BudgetSection(tokens=[1200])]
+    specs = [
+        RunSpec(arm, rate, seed, budget)
+        for arm in ("full", "lora")
+        for rate in (1e-3, 2e-3, 3e-3, 4e-3)
+        for seed in (0, 1)
+        for budget in budgets
+    ]
+    groups = cohorts(specs, recipe)
+    assert sorted(map(str, specs)) == sorted(str(spec) for group in groups for spec in group)
+    for group in groups:
+        assert len({(spec.arm, spec.seed, str(spec.budget)) for spec in group}) == 1
+        assert len({spec.learning_rate for spec in group}) == len(group)
+        # Four with at most three are two and two, not three and one.
+        assert len(group) == (1 if group[0].arm == "full" else 2)
+    assert [group[0].arm for group in groups] == ["full"] * 16 + ["lora"] * 8
+    assert cohorts(specs, a_recipe(recipe_text, 1)) == [[spec] for spec in specs]
+    assert [len(g) for g in cohorts(specs, a_recipe(recipe_text, 99)) if len(g) > 1] == [4] * 4
+    # No worker is left idle: two workers get two each, three one, one and two.
+    for count, sizes in ((2, [2, 2]), (3, [1, 1, 2]), (9, [1, 1, 1, 1])):
+        groups = cohorts(specs, a_recipe(recipe_text, 8), count)
+        assert [len(g) for g in groups if g[0].arm == "lora"] == sizes * 4
+
+
+def test_who_asks_for_cohorts_where_there_are_none_is_told(recipe_text: str) -> None:
+    specs = [RunSpec("full", rate, 0, BudgetSection(epochs=[1])) for rate in (1e-3, 2e-3)]
+    said = remark(specs, a_recipe(recipe_text, 8))
+    assert said and "train.cohort is 8" in said and "trained by itself" in said
+    assert remark(specs, a_recipe(recipe_text, 1)) is None
+    pair = [RunSpec("lora", rate, 0, BudgetSection(epochs=[1])) for rate in (1e-3, 2e-3)]
+    assert remark(pair, a_recipe(recipe_text, 8)) is None
+
+
+@pytest.mark.parametrize("cohort", ["0", "-1", "many", "1.5"])
+def test_a_cohort_is_a_count(recipe_text: str, cohort: str) -> None:
+    with pytest.raises(RecipeError, match=r"train\.cohort"):
+        parse_recipe(recipe_text, [f"train.cohort={cohort}"])
+
+
+@pytest.mark.parametrize(
+    ("count", "rates", "trainings"), [(1, "0.01, 0.02, 0.03", 10), (2, "0.02, 0.03", 12)]
+)
+def test_a_study_with_cohorts_is_the_study_without(
+    apart: Any, tmp_path: Path, count: int, rates: str, trainings: int
+) -> None:
+    text, folder, summary = apart
+    heard = Heard()
+    study = tmp_path / "cohorts"
+    assert compare(a_recipe(text, 8), study=study, workers=count, progress=heard) == summary
+    assert heard.advanced["study"] == 1 + 14
+    # The rates of LoRA with the first seed are a cohort for each of two budgets.
+    training = [title for title in heard.bars if title.startswith("training ")]
+    assert training.count(f"training lora at {rates}") == 2 and len(training) == trainings
+    assert any(f"lora, rates {rates}, seed 0" in text for text in heard.said)
+    costs = json.loads((study / "cost.json").read_text())["runs"]
+    together = [run["learning_rate"] for run in costs if "cohort" in run]
+    assert sorted(set(together)) == [float(rate) for rate in rates.split(", ")]
+    for run in folder.glob("runs/*"):
+        other = study / "runs" / run.name
+        losses = [[row["loss"] for row in RunStore(f).metrics()] for f in (run, other)]
+        assert losses[0] == losses[1]
+
+
+def test_a_finished_study_is_not_repeated_with_cohorts(apart: Any) -> None:
+    text, folder, summary = apart
+    before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
+    assert compare(a_recipe(text, 2), study=folder) == summary
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_gives_the_same_summary(
+    apart: Any, tiny_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Four SIGKILLs of cohorts, the last of them parted, then the same command to its end."""
+    text, _, summary = apart
+    (tmp_path / "recipe.yaml").write_text(text)
+    study = tmp_path / "study"
+    command = [sys.executable, "-m", "laura.cli", "compare", str(tmp_path / "recipe.yaml"),
+               "--out", str(study), "--workers", "1"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    moments = random.Random(3)
+    for cohort in (8, 8, 1, 8):
+        process = subprocess.Popen(
+            [*command, "--set", f"train.cohort={cohort}"],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not list(study.glob("runs/*/resume")) and process.poll() is None:
+            time.sleep(0.05)
+        try:
+            process.wait(timeout=moments.uniform(0.1, 3.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    finish = subprocess.run(
+        [*command, "--set", "train.cohort=8"],
+        env=environment, capture_output=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert finish.returncode == 0, finish.stderr.decode()
+    assert json.loads((study / "summary.json").read_text()) == summary
