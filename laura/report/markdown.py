@@ -149,12 +149,19 @@ _SIMPLE: dict[str, Callable[[Any], Iterator[str]]] = {
 def escaped(text: str) -> str:
     """Text on one line that Markdown takes as it is: no HTML, no table, no emphasis, no link.
 
-    A backtick stays, so that what is code in a sentence is set as code.
+    What stands between backticks stays code.
     """
+    parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    told = "".join(
+        part.replace("|", "\\|") if at % 2 else _plain(part) for at, part in enumerate(parts)
+    )
+    return re.sub(r"^([-+]|\d+[.)])(?=\s)", r"\\\1", told)
+
+
+def _plain(text: str) -> str:
     for character, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(character, safe)
-    text = re.sub(r"([\\|*_\[\]#~])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"^([-+]|\d+[.)])(?=\s)", r"\\\1", text)
+    return re.sub(r"([\\`|*_\[\]#~])", r"\\\1", text)
 
 
 def fenced(text: str) -> str:

@@ -60,6 +60,8 @@ def test_hostile_texts_stay_in_their_fences(reports: tuple[Path, str, str]) -> N
         ("- a", "\\- a"),
         ("1. a", "\\1. a"),
         ("-0.5 ± 1", "-0.5 ± 1"),
+        ("give `a_b|<c>` a_b", "give `a_b\\|<c>` a\\_b"),
+        ("a ` b <", "a \\` b &lt;"),
     ],
 )
 def test_escaped(text: str, expected: str) -> None:
