@@ -13,11 +13,13 @@
         analysis/STEP/spectra.json
         analysis/STEP/NAME.diversity.json   each prompt's numbers of an extra; made again if deleted
       base/analysis/spectra.json  analysis/subspaces.json
-      summary.json  analysis.json  claims.json  report.html  figures/*.svg, *.png
+      summary.json  analysis.json  claims.json  recommendation.json
+      report.html  report.md  figures/*.svg, *.png
 
     SERIES/
       series.json          name, and the settings in order
       settings/NAME/       each a study folder
+      claims.json  report.html  report.md
 
 Files are written aside and renamed, so a file that exists is whole. Folders
 (checkpoints) carry a manifest that is written last. No torch here.

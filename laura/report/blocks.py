@@ -93,7 +93,7 @@ class Table:
     """Rows of cells under a caption; the first cell of a row is its heading.
 
     Attributes:
-        name: For links and scripts, unique on the page.
+        name: What a link calls it, unique in the report.
         interactive: Whether readers may sort it, and filter it by words.
     """
 

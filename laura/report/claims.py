@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laura.errors import StoreError
+from laura.report import formats
 from laura.report.analysis import Interval, count
 from laura.report.fields import Fields
 from laura.store import read_json
@@ -195,10 +196,11 @@ def _choice(fields: Fields, measures: Fields) -> Choice:
 
 def _asked(wish: Fields) -> str:
     """What was asked for, in words."""
-    bounds = {
-        "max_forgetting": "forgetting at most",
-        "min_learning": "learning at least",
-        "memory_bytes": "bytes of memory at most",
-    }
-    told = [f"{words} {wish.number(name):g}" for name, words in bounds.items() if wish.has(name)]
+    told = []
+    if wish.has("max_forgetting"):
+        told.append(f"forgetting at most {wish.number('max_forgetting'):g}")
+    if wish.has("min_learning"):
+        told.append(f"learning at least {wish.number('min_learning'):g}")
+    if wish.has("memory_bytes"):
+        told.append(f"peak memory at most {formats.memory(wish.number('memory_bytes'))}")
     return ", ".join(told)

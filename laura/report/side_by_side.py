@@ -46,6 +46,7 @@ def read_examples(folder: Path, summary: Summary) -> list[Examples]:
 
     Raises:
         StoreError: a file of samples is damaged.
+        UsageError: the models were measured on items none of which is the same.
     """
     store = StudyStore(folder)
     found: list[Examples] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from laura.errors import StoreError
+from laura.errors import StoreError, UsageError
 from laura.report.analysis import Analysis, read_analysis
 from laura.report.claims import Claim, Recommendation, read_claims, read_recommendation
 from laura.report.costs import Costs, read_costs
@@ -54,7 +54,7 @@ def read_study(folder: Path) -> Study:
     def extra(what: str, read: Callable[[Path], T], otherwise: T) -> T:
         try:
             return read(folder)
-        except StoreError as error:
+        except (StoreError, UsageError) as error:
             faults.append(f"{what} are not shown: {error}.")
             return otherwise
 

@@ -104,7 +104,8 @@ CHART = Chart(
     title="Modules and rank",
     explanation=(
         "Arms of LoRA at their best rates and largest budgets, by rank and by the modules that "
-        "are adapted. More rank moves along the trade-off: it learns more and forgets more."
+        "are adapted. In the paper more rank moves along the trade-off: it learns more and "
+        "forgets more (figure 7 of Biderman et al. 2024)."
     ),
     draw=draw,
 )

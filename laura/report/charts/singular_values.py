@@ -55,8 +55,8 @@ CHART = Chart(
     name="singular_values",
     title="Spectra of single matrices",
     explanation=(
-        "Both axes are logarithmic. Tuned and base mostly lie on one another; the update is far "
-        "below them, and falls off sharply where its rank is low."
+        "Both axes are logarithmic. Tuned and base usually lie on one another, and the update far "
+        "below them; where its rank is low it falls off sharply."
     ),
     draw=draw,
 )

@@ -91,7 +91,7 @@ def _panel(summary: Summary, found: list[Spectra], module: str) -> Panel:
     # On a linear axis the ranks of LoRA would all lie on the ground.
     most = max(max(row["y"], row["noise"] or 0) for row in rows)
     scale = altair.Scale(type="symlog", constant=8, domain=[0, 1.1 * most + 1], nice=False)
-    ticks = [tick for tick in (0, *(2**power for power in range(20))) if tick <= most][-9:]
+    ticks = [2**power for power in range(20) if 2**power <= most][-9:]
     y = altair.Y(
         "y:Q",
         title="rank that keeps 90 % of the sum of squares",
