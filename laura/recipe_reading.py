@@ -24,6 +24,7 @@ from laura.recipe_faults import (
     validate,
 )
 from laura.recipe_grids import expand_grids
+from laura.recipe_tasks import NAME_PATTERN
 
 LARGEST_WHOLE_NUMBER = 10**15
 LINES_REMEMBERED = 10_000
@@ -170,8 +171,30 @@ def recipe_yaml(recipe: Recipe) -> str:
 
 
 def recipe_schema() -> str:
-    """JSON Schema of a recipe, for editors (`laura schema`)."""
-    return json.dumps(Recipe.model_json_schema(), indent=2) + "\n"
+    """JSON Schema of a recipe or a series, for editors (`laura schema`).
+
+    What stands in a series' settings is half a recipe each and is checked when it is read.
+    """
+    recipe = Recipe.model_json_schema()
+    shared = recipe.pop("$defs")
+    part = {"type": "object"}
+    series = {
+        "type": "object",
+        "description": "Several settings carried out one after the other and judged together.",
+        "properties": {
+            "name": {"type": "string", "pattern": NAME_PATTERN},
+            "common": {**part, "description": "What the settings share."},
+            "settings": {
+                "type": "object",
+                "minProperties": 1,
+                "description": "The rest of each setting's recipe, or the file that it is.",
+                "additionalProperties": {"anyOf": [part, {"type": "string"}]},
+            },
+        },
+        "required": ["name", "settings"],
+        "additionalProperties": False,
+    }
+    return json.dumps({"anyOf": [recipe, series], "$defs": shared}, indent=2) + "\n"
 
 
 def recipe_text(path: str | Path, hint: str = RECIPE_HINT) -> str:

@@ -359,6 +359,10 @@ def test_schema_is_valid_and_accepts_what_we_accept() -> None:
     validator.validate(yaml.safe_load(recipe_yaml(parse_recipe(GOOD))))
     validator.validate(yaml.safe_load(GOOD.replace("2e4", "20000").replace("e-", ".0e-")))
     assert not validator.is_valid({"name": "x"})
+    for name in ("micro/paper", "paper/optimisers"):
+        series = yaml.safe_load(shipped_recipes()[name].read_text(encoding="utf-8"))
+        validator.validate(series)
+        assert not validator.is_valid({**series, "extra": 1})
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
