@@ -26,6 +26,7 @@ from laura.recipe_reading import (
     recipe_schema,
     recipe_yaml,
 )
+from laura.recipe_series import Series, read_study
 from laura.shipped import shipped_recipes
 
 GOOD = """\
@@ -362,8 +363,9 @@ def test_schema_is_valid_and_accepts_what_we_accept() -> None:
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_shipped_recipes_are_whole(name: str) -> None:
-    recipe = read_recipe(shipped_recipes()[name])
-    assert parse_recipe(recipe_yaml(recipe)) == recipe
+    found = read_study(shipped_recipes()[name])
+    for recipe in found.settings.values() if isinstance(found, Series) else [found]:
+        assert parse_recipe(recipe_yaml(recipe)) == recipe
 
 
 def outcome(text: str, overrides: tuple[str, ...] = ()) -> Recipe | None:
