@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-WINDOW = 64
+WINDOW = 32
 FEWEST = 16  # losses before a step that tell what is usual
 DEVIATIONS = 7.0
 # A median absolute deviation times this is the standard deviation of normal noise.
@@ -31,7 +31,7 @@ class Spike:
 def loss_spikes(losses: Sequence[float]) -> list[Spike]:
     """Find the spikes of a loss curve.
 
-    A step is part of a spike if its loss exceeds the median of the up to 64 losses
+    A step is part of a spike if its loss exceeds the median of the up to 32 losses
     before it by more than seven robust deviations of these, 1.4826 times their median
     absolute deviation. Medians, since a spike must not hide the next. The first 16 steps
     cannot be told.
