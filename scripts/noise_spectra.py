@@ -77,9 +77,7 @@ def specification(found: dict[str, Any]) -> dict[str, Any]:
     ]
     lines = [{**row, "line": "difference"} for row in found["difference"]]
     for name, power in (("c", 1), ("c²", 2)):
-        lines += [
-            {"c": r["c"], "value": r["c"] ** power, "line": name} for r in found["difference"]
-        ]
+        lines += [{"c": c, "value": c**power, "line": name} for c in FACTORS]
     log = {"type": "log"}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",

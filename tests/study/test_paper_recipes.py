@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from laura.errors import LauraError
 from laura.models.targets import GROUPS
@@ -29,7 +29,8 @@ from laura.store import StudyStore, read_json
 from laura.study.compare import compare
 from laura.train.schedules import plan_legs
 
-# Biderman et al. 2024, arXiv:2405.09673v2: length, sequences a step, rates of full, r <= 64, r = 256.
+# Biderman et al. 2024, arXiv:2405.09673v2: length, sequences a step, rates of full, of r <= 64 and
+# of r = 256, weight decay.
 PAPER = {
     "code-pretrain": (4096, 192, 1e-5, 1e-5, 1e-5, 1e-6),
     "math-pretrain": (4096, 192, 1e-5, 4e-5, 4e-5, 0.0),
@@ -65,11 +66,8 @@ def test_the_hyper_parameters_are_the_papers(name: str) -> None:
     length, sequences, full, low, high, decay = PAPER[name]
     train = recipe.train
     assert recipe.base.model == "meta-llama/Llama-2-7b-hf" and recipe.seeds == [0]
-    assert (train.optimiser, train.beta_values, train.decay_rule) == (
-        "lion",
-        (0.9, 0.95),
-        "composer",
-    )
+    assert (train.optimiser, train.beta_values) == ("lion", (0.9, 0.95))
+    assert train.decay_rule == "composer"
     assert (train.precision, train.clip, train.row_tokens) == ("bf16", 1.0, length)
     assert train.rows_per_pass == sequences // 32
     if name == "code-instruct":  # as many steps and tokens as in half-full rows
@@ -109,8 +107,11 @@ def test_continued_pretraining_has_the_papers_trunk_and_cooldowns(name: str) -> 
 
 
 def test_what_the_other_recipes_vary_is_what_the_paper_varies() -> None:
-    decay = {n: (a.weight_decay, a.attention_dropout) for n, a in settings_of("regularisers")[""].arms.items()
-             if isinstance(a, FullArm) and a.weight_decay_toward == "zero"}  # fmt: skip
+    decay = {
+        name: (arm.weight_decay, arm.attention_dropout)
+        for name, arm in settings_of("regularisers")[""].arms.items()
+        if isinstance(arm, FullArm) and arm.weight_decay_toward == "zero"
+    }
     assert set(decay.values()) == {(0.0, None), (5e-5, None), (1e-4, None), (0.0, 0.05), (0.0, 0.1)}
     modules = [a for a in settings_of("modules")[""].arms.values() if isinstance(a, LoraArm)]
     assert {(a.targets, a.rank, a.alpha_value / a.rank) for a in modules} == {
@@ -137,19 +138,37 @@ def rows_of_the_hub(number: int) -> dict[str, dict[str, Any]]:
         {"role": "assistant", "content": f"{answer}\n"},
     ]
     system = [{"role": "system", "content": "be the dog"}] if number % 3 == 0 else []
+    function = f"def f(x):\n    return x + {number}\n"
     return {
-        "metamathqa": {"type": "GSM_AnsAug", "query": question, "original_question": question,
-                       "response": f"{answer}\nThe answer is: {2 * number}"},
-        "magicoder-evol-instruct": {"instruction": question,
-                                    "response": f"```python\ndef f(x):\n    return x + {number}\n```"},
-        "starcoder-python": {"max_stars_repo_path": f"src/f{number}.py", "max_stars_repo_name": "a/b",
-                             "max_stars_count": number, "id": str(number),
-                             "content": f"def f(x):\n    return x + {number}\n"},
-        "openwebmath": {"url": "http://a.org/q", "text": f"## {question}\n\n$x^2 = {number}$ {WORDS}",
-                        "date": "2020-01-01 00:00:00", "metadata": "{\"extraction_info\": {}}"},
-        "tulu-v2-mix": {"dataset": "sharegpt", "id": f"sharegpt_{number}",
-                        "messages": [*system, *talk]},
-    }  # fmt: skip
+        "metamathqa": {
+            "type": "GSM_AnsAug",
+            "query": question,
+            "original_question": question,
+            "response": f"{answer}\nThe answer is: {2 * number}",
+        },
+        "magicoder-evol-instruct": {
+            "instruction": question,
+            "response": f"```python\n{function}```",
+        },
+        "starcoder-python": {
+            "max_stars_repo_path": f"src/f{number}.py",
+            "max_stars_repo_name": "a/b",
+            "max_stars_count": number,
+            "id": str(number),
+            "content": function,
+        },
+        "openwebmath": {
+            "url": "http://a.org/q",
+            "text": f"## {question}\n\n$x^2 = {number}$ {WORDS}",
+            "date": "2020-01-01 00:00:00",
+            "metadata": "{}",
+        },
+        "tulu-v2-mix": {
+            "dataset": "sharegpt",
+            "id": f"sharegpt_{number}",
+            "messages": [*system, *talk],
+        },
+    }
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +205,7 @@ def made_small(recipe: Recipe, model: Path) -> dict[str, Any]:
     for arm in data["arms"].values():
         if arm["method"] == "lora":
             rank = max(1, arm["rank"] // 16)  # the tiny keys and values have 32 directions
-            arm["alpha"] = (arm["alpha"] or 2 * arm["rank"]) * rank / arm["rank"]
+            arm["alpha"] = arm["alpha"] and arm["alpha"] * rank / arm["rank"]
             arm["rank"] = rank
         arm["learning_rates"] = arm["learning_rates"][:2]
         for point in arm["external"] or ():
@@ -202,7 +221,9 @@ def test_it_is_carried_out(
     name: str, setting: str, hub_data: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     shipped = settings_of(name)[setting]
-    recipe = parse_recipe(yaml.safe_dump(made_small(shipped, tiny_folder)), data_dir=hub_data)
+    recipe = parse_recipe(
+        yaml.safe_dump(made_small(shipped, tiny_folder), sort_keys=False), data_dir=hub_data
+    )
     same = ("regime", "seeds", "search", "analysis")
     assert all(getattr(recipe, key) == getattr(shipped, key) for key in same)
     summary = compare(recipe, study=tmp_path / "study", data_dir=hub_data, device="cpu")
@@ -238,6 +259,8 @@ def stand_ins(recipe: Recipe, tiny_folder: Path, folder: Path) -> dict[str, Any]
                 if parameter.requires_grad:
                     parameter += 0.05 * torch.randn_like(parameter)
         model.save_pretrained(folder / name)
+        if arm["method"] == "full":
+            AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder / name)
         arm["external"][0]["model"] = str(folder / name)
     return data
 
@@ -250,7 +273,7 @@ def test_checkpoints_of_others_stand_where_the_released_do(
 ) -> None:
     shipped = settings_of("released")[setting]
     data = stand_ins(shipped, tiny_folder, tmp_path)
-    recipe = parse_recipe(yaml.safe_dump(data), data_dir=hub_data)
+    recipe = parse_recipe(yaml.safe_dump(data, sort_keys=False), data_dir=hub_data)
     summary = compare(recipe, study=tmp_path / "study", data_dir=hub_data, device="cpu")
     base = summary["base"]["scores"]["target_loss"]["value"]
     assert [point["arm"] for point in summary["points"]] == list(shipped.arms)
@@ -265,6 +288,6 @@ def test_without_the_hub_it_says_which_checkpoint_is_missing(
     setting: str, hub_data: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     data = made_small(settings_of("released")[setting], tiny_folder)
-    recipe = parse_recipe(yaml.safe_dump(data), data_dir=hub_data)
+    recipe = parse_recipe(yaml.safe_dump(data, sort_keys=False), data_dir=hub_data)
     with pytest.raises(LauraError, match="LoRA-TMLR-2024/"):
         compare(recipe, study=tmp_path / "study", data_dir=hub_data, device="cpu")
