@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from laura.cli_options import DataOption, DeviceOption, JsonOption, SetOption
+from laura.cli_options import DataOption, DeviceOption, JsonOption, SetOption, SettingOption
+from laura.cli_study import read_chosen
 from laura.door import opened
 from laura.errors import UsageError
 
@@ -53,11 +54,13 @@ def plan(
     settings: SetOption = None,
     data_dir: DataOption = None,
     device: DeviceOption = None,
+    only: SettingOption = None,
     json: JsonOption = False,
 ) -> None:
     """Say what a recipe takes: memory, tokens, operations, time and disk.
 
     Nothing is trained and no weights are read; of the base config.json is enough.
+    Of a series every setting is told.
 
     \b
     Example:
@@ -80,21 +83,27 @@ def plan(
             return
         if recipe is None:
             raise UsageError("laura plan needs a RECIPE, or --table PARAMETERS for the paper's")
-        from laura.recipe_reading import read_recipe
-        from laura.shipped import find_recipe
-
-        chosen = read_recipe(find_recipe(recipe), settings or (), data_dir)
+        chosen = read_chosen(recipe, settings, data_dir, only)
+        from laura.recipe import Recipe
         from laura.study.plan import plan as make_plan
 
-        found = make_plan(
-            chosen,
-            gpus=counts,
-            device=device,
-            flops_per_second=flops_per_second,
-            epoch_tokens=epoch_tokens,
-            data_dir=data_dir,
-        )
-        desk.answer(found, plan_text(found))
+        parts = {"": chosen} if isinstance(chosen, Recipe) else chosen.settings
+        found = {
+            name: make_plan(
+                one,
+                gpus=counts,
+                device=device,
+                flops_per_second=flops_per_second,
+                epoch_tokens=epoch_tokens,
+                data_dir=data_dir,
+            )
+            for name, one in parts.items()
+        }
+        if isinstance(chosen, Recipe):
+            desk.answer(found[""], plan_text(found[""]))
+            return
+        told = {"series": chosen.name, "settings": found}
+        desk.answer(told, "\n\n".join(plan_text(one) for one in found.values()))
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -186,7 +186,7 @@ class BudgetSection(Section):
 class TrainSection(Section):
     """The loop's settings, the same for every arm."""
 
-    later = frozenset({"weight_decay_rule", "cohort"})
+    later = frozenset({"weight_decay_rule", "cohort", "warmup_steps"})
 
     optimiser: Literal["adamw", "lion"] = Field(
         "adamw", description="AdamW (fused) or decoupled Lion."
@@ -205,6 +205,12 @@ class TrainSection(Section):
         "cosine", description="Rate over time."
     )
     warmup: Share = Field(0.1, description="Share of the run spent warming up linearly.")
+    warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        description="Optimiser steps of warm-up, instead of the share `warmup`; a trapezoidal "
+        "budget that ends before them cools down from the rate it has reached.",
+    )
     cooldown: Share = Field(0.2, description="Last share of a trapezoidal budget, falling to zero.")
     final_factor: Share = Field(0.01, description="Cosine ends at this share of the peak rate.")
     batch_tokens: int = Field(2048, ge=8, description="Tokens of one optimiser step.")

@@ -51,7 +51,8 @@ class NamedSource:
         prompt: Fields that make the prompt, joined by a blank line; the first
             is needed, the others may be empty or absent.
         answer: Field of the answer.
-        text: Field of plain text; a set has either text or prompt and answer.
+        text: Field of plain text; a set has text, or prompt and answer, or neither: then
+            its rows say what they are, as those of a file do (`messages`).
         local: Split to file in the data folder.
         default_split: What `split: null` means.
         folder: Hub folder (`data_dir`) that holds the rows, where there are several.
@@ -85,11 +86,12 @@ def _micro(domain: str) -> dict[str, str]:
 # fmt: off
 NAMED: dict[str, NamedSource] = {
     "gsm8k": NamedSource("openai/gsm8k", "main", TRAIN_TEST, ("question",), "answer", local={"train": "gsm8k/train.jsonl.gz", "test": "gsm8k/test.jsonl"}),  # noqa: E501
-    "metamathqa": NamedSource("meta-math/MetaMathQA", None, TRAIN, ("query",), "response"),
-    "magicoder-evol-instruct": NamedSource("ise-uiuc/Magicoder-Evol-Instruct-110K", None, TRAIN, ("instruction",), "response"),  # noqa: E501
+    "metamathqa": NamedSource("meta-math/MetaMathQA", None, TRAIN, ("query",), "response", local={"train": "metamathqa/train.jsonl.gz"}),  # noqa: E501
+    "magicoder-evol-instruct": NamedSource("ise-uiuc/Magicoder-Evol-Instruct-110K", None, TRAIN, ("instruction",), "response", local={"train": "magicoder-evol-instruct/train.jsonl.gz"}),  # noqa: E501
     "codealpaca": NamedSource("sahil2801/CodeAlpaca-20k", None, TRAIN, ("instruction", "input"), "output", local={"train": "codealpaca/new_codealpaca.jsonl.gz"}),  # noqa: E501
-    "starcoder-python": NamedSource("bigcode/starcoderdata", None, TRAIN, text="content", folder="python", huge=True),  # noqa: E501
-    "openwebmath": NamedSource("open-web-math/open-web-math", None, TRAIN, text="text", huge=True),
+    "starcoder-python": NamedSource("bigcode/starcoderdata", None, TRAIN, text="content", local={"train": "starcoder-python/train.jsonl.gz"}, folder="python", huge=True),  # noqa: E501
+    "openwebmath": NamedSource("open-web-math/open-web-math", None, TRAIN, text="text", local={"train": "openwebmath/train.jsonl.gz"}, huge=True),  # noqa: E501
+    "tulu-v2-mix": NamedSource("allenai/tulu-v2-sft-mixture", None, TRAIN, local={"train": "tulu-v2-mix/train.jsonl.gz"}),  # noqa: E501
     "wikitext": NamedSource("Salesforce/wikitext", "wikitext-2-raw-v1", ALL_SPLITS, text="text", local={"validation": "wikitext2/valid.jsonl.gz", "test": "wikitext2/test.jsonl.gz"}, default_split="test", regroup=wikitext_articles),  # noqa: E501
     "c4": NamedSource("allenai/c4", "en", TRAIN_VALIDATION, text="text", local={"train": "c4_sample/c4.jsonl.gz", "validation": "c4_sample/c4.jsonl.gz"}, huge=True),  # noqa: E501
     "builtin:word-problems": NamedSource("", None, ALL_SPLITS, ("question",), "answer", builtin="word_problems.jsonl.gz"),  # noqa: E501

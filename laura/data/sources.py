@@ -226,6 +226,8 @@ def _named_examples(
 
 
 def _mapped(row: dict[str, Any], named: NamedSource, index: int, place: str) -> Example:
+    if not named.text and not named.answer:
+        return _detected(row, index, place)
     if named.text:
         _need_fields(row, (named.text,), place)
         return Example(index, (), _string(row[named.text], named.text, place))

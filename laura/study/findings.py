@@ -5,7 +5,8 @@ nor machine. What is missing is named under "gaps"; nothing stops because of it.
 
     {"format", "tradeoff": {...} | null, "efficiency": [...], "diversity": [...],
      "diversity_differences": [...], "pass_at_k": [...], "drift": [...],
-     "drift_fit": [...], "spectra": [...], "subspaces": [...], "gaps": [words]}
+     "drift_fit": [...], "spikes": [...], "spectra": [...], "subspaces": [...],
+     "gaps": [words]}
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from laura.study.curves import build_curves
 from laura.study.measures import leading
 from laura.study.sampled import build_sampled
 from laura.study.spectra_results import read_spectra, read_subspaces
+from laura.study.stability import read_spikes
 from laura.study.summary import Evidence
 
 FORMAT = 1
@@ -45,6 +47,7 @@ def build_findings(evidence: Evidence, store: StudyStore) -> dict[str, Any]:
         **build_sampled(evidence, store, gaps),
         "drift": _drift(evidence),
         "drift_fit": _rounded(fit),
+        "spikes": _rounded(read_spikes(evidence)),
         "spectra": read_spectra(store, evidence, gaps),
         "subspaces": read_subspaces(store, evidence, gaps),
         # Whoever moves the folder must find the same words.

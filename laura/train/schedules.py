@@ -43,11 +43,11 @@ def plan_legs(section: TrainSection, points: list[int]) -> list[Leg]:
     """The legs of a run that is measured after each of `points` steps (rising)."""
     last = points[-1]
     if section.schedule != "trapezoidal":
-        warmup = round(section.warmup * last)
+        warmup = _warmup(section, last)
         return [Leg("main", 0, last, None, tuple(points), False, last, warmup)]
     legs: list[Leg] = []
-    # The shortest budget must be past its warm-up when its cooldown starts.
-    warmup = round(section.warmup * points[0])
+    # The shortest budget must be past a share of warm-up when its cooldown starts.
+    warmup = _warmup(section, points[0])
     origin, position = None, 0
     for number, point in enumerate(points, start=1):
         fork = point - max(1, round(section.cooldown * point)) if section.cooldown else point
@@ -67,8 +67,12 @@ def rate_factor(section: TrainSection, leg: Leg, step: int) -> float:
     cosine: linear warm-up, then half a cosine from 1 to `final_factor`.
     constant: linear warm-up, then 1.
     trapezoidal: linear warm-up, 1 on the trunk, and on a branch linearly toward
-    0, which it would reach one step after its last (Biderman et al. 2024).
+    0, which it would reach one step after its last (Biderman et al. 2024). A branch
+    that starts before the warm-up is over falls from the rate reached by then; the
+    paper, whose warm-up is longer than its two smallest budgets, does not say.
     """
+    if leg.cooldown and leg.start < leg.warmup:
+        return (leg.start + 1) / leg.warmup * (leg.end - step) / (leg.end - leg.start)
     if step < leg.warmup:
         return (step + 1) / leg.warmup
     if section.schedule == "cosine":
@@ -78,3 +82,8 @@ def rate_factor(section: TrainSection, leg: Leg, step: int) -> float:
     if leg.cooldown:
         return (leg.end - step) / (leg.end - leg.start)
     return 1.0
+
+
+def _warmup(section: TrainSection, steps: int) -> int:
+    """Steps of warm-up of a schedule over so many."""
+    return round(section.warmup * steps) if section.warmup_steps is None else section.warmup_steps

@@ -211,7 +211,8 @@ def test_a_set_too_large_to_load_wants_a_limit() -> None:
 def test_every_named_set_is_complete() -> None:
     for name, named in NAMED.items():
         assert named.default_split in named.splits, name
-        assert bool(named.text) != bool(named.prompt and named.answer), name
+        assert bool(named.prompt) == bool(named.answer), name
+        assert not (named.text and named.answer), name
         assert bool(named.hub) != bool(named.builtin), name
         assert set(named.local) <= set(named.splits), name
 

@@ -305,6 +305,32 @@ def test_a_study_without_any_run(made: Made) -> None:
     assert "full has no finished run at the largest budget, so no best rate" in found["gaps"]
 
 
+def test_loss_spikes_of_a_trunk_and_of_its_branches(made: Made) -> None:
+    """A spike of the trunk is told once, though two branches go on from it."""
+
+    def rows(leg: str, first: int, last: int, spike: int) -> list[dict[str, Any]]:
+        noise = np.random.default_rng(first).normal(0, 0.01, last - first)
+        losses = 2 + noise + 4.0 * (np.arange(first, last) == spike)
+        steps = range(first, last)
+        return [{"leg": leg, "step": s, "loss": x} for s, x in zip(steps, losses, strict=True)]
+
+    assert made.findings()["spikes"] == []
+    legs = [
+        *rows("trunk-1", 1, 41, 30),
+        *rows("branch-1", 41, 51, 0),
+        *rows("trunk-2", 41, 81, 60),
+        *rows("branch-2", 81, 101, 90),
+    ]
+    path = made.store.run("lora-0.01-1").metrics_file
+    path.write_text("".join(json.dumps(row) + "\n" for row in legs), encoding="utf-8")
+    (found,) = made.findings()["spikes"]
+    assert found.pop("worst") == pytest.approx(4, abs=0.05)
+    assert found == {
+        "run": "lora-0.01-1", "arm": "lora", "learning_rate": 0.01, "seed": 1, "count": 3,
+        "steps": [30, 60, 90], "n": 110,
+    }  # fmt: skip
+
+
 def test_it_is_rebuilt_from_the_folder_alone_without_torch(made: Made) -> None:
     write_json(
         made.folder / "analysis" / "subspaces.json", {"matrices": [{"name": "q", "overlap": 0.5}]}

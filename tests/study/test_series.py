@@ -76,3 +76,17 @@ def test_one_setting_by_itself_and_the_report_of_all(recipe_text: str, tmp_path:
     assert "](settings/first/report.md)" in (out / "report.md").read_text("utf-8")
     refused = run(cli.app, ["train", str(path), "--arm", "lora", "--out", str(out)])
     assert refused.exit_code == 2 and "--setting" in refused.stderr
+
+
+def test_a_plan_of_all_settings_or_of_one(recipe_text: str, tmp_path: Path) -> None:
+    path = series_of(recipe_text, tmp_path, "{domain: other, regime: pretrain}")
+    call = ["plan", str(path), "--gpus", "1", "--flops-per-second", "1e12"]
+    run = CliRunner().invoke
+    ended = run(cli.app, [*call, "--json"])
+    assert ended.exit_code == 0, ended.stderr
+    whole = json.loads(ended.stdout)["settings"]
+    assert list(whole) == ["first", "second"]
+    ended = run(cli.app, [*call, "--setting", "second", "--json"])
+    assert json.loads(ended.stdout)["settings"] == {"second": whole["second"]}
+    text = run(cli.app, call).stdout
+    assert "first: " in text and "second: " in text

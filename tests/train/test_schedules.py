@@ -52,6 +52,19 @@ def test_trapezoid_forks_before_every_budget_and_cools_down_over_its_last_fifth(
     assert factors["branch-2"] == [1.0, 0.75, 0.5, 0.25]
 
 
+def test_warmup_in_steps_may_be_longer_than_the_first_budgets() -> None:
+    section = TrainSection(schedule="trapezoidal", warmup_steps=12, cooldown=0.2)
+    factors = _factors(section, [5, 10, 40])
+    trunk = [*factors["trunk-1"], *factors["trunk-2"], *factors["trunk-3"]]
+    assert trunk == [min(1, step / 12) for step in range(1, 33)]
+    assert factors["branch-1"] == [5 / 12]
+    assert factors["branch-2"] == [9 / 12, 9 / 24]
+    assert factors["branch-3"] == [1 - step / 8 for step in range(8)]
+    cosine = TrainSection(schedule="cosine", warmup_steps=5)
+    assert plan_legs(cosine, [50]) == plan_legs(TrainSection(schedule="cosine"), [50])
+    assert "warmup_steps" not in TrainSection().identity()
+
+
 def test_constant_is_one_leg_with_a_snapshot_at_each_point() -> None:
     legs = plan_legs(TrainSection(schedule="constant", warmup=0.0), [3, 7])
     assert [(leg.start, leg.end, leg.points) for leg in legs] == [(0, 7, (3, 7))]

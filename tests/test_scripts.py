@@ -1,0 +1,77 @@
+"""The scripts behind single rows of docs/evidence: pure noise, and the throughput table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from laura.analysis.noise import noise_rank
+from laura.store import SeriesStore, write_json
+from scripts import noise_spectra, throughput_table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_noise_spectra_are_those_of_the_sum() -> None:
+    found = noise_spectra.noise_spectra(size=120, seed=4)
+    draw = np.random.default_rng(4)
+    a, b = draw.standard_normal((120, 120)), draw.standard_normal((120, 120))
+
+    def eigen(matrix: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.linalg.eigvalsh(matrix @ matrix.T)[::-1])
+
+    for name, matrix in (("A", a), ("cB", 0.1 * b), ("A + cB", a + 0.1 * b)):
+        assert found["spectra"][name] == pytest.approx(eigen(matrix), rel=1e-6, abs=1e-6)
+        assert found["rank"][name] == pytest.approx(noise_rank(120, 120, 0.9), abs=2)
+    assert [row["c"] for row in found["difference"]][::12] == pytest.approx([1e-6, 1])
+    last = found["difference"][-1]["value"]
+    assert last == pytest.approx(np.abs(eigen(a + b) - eigen(a)).mean(), rel=1e-6)
+
+
+def test_a_small_perturbation_moves_the_spectrum_as_little_as_it_is() -> None:
+    """Between the lines c and c²: about linear while c is small, then faster."""
+    found = noise_spectra.noise_spectra(size=200)
+    values = {round(np.log10(row["c"]), 1): row["value"] for row in found["difference"]}
+    assert values[-4] / values[-6] == pytest.approx(100, rel=0.02)
+    for exponent in (-6, -4, -2):
+        assert 10.0 ** (2 * exponent) < values[exponent] < 10.0**exponent
+    assert values[0] / values[-1] > 20
+
+
+def test_the_script_writes_numbers_and_figure(tmp_path: Path) -> None:
+    script = ROOT / "scripts" / "noise_spectra.py"
+    call = [sys.executable, str(script), "--size", "30", "--out", str(tmp_path / "noise")]
+    ended = subprocess.run(call, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""},
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    assert "c 1.0e+00" in ended.stdout
+    assert sorted(path.suffix for path in (tmp_path / "noise").iterdir()) == [
+        ".json", ".png", ".svg",
+    ]  # fmt: skip
+    assert len(json.loads((tmp_path / "noise/noise_spectra.json").read_text())["difference"]) == 13
+    assert "mean absolute difference" in (tmp_path / "noise/noise_spectra.svg").read_text()
+
+
+def test_throughput_table_of_a_series(tmp_path: Path) -> None:
+    store = SeriesStore(tmp_path)
+    store.write("t", ["batch-1", "batch-2", "batch-4"])
+    for name, arms in (("batch-1", ("full", "lora")), ("batch-2", ("full",))):
+        runs = [
+            {"arm": arm, "tokens_per_second": 1000 * (1 + n), "peak_memory_bytes": 2e9 / (1 + n),
+             "train_seconds": 1, "flops": 1}
+            for n, arm in enumerate(arms)
+        ]  # fmt: skip
+        costs = {"machine": {}, "runs": runs, "evaluation_seconds": 1}
+        write_json(store.setting(name).folder / "cost.json", costs)
+    assert throughput_table.tables(tmp_path) == (
+        "| tokens/s | batch-1 | batch-2 |\n|---|---:|---:|\n"
+        "| full | 1,000 | 1,000 |\n| lora | 2,000 | - |\n\n"
+        "| peak GB | batch-1 | batch-2 |\n|---|---:|---:|\n"
+        "| full | 2.00 | 2.00 |\n| lora | 1.00 | - |\n"
+    )
+    with pytest.raises(SystemExit, match=r"no cost\.json"):
+        throughput_table.tables(tmp_path / "elsewhere")
