@@ -25,7 +25,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, installed or not
 
 MODEL = "smollm2-135m-instruct-q4"
-TIME_LIMIT_SECONDS = 900
+TIME_LIMIT_SECONDS = 1800
 DOCUMENT = 256
 
 
@@ -40,11 +40,14 @@ class Case:
     passes: int = 1
     optimiser: str = "adamw"
     targets: str = "all"
+    more: str = "{}"
 
     @property
     def title(self) -> str:
         """Its line in the table."""
         arm = f"LoRA r={self.rank} {self.targets}" if self.rank else "full"
+        for key, value in json.loads(self.more).items():
+            arm += f" {key}={value}"
         more = f" x {self.passes}" if self.passes > 1 else ""
         return (
             f"{arm}, {self.precision}, {self.optimiser}, "
@@ -67,18 +70,25 @@ CASES = [
     Case(8, "fp32", 1024, 2),
     Case(0, "bf16", 1024, 2, passes=2),
     Case(0, "fp32", 1024, 2, passes=2),
+    Case(64, "bf16", 512, 2, more='{"dora": true}'),
+    Case(64, "fp32", 512, 1, more='{"init": "pissa"}'),
+    Case(0, "bf16", 512, 2, more='{"weight_decay": 0.01, "weight_decay_toward": "base"}'),
+    Case(0, "bf16", 512, 2, more='{"layers": [25, 26, 27, 28, 29]}'),
+    Case(8, "bf16", 512, 2, more='{"layers": [25, 26, 27, 28, 29]}'),
+    Case(0, "fp32", 256, 2, more='{"attention_dropout": 0.1, "residual_dropout": 0.1}'),
 ]
 
 
 def predicted(case: Case, runtime: int) -> dict[str, int]:
     """Bytes of each part, as the plan counts them."""
-    from laura.recipe import Arm, BaseSection, FullArm, LoraArm
-    from laura.study.plan_memory import Pass, training_parts
+    from workers.plan_memory import arm_of
+
+    from laura.recipe import BaseSection
+    from laura.study.plan_activations import Pass
+    from laura.study.plan_memory import training_parts
     from laura.study.plan_shapes import shapes_of
 
-    arm: Arm = FullArm(method="full")
-    if case.rank:
-        arm = LoraArm.model_validate({"method": "lora", "rank": case.rank, "targets": case.targets})
+    arm = arm_of(case.rank, case.targets, json.loads(case.more))
     tokens = case.row_tokens * case.rows_per_pass
     one = Pass(
         tokens,
@@ -87,6 +97,7 @@ def predicted(case: Case, runtime: int) -> dict[str, int]:
         {"fp32": 4, "bf16": 2}[case.precision],
         packed=tokens > DOCUMENT,
         more=case.passes > 1,
+        document=min(DOCUMENT, case.row_tokens),
     )
     shapes = shapes_of(BaseSection(model=MODEL))
     parts = training_parts(shapes, arm, case.optimiser, one, runtime=runtime, on_processor=True)

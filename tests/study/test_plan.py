@@ -22,8 +22,10 @@ from laura.models.lora import LoraSettings, attach, lora_layers
 from laura.recipe import Arm, FullArm, LoraArm, Recipe
 from laura.study import plan_evaluation, plan_memory
 from laura.study.plan import plan
+from laura.study.plan_activations import Pass, activation_bytes
+from laura.study.plan_arms import trainable_parameters
 from laura.study.plan_data import Survey
-from laura.study.plan_memory import Pass, activation_bytes, trainable_parameters, training_parts
+from laura.study.plan_memory import training_parts
 from laura.study.plan_paper import TABLES, paper_rows, state_bytes
 from laura.study.plan_shapes import shapes_from
 from laura.study.plan_work import arm_work, trained_tokens, work_of
@@ -258,8 +260,8 @@ def test_runs_are_the_grid_and_the_further_seeds() -> None:
     shapes = shapes_from(LLAMA_2_7B, "config.json")
     known = Survey(None, None, 1024, 1.0, "")
     recipe = make_recipe()
-    full = arm_work(recipe, recipe.arms["full"], shapes, known, 4)
-    lora = arm_work(recipe, recipe.arms["lora"], shapes, known, 4)
+    full = arm_work(recipe, "full", shapes, known, 4)
+    lora = arm_work(recipe, "lora", shapes, known, 4)
     # (rates + 2 seeds) x 2 budgets that are runs of their own
     assert (full.runs, lora.runs) == (8, 10)
     assert full.checkpoint_bytes == 8 * 4 * shapes.parameters
