@@ -128,19 +128,18 @@ def paper_text(parameters: float, devices: Sequence[int], share: float) -> str:
 
 
 def _memory(title: str, plan: dict[str, Any], kind: str, parts: Sequence[str]) -> list[str]:
-    columns = [
+    found = [
         (arm["arm"] + (f" /{one['devices']}" if len(arm["devices"]) > 1 else ""), one[kind])
         for arm in plan["arms"]
         for one in arm["devices"]
         if one[kind] is not None
     ]
-    if not columns:
+    if not found:
         return [f"{title}: nothing is trained"]
-    rows = [[title, *(name for name, _ in columns)]]
-    for part in parts:
-        if any(found[part] for _, found in columns):
-            rows.append([f"  {part}", *(size_text(found[part]) for _, found in columns)])
-    return table(rows)
+    shown = [part for part in parts if any(sizes[part] for _, sizes in found)]
+    rows = [["arm", *shown]]
+    rows += [[name, *(size_text(sizes[part]) for part in shown)] for name, sizes in found]
+    return [title, *table(rows)]
 
 
 def _time(seconds: list[float] | None) -> str:
