@@ -139,10 +139,16 @@ def kept_bytes(
         # Only the innermost hooks are asked: what they keep is noted here.
         hooks = made_again(*tensors)
         inner, unpack = hooks.pack_hook, hooks.unpack_hook
-        # What makes the product again holds its two factors, a gradient or not.
-        for tensor in tensors[1:]:
-            pack(tensor)
-        return saved_tensors_hooks(lambda kept: pack(inner(kept)), unpack)
+
+        def note(kept: torch.Tensor) -> Any:
+            packed = inner(kept)
+            if not isinstance(packed, torch.Tensor):
+                # What makes the product again holds its two factors, a gradient or not.
+                for tensor in tensors[1:]:
+                    pack(tensor)
+            return pack(packed)
+
+        return saved_tensors_hooks(note, unpack)
 
     monkeypatch.setattr(lean_module, "_made_again", seen_too)
     with lean(model), saved_tensors_hooks(pack, lambda kept: kept), autocast(cpu, dtype):
