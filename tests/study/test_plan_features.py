@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from laura import cli
 from laura.evals.tasks import micro_code, micro_math
+from laura.models.registry import MICRO_BASE
 from laura.recipe import FullArm, LoraArm, Recipe
 from laura.recipe_reading import parse_recipe
 from laura.study import extras, plan_evaluation
 from laura.study.cohorts import cohorts
 from laura.study.plan import plan
 from laura.study.plan_activations import Pass
+from laura.study.plan_announced import announcement
 from laura.study.plan_arms import checkpoint_bytes, fits_together, lockstep_runs
 from laura.study.plan_data import Survey
 from laura.study.plan_memory import pass_of, training_parts
@@ -180,6 +184,23 @@ def test_extras_are_counted_where_they_are_measured() -> None:
     assert extras.most_jobs(recipe) == plan_evaluation.extra_models(recipe, "all")
     told = {"micro_code": micro_code.NEW_TOKENS, "micro_math": micro_math.NEW_TOKENS}
     assert told == plan_evaluation.NEW_TOKENS
+
+
+def test_a_comparison_announces_what_is_trained_only() -> None:
+    made = [{"model": "there", "budget": 40_000, "learning_rate": 1e-4}]
+    arms = {"full": {"method": "full", "external": made}}
+    base = SimpleNamespace(folder=MICRO_BASE, model=SimpleNamespace(dtype=torch.float32))
+
+    def told(recipe: Recipe) -> str:
+        bench = SimpleNamespace(base=base, device_name="cpu")
+        session: Any = SimpleNamespace(
+            recipe=recipe, bench=bench, epoch_tokens=1000, data=SimpleNamespace(train=[1, 2])
+        )
+        return announcement(session)
+
+    assert "nothing is trained" in told(make_recipe(arms=arms))
+    words = told(make_recipe())  # (1 + 3 rates, a seed more for each) at 2 points
+    assert "memory beside torch's own full" in words and "12 runs" in words
 
 
 @pytest.mark.parametrize(
