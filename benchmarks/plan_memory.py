@@ -1,11 +1,11 @@
 """Peak memory as `laura plan` predicts it, beside what training takes.
 
     python benchmarks/plan_memory.py                    every case, some minutes
-    python benchmarks/plan_memory.py --cases 3 --json plan_memory.json
+    python benchmarks/plan_memory.py --cases 9,12 --json plan_memory.json
 
-SmolLM2-135M, full and LoRA of rank 8, 64 and 256, in both precisions and several batch sizes.
-(rank 256 on the MLP, since keys of 192 outputs cannot have it). Each training is a process of
-its own, one after another; the runtime is measured once.
+SmolLM2-135M, full and LoRA of rank 8, 64 and 256, in both precisions and several batch sizes
+(rank 256 on the MLP, since keys of 192 outputs cannot have it), and some variants of arms. Each
+training is a process of its own, one after another; the runtime is measured once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, installed or not
 
 MODEL = "smollm2-135m-instruct-q4"
-TIME_LIMIT_SECONDS = 900
 DOCUMENT = 256
 
 
@@ -40,11 +39,14 @@ class Case:
     passes: int = 1
     optimiser: str = "adamw"
     targets: str = "all"
+    more: str = "{}"
 
     @property
     def title(self) -> str:
         """Its line in the table."""
         arm = f"LoRA r={self.rank} {self.targets}" if self.rank else "full"
+        for key, value in json.loads(self.more).items():
+            arm += f" {key}={value}"
         more = f" x {self.passes}" if self.passes > 1 else ""
         return (
             f"{arm}, {self.precision}, {self.optimiser}, "
@@ -67,18 +69,25 @@ CASES = [
     Case(8, "fp32", 1024, 2),
     Case(0, "bf16", 1024, 2, passes=2),
     Case(0, "fp32", 1024, 2, passes=2),
+    Case(64, "bf16", 512, 2, more='{"dora": true}'),
+    Case(64, "fp32", 512, 1, more='{"init": "pissa"}'),
+    Case(0, "bf16", 512, 2, more='{"weight_decay": 0.01, "weight_decay_toward": "base"}'),
+    Case(0, "bf16", 512, 2, more='{"layers": [25, 26, 27, 28, 29]}'),
+    Case(8, "bf16", 512, 2, more='{"layers": [25, 26, 27, 28, 29]}'),
+    Case(0, "fp32", 256, 2, more='{"attention_dropout": 0.1, "residual_dropout": 0.1}'),
 ]
 
 
 def predicted(case: Case, runtime: int) -> dict[str, int]:
     """Bytes of each part, as the plan counts them."""
-    from laura.recipe import Arm, BaseSection, FullArm, LoraArm
-    from laura.study.plan_memory import Pass, training_parts
+    from workers.plan_memory import arm_of
+
+    from laura.recipe import BaseSection
+    from laura.study.plan_activations import Pass
+    from laura.study.plan_memory import training_parts
     from laura.study.plan_shapes import shapes_of
 
-    arm: Arm = FullArm(method="full")
-    if case.rank:
-        arm = LoraArm.model_validate({"method": "lora", "rank": case.rank, "targets": case.targets})
+    arm = arm_of(case.rank, case.targets, json.loads(case.more))
     tokens = case.row_tokens * case.rows_per_pass
     one = Pass(
         tokens,
@@ -87,13 +96,14 @@ def predicted(case: Case, runtime: int) -> dict[str, int]:
         {"fp32": 4, "bf16": 2}[case.precision],
         packed=tokens > DOCUMENT,
         more=case.passes > 1,
+        document=min(DOCUMENT, case.row_tokens),
     )
     shapes = shapes_of(BaseSection(model=MODEL))
     parts = training_parts(shapes, arm, case.optimiser, one, runtime=runtime, on_processor=True)
     return asdict(parts)
 
 
-def measured(case: Case, scratch: Path, threads: int) -> dict[str, Any]:
+def measured(case: Case, scratch: Path, threads: int, seconds: float) -> dict[str, Any]:
     """What training it took, or {"failed": reason}."""
     program = [sys.executable, str(HERE / "workers" / "plan_memory.py"), "--device", "cpu"]
     program += ["--document", str(DOCUMENT)]
@@ -101,13 +111,15 @@ def measured(case: Case, scratch: Path, threads: int) -> dict[str, Any]:
         program += [f"--{name.replace('_', '-')}", str(value)]
     return start(
         program, scratch / "result.json", threads=threads, folders=(ROOT,),
-        seconds=TIME_LIMIT_SECONDS,
+        seconds=seconds,
     )  # fmt: skip
 
 
-def compare(case: Case, runtime: int, scratch: Path, threads: int = 1) -> dict[str, Any]:
+def compare(
+    case: Case, runtime: int, scratch: Path, threads: int = 1, seconds: float = 900.0
+) -> dict[str, Any]:
     """Predicted and measured peak in bytes, and their ratio."""
-    parts, found = predicted(case, runtime), measured(case, scratch, threads)
+    parts, found = predicted(case, runtime), measured(case, scratch, threads, seconds)
     if "failed" in found:
         return {"case": case.title, "predicted": parts["peak"], **found}
     peak = found["peak_memory_bytes"]
@@ -131,17 +143,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", type=int, default=len(CASES), help="only the first so many")
+    parser.add_argument("--cases", metavar="N,N,...", help="only these, counted from 0")
+    parser.add_argument("--seconds", type=float, default=900.0, help="most time of one training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     options = parser.parse_args()
+    chosen = [CASES[int(n)] for n in options.cases.split(",")] if options.cases else CASES
     machine = measure_machine(shapes_of(BaseSection(model=MODEL)), "cpu", "bf16")
     say(f"runtime {machine.runtime / 1e6:.0f} MB, {machine.flops_per_second:.3g} operations/s")
     say(f"{'case':<46} {'predicted':>10} {'measured':>10} {'ratio':>6}")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for case in CASES[: options.cases]:
-            rows.append(compare(case, machine.runtime, Path(scratch), options.threads))
+        for case in chosen:
+            rows.append(
+                compare(case, machine.runtime, Path(scratch), options.threads, options.seconds)
+            )
             row = rows[-1]
             if "failed" in row:
                 say(f"{row['case']:<46} failed: {row['failed']}")

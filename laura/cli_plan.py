@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from laura.cli_options import DataOption, DeviceOption, JsonOption, SetOption, SettingOption
-from laura.cli_study import read_chosen
 from laura.door import opened
 from laura.errors import UsageError
 
 RecipeOrNone = Annotated[
     str | None,
-    typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe."),
+    typer.Argument(
+        metavar="RECIPE", help="YAML file of a recipe or a series, or the name of a shipped one."
+    ),
 ]
 GpusOption = Annotated[
     str | None,
@@ -52,24 +53,25 @@ def plan(
     epoch_tokens: EpochOption = None,
     table: TableOption = None,
     settings: SetOption = None,
+    only: SettingOption = None,
     data_dir: DataOption = None,
     device: DeviceOption = None,
-    only: SettingOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what a recipe takes: memory, tokens, operations, time and disk.
+    """Say what a recipe or a series takes: memory, tokens, operations, time and disk.
 
-    Nothing is trained and no weights are read; of the base config.json is enough.
-    Of a series every setting is told.
+    Nothing is trained and no weights are read; of the base config.json is enough. Of a series
+    every setting is planned, and all of them together.
 
     \b
     Example:
       laura plan recipes/smollm2-gsm8k.yaml
       laura plan mine.yaml --set base.model=llama-2-7b --gpus 1,8,32 --flops-per-second 2e14
+      laura plan micro/paper --setting code-instruct
       laura plan --table 7e9 --gpus 1,8,16,32,64
     """
     with opened(json) as desk:
-        from laura.study.plan_text import paper_text, plan_text
+        from laura.study.plan_text import paper_text, plan_text, series_text
 
         counts = _numbers(gpus)
         if table is not None:
@@ -83,27 +85,26 @@ def plan(
             return
         if recipe is None:
             raise UsageError("laura plan needs a RECIPE, or --table PARAMETERS for the paper's")
-        chosen = read_chosen(recipe, settings, data_dir, only)
+        from laura.cli_study import read_chosen
         from laura.recipe import Recipe
-        from laura.study.plan import plan as make_plan
 
-        parts = {"": chosen} if isinstance(chosen, Recipe) else chosen.settings
-        found = {
-            name: make_plan(
-                one,
-                gpus=counts,
-                device=device,
-                flops_per_second=flops_per_second,
-                epoch_tokens=epoch_tokens,
-                data_dir=data_dir,
-            )
-            for name, one in parts.items()
+        chosen = read_chosen(recipe, settings, data_dir, only)
+        from laura.study.plan import plan as make_plan
+        from laura.study.plan_series import plan_series
+
+        options: dict[str, Any] = {
+            "gpus": counts,
+            "device": device,
+            "flops_per_second": flops_per_second,
+            "epoch_tokens": epoch_tokens,
+            "data_dir": data_dir,
         }
         if isinstance(chosen, Recipe):
-            desk.answer(found[""], plan_text(found[""]))
-            return
-        told = {"series": chosen.name, "settings": found}
-        desk.answer(told, "\n\n".join(plan_text(one) for one in found.values()))
+            found = make_plan(chosen, **options)
+            desk.answer(found, plan_text(found))
+        else:
+            found = plan_series(chosen, **options)
+            desk.answer(found, series_text(found))
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -60,7 +60,7 @@ def noise_spectra(size: int = 1000, seed: int = 0) -> dict[str, Any]:
 
 
 def _spectrum(matrix: Spectrum) -> Spectrum:
-    return np.linalg.svd(matrix, compute_uv=False)
+    return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
 
 
 def _rank(values: Spectrum) -> int:

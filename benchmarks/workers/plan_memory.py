@@ -37,10 +37,19 @@ def rows(options: argparse.Namespace, vocabulary: int) -> list[list[Any]]:
     return [[row() for _ in range(count)] for _ in range(options.steps)]
 
 
+def arm_of(rank: int, targets: str, more: dict[str, Any]) -> Any:
+    """The arm that is trained; rank 0 is full finetuning."""
+    from laura.recipe import FullArm, LoraArm
+
+    if not rank:
+        return FullArm.model_validate({"method": "full", **more})
+    return LoraArm.model_validate({"method": "lora", "rank": rank, "targets": targets, **more})
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train `--steps` steps; what the last one's row of metrics says."""
     from laura.models.device import peak_memory_bytes, pick_device
-    from laura.recipe import BaseSection, FullArm, LoraArm, TrainSection
+    from laura.recipe import BaseSection, TrainSection
     from laura.store import RunStore
     from laura.study.workbench import Workbench
     from laura.train.batches import BatchPlan
@@ -55,9 +64,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         rows_per_pass=options.rows_per_pass,
         precision=options.precision,
     )
-    arm: LoraArm | FullArm = FullArm(method="full")
-    if options.rank:
-        arm = LoraArm(method="lora", rank=options.rank, targets=options.targets)
+    arm = arm_of(options.rank, options.targets, json.loads(options.more))
     bench = Workbench(BaseSection(model=options.model, dtype=options.dtype), options.device)
     with tempfile.TemporaryDirectory() as folder, bench.adapted(arm, seed=0) as adapted:
         device = pick_device(options.device)
@@ -66,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         run = RunStore(Path(folder))
         train_run(
             adapted.model, run, section, BatchPlan.of(batches, [len(batches)]),
-            learning_rate=1e-6, weight_decay=0.0, seed=0, write_weights=lambda _: None,
+            learning_rate=1e-6, rule=adapted.rule, seed=0, write_weights=lambda _: None,
         )  # fmt: skip
         last = run.metrics()[-1]
     kept = ("peak_memory_bytes", "seconds", "flops", "tokens")
@@ -80,6 +87,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct-q4")
     parser.add_argument("--rank", type=int, default=0, help="of LoRA; 0 is full finetuning")
     parser.add_argument("--targets", default="all")
+    parser.add_argument("--more", default="{}", help="further settings of the arm, as JSON")
     parser.add_argument("--row-tokens", type=int, default=1024)
     parser.add_argument("--rows-per-pass", type=int, default=2)
     parser.add_argument("--passes", type=int, default=2, help="of one optimiser step")

@@ -5,7 +5,7 @@ Of the base only its config.json is read, so a model of any size can be planned 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,18 @@ from laura.errors import Fault, RecipeError, UsageError
 from laura.models.cache import model_entry
 from laura.models.registry import MODELS, PackagedModel
 from laura.models.targets import GROUPS, is_named
-from laura.recipe import BaseSection, LoraArm, Recipe
+from laura.recipe import Arm, BaseSection, LoraArm, Recipe
+from laura.study.plan_arms import adapted_maps, trainable_parameters
 from laura.study.plan_data import Survey, survey
-from laura.study.plan_evaluation import evaluation_parts, sample_bytes
+from laura.study.plan_evaluation import evaluation_parts
 from laura.study.plan_machine import Machine, measure_machine
-from laura.study.plan_memory import (
-    adapted_maps,
-    pass_of,
-    trainable_parameters,
-    training_parts,
-)
+from laura.study.plan_memory import pass_of, training_parts
 from laura.study.plan_shapes import Shapes, shapes_of
-from laura.study.plan_work import ArmWork, arm_work, corpus_bytes, runs_of
+from laura.study.plan_work import NUMBER_BYTES, ArmWork, arm_work, totals
 
-NUMBER_BYTES = {"float32": 4, "bfloat16": 2}
 MOST_GPUS = 100_000
 # Training has more to do than its products (norms, rotations, attention, the optimiser), which
-# go at the memory's speed: it takes up to this many times as long. See benchmarks/README.md.
+# go at the memory's speed. That it takes up to this many times as long is a bound of our own.
 SLOWEST = 3.0
 
 
@@ -74,54 +69,64 @@ def plan(
     machine = _machine(recipe, shapes, gpus, device)
     rate = flops_per_second or (machine.flops_per_second if gpus is None else None)
     works = {
-        name: arm_work(recipe, arm, shapes, known, NUMBER_BYTES[recipe.base.dtype])
-        for name, arm in recipe.arms.items()
+        name: arm_work(recipe, name, shapes, known, NUMBER_BYTES[recipe.base.dtype])
+        for name in recipe.arms
     }
     arms = [
         _arm(recipe, name, shapes, known, machine, works[name], counts, rate)
         for name in recipe.arms
     ]
     whole = totals(recipe, shapes, known)
+    parts = [arm["devices"][0][kind] for arm in arms for kind in ("training", "evaluation")]
+    peak = max(part["peak"] for part in parts if part is not None)
     return {
         "name": recipe.name,
         "base": {"model": recipe.base.model, "parameters": shapes.parameters, **asdict(shapes)},
         "machine": {**asdict(machine), "measured": gpus is None, "gpus": list(counts)},
         "data": asdict(known),
         "arms": arms,
-        "totals": {**whole, "seconds": _seconds(whole["flops"], rate, counts[0])},
+        "totals": {**whole, "seconds": _seconds(whole["flops"], rate, counts[0]), "peak": peak},
         "notes": _notes(recipe, known, gpus, rate, flops_per_second, machine),
     }
 
 
 def refuse_arms(recipe: Recipe, shapes: Shapes) -> None:
-    """Check that adapters fit the base's matrices.
+    """Check that the arms fit the base's matrices.
 
     Raises:
-        RecipeError: a target names no map, or a rank exceeds one; all are listed.
+        RecipeError: a layer that the base lacks, a target that names no map, or a rank that
+            exceeds one; all are listed.
     """
     faults = []
     for name, arm in recipe.arms.items():
-        if not isinstance(arm, LoraArm):
-            continue
-        targets = GROUPS.get(arm.targets, ()) if isinstance(arm.targets, str) else arm.targets
-        full_names = [full for full, _ in shapes.named_maps()]
-        absent = [t for t in targets if not any(is_named(full, t) for full in full_names)]
-        if absent:
-            kinds = ", ".join(part.rsplit(".", 1)[1] for part in shapes.maps)
-            problem = f"names {', '.join(absent)}, which the base lacks; it has {kinds}"
-            faults.append(Fault(f"arms.{name}.targets", problem))
-        small = {
-            full.rsplit(".", 1)[1]: shape
-            for full, shape in adapted_maps(shapes, arm)
-            if arm.rank > min(shape)
-        }
-        if small:
-            maps = ", ".join(f"{kind} ({o} x {i})" for kind, (o, i) in small.items())
-            least = min(min(shape) for shape in small.values())
-            problem = f"is {arm.rank}, more than {maps} can have; at most {least}"
-            faults.append(Fault(f"arms.{name}.rank", problem))
+        faults += [Fault(f"arms.{name}.{key}", problem) for key, problem in _misfits(arm, shapes)]
     if faults:
         raise RecipeError(faults, f"{recipe.name} on {recipe.base.model}")
+
+
+def _misfits(arm: Arm, shapes: Shapes) -> Iterator[tuple[str, str]]:
+    strange = [number for number in arm.layers or () if number >= shapes.layers]
+    if strange:
+        problem = f"names {', '.join(map(str, strange))}, but the base's {shapes.layers} decoder"
+        yield "layers", f"{problem} layers are numbered 0 to {shapes.layers - 1}"
+        return
+    if not isinstance(arm, LoraArm):
+        return
+    targets = GROUPS.get(arm.targets, ()) if isinstance(arm.targets, str) else arm.targets
+    full_names = [full for full, _ in shapes.named_maps()]
+    absent = [t for t in targets if not any(is_named(full, t) for full in full_names)]
+    adapted = adapted_maps(shapes, arm)
+    # What an adapter made elsewhere changes stands in its own file.
+    if absent and arm.external is None:
+        kinds = ", ".join(part.rsplit(".", 1)[1] for part in shapes.maps)
+        yield "targets", f"names {', '.join(absent)}, which the base lacks; it has {kinds}"
+    elif not adapted and arm.external is None:
+        yield "layers", f"is {arm.layers}, where none of the targets lies"
+    small = {full.rsplit(".", 1)[1]: shape for full, shape in adapted if arm.rank > min(shape)}
+    if small:
+        maps = ", ".join(f"{kind} ({o} x {i})" for kind, (o, i) in small.items())
+        least = min(min(shape) for shape in small.values())
+        yield "rank", f"is {arm.rank}, more than {maps} can have; at most {least}"
 
 
 def check_gpus(counts: Sequence[int]) -> list[int]:
@@ -167,11 +172,14 @@ def _arm(
     rate: float | None,
 ) -> dict[str, Any]:
     arm, number = recipe.arms[name], NUMBER_BYTES[recipe.base.dtype]
-    one = pass_of(recipe.train, number, machine.arithmetic_bytes, known.learnt)
+    one = pass_of(
+        recipe, arm, number, machine.arithmetic_bytes, device=machine.device,
+        learnt=known.learnt_share(arm.replay), document=known.document_tokens,
+    )  # fmt: skip
     measuring = {"fp32": 4, "bf16": 2}.get(recipe.measure.precision, machine.arithmetic_bytes)
     devices = []
     for count in counts:
-        training = training_parts(
+        training = None if arm.external is not None else training_parts(
             shapes, arm, recipe.train.optimiser, one, runtime=machine.runtime, devices=count,
             on_processor=machine.device == "cpu",
         )  # fmt: skip
@@ -183,14 +191,20 @@ def _arm(
         devices.append(
             {
                 "devices": count,
-                "training": asdict(training),
+                "training": None if training is None else asdict(training),
                 "evaluation": asdict(evaluation),
                 "seconds": _seconds(work.flops, rate, count),
             }
         )
     trained = trainable_parameters(shapes, arm)
-    share = trained / shapes.parameters
-    facts = {"arm": name, "method": arm.method, "trained_parameters": trained, "share": share}
+    facts = {
+        "arm": name,
+        "method": arm.method,
+        "external": arm.external is not None,
+        "trained_parameters": trained,
+        "share": trained / shapes.parameters,
+        "lockstep": one.runs,
+    }
     return {**facts, **asdict(work), "devices": devices}
 
 
@@ -200,29 +214,6 @@ def _seconds(flops: int | None, rate: float | None, devices: int) -> list[float]
         return None
     least = flops / rate / devices
     return [least, SLOWEST * least]
-
-
-def totals(recipe: Recipe, shapes: Shapes, known: Survey) -> dict[str, Any]:
-    """Runs, tokens, operations and bytes on the disk of a whole study."""
-    number = NUMBER_BYTES[recipe.base.dtype]
-    works = [arm_work(recipe, arm, shapes, known, number) for arm in recipe.arms.values()]
-    flops = [work.flops for work in works if work.flops is not None]
-    whole = len(flops) == len(works)
-    points = len(recipe.budget.tokens or recipe.budget.epochs or [])
-    apart = len(runs_of(recipe, [0] * points))
-    measured = 1 + sum(points * work.runs // apart for work in works)
-    disk = {
-        "checkpoints": sum(work.checkpoint_bytes for work in works),
-        "resume": max(work.resume_bytes for work in works),
-        "corpus": corpus_bytes(recipe, shapes, known),
-        "samples": measured * sample_bytes(recipe.measure),
-    }
-    return {
-        "runs": sum(work.runs for work in works),
-        "tokens": sum(work.tokens or 0 for work in works) if whole else None,
-        "flops": sum(flops) if whole else None,
-        "disk": {**disk, "all": sum(size or 0 for size in disk.values())},
-    }
 
 
 def _notes(
@@ -247,6 +238,20 @@ def _notes(
             f"(fastest {machine.spread:.1f} times slowest), to {SLOWEST:g} times as long; without "
             "measuring."
         )
+    if any(arm.external is not None for arm in recipe.arms.values()):
+        notes.append(
+            "Checkpoints made elsewhere are measured, not trained; their files, counted as "
+            "elsewhere, lie outside the study (a Hub download, or a folder of yours)."
+        )
+    if any(arm.replay for arm in recipe.arms.values()):
+        notes.append("Replay is taken to be learnt on every token.")
+    if recipe.search.sampler != "grid":
+        notes.append(
+            f"A search of {recipe.search.trials} trials is dealt evenly to the arms of a family; "
+            "which it really takes, and which a pruner stops, it decides as it goes."
+        )
+    if recipe.train.cohort > 1:
+        notes.append("Memory of an arm is that of all its runs in lock-step.")
     if gpus is not None:
         notes.append(
             "On GPUs: weights, gradients and optimiser over N devices as FSDP would (the paper's "

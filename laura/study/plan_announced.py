@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from laura.errors import ModelError
 from laura.models.device import pick_device, resolve_precision
-from laura.study.plan import totals
 from laura.study.plan_data import Survey
 from laura.study.plan_memory import pass_of, training_parts
 from laura.study.plan_shapes import read_shapes
 from laura.study.plan_text import plan_line
+from laura.study.plan_work import totals
 from laura.study.session import Session
 
 
@@ -23,11 +23,12 @@ def announcement(session: Session) -> str:
     except ModelError as error:
         return f"No plan: {error}"
     known = Survey(session.epoch_tokens, len(session.data.train), recipe.train.row_tokens, 1.0, "")
-    one = pass_of(recipe.train, number, arithmetic)
-    peaks = {
-        name: training_parts(
-            shapes, arm, recipe.train.optimiser, one, on_processor=device.type == "cpu"
-        ).peak
-        for name, arm in recipe.arms.items()
-    }
+    peaks = {}
+    for name, arm in recipe.arms.items():
+        if arm.external is None:
+            one = pass_of(recipe, arm, number, arithmetic, device=str(device))
+            on_processor = device.type == "cpu"
+            peaks[name] = training_parts(
+                shapes, arm, recipe.train.optimiser, one, on_processor=on_processor
+            ).peak
     return plan_line(totals(recipe, shapes, known), peaks)

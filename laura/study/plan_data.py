@@ -15,7 +15,7 @@ from typing import Any
 from laura.data.examples import Example
 from laura.data.sources import count_examples, is_endless, source_file, stream_examples
 from laura.errors import DataError, HubError
-from laura.recipe import Recipe
+from laura.recipe import Recipe, Source
 
 LOOKED_AT = 500
 CHARACTERS_A_TOKEN = 4
@@ -32,6 +32,8 @@ class Survey:
             many others a token has in its own document.
         learnt: Share of tokens with a label.
         source: How it is known, in words.
+        replay_tokens: Tokens of all sources of replay; None where it cannot be told.
+        replay_examples: Their examples; None where it cannot be told.
     """
 
     epoch_tokens: int | None
@@ -39,6 +41,12 @@ class Survey:
     document_tokens: float
     learnt: float
     source: str
+    replay_tokens: int | None = 0
+    replay_examples: int | None = 0
+
+    def learnt_share(self, replay: float) -> float:
+        """Share of tokens with a label, where so much is replayed: all of what is, at most."""
+        return (1 - replay) * self.learnt + replay
 
 
 def survey(
@@ -52,35 +60,67 @@ def survey(
         data_dir: Data folder; None means `LAURA_DATA`, if set.
         epoch_tokens: What the user says an epoch holds; wins over counting.
     """
-    row = recipe.train.row_tokens
-    unknown = Survey(
-        epoch_tokens, None, row, 1.0, "the data is not on this machine: full rows, all learnt"
-    )
-    source = recipe.data.train
-    try:
-        if source_file(source, data_dir) is None and not source.source.startswith("builtin:"):
-            return unknown
-        looked = list(islice(stream_examples(source, data_dir), LOOKED_AT))
-        count = count_examples(source, data_dir)
-        endless = is_endless(source, data_dir)
-    except (DataError, HubError) as error:
-        return Survey(epoch_tokens, None, row, 1.0, f"the data cannot be read ({error})")
-    counter = _Counter(tokenizer)
-    sizes = [counter(example) for example in looked]
-    total = sum(whole for whole, _ in sizes)
-    if not total:
-        return unknown
-    learnt = sum(answers for _, answers in sizes) / total if recipe.regime == "instruct" else 1.0
-    cut = [min(whole, row) for whole, _ in sizes]
+    row, counter = recipe.train.row_tokens, _Counter(tokenizer)
+    replayed = _replayed(recipe, counter, data_dir)
+    seen = _look(recipe.data.train, counter, data_dir)
+    if isinstance(seen, str):
+        return Survey(epoch_tokens, None, row, 1.0, seen, *replayed)
+    total = sum(whole for whole, _ in seen.sizes)
+    learnt = sum(answers for _, answers in seen.sizes) / total
+    cut = [min(whole, row) for whole, _ in seen.sizes]
     weighed = sum(one * one for one in cut) / sum(cut)
     known = epoch_tokens
     examples = None
-    if not endless and not isinf(count):
+    if seen.count is not None:
         held_out = recipe.data.validation_rows if recipe.data.validation is None else 0
-        examples = max(1, int(count) - held_out)
-        known = epoch_tokens or round(examples * total / len(sizes))
-    words = f"{len(looked)} rows looked at, {counter.words}"
-    return Survey(known, examples, weighed, learnt, words)
+        examples = max(1, seen.count - held_out)
+        known = epoch_tokens or round(examples * total / len(seen.sizes))
+    words = f"{len(seen.sizes)} rows looked at, {counter.words}"
+    learnt = learnt if recipe.regime == "instruct" else 1.0
+    return Survey(known, examples, weighed, learnt, words, *replayed)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Of a source: tokens and answers' tokens of the first rows, and how many rows there are."""
+
+    sizes: list[tuple[int, int]]
+    count: int | None
+
+
+def _look(source: Source, counter: _Counter, data_dir: Path | None) -> _Seen | str:
+    """The first rows of a source, or why they cannot be seen."""
+    absent = "the data is not on this machine: full rows, all learnt"
+    try:
+        if source_file(source, data_dir) is None and not source.source.startswith("builtin:"):
+            return absent
+        looked = list(islice(stream_examples(source, data_dir), LOOKED_AT))
+        count = count_examples(source, data_dir)
+        endless = isinf(count) or is_endless(source, data_dir)
+    except (DataError, HubError) as error:
+        return f"the data cannot be read ({error})"
+    sizes = [counter(example) for example in looked]
+    if not sum(whole for whole, _ in sizes):
+        return absent
+    return _Seen(sizes, None if endless else int(count))
+
+
+def _replayed(
+    recipe: Recipe, counter: _Counter, data_dir: Path | None
+) -> tuple[int | None, int | None]:
+    """Tokens and examples of all sources of replay, as they are kept on the disk."""
+    tokens = examples = 0
+    for source in recipe.data.replay:
+        if source.is_sampled:
+            tokens += (source.count or 0) * (source.tokens + source.prompt_tokens)
+            examples += source.count or 0
+            continue
+        seen = _look(source, counter, data_dir)
+        if isinstance(seen, str) or seen.count is None:
+            return None, None
+        tokens += round(seen.count * sum(whole for whole, _ in seen.sizes) / len(seen.sizes))
+        examples += seen.count
+    return tokens, examples
 
 
 class _Counter:

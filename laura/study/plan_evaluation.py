@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from laura.evals.tasks import TASKS
-from laura.recipe import Arm, LoraArm, MeasureSection
-from laura.study.plan_memory import CHUNK_POSITIONS, FLOAT32, trainable_parameters
+from laura.recipe import Arm, LoraArm, MeasureSection, Recipe
+from laura.study.plan_arms import FLOAT32, adapter_numbers
+from laura.study.plan_memory import CHUNK_POSITIONS
 from laura.study.plan_shapes import Shapes
 
 # The same numbers as in models/decoding.py and device.pass_tokens, which need torch.
@@ -16,6 +17,8 @@ OTHER_PASS_TOKENS = 2048
 # Items of whole benchmarks; of others `measure.limit` tells, or this many are taken.
 ITEMS = {"gsm8k": 1319, "humaneval": 164, "mbpp": 500}
 OTHER_ITEMS = 1000
+# Longest answers that no key of `measure` decides; a test compares them with the tasks'.
+NEW_TOKENS = {"micro_code": 64, "micro_math": 64}
 CHARACTERS_A_TOKEN = 4
 
 
@@ -27,7 +30,7 @@ class EvaluationParts:
         runtime: The process without a model.
         weights: The tuned model, beside a full arm's the base too, and their copies in the
             pass's arithmetic.
-        adapter: A and B, and their copies.
+        adapter: A and B as they are saved, DoRA's lengths, and their copies.
         cache: Most keys and values of generation.
         logits: Logits and what is made of them.
         working: One layer of one pass.
@@ -87,18 +90,20 @@ def evaluation_parts(
     """
     e, w = arithmetic_bytes, weight_bytes
     kinds = {TASKS[name].kind for name in measured_tasks(section)}
-    lora, trained = isinstance(arm, LoraArm), trainable_parameters(shapes, arm)
-    models = 1 if lora else 2
+    kinds |= {TASKS[extra.task].kind for extra in section.extras.values()}
+    models = 1 if isinstance(arm, LoraArm) else 2
     lowered = 0 if e == w else e * (shapes.map_elements + shapes.head_elements)
     weights = -(-models * (shapes.parameters * w + lowered) // devices)
-    adapter = trained * (FLOAT32 + (e if e != FLOAT32 else 0)) if lora else 0
+    adapter = 0
+    if isinstance(arm, LoraArm):
+        adapter = adapter_numbers(shapes, arm) * (FLOAT32 + (e if e != FLOAT32 else 0))
     generates = "generation" in kinds
     most = MOST_ROWS * cache_row_bytes(shapes, shapes.context, w if e == FLOAT32 else e)
     cache = min(cache_bytes, most) if generates else 0
     chunk = shapes.vocabulary * FLOAT32
     logits = chunk * CHUNK_POSITIONS * (5 if "divergence" in kinds else 2)
     if generates:
-        drawn = section.code_samples > 1 or section.code_temperature > 0
+        drawn = section.code_samples > 1 or section.code_temperature > 0 or bool(section.extras)
         logits = max(logits, chunk * MOST_ROWS * (5 if drawn else 1))
     layer = 2 * shapes.width * w
     layer += (shapes.width + shapes.queries + 2 * shapes.keys + 3 * shapes.feed_forward) * e
@@ -107,15 +112,58 @@ def evaluation_parts(
     return EvaluationParts(runtime, weights, adapter, cache, logits, working, peak)
 
 
-def sample_bytes(section: MeasureSection) -> int:
-    """Most bytes of answers that one measurement of one model keeps, before gzip."""
-    total = 0
+@dataclass(frozen=True)
+class Answers:
+    """What a study has its models write, at most.
+
+    Attributes:
+        answers: How many.
+        tokens: Of all of them.
+    """
+
+    answers: int = 0
+    tokens: int = 0
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of the files that keep them, before gzip."""
+        return self.tokens * CHARACTERS_A_TOKEN
+
+    def __add__(self, other: Answers) -> Answers:
+        return Answers(self.answers + other.answers, self.tokens + other.tokens)
+
+
+def answers_of(recipe: Recipe, models: int) -> Answers:
+    """All answers of a study: of every measured model, of the extras, and texts to replay.
+
+    Args:
+        recipe: The recipe.
+        models: How many are measured, with the base.
+    """
+    section, total = recipe.measure, Answers()
     for name in measured_tasks(section):
-        if TASKS[name].kind != "generation":
-            continue
-        whole = ITEMS.get(name, OTHER_ITEMS)
-        items = min(section.limit or whole, whole)
-        code = TASKS[name].runs_code
-        tokens = section.code_tokens * section.code_samples if code else section.gsm8k_tokens
-        total += items * tokens * CHARACTERS_A_TOKEN
+        if TASKS[name].kind == "generation":
+            samples = section.code_samples if TASKS[name].runs_code else 1
+            total += _answers(section, name, models * samples, section.limit)
+    for extra in section.extras.values():
+        drawn = extra_models(recipe, extra.at) * extra.samples
+        total += _answers(section, extra.task, drawn, extra.limit or section.limit)
+    for source in recipe.data.replay:
+        if source.is_sampled and source.count:
+            total += Answers(source.count, source.count * source.tokens)
     return total
+
+
+def extra_models(recipe: Recipe, at: str) -> int:
+    """Models that an extra is measured on, if every run ends well; see `study/extras.py`."""
+    points = len(recipe.budget.tokens or recipe.budget.epochs or []) if at == "all" else 1
+    most = len(recipe.seeds) * points
+    made = (len(arm.external) if arm.external else most for arm in recipe.arms.values())
+    return 1 + sum(min(most, count) for count in made)
+
+
+def _answers(section: MeasureSection, task: str, each: int, limit: int | None) -> Answers:
+    whole = ITEMS.get(task, OTHER_ITEMS)
+    count = each * min(limit or whole, whole)
+    own = section.code_tokens if TASKS[task].runs_code else section.gsm8k_tokens
+    return Answers(count, count * NEW_TOKENS.get(task, own))

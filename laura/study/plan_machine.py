@@ -7,6 +7,7 @@ Both are measured in a process of their own, since peak memory is a process's.
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import subprocess
@@ -48,8 +49,9 @@ class Machine:
     cache_bytes: int
 
 
+@functools.cache
 def measure_machine(shapes: Shapes, device: str | None, precision: str) -> Machine:
-    """Measure, in a process of its own (some seconds).
+    """Measure, in a process of its own (some seconds); what was measured is kept.
 
     Args:
         shapes: Of the base, whose products are timed.

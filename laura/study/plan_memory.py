@@ -16,11 +16,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from laura.models.targets import GROUPS, is_named
-from laura.recipe import Arm, LoraArm, TrainSection
+from laura.recipe import Arm, FullArm, LoraArm, Recipe
+from laura.study.plan_activations import Pass, activation_bytes, keeping_layers, lasting_casts
+from laura.study.plan_arms import (
+    FLOAT32,
+    fits_together,
+    lockstep_runs,
+    start_numbers,
+    trainable_parameters,
+    trains_all,
+)
 from laura.study.plan_shapes import Shapes
 
-FLOAT32 = 4
 # The same numbers as in models/losses.py, which needs torch; a test compares them.
 CHUNK_POSITIONS, GROUP_POSITIONS, BLOCK_WORDS = 128, 512, 8192
 # glibc's largest threshold above which a block is mapped by itself, 32 MiB on 64-bit systems.
@@ -37,10 +44,10 @@ class Parts:
     Attributes:
         runtime: The process without a model: Python, torch, its libraries.
         weights: The base, with the copy of frozen maps that mixed precision keeps.
-        adapter: A and B.
-        anchor: Copy of the base that a decay toward it needs.
-        gradients: Of everything that is trained.
-        optimiser: Moments, and copies made during an update.
+        adapter: A and B of every run in lock-step, DoRA's lengths, PiSSA's frozen starts.
+        anchor: Copy of the trained weights as they began, where decay pulls toward them.
+        gradients: Of everything that is trained; of one run at a time where runs take turns.
+        optimiser: Moments of every run in lock-step, and copies made during an update.
         activations: Kept by one pass for its gradient.
         logits: Logits, and the output map's gradient while the loss is taken.
         working: What a layer's gradient needs on the way.
@@ -61,126 +68,41 @@ class Parts:
     peak: int
 
 
-@dataclass(frozen=True)
-class Pass:
-    """What goes through the model together, and in which numbers.
-
-    Attributes:
-        tokens: T.
-        labelled: Positions with a label.
-        weight_bytes: w, of `base.dtype`.
-        arithmetic_bytes: e, of `train.precision`; 2 for bf16, 4 for fp32.
-        packed: Whether a pass holds more than one document.
-        more: Whether an optimiser step takes several passes.
-    """
-
-    tokens: int
-    labelled: int
-    weight_bytes: int
-    arithmetic_bytes: int
-    packed: bool = True
-    more: bool = True
-
-
 def pass_of(
-    train: TrainSection, weight_bytes: int, arithmetic_bytes: int, learnt: float = 1.0
+    recipe: Recipe,
+    arm: Arm,
+    weight_bytes: int,
+    arithmetic_bytes: int,
+    *,
+    device: str,
+    learnt: float = 1.0,
+    document: float = 0.0,
 ) -> Pass:
-    """The largest pass a recipe's `train` makes: full rows, as many as go together.
+    """The largest pass that training an arm makes: full rows, as many as go together.
 
     Args:
-        train: The recipe's `train`.
+        recipe: The recipe.
+        arm: One of its arms.
         weight_bytes: Of `base.dtype`.
         arithmetic_bytes: Of `train.precision`, resolved.
+        device: Its name.
         learnt: Share of the tokens that have a label.
+        document: Tokens of a document, weighed by tokens; 0 for full rows.
     """
+    train, kind = recipe.train, device.split(":")[0]
     rows = min(train.rows_per_pass, max(1, train.batch_tokens // train.row_tokens))
     tokens = rows * train.row_tokens
-    more = train.batch_tokens > tokens
-    return Pass(tokens, round(learnt * tokens), weight_bytes, arithmetic_bytes, more=more)
-
-
-def adapted_maps(shapes: Shapes, arm: LoraArm) -> list[tuple[str, tuple[int, int]]]:
-    """Full name and shape of each map that an arm adapts."""
-    wanted = GROUPS.get(arm.targets, ()) if isinstance(arm.targets, str) else arm.targets
-    return [
-        (name, shape)
-        for name, shape in shapes.named_maps()
-        if any(is_named(name, target) for target in wanted)
-    ]
-
-
-def trainable_parameters(shapes: Shapes, arm: Arm) -> int:
-    """Numbers an arm trains; for LoRA r (in + out) of each adapted map."""
-    if not isinstance(arm, LoraArm):
-        return shapes.parameters
-    return arm.rank * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
-
-
-def activation_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
-    """What a pass keeps for its gradient, with the kernels of models/lean.py.
-
-    A token in a layer:
-
-    - residual stream before each of the two norms, 2 C w, and their scales, 2 x 4;
-    - queries after the rotation, keys, values: (H + 2 G) D e;
-    - attention's output H D e and the logarithm of its denominator, 4 H;
-    - gate and up, 2 F e; their product is made again when it is wanted;
-    - what the maps that learn read, once for all that share it: what either norm gives, C e
-      each, and with several documents in a pass their joined outputs, H D e.
-
-    LoRA keeps r e of each adapted map, A x, and of the whole pass its scaled B (and A, where
-    it is cast). With dropout each adapted map keeps its own dropped input and a mask in
-    the same numbers, and not the input itself. Frozen maps that nothing adapts are cast anew in
-    each pass of mixed precision: + e for each of their numbers.
-
-    The last norm keeps its input and its scale; the loss, the gradient of the labelled
-    states. Cosine and sine are 2 D numbers of float32 a token for all layers.
-    """
-    e, w, c, queries = one.arithmetic_bytes, one.weight_bytes, shapes.width, shapes.queries
-    # With a frozen bf16 base the residual stream is bf16; with float32 it stays float32.
-    token = 2 * c * w + 2 * FLOAT32
-    token += (2 * queries + 2 * shapes.keys + 2 * shapes.feed_forward) * e
-    token += FLOAT32 * shapes.heads
-    learning = set(shapes.maps)
-    if isinstance(arm, LoraArm):
-        learning = {full.split(".", 3)[3] for full, _ in adapted_maps(shapes, arm)}
-    if not (isinstance(arm, LoraArm) and arm.dropout):
-        token += c * e * bool({f"self_attn.{kind}_proj" for kind in "qkv"} & learning)
-        token += c * e * bool({"mlp.gate_proj", "mlp.up_proj"} & learning)
-        token += queries * e * (one.packed and "self_attn.o_proj" in learning)
-    total = shapes.layers * token * one.tokens
-    if isinstance(arm, LoraArm):
-        total += _adapter_activations(shapes, arm, one)
-        total -= one.tokens * _before_the_first(shapes, learning, one, arm.dropout > 0)
-    total += one.tokens * (c * w + FLOAT32 + 2 * shapes.head_width * FLOAT32)
-    return total + one.labelled * c * e
-
-
-def _before_the_first(shapes: Shapes, learning: set[str], one: Pass, drops: bool) -> int:
-    """What a token does not keep in the first layer, before the first map that learns."""
-    norm = shapes.width * one.weight_bytes + FLOAT32
-    left_out = norm
-    first = {f"self_attn.{kind}_proj" for kind in "qkv"} & learning
-    if drops:
-        left_out += len(first) * shapes.width * one.arithmetic_bytes
-    if not first:
-        left_out += (2 * shapes.queries + 2 * shapes.keys) * one.arithmetic_bytes
-        left_out += FLOAT32 * shapes.heads
-        left_out += norm if "self_attn.o_proj" not in learning else 0
-    return left_out
-
-
-def _adapter_activations(shapes: Shapes, arm: LoraArm, one: Pass) -> int:
-    e = one.arithmetic_bytes
-    maps = adapted_maps(shapes, arm)
-    cast = e != FLOAT32
-    kept = sum(arm.rank * e * one.tokens + arm.rank * e * (o + i * cast) for _, (o, i) in maps)
-    if arm.dropout:
-        kept += sum(2 * i * e * one.tokens for _, (_, i) in maps)
-    if cast and one.weight_bytes != e:
-        adapted = sum(o * i for _, (o, i) in maps)
-        kept += e * (shapes.map_elements - adapted)
-    return kept
+    return Pass(
+        tokens,
+        round(learnt * tokens),
+        weight_bytes,
+        arithmetic_bytes,
+        more=train.batch_tokens > tokens,
+        document=document or train.row_tokens,
+        fused=kind == "cuda",
+        runs=lockstep_runs(recipe, arm),
+        shared=kind != "cpu" and fits_together(arm),
+    )
 
 
 def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
@@ -196,7 +118,7 @@ def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     total = chunk * FLOAT32 + (chunk * e if e != FLOAT32 else 0)
     if e != w:
         total += v * c * e
-    if not isinstance(arm, LoraArm):
+    if trains_all(arm):
         total += v * c * w + min(GROUP_POSITIONS, one.labelled) * v * e
         total += min(BLOCK_WORDS, v) * c * e
     return total
@@ -210,25 +132,27 @@ def working_bytes(shapes: Shapes, one: Pass) -> int:
     residual stream and of the maps' input, T x C each.
     """
     wide = 6 * shapes.feed_forward * one.arithmetic_bytes
-    return one.tokens * (wide + shapes.width * (one.weight_bytes + one.arithmetic_bytes))
+    narrow = shapes.width * (one.weight_bytes + one.arithmetic_bytes)
+    return one.tokens * one.times * (wide + narrow)
 
 
-def allocator_bytes(shapes: Shapes, one: Pass) -> int:
+def allocator_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     """Freed memory that glibc's heap keeps resident at the end of a forward pass.
 
-    A layer frees three tensors that lie between others it keeps: what the attention's output
-    map gives, T C, the gated product, T F, and what the last map gives, T C. They come from
-    posix_memalign, and a freed block is too small by its own alignment for the next request
-    of the same size, so the hole stays. Seen with SmolLM2-135M, r=8, 2,048 tokens, against
-    glibc told to return every large block at once (MALLOC_MMAP_THRESHOLD_=65536): 3.54 GB
-    against 2.95 in fp32, 2.75 against 2.47 in bf16; counted here: 0.66 and 0.33. Blocks above
-    32 MiB are always returned at once (mmap), and count nothing.
+    Observed: SmolLM2-135M, LoRA r=8, 2,048 tokens, took 3.54 GB in fp32 and 2.75 in bf16, but
+    2.95 and 2.47 where glibc was told to return every large block at once
+    (MALLOC_MMAP_THRESHOLD_=65536). Counted here are 0.66 and 0.33 GB.
+
+    Which blocks stay is a hypothesis, not observed: of each layer the three that it frees among
+    others it keeps (what attention's output map gives, T C, the gated product, T F, and what
+    the last map gives, T C). Blocks above 32 MiB, the largest that glibc takes from its heap,
+    count nothing.
     """
     total = 0
     for width in (shapes.width, shapes.feed_forward, shapes.width):
-        size = one.tokens * width * one.arithmetic_bytes
+        size = one.tokens * one.times * width * one.arithmetic_bytes
         total += size if size <= LARGEST_HEAP_BLOCK else 0
-    return shapes.layers * total
+    return keeping_layers(shapes, arm) * total
 
 
 def training_parts(
@@ -258,24 +182,22 @@ def training_parts(
         Biderman et al. 2024, arXiv:2405.09673, appendix H, for the first four parts.
     """
     e, w = one.arithmetic_bytes, one.weight_bytes
+    trained, number = trainable_parameters(shapes, arm), _number_bytes(arm, w)
+    # `LoraLinear` casts its frozen map once and keeps the cast.
+    weights = shapes.parameters * w + lasting_casts(shapes, arm, one)
     lora = isinstance(arm, LoraArm)
-    trained = trainable_parameters(shapes, arm)
-    number = FLOAT32 if lora else w
-    weights = shapes.parameters * w
-    if isinstance(arm, LoraArm) and e != w:
-        # `LoraLinear` casts its frozen map once and keeps the cast.
-        weights += e * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
-    adapter = trained * FLOAT32 if lora else 0
+    adapter = FLOAT32 * (trained * one.runs + start_numbers(shapes, arm)) if lora else 0
+    anchor = trained * w if _has_anchor(arm) else 0
     state, copies = OPTIMISER_STATE[optimiser]
-    gradients, moments = trained * number, trained * number * state
+    moments = trained * number * state * one.runs
     gathered = _gathered(shapes, e) if devices > 1 else 0
-    shared = -(-(weights + adapter + moments) // devices)
-    gradients = -(-gradients // devices)
+    shared = -(-(weights + adapter + anchor + moments) // devices)
+    gradients = -(-trained * number * one.times // devices)
     activations = activation_bytes(shapes, arm, one)
     logits, working = logits_bytes(shapes, arm, one), working_bytes(shapes, one)
-    holes = allocator_bytes(shapes, one) if on_processor else 0
+    holes = allocator_bytes(shapes, arm, one) if on_processor else 0
     # The output map's gradient is made with the loss and waits for the embedding's.
-    head = 0 if lora else shapes.head_elements * w
+    head = shapes.head_elements * w if trains_all(arm) else 0
     before = gradients if one.more else 0
     peak = shared + gathered + holes + max(
         before + activations + logits,
@@ -287,8 +209,7 @@ def training_parts(
         runtime=runtime,
         weights=-(-weights // devices) + gathered,
         adapter=-(-adapter // devices),
-        # Hook: a full arm with `weight_decay_toward: base` keeps parameters * w more, also in peak.
-        anchor=0,
+        anchor=-(-anchor // devices),
         gradients=gradients,
         optimiser=-(-(moments + trained * number * copies) // devices),
         activations=activations,
@@ -297,6 +218,16 @@ def training_parts(
         allocator=holes,
         peak=runtime + peak,
     )
+
+
+def _number_bytes(arm: Arm, weight_bytes: int) -> int:
+    """Bytes of a trained number; adapters are always float32."""
+    return FLOAT32 if isinstance(arm, LoraArm) else weight_bytes
+
+
+def _has_anchor(arm: Arm) -> bool:
+    """Whether decay keeps a copy of what the trained weights were (`train/decay.py`)."""
+    return isinstance(arm, FullArm) and arm.weight_decay_toward == "base" and arm.weight_decay > 0
 
 
 def _gathered(shapes: Shapes, e: int) -> int:

@@ -88,7 +88,7 @@ class Shapes:
     @property
     def map_elements(self) -> int:
         """Numbers in the linear maps of all layers."""
-        return self.layers * sum(o * i for o, i in self.maps.values())
+        return self.layers * self.layer_elements
 
     @property
     def head_elements(self) -> int:
@@ -98,8 +98,18 @@ class Shapes:
     @property
     def parameters(self) -> int:
         """All numbers of the model; a tied output map counts once."""
-        norms = self.layers * (2 * self.width + self.biases + self.head_norms) + self.width
-        return self.map_elements + norms + self.head_elements * (1 if self.tied else 2)
+        heads = self.head_elements * (1 if self.tied else 2)
+        return self.layers * self.layer_parameters + self.width + heads
+
+    @property
+    def layer_elements(self) -> int:
+        """Numbers in the linear maps of one layer."""
+        return sum(o * i for o, i in self.maps.values())
+
+    @property
+    def layer_parameters(self) -> int:
+        """All numbers of one layer: its maps, biases and norms."""
+        return self.layer_elements + 2 * self.width + self.biases + self.head_norms
 
 
 def shapes_of(section: BaseSection) -> Shapes:

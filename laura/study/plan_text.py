@@ -53,7 +53,7 @@ def plan_text(plan: dict[str, Any]) -> str:
                 arm["arm"],
                 count_text(arm["trained_parameters"]),
                 f"{arm['share']:.2%}",
-                str(arm["runs"]),
+                "elsewhere" if arm["external"] else str(arm["runs"]),
                 count_text(arm["tokens"]),
                 count_text(arm["flops"]),
                 _time(arm["devices"][0]["seconds"]),
@@ -61,22 +61,59 @@ def plan_text(plan: dict[str, Any]) -> str:
             ]
         )
     total = plan["totals"]
-    rows.append(
-        ["all", "", "", str(total["runs"]), count_text(total["tokens"]), count_text(total["flops"]),
-         _time(total["seconds"]), size_text(total["disk"]["checkpoints"])]
-    )  # fmt: skip
-    lines += _table(rows)
-    disk = ", ".join(f"{key} {size_text(size)}" for key, size in total["disk"].items())
-    lines += ["", f"Disk, at most: {disk}", *plan["notes"]]
+    rows.append(["all", "", "", *_sums(total)])
+    lines += table(rows)
+    lines += ["", evaluation_line(total)]
+    lines += [disk_line(total), *plan["notes"]]
     return "\n".join(lines)
+
+
+def series_text(series: dict[str, Any]) -> str:
+    """The plans of all settings of a series, and what they take together."""
+    parts = [plan_text(plan) for plan in series["settings"].values()]
+    total = series["totals"]
+    rows = [["setting", "peak", "runs", "tokens", "operations", "time", "checkpoints"]]
+    for name, plan in series["settings"].items():
+        rows.append([name, size_text(plan["totals"]["peak"]), *_sums(plan["totals"])])
+    rows.append(["all", size_text(total["peak"]), *_sums(total)])
+    words = [f"{series['name']}, all settings together", *table(rows), "", evaluation_line(total)]
+    words.append(disk_line(total))
+    if total["unknown"]:
+        names = ", ".join(total["unknown"])
+        words.append(f"Without the training of {names}: give --setting and --epoch-tokens.")
+    return "\n\n\n".join([*parts, "\n".join(words)])
+
+
+def evaluation_line(total: dict[str, Any]) -> str:
+    """What measuring takes, as far as it can be told."""
+    found = total["evaluation"]
+    return (
+        f"Measuring: {found['models']} models; {found['answers']:,} answers of at most "
+        f"{count_text(found['generated_tokens'])} tokens, {count_text(found['flops'])} operations "
+        "(reading prompts, choices and texts left out)"
+    )
+
+
+def disk_line(total: dict[str, Any]) -> str:
+    """Disk by kind of file."""
+    sizes = {key: size for key, size in total["disk"].items() if key != "elsewhere" or size}
+    return "Disk, at most: " + ", ".join(f"{key} {size_text(size)}" for key, size in sizes.items())
+
+
+def _sums(total: dict[str, Any]) -> list[str]:
+    return [
+        str(total["runs"]), count_text(total["tokens"]), count_text(total["flops"]),
+        _time(total["seconds"]), size_text(total["disk"]["checkpoints"]),
+    ]  # fmt: skip
 
 
 def plan_line(plan_totals: dict[str, Any], peaks: dict[str, int]) -> str:
     """One line on what a comparison will take."""
-    memory = ", ".join(f"{name} {size_text(peak)}" for name, peak in peaks.items())
+    sizes = ", ".join(f"{name} {size_text(peak)}" for name, peak in peaks.items())
+    memory = f"memory beside torch's own {sizes}" if sizes else "nothing is trained"
     return (
         f"Plan: {plan_totals['runs']} runs, {count_text(plan_totals['tokens'])} tokens, "
-        f"{count_text(plan_totals['flops'])} operations; memory beside torch's own {memory}; "
+        f"{count_text(plan_totals['flops'])} operations; {memory}; "
         f"{size_text(plan_totals['disk']['all'])} of disk at most"
     )
 
@@ -87,20 +124,22 @@ def paper_text(parameters: float, devices: Sequence[int], share: float) -> str:
     rows = [head]
     for row in paper_rows(parameters, devices, share):
         rows.append([row["case"], *(f"{size / 1e9:.5g} GB" for size in row["bytes"])])
-    return "\n".join(["Model state of one GPU (Biderman et al. 2024, appendix H)", *_table(rows)])
+    return "\n".join(["Model state of one GPU (Biderman et al. 2024, appendix H)", *table(rows)])
 
 
 def _memory(title: str, plan: dict[str, Any], kind: str, parts: Sequence[str]) -> list[str]:
-    columns = [
+    found = [
         (arm["arm"] + (f" /{one['devices']}" if len(arm["devices"]) > 1 else ""), one[kind])
         for arm in plan["arms"]
         for one in arm["devices"]
+        if one[kind] is not None
     ]
-    rows = [[title, *(name for name, _ in columns)]]
-    for part in parts:
-        if any(found[part] for _, found in columns):
-            rows.append([f"  {part}", *(size_text(found[part]) for _, found in columns)])
-    return _table(rows)
+    if not found:
+        return [f"{title}: nothing is trained"]
+    shown = [part for part in parts if any(sizes[part] for _, sizes in found)]
+    rows = [["arm", *shown]]
+    rows += [[name, *(size_text(sizes[part]) for part in shown)] for name, sizes in found]
+    return [title, *table(rows)]
 
 
 def _time(seconds: list[float] | None) -> str:
@@ -110,7 +149,8 @@ def _time(seconds: list[float] | None) -> str:
     return f"{least} to {most}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines, the first column to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

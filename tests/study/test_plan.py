@@ -8,27 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from typer.testing import CliRunner
 
 from laura import cli
-from laura.data.packing import Row
 from laura.models import decoding, losses
-from laura.models import lean as lean_module
-from laura.models.device import autocast
 from laura.models.key_values import Geometry
-from laura.models.lean import lean
-from laura.models.lora import LoraSettings, attach, lora_layers
-from laura.recipe import Arm, FullArm, LoraArm, Recipe
+from laura.models.lora import LoraSettings, attach
+from laura.recipe import FullArm, LoraArm, Recipe
 from laura.study import plan_evaluation, plan_memory
 from laura.study.plan import plan
+from laura.study.plan_activations import Pass
+from laura.study.plan_arms import trainable_parameters
 from laura.study.plan_data import Survey
-from laura.study.plan_memory import Pass, activation_bytes, trainable_parameters, training_parts
+from laura.study.plan_memory import training_parts
 from laura.study.plan_paper import TABLES, paper_rows, state_bytes
 from laura.study.plan_shapes import shapes_from
 from laura.study.plan_work import arm_work, trained_tokens, work_of
 from laura.train.flops import count_work
-from laura.train.loop import model_inputs
 from tests.conftest import make_tiny_model
 
 LLAMA_2_7B = {
@@ -138,72 +134,6 @@ def test_adapters_and_operations_are_those_of_the_model(targets: Any) -> None:
     assert work_of(shapes, arm) == count_work(model)
 
 
-@pytest.mark.parametrize("bits", [16, 32])
-@pytest.mark.parametrize("documents", [1, 4])
-@pytest.mark.parametrize(
-    "arm",
-    [
-        FullArm(method="full"),
-        LoraArm(method="lora", rank=8),
-        LoraArm(method="lora", rank=8, targets="mlp"),
-        LoraArm(method="lora", rank=8, dropout=0.1),
-    ],
-    ids=["full", "lora", "mlp", "dropout"],
-)
-def test_activations_are_what_autograd_keeps(
-    arm: Arm, documents: int, bits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Against the storages that a real pass saves, each counted once."""
-    dtype = {16: torch.bfloat16, 32: torch.float32}[bits]
-    model = make_tiny_model(num_hidden_layers=6, hidden_size=128, intermediate_size=352)
-    shapes = shapes_from(model.config.to_dict(), "tiny")
-    if isinstance(arm, LoraArm):
-        settings = LoraSettings(arm.rank, targets=str(arm.targets), dropout=arm.dropout)
-        attach(model, settings, seed=0)
-    tokens, length = 256, 256 // documents
-    places = [place for _ in range(documents) for place in range(length)]
-    row = Row([5] * tokens, [7] * tokens, places, [length] * documents, [0] * documents)
-    kept = _kept_bytes(model, row, dtype, monkeypatch)
-    one = Pass(tokens, tokens, 4, bits // 8, packed=documents > 1)
-    assert activation_bytes(shapes, arm, one) == pytest.approx(kept, rel=0.03)
-
-
-def _kept_bytes(model: Any, row: Row, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> int:
-    model.train()
-    cpu = torch.device("cpu")
-    inputs, labels = model_inputs([row], cpu)
-    found: dict[int, Any] = {}
-
-    def pack(tensor: Any) -> Any:
-        if isinstance(tensor, torch.Tensor):
-            found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    made_again = lean_module._made_again
-
-    def seen_too(*tensors: torch.Tensor) -> saved_tensors_hooks:
-        # Only the innermost hooks are asked: what they keep is noted here.
-        hooks = made_again(*tensors)
-        inner, unpack = hooks.pack_hook, hooks.unpack_hook
-        return saved_tensors_hooks(lambda kept: pack(inner(kept)), unpack)
-
-    monkeypatch.setattr(lean_module, "_made_again", seen_too)
-    with lean(model), saved_tensors_hooks(pack, lambda kept: kept), autocast(cpu, dtype):
-        loss = losses.packed_loss_sum(model, inputs, labels, dtype)
-    # Counted elsewhere: parameters, frozen maps' lasting casts, the output map's gradient.
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    casts = [layer._cast for layer in lora_layers(model).values() if layer._cast is not None]
-    own |= {cast.untyped_storage().data_ptr() for cast in casts}
-    head = model.get_output_embeddings().weight.shape
-    sizes = [
-        kept.untyped_storage().nbytes()
-        for place, kept in found.items()
-        if place not in own and kept.shape != head
-    ]
-    assert loss.requires_grad
-    return sum(sizes)
-
-
 def test_numbers_written_twice_agree() -> None:
     for name in ("CHUNK_POSITIONS", "GROUP_POSITIONS", "BLOCK_WORDS"):
         assert getattr(plan_memory, name) == getattr(losses, name)
@@ -258,8 +188,8 @@ def test_runs_are_the_grid_and_the_further_seeds() -> None:
     shapes = shapes_from(LLAMA_2_7B, "config.json")
     known = Survey(None, None, 1024, 1.0, "")
     recipe = make_recipe()
-    full = arm_work(recipe, recipe.arms["full"], shapes, known, 4)
-    lora = arm_work(recipe, recipe.arms["lora"], shapes, known, 4)
+    full = arm_work(recipe, "full", shapes, known, 4)
+    lora = arm_work(recipe, "lora", shapes, known, 4)
     # (rates + 2 seeds) x 2 budgets that are runs of their own
     assert (full.runs, lora.runs) == (8, 10)
     assert full.checkpoint_bytes == 8 * 4 * shapes.parameters
