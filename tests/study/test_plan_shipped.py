@@ -65,7 +65,8 @@ def test_every_shipped_recipe_is_planned(name: str, tmp_path: Path, llama_2_7b: 
         total, size = found["totals"], found["base"]["parameters"]
         assert total["evaluation"]["models"] >= 2 and total["peak"] > 4 * size
         for arm in found["arms"]:
-            assert 0 < arm["trained_parameters"] <= size
+            # Beside the micro base the largest adapters hold more numbers than it.
+            assert 0 < arm["trained_parameters"] <= (2 * size if "micro" in name else size)
             for one in arm["devices"]:
                 parts = one["training"]
                 assert (parts is None) == arm["external"]
@@ -110,7 +111,9 @@ def test_epochs_of_code_are_told_by_the_papers_tokens(llama_2_7b: Path) -> None:
         assert arm["runs"] == 5
     # pass@k draws 256 answers of 164 tasks on the base and 4 arms at 5 points.
     passk = (1 + 4 * 5) * 256 * 164
-    assert found["totals"]["evaluation"]["answers"] == 21 * 50 * 164 + passk
+    # Diversity is measured at the last point only, on the base and 4 arms.
+    diversity = (1 + 4) * 50 * 164
+    assert found["totals"]["evaluation"]["answers"] == 21 * 50 * 164 + passk + diversity
 
 
 def test_released_checkpoints_are_measured_only(llama_2_7b: Path) -> None:
