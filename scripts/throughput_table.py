@@ -4,8 +4,8 @@
     python scripts/throughput_table.py studies/paper-throughput
 
 Reads each setting's cost.json: the median step's tokens a second, and the largest peak of
-the arm's runs in GB (10⁹ bytes): of the device on a GPU, on a CPU of the whole process with
-its libraries.
+the arm's runs in GB (10⁹ bytes): of the device on a GPU; on a CPU of the whole process,
+which also holds what the runs before have left, so there it does not tell the arms apart.
 """
 
 from __future__ import annotations
