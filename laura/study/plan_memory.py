@@ -137,22 +137,19 @@ def working_bytes(shapes: Shapes, one: Pass) -> int:
 
 
 def allocator_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
-    """Freed memory that glibc's heap keeps resident at the end of a forward pass.
+    """Freed memory that glibc's heap keeps resident at the end of a forward pass: 2 T C w a layer.
 
-    Observed: SmolLM2-135M, LoRA r=8, 2,048 tokens, took 3.54 GB in fp32 and 2.75 in bf16, but
-    2.95 and 2.47 where glibc was told to return every large block at once
-    (MALLOC_MMAP_THRESHOLD_=65536). Counted here are 0.66 and 0.33 GB.
-
-    Which blocks stay is a hypothesis, not observed: of each layer the three that it frees among
-    others it keeps (what attention's output map gives, T C, the gated product, T F, and what
-    the last map gives, T C). Blocks above 32 MiB, the largest that glibc takes from its heap,
-    count nothing.
+    An observation, not a derivation: what LoRA trainings of SmolLM2-135M took beyond all other
+    parts was 1.4 to 2.4 T C w a layer where a step is one pass, in fp32 and in bf16, from 256
+    to 2,048 tokens (benchmarks/README.md); full finetuning, whose gradients lie in the same
+    heap, took up to 9. That it is the heap's is seen from a training that took 0.59 GB less in
+    fp32 and 0.28 in bf16 where glibc was told to return every large block at once
+    (MALLOC_MMAP_THRESHOLD_=65536). Which blocks stay is a hypothesis: two of the residual
+    stream's size, which a layer frees among others that it keeps. Blocks above 32 MiB, the
+    largest that glibc takes from its heap, count nothing.
     """
-    total = 0
-    for width in (shapes.width, shapes.feed_forward, shapes.width):
-        size = one.tokens * one.times * width * one.arithmetic_bytes
-        total += size if size <= LARGEST_HEAP_BLOCK else 0
-    return keeping_layers(shapes, arm) * total
+    size = one.tokens * one.times * shapes.width * one.weight_bytes
+    return 2 * keeping_layers(shapes, arm) * size * (size <= LARGEST_HEAP_BLOCK)
 
 
 def training_parts(
