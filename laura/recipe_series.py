@@ -82,7 +82,7 @@ def read_study(
     for name, part in _mapping(data.get("settings")).items():
         merged, found = _merged(str(name), part, data, Path(path).parent)
         if merged is not None:
-            set_here = apply_overrides(merged, [*each, *single[str(name)]], found)
+            set_here = apply_overrides(merged, [*each, *single.get(str(name), [])], found)
             recipe, wrong = check_recipe(merged, data_dir)
             wrong = [_moved(fault, str(name), part, lines, set_here) for fault in wrong]
             found += wrong

@@ -133,3 +133,7 @@ def test_overrides_reach_every_setting_or_one(tmp_path: Path) -> None:
 )
 def test_malformed_series(tmp_path: Path, text: str, where: str) -> None:
     assert where in faults(tmp_path, text)
+
+
+def test_all_settings_may_be_overridden_at_once(tmp_path: Path) -> None:
+    assert faults(tmp_path, "name: s\nsettings: {a: {}}", ("settings={b: {}}",))

@@ -64,9 +64,11 @@ def compare(
             progress.say(told)
         progress.say(announcement(session))
         # What stands is not counted, or the time left would be judged by its speed.
-        grid, before = _left(session, [] if searched else grid)
+        due = [spec for spec in grid if not searched or recipe.arms[spec.arm].external]
+        grid, before = _left(session, due)
         each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
-        before, tries = search.counts() if search else (before, len(grid))
+        ended, trials = search.counts() if search else (0, 0)
+        before, tries = before + ended, len(grid) + trials
         further = (len(recipe.seeds) - 1) * len(recipe.arms) * each
         stages = 1 + tries + further + most_jobs(recipe)
         with progress.bar("study", stages, "stages") as bar:
@@ -110,13 +112,13 @@ def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
 
 
 def grid_of(session: Session) -> list[RunSpec]:
-    """The runs of every arm at every rate with the first seed; at one rate, in a search."""
+    """The runs of every arm at every rate with the first seed; at one where a search draws."""
     recipe = session.recipe
-    rates = 1 if recipe.search.sampler != "grid" else None
+    searched = recipe.search.sampler != "grid"
     return [
         spec
         for name, arm in recipe.arms.items()
-        for rate in sorted(arm.learning_rates)[:rates]
+        for rate in sorted(arm.learning_rates)[: 1 if searched and arm.external is None else None]
         for spec in session.specs(name, rate, recipe.seeds[0])
     ]
 

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from laura.data.mixing import Dealt
-from laura.recipe import Arm, FullArm, LoraArm
+from laura.recipe import Arm, FullArm, LoraArm, TrainSection
 from laura.train.batches import BatchPlan
 
 # Told apart by the run's rate, and by the sources beside the share.
 _APART = {"learning_rates", "replay"}
+# Keys of `train` that change how a run is carried out, saved and looked at, not what it becomes.
+UNTRAINED = frozenset({"checkpoint_minutes", "cohort", "validate_every"})
 
 
 def budget_marks(plan: BatchPlan, budgets: Sequence[float]) -> list[dict[str, Any]]:
@@ -33,18 +35,24 @@ def budget_marks(plan: BatchPlan, budgets: Sequence[float]) -> list[dict[str, An
     return marks
 
 
-def is_of(record: dict[str, Any], arm: Arm, facts: dict[str, Any]) -> bool:
-    """Whether a run was trained as its arm is described now, which a recipe may have changed.
+def is_of(record: dict[str, Any], arm: Arm, train: TrainSection, facts: dict[str, Any]) -> bool:
+    """Whether a run was trained as a recipe describes it now, which may have changed since.
 
     Args:
         record: Its run.json.
         arm: The arm of that name as the recipe describes it.
+        train: The recipe's `train`.
         facts: The study's `study.json`.
     """
     identity = record.get("identity", {})
     wanted = {"fraction": arm.replay, "sources": facts.get("replay")} if arm.replay else None
     if identity.get("replay") != wanted:
         return False
+    if identity.get("train") and arm.external is None:
+        # What `auto` precision came to is the machine's affair.
+        known = {k: v for k, v in identity["train"].items() if k != "precision"}
+        if known != train.identity({*UNTRAINED, "precision"}):
+            return False
     _, trained = identity.get("arm", ("", None))
     return trained is None or _settings(trained) == _settings(arm.model_dump(mode="json"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from laura.progress import Bar
-from laura.recipe_search import families_of
+from laura.recipe_search import Family, families_of
 from laura.results import VALIDATION, TaskResult
 from laura.store import disk_faults, read_json, write_json
 from laura.study.choosing import LOST, Outcome, outcome_of
@@ -27,9 +27,18 @@ class Search:
         self._session, recipe = session, session.recipe
         self._budgets = list(recipe.budget.tokens or recipe.budget.epochs or [])
         self._families = [
-            Trials(family, recipe.search, self._budgets, session.store.folder)
+            Trials(family, recipe.search, self._budgets, session.store.folder, self._made(family))
             for family in families_of(recipe.arms, recipe.search.families)
+            # Nothing is drawn for checkpoints made elsewhere: they are what they are.
+            if any(recipe.arms[arm].external is None for arm in family.arms.values())
         ]
+
+    def _made(self, family: Family) -> list[str]:
+        recipe = self._session.recipe
+        specs = [
+            RunSpec(arm, family.low, recipe.seeds[0], recipe.budget) for arm in family.arms.values()
+        ]
+        return [self._session.run_store(spec).folder.name for spec in specs]
 
     def counts(self) -> tuple[int, int]:
         """How many trials have ended, and how many have not."""

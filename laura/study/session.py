@@ -32,7 +32,7 @@ from laura.study.material import StudyData
 from laura.study.measures import all_tasks, is_current, result_names
 from laura.study.measuring import measure
 from laura.study.replay import ReplayData
-from laura.study.run_record import budget_marks
+from laura.study.run_record import UNTRAINED, budget_marks
 from laura.study.sharing import BUSY, LOCK, claimed, held
 from laura.study.validation import validator
 from laura.study.workbench import Workbench
@@ -262,8 +262,7 @@ class Session:
     def _identity(self, spec: RunSpec) -> dict[str, Any]:
         recipe = self.recipe
         arm = recipe.arms[spec.arm].identity({"learning_rates", "replay"})
-        # These change how a run is carried out, saved and looked at, not what it becomes.
-        train = recipe.train.identity({"checkpoint_minutes", "cohort", "validate_every"})
+        train = recipe.train.identity(UNTRAINED)
         device = pick_device(self.bench.device_name)
         train["precision"] = str(resolve_precision(recipe.train.precision, device))
         return {

@@ -55,6 +55,11 @@ def train(
     chosen = recipe.seeds[0] if seed is None else seed
     with open_study(recipe, study, data_dir, device, progress) as session:
         specs = session.specs(arm, rate, chosen)
+        if not specs:
+            raise UsageError(
+                f"{arm} has no checkpoint made elsewhere at rate {rate:g} with seed {chosen}; "
+                "choose one of those that its `external` names"
+            )
         session.check(specs)
         session.base_results()
         runs = []

@@ -142,7 +142,8 @@ def gather(study: StudyStore, recipe: Recipe, only: Collection[str] | None = Non
         record = run.folder / "run.json"
         if record.is_file() and (only is None or run.folder.name in only):
             known = read_json(record)
-            if known["arm"] in order and is_of(known, recipe.arms[known["arm"]], facts):
+            arm = recipe.arms.get(known["arm"])
+            if arm is not None and is_of(known, arm, recipe.train, facts):
                 runs.append((known, run))
     runs.sort(key=lambda pair: _order(pair[0], order))
     points = []

@@ -55,16 +55,22 @@ class Trials:
         section: How.
         budgets: The recipe's budget points, rising.
         study: The study folder.
+        made: IDs of a run of each arm: they tell the same space apart under other settings.
     """
 
     def __init__(
-        self, family: Family, section: SearchSection, budgets: Sequence[float], study: Path
+        self,
+        family: Family,
+        section: SearchSection,
+        budgets: Sequence[float],
+        study: Path,
+        made: Sequence[str] = (),
     ) -> None:
         self.family, self._section, self._study = family, section, study
-        # Another space, objective or bound is another search; more trials are the same one.
+        # Another space, objective, bound or training is another search; more trials are the same.
         what = section.model_dump(mode="json", exclude={"trials", "families", "allow_shared_rate"})
         space = [family.parameters, list(family.arms.values()), family.low, family.high]
-        self._mark = content_hash([what, space, list(budgets)])[:8]
+        self._mark = content_hash([what, space, list(budgets), *made])[:8]
         self._name = f"{family.name}-{self._mark}"
         self._resources = list[int]()
         for budget in budgets:

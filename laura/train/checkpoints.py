@@ -58,6 +58,7 @@ def load_state(
             f"{folder} holds other parameters than this run trains; delete the run's folder "
             "and give the same command again"
         )
+    optimiser.state.clear()  # a state from before the first step holds none
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors.pop(f"parameter/{name}"))

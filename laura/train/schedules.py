@@ -56,6 +56,10 @@ def plan_legs(section: TrainSection, points: list[int]) -> list[Leg]:
             trunk = Leg(f"trunk-{number}", position, fork, origin, (), False, last, warmup)
             legs.append(trunk)
             origin, position = trunk.name, fork
+        elif origin is None and point != last:
+            # A budget that cools down from the first step on leaves nothing to go on from.
+            legs.append(Leg("trunk-0", 0, 0, None, (), False, last, warmup))
+            origin = "trunk-0"
         branch = Leg(f"branch-{number}", fork, point, origin, (point,), True, last, warmup)
         legs.append(branch)
     return legs

@@ -206,3 +206,28 @@ def test_killed_at_random_moments_gives_the_same_summary(
     assert {r["id"]: r["state"] for r in found["runs"]} == {
         r["id"]: r["state"] for r in summary["runs"]
     }
+
+
+def test_other_settings_are_another_search_and_external_arms_are_not_drawn(
+    recipe_text: str, tmp_path: Path
+) -> None:
+    from laura.errors import UsageError
+    from laura.study.single import train
+
+    made = ["search={sampler: random, trials: 1}", "seeds=[0]", "budget.tokens=[300]"]
+    lora = "arms={{lora: {{method: lora, rank: 4, alpha: {}, learning_rates: [1e-3, 1e-2]}}}}"
+    study = tmp_path / "study"
+    first = compare(parse_recipe(recipe_text, [*made, lora.format(8)]), study=study, device="cpu")
+    run = StudyStore(study).run(first["runs"][0]["id"])
+    place = run.checkpoint(first["points"][0]["step"])
+    points = [
+        f"{{model: {place}, budget: 300, learning_rate: {rate}}}" for rate in ("1e-3", "3e-3")
+    ]
+    external = f"arms.made={{method: lora, rank: 4, alpha: 8, external: [{', '.join(points)}]}}"
+    recipe = parse_recipe(recipe_text, [*made, lora.format(3), external])
+    with pytest.raises(UsageError, match="no checkpoint made elsewhere at rate"):
+        train(recipe, arm="made", learning_rate=1e-3, seed=9, study=study, device="cpu")
+    summary = compare(recipe, study=study, device="cpu")
+    assert all(arm["best_learning_rate"] for arm in summary["arms"])
+    rates = [one["learning_rate"] for one in summary["runs"] if one["arm"] == "made"]
+    assert rates == [1e-3, 3e-3]

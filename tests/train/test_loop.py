@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,20 @@ def test_branches_share_the_trunk_and_equal_a_run_of_their_own(tmp_path: Path) -
     train(make_tiny_model(), tmp_path / "alone", section, alone)
     last = both.points[-1]
     one, other = weights(tmp_path / "both", last), weights(tmp_path / "alone", last)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_first_budget_without_a_trunk_leaves_the_next_as_it_would_be(tmp_path: Path) -> None:
+    """A budget of one step is all cooldown: what follows starts from the first weights."""
+    from tests.conftest import make_tiny_model
+
+    section = make_section(schedule="trapezoidal", warmup=0.0)
+    whole = make_plan(section)
+    both = replace(whole, points=[1, whole.points[-1]])
+    train(make_tiny_model(), tmp_path / "both", section, both)
+    train(make_tiny_model(), tmp_path / "one", section, whole)
+    last = whole.points[-1]
+    one, other = weights(tmp_path / "one", last), weights(tmp_path / "both", last)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
