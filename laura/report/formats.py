@@ -56,7 +56,7 @@ def budget(value: float | None, unit: str) -> str:
     if value is None:
         return ABSENT
     if unit == "epochs":
-        return f"{value:g} epoch{'' if value == 1 else 's'}"
+        return f"{value:.4g} epoch{'' if value == 1 else 's'}"
     return f"{count(value)} tokens"
 
 

@@ -205,13 +205,19 @@ def over_seeds(values: Sequence[float], n: int, item_variance: float = 0.0) -> E
     return Effect(math.fsum(values) / len(values), tuple(parts), n, len(values))
 
 
-def mean_effect(effects: Sequence[Effect]) -> Effect:
+def mean_effect(effects: Sequence[Effect], shared_runs: bool = False) -> Effect:
     """Plain mean of one effect in several settings, each weighing the same.
 
     It speaks of these settings, not of others. Their runs are independent, so errors over
     seeds add as squares; items may be the same ones (the same HellaSwag), so errors over
     items are added as if wholly correlated, which is too much rather than too little.
+
+    Args:
+        effects: At least one.
+        shared_runs: Whether effects may hold the same runs (pairs of settings that have one
+            in common); then errors over seeds are added like those over items.
     """
+    correlated = ("items", "seeds") if shared_runs else ("items",)
     m = len(effects)
     parts: list[Part] = []
     for source in ("seeds", "grid", "items"):
@@ -220,7 +226,7 @@ def mean_effect(effects: Sequence[Effect]) -> Effect:
             for e in effects
             if (own := [p.variance for p in e.parts if p.source == source])
         ]
-        if source == "items" and found:
+        if source in correlated and found:
             total = math.fsum(math.sqrt(v) for v, _ in found) ** 2
             parts.append(Part(source, total / m**2, min(f for _, f in found)))
         else:

@@ -10,9 +10,9 @@ by its lower one.
 
 **Choosing is allowed for.** The best of m configurations, chosen on the items that also
 tell how good it is, looks better than it is. So intervals are simultaneous (Bonferroni): each
-of the m configurations has one at the level 1 - 0.05 / m (m doubled where both sides are
-judged), and together they hold with 95 % whichever is chosen. The estimates in their
-middle are not shrunk: expect the winner a little below its own.
+of the m configurations has two, of learning and of forgetting, at the level 1 - 0.05 / 2m,
+and together all hold with 95 % whichever is chosen. The estimates in their middle are not
+shrunk: expect the winner a little below its own.
 
 **Who has learnt nothing is not recommended**: without another bound, learning must surely
 be above 0, or the base itself would be the best answer to a bound on forgetting.
@@ -128,8 +128,7 @@ def recommend(study: Path, wish: Wish) -> Decision:
         raise EvidenceError(_too_thin(study, setting, wish, thin))
     if wish.memory_bytes is not None:
         found = _within_memory(found, wish.memory_bytes)
-    bounds = 1 + (wish.max_forgetting is not None)
-    level = 1 - ALPHA / (len(found) * bounds)
+    level = 1 - ALPHA / (2 * len(found))  # both sides of each are told
     fits = [one for one in found if not _breaks(one, wish, level)]
     # By forgetting alone only where nothing bounds it.
     if wish.max_forgetting is None:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from laura.report import formats
+from laura.report.blocks import Prose
 from laura.report.charts import CHARTS, tradeoff
 from laura.report.charts.style import PALETTE, SHAPES
+from laura.report.costs import Costs
+from laura.report.pages import cost
 from laura.report.reading import Summary, parse_summary
 from laura.report.study import Study
 
@@ -19,6 +24,21 @@ def test_specifications_obey_the_vega_lite_schema(chart: Any, full_study: Study)
     assert panels and len({panel.name for panel in panels}) == len(panels)
     for panel in panels:
         panel.drawing.to_dict(validate=True)
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=[chart.name for chart in CHARTS])
+def test_no_title_is_wider_than_a_phone(chart: Any, full_study: Study) -> None:
+    for panel in chart.draw(full_study):
+        title = panel.drawing.to_dict(validate=False)["title"]
+        text = title["text"] if isinstance(title["text"], list) else [title["text"]]
+        assert max(map(len, text)) <= 40 and max(map(len, title["subtitle"])) <= 54
+
+
+def test_epochs_and_machines_are_told_in_words(full_study: Study) -> None:
+    assert formats.budget(2.3760712, "epochs") == "2.376 epochs"
+    costs = Costs({"cores": 2, "packages": {"torch": "2.13", "numpy": "2.4"}}, [], None)
+    told = [b.text for b in cost.blocks(replace(full_study, costs=costs)) if isinstance(b, Prose)]
+    assert told[0] == "Machine: cores 2; packages torch 2.13, numpy 2.4."
 
 
 def rows_of(summary: Summary, place: int = 0) -> list[dict[str, Any]]:

@@ -135,6 +135,16 @@ def test_each_verdict_on_scores_can_be_reached(claim: str) -> None:
     assert thin["verdict"] == "too thin" and thin["reason"] and thin["effect"] is None
 
 
+def test_pairs_with_a_setting_in_common_do_not_count_its_seeds_twice() -> None:
+    pair = [(f"s{i}", world.evidence(i), None) for i, world in enumerate(regimes(UP, DOWN))]
+    again = [*pair, ("copy", pair[1][1], None)]  # the same runs, in a second pair
+    ends = []
+    for settings in (pair, again):
+        claims = {claim["id"]: claim for claim in build_claims(settings)["claims"]}
+        ends.append(claims["instruct-over-pretrain"]["interval"])
+    assert ends[1] == pytest.approx(ends[0])
+
+
 def test_fewer_than_three_seeds_or_fifty_items_are_too_thin() -> None:
     truth = {(LEARN, "full"): UP, (LEARN, "lora"): DOWN}
     two = verdicts(World(truth, seeds=(0, 1)))["learns-less-code"]

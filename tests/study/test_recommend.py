@@ -97,6 +97,11 @@ def test_the_bound_holds_for_the_upper_end_of_an_interval_that_allows_for_the_ch
     assert "may forget more than" in dict((o.arm.name, w) for o, w in tighter.others)["lora"]
 
 
+def test_intervals_of_both_sides_are_told_so_both_are_counted(study: Any) -> None:
+    learnt = recommend(study(world()), Wish(min_learning=0.1))
+    assert learnt.level == pytest.approx(1 - 0.05 / (2 * learnt.candidates))
+
+
 def test_bounds_that_are_not_kept_are_seldom_recommended(study: Any) -> None:
     """Five equal configurations forget exactly the bound: choosing must not help them in."""
     arms = [full(f"arm{i}") for i in range(5)]

@@ -28,6 +28,8 @@ INK = "#222222"
 CROSS = "M-1,-1L1,1M-1,1L1,-1"
 
 Row = dict[str, Any]
+# What 300 pixels hold, a phone's width less its margins.
+TITLE_LETTERS, SUBTITLE_LETTERS = 40, 54
 
 
 def color(summary: Summary, arms: Collection[str] | None = None) -> altair.Color:
@@ -84,11 +86,16 @@ def chart(rows: list[Row]) -> altair.Chart:
 
 
 def titled(layers: list[altair.Chart], title: str, *subtitle: str) -> altair.LayerChart:
-    """Layers on common axes under a title that says what is seen."""
+    """Layers on common axes under a title that says what is seen.
+
+    Long lines are broken: on a phone a title wider than the chart leaves no room for its axes.
+    """
     import altair
 
+    text = textwrap.wrap(title, TITLE_LETTERS, break_on_hyphens=False)
+    lines = [part for line in subtitle for part in textwrap.wrap(line, SUBTITLE_LETTERS)]
     return altair.LayerChart(layer=layers).properties(
-        title=altair.TitleParams(title, subtitle=list(subtitle), anchor="start")
+        title=altair.TitleParams(text if len(text) > 1 else title, subtitle=lines, anchor="start")
     )
 
 

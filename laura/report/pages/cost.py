@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from laura.report import formats
 from laura.report.analysis import Needed
 from laura.report.blocks import Block, Cell, Column, Heading, Prose, ReportPage, Table
@@ -50,13 +52,19 @@ def _measured(costs: Costs) -> list[Block]:
     if costs.evaluation_seconds is not None:
         told.append(f"Evaluation took {formats.duration(costs.evaluation_seconds)}.")
     if costs.machine:
-        parts = "; ".join(f"{name} {value}" for name, value in costs.machine.items())
+        parts = "; ".join(f"{name} {_words(value)}" for name, value in costs.machine.items())
         told.append(f"Machine: {parts}.")
     return [
         Heading("Costs on this machine", "costs"),
         Table("costs-table", "What each arm cost on this machine", columns, rows, True),
         *([Prose(" ".join(told), soft=True)] if told else []),
     ]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    return str(value)
 
 
 def _needed(study: Study) -> list[Block]:

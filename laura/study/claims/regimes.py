@@ -50,7 +50,7 @@ def _look_at_pairs(
     if not pairs:
         return Finding(TOO_THIN, f"there is no {kind}")
     found: list[Piece] = []
-    rows, reasons = [], []
+    rows, reasons, spoke = [], [], []
     for first, second in pairs:
         name = f"{first.name} and {second.name}"
         try:
@@ -60,10 +60,13 @@ def _look_at_pairs(
             rows.append(thin_row(name, str(reason)))
             continue
         found.append(piece)
+        spoke.append((first, second))
         rows.append(piece.to_json(name))
     if not found:
         return Finding(TOO_THIN, "; ".join(dict.fromkeys(reasons)), evidence=rows)
-    return replace(judge([[piece] for piece in found]), evidence=rows)
+    # Two pairs with a setting in common hold the same runs.
+    apart = len({id(one) for pair in spoke for one in pair}) == 2 * len(spoke)
+    return replace(judge([[piece] for piece in found], not apart), evidence=rows)
 
 
 def _share_difference(math: Setting, code: Setting) -> Piece:

@@ -163,12 +163,17 @@ def look_at_each(
     )  # fmt: skip
 
 
-def judge(by_setting: Sequence[Sequence[Piece]]) -> Finding:
-    """Verdict over the deciding pieces of several settings; see the module's docstring."""
+def judge(by_setting: Sequence[Sequence[Piece]], shared_runs: bool = False) -> Finding:
+    """Verdict over the deciding pieces of several settings; see the module's docstring.
+
+    Args:
+        by_setting: The deciding pieces of each setting.
+        shared_runs: Whether the same runs may stand in several pieces (see `mean_effect`).
+    """
     pieces = [piece for own in by_setting for piece in own]
     alike = {(piece.unit, piece.low, piece.high) for piece in pieces}
     if len(pieces) == 1 or (len(alike) == 1 and all(len(own) == 1 for own in by_setting)):
-        return _judge_mean(pieces)
+        return _judge_mean(pieces, shared_runs)
     p_for = max(piece.p_for for piece in pieces)
     p_against = min(1.0, len(pieces) * min(piece.p_against for piece in pieces))
     verdict, weakest = verdict_of(p_for, p_against), max(pieces, key=lambda piece: piece.p_for)
@@ -182,10 +187,11 @@ def judge(by_setting: Sequence[Sequence[Piece]]) -> Finding:
                    effect, weakest.unit)  # fmt: skip
 
 
-def _judge_mean(pieces: Sequence[Piece]) -> Finding:
+def _judge_mean(pieces: Sequence[Piece], shared_runs: bool) -> Finding:
     """One effect, or the mean of one effect over settings."""
     first, m = pieces[0], len(pieces)
-    effect = first.effect if m == 1 else mean_effect([piece.effect for piece in pieces])
+    every = [piece.effect for piece in pieces]
+    effect = first.effect if m == 1 else mean_effect(every, shared_runs)
     whole = Piece(first.arms, first.what, effect, first.unit, first.low, first.high)
     p_for, p_against = whole.p_for, whole.p_against
     verdict = verdict_of(p_for, p_against)
