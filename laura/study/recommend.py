@@ -296,7 +296,9 @@ def _short(sentences: list[str]) -> list[str]:
 
 def _costs(study: Path) -> dict[str, dict[str, Any]]:
     path = study / "cost.json"
-    return {row["id"]: row for row in read_json(path)["runs"]} if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
+    rows = found.get("runs") if isinstance(found, dict) else None
+    return {row["id"]: row for row in rows or [] if isinstance(row, dict) and "id" in row}
 
 
 def _cost(points: Mapping[int, Point], costs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -143,6 +143,9 @@ def _later_peak(setting: Setting, lora: Kind, full: Kind) -> Effect:
     seeds = sorted(tables[0].keys() & tables[1].keys())
     if not seeds:
         raise TooThin(f"no seed with {task} at every budget of both arms")
+    counts = {row.shape for table in tables for seed in seeds for row in [np.array(table[seed])]}
+    if len(counts) > 1:
+        raise TooThin(f"{task} was measured on different items; measure both on the same")
     # Shape (arm, seed, budget, item).
     scores = np.array([[table[seed] for seed in seeds] for table in tables])
     n, logs = scores.shape[-1], np.log2(np.array(budgets))

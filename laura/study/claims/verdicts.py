@@ -203,15 +203,13 @@ def _judge_mean(pieces: Sequence[Piece], shared_runs: bool) -> Finding:
     if m > 1 and contrary <= ALPHA / 2:
         return Finding(TOO_THIN, f"the settings disagree: {told}", 1.0, TOO_THIN, effect,
                        first.unit)  # fmt: skip
-    stated = "0" if math.isinf(first.high) else f"the range {first.low:.3g} to {first.high:.3g}"
+    direction = math.isinf(first.high)
+    stated = f"{first.low:.3g}" if direction else f"the range {first.low:.3g} to {first.high:.3g}"
+    thin = "holds both sides of" if direction else "is not clear of the ends of"
     ends = {
-        SUPPORTED: f"{told}: the interval is "
-        + ("above 0" if math.isinf(first.high) else f"inside {stated}"),
-        CONTRADICTED: f"{told}: the interval is "
-        + ("below 0" if math.isinf(first.high) else f"outside {stated}"),
-        TOO_THIN: f"{told}: the interval holds both sides of {stated}"
-        if math.isinf(first.high)
-        else f"{told}: the interval is not clear of the ends of {stated}",
+        SUPPORTED: f"{told}: the interval is {'above' if direction else 'inside'} {stated}",
+        CONTRADICTED: f"{told}: the interval is {'below' if direction else 'outside'} {stated}",
+        TOO_THIN: f"{told}: the interval {thin} {stated}",
     }
     return Finding(verdict, ends[verdict], two_sided(p_for, p_against), _toward(p_for, p_against),
                    effect, first.unit)  # fmt: skip
