@@ -140,9 +140,9 @@ def allocator_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     """Freed memory that glibc's heap keeps resident at the end of a forward pass: 2 T C w a layer.
 
     An observation, not a derivation: what LoRA trainings of SmolLM2-135M took beyond all other
-    parts was 1.4 to 2.4 T C w a layer where a step is one pass, in fp32 and in bf16, from 256
+    parts was 1.4 to 2.9 T C w a layer where a step is one pass, in fp32 and in bf16, from 256
     to 2,048 tokens (benchmarks/README.md); full finetuning, whose gradients lie in the same
-    heap, took up to 9. That it is the heap's is seen from a training that took 0.59 GB less in
+    heap, took up to 12. That it is the heap's is seen from a training that took 0.59 GB less in
     fp32 and 0.28 in bf16 where glibc was told to return every large block at once
     (MALLOC_MMAP_THRESHOLD_=65536). Which blocks stay is a hypothesis: two of the residual
     stream's size, which a layer frees among others that it keeps. Blocks above 32 MiB, the
