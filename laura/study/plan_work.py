@@ -84,7 +84,7 @@ def trained_tokens(recipe: Recipe, points: list[int]) -> int:
     A trapezoidal schedule forks before each point and trains the last share of it again
     (Biderman et al. 2024: the last 20 % of each smaller budget).
     """
-    if recipe.budget.points == "hot" and recipe.train.schedule == "cosine":
+    if recipe.budget.points == "hot":
         return points[-1]
     step = recipe.train.batch_tokens
     total = 0

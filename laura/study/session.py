@@ -264,6 +264,7 @@ class Session:
         arm = recipe.arms[spec.arm].identity({"learning_rates", "replay"})
         train = recipe.train.identity(UNTRAINED)
         device = pick_device(self.bench.device_name)
+        hot = spec.budget.points == "hot" and recipe.train.schedule == "trapezoidal"
         train["precision"] = str(resolve_precision(recipe.train.precision, device))
         return {
             "format": RUN_FORMAT,
@@ -277,6 +278,8 @@ class Session:
             "seed": spec.seed,
             "budget": spec.budget.model_dump(mode="json"),
             "train": train,
+            # Hot points of a trapezoidal run were once cooled down; such runs are others.
+            **({"hot": True} if hot else {}),
             **self.replay.identity(recipe.arms[spec.arm].replay),
         }
 

@@ -29,6 +29,7 @@ class BatchPlan:
         supervised: The same count of the tokens that were learnt.
         mix: At each point, what was read of the target and then of every replay
             source; empty where nothing is replayed.
+        hot: Whether points before the last are snapshots of the longest run.
     """
 
     batches: Sequence[list[Row]]
@@ -36,6 +37,7 @@ class BatchPlan:
     tokens: Sequence[int]
     supervised: Sequence[int]
     mix: Sequence[Sequence[Dealt]] = ()
+    hot: bool = False
 
     @classmethod
     def of(cls, batches: Sequence[list[Row]], points: list[int]) -> BatchPlan:
@@ -95,7 +97,8 @@ def plan_batches(
     mix = [plan.dealt(step) for step in points] if replay else []
     if replay:
         refuse_repeats(replay, mix[-1][1:])
-    return BatchPlan(plan, points, plan.tokens, plan.supervised, mix)
+    hot = budget.points == "hot"
+    return BatchPlan(plan, points, plan.tokens, plan.supervised, mix, hot)
 
 
 class _Planned(Sequence[list[Row]]):

@@ -109,7 +109,7 @@ def train_runs(
     if not left:
         return [run.state for run, _ in runs]
     stop = None if stop == plan.points[-1] else stop
-    legs = plan_legs(section, plan.points)
+    legs = plan_legs(section, plan.points, plan.hot)
     # Every run starts from the model as it is now: all are copied before one is lent.
     lend = [ParameterSet(model).lend for _ in left] if len(left) > 1 else [_nothing]
     trainers = []

@@ -39,12 +39,20 @@ class Leg:
     warmup: int
 
 
-def plan_legs(section: TrainSection, points: list[int]) -> list[Leg]:
-    """The legs of a run that is measured after each of `points` steps (rising)."""
+def plan_legs(section: TrainSection, points: list[int], hot: bool = False) -> list[Leg]:
+    """The legs of a run that is measured after each of `points` steps (rising).
+
+    Args:
+        section: The recipe's `train`.
+        points: Step counts at which weights are kept.
+        hot: Whether the points before the last are snapshots of the longest run.
+    """
     last = points[-1]
     if section.schedule != "trapezoidal":
         warmup = _warmup(section, last)
         return [Leg("main", 0, last, None, tuple(points), False, last, warmup)]
+    if hot:
+        return _hot_legs(section, points)
     legs: list[Leg] = []
     # The shortest budget must be past a share of warm-up when its cooldown starts.
     warmup = _warmup(section, points[0])
@@ -62,6 +70,21 @@ def plan_legs(section: TrainSection, points: list[int]) -> list[Leg]:
             origin = "trunk-0"
         branch = Leg(f"branch-{number}", fork, point, origin, (point,), True, last, warmup)
         legs.append(branch)
+    return legs
+
+
+def _hot_legs(section: TrainSection, points: list[int]) -> list[Leg]:
+    """One trunk and one cooldown; points within the last share are taken while it cools down."""
+    last = points[-1]
+    warmup = _warmup(section, last)
+    fork = last - max(1, round(section.cooldown * last)) if section.cooldown else last
+    early, late = (
+        tuple(p for p in points if (p <= fork) is is_early) for is_early in (True, False)
+    )
+    legs = [Leg("trunk-1", 0, fork, None, early, False, last, warmup)] if fork else []
+    if late:
+        origin = legs[0].name if legs else None
+        legs.append(Leg("branch-1", fork, last, origin, late, True, last, warmup))
     return legs
 
 

@@ -87,3 +87,20 @@ def test_lion_follows_the_papers_rule_with_decay_not_times_the_rate() -> None:
         memory = 0.95 * memory + 0.05 * gradient
     torch.testing.assert_close(parameter.detach(), weight)
     torch.testing.assert_close(optimiser.state[parameter]["exp_avg"], memory)
+
+
+def test_hot_points_are_snapshots_of_one_run() -> None:
+    section = TrainSection(schedule="trapezoidal", warmup=0.1, cooldown=0.2)
+    trunk, branch = plan_legs(section, [10, 35, 45, 50], hot=True)
+    assert (trunk.start, trunk.end, trunk.points, trunk.cooldown) == (0, 40, (10, 35), False)
+    assert (branch.start, branch.end, branch.points) == (40, 50, (45, 50))
+    assert branch.cooldown and branch.origin == trunk.name
+    # Every step is taken once, and the warm-up is that of the whole run.
+    assert trunk.warmup == branch.warmup == 5
+    assert rate_factor(section, trunk, 39) == 1
+    assert rate_factor(section, branch, 49) == pytest.approx(0.1)
+    never = TrainSection(schedule="trapezoidal", cooldown=0.0)
+    (only,) = plan_legs(never, [1, 3], hot=True)
+    assert (only.end, only.points, only.cooldown) == (3, (1, 3), False)
+    (short,) = plan_legs(section, [1], hot=True)
+    assert (short.start, short.end, short.origin) == (0, 1, None)
