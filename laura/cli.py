@@ -26,7 +26,7 @@ from laura.cli_plan import plan
 from laura.cli_recommend import gate, recommend
 from laura.cli_show import show
 from laura.cli_spectra import spectra
-from laura.cli_study import carry_out, draw_and_answer, read_chosen, read_setting
+from laura.cli_study import carry_out, draw_and_answer, judge_again, read_chosen, read_setting
 from laura.door import listen_for_stop, opened
 
 DEFAULT_RECIPE = "micro"
@@ -178,6 +178,7 @@ def report(
       laura report studies/smollm2-demo --format md
     """
     with opened(json) as desk:
+        judge_again(desk, study)
         draw_and_answer(desk, study, form)
 
 

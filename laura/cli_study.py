@@ -90,6 +90,21 @@ def carry_out(
     )
 
 
+def judge_again(desk: Desk, folder: Path) -> None:
+    """Write again what follows from the folder alone; a comparison has just written it."""
+    from laura.store import SeriesStore
+    from laura.study.claims.judgement import write_series_claims
+    from laura.study.rebuilding import rebuild
+
+    settings = SeriesStore(folder).settings()
+    for study in settings.values():
+        rebuild(study.folder, desk.progress)
+    if settings:
+        write_series_claims(folder)
+    else:
+        rebuild(folder, desk.progress)
+
+
 def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
     """Draw the report of a study, or of a series and its settings, and show what they found."""
     from laura.store import SeriesStore
@@ -100,14 +115,15 @@ def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
         return
     from laura.cli_claims import claims_table
     from laura.report.series import write_series_report
-    from laura.study.claims.judgement import write_series_claims
+    from laura.store import read_json
+    from laura.study.claims.judgement import CLAIMS_FILE
 
     answers = {
         name: _drawn(desk, study.folder, form)
         for name, study in settings.items()
         if study.summary_file.is_file()
     }
-    found = write_series_claims(folder)
+    found = read_json(folder / CLAIMS_FILE)
     page = write_series_report(folder, form)
     told = {name: value for name, (value, _) in answers.items()}
     value = {
@@ -137,9 +153,7 @@ def _drawn(desk: Desk, folder: Path, form: Format) -> tuple[dict[str, Any], Any]
     from laura.report.page import write_report
     from laura.report.tables import summary_table
     from laura.store import StudyStore, read_json
-    from laura.study.rebuilding import rebuild
 
-    rebuild(folder, desk.progress)
     page = write_report(folder, desk.progress, form)
     summary = read_json(StudyStore(folder).summary_file)
     value = {"study": str(folder), "report": str(page), **without_curves(summary)}

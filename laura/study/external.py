@@ -23,21 +23,31 @@ def budget_of(arm: Arm, learning_rate: float, seed: int, budget: BudgetSection) 
     return budget.model_copy(update={unit: points})
 
 
+def epoch_size(train: Sequence[Encoded]) -> tuple[int, int]:
+    """Tokens of all training examples, and how many of them are learnt."""
+    learnt = sum(sum(one.supervised[1:]) for one in train)
+    return sum(len(one.token_ids) for one in train), learnt
+
+
 def marks_of(
-    own: BudgetSection, whole: BudgetSection, train: Sequence[Encoded]
+    own: BudgetSection, whole: BudgetSection, epoch: tuple[int, int]
 ) -> list[dict[str, Any]]:
     """What stands in run.json of each budget point that checkpoints made elsewhere reached.
 
     The step is the point's place among those of the recipe, since nobody tells how many
     steps were taken; an epoch is taken to have the tokens of the recipe's `data.train`.
+
+    Args:
+        own: The points that were reached.
+        whole: All points of the recipe.
+        epoch: As `epoch_size` tells; not looked at where budgets are in tokens.
     """
     places = {point: place for place, point in enumerate(whole.tokens or whole.epochs or [], 1)}
     sizes: list[tuple[float, int, int]]
     if own.tokens:
         sizes = [(point, point, point) for point in own.tokens]
     else:
-        tokens = sum(len(one.token_ids) for one in train)
-        learnt = sum(sum(one.supervised[1:]) for one in train)
+        tokens, learnt = epoch
         epochs = own.epochs or []
         sizes = [(point, round(point * tokens), round(point * learnt)) for point in epochs]
     return [
@@ -65,7 +75,7 @@ def adopt(
     steps: dict[float, int],
     base: Path,
     progress: Progress = SILENT,
-) -> str:
+) -> None:
     """Note in a run's folder where its checkpoints lie.
 
     Args:
@@ -76,9 +86,6 @@ def adopt(
         steps: Step of each budget point.
         base: Folder of the study's base.
         progress: Told about downloads.
-
-    Returns:
-        `done`.
     """
     for point in _points(arm, learning_rate, seed):
         step = steps[point.budget]
@@ -87,7 +94,6 @@ def adopt(
         fill = partial(write_note, point=point, weights=weights)
         write_folder(run.checkpoint(step), fill, facts)
     write_json(run.folder / "done.json", {"external": True, "points": sorted(steps.values())})
-    return "done"
 
 
 def _points(arm: Arm, learning_rate: float, seed: int) -> Iterable[ExternalPoint]:

@@ -27,7 +27,7 @@ from laura.store import (
     run_id,
     write_json,
 )
-from laura.study.external import adopt, budget_of, check_external, marks_of
+from laura.study.external import adopt, budget_of, check_external, epoch_size, marks_of
 from laura.study.material import StudyData
 from laura.study.measures import all_tasks, is_current, result_names
 from laura.study.measuring import measure
@@ -249,6 +249,11 @@ class Session:
         return sum(self._fitted.lengths)
 
     @cached_property
+    def _epoch(self) -> tuple[int, int]:
+        """Size of an epoch of checkpoints made elsewhere, which asks for every example."""
+        return epoch_size(self.data.train)
+
+    @cached_property
     def _fitted(self) -> Fitted:
         """The training examples as documents that fit a row; the same for every run."""
         return fit(
@@ -286,7 +291,8 @@ class Session:
     def _marks(self, spec: RunSpec) -> list[dict[str, Any]]:
         """Each budget point of a run: its step, and the tokens until then."""
         if self.recipe.arms[spec.arm].external is not None:
-            return marks_of(spec.budget, self.recipe.budget, self.data.train)
+            epoch = (0, 0) if spec.budget.tokens else self._epoch
+            return marks_of(spec.budget, self.recipe.budget, epoch)
         return budget_marks(self._plan(spec), spec.budget.tokens or spec.budget.epochs or [])
 
     def _write_record(self, spec: RunSpec, run: RunStore, marks: list[dict[str, Any]]) -> None:

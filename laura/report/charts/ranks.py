@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from laura.report import formats
 from laura.report.arms import setting, words
 from laura.report.charts import series, style
 from laura.report.charts.panel import Chart, Panel
@@ -63,25 +62,12 @@ def _panel(summary: Summary, name: str, arms: list[Arm]) -> Panel | None:
     rows = []
     for arm in arms:
         group = found.get(arm.name)
-        score = group.value(name) if group else None
-        if group is None or score is None:
+        row = series.score_row(group, name, task) if group else None
+        if row is None:
             continue
         rank = setting(arm, "rank")
-        rows.append(
-            {
-                "series": targets(arm),
-                "arm": arm.name,
-                "x": rank,
-                "x_text": f"{rank:g}",
-                "alpha": f"{setting(arm, 'alpha'):g}",
-                **style.spread("y", score, task),
-                "value": formats.value(score, task, True),
-                "change": formats.change(group.change(name), task, True),
-                "rate": formats.rate(group.learning_rate),
-                "seeds": formats.seeds(group.seeds),
-                "n": f"{score.n} {task.items}",
-            }
-        )
+        place = {"series": targets(arm), "x": rank, "x_text": f"{rank:g}"}
+        rows.append({**place, "alpha": f"{setting(arm, 'alpha'):g}", **row})
     if not rows:
         return None
     x = series.listed_axis("x", "rank (log scale)", [row["x"] for row in rows], log=True)

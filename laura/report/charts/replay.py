@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from laura.report import formats
 from laura.report.arms import families, setting
 from laura.report.charts import series, style
 from laura.report.charts.panel import Chart, Panel
@@ -38,24 +37,12 @@ def _panel(study: Study, name: str) -> Panel | None:
     for family, arms in named.items():
         for arm in arms:
             group = found.get(arm.name)
-            score = group.value(name) if group else None
-            if group is None or score is None:
+            row = series.score_row(group, name, task) if group else None
+            if row is None:
                 continue
             share = setting(arm, "replay")
-            rows.append(
-                {
-                    "series": family,
-                    "arm": arm.name,
-                    "x": share,
-                    "x_text": f"{100 * share:g} % of tokens",
-                    **style.spread("y", score, task),
-                    "value": formats.value(score, task, True),
-                    "change": formats.change(group.change(name), task, True),
-                    "rate": formats.rate(group.learning_rate),
-                    "seeds": formats.seeds(group.seeds),
-                    "n": f"{score.n} {task.items}",
-                }
-            )
+            place = {"series": family, "x": share, "x_text": f"{100 * share:g} % of tokens"}
+            rows.append({**place, **row})
     if not rows:
         return None
     x = series.listed_axis(

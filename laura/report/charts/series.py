@@ -5,12 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from laura.report import formats
 from laura.report.charts import style
+from laura.report.groups import Group
+from laura.report.reading import Task
 
 if TYPE_CHECKING:
     import altair
 
 TOOLTIPS = {"series": "what", "x_text": "at", "value": "value", "n": "n"}
+
+
+def score_row(group: Group, name: str, task: Task) -> style.Row | None:
+    """What rows of charts over arms have in common; None where the arm was not measured.
+
+    Args:
+        group: The arm's runs at its best rate.
+        name: The measure, as the summary calls it.
+        task: The same measure.
+    """
+    score = group.value(name)
+    if score is None:
+        return None
+    return {
+        "arm": group.arm,
+        **style.spread("y", score, task),
+        "value": formats.value(score, task, True),
+        "change": formats.change(group.change(name), task, True),
+        "rate": formats.rate(group.learning_rate),
+        "seeds": formats.seeds(group.seeds),
+        "n": f"{score.n} {task.items}",
+    }
 
 
 def lines(
