@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from laura.results import TaskResult, summarise
 from laura.study.claims.outcomes import (
     all_above_mlp_above_attention,
     forgets_less,
@@ -20,7 +21,7 @@ from laura.study.claims.pace import needs_more_epochs
 from laura.study.claims.regimes import narrows_the_gap_in_math
 from laura.study.claims.settings import FORGETTING, Setting
 from laura.study.claims.verdicts import holm
-from laura.study.effects import Effect, Part, mean_effect
+from laura.study.effects import Effect, Part, Term, contrast, mean_effect
 from tests.study.fabricated import KEEP, LEARN, METRIC, World, math_and_code, targets
 
 
@@ -50,6 +51,34 @@ def test_an_effect_is_the_paired_difference_with_both_errors() -> None:
         stats.t.sf((effect.value - 0.1) / effect.stderr, freedom)
     )
     assert (effect.n, effect.seeds) == (240, 3)
+
+
+def test_an_effect_on_losses_weighs_documents_by_their_tokens() -> None:
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(3, 40, 60)
+    nats = generator.uniform(0.5, 3, (2, 3, 60)) * tokens  # (side, seed, document)
+
+    def result(own: Any) -> TaskResult:
+        items = [
+            {"index": i, "nats": float(n), "tokens": int(t)}
+            for i, (n, t) in enumerate(zip(own, tokens, strict=True))
+        ]
+        metrics = {"nats_per_token": summarise(items, "nats_per_token", False)}
+        return TaskResult("target_loss", "1", "m", 60, metrics, items)
+
+    terms = [
+        Term(weight, {seed: {"loss": result(nats[side, seed])} for seed in range(3)},
+             {"loss": ("nats_per_token", -1.0)})
+        for side, weight in ((0, 1.0), (1, -1.0))
+    ]  # fmt: skip
+    effect = contrast(terms)
+    losses = nats.sum(axis=-1) / tokens.sum()
+    by_seed = losses[1] - losses[0]
+    assert effect.value == pytest.approx(by_seed.mean())
+    # Cochran 1977, section 6.4: residuals of the ratio, seeds averaged document by document.
+    residuals = (nats - losses[..., None] * tokens) / tokens.mean()
+    items = (residuals[1] - residuals[0]).mean(axis=0).var(ddof=1) / 60
+    assert effect.stderr == pytest.approx(math.sqrt(by_seed.var(ddof=1) / 3 + items))
 
 
 def test_errors_over_items_add_whole_when_settings_are_averaged() -> None:
