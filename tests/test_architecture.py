@@ -47,6 +47,7 @@ FLOORS: dict[str, int] = {
     "analysis": 2,
     "evals": 2,
     "micro": 2,
+    "serve": 2,
     "study": 3,
     "report": 3,
     "bars": 4,
@@ -67,7 +68,8 @@ FLOORS: dict[str, int] = {
     "pager": 4,
 }
 NO_TORCH = {"torch", "transformers", "datasets", "peft", "accelerate", "lm_eval", "gguf"}
-HEAVY = NO_TORCH | {"pydantic", "yaml", "numpy", "altair", "vl_convert", "jinja2", "rich"}
+SERVER = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
+HEAVY = NO_TORCH | SERVER | {"pydantic", "yaml", "numpy", "altair", "vl_convert", "jinja2", "rich"}
 # What an extra brings, and the only files that may import it.
 EXTRAS = {
     "lm_eval": {"evals/lm_eval_model.py", "evals/lm_eval_door.py", "evals/lm_eval_tasks.py"},
