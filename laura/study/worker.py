@@ -76,9 +76,11 @@ class SentProgress:
         bar = _SentBar(self._line, number)
         try:
             yield bar
-        finally:
-            bar.send()
-            self._line.send(bar=number)
+        except BaseException:
+            self._line.send(bar=number, unfinished=True)
+            raise
+        bar.send()
+        self._line.send(bar=number)
 
     def say(self, text: str) -> None:
         """Have the line shown."""

@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,10 @@ class _Stopped(Exception):
     """The crew is stopping: begin nothing more."""
 
 
+class _Unfinished(Exception):
+    """Raised within a bar so that it leaves without saying that it has finished."""
+
+
 def _grouped(jobs: Sequence[RunSpec | ExtraJob], recipe: Recipe, workers: int) -> list[Group]:
     """The jobs as they are handed out, runs that go together in one."""
     runs = [job for job in jobs if isinstance(job, RunSpec)]
@@ -232,9 +236,8 @@ class _Worker:
                 self._report(message)
             raise StoreError(self._end_words())
         finally:
-            for stack, _ in self._bars.values():
-                stack.close()
-            self._bars.clear()
+            for number in list(self._bars):
+                self._leave(number)
 
     def interrupt(self) -> None:
         """Have it save where it is and stop; an idle one just stops."""
@@ -272,8 +275,16 @@ class _Worker:
             self._bars[number][1].advance(message["advance"])
         elif "note" in message:
             self._bars[number][1].note(message["note"])
+        elif "unfinished" in message:
+            self._leave(number)
         else:
             self._bars.pop(number)[0].close()
+
+    def _leave(self, number: int) -> None:
+        """Take away a bar whose work was stopped."""
+        stack, _ = self._bars.pop(number)
+        with suppress(_Unfinished), stack:
+            raise _Unfinished
 
     def _end_words(self) -> str:
         code = self._process.wait()

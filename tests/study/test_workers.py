@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import random
@@ -14,12 +16,14 @@ from typing import Any
 
 import pytest
 
+from laura.bars import PlainLines
 from laura.errors import CheckpointError, LauraError, StoreError
 from laura.progress import SILENT
 from laura.recipe_reading import parse_recipe
 from laura.study import workers
 from laura.study.compare import compare
 from laura.study.opening import open_study
+from laura.study.worker import SentProgress, _Line
 from laura.study.workers import Crew, choose_workers
 from tests.study.conftest import RECIPE, damaged_copy
 
@@ -107,6 +111,23 @@ def test_their_progress_is_shown_and_adds_up(side_by_side: Any) -> None:
     assert any("lora, rate 0.01, seed 0" in text for text in heard.said)
     timing = json.loads((folder / "timing.json").read_text())
     assert (timing["workers"], timing["runs"], timing["runs_before"]) == (2, 12, 0)
+
+
+def test_a_bar_whose_work_was_stopped_does_not_say_that_it_has_finished() -> None:
+    stream, times, said = io.StringIO(), itertools.count(0, 100), list[str]()
+    sent = SentProgress(_Line(stream))
+    with sent.bar("kept", 10, "tokens") as bar:
+        bar.advance(10)
+    with pytest.raises(KeyboardInterrupt), sent.bar("stopped", 10, "tokens"):
+        raise KeyboardInterrupt
+    shown = PlainLines(said.append, clock=lambda: float(next(times)))
+    there = workers._Worker.__new__(workers._Worker)
+    there._progress, there._bars = shown, {}
+    for line in stream.getvalue().splitlines():
+        there._report(json.loads(line))
+    assert there._bars == {}
+    assert [text for text in said if "kept: finished in" in text]
+    assert not [text for text in said if "stopped: finished" in text]
 
 
 def test_a_study_with_workers_is_locked_against_another_recipe(side_by_side: Any) -> None:
