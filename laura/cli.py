@@ -27,6 +27,7 @@ from laura.cli_recommend import gate, recommend
 from laura.cli_show import show
 from laura.cli_spectra import spectra
 from laura.cli_study import carry_out, draw_and_answer, judge_again, read_chosen, read_setting
+from laura.cli_tenants import tenants
 from laura.door import listen_for_stop, opened
 
 DEFAULT_RECIPE = "micro"
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 
 app.add_typer(micro, name="micro")
+app.add_typer(tenants, name="tenants")
 
 
 def main() -> None:

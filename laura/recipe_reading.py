@@ -208,9 +208,12 @@ def recipe_text(path: str | Path, hint: str = RECIPE_HINT) -> str:
 
 
 def load_mapping(
-    text: str, source: str, faults: list[Fault]
+    text: str, source: str, faults: list[Fault], most_lines: int = LINES_REMEMBERED
 ) -> tuple[dict[str, Any], dict[DottedPath, int]]:
-    """What stands in a YAML text, and the line of each key."""
+    """What stands in a YAML text, and the line of each key.
+
+    Beyond `most_lines` keys have no line, and are not missed where one is given twice.
+    """
     lines: dict[DottedPath, int] = {}
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -224,7 +227,7 @@ def load_mapping(
         kind = "nothing" if data is None else type(data).__name__
         raise RecipeError([Fault("file", f"must hold sections (key: value), came {kind}")], source)
     if node is not None:
-        _walk_lines(node, (), lines, faults)
+        _walk_lines(node, (), lines, faults, most_lines)
     return data, lines
 
 
@@ -233,11 +236,12 @@ def _walk_lines(
     path: DottedPath,
     lines: dict[DottedPath, int],
     faults: list[Fault],
+    most_lines: int,
     depth: int = 0,
 ) -> None:
     lines.setdefault(path, node.start_mark.line + 1)
     # Aliases can make a few lines stand for billions of values, or for themselves.
-    if depth > 20 or len(lines) > LINES_REMEMBERED:
+    if depth > 20 or len(lines) > most_lines:
         return
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
@@ -249,10 +253,10 @@ def _walk_lines(
                 problem = "is given twice; keep one of them"
                 faults.append(Fault(dotted(here), problem, lines[here]))
             seen.add(name)
-            _walk_lines(value, here, lines, faults, depth + 1)
+            _walk_lines(value, here, lines, faults, most_lines, depth + 1)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _walk_lines(value, (*path, index), lines, faults, depth + 1)
+            _walk_lines(value, (*path, index), lines, faults, most_lines, depth + 1)
 
 
 def apply_overrides(

@@ -80,8 +80,17 @@ def disk_message(error: OSError, path: Path) -> str:
     return f"{path}: {error.strerror or error}; finished work is kept, try again"
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or absent, also after a power cut."""
+def write_bytes(
+    path: Path, content: bytes, mode: int = 0o644, owner: tuple[int, int] = (-1, -1)
+) -> None:
+    """Write a file so that it is either whole or absent, also after a power cut.
+
+    Args:
+        path: The file.
+        content: All of it.
+        mode: Who may read and write it.
+        owner: User and group whose file it shall be; -1 for who runs this.
+    """
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -90,7 +99,8 @@ def write_bytes(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
+            os.chown(name, *owner)
+            os.chmod(name, mode)
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)

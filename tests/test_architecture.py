@@ -63,6 +63,7 @@ FLOORS: dict[str, int] = {
     "cli_show": 4,
     "cli_study": 4,
     "cli_spectra": 4,
+    "cli_tenants": 4,
     "doctor": 4,
     "door": 4,
     "pager": 4,

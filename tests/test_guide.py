@@ -19,6 +19,7 @@ from laura.shipped import find_recipe, shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/guide.md")]
+SERVING = ROOT / "docs" / "serving.md"  # its YAML is no recipe
 TAKES_RECIPE = {"compare", "train", "plan"}
 ROOT_COMMAND = typer.main.get_command(app)
 # What a part of a recipe is laid over; the guide's full and lora arms stand for the rest.
@@ -49,7 +50,7 @@ def blocks(kind: str) -> list[Any]:
 def commands() -> list[Any]:
     """Every line that begins with `laura`, in a shell block or between backticks."""
     found = []
-    for page in PAGES:
+    for page in [*PAGES, SERVING]:
         lines = page.read_text(encoding="utf-8").replace("\\\n", "").splitlines()
         for number, line in enumerate(lines, 1):
             for code in [line, *re.findall(r"`([^`]+)`", line)]:
@@ -117,7 +118,7 @@ def test_python_is_python(text: str) -> None:
     compile(text, "block", "exec")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, SERVING], ids=lambda page: page.name)
 def test_make_targets_and_links_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))

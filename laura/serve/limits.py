@@ -1,0 +1,277 @@
+"""How much a tenant may ask: token buckets a minute deep, and places at the same time.
+
+A bucket of L a minute holds L at most, begins full and fills by L / 60 a second. Hence in
+any stretch of T seconds no more than L (1 + T / 60) is taken out of it.
+
+All is whole numbers (millionths of a second, and 60 million parts of a request or token), so
+nothing is lost to rounding but the clock's own fractions of a millionth: the time to wait is
+exact to a millionth of a second.
+
+No locks: all calls come from one thread, the event loop's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from laura.errors import LauraError
+from laura.serve.tenants import Tenant, Tenants
+
+Which = Literal["requests", "tokens", "concurrent"]
+TICKS = 10**6
+"""Ticks of a second."""
+PARTS = 60 * TICKS
+"""Parts of one request or token: a bucket of L a minute fills by L parts a tick."""
+CONCURRENT_RETRY_SECONDS = 1.0
+"""When one place of many will be free, nobody knows; asking once a second harms nobody."""
+
+
+class LimitError(LauraError, RuntimeError):
+    """A tenant's limit is reached.
+
+    Args:
+        which: The limit; where several are, the one that takes longest.
+        limit: What it is: a minute's requests or tokens, or how many at the same time.
+        retry_after: Seconds until the same would be admitted if nothing else was meanwhile;
+            None where it never will be, since it is more than a minute's tokens.
+    """
+
+    def __init__(self, which: Which, limit: int, retry_after: float | None) -> None:
+        what = f"{limit:,} {which} per minute"
+        if which == "concurrent":
+            what = f"{limit:,} requests at the same time"
+        if retry_after is None:
+            message = f"this asks for more than your limit of {what}; ask for fewer new tokens"
+        else:
+            message = f"your limit of {what} is reached; try again in {retry_after:.3g} seconds"
+        super().__init__(message)
+        self.which, self.limit, self.retry_after = which, limit, retry_after
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a tenant has used since the server started.
+
+    Attributes:
+        running: Requests that are admitted and not settled.
+        requests: Requests admitted.
+        refused: Requests refused.
+        tokens: Tokens of prompts and answers, of settled requests.
+        requests_left: Requests that would be admitted now; None: no limit.
+        tokens_left: Tokens that would be admitted now; None: no limit. Below 0 where more
+            was used than reserved.
+    """
+
+    running: int = 0
+    requests: int = 0
+    refused: int = 0
+    tokens: int = 0
+    requests_left: int | None = None
+    tokens_left: int | None = None
+
+
+class Bucket:
+    """A token bucket; times are ticks, see the module.
+
+    Args:
+        limit: What flows in each minute, and what it holds.
+        now: The moment from which it fills.
+    """
+
+    def __init__(self, limit: int, now: int) -> None:
+        self.limit, self._level, self._at = limit, limit * PARTS, now
+
+    def wait(self, amount: int, now: int) -> int | None:
+        """Ticks until it holds an amount; None where it never can."""
+        self._fill(now)
+        if amount > self.limit:
+            return None
+        # Rounded up: a tick earlier it holds too little.
+        return max(0, -((self._level - amount * PARTS) // self.limit))
+
+    def take(self, amount: int, now: int) -> None:
+        """Take an amount out, also more than it holds; below 0, give it back."""
+        self._fill(now)
+        self._level = min(self._level - amount * PARTS, self.limit * PARTS)
+
+    def left(self, now: int) -> int:
+        """Whole units in it; below 0 while it is overdrawn."""
+        self._fill(now)
+        return self._level // PARTS
+
+    def change(self, limit: int, now: int) -> None:
+        """Give it another limit; what was used of the old one is used of the new one.
+
+        Where the new limit is below what was used, it is empty: a minute's rest is enough,
+        however much more was allowed before.
+        """
+        self._fill(now)
+        used = self.limit * PARTS - self._level
+        self._level = max(limit * PARTS - used, min(self._level, 0))
+        self.limit = limit
+
+    def _fill(self, now: int) -> None:
+        # A clock that went backwards takes nothing away.
+        passed = max(0, now - self._at)
+        self._level = min(self._level + passed * self.limit, self.limit * PARTS)
+        self._at = max(self._at, now)
+
+
+@dataclass
+class _Account:
+    """What is known of one tenant."""
+
+    requests: Bucket | None = None
+    tokens: Bucket | None = None
+    concurrent: int | None = None
+    running: int = 0
+    admitted: int = 0
+    refused: int = 0
+    used: int = 0
+
+
+@dataclass(eq=False)
+class Admission:
+    """A request that was let in; `Limits.settle` ends it.
+
+    Attributes:
+        tokens: What was reserved for it.
+    """
+
+    tokens: int
+    _account: _Account = field(repr=False)
+    _settled: bool = False
+
+
+class Limits:
+    """Keeps every tenant within their limits.
+
+    Args:
+        clock: Seconds that never go backwards.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._accounts: dict[str, _Account] = {}
+
+    def admit(self, tenant: Tenant, tokens: int) -> Admission:
+        """Let a request in, or refuse it; one that is refused uses up nothing.
+
+        Args:
+            tenant: Who asks.
+            tokens: The most it can come to, prompt and answer together. That much is
+                reserved until it is settled.
+
+        Raises:
+            LimitError: a limit is reached.
+        """
+        assert tokens >= 0, "the door checks what clients ask for"
+        now = self._now()
+        account = self._account(tenant, now)
+        refusal = _refusal(account, tokens, now)
+        if refusal is not None:
+            account.refused += 1
+            raise refusal
+        if account.requests is not None:
+            account.requests.take(1, now)
+        if account.tokens is not None:
+            account.tokens.take(tokens, now)
+        account.running += 1
+        account.admitted += 1
+        return Admission(tokens, account)
+
+    def settle(self, admission: Admission, tokens_used: int) -> None:
+        """End a request: free its place, give back what it did not use, charge what it used more.
+
+        A second call changes nothing, so every way a request can end may call it.
+
+        Args:
+            admission: What `admit` gave.
+            tokens_used: Tokens of its prompt and answer; 0 where it was not answered.
+        """
+        assert tokens_used >= 0, "engines count from 0"
+        if admission._settled:
+            return
+        admission._settled = True
+        account = admission._account
+        account.running -= 1
+        account.used += tokens_used
+        if account.tokens is not None:
+            account.tokens.take(tokens_used - admission.tokens, self._now())
+
+    def usage(self, tenant: Tenant) -> Usage:
+        """What a tenant has used."""
+        now = self._now()
+        account = self._account(tenant, now)
+        return Usage(
+            running=account.running,
+            requests=account.admitted,
+            refused=account.refused,
+            tokens=account.used,
+            requests_left=None if account.requests is None else account.requests.left(now),
+            tokens_left=None if account.tokens is None else account.tokens.left(now),
+        )
+
+    def update(self, tenants: Tenants) -> None:
+        """Take over the limits of tenants that were read again; what was used stays used.
+
+        Tenants that are gone are forgotten, once nothing of theirs is running.
+        """
+        now = self._now()
+        for name, account in list(self._accounts.items()):
+            tenant = tenants.get(name)
+            if tenant is not None:
+                _set_limits(account, tenant, now)
+            elif not account.running:
+                del self._accounts[name]
+
+    def _account(self, tenant: Tenant, now: int) -> _Account:
+        account = self._accounts.get(tenant.name)
+        if account is None:
+            account = self._accounts[tenant.name] = _Account()
+            _set_limits(account, tenant, now)
+        return account
+
+    def _now(self) -> int:
+        return round(self._clock() * TICKS)
+
+
+def _set_limits(account: _Account, tenant: Tenant, now: int) -> None:
+    account.requests = _changed(account.requests, tenant.requests_per_minute, now)
+    account.tokens = _changed(account.tokens, tenant.tokens_per_minute, now)
+    account.concurrent = tenant.concurrent
+
+
+def _changed(bucket: Bucket | None, limit: int | None, now: int) -> Bucket | None:
+    if limit is None:
+        return None
+    if bucket is None:
+        return Bucket(limit, now)
+    bucket.change(limit, now)
+    return bucket
+
+
+def _refusal(account: _Account, tokens: int, now: int) -> LimitError | None:
+    """Of the limits that are in the way, the one that is longest."""
+    refusals: list[LimitError] = []
+    amounts: tuple[tuple[Which, Bucket | None, int], ...] = (
+        ("requests", account.requests, 1),
+        ("tokens", account.tokens, tokens),
+    )
+    for which, bucket, amount in amounts:
+        if bucket is None:
+            continue
+        ticks = bucket.wait(amount, now)
+        if ticks is None or ticks:
+            wait = None if ticks is None else ticks / TICKS
+            refusals.append(LimitError(which, bucket.limit, wait))
+    if account.concurrent is not None and account.running >= account.concurrent:
+        refusals.append(LimitError("concurrent", account.concurrent, CONCURRENT_RETRY_SECONDS))
+
+    def longest(one: LimitError) -> float:
+        return float("inf") if one.retry_after is None else one.retry_after
+
+    return max(refusals, key=longest, default=None)

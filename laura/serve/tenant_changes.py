@@ -1,0 +1,276 @@
+"""Changing a tenants file: one change at a time, whole or not at all, comments kept."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from laura.errors import RecipeError, StoreError, UsageError
+from laura.recipe_faults import validate
+from laura.recipe_reading import load_mapping
+from laura.serve.tenants import (
+    MOST_BYTES,
+    MOST_KEYS,
+    TenantSettings,
+    TenantsFile,
+    check_tenants,
+    hash_of_key,
+    key_id,
+    new_key,
+    parse_tenants,
+    read_tenants_text,
+)
+from laura.serve.yaml_edit import put, with_value
+from laura.store import disk_faults, write_bytes
+
+HEADER = """\
+# Who may use `laura serve`. Change it with `laura tenants`, or here: `laura tenants list` tells
+# every mistake. Only the SHA-256 of a key is kept; the key itself was shown once, when made.
+#
+#   tenants:
+#     NAME:
+#       keys: [SHA-256, ...]       # two at most, while clients change over from one to the other
+#       adapters: [name, "pre*"]   # what it may use besides the base; "*" is every adapter
+#       base: true                 # whether it may ask the base itself
+#       requests_per_minute: 60    # left out, as the next two: no limit
+#       tokens_per_minute: 100000  # of prompts and answers together
+#       concurrent: 8              # requests at the same time
+#       priority: 1.0              # share of the engine while several tenants wait
+#       expires: 2027-01-31        # from this moment on (UTC) its keys are refused
+#   admin:
+#     keys: [SHA-256, ...]
+"""
+WAIT_SECONDS = 30.0
+Changes = list[tuple[tuple[str, ...], Any]]
+
+
+def add(path: Path, name: str, settings: dict[str, Any]) -> str:
+    """Add a tenant; make the file where there is none.
+
+    Args:
+        path: Tenants file.
+        name: Its name.
+        settings: Fields of `TenantSettings`, but no keys.
+
+    Returns:
+        Its key: this is the only time that it can be seen.
+
+    Raises:
+        UsageError: the name is taken, or a setting cannot be meant.
+        StoreError: the file has faults, others may write it, or it cannot be written.
+    """
+    key = new_key()
+
+    def changes(file: TenantsFile) -> Changes:
+        if name in file.tenants:
+            instead = f"`laura tenants set {name}` changes it, `laura tenants key add {name}`"
+            raise UsageError(f"there is a tenant {name} already; {instead} makes another key")
+        checked, _ = validate(TenantSettings, settings)
+        if checked is not None and checked.expired():
+            raise UsageError(f"expires: {checked.expires:%Y-%m-%dT%H:%M:%SZ} has passed already")
+        return [(("tenants", name), {"keys": [hash_of_key(key)], **_written(settings)})]
+
+    _change(path, changes, new=True)
+    return key
+
+
+def set_limits(path: Path, name: str, settings: dict[str, Any]) -> None:
+    """Change settings of a tenant.
+
+    Args:
+        path: Tenants file.
+        name: Its name.
+        settings: Fields of `TenantSettings` that change; None brings a default back.
+
+    Raises:
+        UsageError: there is no such tenant, or a setting cannot be meant.
+        StoreError: as `add`.
+    """
+
+    def changes(file: TenantsFile) -> Changes:
+        _tenant(file, name)
+        return [(("tenants", name, field), one) for field, one in _written(settings).items()]
+
+    _change(path, changes)
+
+
+def remove(path: Path, name: str) -> None:
+    """Take a tenant away, with its keys.
+
+    Raises:
+        UsageError: there is no such tenant.
+        StoreError: as `add`.
+    """
+
+    def changes(file: TenantsFile) -> Changes:
+        _tenant(file, name)
+        return [(("tenants", name), None)]
+
+    _change(path, changes)
+
+
+def add_key(path: Path, name: str) -> str:
+    """Make a tenant's second key, which is given back; see `add`.
+
+    Raises:
+        UsageError: there is no such tenant, or it has two keys.
+        StoreError: as `add`.
+    """
+
+    def keys_of(file: TenantsFile) -> tuple[str, ...]:
+        return _tenant(file, name).keys
+
+    return _add_key(path, ("tenants", name, "keys"), keys_of, f"laura tenants key revoke {name}")
+
+
+def make_admin(path: Path) -> str:
+    """Make an admin key, which is given back; make the file where there is none.
+
+    Raises:
+        UsageError: there are two.
+        StoreError: as `add`.
+    """
+
+    def keys_of(file: TenantsFile) -> tuple[str, ...]:
+        return file.admin.keys
+
+    where = ("admin", "keys")
+    return _add_key(path, where, keys_of, "laura tenants admin --revoke", new=True)
+
+
+def revoke_key(path: Path, name: str | None, wanted: str) -> str:
+    """Take a key away.
+
+    Args:
+        path: Tenants file.
+        name: Whose key; None for an admin key.
+        wanted: First digits of its SHA-256, at least 8, as `laura tenants list` shows them.
+
+    Returns:
+        The ID of the key.
+
+    Raises:
+        UsageError: there is no such tenant, or it has no such key.
+        StoreError: as `add`.
+    """
+    gone: list[str] = []
+
+    def changes(file: TenantsFile) -> Changes:
+        keys = file.admin.keys if name is None else _tenant(file, name).keys
+        if len(wanted) >= 8:
+            gone[:] = [key for key in keys if key.startswith(wanted.lower())]
+        if len(gone) != 1:
+            # What came is not told: it may be the key itself, given by mistake.
+            there = ", ".join(map(key_id, keys)) or "none"
+            whose = "the admin" if name is None else name
+            raise UsageError(f"{whose} has no key of this ID; give one of: {there}")
+        where = ("admin", "keys") if name is None else ("tenants", name, "keys")
+        return [(where, [key for key in keys if key not in gone])]
+
+    _change(path, changes)
+    return key_id(gone[0])
+
+
+def _add_key(
+    path: Path,
+    where: tuple[str, ...],
+    keys_of: Callable[[TenantsFile], tuple[str, ...]],
+    revoke: str,
+    new: bool = False,
+) -> str:
+    key = new_key()
+
+    def changes(file: TenantsFile) -> Changes:
+        keys = keys_of(file)
+        if len(keys) >= MOST_KEYS:
+            advice = f"revoke the one that is used no more: `{revoke} {key_id(keys[0])}`"
+            raise UsageError(f"there are {len(keys)} keys already, the most there may be; {advice}")
+        return [(where, [*keys, hash_of_key(key)])]
+
+    _change(path, changes, new)
+    return key
+
+
+def _tenant(file: TenantsFile, name: str) -> TenantSettings:
+    if name not in file.tenants:
+        names = list(file.tenants)
+        there = ", ".join(names[:10]) + (", ..." if names[10:] else "") or "none"
+        raise UsageError(f"there is no tenant {name!r}; there are: {there}")
+    return file.tenants[name]
+
+
+def _change(path: Path, changes: Callable[[TenantsFile], Changes], new: bool = False) -> None:
+    """Read, change and write the file while no other command does."""
+    # A link, such as one that a deployment places, stays a link.
+    path = path.resolve()
+    if not new:
+        read_tenants_text(path)  # before a lock is made beside a file that is not there
+    with _locked(path):
+        made = path.exists() or not new
+        text = read_tenants_text(path) if made else HEADER
+        file = parse_tenants(text, str(path)) if made else TenantsFile()
+        data = load_mapping(text, str(path), [])[0] if made else {}
+        content = _edited(text, data, changes(file), path).encode("utf-8")
+        if not made:
+            write_bytes(path, content, 0o600)
+            return
+        # A server that runs as another user must still be able to read it.
+        facts = path.stat()
+        mode = stat.S_IMODE(facts.st_mode)
+        write_bytes(path, content, mode, (facts.st_uid, facts.st_gid))
+
+
+def _edited(text: str, data: dict[str, Any], changes: Changes, path: Path) -> str:
+    """The text with changes, which reads as the values with these changes and nothing else."""
+    wanted = data
+    for where, value in changes:
+        wanted = with_value(wanted, where, value)
+    _, faults = check_tenants(wanted)
+    if faults:
+        raise UsageError("; ".join(map(str, faults)))
+    try:
+        for where, value in changes:
+            text, data = put(text, data, where, value), with_value(data, where, value)
+        if len(text.encode("utf-8")) <= MOST_BYTES and load_mapping(text, "", [])[0] == wanted:
+            return text
+    except (yaml.YAMLError, RecipeError):
+        pass
+    raise StoreError(
+        f"{path} is written in a way that cannot be changed by command (anchors, aliases, or too "
+        "long); change it by hand"
+    )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the right to change the file; another command waits."""
+    from filelock import FileLock, Timeout
+
+    with disk_faults(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Root's command must not lock out the server's user; to hold it needs no more than to
+        # read it anyway.
+        lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
+        try:
+            lock.acquire(timeout=WAIT_SECONDS)
+        except Timeout:
+            raise StoreError(f"another command has been changing {path} for long; wait") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _written(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they are written: an end as a moment in UTC, or as the day that it begins."""
+    checked, _ = validate(TenantSettings, {"expires": settings.get("expires")})
+    if checked is None or checked.expires is None:
+        return settings
+    moment = checked.expires.replace(microsecond=0)
+    begins = moment == moment.replace(hour=0, minute=0, second=0)
+    return {**settings, "expires": moment.date() if begins else moment}

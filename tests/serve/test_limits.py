@@ -1,0 +1,270 @@
+"""Limits against a naive simulation in fractions, and what they promise in any stretch of time."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laura.serve.limits import TICKS, Admission, Bucket, LimitError, Limits, Usage
+from laura.serve.tenants import LOCAL, Tenant, Tenants
+
+MICROSECOND = Fraction(1, TICKS)
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self, start: float = 1000.0) -> None:
+        self.seconds = start
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Naive:
+    """A bucket that is filled in exact seconds, and finds its waiting time by trying."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.level = limit, Fraction(limit)
+
+    def sleep(self, seconds: Fraction) -> None:
+        self.level = min(Fraction(self.limit), self.level + seconds * self.limit / 60)
+
+    def take(self, amount: int) -> None:
+        self.level = min(Fraction(self.limit), self.level - amount)
+
+    def enough_after(self, amount: int, seconds: Fraction) -> bool:
+        return min(Fraction(self.limit), self.level + seconds * self.limit / 60) >= amount
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["sleep", "admit", "settle"]),
+        st.integers(0, 90 * TICKS),
+        st.integers(0, 60),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps, st.integers(1, 50), st.integers(1, 10), st.integers(1, 4))
+def test_equal_to_a_naive_simulation(
+    steps: list[tuple[str, int, int]], per_minute: int, requests: int, concurrent: int
+) -> None:
+    clock = Clock()
+    limits = Limits(clock)
+    tenant = Tenant(
+        name="a",
+        tokens_per_minute=per_minute,
+        requests_per_minute=requests,
+        concurrent=concurrent,
+    )
+    tokens, asked = Naive(per_minute), Naive(requests)
+    running: list[Admission] = []
+    start, ticks = 1000 * TICKS, 0
+    for kind, pause, amount in steps:
+        if kind == "sleep":
+            ticks += pause
+            clock.seconds = (start + ticks) / TICKS
+            tokens.sleep(pause * MICROSECOND)
+            asked.sleep(pause * MICROSECOND)
+        elif kind == "settle" and running:
+            admission = running.pop(pause % len(running))
+            limits.settle(admission, amount)
+            limits.settle(admission, 10**9)
+            tokens.take(amount - admission.tokens)
+        elif kind == "admit":
+            fits = tokens.level >= amount and asked.level >= 1 and len(running) < concurrent
+            try:
+                running.append(limits.admit(tenant, amount))
+                assert fits
+                tokens.take(amount)
+                asked.take(1)
+            except LimitError as refusal:
+                assert not fits
+                check_retry(refusal, tokens, asked, amount)
+        used = limits.usage(tenant)
+        assert used.running == len(running)
+        assert used.tokens_left == math.floor(tokens.level)
+        assert used.requests_left == math.floor(asked.level)
+
+
+def check_retry(refusal: LimitError, tokens: Naive, asked: Naive, amount: int) -> None:
+    """After the time that is told the buckets hold enough; a millionth before, they do not."""
+    if amount > tokens.limit:
+        assert (refusal.which, refusal.retry_after) == ("tokens", None)
+        return
+    assert refusal.retry_after is not None
+
+    def enough(ticks: int) -> bool:
+        seconds = ticks * MICROSECOND
+        return tokens.enough_after(amount, seconds) and asked.enough_after(1, seconds)
+
+    ticks = round(refusal.retry_after * TICKS)
+    assert enough(ticks)
+    if refusal.which != "concurrent":
+        assert not enough(ticks - 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 20), st.integers(0, 100), st.floats(0, 1)), max_size=60),
+    st.integers(1, 100),
+    st.floats(0, 1e9),
+)
+def test_no_stretch_of_time_gives_more_than_is_allowed(
+    asks: list[tuple[float, int, float]], per_minute: int, start: float
+) -> None:
+    clock = Clock(start)
+    limits = Limits(clock)
+    tenant = Tenant(name="a", tokens_per_minute=per_minute)
+    used: list[tuple[float, int]] = []
+    for pause, amount, share in asks:
+        clock.seconds += pause
+        try:
+            admission = limits.admit(tenant, amount)
+        except LimitError as refusal:
+            if refusal.retry_after is None:
+                continue
+            # Who waits as told is let in; this clock has fractions of a millionth.
+            clock.seconds += refusal.retry_after + 2e-6
+            admission = limits.admit(tenant, amount)
+        limits.settle(admission, int(share * amount))
+        used.append((clock.seconds, int(share * amount)))
+    for first, (begin, _) in enumerate(used):
+        total = 0
+        for end, amount in used[first:]:
+            total += amount
+            assert total <= per_minute * (1 + (end - begin + 1e-4) / 60)
+
+
+def test_a_minute_at_once_and_then_one_by_one() -> None:
+    clock = Clock()
+    limits = Limits(clock)
+    tenant = Tenant(name="a", requests_per_minute=60)
+    for _ in range(60):
+        limits.settle(limits.admit(tenant, 5), 5)
+    with pytest.raises(LimitError, match=r"60 requests per minute is reached.* 1 seconds") as one:
+        limits.admit(tenant, 5)
+    assert (one.value.which, one.value.limit, one.value.retry_after) == ("requests", 60, 1.0)
+    clock.seconds += 0.25
+    with pytest.raises(LimitError) as other:
+        limits.admit(tenant, 5)
+    assert other.value.retry_after == 0.75
+    clock.seconds += 0.75
+    limits.admit(tenant, 5)
+    assert limits.usage(tenant) == Usage(
+        running=1, requests=61, refused=2, tokens=300, requests_left=0, tokens_left=None
+    )
+
+
+def test_what_is_refused_uses_up_nothing() -> None:
+    limits = Limits(Clock())
+    tenant = Tenant(name="a", requests_per_minute=3, tokens_per_minute=100, concurrent=1)
+    running = limits.admit(tenant, 60)
+    for tokens, which in ((10, "concurrent"), (60, "tokens"), (101, "tokens")):
+        with pytest.raises(LimitError) as refusal:
+            limits.admit(tenant, tokens)
+        assert refusal.value.which == which
+    limits.settle(running, 0)
+    used = limits.usage(tenant)
+    assert (used.requests_left, used.tokens_left, used.running) == (2, 100, 0)
+
+
+def test_more_than_reserved_is_charged() -> None:
+    clock = Clock()
+    limits = Limits(clock)
+    tenant = Tenant(name="a", tokens_per_minute=60)
+    limits.settle(limits.admit(tenant, 10), 90)
+    assert limits.usage(tenant).tokens_left == -30
+    with pytest.raises(LimitError) as refusal:
+        limits.admit(tenant, 0)
+    assert refusal.value.retry_after == 30.0
+    clock.seconds += 30
+    limits.admit(tenant, 0)
+
+
+def test_a_clock_that_goes_backwards_takes_nothing() -> None:
+    clock = Clock()
+    limits = Limits(clock)
+    tenant = Tenant(name="a", tokens_per_minute=60)
+    limits.admit(tenant, 60)
+    for seconds in (990.0, 1000.0, 1001.0):
+        clock.seconds = seconds
+        limits.usage(tenant)
+    assert limits.usage(tenant).tokens_left == 1
+
+
+def test_tenants_do_not_share() -> None:
+    limits = Limits(Clock())
+    one, other = (Tenant(name=name, tokens_per_minute=10, concurrent=1) for name in "ab")
+    limits.admit(one, 10)
+    limits.admit(other, 10)
+    for _ in range(1000):
+        limits.admit(LOCAL, 10**9)
+    assert limits.usage(LOCAL).running == 1000
+
+
+@pytest.mark.parametrize(
+    ("before", "used", "after", "left"),
+    [(100, 40, 100, 60), (100, 40, 200, 160), (100, 40, 50, 10), (100, 40, 20, 0), (10, 0, 5, 5)],
+)
+def test_reading_again_keeps_what_was_used(before: int, used: int, after: int, left: int) -> None:
+    limits = Limits(Clock())
+
+    def tenant(limit: int) -> Tenant:
+        return Tenant(name="a", tokens_per_minute=limit)
+
+    limits.settle(limits.admit(tenant(before), used), used)
+    limits.update(Tenants([tenant(after)]))
+    assert limits.usage(tenant(after)).tokens_left == left
+    assert limits.usage(tenant(after)).tokens == used
+
+
+def test_reading_again_lifts_and_sets_limits() -> None:
+    limits = Limits(Clock())
+    tenant = Tenant(name="a", tokens_per_minute=10, concurrent=1)
+    free = Tenant(name="a")
+    running = limits.admit(tenant, 10)
+    limits.update(Tenants([free]))
+    others = [limits.admit(free, 100) for _ in range(3)]
+    limits.update(Tenants([tenant]))
+    with pytest.raises(LimitError, match="1 requests at the same time"):
+        limits.admit(tenant, 1)
+    for one in (running, *others):
+        limits.settle(one, 1)
+    assert limits.usage(tenant).running == 0
+
+
+def test_a_tenant_that_is_gone_is_forgotten_when_idle() -> None:
+    limits = Limits(Clock())
+    tenant = Tenant(name="a", concurrent=1)
+    running = limits.admit(tenant, 1)
+    limits.update(Tenants([]))
+    with pytest.raises(LimitError):
+        limits.admit(tenant, 1)
+    limits.settle(running, 1)
+    limits.update(Tenants([]))
+    assert limits.usage(tenant) == Usage()
+
+
+def test_a_bucket_holds_exactly_its_limit_however_large() -> None:
+    bucket = Bucket(10**10, now=0)
+    bucket.take(10**10, 0)
+    assert bucket.left(60 * TICKS - 1) == 10**10 - 1 - 10**10 // (60 * TICKS)
+    assert bucket.left(60 * TICKS) == bucket.left(10**18) == 10**10
+
+
+def test_impossible_numbers_are_our_bug() -> None:
+    limits = Limits(Clock())
+    admission: Any = limits.admit(LOCAL, 0)
+    with pytest.raises(AssertionError):
+        limits.admit(LOCAL, -1)
+    with pytest.raises(AssertionError):
+        limits.settle(admission, -1)
