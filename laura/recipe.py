@@ -209,7 +209,8 @@ class TrainSection(Section):
         None,
         ge=0,
         description="Optimiser steps of warm-up, instead of the share `warmup`; a trapezoidal "
-        "budget that ends before them cools down from the rate it has reached.",
+        "budget that ends before them cools down from the rate it has reached. A run that would "
+        "never reach its rate is refused.",
     )
     cooldown: Share = Field(0.2, description="Last share of a trapezoidal budget, falling to zero.")
     final_factor: Share = Field(0.01, description="Cosine ends at this share of the peak rate.")

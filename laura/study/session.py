@@ -38,6 +38,7 @@ from laura.study.validation import validator
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.run import train_runs
+from laura.train.schedules import refuse_long_warmup
 
 RUN_FORMAT = 1  # counts up when the same recipe would train other weights
 
@@ -97,6 +98,7 @@ class Session:
         Raises:
             DataError: rows are missing, an example is too long, a budget is
                 less than a step.
+            RecipeError: a warm-up in steps is longer than its run.
         """
         for name in all_tasks(self.recipe):
             # Tasks of lm-eval and of the user were made ready when the study was opened.
@@ -108,6 +110,9 @@ class Session:
         }
         for spec in kinds.values():
             self._marks(spec)
+            if arms[spec.arm].external is None:
+                plan = self._plan(spec)
+                refuse_long_warmup(self.recipe.train, plan.points, plan.hot)
         check_external(self.recipe, self.bench.base.folder, self.progress)
 
     def base_results(self) -> None:

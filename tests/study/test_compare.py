@@ -117,6 +117,16 @@ def test_another_base_data_or_measure_is_refused(finished: Any) -> None:
         compare(other, study=folder)
 
 
+def test_a_warmup_longer_than_the_run_is_told_before_anything_is_measured(
+    recipe_text: str, tmp_path: Path
+) -> None:
+    # 600 tokens, at most 128 a step: the shorter of the two runs takes about five steps.
+    recipe = parse_recipe(recipe_text, ["train.warmup_steps=8"])
+    with pytest.raises(RecipeError, match=r"train\.warmup_steps: is 8, but a run of [56] steps"):
+        compare(recipe, study=tmp_path / "study")
+    assert not (tmp_path / "study" / "base").exists()
+
+
 def test_one_shared_rate_needs_a_flag(recipe_text: str) -> None:
     text = recipe_text.replace("[1e-3, 3e-3]", "[1e-3]").replace("[1e-2, 3e-2]", "[1e-3]")
     with pytest.raises(RecipeError, match="shared learning rate"):
