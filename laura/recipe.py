@@ -232,7 +232,7 @@ class TrainSection(Section):
         ge=1,
         description="LoRA runs that differ in the learning rate alone are trained in lock-step on "
         "one copy of the base, at most so many together. On a GPU they share their passes, and "
-        "the activations of all of them are in memory at once.",
+        "the activations of all of them are in memory at once. A search has no such runs.",
     )
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="A resumable checkpoint at least so often."
