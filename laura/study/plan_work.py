@@ -86,9 +86,7 @@ def room_for_warmup(recipe: Recipe, steps: list[int]) -> int:
         steps: Of each budget point, rising.
     """
     hot = recipe.budget.points == "hot"
-    return min(
-        longest_warmup(plan_legs(recipe.train, run, hot)) for run in runs_of(recipe, steps)
-    )
+    return min(longest_warmup(plan_legs(recipe.train, run, hot)) for run in runs_of(recipe, steps))
 
 
 def trained_tokens(recipe: Recipe, points: list[int]) -> int:

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from laura.data.mixing import Dealt
+from laura.errors import StoreError
 from laura.recipe import Arm, FullArm, LoraArm, TrainSection
+from laura.store import RunStore, read_json
 from laura.train.batches import BatchPlan
 
+_NEEDED = {"id", "arm", "learning_rate", "seed", "points"}
 # Told apart by the run's rate, and by the sources beside the share.
 _APART = {"learning_rates", "replay"}
 # Keys of `train` that change how a run is carried out, saved and looked at, not what it becomes.
@@ -33,6 +36,21 @@ def budget_marks(plan: BatchPlan, budgets: Sequence[float]) -> list[dict[str, An
         mix = {"mix": mix_record(plan.mix[len(marks)])} if plan.mix else {}
         marks.append({**mark, **mix})
     return marks
+
+
+def read_record(run: RunStore) -> dict[str, Any] | None:
+    """A run's run.json; None where there is none.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    path = run.folder / "run.json"
+    if not path.is_file():
+        return None
+    known = read_json(path)
+    if not isinstance(known, dict) or not known.keys() >= _NEEDED or not known["points"]:
+        raise StoreError(f"{path} does not describe a run; delete {run.folder} and run again")
+    return known
 
 
 def is_of(record: dict[str, Any], arm: Arm, train: TrainSection, facts: dict[str, Any]) -> bool:
