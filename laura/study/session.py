@@ -32,7 +32,7 @@ from laura.study.material import StudyData
 from laura.study.measures import all_tasks, is_current, result_names
 from laura.study.measuring import measure
 from laura.study.replay import ReplayData
-from laura.study.run_record import UNTRAINED, budget_marks
+from laura.study.run_record import UNTRAINED, budget_marks, template_identity
 from laura.study.sharing import BUSY, LOCK, claimed, held
 from laura.study.validation import validator
 from laura.study.workbench import Workbench
@@ -282,7 +282,7 @@ class Session:
             "dtype": recipe.base.dtype,
             "data": self.data.fingerprint,
             "tokenizer": self.data.encoding,
-            "template": [recipe.data.template, recipe.data.overlong, recipe.regime],
+            "template": template_identity(recipe),
             "arm": [spec.arm, arm],
             "learning_rate": spec.learning_rate,
             "seed": spec.seed,

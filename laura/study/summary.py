@@ -140,10 +140,8 @@ def gather(study: StudyStore, recipe: Recipe, only: Collection[str] | None = Non
     runs = []
     for run in study.runs():
         known = read_record(run) if only is None or run.folder.name in only else None
-        if known is not None:
-            arm = recipe.arms.get(known["arm"])
-            if arm is not None and is_of(known, arm, recipe.train, facts):
-                runs.append((known, run))
+        if known is not None and is_of(known, recipe, facts):
+            runs.append((known, run))
     runs.sort(key=lambda pair: _order(pair[0], order))
     points = []
     for known, run in runs:

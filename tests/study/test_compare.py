@@ -17,8 +17,9 @@ import pytest
 from laura.errors import RecipeError, StoreError, UsageError
 from laura.recipe_reading import parse_recipe
 from laura.results import TaskResult
-from laura.store import StudyStore
+from laura.store import StudyStore, read_json, write_json
 from laura.study.compare import compare, write_summary
+from laura.study.opening import open_study
 from laura.study.single import train
 
 
@@ -115,6 +116,18 @@ def test_another_base_data_or_measure_is_refused(finished: Any) -> None:
     )
     with pytest.raises(StoreError, match="another measure"):
         compare(other, study=folder)
+    held = recipe.base.model_copy(update={"dtype": "bfloat16"})
+    other = recipe.model_copy(update={"base": held})
+    with pytest.raises(StoreError, match="another dtype"):
+        compare(other, study=folder)
+    # Folders of before have it in their recipe alone.
+    facts = read_json(folder / "study.json")
+    old = {key: value for key, value in facts["identity"].items() if key != "dtype"}
+    write_json(folder / "study.json", {**facts, "identity": old})
+    with pytest.raises(StoreError, match="another dtype"):
+        compare(other, study=folder)
+    with open_study(recipe, folder, None, None):
+        assert read_json(folder / "study.json") == facts
 
 
 def test_a_warmup_longer_than_the_run_is_told_before_anything_is_measured(
