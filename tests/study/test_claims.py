@@ -442,6 +442,7 @@ def test_folders_that_are_no_study_are_refused(tmp_path: Path) -> None:
         read_study(tmp_path)
     for text, words in (("[]", "no analysis of format 1"), ('{"format": 2}', "format 1"),
                         ('{"format": 1, "spectra": [{}]}', "lacks arm, seed"),
+                        ('{"format": 1, "diversity": [{"arm": null}]}', "diversity lacks extra"),
                         ('{"format": 1, "tradeoff": {"matched": [3]}}', "matched is not a list"),
                         ('{"format": 1, "tradeoff": 3}', "tradeoff is not an object")):  # fmt: skip
         (tmp_path / "analysis.json").write_text(text)

@@ -230,8 +230,7 @@ def _rows_fault(part: str, rows: Any) -> str:
         return f"{part} is not a list of objects"
     for row in rows:
         missing = [key for key in _NEEDED[part] if key not in row]
-        # Samples of the base belong to no arm, and no claim reads them.
-        if missing and not (part == "diversity" and row.get("arm", "") is None):
+        if missing:
             return f"an entry of {part} lacks {', '.join(missing)}"
     return ""
 
