@@ -48,7 +48,7 @@ def claims(
         from laura.store import SeriesStore, write_json
         from laura.study.claims.judgement import (
             build_claims,
-            read_series,
+            judge_series,
             read_study,
             write_claims,
             write_series_claims,
@@ -58,7 +58,7 @@ def claims(
         if len(studies) == 1 and out is None:
             found = (write_series_claims if series else write_claims)(studies[0])
         elif series and out is not None:
-            found = build_claims(read_series(studies[0]))
+            found = judge_series(studies[0])
             write_json(out, found)
         else:
             found = build_claims(_named([read_study(folder) for folder in studies], studies))

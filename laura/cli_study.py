@@ -107,6 +107,7 @@ def judge_again(desk: Desk, folder: Path) -> None:
 
 def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
     """Draw the report of a study, or of a series and its settings, and show what they found."""
+    from laura.errors import StoreError
     from laura.store import SeriesStore
 
     settings = SeriesStore(folder).settings()
@@ -118,11 +119,14 @@ def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
     from laura.store import read_json
     from laura.study.claims.judgement import CLAIMS_FILE
 
-    answers = {
-        name: _drawn(desk, study.folder, form)
-        for name, study in settings.items()
-        if study.summary_file.is_file()
-    }
+    answers = {}
+    for name, study in settings.items():
+        if not study.summary_file.is_file():
+            continue
+        try:
+            answers[name] = _drawn(desk, study.folder, form)
+        except StoreError as error:
+            desk.progress.say(f"setting {name} is not drawn: {error}")
     found = read_json(folder / CLAIMS_FILE)
     page = write_series_report(folder, form)
     told = {name: value for name, (value, _) in answers.items()}

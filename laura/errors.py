@@ -64,6 +64,11 @@ class RecipeError(LauraError, ValueError):
         super().__init__(f"{source} has {count}:\n{lines}")
 
 
+def first_line(error: Exception) -> str:
+    """What an error says before it lists anything."""
+    return str(error).splitlines()[0].rstrip(":")
+
+
 class UsageError(LauraError, ValueError):
     """A command was called with arguments that cannot be meant."""
 

@@ -209,7 +209,8 @@ class TrainSection(Section):
         None,
         ge=0,
         description="Optimiser steps of warm-up, instead of the share `warmup`; a trapezoidal "
-        "budget that ends before them cools down from the rate it has reached.",
+        "budget that ends before them cools down from the rate it has reached. A run that would "
+        "never reach its rate is refused.",
     )
     cooldown: Share = Field(0.2, description="Last share of a trapezoidal budget, falling to zero.")
     final_factor: Share = Field(0.01, description="Cosine ends at this share of the peak rate.")
@@ -231,7 +232,7 @@ class TrainSection(Section):
         ge=1,
         description="LoRA runs that differ in the learning rate alone are trained in lock-step on "
         "one copy of the base, at most so many together. On a GPU they share their passes, and "
-        "the activations of all of them are in memory at once.",
+        "the activations of all of them are in memory at once. A search has no such runs.",
     )
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="A resumable checkpoint at least so often."

@@ -129,6 +129,16 @@ def _train_faults(recipe: Recipe) -> Iterable[Fault]:
         yield Fault("train.warmup", "warm-up and cooldown together must leave some steps between")
 
 
+def _cohort_faults(recipe: Recipe) -> Iterable[Fault]:
+    cohort, sampler = recipe.train.cohort, recipe.search.sampler
+    if cohort > 1 and sampler != "grid":
+        yield Fault(
+            "train.cohort",
+            f"is {cohort}, but search.sampler is {sampler}, which draws one rate after another, so "
+            "that no runs are trained together; leave it out, or set search.sampler: grid",
+        )
+
+
 def _arm_faults(recipe: Recipe) -> Iterable[Fault]:
     for name, arm in recipe.arms.items():
         where = f"arms.{name}"
@@ -255,6 +265,7 @@ def _analysis_faults(recipe: Recipe) -> Iterable[Fault]:
 _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"budget"}, _budget_faults),
     ({"train"}, _train_faults),
+    ({"train", "search"}, _cohort_faults),
     ({"arms"}, _arm_faults),
     ({"arms", "budget", "seeds"}, _external_faults),
     ({"arms", "search"}, _shared_rate_faults),

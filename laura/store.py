@@ -290,7 +290,10 @@ class RunStore:
         if (self.folder / "done.json").is_file():
             return "done"
         if (self.folder / "failed.json").is_file():
-            record = read_json(self.folder / "failed.json")
+            try:
+                record = read_json(self.folder / "failed.json")
+            except StoreError:  # that it failed is known
+                return "failed"
             return str(record.get("kind", "failed")) if isinstance(record, dict) else "failed"
         return "open"
 

@@ -151,6 +151,12 @@ def test_message_reads_well() -> None:
         ("batch_tokens: 4096", "precision: fp16", "train.precision", "'auto', 'bf16' or 'fp32'"),
         ("betas: [0.9, 0.95]", "betas: [0.9]", "train.betas.1", "missing"),
         ("betas: [0.9, 0.95]", "warmup: 0.9\n  schedule: trapezoidal", "train.warmup", "steps"),
+        (
+            "seeds: [0, 1]",
+            "  cohort: 4\nsearch:\n  sampler: tpe",
+            "train.cohort",
+            "leave it out, or set search.sampler: grid",
+        ),
         ("train:\n  betas", "train: 3\nx:\n  betas", "train", "section"),
         ("base:\n  model: smollm2-135m", "base: {}", "base.model", "missing"),
         ("base:\n  model: smollm2-135m\n", "", "base", "missing"),

@@ -99,6 +99,20 @@ def read_claims(folder: Path) -> list[Claim]:
     return [_claim(row) for row in _opened(file).nested_list("claims")]
 
 
+def read_gaps(folder: Path) -> list[str]:
+    """What claims.json says of settings that it could not judge; empty where there is none.
+
+    Raises:
+        StoreError: as `read_claims`.
+    """
+    file = folder / CLAIMS_FILE
+    fields = _opened(file) if file.is_file() else None
+    if fields is None or not (fields.has("gaps") and fields.has("settings")):
+        return []
+    judged = tuple(f"{row.text('name')}: " for row in fields.nested_list("settings"))
+    return [gap for gap in fields.texts("gaps") if not gap.startswith(judged)]
+
+
 def read_recommendation(study: Path) -> Recommendation | None:
     """Read STUDY/recommendation.json; None where nothing was asked.
 

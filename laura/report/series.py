@@ -19,14 +19,14 @@ from laura.report.blocks import (
     Still,
     Table,
 )
-from laura.report.claims import VERDICTS, Claim, read_claims
+from laura.report.claims import VERDICTS, Claim, read_claims, read_gaps
 from laura.report.figures import FIGURES
 from laura.report.markdown import Document, document_text
 from laura.report.page import Format, Laid, render
 from laura.report.pages.claims import claims_blocks, counted
 from laura.report.reading import Summary, read_summary
 from laura.report.tables import lines, measured
-from laura.store import SeriesStore, disk_faults, read_json, write_text
+from laura.store import SeriesStore, StudyStore, disk_faults, read_json, write_text
 
 FIGURE = "tradeoff"
 
@@ -51,14 +51,10 @@ def write_series_report(folder: Path, form: Format = "html") -> Path:
     if not settings:
         raise StoreError(f"{folder} holds no series (series.json); give `laura compare` again")
     name = str(read_json(store.file).get("name", folder.name))
-    found = {
-        setting: read_summary(study.folder)
-        for setting, study in settings.items()
-        if study.summary_file.is_file()
-    }
     faults: list[str] = []
-    claims = _claims(folder, faults)
-    pages = [Laid("overview", "Settings", _index(folder, list(settings), found, faults, form))]
+    found = _summaries(settings, faults)
+    claims = _claims(folder, found, faults)
+    pages = [Laid("overview", "Settings", _index(folder, found, faults, form))]
     if claims:
         pages.append(Laid("claims", "Claims", claims_blocks(claims)))
     headline, footer = _headline(claims, found), f"Written by Laura {__version__}."
@@ -84,9 +80,27 @@ def write_series_report(folder: Path, form: Format = "html") -> Path:
     return target
 
 
-def _claims(folder: Path, faults: list[str]) -> list[Claim]:
+def _summaries(settings: dict[str, StudyStore], faults: list[str]) -> dict[str, Summary]:
+    """The summary of each setting that has a whole one."""
+    found = {}
+    for name, study in settings.items():
+        if not study.summary_file.is_file():
+            faults.append(f"Setting {name} was not carried out yet.")
+            continue
+        try:
+            found[name] = read_summary(study.folder)
+        except StoreError as error:
+            faults.append(f"Setting {name} is not shown: {error}.")
+    return found
+
+
+def _claims(folder: Path, found: dict[str, Summary], faults: list[str]) -> list[Claim]:
     try:
-        return read_claims(folder)
+        claims = read_claims(folder)
+        # Of the other settings it is told already that they are not there.
+        gaps = [gap for gap in read_gaps(folder) if gap.partition(": ")[0] in found]
+        faults += [f"In the claims, setting {gap}." for gap in gaps]
+        return claims
     except StoreError as error:
         faults.append(f"Claims are not shown: {error}.")
         return []
@@ -100,9 +114,7 @@ def _headline(claims: list[Claim], found: dict[str, Summary]) -> str:
     return f"Of {len(claims)} claims over {len(found)} settings: {listed}"
 
 
-def _index(
-    folder: Path, names: list[str], found: dict[str, Summary], faults: list[str], form: Format
-) -> list[Block]:
+def _index(folder: Path, found: dict[str, Summary], faults: list[str], form: Format) -> list[Block]:
     columns = [
         Column("setting"),
         Column("domain"),
@@ -121,9 +133,8 @@ def _index(
         for name, summary in found.items()
     ]
     blocks: list[Block] = [Table("settings-table", "Settings and their verdicts", columns, rows)]
-    missing = [f"Setting {name} was not carried out yet." for name in names if name not in found]
-    if missing or faults:
-        blocks.append(Notice("What is missing", [*missing, *faults], warns=True))
+    if faults:
+        blocks.append(Notice("What is missing", faults, warns=True))
     for place, (name, summary) in enumerate(found.items()):
         blocks += _setting(folder, name, summary, place, form)
     return blocks

@@ -72,7 +72,7 @@ def _base_spectra(
     session: Session, base: StoredModel, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     file = base_spectra_file(session.store)
-    # A study may be continued with the same base held in another type.
+    # Once a study could be continued with its base held in another type.
     identity = {"dtype": session.recipe.base.dtype}
     kept = read_json(file) if file.is_file() else {}
     known: dict[str, dict[str, Any]] = kept.get("matrices", {})

@@ -60,7 +60,7 @@ def compare(
         grid = grid_of(session)
         session.check(grid)
         search = _search(session) if searched else None
-        if not searched and (told := remark(grid, recipe)):
+        if told := remark(grid, recipe):
             progress.say(told)
         progress.say(announcement(session))
         # What stands is not counted, or the time left would be judged by its speed.

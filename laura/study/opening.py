@@ -95,6 +95,8 @@ def _read_all(
     encoder = Encoder(bench.base.tokenizer, recipe.data.template, recipe.regime)
     identity = {
         "base": bench.base.fingerprint,
+        # It was measured so, and every run is compared with that.
+        "dtype": recipe.base.dtype,
         "tokenizer": encoder.fingerprint,
         # Extras may come later: they change nothing of what stands.
         "measure": recipe.measure.model_dump(mode="json", exclude={"extras"}),

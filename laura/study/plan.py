@@ -5,7 +5,7 @@ Of the base only its config.json is read, so a model of any size can be planned 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from laura.study.plan_evaluation import evaluation_parts
 from laura.study.plan_machine import Machine, measure_machine
 from laura.study.plan_memory import pass_of, training_parts
 from laura.study.plan_shapes import Shapes, shapes_of
-from laura.study.plan_work import NUMBER_BYTES, ArmWork, arm_work, totals
+from laura.study.plan_work import NUMBER_BYTES, ArmWork, arm_work, room_for_warmup, totals
 
 MOST_GPUS = 100_000
 # Training has more to do than its products (norms, rotations, attention, the optimiser), which
@@ -86,7 +86,10 @@ def plan(
         "data": asdict(known),
         "arms": arms,
         "totals": {**whole, "seconds": _seconds(whole["flops"], rate, counts[0]), "peak": peak},
-        "notes": _notes(recipe, known, gpus, rate, flops_per_second, machine),
+        "notes": [
+            *_notes(recipe, known, gpus, rate, flops_per_second, machine),
+            *_warmup_notes(recipe, works.values()),
+        ],
     }
 
 
@@ -260,3 +263,14 @@ def _notes(
             "is free) come on top; precision auto is taken as bf16."
         )
     return notes
+
+
+def _warmup_notes(recipe: Recipe, works: Iterable[ArmWork]) -> Iterator[str]:
+    wanted = recipe.train.warmup_steps or 0
+    rooms = [room_for_warmup(recipe, work.steps) for work in works if work.steps]
+    if rooms and min(rooms) < wanted:
+        yield (
+            f"train.warmup_steps is {wanted}, but the shortest run reaches its learning rate with "
+            f"at most about {min(rooms)}: `laura compare` will refuse it. Lower it, raise the "
+            "budget, or leave it out."
+        )

@@ -26,7 +26,7 @@ from laura.study.plan_data import Survey
 from laura.study.plan_evaluation import answers_of
 from laura.study.plan_memory import OPTIMISER_STATE
 from laura.study.plan_shapes import Shapes
-from laura.train.schedules import plan_legs
+from laura.train.schedules import longest_warmup, plan_legs
 from laura.train.work import Work, training_flops
 
 # Of data/corpus.py: an example's entry in records.bin and digests.bin.
@@ -76,6 +76,17 @@ def runs_of(recipe: Recipe, points: list[int]) -> list[list[int]]:
     """Budget points of each run that one arm, rate and seed takes; as `Session.specs`."""
     apart = recipe.budget.points == "separate" and recipe.train.schedule == "cosine"
     return [[point] for point in points] if apart else [points]
+
+
+def room_for_warmup(recipe: Recipe, steps: list[int]) -> int:
+    """Most steps of warm-up after which each run still reaches its rate.
+
+    Args:
+        recipe: The recipe.
+        steps: Of each budget point, rising.
+    """
+    hot = recipe.budget.points == "hot"
+    return min(longest_warmup(plan_legs(recipe.train, run, hot)) for run in runs_of(recipe, steps))
 
 
 def trained_tokens(recipe: Recipe, points: list[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from laura.errors import RecipeError, StoreError
+from laura.errors import RecipeError, StoreError, first_line
 from laura.progress import SILENT, Progress
 from laura.store import StudyStore
 from laura.study.claims.judgement import (
@@ -28,7 +28,7 @@ def rebuild(folder: Path, progress: Progress = SILENT) -> None:
     try:
         evidence = stored_evidence(folder)
     except (RecipeError, StoreError) as error:
-        told = str(error).splitlines()[0].rstrip(":")
+        told = first_line(error)
         progress.say(f"{FILE} and {CLAIMS_FILE} of {folder} stay as they are: {told}")
         return
     write_findings(evidence, StudyStore(folder))

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from laura.data.mixing import Dealt
-from laura.recipe import Arm, FullArm, LoraArm, TrainSection
+from laura.errors import StoreError
+from laura.recipe import FullArm, LoraArm, Recipe
+from laura.store import RunStore, read_json
 from laura.train.batches import BatchPlan
 
+_NEEDED = {"id", "arm", "learning_rate", "seed", "points"}
 # Told apart by the run's rate, and by the sources beside the share.
 _APART = {"learning_rates", "replay"}
 # Keys of `train` that change how a run is carried out, saved and looked at, not what it becomes.
@@ -35,26 +38,55 @@ def budget_marks(plan: BatchPlan, budgets: Sequence[float]) -> list[dict[str, An
     return marks
 
 
-def is_of(record: dict[str, Any], arm: Arm, train: TrainSection, facts: dict[str, Any]) -> bool:
+def read_record(run: RunStore) -> dict[str, Any] | None:
+    """A run's run.json; None where there is none.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    path = run.folder / "run.json"
+    if not path.is_file():
+        return None
+    known = read_json(path)
+    if not isinstance(known, dict) or not known.keys() >= _NEEDED or not known["points"]:
+        raise StoreError(f"{path} does not describe a run; delete {run.folder} and run again")
+    return known
+
+
+def is_of(record: dict[str, Any], recipe: Recipe, facts: dict[str, Any]) -> bool:
     """Whether a run was trained as a recipe describes it now, which may have changed since.
+
+    What a run's record does not say, as that of a Trainer's run, is taken to be as it was.
 
     Args:
         record: Its run.json.
-        arm: The arm of that name as the recipe describes it.
-        train: The recipe's `train`.
+        recipe: The recipe.
         facts: The study's `study.json`.
     """
-    identity = record.get("identity", {})
+    arm = recipe.arms.get(record["arm"])
+    if arm is None:
+        return False
+    identity, train = record.get("identity", {}), recipe.train
+    if identity.get("dtype", recipe.base.dtype) != recipe.base.dtype:
+        return False
+    template = template_identity(recipe)
+    if identity.get("template", template) != template:
+        return False
     wanted = {"fraction": arm.replay, "sources": facts.get("replay")} if arm.replay else None
     if identity.get("replay") != wanted:
         return False
-    if identity.get("train") and arm.external is None:
+    if identity.get("train"):
         # What `auto` precision came to is the machine's affair.
         known = {k: v for k, v in identity["train"].items() if k != "precision"}
         if known != train.identity({*UNTRAINED, "precision"}):
             return False
     _, trained = identity.get("arm", ("", None))
     return trained is None or _settings(trained) == _settings(arm.model_dump(mode="json"))
+
+
+def template_identity(recipe: Recipe) -> list[str]:
+    """What of a recipe decides how examples become the documents that are trained on."""
+    return [recipe.data.template, recipe.data.overlong, recipe.regime]
 
 
 def _settings(arm: dict[str, Any]) -> dict[str, Any] | None:

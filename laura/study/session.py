@@ -32,12 +32,13 @@ from laura.study.material import StudyData
 from laura.study.measures import all_tasks, is_current, result_names
 from laura.study.measuring import measure
 from laura.study.replay import ReplayData
-from laura.study.run_record import UNTRAINED, budget_marks
+from laura.study.run_record import UNTRAINED, budget_marks, template_identity
 from laura.study.sharing import BUSY, LOCK, claimed, held
 from laura.study.validation import validator
 from laura.study.workbench import Workbench
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.run import train_runs
+from laura.train.schedules import refuse_long_warmup
 
 RUN_FORMAT = 1  # counts up when the same recipe would train other weights
 
@@ -97,6 +98,7 @@ class Session:
         Raises:
             DataError: rows are missing, an example is too long, a budget is
                 less than a step.
+            RecipeError: a warm-up in steps is longer than its run.
         """
         for name in all_tasks(self.recipe):
             # Tasks of lm-eval and of the user were made ready when the study was opened.
@@ -108,6 +110,9 @@ class Session:
         }
         for spec in kinds.values():
             self._marks(spec)
+            if arms[spec.arm].external is None:
+                plan = self._plan(spec)
+                refuse_long_warmup(self.recipe.train, plan.points, plan.hot)
         check_external(self.recipe, self.bench.base.folder, self.progress)
 
     def base_results(self) -> None:
@@ -277,7 +282,7 @@ class Session:
             "dtype": recipe.base.dtype,
             "data": self.data.fingerprint,
             "tokenizer": self.data.encoding,
-            "template": [recipe.data.template, recipe.data.overlong, recipe.regime],
+            "template": template_identity(recipe),
             "arm": [spec.arm, arm],
             "learning_rate": spec.learning_rate,
             "seed": spec.seed,

@@ -26,7 +26,7 @@ from laura.study.measures import (
     measure_of,
     result_names,
 )
-from laura.study.run_record import is_of
+from laura.study.run_record import is_of, read_record
 
 CURVE_POINTS = 200
 BOOTSTRAP_SEED = 0
@@ -139,12 +139,9 @@ def gather(study: StudyStore, recipe: Recipe, only: Collection[str] | None = Non
     order = list(recipe.arms)
     runs = []
     for run in study.runs():
-        record = run.folder / "run.json"
-        if record.is_file() and (only is None or run.folder.name in only):
-            known = read_json(record)
-            arm = recipe.arms.get(known["arm"])
-            if arm is not None and is_of(known, arm, recipe.train, facts):
-                runs.append((known, run))
+        known = read_record(run) if only is None or run.folder.name in only else None
+        if known is not None and is_of(known, recipe, facts):
+            runs.append((known, run))
     runs.sort(key=lambda pair: _order(pair[0], order))
     points = []
     for known, run in runs:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from laura.data.mixing import TARGET, Dealt, Mixer, Pool, Replay, refuse_repeats
 from laura.data.packing import IGNORED, Fitted, Row, epoch_rows, step_ends
@@ -30,6 +31,9 @@ class BatchPlan:
         mix: At each point, what was read of the target and then of every replay
             source; empty where nothing is replayed.
         hot: Whether points before the last are snapshots of the longest run.
+
+    Raises:
+        DataError: no token of a step is learnt.
     """
 
     batches: Sequence[list[Row]]
@@ -38,6 +42,15 @@ class BatchPlan:
     supervised: Sequence[int]
     mix: Sequence[Sequence[Dealt]] = ()
     hot: bool = False
+
+    def __post_init__(self) -> None:
+        # `fit` drops documents without anything to learn, but rows may come from elsewhere.
+        for step, (before, after) in enumerate(pairwise(self.supervised), start=1):
+            if before == after:
+                raise DataError(
+                    f"step {step} holds no token to learn, and a loss is the mean over at least "
+                    "one; leave its rows out, or put them into a step with others"
+                )
 
     @classmethod
     def of(cls, batches: Sequence[list[Row]], points: list[int]) -> BatchPlan:

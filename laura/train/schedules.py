@@ -9,8 +9,10 @@ budgets out of one 20 B run (Biderman et al. 2024, continued pretraining).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from laura.errors import Fault, RecipeError
 from laura.recipe import TrainSection
 
 
@@ -109,6 +111,32 @@ def rate_factor(section: TrainSection, leg: Leg, step: int) -> float:
     if leg.cooldown:
         return (leg.end - step) / (leg.end - leg.start)
     return 1.0
+
+
+def longest_warmup(legs: Sequence[Leg]) -> int:
+    """Most steps of warm-up after which these legs still reach the peak rate."""
+    return max(leg.start + 1 if leg.cooldown else leg.end for leg in legs if leg.end > leg.start)
+
+
+def refuse_long_warmup(section: TrainSection, points: list[int], hot: bool = False) -> None:
+    """Refuse a run that ends before its rate has risen to the one that is asked for.
+
+    Args:
+        section: The recipe's `train`.
+        points: As for `plan_legs`.
+        hot: As for `plan_legs`.
+
+    Raises:
+        RecipeError: the warm-up is longer than the run leaves room for.
+    """
+    most = longest_warmup(plan_legs(section, points, hot))
+    if section.warmup_steps is not None and section.warmup_steps > most:
+        problem = (
+            f"is {section.warmup_steps}, but a run of {points[-1]} steps reaches its learning rate "
+            f"with at most {most}; lower it, raise the budget, or leave it out for the share "
+            "train.warmup"
+        )
+        raise RecipeError([Fault("train.warmup_steps", problem)])
 
 
 def _warmup(section: TrainSection, steps: int) -> int:

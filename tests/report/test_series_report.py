@@ -46,6 +46,27 @@ def test_every_setting_has_verdict_figure_and_link(series: Path) -> None:
     assert len(identities) == len(set(identities))
 
 
+def test_a_damaged_setting_is_named_and_the_others_are_shown(series: Path) -> None:
+    summary = SeriesStore(series).setting("math <b>").summary_file
+    kept, claims = summary.read_text(), series / "claims.json"
+    judged = claims.read_text()
+    gaps = ["math <b>: is left out, since x", "code-instruct: is left out, since run.json is bad",
+            "late: was not carried out", "seen: lora at 0.1, seed 1: diverged"]  # fmt: skip
+    try:
+        summary.write_text("{")
+        claims.write_text(
+            json.dumps({**claims_value(), "settings": [{"name": "seen"}], "gaps": gaps})
+        )
+        html = write_series_report(series).read_text(encoding="utf-8")
+    finally:
+        summary.write_text(kept)
+        claims.write_text(judged)
+    assert "Setting math &lt;b&gt; is not shown: " in html and "is not JSON" in html
+    assert "In the claims, setting code-instruct: is left out, since run.json is bad." in html
+    assert html.count("was not carried out") == 1 and "diverged" not in html
+    assert "Verdict of code-instruct." in html and "Verdict of math" not in html
+
+
 def test_links_with_spaces_and_marks_work(series: Path) -> None:
     html = write_series_report(series).read_text(encoding="utf-8")
     assert 'href="settings/math%20%3Cb%3E/report.html"' in html

@@ -12,7 +12,13 @@ import pytest
 from scipy import stats
 
 from laura.errors import StoreError
-from laura.study.claims.judgement import build_claims, read_analysis, read_study
+from laura.store import SeriesStore
+from laura.study.claims.judgement import (
+    build_claims,
+    read_analysis,
+    read_study,
+    write_series_claims,
+)
 from laura.study.claims.settings import LEARNING, Setting
 from laura.study.claims.table import CLAIMS
 from laura.study.claims.verdicts import holm
@@ -397,11 +403,46 @@ def test_items_that_differ_are_told(tmp_path: Path) -> None:
         setting.difference(setting.full(), setting.lora(), LEARNING, 1)
 
 
+DAMAGES: dict[str, tuple[str, str, str]] = {
+    "a record": ("runs/lora-0.01-1/run.json", "{", "run.json is not JSON"),
+    "a record of nothing": ("runs/lora-0.01-1/run.json", '{"arm": "lora"}', "describe a run"),
+    "a result": ("base/evals/gsm8k.json", "[]", "not a whole task result"),
+    "a recipe": ("recipe.yaml", "name: 3", "recipe.yaml has"),
+    "an analysis": ("analysis.json", '{"format": 1, "diversity": [3]}', "not a list of objects"),
+    "the facts": ("study.json", "", "study.json is not JSON"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_setting_of_a_series_is_a_gap_and_the_others_are_judged(
+    damage: str, tmp_path: Path
+) -> None:
+    from tests.study.test_findings import Made
+
+    series = SeriesStore(tmp_path / "series")
+    series.write("both", ["first", "hurt", "later"])
+    for name in ("first", "hurt"):
+        Made(series.setting(name).folder).write()
+    # That a run failed is known, whatever its record says.
+    (series.setting("first").folder / "runs" / "full-0.001-2" / "done.json").unlink()
+    (series.setting("first").folder / "runs" / "full-0.001-2" / "failed.json").write_text("{")
+    file, text, words = DAMAGES[damage]
+    (series.setting("hurt").folder / file).write_text(text)
+    found = write_series_claims(series.folder)
+    alone = build_claims([("first", *read_study(series.setting("first").folder)[1:])])
+    assert found["claims"] == alone["claims"] and found["settings"] == alone["settings"]
+    hurt, later, *others = found["gaps"]
+    assert hurt.startswith("hurt: is left out, since ") and words in hurt
+    assert str(tmp_path) not in hurt and later == "later: was not carried out"
+    assert others == alone["gaps"] and "first: full at 0.001, seed 2: failed" in others
+
+
 def test_folders_that_are_no_study_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no study"):
         read_study(tmp_path)
     for text, words in (("[]", "no analysis of format 1"), ('{"format": 2}', "format 1"),
                         ('{"format": 1, "spectra": [{}]}', "lacks arm, seed"),
+                        ('{"format": 1, "diversity": [{"arm": null}]}', "diversity lacks extra"),
                         ('{"format": 1, "tradeoff": {"matched": [3]}}', "matched is not a list"),
                         ('{"format": 1, "tradeoff": 3}', "tradeoff is not an object")):  # fmt: skip
         (tmp_path / "analysis.json").write_text(text)

@@ -17,8 +17,9 @@ import pytest
 from laura.errors import RecipeError, StoreError, UsageError
 from laura.recipe_reading import parse_recipe
 from laura.results import TaskResult
-from laura.store import StudyStore
+from laura.store import StudyStore, read_json, write_json
 from laura.study.compare import compare, write_summary
+from laura.study.opening import open_study
 from laura.study.single import train
 
 
@@ -115,6 +116,28 @@ def test_another_base_data_or_measure_is_refused(finished: Any) -> None:
     )
     with pytest.raises(StoreError, match="another measure"):
         compare(other, study=folder)
+    held = recipe.base.model_copy(update={"dtype": "bfloat16"})
+    other = recipe.model_copy(update={"base": held})
+    with pytest.raises(StoreError, match="another dtype"):
+        compare(other, study=folder)
+    # Folders of before have it in their recipe alone.
+    facts = read_json(folder / "study.json")
+    old = {key: value for key, value in facts["identity"].items() if key != "dtype"}
+    write_json(folder / "study.json", {**facts, "identity": old})
+    with pytest.raises(StoreError, match="another dtype"):
+        compare(other, study=folder)
+    with open_study(recipe, folder, None, None):
+        assert read_json(folder / "study.json") == facts
+
+
+def test_a_warmup_longer_than_the_run_is_told_before_anything_is_measured(
+    recipe_text: str, tmp_path: Path
+) -> None:
+    # 600 tokens, at most 128 a step: the shorter of the two runs takes about five steps.
+    recipe = parse_recipe(recipe_text, ["train.warmup_steps=8"])
+    with pytest.raises(RecipeError, match=r"train\.warmup_steps: is 8, but a run of [56] steps"):
+        compare(recipe, study=tmp_path / "study")
+    assert not (tmp_path / "study" / "base").exists()
 
 
 def test_one_shared_rate_needs_a_flag(recipe_text: str) -> None:

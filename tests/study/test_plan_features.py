@@ -125,6 +125,16 @@ def test_a_search_has_its_trials_whatever_the_grid() -> None:
     assert grid == {"lora-rank-4": 2, "lora-rank-8": 2, "lora-rank-16": 2, "full": 2, "fixed": 1}
 
 
+def test_a_warmup_longer_than_the_shortest_run_is_told() -> None:
+    def told(steps: int) -> bool:
+        train = {"batch_tokens": 512, "row_tokens": 256, "warmup_steps": steps}
+        notes = plan(make_recipe(train=train), gpus=[1])["notes"]
+        return any("warmup_steps is" in note and "will refuse" in note for note in notes)
+
+    # 10,000 tokens are twenty steps of 512.
+    assert told(21) and not told(20)
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 8, 9])
 def test_runs_in_lockstep_are_those_that_are_grouped(most: int) -> None:
     rates = [1e-4 * (n + 1) for n in range(9)]

@@ -4,19 +4,66 @@ from __future__ import annotations
 
 from typing import Any
 
-from laura.recipe import LoraArm, TrainSection
+import pytest
+
+from laura.recipe import Recipe
+from laura.recipe_reading import parse_recipe
 from laura.study.run_record import UNTRAINED, is_of
 
+RECIPE = """
+name: x
+base: {model: x}
+data: {train: x, test: x, source_text: x}
+budget: {epochs: [1]}
+arms:
+  x: {method: lora}
+  made:
+    method: lora
+    external: [{model: y, budget: 1, learning_rate: 1e-3}]
+train: {batch_tokens: 4096}
+"""
 
-def test_a_run_under_another_train_section_is_left_out() -> None:
-    arm, train = LoraArm(method="lora"), TrainSection(batch_tokens=4096)
 
-    def record(section: TrainSection) -> dict[str, Any]:
-        made = section.identity(UNTRAINED) | {"precision": "torch.float32"}
-        return {"identity": {"arm": ["x", arm.identity()], "train": made}}
+def recipe_with(*overrides: str) -> Recipe:
+    return parse_recipe(RECIPE, overrides)
 
-    assert is_of(record(train), arm, train, {})
-    told = train.model_copy(update={"validate_every": 3, "cohort": 4})
-    assert is_of(record(train), arm, told, {}), "neither changes what a run becomes"
-    assert not is_of(record(TrainSection()), arm, train, {})
-    assert is_of({"identity": {"arm": ["x", arm.identity()]}}, arm, train, {}), "a trainer's"
+
+def record(recipe: Recipe, arm: str = "x") -> dict[str, Any]:
+    """What run.json says of a run of this recipe."""
+    made = recipe.train.identity(UNTRAINED) | {"precision": "torch.float32"}
+    identity = {
+        "dtype": recipe.base.dtype,
+        "template": [recipe.data.template, recipe.data.overlong, recipe.regime],
+        "arm": [arm, recipe.arms[arm].identity({"learning_rates", "replay"})],
+        "train": made,
+    }
+    return {"arm": arm, "identity": identity}
+
+
+@pytest.mark.parametrize("arm", ["x", "made"])
+@pytest.mark.parametrize(
+    "change",
+    ["train.batch_tokens=2048", "base.dtype=bfloat16", "data.overlong=drop", "regime=pretrain"],
+)
+def test_a_run_under_other_settings_is_left_out(arm: str, change: str) -> None:
+    first, second = recipe_with(), recipe_with(change)
+    assert is_of(record(first, arm), first, {}) and is_of(record(second, arm), second, {})
+    # Not one way, nor the other: where both lie in a folder, those of the recipe count.
+    assert not is_of(record(first, arm), second, {})
+    assert not is_of(record(second, arm), first, {})
+
+
+def test_a_run_that_became_the_same_counts_however_it_was_carried_out() -> None:
+    told = recipe_with("train.validate_every=3", "train.cohort=4")
+    assert is_of(record(recipe_with()), told, {})
+    assert not is_of({**record(told), "arm": "gone"}, told, {})
+
+
+def test_what_a_record_does_not_say_is_taken_to_be_as_it_was() -> None:
+    changed = recipe_with("base.dtype=bfloat16", "data.overlong=drop")
+    known = record(changed)
+    old = {key: known["identity"][key] for key in ("arm", "train")}
+    assert is_of({**known, "identity": old}, changed, {})
+    trainers = {"arm": known["identity"]["arm"]}
+    assert is_of({**known, "identity": trainers}, changed, {})
+    assert is_of({"arm": "x"}, changed, {})

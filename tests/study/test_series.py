@@ -74,6 +74,15 @@ def test_one_setting_by_itself_and_the_report_of_all(recipe_text: str, tmp_path:
     assert 'href="settings/second/report.html"' in (out / "report.html").read_text("utf-8")
     assert run(cli.app, ["report", str(out), "--format", "md"]).exit_code == 0
     assert "](settings/first/report.md)" in (out / "report.md").read_text("utf-8")
+    # What is damaged in one setting is told, and stops nothing of the other.
+    first = SeriesStore(out).setting("first")
+    first.summary_file.write_text("{")
+    next(first.folder.glob("runs/*/run.json")).write_text("{")
+    ended = run(cli.app, ["report", str(out)])
+    assert ended.exit_code == 0 and "first is not drawn: " in ended.stderr
+    assert "first: is left out, since " in ended.stdout and "run.json is not" in ended.stdout
+    told = json.loads(run(cli.app, ["report", str(out), "--json"]).stdout)
+    assert list(told["settings"]) == ["second"]
     refused = run(cli.app, ["train", str(path), "--arm", "lora", "--out", str(out)])
     assert refused.exit_code == 2 and "--setting" in refused.stderr
 

@@ -280,6 +280,28 @@ def test_a_damaged_state_is_refused(tiny_model: Any, tmp_path: Path) -> None:
         load_state(tmp_path / "state", parameters, optimiser)
 
 
+def test_a_step_without_anything_to_learn_is_refused_before_training(
+    tiny_model: Any, tmp_path: Path
+) -> None:
+    section = make_section(rows_per_pass=1)
+    first, *_ = [row for batch in make_plan(section).batches for row in batch]
+    silent = replace(first, labels=[-100] * len(first.labels))
+    # Beside others it counts for nothing: the mean is over what is learnt.
+    assert train(tiny_model, tmp_path, section, BatchPlan.of([[first, silent]], [1])) == "done"
+    from tests.conftest import make_tiny_model
+
+    ids, labels = torch.tensor(first.token_ids), torch.tensor(first.labels)
+    pieces = zip(ids.split(first.lengths), labels.split(first.lengths), strict=True)
+    losses = [
+        torch.nn.functional.cross_entropy(make_tiny_model()(i[None]).logits[0], t, reduction="none")
+        for i, t in pieces
+    ]
+    mean = torch.cat(losses).sum() / (labels >= 0).sum()
+    assert RunStore(tmp_path).metrics()[0]["loss"] == pytest.approx(mean.item(), rel=1e-4)
+    with pytest.raises(DataError, match=r"step 2 holds no token to learn.*leave its rows out"):
+        train(tiny_model, tmp_path, section, BatchPlan.of([[first], [silent], [first]], [3]))
+
+
 def test_budgets_become_steps() -> None:
     section = make_section()
     plan = make_plan(section, (300, 900))

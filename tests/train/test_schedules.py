@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from laura.errors import RecipeError
 from laura.recipe import TrainSection
 from laura.train.optimisers import DecoupledLion
-from laura.train.schedules import plan_legs, rate_factor
+from laura.train.schedules import plan_legs, rate_factor, refuse_long_warmup
 
 
 def _factors(section: TrainSection, points: list[int]) -> dict[str, list[float]]:
@@ -63,6 +66,27 @@ def test_warmup_in_steps_may_be_longer_than_the_first_budgets() -> None:
     cosine = TrainSection(schedule="cosine", warmup_steps=5)
     assert plan_legs(cosine, [50]) == plan_legs(TrainSection(schedule="cosine"), [50])
     assert "warmup_steps" not in TrainSection().identity()
+
+
+@pytest.mark.parametrize("hot", [False, True])
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "trapezoidal"])
+def test_a_warmup_after_which_no_step_is_at_the_peak_is_refused(schedule: Any, hot: bool) -> None:
+    refused = 0
+    for points in ([1], [7], [5, 40], [1, 3]):
+        for steps in range(points[-1] + 3):
+            section = TrainSection(schedule=schedule, warmup_steps=steps)
+            legs = plan_legs(section, points, hot)
+            factors = [rate_factor(section, leg, s) for leg in legs
+                       for s in range(leg.start, leg.end)]  # fmt: skip
+            if max(factors) == 1:
+                refuse_long_warmup(section, points, hot)
+                continue
+            refused += 1
+            words = rf"is {steps}, but a run of {points[-1]} steps.*raise the budget"
+            with pytest.raises(RecipeError, match=words):
+                refuse_long_warmup(section, points, hot)
+    assert refused >= 8
+    refuse_long_warmup(TrainSection(schedule=schedule, warmup=0.5), [3], hot)
 
 
 def test_constant_is_one_leg_with_a_snapshot_at_each_point() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from laura.errors import RecipeError, StoreError
+from laura.errors import RecipeError, StoreError, first_line
 from laura.recipe import Recipe
 from laura.store import SeriesStore, StudyStore, read_json, write_json
 from laura.study.claims.settings import Setting
@@ -30,13 +30,14 @@ _NEEDED = {
 
 
 def build_claims(
-    settings: Sequence[tuple[str, Evidence, dict[str, Any] | None]],
+    settings: Sequence[tuple[str, Evidence, dict[str, Any] | None]], missing: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The content of `claims.json`: every claim judged over one or several settings.
 
     Args:
         settings: Name, evidence and analysis (None where there is none) of each; names
             differ.
+        missing: What else there should be, in words; it comes first among the gaps.
 
     Returns:
         `{"format": 1, "level", "tested", "settings", "rules", "claims", "gaps"}`; nothing
@@ -85,7 +86,7 @@ def build_claims(
         ],
         "rules": {"seeds": MIN_SEEDS, "items": MIN_ITEMS, "familywise": ALPHA},
         "claims": rows,
-        "gaps": [gap for setting in read for gap in gaps_of(setting)],
+        "gaps": [*missing, *(gap for setting in read for gap in gaps_of(setting))],
     }
 
 
@@ -176,22 +177,35 @@ def write_claims(folder: Path, evidence: Evidence | None = None) -> dict[str, An
     return found
 
 
-def read_series(folder: Path) -> list[tuple[str, Evidence, dict[str, Any] | None]]:
-    """Every setting of a series that has been carried out, under its name there."""
-    return [
-        (name, *read_study(study.folder)[1:])
-        for name, study in SeriesStore(folder).settings().items()
-        if is_carried_out(study.folder)
-    ]
+def judge_series(folder: Path) -> dict[str, Any]:
+    """The claims over all settings of a series together, each under its name there.
+
+    A setting that is damaged or not carried out is a gap, and the others are judged.
+
+    Raises:
+        StoreError: `series.json` is damaged.
+    """
+    settings, missing = [], []
+    for name, study in SeriesStore(folder).settings().items():
+        if not is_carried_out(study.folder):
+            missing.append(f"{name}: was not carried out")
+            continue
+        try:
+            settings.append((name, *read_study(study.folder)[1:]))
+        except (RecipeError, StoreError) as error:
+            # Whoever moves the folder must find the same words.
+            told = first_line(error).replace(f"{folder}/", "")
+            missing.append(f"{name}: is left out, since {told}")
+    return build_claims(settings, missing)
 
 
 def write_series_claims(folder: Path) -> dict[str, Any]:
     """Judge the claims of all settings of a series together and write its `claims.json`.
 
     Raises:
-        StoreError: as `write_claims`.
+        StoreError: as `judge_series`, or the file cannot be written.
     """
-    found = build_claims(read_series(folder))
+    found = judge_series(folder)
     write_json(folder / CLAIMS_FILE, found)
     return found
 
@@ -216,8 +230,7 @@ def _rows_fault(part: str, rows: Any) -> str:
         return f"{part} is not a list of objects"
     for row in rows:
         missing = [key for key in _NEEDED[part] if key not in row]
-        # Samples of the base belong to no arm, and no claim reads them.
-        if missing and not (part == "diversity" and row.get("arm", "") is None):
+        if missing:
             return f"an entry of {part} lacks {', '.join(missing)}"
     return ""
 
