@@ -167,9 +167,9 @@ class ReadOnce:
         """SHA-256 of all of it, hexadecimal.
 
         Raises:
-            AdapterError: more was appended, or the file was changed while it was read.
+            AdapterError: the file was changed, or grew, while it was read.
         """
-        if os.read(self._descriptor, 1) or _mark(os.fstat(self._descriptor)) != self._mark:
+        if _mark(os.fstat(self._descriptor)) != self._mark:
             raise changed(self.label)
         return self._hash.hexdigest()
 
