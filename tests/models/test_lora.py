@@ -189,6 +189,9 @@ def _saved(model: Any, folder: Path) -> Path:
         ({"peft_type": "IA3"}, "IA3"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"r": "many"}, "unusable"),
+        ({"lora_alpha": -8}, "lora_alpha -8.0 is unusable; give a number above 0"),
+        ({"use_rslora": "no"}, "use_rslora 'no' is unusable; give true or false"),
+        ({"alpha_pattern": {"(": 1}}, "alpha_pattern .* is unusable; give names or regular"),
     ],
 )
 def test_what_cannot_be_represented_is_refused_by_name(
