@@ -120,3 +120,11 @@ class Encoder:
                 "cannot be scored; set bos_token or eos_token in tokenizer_config.json"
             )
         return token
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those the model was made with."""
+    config = getattr(model, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    ids = list(listed) if isinstance(listed, list | tuple) else [listed]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

@@ -10,7 +10,6 @@ Shapes: T tokens of a packed row, N asked places of it, W hidden width, V vocabu
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
@@ -22,9 +21,9 @@ from torch import Tensor, nn
 from laura.errors import ModelError, UsageError
 from laura.models.decoding import Answer, Generation, Segments
 from laura.models.device import autocast, cache_budget, linear, pass_tokens
-from laura.models.encoding import Encoder
+from laura.models.encoding import Encoder, end_tokens
 from laura.models.evaluating import evaluating
-from laura.models.key_values import Geometry
+from laura.models.key_values import Geometry, geometry_of
 from laura.models.lora import route
 from laura.models.losses import CHUNK_POSITIONS, output_head
 from laura.models.narrow import narrow
@@ -40,7 +39,7 @@ from laura.models.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.models.sampling import Draw, check_settings, choose
+from laura.models.sampling import check_settings, choose, draw_of
 from laura.progress import SILENT, Progress
 
 Reference = nn.Module | Callable[[], AbstractContextManager[object]]
@@ -178,7 +177,7 @@ class Engine:
                     self._texts,
                     done,
                     geometry=self._geometry(),
-                    end_ids=self._end_ids(),
+                    end_ids=end_tokens(self.model, self.tokenizer),
                     budget_bytes=self.cache_bytes,
                     row_tokens=self.row_tokens,
                     device=self.device,
@@ -303,15 +302,13 @@ class Engine:
 
     def _answer(self, number: int, request: GenerateRequest) -> Answer:
         check_settings(request)
-        # Python's generator gives the same numbers on every device.
-        source = random.Random(request.seed) if request.temperature > 0 else None
         return Answer(
             number,
             tuple(self.encoder.prompt(request.prompt, request.max_new_tokens)),
             tuple(text for text in request.stop if text),
             request.max_new_tokens,
             self._slot(request.adapter),
-            Draw(request.temperature, request.top_p, request.top_k, source),
+            draw_of(request),
             [] if request.logprobs else None,
         )
 
@@ -344,19 +341,8 @@ class Engine:
         return route(self.model, segments=merged)
 
     def _geometry(self) -> Geometry:
-        config = self.model.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None)
-        width = width or config.hidden_size // config.num_attention_heads
         exact = self.precision == torch.float32
-        kept = self.head.weight.dtype if exact else self.precision
-        return Geometry(config.num_hidden_layers, heads, width, kept)
-
-    def _end_ids(self) -> frozenset[int]:
-        config = getattr(self.model, "generation_config", None)
-        listed = getattr(config, "eos_token_id", None)
-        ids = list(listed) if isinstance(listed, list | tuple) else [listed]
-        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+        return geometry_of(self.model.config, self.head.weight.dtype if exact else self.precision)
 
     def _texts(self, token_lists: list[list[int]]) -> list[str]:
         return list(self.tokenizer.batch_decode(token_lists, skip_special_tokens=False))

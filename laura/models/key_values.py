@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,14 @@ class Geometry:
     def row_bytes(self, tokens: int) -> int:
         """Bytes that keys and values of one row of `tokens` tokens take."""
         return 2 * self.layers * self.heads * self.width * tokens * self.dtype.itemsize
+
+
+def geometry_of(config: Any, dtype: torch.dtype) -> Geometry:
+    """Size of a model's keys and values, by its configuration, kept in `dtype`."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None)
+    width = width or config.hidden_size // config.num_attention_heads
+    return Geometry(config.num_hidden_layers, heads, width, dtype)
 
 
 class Cache:

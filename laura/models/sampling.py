@@ -12,12 +12,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from laura.errors import UsageError
-from laura.models.requests import GenerateRequest
 
 # So many tokens nearly always hold the wanted share; sorting the whole vocabulary is slow.
 FIRST_LOOK = 64
@@ -40,7 +40,34 @@ class Draw:
     source: random.Random | None = None
 
 
-def check_settings(request: GenerateRequest) -> None:
+class Sampled(Protocol):
+    """A request that says how its tokens are chosen, as `GenerateRequest` does."""
+
+    @property
+    def temperature(self) -> float:
+        """0 takes the most likely token."""
+
+    @property
+    def top_p(self) -> float:
+        """Share of probability that is drawn from."""
+
+    @property
+    def top_k(self) -> int:
+        """Most tokens that are drawn from; 0 for all."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the draws."""
+
+
+def draw_of(request: Sampled) -> Draw:
+    """How the tokens of a request's answer are chosen, with a generator of its own."""
+    # Python's generator gives the same numbers on every device.
+    source = random.Random(request.seed) if request.temperature > 0 else None
+    return Draw(request.temperature, request.top_p, request.top_k, source)
+
+
+def check_settings(request: Sampled) -> None:
     """Refuse what cannot be drawn with.
 
     Raises:

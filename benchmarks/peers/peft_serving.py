@@ -1,0 +1,95 @@
+"""The peers' side of `serving.py`: PEFT's or transformers' `generate` on a batch of prompts.
+
+Knows nothing of Laura. With `--mixed` every prompt names its adapter (`adapter_names`);
+without, the plain base answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Peer:
+    """The model and its adapters.
+
+    Args:
+        work: What `serving.py` wrote.
+        precision: fp32 or bf16.
+        mixed: Whether the adapters answer, or the base.
+    """
+
+    def __init__(self, work: dict[str, Any], precision: str, mixed: bool) -> None:
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        self.work, self.names = work, []
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            work["model"], dtype=dtype, attn_implementation="sdpa"
+        ).eval()
+        for folder in work["adapters"] if mixed else []:
+            self.names.append(Path(folder).name)
+            if len(self.names) == 1:
+                self.model = PeftModel.from_pretrained(
+                    self.model, folder, self.names[0], autocast_adapter_dtype=False
+                )
+            else:
+                self.model.load_adapter(folder, self.names[-1], autocast_adapter_dtype=False)
+        self.model.eval()
+
+    def run(self) -> dict[str, Any]:
+        """Every load: what it took."""
+        result: dict[str, Any] = {}
+        for load, runs in self.work["prompts"].items():
+            self.together(runs[0])
+            result[load] = [self.together(prompts) for prompts in runs[1:]]
+        return result
+
+    def together(self, prompts: list[list[int]]) -> dict[str, Any]:
+        """One batch: seconds, new tokens, seconds until each first token."""
+        import torch
+
+        ids = torch.tensor(prompts)
+        first: list[float] = []
+
+        def note(input_ids: Any, scores: Any, **_: Any) -> Any:
+            first.append(time.perf_counter())
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+        more: dict[str, Any] = {}
+        if self.names:
+            names = [self.names[i % len(self.names)] for i in range(len(prompts))]
+            more["adapter_names"] = names
+        limit = self.work["new_tokens"]
+        started = time.perf_counter()
+        with torch.inference_mode():
+            found = self.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                max_new_tokens=limit, min_new_tokens=limit, pad_token_id=0,
+                stopping_criteria=[note], **more,
+            )  # fmt: skip
+        seconds = time.perf_counter() - started
+        tokens = (found.shape[1] - ids.shape[1]) * len(prompts)
+        return {"seconds": seconds, "tokens": tokens, "first": [first[0] - started] * len(prompts)}
+
+
+def main() -> None:
+    """Read the command line, do the work, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
+    parser.add_argument("--mixed", action="store_true")
+    options = parser.parse_args()
+    work = json.loads(Path(options.work).read_text())
+    result = Peer(work, options.precision, options.mixed).run()
+    Path(options.output).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

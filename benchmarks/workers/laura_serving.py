@@ -1,0 +1,108 @@
+"""Laura's side of `serving.py`: asks handed to the engine as the server hands them.
+
+Prompts of a run are submitted together from an event loop; HTTP is left out, as it is on
+the peers' side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Laura:
+    """An engine with all adapters in slots.
+
+    Args:
+        work: What `serving.py` wrote.
+        precision: fp32 or bf16.
+        mixed: Whether the adapters answer, or the base.
+    """
+
+    def __init__(self, work: dict[str, Any], precision: str, mixed: bool) -> None:
+        from laura.models.adapters import CONFIG, WEIGHTS
+        from laura.serve.engines import AdapterFiles
+        from laura.serve.inprocess import open_inprocess
+
+        self.work, self.count = work, 0
+        self.files: list[AdapterFiles | None] = [None]
+        if mixed:
+            self.files = [
+                AdapterFiles(
+                    Path(folder).name, Path(folder), f"digest of {folder}",
+                    json.loads((Path(folder) / CONFIG).read_text())["r"],
+                    (Path(folder) / WEIGHTS).stat().st_size,
+                )
+                for folder in work["adapters"]
+            ]  # fmt: skip
+        self.engine = open_inprocess(
+            work["model"], device="cpu", precision=precision, slots=max(1, len(self.files))
+        )
+
+    async def run(self) -> dict[str, Any]:
+        """Every load: what it took; and what an adapter takes in memory."""
+        result: dict[str, Any] = {"memory": {}}
+        await self.engine.start()
+        try:
+            for files in self.files:
+                if files is not None:
+                    await self.engine.load(files)
+            held = self.engine.state().slots
+            if held and self.files[0] is not None:
+                size = self.engine.state().memory_bytes["adapters"] / len(held)
+                result["memory"] = {"an_adapter": size, "its_file": self.files[0].bytes}
+            for load, runs in self.work["prompts"].items():
+                await self.together(runs[0])
+                result[load] = [await self.together(prompts) for prompts in runs[1:]]
+        finally:
+            await self.engine.stop(0)
+        return result
+
+    async def together(self, prompts: list[list[int]]) -> dict[str, Any]:
+        """All prompts at once: seconds, new tokens, seconds until each first token."""
+        started = time.perf_counter()
+        found = await asyncio.gather(*(self.one(i, ids) for i, ids in enumerate(prompts)))
+        seconds = time.perf_counter() - started
+        return {
+            "seconds": seconds,
+            "tokens": sum(tokens for tokens, _ in found),
+            "first": [first - started for _, first in found],
+        }
+
+    async def one(self, number: int, ids: list[int]) -> tuple[int, float]:
+        """New tokens of one answer, and when the first came."""
+        from laura.serve.engines import Ask, Ended
+
+        files, self.count = self.files[number % len(self.files)], self.count + 1
+        ask = Ask(
+            id=str(self.count), tenant=f"tenant{number % 4}", prompt=tuple(ids),
+            max_new_tokens=self.work["new_tokens"], adapter=files.name if files else None,
+            ignore_end=True, top_logprobs=None,
+        )  # fmt: skip
+        first, tokens = 0.0, 0
+        async for event in self.engine.submit(ask, files):
+            first = first or time.perf_counter()
+            if isinstance(event, Ended):
+                tokens = event.new_tokens
+        return tokens, first
+
+
+def main() -> None:
+    """Read the command line, do the work, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
+    parser.add_argument("--mixed", action="store_true")
+    options = parser.parse_args()
+    work = json.loads(Path(options.work).read_text())
+    result = asyncio.run(Laura(work, options.precision, options.mixed).run())
+    Path(options.output).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

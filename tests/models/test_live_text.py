@@ -1,0 +1,71 @@
+"""Text as it comes against the whole decoded at once."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from laura.models.live_text import Score, TextStream
+
+
+def told(stream: TextStream, tokens: list[int]) -> list[str]:
+    pieces = []
+    for token in tokens:
+        stream.add(token)
+        if stream.stopped:
+            break
+        pieces.append(stream.told().text)
+    return [*pieces, stream.rest().text]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_make_up_the_whole(tiny_tokenizer: Any, seed: int) -> None:
+    source = random.Random(seed)
+    text = "".join(source.choice("ab é漢😀\n the cat😀😀") for _ in range(150))
+    tokens = tiny_tokenizer.encode(text)
+    pieces = told(TextStream(tiny_tokenizer.decode), tokens)
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_bytes_that_are_no_text_come_out_as_decoded(tiny_tokenizer: Any) -> None:
+    source = random.Random(0)
+    tokens = [source.randrange(3, 259) for _ in range(200)]
+    assert "".join(told(TextStream(tiny_tokenizer.decode), tokens)) == tiny_tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("stop", [["on a"], [" mat", "on a mat and"], ["漢!", "z", "!!"], ["é"]])
+def test_nothing_of_a_stop_text_is_told(tiny_tokenizer: Any, stop: list[str]) -> None:
+    text = "the cat sat on é a mo on! 漢 !the on a mat and the dog"
+    tokens = tiny_tokenizer.encode(text)
+    # The one that is complete first ends the answer.
+    ends = [text.find(one) + len(one) for one in stop if one in text]
+    seen = text[: min(ends, default=len(text))]
+    expected = min((seen[: seen.find(one)] for one in stop if one in seen), key=len, default=seen)
+    stream = TextStream(tiny_tokenizer.decode, stop)
+    assert "".join(told(stream, tokens)) == expected
+    assert stream.stopped == bool(ends)
+
+
+def test_scores_come_with_the_text_they_complete(tiny_tokenizer: Any) -> None:
+    text = "the cat é漢 sat on a mat"
+    tokens = tiny_tokenizer.encode(text)
+    for stop in ([], ["on a"]):
+        stream, seen, so_far = TextStream(tiny_tokenizer.decode, stop), list[Score](), ""
+        for number, token in enumerate(tokens):
+            stream.add(token, (token, -float(number), ()))
+            news = stream.rest() if stream.stopped else stream.told()
+            so_far += news.text
+            seen += news.scores
+            assert len(tiny_tokenizer.decode([t for t, _, _ in seen])) <= len(so_far) + 4
+            if stream.stopped:
+                break
+        seen += stream.rest().scores
+        count = len(seen) if stop else len(tokens)
+        assert [score[0] for score in seen] == tokens[:count]
+        assert tiny_tokenizer.decode([score[0] for score in seen]).startswith(
+            text.split("on a")[0] if stop else text
+        )
+        assert not stop or "mat" not in tiny_tokenizer.decode([score[0] for score in seen])
