@@ -24,6 +24,7 @@ from laura.cli_options import (
 )
 from laura.cli_plan import plan
 from laura.cli_recommend import gate, recommend
+from laura.cli_serve import serve
 from laura.cli_show import show
 from laura.cli_spectra import spectra
 from laura.cli_study import carry_out, draw_and_answer, judge_again, read_chosen, read_setting
@@ -187,6 +188,7 @@ def report(
 app.command()(show)
 app.command()(spectra)
 app.command("lm-eval", context_settings=FOREIGN)(lm_eval)
+app.command()(serve)
 
 
 @app.command()

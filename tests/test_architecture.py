@@ -60,6 +60,7 @@ FLOORS: dict[str, int] = {
     "cli_options": 4,
     "cli_recommend": 4,
     "cli_plan": 4,
+    "cli_serve": 4,
     "cli_show": 4,
     "cli_study": 4,
     "cli_spectra": 4,

@@ -1,0 +1,126 @@
+"""What goes wrong in the door, as the errors of OpenAI's API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from laura.errors import LauraError
+from laura.serve.engines import EngineError
+from laura.serve.limits import LimitError
+
+MOST_FAULTS_TOLD = 3
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "timeout_error",
+}
+
+
+class HttpFault(LauraError, ValueError):
+    """A request that is not answered.
+
+    Args:
+        status: HTTP status.
+        message: What came, what is allowed, what to do; for the client.
+        code: One word for programs; also the reason that the metrics count.
+        param: Field of the request that is wrong.
+        retry_after: Seconds after which trying again makes sense.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(_writable(message))
+        self.status, self.code = status, code
+        self.param = None if param is None else _writable(param)
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI's clients read it."""
+        kind = KINDS.get(self.status, "invalid_request_error")
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to it."""
+        if self.retry_after is not None:
+            return {"retry-after": str(max(1, math.ceil(self.retry_after)))}
+        return {"www-authenticate": "Bearer"} if self.status == 401 else {}
+
+
+def _writable(text: str) -> str:
+    """A client's own words come back in messages; half a surrogate pair has no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> HttpFault:
+    """A request that cannot be meant."""
+    return HttpFault(400, message, code, param)
+
+
+def unknown_model(name: str) -> HttpFault:
+    """The same for a model that is not there and one that is another's."""
+    return HttpFault(
+        404,
+        f"The model {name!r} does not exist or you do not have access to it; "
+        "GET /v1/models lists those you may use",
+        "model_not_found",
+        "model",
+    )
+
+
+def of_engine(error: EngineError) -> HttpFault:
+    """What an engine's refusal is to a client."""
+    if error.kind == "full":
+        return HttpFault(429, str(error), "queue_full", retry_after=error.retry_after or 1)
+    if error.kind == "gone":
+        return HttpFault(503, str(error), "engine_gone", retry_after=error.retry_after or 1)
+    if error.kind == "adapter":
+        return HttpFault(400, str(error), "adapter_refused", "model")
+    return bad_request(str(error))
+
+
+def of_limit(error: LimitError) -> HttpFault:
+    """What a tenant's limit is to a client."""
+    if error.retry_after is None:
+        # Trying again never helps, and clients try again after a 429.
+        return bad_request(str(error), "max_tokens", "more_than_limit")
+    return HttpFault(429, str(error), "rate_limit_exceeded", retry_after=error.retry_after)
+
+
+def of_validation(errors: Sequence[Any]) -> HttpFault:
+    """The first faults of a request's body, by field; never what it held there."""
+    told = []
+    for error in errors[:MOST_FAULTS_TOLD]:
+        place = ".".join(str(part) for part in error["loc"] if part != "body")
+        told.append(f"{place}: {_words(error)}" if place else _words(error))
+    if len(errors) > MOST_FAULTS_TOLD:
+        told.append(f"and {len(errors) - MOST_FAULTS_TOLD} more")
+    first = [part for part in errors[0]["loc"] if part != "body"]
+    code = "unsupported_value" if errors[0]["type"] == "unsupported" else "invalid_value"
+    return bad_request("; ".join(told), str(first[0]) if first else None, code)
+
+
+def _words(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "this field is not known; leave it out"
+    if error["type"] == "json_invalid":
+        return f"the body is no JSON ({error['ctx']['error']})"
+    if error["type"] == "model_attributes_type":
+        return "the body must be a JSON object, with the header content-type: application/json"
+    return str(error["msg"])

@@ -1,0 +1,117 @@
+"""Everything that `laura serve` puts together before it listens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from laura.errors import UsageError
+from laura.models.load import check_model_folder, resolve_model
+from laura.progress import Progress
+from laura.serve.bases import base_facts
+from laura.serve.library import Library
+from laura.serve.policy import Policy
+
+if TYPE_CHECKING:
+    from laura.serve.engines import ServingEngine
+
+EngineName = Literal["inprocess", "vllm"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What is served, and with how much of the machine.
+
+    Attributes:
+        base: Registry name, folder, GGUF file or Hub id.
+        kind: In this process, or a vLLM server that is started.
+        slots: Adapters in memory at the same time.
+        max_rank: Largest rank of an adapter.
+        queue: Most sequences that wait.
+        precision: fp32, bf16, or auto for what suits the device.
+        device: As in `laura evaluate`; None for the best.
+    """
+
+    base: str
+    kind: EngineName = "inprocess"
+    slots: int = 16
+    max_rank: int = 64
+    queue: int = 512
+    precision: Precision = "auto"
+    device: str | None = None
+
+
+def model_name(base: str) -> str:
+    """What clients call a base: its name, or the name of its folder or file."""
+    path = Path(base).expanduser()
+    return path.resolve().name.removesuffix(".gguf") if path.exists() else base
+
+
+def open_base(base: str, progress: Progress) -> Path:
+    """The base's folder, fetched or converted if need be.
+
+    Raises:
+        ModelError: nothing of this name, or an unusable folder.
+        HubError: it must be downloaded and cannot be.
+    """
+    folder = resolve_model(base, progress=progress)
+    check_model_folder(folder)
+    return folder
+
+
+def open_library(
+    folder: Path, adapters: Path | None, settings: EngineSettings, policy: Policy, fingerprint: str
+) -> Library:
+    """The adapters of a folder that fit a base.
+
+    Args:
+        folder: The base's.
+        adapters: Theirs; None for a server of the base alone.
+        settings: Of the engine.
+        policy: What their records must say.
+        fingerprint: Hash of the base's weights.
+
+    Raises:
+        StoreError: the folder cannot be read.
+    """
+    base = base_facts(folder, model_name(settings.base), fingerprint)
+    return Library(adapters, base, max_rank=settings.max_rank, policy=policy)
+
+
+def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
+    """The engine, not started yet.
+
+    Raises:
+        UsageError: a device that there is not, or that the engine does not take.
+        MissingExtraError: vLLM is not installed.
+    """
+    if settings.kind == "vllm":
+        return _vllm(folder, settings)
+    from laura.serve.inprocess import open_inprocess
+
+    return open_inprocess(
+        str(folder),
+        device=settings.device,
+        precision=settings.precision,
+        slots=settings.slots,
+        max_rank=settings.max_rank,
+        most_waiting=settings.queue,
+    )
+
+
+def _vllm(folder: Path, settings: EngineSettings) -> ServingEngine:
+    from laura.models.device import pick_device, resolve_precision
+    from laura.serve.vllm import VllmServed
+
+    if settings.device is not None:
+        raise UsageError("--device is for --engine inprocess; vLLM chooses its device itself")
+    precision = resolve_precision(settings.precision, pick_device(None))
+    return VllmServed(
+        folder,
+        precision=str(precision).removeprefix("torch."),
+        places=settings.slots,
+        rank=settings.max_rank,
+        most_waiting=settings.queue,
+    )

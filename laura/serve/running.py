@@ -1,0 +1,178 @@
+"""The server as a process: its socket, its signals, its orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from laura.errors import UsageError
+from laura.serve.engines import ServingEngine
+from laura.serve.service import Service
+from laura.serve.settings import ServeSettings
+
+HEAD_SECONDS = 20.0
+"""A connection that has not sent the head of a request within this time is closed."""
+# After the engine has ended every answer, what is written still has to reach its clients.
+FLUSH_SECONDS = 5.0
+
+
+def run(
+    app: FastAPI, place: socket.socket, engine: ServingEngine, on_ready: Callable[[], None]
+) -> None:
+    """Serve until a signal to stop comes; then finish what runs, within the time of grace.
+
+    The socket listens at once: until the engine has started, `/readyz` says 503.
+
+    Args:
+        app: Of `create_app`.
+        place: Of `listening_socket`; closed at the end.
+        engine: The application's engine; started and stopped here.
+        on_ready: Called once, when requests are answered.
+
+    Raises:
+        KeyboardInterrupt: it was stopped by Ctrl-C. SIGTERM ends it without an error.
+        LauraError: the engine cannot start.
+    """
+    with place:
+        if asyncio.run(_serve(app, place, engine, on_ready)) == signal.SIGINT:
+            raise KeyboardInterrupt
+
+
+def listening_socket(settings: ServeSettings) -> socket.socket:
+    """A socket at the address of the settings.
+
+    Raises:
+        UsageError: the address is taken, or is none of this machine's.
+    """
+    host, port = settings.host, settings.port
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"cannot listen at {host} port {port} ({error}); choose others with --host and "
+            "--port (--port 0 takes a free one)"
+        ) from error
+
+
+def url_of(place: socket.socket) -> str:
+    """Where a socket can be reached."""
+    host, port = place.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _serve(
+    app: FastAPI, place: socket.socket, engine: ServingEngine, on_ready: Callable[[], None]
+) -> signal.Signals | None:
+    """Serve; the signal that ended it."""
+    service: Service = app.state.service
+    settings = service.settings
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=PatientProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=int(settings.grace_seconds + FLUSH_SECONDS),
+        )
+    )
+    told: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.put_nowait, number)
+    serving = asyncio.create_task(server.serve(sockets=[place]))
+    starting = asyncio.create_task(engine.start())
+    waiting = asyncio.create_task(told.get())
+    try:
+        await asyncio.wait({starting, waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            on_ready()
+        await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else None
+    finally:
+        service.stopping = True
+        server.should_exit = True
+        hurry = asyncio.create_task(_hurry(told, server, engine))
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await engine.stop(settings.grace_seconds)
+        await serving
+        for task in (hurry, waiting):
+            task.cancel()
+        await asyncio.gather(hurry, waiting, return_exceptions=True)
+        service.close()
+
+
+async def _hurry(
+    told: asyncio.Queue[signal.Signals], server: uvicorn.Server, engine: ServingEngine
+) -> None:
+    """A second signal: whoever sent it does not want to wait."""
+    await told.get()
+    server.force_exit = True
+    await engine.stop(0)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which leaves the signals to us."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1, with bounded patience for the head of a request.
+
+    uvicorn waits for ever for a client that has sent nothing or half a head; enough such
+    clients would use up the process' file descriptors.
+    """
+
+    head_seconds = HEAD_SECONDS
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Go on waiting, unless the head is there."""
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def _watch_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_watching()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_seconds, self._give_up)
+
+    def _stop_watching(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and not self.transport.is_closing():
+            self.transport.close()

@@ -1,0 +1,260 @@
+"""Requests of OpenAI's API, as they come over the wire.
+
+Types are strict, and a field that nobody knows is a fault: silence would let a client
+believe that it was heard. Fields that would change the answer and that no engine here
+honours are faults by name, unless they hold what is done anyway. Fields that only matter
+to OpenAI's own business are read and forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+MOST_STOPS, LONGEST_STOP = 16, 256
+MOST_MESSAGES = 4096
+MOST_CHOICES = 16
+MOST_TOP = 20
+LONGEST_MODEL = 256
+INT64 = 2**63
+
+ROLES = ("system", "developer", "user", "assistant")
+
+
+def _fault(code: str, words: str) -> PydanticCustomError:
+    # Braces are the templates of pydantic's messages; ours have none.
+    return PydanticCustomError(code, words.replace("{", "(").replace("}", ")"))
+
+
+def _only(*allowed: Any) -> Any:
+    """A field that may only hold what is done anyway."""
+
+    def check(value: Any) -> Any:
+        if not any(value == one and type(value) is type(one) for one in allowed):
+            raise _fault("unsupported", "this server does not support it; leave the field out")
+        return None
+
+    return Annotated[Any, BeforeValidator(check), WithJsonSchema({"enum": list(allowed)})]
+
+
+def _stops(value: Any) -> list[str]:
+    if value is None:
+        return []
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise _fault("stop_type", "must be a text or a list of texts")
+    if len(stops) > MOST_STOPS or not all(1 <= len(stop) <= LONGEST_STOP for stop in stops):
+        raise _fault(
+            "stop_size", f"at most {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters are allowed"
+        )
+    return [_encodable(stop) for stop in stops]
+
+
+def _prompts(value: Any) -> list[str] | list[list[int]]:
+    """One prompt or many, as texts or as tokens: always a list of prompts."""
+    if isinstance(value, str):
+        return [_encodable(value)]
+    if isinstance(value, list) and value:
+        if all(isinstance(one, str) for one in value):
+            return [_encodable(one) for one in value]
+        if all(type(one) is int for one in value):
+            return [_token_ids(value)]
+        if all(isinstance(one, list) and one for one in value):
+            return [_token_ids(one) for one in value]
+    raise _fault(
+        "prompt_type",
+        "must be a text, a list of texts, a list of token ids, or a list of such lists; none empty",
+    )
+
+
+def _token_ids(value: list[Any]) -> list[int]:
+    if not all(type(one) is int and 0 <= one < INT64 for one in value):
+        raise _fault("prompt_type", "token ids must be whole numbers, at least 0")
+    return value
+
+
+def _encodable(text: str) -> str:
+    """Halves of surrogate pairs can be written in JSON, but no tokenizer reads them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _fault("unicode", "holds half a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Tokens = Annotated[int, Field(lt=2**31)]
+_STOP_TEXT = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP}
+_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+Stops = Annotated[
+    list[str],
+    PlainValidator(_stops),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _STOP_TEXT,
+                {"type": "array", "items": _STOP_TEXT, "maxItems": MOST_STOPS},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+Prompts = Annotated[
+    list[str] | list[list[int]],
+    PlainValidator(_prompts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                _TOKENS,
+                {"type": "array", "items": _TOKENS, "minItems": 1},
+            ]
+        }
+    ),
+]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), frozen=True
+    )
+
+
+class StreamOptions(_Wire):
+    """What a stream tells beside the text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: _only(None, False) = None  # type: ignore[valid-type]
+
+
+class TextPart(_Wire):
+    """A part of a message; only texts are understood."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(_Wire):
+    """One message of a conversation.
+
+    What answers of an `openai` client hold besides, when they are sent back, is empty here.
+    """
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart]
+    refusal: _only(None) = None  # type: ignore[valid-type]
+    annotations: _only(None, []) = None  # type: ignore[valid-type]
+    audio: _only(None) = None  # type: ignore[valid-type]
+    function_call: _only(None) = None  # type: ignore[valid-type]
+    tool_calls: _only(None, []) = None  # type: ignore[valid-type]
+
+
+class ResponseFormat(_Wire):
+    """How the answer is written: as text."""
+
+    type: Literal["text"]
+
+
+class _Request(_Wire):
+    """What both ways of asking share. A null is as good as a field left out."""
+
+    model: Text = Field(min_length=1, max_length=LONGEST_MODEL)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, lt=2**31)
+    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
+    stop: Stops = []
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # These would change the answer.
+    frequency_penalty: _only(None, 0, 0.0) = None  # type: ignore[valid-type]
+    presence_penalty: _only(None, 0, 0.0) = None  # type: ignore[valid-type]
+    logit_bias: _only(None, {}) = None  # type: ignore[valid-type]
+    # These only matter to OpenAI's own business.
+    user: Text | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: Text | None = None
+    safety_identifier: Text | None = None
+    prompt_cache_key: Text | None = None
+    prompt_cache_retention: Text | None = None
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> _Request:
+        if self.stream_options is not None and not self.stream:
+            raise _fault("stream_options", "stream_options: only allowed with stream: true")
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with what was used."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatRequest(_Request):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    max_tokens: Tokens | None = Field(default=None, ge=1)
+    max_completion_tokens: Tokens | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP)
+    response_format: ResponseFormat | None = None
+    modalities: _only(None, ["text"]) = None  # type: ignore[valid-type]
+    audio: _only(None) = None  # type: ignore[valid-type]
+    tools: _only(None, []) = None  # type: ignore[valid-type]
+    tool_choice: _only(None, "none", "auto") = None  # type: ignore[valid-type]
+    parallel_tool_calls: bool | None = None
+    functions: _only(None, []) = None  # type: ignore[valid-type]
+    function_call: _only(None, "none", "auto") = None  # type: ignore[valid-type]
+    reasoning_effort: _only(None, "none") = None  # type: ignore[valid-type]
+    verbosity: _only(None, "medium") = None  # type: ignore[valid-type]
+    web_search_options: _only(None) = None  # type: ignore[valid-type]
+    prediction: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _fault("top_logprobs", "top_logprobs: only allowed with logprobs: true")
+        if None not in (both := (self.max_tokens, self.max_completion_tokens)) and len({*both}) > 1:
+            raise _fault(
+                "max_tokens", "max_tokens and max_completion_tokens differ; give one of them"
+            )
+        return self
+
+    @property
+    def most_new_tokens(self) -> int | None:
+        """The limit under either of its names."""
+        return self.max_tokens or self.max_completion_tokens
+
+
+class CompletionRequest(_Request):
+    """The body of `POST /v1/completions`."""
+
+    prompt: Prompts
+    max_tokens: Tokens | None = Field(default=None, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP)
+    echo: bool | None = None
+    best_of: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    suffix: _only(None, "") = None  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise _fault("best_of", "best_of: only allowed where it equals n")
+        if self.max_tokens == 0 and not self.echo:
+            raise _fault("max_tokens", "max_tokens: 0 is only allowed with echo: true")
+        return self

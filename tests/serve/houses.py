@@ -1,0 +1,141 @@
+"""A whole server for tests: fake engine, adapters by name, tenants with plain keys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from laura.serve.app import create_app
+from laura.serve.engines import AdapterFiles
+from laura.serve.library import AdapterRefusedError, UnknownAdapterError
+from laura.serve.settings import ServeSettings
+from laura.serve.tenants import Tenant, Tenants, hash_of_key
+from tests.serve.fake_engine import FakeEngine
+
+BASE = "micro"
+ADMIN = "sk-laura-admin"
+
+
+@dataclass
+class FakeEntry:
+    name: str
+    record: Any = None
+    refused: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    digest: str = "d" * 64
+    rank: int = 8
+    bytes: int = 10
+    created: float = 1.0
+
+
+class FakeLibrary:
+    """Adapters that are names; one of them is refused."""
+
+    def __init__(self, *names: str, refused: str | None = None) -> None:
+        self.entries = {name: FakeEntry(name) for name in names}
+        if refused:
+            self.entries[refused] = FakeEntry(refused, refused="its weights are not finite")
+        self.rescans = 0
+
+    def names(self) -> list[str]:
+        return sorted(self.entries)
+
+    def entry(self, name: str) -> FakeEntry:
+        if name not in self.entries:
+            raise UnknownAdapterError(name)
+        return self.entries[name]
+
+    def open(self, name: str) -> AdapterFiles:
+        entry = self.entry(name)
+        if entry.refused:
+            raise AdapterRefusedError(entry.refused)
+        return AdapterFiles(name, Path("/nowhere"), entry.digest, entry.rank, entry.bytes)
+
+    def rescan(self) -> None:
+        self.rescans += 1
+
+
+def tenant(name: str, *adapters: str, **rules: Any) -> Tenant:
+    """A tenant whose key is `sk-laura-NAME`."""
+    key = hash_of_key(f"sk-laura-{name}")
+    return Tenant(name=name, keys=(key,), adapters=adapters, **rules)
+
+
+def key(name: str) -> dict[str, str]:
+    return {"authorization": f"Bearer sk-laura-{name}"}
+
+
+@dataclass
+class House:
+    """An application with everything that a test may look at."""
+
+    engine: FakeEngine
+    library: FakeLibrary
+    app: Any
+    log: io.StringIO
+
+    def client(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app)
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost")
+
+
+def build(
+    tokenizer: Any,
+    *tenants: Tenant,
+    library: FakeLibrary | None = None,
+    tenants_file: Path | None = None,
+    audit: Any = None,
+    engine: dict[str, Any] | None = None,
+    **settings: Any,
+) -> House:
+    """A house; open to everybody where no tenants are given."""
+    fake = FakeEngine(tokenizer, **(engine or {}))
+    shelf = library or FakeLibrary("maths", "poems", "law", refused="broken")
+    log = io.StringIO()
+    known = Tenants(tenants, [hash_of_key(ADMIN)]) if tenants else None
+    app = create_app(
+        ServeSettings(base=BASE, **settings),
+        fake,
+        shelf,  # type: ignore[arg-type]
+        tenants=known,
+        tenants_file=tenants_file,
+        audit=audit,
+        log=log,
+    )
+    return House(fake, shelf, app, log)
+
+
+@contextlib.contextmanager
+def listening(house: House, server_class: Any = uvicorn.Server) -> Iterator[str]:
+    """A real server on a free port of the loopback address, in a thread; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        config = uvicorn.Config(house.app, log_level="critical", lifespan="off", ws="none")
+        server = server_class(config)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[place])))
+        thread.start()
+        try:
+            until(lambda: server.started)
+            yield f"http://127.0.0.1:{place.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def until(there: Any, seconds: float = 20) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, "it never came to be so"
+        time.sleep(0.01)

@@ -1,0 +1,167 @@
+"""Admin actions, their audit log, and the numbers for Prometheus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from laura.serve.audit import Audit
+from laura.serve.metrics import MOST_PAIRS, MOST_TENANTS, Metrics
+from laura.serve.visits import Visit
+from tests.serve.houses import BASE, House, build, key, tenant
+from tests.serve.test_app import ask, complete
+
+STATE = {
+    "ready", "why_not", "slots", "slots_total", "running", "waiting", "tokens_per_second",
+    "memory_bytes", "cache_tokens", "stopping", "uptime_seconds", "base", "context_tokens",
+    "adapters", "tenants",
+}  # fmt: skip
+
+
+def admin(house: House, method: str, path: str) -> Any:
+    return ask(house, method, f"/admin/{path}", headers=key("admin"))
+
+
+def audited(path: Path) -> list[tuple[str, str, str, str]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(row["action"], row["actor"], row["subject"], row["outcome"]) for row in rows]
+
+
+def test_loading_pinning_and_unloading(micro_tokenizer: Any, tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    house = build(micro_tokenizer, tenant("ann"), audit=Audit(log))
+    slots = house.engine.slots
+    assert admin(house, "POST", "adapters/maths/load").json() == {
+        "adapter": "maths", "pinned": False,
+    }  # fmt: skip
+    assert slots == {"maths": False}
+    admin(house, "POST", "adapters/maths/pin")
+    admin(house, "POST", "adapters/maths/load")
+    assert slots == {"maths": True}, "loading does not take a pin away"
+    admin(house, "POST", "adapters/maths/unpin")
+    assert slots == {"maths": False}
+    assert admin(house, "POST", "adapters/maths/unpin").status_code == 400
+    assert admin(house, "POST", "adapters/maths/unload").json()["unloaded"] is True
+    assert admin(house, "POST", "adapters/maths/unload").json()["unloaded"] is False
+    assert admin(house, "POST", "adapters/nothing/load").status_code == 404
+    assert admin(house, "POST", "adapters/broken/load").status_code == 400
+    admin(house, "POST", "adapters/law/pin")
+    admin(house, "POST", "adapters/poems/pin")
+    full = admin(house, "POST", "adapters/maths/load")
+    assert full.status_code == 400 and "every place is pinned" in full.text
+    done = audited(log)
+    assert done[:2] == [
+        ("adapter.load", "admin", "maths", "done"), ("adapter.pin", "admin", "maths", "done"),
+    ]  # fmt: skip
+    assert ("adapter.load", "admin", "nothing", "refused: model_not_found") in done
+    assert done[-1] == ("adapter.load", "admin", "maths", "refused: adapter_refused")
+    assert len(done) == 12 and log.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_engine_that_keeps_pins_gives_the_place_up(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    house.engine.slots["maths"] = True
+
+    async def stubborn(adapter: Any, pin: bool = False) -> None:
+        house.engine.slots[adapter.name] |= pin
+
+    house.engine.load = stubborn  # type: ignore[method-assign]
+    assert ask(house, "POST", "/admin/adapters/maths/unpin").status_code == 200
+    assert house.engine.slots == {}
+
+
+def test_the_state_for_the_page(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann", requests_per_minute=5), tenant("bob"))
+    house.engine.slots["maths"] = True
+    found = admin(house, "GET", "state").json()
+    assert set(found) == STATE and found["base"] == BASE
+    assert found["slots"] == [{"adapter": "maths", "pinned": True, "in_use": 0, "bytes": 10}]
+    assert set(found["tenants"]) == {"ann", "bob"}
+    assert found["tenants"]["ann"]["requests_left"] == 5
+    refused = {one["name"]: one["refused"] for one in found["adapters"]}
+    assert refused["broken"] and refused["maths"] is None
+
+
+def test_new_adapters_are_there_after_a_rescan(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    del house.library.entries["law"]
+    house.library.entries["new"] = house.library.entries["maths"]
+    assert ask(house, "POST", "/admin/adapters/rescan").json() == {
+        "adapters": ["broken", "maths", "new", "poems"]
+    }
+    assert house.library.rescans == 1
+    assert complete(house, "a", "law").status_code == 404
+
+
+def test_tenants_are_read_anew_without_a_restart(micro_tokenizer: Any, tmp_path: Path) -> None:
+    from laura.serve.tenants import hash_of_key
+    from tests.serve.houses import ADMIN
+
+    file, log = tmp_path / "tenants.yaml", tmp_path / "audit.jsonl"
+    house = build(micro_tokenizer, tenant("ann"), tenants_file=file, audit=Audit(log))
+    file.write_text("tenants: [")
+    assert admin(house, "POST", "tenants/reload").status_code == 400
+    assert ask(house, "GET", "/v1/models", headers=key("ann")).status_code == 200
+    hashes = hash_of_key("sk-laura-new"), hash_of_key(ADMIN)
+    file.write_text(
+        f"tenants: {{new: {{keys: ['{hashes[0]}'], adapters: ['*']}}}}\n"
+        f"admin: {{keys: ['{hashes[1]}']}}\n"
+    )
+    file.chmod(0o600)
+    assert admin(house, "POST", "tenants/reload").json() == {"tenants": ["new"]}
+    assert ask(house, "GET", "/v1/models", headers=key("ann")).status_code == 401
+    assert ask(house, "GET", "/v1/models", headers=key("new")).status_code == 200
+    assert [row[3] for row in audited(log)] == ["refused: invalid_value", "done"]
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    return {
+        (one.name, *(value for _, value in sorted(one.labels.items()))): one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
+
+
+def test_numbers_for_prometheus(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann", "*", requests_per_minute=2))
+    body = {"model": "maths", "prompt": "a b", "max_tokens": 2}
+    for _ in range(3):
+        ask(house, "POST", "/v1/completions", body, headers=key("ann"))
+    ask(house, "GET", "/v1/models")
+    found = samples(ask(house, "GET", "/metrics", headers=key("admin")).text)
+    assert found["laura_requests_total", "maths", "200", "ann"] == 2
+    assert found["laura_requests_total", "maths", "429", "ann"] == 1
+    assert found["laura_refused_requests_total", "rate_limit_exceeded", "ann"] == 1
+    assert found["laura_refused_requests_total", "invalid_api_key", "-"] == 1
+    prompt = len(micro_tokenizer.encode("a b"))
+    assert found["laura_tokens_total", "maths", "prompt", "ann"] == 2 * prompt
+    assert found["laura_tokens_total", "maths", "new", "ann"] == 4
+    assert found["laura_first_token_seconds_count", "ann"] == 2
+    assert found["laura_request_seconds_count", "ann"] == 2
+    assert found["laura_ready",] == 1 and found["laura_slots",] == 2
+    assert found["laura_memory_bytes", "weights"] == 1000
+
+
+@pytest.mark.parametrize("names", [5 * MOST_PAIRS])
+def test_labels_do_not_grow_without_bound(micro_tokenizer: Any, names: int) -> None:
+    house = build(micro_tokenizer)
+    metrics = Metrics(house.engine.state)
+    for number in range(names):
+        who = tenant(f"t{number % (2 * MOST_TENANTS)}")
+        metrics.count(Visit("POST", "/", tenant=who, adapter=f"a{number}", status=200))
+    found = [one for one in samples(metrics.text().decode()) if one[0] == "laura_requests_total"]
+    assert len(found) <= MOST_PAIRS + MOST_TENANTS + 1
+    assert len({one[3] for one in found}) <= MOST_TENANTS + 1
+    assert any(one[1] == "other" for one in found)
+
+
+def test_names_that_clients_invent_are_no_labels(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    for number in range(20):
+        complete(house, "a", f"invented-{number}")
+        ask(house, "GET", f"/invented-{number}")
+    assert "invented" not in ask(house, "GET", "/metrics").text

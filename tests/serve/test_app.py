@@ -1,0 +1,279 @@
+"""The routes over a fake engine: answers, refusals, and what the log tells of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from laura.serve.engines import EngineError
+from tests.serve.houses import BASE, House, build, key, tenant
+
+HELLO = [{"role": "user", "content": "hello you"}]
+
+
+def ask(house: House, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
+    async def once() -> httpx.Response:
+        async with house.client() as client:
+            return await client.request(method, path, json=body, **options)
+
+    return asyncio.run(once())
+
+
+def chat(house: House, model: str = BASE, **fields: Any) -> httpx.Response:
+    body = {"model": model, "messages": HELLO, "temperature": 0, **fields}
+    return ask(house, "POST", "/v1/chat/completions", body)
+
+
+def complete(house: House, prompt: Any, model: str = BASE, **fields: Any) -> httpx.Response:
+    body = {"model": model, "prompt": prompt, "temperature": 0, **fields}
+    return ask(house, "POST", "/v1/completions", body)
+
+
+def error(response: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = response.json()["error"]
+    assert set(found) == {"message", "type", "param", "code"}
+    return found
+
+
+def lines(house: House) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in house.log.getvalue().splitlines()]
+
+
+def test_models_are_the_base_and_the_adapters_that_are_not_refused(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    found = ask(house, "GET", "/v1/models").json()["data"]
+    assert [one["id"] for one in found] == [BASE, "law", "maths", "poems"]
+    assert [one["parent"] for one in found] == [None, BASE, BASE, BASE]
+    assert ask(house, "GET", "/v1/models/maths").json() == found[2]
+    refused = ask(house, "GET", "/v1/models/broken")
+    assert refused.status_code == 400 and error(refused)["code"] == "adapter_refused"
+
+
+def test_a_base_whose_name_has_a_slash(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    object.__setattr__(house.app.state.service.settings, "base", "owner/name")
+    assert ask(house, "GET", "/v1/models/owner/name").json()["id"] == "owner/name"
+
+
+def test_a_conversation_is_answered_by_the_named_adapter(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    answer = chat(house, "maths").json()
+    text = "[maths] <|user|>hello you<|end|><|assistant|>"
+    assert answer["choices"][0]["message"]["content"] == text
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    asked = house.engine.asked[0]
+    assert (asked.adapter, asked.tenant, asked.temperature) == ("maths", "local", 0.0)
+    new = len(micro_tokenizer.encode(text))
+    assert answer["usage"] == {
+        "prompt_tokens": len(asked.prompt),
+        "completion_tokens": new,
+        "total_tokens": len(asked.prompt) + new,
+        "prompt_tokens_details": {"cached_tokens": 1},
+    }
+    assert answer["system_fingerprint"].startswith("laura-f00d")
+
+
+def test_a_stream_says_what_a_whole_answer_says(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    wanted = {"n": 2, "logprobs": True, "top_logprobs": 2, "seed": 4, "temperature": 1.0}
+    whole = chat(house, "poems", **wanted).json()
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    response = chat(house, "poems", **wanted, **options)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *data, last = [one.removeprefix("data: ") for one in response.text.split("\n\n") if one]
+    assert last == "[DONE]"
+    chunks = [json.loads(one) for one in data]
+    *told, usage = chunks
+    assert usage["choices"] == [] and usage["usage"] == whole["usage"]
+    for index, choice in enumerate(whole["choices"]):
+        mine = [one for c in told for one in c["choices"] if one["index"] == index]
+        assert mine[0]["delta"] == {"role": "assistant", "content": ""}
+        assert (
+            "".join(one["delta"].get("content", "") for one in mine)
+            == (choice["message"]["content"])
+        )
+        scores = [s for one in mine if one["logprobs"] for s in one["logprobs"]["content"]]
+        assert scores == choice["logprobs"]["content"]
+        assert [one["finish_reason"] for one in mine if one["finish_reason"]] == ["stop"]
+
+
+def test_every_answer_has_a_seed_of_its_own(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    complete(house, ["a b c", "d e f"], n=2, seed=7, temperature=1)
+    assert [ask.seed for ask in house.engine.asked] == [7, 8, 7, 8]
+    complete(house, "a b c", seed=-1, temperature=1)
+    assert house.engine.asked[-1].seed == 2**63 - 1
+    chat(house, temperature=1)
+    chat(house, temperature=1)
+    assert house.engine.asked[-1].seed != house.engine.asked[-2].seed
+    assert len({ask.id for ask in house.engine.asked}) == len(house.engine.asked)
+
+
+def test_choices_of_many_prompts_come_in_order(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    answer = complete(house, ["one", "two", "three"], model="law", n=2, max_tokens=50).json()
+    assert [one["index"] for one in answer["choices"]] == list(range(6))
+    texts = [one["text"] for one in answer["choices"]]
+    assert texts == [f"[law] {word}" for word in ("one", "two", "three") for _ in "ab"]
+
+
+def test_default_lengths_are_openais_and_what_is_left(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, engine={"context_tokens": 100}, default_new_tokens=60)
+    complete(house, "a")
+    chat(house)
+    chat(house, max_completion_tokens=3)
+    prompt = len(house.engine.asked[1].prompt)
+    assert [ask.max_new_tokens for ask in house.engine.asked] == [16, min(60, 100 - prompt), 3]
+    complete(house, [5] * 95)
+    assert house.engine.asked[-1].max_new_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"max_tokens": 99}, "prompt", "context_length_exceeded"),
+        ({"max_tokens": 41}, "max_tokens", "invalid_value"),
+        ({"prompt": [5] * 100}, "prompt", "context_length_exceeded"),
+        ({"prompt": [5] * 51}, "prompt", "context_length_exceeded"),
+        ({"prompt": ["a"] * 9, "n": 15}, "prompt", "invalid_value"),
+        ({"prompt": ""}, "prompt", "invalid_value"),
+        ({"temperature": 1e-9}, "temperature", "invalid_value"),
+        ({"tools": []}, "tools", "invalid_value"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_value"),
+        ({"max_tokens": -1}, "max_tokens", "invalid_value"),
+    ],
+)
+def test_what_cannot_be_meant(
+    micro_tokenizer: Any, fields: dict[str, Any], param: str, code: str
+) -> None:
+    house = build(micro_tokenizer, engine={"context_tokens": 90}, prompt_tokens=50, new_tokens=40)
+    response = complete(house, **{"prompt": "a b", **fields})
+    assert response.status_code == 400
+    assert (error(response)["param"], error(response)["code"]) == (param, code)
+    assert not house.engine.asked
+
+
+def test_stop_texts_end_an_answer(micro_tokenizer: Any) -> None:
+    answer = complete(build(micro_tokenizer), "a b c d", stop=["c", "zz"], max_tokens=50).json()
+    assert answer["choices"][0]["text"] == "a b "
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_echo_of_nothing_new(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    answer = complete(house, "a b", echo=True, max_tokens=0).json()["choices"][0]
+    assert answer["text"] == "a b" and answer["logprobs"] is None
+    assert answer["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "code"),
+    [
+        (EngineError("full", "full", 2.2), 429, "queue_full"),
+        (EngineError("dead", "gone"), 503, "engine_gone"),
+        (EngineError("does not fit", "adapter"), 400, "adapter_refused"),
+        (EngineError("nonsense", "request"), 400, "invalid_value"),
+        (ZeroDivisionError("our bug"), 500, "server_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_fails_before_it_begins(
+    micro_tokenizer: Any, raised: Exception, status: int, code: str, stream: bool
+) -> None:
+    house = build(micro_tokenizer, engine={"fail_after": 0, "error": lambda: raised})
+    response = chat(house, stream=stream)
+    assert (response.status_code, error(response)["code"]) == (status, code)
+    assert response.headers.get("retry-after") == ("3" if status == 429 else None) or status == 503
+    assert "our bug" not in response.text
+    assert ("our bug" in house.log.getvalue()) == (status == 500)
+    assert not house.engine.running
+
+
+@pytest.mark.parametrize("raised", [EngineError("it died; try again", "gone"), KeyError("bug")])
+def test_an_engine_that_fails_in_the_middle(micro_tokenizer: Any, raised: Exception) -> None:
+    house = build(micro_tokenizer, engine={"fail_after": 3, "error": lambda: raised})
+    assert chat(house).status_code in (500, 503)
+    response = chat(house, stream=True)
+    assert response.status_code == 200
+    *_, last = [one for one in response.text.split("\n\n") if one]
+    told = json.loads(last.removeprefix("data: "))["error"]
+    assert told["code"] == ("engine_gone" if isinstance(raised, EngineError) else "server_error")
+    assert "[DONE]" not in response.text and "KeyError" not in response.text
+    assert lines(house)[-1]["code"] == told["code"] and not house.engine.running
+
+
+def test_a_full_queue_takes_all_or_nothing(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, engine={"most": 2})
+    response = chat(house, n=3)
+    assert response.status_code == 429 and response.headers["retry-after"] == "3"
+    assert not house.engine.running and len(house.engine.cancelled) == 2
+    assert chat(house, n=2).status_code == 200
+
+
+def test_a_refused_adapter_says_why(micro_tokenizer: Any) -> None:
+    response = chat(build(micro_tokenizer), "broken")
+    assert response.status_code == 400 and "not finite" in error(response)["message"]
+    assert error(response)["param"] == "model"
+
+
+def test_an_engine_that_is_not_ready(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, engine={"ready": False})
+    for response in (ask(house, "GET", "/readyz"), chat(house)):
+        assert response.status_code == 503 and error(response)["code"] == "not_ready"
+        assert "it is loading" in error(response)["message"]
+        assert int(response.headers["retry-after"]) >= 1
+    assert ask(house, "GET", "/healthz").status_code == 200
+    house.engine.ready = True
+    assert ask(house, "GET", "/readyz").status_code == 200
+
+
+def test_an_answer_that_takes_too_long(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, engine={"pause": 30.0}, request_seconds=0.2)
+    response = chat(house)
+    assert (response.status_code, error(response)["code"]) == (504, "timeout")
+    assert not house.engine.running and len(house.engine.cancelled) == 1
+
+
+def test_a_stream_in_which_nothing_happens_shows_that_it_lives(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, engine={"pause": 0.05, "end_after": 2}, heartbeat_seconds=0.01)
+    text = chat(house, stream=True).text
+    assert ": still working\n\n" in text and text.endswith("data: [DONE]\n\n")
+
+
+def test_the_log_has_numbers_and_names_only(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann", "*"))
+    body = {"model": "maths", "messages": [{"role": "user", "content": "secret words"}]}
+    ask(house, "POST", "/v1/chat/completions", body, headers=key("ann"))
+    ask(house, "GET", "/v1/models", headers={"authorization": "Bearer sk-laura-wrong"})
+    first, second = lines(house)
+    assert (first["tenant"], first["adapter"], first["status"]) == ("ann", "maths", 200)
+    assert first["new_tokens"] > 0 and first["finish"] == ["stop"] and first["ms"] > 0
+    assert (second["tenant"], second["status"], second["code"]) == ("-", 401, "invalid_api_key")
+    for secret in ("secret", "words", "sk-laura"):
+        assert secret not in house.log.getvalue()
+
+
+def test_every_answer_has_an_id(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer)
+    ids = [
+        ask(house, "GET", path).headers["x-request-id"]
+        for path in ("/healthz", "/nowhere", "/v1/models", "/metrics")
+    ]
+    ids.append(chat(house, stream=True).headers["x-request-id"])
+    assert len(set(ids)) == 5
+    assert ids == [line["request_id"] for line in lines(house)]
+
+
+def test_the_page_and_what_it_needs(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann"))
+    page = ask(house, "GET", "/")
+    assert (
+        page.status_code == 200 and "script-src 'self'" in page.headers["content-security-policy"]
+    )
+    assert ask(house, "GET", "/static/page.css").headers["content-type"].startswith("text/css")
+    for name in ("nothing.js", "../app.py", "..%2fapp.py", "%2e%2e/app.py", ""):
+        assert ask(house, "GET", f"/static/{name}").status_code == 404

@@ -1,0 +1,135 @@
+"""Tokens of prompts, and what single tokens stand for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laura.serve.chats import Prompter, TokenTexts
+from laura.serve.faults import HttpFault
+from laura.serve.wire import Message, TextPart
+from tests.conftest import make_tiny_tokenizer
+
+TINY = make_tiny_tokenizer()
+TEXTS = TokenTexts(TINY)
+
+
+def sentencepiece_like() -> Any:
+    """A BPE with byte fallback and "▁" for spaces, as Llama 2's."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)]]
+    pieces += ["▁", "a", "b", "é", "▁a", "▁ab", "ab"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("▁", "a"), ("a", "b"), ("▁", "ab")]
+    rules = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    rules.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    rules.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=rules, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@given(st.text(max_size=30))
+def test_bytes_of_a_texts_tokens_are_the_texts_bytes(text: str) -> None:
+    ids = TINY.encode(text, add_special_tokens=False)
+    assert b"".join(TEXTS.bytes_of(one) or b"" for one in ids) == text.encode()
+
+
+@pytest.mark.parametrize("text", ["ab a", "é", "日本 ab", "a  b"])
+def test_pieces_with_byte_fallback(text: str) -> None:
+    tokenizer = sentencepiece_like()
+    texts = TokenTexts(tokenizer)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    joined = b"".join(texts.bytes_of(one) or b"" for one in ids)
+    assert joined == f" {text}".encode() and tokenizer.decode(ids) == text
+
+
+def test_half_a_character_is_told_as_bytes_and_special_tokens_as_themselves() -> None:
+    first, *_ = TINY.encode("é", add_special_tokens=False)
+    assert TEXTS.text_of(first) == "bytes:\\xc3"
+    assert TEXTS.text_of(TINY.convert_tokens_to_ids("<|im_end|>")) == "<|im_end|>"
+
+
+def prompter(most: int = 100) -> Prompter:
+    return Prompter(TINY, most)
+
+
+def refused(work: Any) -> HttpFault:
+    with pytest.raises(HttpFault) as caught:
+        asyncio.run(work)
+    return caught.value
+
+
+def test_a_conversation_through_the_template() -> None:
+    messages = [
+        Message(role="developer", content="be brief"),
+        Message(role="user", content=[TextPart(type="text", text=one) for one in ("a ", "b")]),
+    ]
+    ids = asyncio.run(prompter().chat(messages))
+    assert TINY.decode(ids) == (
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\na b<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_a_base_without_a_template_cannot_chat() -> None:
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.chat_template = None
+    fault = refused(Prompter(tokenizer, 10).chat([Message(role="user", content="a")]))
+    assert (fault.status, fault.code) == (400, "no_chat_template")
+
+
+def test_a_template_may_refuse() -> None:
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    fault = refused(Prompter(tokenizer, 10).chat([Message(role="user", content="a")]))
+    assert fault.status == 400 and "roles must alternate" in str(fault)
+
+
+def test_prompts_as_texts_and_as_tokens() -> None:
+    assert asyncio.run(prompter().texts(["a cat", "dog"])) == [
+        tuple(TINY.encode("a cat")), tuple(TINY.encode("dog")),
+    ]  # fmt: skip
+    assert asyncio.run(prompter().texts([[5, 6], [7]])) == [(5, 6), (7,)]
+
+
+def test_a_begin_token_comes_once() -> None:
+    tokenizer = sentencepiece_like()
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    plain, doubled = asyncio.run(Prompter(tokenizer, 99).texts(["ab", "<s>ab"]))
+    assert plain.count(1) == doubled.count(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ([""], "no tokens"),
+        ([[5, 512]], f"token id 512 came, but this base's are 0 to {len(TINY) - 1}"),
+        ([[5] * 101], "101 tokens; allowed are 100"),
+        (["cat " * 101], "allowed are 100 tokens"),
+        (["x" * 10**6], "1000000 characters; allowed are 100 tokens"),
+    ],
+)
+def test_prompts_that_cannot_be_read(prompts: Any, words: str) -> None:
+    assert words in str(refused(prompter().texts(prompts)))

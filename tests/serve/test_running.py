@@ -1,0 +1,143 @@
+"""The server as a process: its socket, its signals, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from laura.errors import UsageError
+from laura.serve.running import listening_socket, url_of
+from laura.serve.settings import ServeSettings, check_address
+from tests.serve.houses import until
+
+ROOT = Path(__file__).parents[2]
+HELLO = {"model": "micro", "messages": [{"role": "user", "content": "a b c d e"}]}
+SCRIPT = """
+import sys
+from laura.models.load import load_tokenizer
+from laura.models.registry import MICRO_BASE
+from laura.serve.running import listening_socket, run, url_of
+from tests.serve.houses import build
+
+pause, grace = map(float, sys.argv[1:3])
+house = build(load_tokenizer(MICRO_BASE), grace_seconds=grace, port=0,
+              engine={"pause": pause, "ready": False})
+if len(sys.argv) > 3:
+    async def start():
+        raise OSError("no such device")
+    house.engine.start = start
+place = listening_socket(house.app.state.service.settings)
+url = url_of(place)
+run(house.app, place, house.engine, lambda: print(url, flush=True))
+print("ended", len(house.engine.cancelled), house.engine.running, flush=True)
+"""
+
+
+@contextmanager
+def process(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of its own, and where it listens."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout
+    try:
+        yield child, child.stdout.readline().strip()
+    finally:
+        child.kill()
+        child.wait()
+
+
+def streamed(url: str, told: list[str]) -> None:
+    with httpx.stream(
+        "POST", f"{url}/v1/chat/completions", json={**HELLO, "stream": True}, timeout=60
+    ) as response:
+        told += response.iter_lines()
+
+
+def begin(url: str) -> tuple[threading.Thread, list[str]]:
+    told: list[str] = []
+    reader = threading.Thread(target=streamed, args=(url, told))
+    reader.start()
+    until(lambda: len(told) > 2, seconds=60)
+    return reader, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
+def test_a_stop_lets_running_answers_end(number: signal.Signals, code: int) -> None:
+    with process("0.1", "60") as (child, url):
+        reader, told = begin(url)
+        child.send_signal(number)
+        reader.join(60)
+        out, _ = child.communicate(timeout=60)
+        assert told[-2:] == ["data: [DONE]", ""]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/healthz")
+    if number == signal.SIGTERM:
+        assert (child.returncode, out.strip()) == (code, "ended 0 {}")
+    else:
+        # KeyboardInterrupt, which `laura.door` makes an exit code of 130 of.
+        assert child.returncode in (code, 130)
+
+
+@pytest.mark.slow
+def test_answers_that_go_on_too_long_are_broken_off_with_a_word() -> None:
+    with process("0.5", "0.2") as (child, url):
+        reader, told = begin(url)
+        child.send_signal(signal.SIGTERM)
+        reader.join(60)
+        out, _ = child.communicate(timeout=60)
+    error = json.loads(told[-2].removeprefix("data: "))["error"]
+    assert error["code"] == "stopping" and child.returncode == 0
+    assert out.strip() == "ended 0 {}"
+
+
+@pytest.mark.slow
+def test_an_engine_that_does_not_start_ends_the_server() -> None:
+    with process("0", "1", "fails") as (child, _):
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 1 and "no such device" in err
+
+
+def test_a_taken_port_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port}.*--port 0"):
+            listening_socket(ServeSettings(base="m", port=port))
+
+
+def test_an_address_of_elsewhere_is_told() -> None:
+    with pytest.raises(UsageError, match=r"cannot listen at 192\.0\.2\.1"):
+        listening_socket(ServeSettings(base="m", host="192.0.2.1"))
+
+
+def test_where_it_listens() -> None:
+    with listening_socket(ServeSettings(base="m", port=0)) as place:
+        assert url_of(place) == f"http://127.0.0.1:{place.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org", ""])
+def test_without_keys_no_other_machine_is_let_in(host: str) -> None:
+    with pytest.raises(UsageError, match="laura tenants add"):
+        check_address(host, has_tenants=False)
+    check_address(host, has_tenants=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_machine_needs_no_keys(host: str) -> None:
+    check_address(host, has_tenants=False)

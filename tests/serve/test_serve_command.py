@@ -1,0 +1,126 @@
+"""`laura serve` as a command: the micro base with real adapters, asked as clients would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from laura.models.registry import MICRO_BASE
+
+ROOT = Path(__file__).parents[2]
+TEXT = "Once Beno carried Uma because"
+pytestmark = pytest.mark.slow
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "laura.cli", "serve", *words]
+
+
+@contextmanager
+def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any], list[str]]]:
+    """A running command, what it told when it was ready, and later what it logged."""
+    child = subprocess.Popen(
+        command(*words, "--port", "0", "--json"),
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log: list[str] = []
+    assert child.stdout
+    line = child.stdout.readline()
+    try:
+        assert line, child.communicate()[1]
+        yield child, json.loads(line), log
+        child.send_signal(signal.SIGTERM)
+        log += child.communicate(timeout=60)[1].splitlines()
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters of different rank as PEFT writes them, and one that is broken."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, rank in (("low", 2), ("high", 8)):
+        torch.manual_seed(rank)
+        config = peft.LoraConfig(r=rank, target_modules=["q_proj", "v_proj", "down_proj"])
+        model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(MICRO_BASE), config)
+        for key, value in model.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(value, std=0.3)
+        model.save_pretrained(folder / name)
+    (folder / "broken").mkdir()
+    (folder / "broken" / "adapter_config.json").write_text("{}")
+    return folder
+
+
+def reference(adapters: Path, name: str | None) -> list[float]:
+    """Log-probabilities of the text's tokens by transformers and PEFT alone."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(MICRO_BASE)
+    if name is not None:
+        model = peft.PeftModel.from_pretrained(model, adapters / name)
+    ids = torch.tensor(AutoTokenizer.from_pretrained(MICRO_BASE).encode(TEXT))
+    with torch.no_grad():
+        logs = model(ids[None]).logits[0].log_softmax(-1)
+    return logs[:-1].gather(1, ids[1:, None])[:, 0].tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_base_and_its_adapters(adapters: Path) -> None:
+    words = ("micro", "--adapters", str(adapters), "--precision", "fp32", "--device", "cpu")
+    with serving(*words) as (child, told, log), httpx.Client(base_url=told["url"]) as client:
+        assert told["base"] == "micro" and told["adapters"] == ["high", "low"]
+        assert set(told["refused"]) == {"broken"}
+        models = client.get("/v1/models").json()["data"]
+        assert [one["id"] for one in models] == ["micro", "high", "low"]
+        assert "laura.json" in models[1]["laura"]["warnings"][0]
+        for name in (None, "low", "high"):
+            body = {"model": name or "micro", "prompt": TEXT, "echo": True, "logprobs": 1}
+            answer = client.post("/v1/completions", json={**body, "max_tokens": 1}).json()
+            found = answer["choices"][0]["logprobs"]["token_logprobs"]
+            expected = reference(adapters, name)
+            assert found[0] is None and len(found) == len(expected) + 2
+            assert found[1:-1] == pytest.approx(expected, abs=2e-4)
+        broken = client.post("/v1/completions", json={"model": "broken", "prompt": "x"})
+        assert broken.status_code == 400 and broken.json()["error"]["code"] == "adapter_refused"
+        pinned = client.post("/admin/adapters/low/pin")
+        assert pinned.json() == {"adapter": "low", "pinned": True}
+        assert client.post("/admin/adapters/low/unpin").status_code == 200
+        assert not any(one["pinned"] for one in client.get("/admin/state").json()["slots"])
+        assert client.get("/").status_code == 200
+    assert child.returncode == 0
+    assert [json.loads(line)["status"] for line in log if line.startswith("{")][:2] == [200, 200]
+
+
+def test_what_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    for words, told in (
+        (("micro", "--host", "0.0.0.0"), "laura tenants add"),
+        (("micro", "--tenants", str(tmp_path / "none.yaml")), "there is no"),
+        (("no-such-model", "--port", "0"), "no-such-model"),
+        (("micro", "--max-forgetting", "nan"), "max_forgetting"),
+    ):
+        done = subprocess.run(
+            command(*words), env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2 and told in done.stderr, done.stderr
