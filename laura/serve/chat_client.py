@@ -193,10 +193,10 @@ def _refusal(response: httpx.Response) -> RefusedError:
     except (ValueError, KeyError, TypeError, AttributeError):
         message, code = f"the server answered {response.status_code}", ""
     if response.status_code == 401:
-        message += f" Give the key in the environment variable {KEY_VARIABLE}."
+        message = f"{message.rstrip('.')}; it is read from the environment variable {KEY_VARIABLE}"
     wait = response.headers.get("retry-after")
     if response.status_code == 429 and wait:
-        message += f" Try again in {wait} s."
+        message = f"{message.rstrip('.')}; try again in {wait} s"
     return RefusedError(message, code)
 
 

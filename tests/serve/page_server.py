@@ -58,6 +58,7 @@ class Behaviour:
         needs_keys: Whether requests without the right key are refused.
         has_template: Whether the base can chat.
         failing: Model that breaks off in the middle of an answer.
+        full: Model whose queue is full.
         asked: Path and body of every request for an answer.
         broken_off: Set when a client went away while it was answered.
         ready: Set to let answers go on after their first word.
@@ -66,6 +67,7 @@ class Behaviour:
     needs_keys: bool = False
     has_template: bool = True
     failing: str = ""
+    full: str = ""
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     broken_off: threading.Event = field(default_factory=threading.Event)
     ready: threading.Event = field(default_factory=threading.Event)
@@ -100,6 +102,9 @@ class Handler(BaseHTTPRequestHandler):
         self.behaviour.asked.append((self.path, body))
         if self.path == "/v1/chat/completions" and not self.behaviour.has_template:
             self.fault(400, "this base has no chat template", "no_chat_template")
+            return
+        if body["model"] == self.behaviour.full:
+            self.fault(429, "The queue is full.", "queue_full", {"retry-after": "7"})
             return
         chat = self.path == "/v1/chat/completions"
         question = body["messages"][-1]["content"] if chat else body["prompt"]
@@ -147,11 +152,15 @@ class Handler(BaseHTTPRequestHandler):
         )
         return False
 
-    def fault(self, status: int, message: str, code: str) -> None:
-        self.json(status, {"error": {"message": message, "type": "x", "param": None, "code": code}})
+    def fault(
+        self, status: int, message: str, code: str, headers: dict[str, str] | None = None
+    ) -> None:
+        error = {"message": message, "type": "x", "param": None, "code": code}
+        self.json(status, {"error": error}, headers)
 
-    def json(self, status: int, value: Any) -> None:
-        self.send(status, {"content-type": "application/json"}, json.dumps(value).encode())
+    def json(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
+        headers = {"content-type": "application/json", **(headers or {})}
+        self.send(status, headers, json.dumps(value).encode())
 
     def send(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)

@@ -97,6 +97,10 @@ def test_a_failing_model_leaves_the_others_alone(url: str, behaviour: Behaviour)
     replies = ask(ServerPanel(url, chosen=[BASE, POET]), QUESTION).replies
     assert replies[BASE].finish == "stop"
     assert replies[POET] == Reply("The cat sat", None, "failed", "the engine has stopped")
+    behaviour.failing, behaviour.full = "", POET
+    replies = ask(ServerPanel(url, chosen=[BASE, POET]), QUESTION).replies
+    assert replies[BASE].finish == "stop"
+    assert replies[POET].error == "The queue is full; try again in 7 s"
 
 
 def test_a_base_without_a_chat_template(url: str, behaviour: Behaviour) -> None:
@@ -110,7 +114,7 @@ def test_a_base_without_a_chat_template(url: str, behaviour: Behaviour) -> None:
 
 def test_keys(url: str, behaviour: Behaviour) -> None:
     behaviour.needs_keys = True
-    with pytest.raises(RefusedError, match=r"A key is needed\. .*LAURA_API_KEY"):
+    with pytest.raises(RefusedError, match=r"A key is needed; it is read from .* LAURA_API_KEY"):
         ServerPanel(url)
     with pytest.raises(RefusedError, match="not known"):
         ServerPanel(url, "sk-laura-wrong")

@@ -247,6 +247,11 @@ def test_a_failing_model_leaves_the_others_alone(visit: Visit, behaviour: Behavi
     # The half answer is not held against the model.
     asked = {body["model"]: body["messages"] for _, body in behaviour.asked[2:]}
     assert len(asked[POET]) == 1 and len(asked[BASE]) == 3
+    behaviour.full = POET
+    visit.ask("Once more")
+    visit.status("1 of 2 failed.")
+    told = "The queue is full; try again in 7 s."
+    expect(visit.answer(POET).locator(".state")).to_have_text(told)
 
 
 def test_a_base_without_a_chat_template_goes_on_with_the_question(

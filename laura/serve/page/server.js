@@ -42,7 +42,7 @@ async function refusal(response) {
   try { found = (await response.json()).error ?? {}; } catch { /* no JSON: the status must do */ }
   let message = found.message ?? "The server answered " + response.status + ".";
   const wait = response.headers.get("retry-after");
-  if (response.status === 429 && wait) message += " Try again in " + wait + " s.";
+  if (response.status === 429 && wait) message = message.replace(/\.$/, "") + "; try again in " + wait + " s.";
   return new ServerError(message, response.status, found.code ?? "");
 }
 
