@@ -44,7 +44,7 @@ test-fast: $(STAMP)  ## Run the unit tests (about a minute)
 test-slow: $(STAMP)  ## Run the tests that load the real model, kill runs, and so on
 	$(PYTEST) -m "slow and not gpu" --durations=10
 
-browser:  ## Install Chromium for the report's browser test (Debian, Ubuntu; as root or by sudo)
+browser:  ## Install Chromium for the browser tests (Debian, Ubuntu; as root or by sudo)
 	@for name in "$$LAURA_CHROMIUM" chromium chromium-browser google-chrome; do \
 	if [ -n "$$name" ] && command -v "$$name" >/dev/null; then exit 0; fi; done; \
 	as=; if [ "$$(id -u)" != 0 ]; then as=sudo; fi; \

@@ -9,6 +9,7 @@ import typer
 
 from laura import __version__
 from laura.cli_answers import answer_training, facts_text, finding_text
+from laura.cli_chat import chat
 from laura.cli_claims import claims
 from laura.cli_evaluate import evaluate
 from laura.cli_lm_eval import FOREIGN, lm_eval
@@ -187,6 +188,7 @@ def report(
 
 app.command()(show)
 app.command()(spectra)
+app.command()(chat)
 app.command("lm-eval", context_settings=FOREIGN)(lm_eval)
 app.command()(serve)
 

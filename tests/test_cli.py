@@ -22,7 +22,8 @@ from laura.store import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    "compare train evaluate spectra claims recommend gate report show merge fetch doctor schema"
+    "compare train evaluate spectra claims recommend gate report show chat merge fetch doctor "
+    "schema"
 ).split()
 RECIPE = """\
 name: tiny

@@ -28,16 +28,20 @@ def drawn(shown: Page, width: int) -> RenderableType:
         title.append_text(_verdict(answer, ": "))
         return Group(Rule(title, align="left"), *_drawn(shown.shared), *_drawn(answer.blocks), "")
     parts: list[RenderableType] = [Rule(title, align="left"), *_drawn(shown.shared)]
-    if width // len(shown.answers) >= NARROWEST:
-        table = Table(expand=True, box=None, padding=(0, 1, 0, 0), show_edge=False)
-        for answer in shown.answers:
-            table.add_column(_name(answer), ratio=1, overflow="fold")
-        table.add_row(*(Group(*_drawn(answer.blocks)) for answer in shown.answers))
-        parts.append(table)
-    else:
-        for answer in shown.answers:
-            parts += [_name(answer), *_drawn(answer.blocks)]
+    names = [_name(answer) for answer in shown.answers]
+    parts.append(beside(names, [Group(*_drawn(a.blocks)) for a in shown.answers], width))
     return Group(*parts, "")
+
+
+def beside(titles: Sequence[Text], bodies: Sequence[RenderableType], width: int) -> RenderableType:
+    """Bodies under their titles: in columns where `width` (in cells) has room for them."""
+    if width // len(titles) < NARROWEST:
+        return Group(*(part for pair in zip(titles, bodies, strict=True) for part in pair))
+    table = Table(expand=True, box=None, padding=(0, 1, 0, 0), show_edge=False)
+    for title in titles:
+        table.add_column(title, ratio=1, overflow="fold")
+    table.add_row(*bodies)
+    return table
 
 
 def _name(answer: Answer) -> Text:

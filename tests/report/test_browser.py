@@ -6,38 +6,19 @@ Deselect with `-m "not browser"` where there is none.
 from __future__ import annotations
 
 import itertools
-import os
-import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 
 from laura.report.page import write_report
+from tests import browsing
+from tests.browsing import DESK, PHONE, UNNAMED, contrast, focused, launched, luminance
 from tests.report.gallery import HOSTILE, write_gallery
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PHONE = {"width": 375, "height": 740}
-DESK = {"width": 1200, "height": 900}
-
-
-def chromium() -> str:
-    """Path of the browser; without one the tests fail, for a check that is skipped is none."""
-    chosen = os.environ.get("LAURA_CHROMIUM")
-    found = chosen or next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None or not shutil.which(found):
-        pytest.fail(
-            f"no Chromium ({chosen or ', '.join(NAMES)}): `make browser` installs it on Debian and "
-            "Ubuntu; elsewhere name one with LAURA_CHROMIUM=/path/to/chrome, or leave these "
-            'tests out with -m "not browser"',
-            pytrace=False,
-        )
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -49,26 +30,15 @@ def report(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # The tests may run as root in a container, where Chromium's own sandbox cannot start.
-        started = playwright.chromium.launch(
-            executable_path=chromium(), args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
+    with launched() as started:
         yield started
-        started.close()
 
 
-class Visit:
-    """The report opened in a window of its own, with whatever went wrong in it."""
+class Visit(browsing.Visit):
+    """The report opened in a window of its own."""
 
     def __init__(self, browser: Browser, report: Path, **options: Any) -> None:
-        self.page: Page = browser.new_page(**{"viewport": DESK, **options})
-        self.said: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(report.as_uri())
+        super().__init__(browser, report.as_uri(), **options)
 
     @property
     def names(self) -> list[str]:
@@ -169,19 +139,6 @@ def test_nothing_is_wider_than_a_phone(browser: Browser, report: Path) -> None:
     visit.page.close()
 
 
-def luminance(page: Page, selector: str, what: str) -> float:
-    text = page.locator(selector).first.evaluate(f"e => getComputedStyle(e).{what}")
-    parts = [float(part) / 255 for part in re.findall(r"[\d.]+", text)[:3]]
-    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(page: Page, selector: str, what: str = "color") -> float:
-    """Contrast against the page (WCAG 2.2, 1.4.3)."""
-    pair = sorted([luminance(page, selector, what), luminance(page, "body", "backgroundColor")])
-    return (pair[1] + 0.05) / (pair[0] + 0.05)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_stand_out_in_light_and_dark(browser: Browser, report: Path, scheme: Any) -> None:
     visit = Visit(browser, report, color_scheme=scheme)
@@ -226,10 +183,6 @@ def test_without_scripts_it_is_one_long_page(browser: Browser, report: Path) -> 
     page.close()
 
 
-def focused(page: Page) -> str:
-    return str(page.evaluate("document.activeElement.textContent")).strip()
-
-
 def test_everything_can_be_reached_by_keyboard(browser: Browser, report: Path) -> None:
     visit = Visit(browser, report)
     page = visit.page
@@ -265,12 +218,6 @@ def test_a_link_opens_its_page_at_its_place(browser: Browser, report: Path) -> N
     page.goto(f"{report.as_uri()}#nowhere")
     assert page.locator("#overview").is_visible()
     page.close()
-
-
-UNNAMED = """() => [...document.querySelectorAll('a, button, input, select, summary, [role=img]')]
-  .filter(e => e.checkVisibility() && !e.closest('#vg-tooltip-element'))
-  .filter(e => !(e.textContent.trim() || e.ariaLabel || (e.labels || []).length))
-  .map(e => e.outerHTML.slice(0, 90))"""
 
 
 def test_screen_readers_find_their_way(visit: Visit) -> None:

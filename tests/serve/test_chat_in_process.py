@@ -1,0 +1,108 @@
+"""A base and adapters loaded here: answers equal the engine's, records are read, limits told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from laura.errors import AdapterError, UsageError
+from laura.models.adapters import save_adapter
+from laura.models.load import load_base
+from laura.models.lora import LoraSettings, attach, lora_layers
+from laura.record import Record, write_record
+from laura.serve.chat_in_process import LoadedPanel
+from laura.serve.chatting import Chat, Sampling
+from tests.test_record import VALUE
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter on the micro base that changes what it says, with a record of another base."""
+    folder = tmp_path_factory.mktemp("adapters") / "loud"
+    base = load_base("micro", device="cpu")
+    settings = LoraSettings(rank=4, targets="all")
+    attach(base.model, settings, seed=0)
+    torch.manual_seed(0)
+    for layer in lora_layers(base.model).values():
+        torch.nn.init.normal_(layer.B, std=0.3)
+    save_adapter(base.model, folder, settings, "micro")
+    write_record(folder, Record.model_validate_json(json.dumps(VALUE)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def panel(adapter: Path) -> LoadedPanel:
+    return LoadedPanel("micro", {"loud": adapter}, "cpu")
+
+
+def test_answers_are_the_models_own(panel: LoadedPanel) -> None:
+    turn = Chat(panel, Sampling(max_tokens=16)).ask("Where does Ada live?", lambda turn: None)
+    base = load_base("micro", device="cpu")
+    prompt = "<|user|>Where does Ada live?<|end|><|assistant|>"
+    ids = base.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    reached = []
+    for _ in range(16):  # greedy, the slow way
+        with torch.no_grad():
+            ids = torch.cat([ids, base.model(ids).logits[:, -1:].argmax(-1)], 1)
+        if ids[0, -1] == base.tokenizer.eos_token_id:
+            break
+        reached.append(int(ids[0, -1]))
+    reply = turn.replies["base"]
+    assert reply.text == base.tokenizer.decode(reached, skip_special_tokens=True)
+    assert reply.finish in ("stop", "length") and reply.tokens is not None
+    assert turn.replies["loud"].text != reply.text
+
+
+def test_the_record_is_told_and_another_base_warned_of(panel: LoadedPanel) -> None:
+    base, loud = panel.members
+    assert base.is_base and base.record is None and base.warnings == ()
+    assert loud.record is not None and loud.record["learning"] == VALUE["learning"]
+    assert "trained on m with other weights" in loud.warnings[0]
+
+
+def test_a_stopped_answer_leaves_the_model_as_it_was(
+    panel: LoadedPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat(panel, Sampling(max_tokens=12))
+    before = chat.ask("Where does Ada live?", lambda turn: None)
+    chat.turns.clear()
+    picks, pick = [], panel._engine._pick
+
+    def stop_at_the_third(*words: Any) -> Any:
+        picks.append(words)
+        if len(picks) == 3:
+            raise KeyboardInterrupt
+        return pick(*words)
+
+    monkeypatch.setattr(panel._engine, "_pick", stop_at_the_third)
+    stopped = chat.ask("Where does Ada live?", lambda turn: None)
+    assert {reply.finish for reply in stopped.replies.values()} == {"stopped"}
+    monkeypatch.undo()
+    assert chat.ask("Where does Ada live?", lambda turn: None).replies == before.replies
+
+
+def test_a_conversation_that_is_too_long_says_so(panel: LoadedPanel) -> None:
+    chat = Chat(panel, Sampling(max_tokens=500))
+    with pytest.raises(UsageError, match="this base reads 512 together; begin anew with /clear"):
+        chat.ask("word " * 40, lambda turn: None)
+    assert chat.turns == []
+
+
+def test_an_adapter_of_another_base_is_refused(adapter: Path, tiny_folder: Path) -> None:
+    with pytest.raises(AdapterError):
+        LoadedPanel(str(tiny_folder), {"loud": adapter}, "cpu")
+
+
+def test_a_base_without_a_template_answers_each_question_alone(
+    tiny_folder: Path,
+) -> None:
+    panel = LoadedPanel(str(tiny_folder), {}, "cpu")
+    panel._has_template = False
+    chat = Chat(panel, Sampling(max_tokens=4))
+    first = chat.ask("the cat", lambda turn: None)
+    chat.ask("a dog", lambda turn: None)
+    assert chat.ask("the cat", lambda turn: None).replies == first.replies
