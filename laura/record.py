@@ -121,6 +121,15 @@ def read_record(folder: Path) -> Record:
     path = folder / RECORD_FILE
     with disk_faults(path):
         text = path.read_bytes()
+    return parse_record(text, path)
+
+
+def parse_record(text: bytes, path: Path) -> Record:
+    """Check the content of a `laura.json`; the path is for the message.
+
+    Raises:
+        StoreError: as `read_record`.
+    """
     try:
         return Record.model_validate_json(text)
     except ValidationError as error:

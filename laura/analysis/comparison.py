@@ -14,7 +14,7 @@ from laura.analysis.measuring import SPECTRA_ALONE, Wanted, each_matrix, measure
 from laura.analysis.subspaces import factor_directions, overlap, update_directions
 from laura.analysis.weights import Matrix, StoredModel, Tuned, open_tuned
 from laura.errors import UsageError
-from laura.models.adapters import CONFIG, WEIGHTS
+from laura.models.adapter_files import CONFIG, WEIGHTS
 from laura.models.device import spectral_device
 from laura.models.load import resolve_model, weight_files
 from laura.progress import SILENT, Progress

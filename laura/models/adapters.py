@@ -1,14 +1,11 @@
 """Adapter files in PEFT's format, both ways.
 
-A folder holds adapter_config.json and adapter_model.safetensors. What is read
-is decided by the weights in the file, so target lists, patterns and expressions
-of any PEFT version mean what they meant there; what we cannot represent
-(biases, trained embeddings, ...) is refused by name.
+A folder holds adapter_config.json and adapter_model.safetensors; `adapter_files.py` says
+what they may hold.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from laura.errors import AdapterError
+from laura.models.adapter_files import (
+    CONFIG,
+    FLOATS,
+    MAGNITUDE,
+    PICKLED,
+    PREFIX,
+    WEIGHTS,
+    check_kind,
+    check_modules,
+    check_names,
+    check_shapes,
+    checked_config,
+    linear_shapes,
+    missing_weights,
+    peak,
+    resolved,
+)
 from laura.models.dora import DoraLinear
 from laura.models.layers import names_within
 from laura.models.lora import (
@@ -33,27 +47,6 @@ from laura.models.lora import (
 )
 from laura.models.pissa import plain_settings
 from laura.store import disk_faults, read_json, write_json
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-MAGNITUDE = "lora_magnitude_vector"
-_KNOWN = re.compile(rf"{re.escape(PREFIX)}.+\.(lora_[AB]\.weight|{MAGNITUDE})")
-# Fields whose non-empty value changes what the adapter computes, and that we do not have.
-REFUSED = (
-    "lora_bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "layer_replication",
-    "arrow_config",
-    "monteclora_config",
-    "velora_config",
-    "kasa_config",
-)
 
 
 def save_adapter(
@@ -129,10 +122,10 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraSettings:
             we cannot represent, or it does not fit this model.
     """
     settings, tensors = _read(folder)
-    _check_base(model, settings, folder)
+    _check_base(model, settings, tensors, folder)
     attach(model, settings, seed=0)
     try:
-        copy_weights(model, tensors, folder)
+        copy_weights(model, tensors)
     except BaseException:
         detach(model)
         raise
@@ -154,8 +147,8 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
     """
     read = [(folder, *_read(folder)) for folder in folders]
     ranks: dict[str, int] = {}
-    for folder, settings, _ in read:
-        _check_base(model, settings, folder)
+    for folder, settings, tensors in read:
+        _check_base(model, settings, tensors, folder)
         for name in settings.targets:
             ranks[name] = max(ranks.get(name, 0), settings.for_module(name)[0])
     if not ranks:
@@ -166,8 +159,8 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
     union = LoraSettings(rank=rank, targets=tuple(ranks), rank_pattern=pattern, dora=dora)
     attach(model, union, seed=0, slots=len(read))
     try:
-        for slot, (folder, settings, tensors) in enumerate(read):
-            _fill_slot(model, slot, tensors, settings, folder)
+        for slot, (_, settings, tensors) in enumerate(read):
+            _fill_slot(model, slot, tensors, settings)
     except BaseException:
         detach(model)
         raise
@@ -176,18 +169,16 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
     return [settings for _, settings, _ in read]
 
 
-def _check_base(model: nn.Module, settings: LoraSettings, folder: Path) -> None:
-    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    missing = [name for name in settings.targets if name not in linears]
-    if missing:
-        raise AdapterError(
-            f"{folder} was made for another base: {len(missing)} of the {len(settings.targets)} "
-            f"modules it changes are not in this one, such as {missing[0]}"
-        )
+def _check_base(
+    model: nn.Module, settings: LoraSettings, tensors: dict[str, Tensor], folder: Path
+) -> None:
+    linears = linear_shapes(model)
+    check_modules(list(settings.targets), linears, folder)
+    check_shapes(settings, _shapes(tensors), linears, folder)
 
 
 def _fill_slot(
-    model: nn.Module, slot: int, tensors: dict[str, Tensor], settings: LoraSettings, folder: Path
+    model: nn.Module, slot: int, tensors: dict[str, Tensor], settings: LoraSettings
 ) -> None:
     for name, layer in lora_layers(model).items():
         with torch.no_grad():
@@ -202,8 +193,9 @@ def _fill_slot(
         places = {"lora_A.weight": layer.A[slot][:rank], "lora_B.weight": layer.B[slot][:, :rank]}
         if settings.dora and isinstance(layer, DoraLinear):
             places[MAGNITUDE] = layer.magnitude[slot]
-        for key, place in places.items():
-            _copy(tensors[f"{PREFIX}{name}.{key}"], place, key, name, folder)
+        with torch.no_grad():
+            for key, place in places.items():
+                place.copy_(tensors[f"{PREFIX}{name}.{key}"])
 
 
 def read_settings(folder: Path) -> LoraSettings:
@@ -217,24 +209,19 @@ def read_settings(folder: Path) -> LoraSettings:
 
 def _read(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
     config, tensors = _read_config(folder), _read_weights(folder)
-    return _resolve(config, tensors, folder), tensors
+    return resolved(config, _shapes(tensors), folder), tensors
 
 
-def copy_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path, slot: int = 0) -> None:
-    """Fill one slot of attached layers from the tensors of an adapter file."""
-    for name, layer in lora_layers(model).items():
-        for key, place in _weights(layer, slot).items():
-            _copy(tensors[f"{PREFIX}{name}.{key}"], place, key, name, folder)
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _copy(source: Tensor, target: Tensor, key: str, name: str, folder: Path) -> None:
-    if source.shape != target.shape:
-        raise AdapterError(
-            f"{folder}: {key.removesuffix('.weight')} of {name} has shape {tuple(source.shape)}, "
-            f"this base needs {tuple(target.shape)}; the adapter was made for another base"
-        )
+def copy_weights(model: nn.Module, tensors: dict[str, Tensor], slot: int = 0) -> None:
+    """Fill one slot of attached layers from the tensors of an adapter file that fits them."""
     with torch.no_grad():
-        target.copy_(source)
+        for name, layer in lora_layers(model).items():
+            for key, place in _weights(layer, slot).items():
+                place.copy_(tensors[f"{PREFIX}{name}.{key}"])
 
 
 def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:
@@ -265,85 +252,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{folder} is not a folder; give the folder holding {CONFIG}")
     if not (folder / CONFIG).is_file():
         raise AdapterError(f"{folder} has no {CONFIG}; it is not a PEFT adapter folder")
-    config = read_json(folder / CONFIG)
-    if not isinstance(config, dict):
-        raise AdapterError(f"{folder / CONFIG} holds no settings")
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"{folder} is a {kind} adapter; Laura reads LORA")
-    refused = [name for name in REFUSED if config.get(name)]
-    if config.get("bias", "none") != "none":
-        refused.append(f"bias={config['bias']}")
-    if str(config.get("init_lora_weights", True)).lower().startswith(("pissa", "olora", "corda")):
-        refused.append(f"init_lora_weights={config['init_lora_weights']} (changes the base)")
-    if refused:
-        raise AdapterError(
-            f"{folder} uses {', '.join(refused)}, which Laura cannot represent; "
-            "merge it with PEFT and load the merged model instead"
-        )
-    return config
+    return checked_config(read_json(folder / CONFIG), folder)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     if not path.is_file():
-        pickled = " (adapter_model.bin is pickled and is not read)"
-        hint = pickled if (folder / "adapter_model.bin").exists() else ""
-        raise AdapterError(f"{folder} has no {WEIGHTS}{hint}; save it with safetensors")
+        raise missing_weights(folder, (folder / PICKLED).exists())
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is damaged ({error}); copy it again") from error
-    wrong = [n for n in tensors if not re.fullmatch(_KNOWN, n)]
-    if wrong or not tensors:
-        found = ", ".join(wrong[:3]) or "nothing"
-        raise AdapterError(f"{path} holds {found}; expected lora_A and lora_B only")
+    check_names(tensors, path)
     for name, tensor in tensors.items():
-        expected = 1 if name.endswith(MAGNITUDE) else 2
-        if tensor.dim() != expected:
-            raise AdapterError(f"{path}: {name} has {tensor.dim()} dimensions, expected {expected}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise AdapterError(f"{path}: {name} is not finite; the training diverged")
+        known = tensor.dtype in FLOATS.values()
+        check_kind(name, tuple(tensor.shape), known, str(tensor.dtype), path)
+        peak(name, tensor, path)
     return tensors
-
-
-def _resolve(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> LoraSettings:
-    names = sorted({n[len(PREFIX) :].rsplit(".lora_", 1)[0] for n in tensors})
-    dora = bool(config.get("use_dora"))
-    try:
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        alpha_pattern = dict(config.get("alpha_pattern") or {})
-        rslora, dropout = bool(config.get("use_rslora")), float(config.get("lora_dropout") or 0.0)
-        alphas = {n: float(_by_pattern(alpha_pattern, n, alpha)) for n in names}
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdapterError(f"{folder / CONFIG}: r, lora_alpha or a pattern is unusable") from error
-    ranks = {}
-    for name in names:
-        a, b = (tensors.get(f"{PREFIX}{name}.lora_{letter}.weight") for letter in "AB")
-        if a is None or b is None or a.shape[0] != b.shape[1]:
-            raise AdapterError(f"{folder}: lora_A and lora_B of {name} do not belong together")
-        if dora != (f"{PREFIX}{name}.{MAGNITUDE}" in tensors):
-            word = "no" if dora else "a"
-            raise AdapterError(f"{folder} has use_dora: {dora}, but {word} {MAGNITUDE} of {name}")
-        ranks[name] = a.shape[0]
-    return LoraSettings(
-        rank=rank,
-        alpha=alpha,
-        targets=tuple(names),
-        dropout=dropout,
-        rslora=rslora,
-        rank_pattern={n: r for n, r in ranks.items() if r != rank},
-        alpha_pattern={n: a for n, a in alphas.items() if a != alpha},
-        dora=dora,
-    )
-
-
-def _by_pattern(pattern: dict[str, Any], name: str, default: float) -> Any:
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return default
 
 
 def _names_ending(model: nn.Module, kinds: list[str]) -> list[str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from laura.errors import AdapterError, CheckpointError, ModelError
-from laura.models.adapters import CONFIG, read_settings
+from laura.models.adapter_files import CONFIG
+from laura.models.adapters import read_settings
 from laura.models.load import check_model_folder, resolve_model, weight_files
 from laura.progress import SILENT, Progress
 from laura.recipe import Arm, LoraArm

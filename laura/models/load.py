@@ -101,7 +101,7 @@ def describe_model(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """
     with quiet_transformers():
         config = _read_config(folder)
-        _check_decoder(config, folder)
+        _empty_decoder(config, folder)
         tokenizer = load_tokenizer(folder)
     if len(tokenizer) > config.vocab_size:
         raise ModelError(
@@ -109,6 +109,16 @@ def describe_model(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
             f"{config.vocab_size} embeddings; use the tokenizer the model was trained with"
         )
     return config, tokenizer
+
+
+def empty_model(folder: Path) -> Any:
+    """The model of a folder on torch's meta device: its modules and shapes, no weights.
+
+    Raises:
+        ModelError: no model that Laura runs.
+    """
+    with quiet_transformers():
+        return _empty_decoder(_read_config(folder), folder)
 
 
 def resolve_model(name: str, revision: str | None = None, progress: Progress = SILENT) -> Path:
@@ -274,7 +284,7 @@ def _read_config(folder: Path) -> Any:
     return config
 
 
-def _check_decoder(config: Any, folder: Path) -> None:
+def _empty_decoder(config: Any, folder: Path) -> Any:
     """Build the model without memory and check its layers.
 
     Raises:
@@ -304,6 +314,7 @@ def _check_decoder(config: Any, folder: Path) -> None:
     if not type(model)._supports_attention_backend:
         raise ModelError(f"{kind}, whose attention cannot be supplied from outside; {allowed}")
     _check_attention(config, kind, allowed)
+    return model
 
 
 def _check_attention(config: Any, kind: str, allowed: str) -> None:

@@ -13,7 +13,8 @@ from laura.errors import UsageError
 from laura.evals.kinds import Plan
 from laura.evals.runner import Material, Subject, check_name, evaluate_all, file_rows
 from laura.evals.tasks import TASKS
-from laura.models.adapters import CONFIG, WEIGHTS, load_adapters
+from laura.models.adapter_files import CONFIG, WEIGHTS
+from laura.models.adapters import load_adapters
 from laura.models.device import pick_device, resolve_precision
 from laura.models.engine import Engine
 from laura.models.forecast import forecast, measure_pace

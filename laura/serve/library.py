@@ -1,0 +1,321 @@
+"""The adapters folder: what lies in it, what is wrong with it, and files an engine may load.
+
+Names come from listing the folder, never from a request: a request only looks one up. What
+was checked is remembered until a file changes, so that asking again costs a few calls of
+`stat`. Every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from laura.errors import AdapterError, LauraError, StoreError
+from laura.models.adapter_files import CONFIG
+from laura.record import Record
+from laura.serve.adapter_checks import Bounds, Outline, marks, outline, read_through
+from laura.serve.bases import BaseFacts
+from laura.serve.engines import AdapterFiles
+from laura.serve.policy import Judgement, Policy
+from laura.serve.safe_files import Mark, OpenFolder, UnreadableError, printable
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+MOST_NOTES = 20
+# A file that changes twice within a tick of the file system's clock keeps its times.
+TICK_NS = 100_000_000
+
+
+class UnknownAdapterError(LauraError, LookupError):
+    """The library has no adapter of this name."""
+
+
+class AdapterRefusedError(AdapterError):
+    """An adapter is not served; the message says why and names no path."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of an adapter.
+
+    Attributes:
+        name: Its folder's name.
+        record: Its `laura.json`; None where it has none, or where it was refused before.
+        refused: Why it is not served; None where nothing is known against it.
+        warnings: What its users should know.
+        digest: Of its files, once all of them have been read (`Library.open`); None before.
+        rank: Largest rank of a module; 0 where it was refused before.
+        bytes: Size of its weights; 0 likewise.
+        created: When its weights were last changed, seconds since 1970; 0 likewise.
+    """
+
+    name: str
+    record: Record | None
+    refused: str | None
+    warnings: tuple[str, ...]
+    digest: str | None
+    rank: int
+    bytes: int
+    created: int
+
+
+class _Found:
+    """An adapter in the folder, with what its checks have given so far."""
+
+    def __init__(self, name: str, folder: Path, refused: str | None) -> None:
+        self.name, self.folder, self.by_name = name, folder, refused
+        self.lock = threading.Lock()
+        """Held for a moment, around what is known."""
+        self.reading = threading.Lock()
+        """Held while the weights are read, so that several who want them read once."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self.marks: tuple[Mark | None, ...] | None = None
+        self.settled = False
+        self.outline: Outline | None = None
+        self.judgement = Judgement()
+        self.files: AdapterFiles | None = None
+        self.refused = self.by_name
+
+    def keep(
+        self, known: Outline, files: AdapterFiles | None = None, refused: str | None = None
+    ) -> None:
+        """Remember what reading all of it gave, if it has not changed since."""
+        with self.lock:
+            if self.outline is known:
+                self.files, self.refused = files, refused
+
+    def entry(self) -> Entry:
+        """What is known now."""
+        known, files = self.outline, self.files
+        return Entry(
+            name=self.name,
+            record=known.record if known else None,
+            refused=self.refused,
+            warnings=tuple(
+                printable(line)
+                for line in (*(known.warnings if known else ()), *self.judgement.warnings)
+            ),
+            digest=files.digest if files else None,
+            rank=known.rank if known else 0,
+            bytes=known.bytes if known else 0,
+            created=known.created if known else 0,
+        )
+
+
+class Library:
+    """The adapters of one folder: its direct subfolders, and the folder itself if it is one.
+
+    Args:
+        folder: The adapters folder; None for none. It may be a link; nothing in it may.
+        base: What is served.
+        max_rank: Largest rank of a module that is accepted.
+        max_bytes: Largest file of weights that is accepted.
+        policy: Conditions on the records.
+        dora: Whether the engine can serve DoRA.
+
+    Raises:
+        StoreError: the folder cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        base: BaseFacts,
+        *,
+        max_rank: int = 256,
+        max_bytes: int = 2 * 1024**3,
+        policy: Policy | None = None,
+        dora: bool = False,
+    ) -> None:
+        self.base, self.policy = base, policy or Policy()
+        self.bounds = Bounds(max_rank=max_rank, max_bytes=max_bytes, dora=dora)
+        self.notes: tuple[str, ...] = ()
+        """What lies in the folder and cannot be offered, a sentence each."""
+        self._folder = folder.resolve() if folder else None
+        self._found: dict[str, _Found] = {}
+        self.rescan()
+
+    def names(self) -> list[str]:
+        """Every adapter found, sorted; those that are refused too."""
+        return sorted(self._found)
+
+    def entry(self, name: str) -> Entry:
+        """What is known of an adapter; reads no weights but their header.
+
+        Raises:
+            UnknownAdapterError: there is none of this name.
+        """
+        found = self._get(name)
+        with found.lock:
+            self._look(found)
+            return found.entry()
+
+    def open(self, name: str) -> AdapterFiles:
+        """Check an adapter through, so that an engine may load it (`read_checked`).
+
+        Reads all of it (a second or two per GB) the first time and after a change: not for the
+        event loop's own thread.
+
+        Raises:
+            UnknownAdapterError: there is none of this name.
+            AdapterRefusedError: it is not served.
+        """
+        found = self._get(name)
+        with found.reading:
+            with found.lock:
+                self._look(found, whole=True)
+                known, refused, files = found.outline, found.refused, found.files
+            if files is not None:
+                return files
+            if known is None or refused is not None:
+                raise AdapterRefusedError(refused or f"{name} is not read")
+            try:
+                files = self._read(found, known)
+            except AdapterError as error:
+                refused = printable(str(error))
+                # The system's refusal, unlike the files' own faults, may be over next time.
+                if not isinstance(error, UnreadableError):
+                    found.keep(known, refused=refused)
+                raise AdapterRefusedError(refused) from error
+            found.keep(known, files=files)
+            return files
+
+    def check_all(self) -> dict[str, str]:
+        """Check every adapter through now; why, by name, those that are not served are not."""
+        refused = {}
+        for name in self.names():
+            try:
+                self.open(name)
+            except AdapterRefusedError as error:
+                refused[name] = str(error)
+            except UnknownAdapterError:  # gone with a rescan meanwhile
+                continue
+        return refused
+
+    def rescan(self) -> None:
+        """See which adapters there are; what is known of unchanged ones stays.
+
+        Raises:
+            StoreError: the folder cannot be read; what was known stays.
+        """
+        if self._folder is None:
+            return
+        places, notes = _adapters_in(self._folder)
+        known = self._found
+        taken = {name for name, found in known.items() if found.by_name is None}
+        by_fold = defaultdict(list)
+        for name in places:
+            by_fold[name.casefold()].append(name)
+        scanned = {}
+        for name, folder in places.items():
+            refused = self._refused_name(name, by_fold[name.casefold()], taken)
+            before = known.get(name)
+            kept = before is not None and (before.folder, before.by_name) == (folder, refused)
+            scanned[name] = before if before and kept else _Found(name, folder, refused)
+        self._found, self.notes = scanned, notes
+
+    def _refused_name(self, name: str, alike: list[str], taken: set[str]) -> str | None:
+        if name.casefold() == self.base.name.casefold():
+            return f"{name} has the name of the base; rename its folder"
+        others = [other for other in alike if other != name]
+        # One that was served before others came stays: they may be there to be mistaken for it.
+        if others and not (name in taken and taken.isdisjoint(others)):
+            return (
+                f"{name} differs from {', '.join(others[:3])} in upper and lower case only; "
+                "rename one of the folders"
+            )
+        return None
+
+    def _get(self, name: str) -> _Found:
+        found = self._found.get(name)
+        if found is None:
+            raise UnknownAdapterError(f"there is no adapter '{printable(name, 128)}'")
+        return found
+
+    def _look(self, found: _Found, whole: bool = False) -> None:
+        """Bring the outline up to date; what is known of the whole is dropped if it changed.
+
+        What was seen within a tick of its last change may have changed again unseen: where
+        the whole is wanted, it is not relied on.
+        """
+        if found.by_name is not None:
+            return
+        current: tuple[Mark | None, ...] = ()
+        now = time.time_ns()
+        try:
+            with OpenFolder(found.folder, Path(found.name)) as folder:
+                current = marks(folder)
+                if current == found.marks and (found.settled or not whole):
+                    return
+                found.forget()
+                found.outline = outline(folder, self.base, self.bounds)
+            found.judgement = self.policy.judge(found.outline.record)
+            if found.judgement.refused is not None:
+                found.refused = printable(f"{found.name}: {found.judgement.refused}")
+        except AdapterError as error:
+            found.forget()
+            found.refused = printable(str(error))
+            if isinstance(error, UnreadableError):
+                return
+        found.marks = current
+        found.settled = all(mark is None or mark[4] < now - TICK_NS for mark in current)
+
+    def _read(self, found: _Found, known: Outline) -> AdapterFiles:
+        with OpenFolder(found.folder, Path(found.name)) as folder:
+            digest = read_through(folder, known, self.bounds)
+        return AdapterFiles(found.name, found.folder, digest, known.rank, known.bytes)
+
+
+def _adapters_in(root: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Adapters by name, and what looks like one but cannot be named; opens no file."""
+    places: dict[str, Path] = {}
+    notes = []
+    for name, folder in _candidates(root):
+        if not NAME.fullmatch(name):
+            notes.append(
+                f"'{printable(name, 140)}' is no name of an adapter: letters, digits, dot, "
+                "hyphen and underscore are allowed, 128 at most, a letter or digit first; "
+                "rename the folder"
+            )
+        elif name in places:
+            notes.append(f"{name} is there twice, as the library itself and in it; rename one")
+        else:
+            places[name] = folder
+    if len(notes) > MOST_NOTES:
+        notes[MOST_NOTES:] = [f"and {len(notes) - MOST_NOTES} more of this kind"]
+    return places, tuple(notes)
+
+
+def _candidates(root: Path) -> Iterator[tuple[str, Path]]:
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                # What a link leads to is not looked at; checking the adapter refuses it.
+                folder = entry.is_dir(follow_symlinks=False) and _has_config(Path(entry.path))
+                if folder or entry.is_symlink():
+                    yield entry.name, Path(entry.path)
+    except OSError as error:
+        raise StoreError(
+            f"the adapters folder {root} cannot be read ({error.strerror}); check the path and "
+            "its owner"
+        ) from error
+    if _has_config(root):
+        yield root.name, root
+
+
+def _has_config(folder: Path) -> bool:
+    try:
+        os.lstat(folder / CONFIG)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # not ours to read: found, and refused when it is looked at
+        return True
+    return True

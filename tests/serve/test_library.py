@@ -1,0 +1,429 @@
+"""The adapters folder: what is offered, what is refused, and that nothing else is harmed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from laura.errors import StoreError
+from laura.models.adapters import read_settings
+from laura.serve import library as library_module
+from laura.serve.adapter_checks import read_checked
+from laura.serve.library import AdapterRefusedError, Library, UnknownAdapterError
+from laura.serve.policy import Policy
+from tests.serve.adapter_folders import (
+    BASE,
+    CASES,
+    CONFIG,
+    LINEARS,
+    MODULES,
+    PAIR,
+    RECORD,
+    WEIGHTS,
+    ZEROS,
+    Case,
+    raw,
+    record,
+    tensors,
+    write,
+)
+
+SILENT = Policy(unrecorded="allow")
+
+
+def make(folder: Path, **options: Any) -> Library:
+    return Library(folder, BASE, **{"policy": SILENT, "max_bytes": 2**30, **options})
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Fail instead of waiting for ever, as on a pipe."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Every path below a folder with what a change would change."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        facts = path.lstat()
+        found[str(path)] = (facts.st_mode, facts.st_size, facts.st_mtime_ns)
+    return found
+
+
+def open_files() -> int | None:
+    """How many descriptors this process holds, where the system tells."""
+    place = Path("/proc/self/fd")
+    return len(list(place.iterdir())) if place.is_dir() else None
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A library with one good adapter, beside a folder that is nobody's business."""
+    record(write(tmp_path / "library" / "good"))
+    record(write(tmp_path / "outside"))
+    return tmp_path / "library"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_hostile_adapter_is_refused_and_harms_nobody(case: Case, folder: Path) -> None:
+    library = make(folder)
+    good = library.open("good")
+    case.make(folder / "bad")
+    before, held = tree(folder.parent), open_files()
+    library.rescan()
+    with at_most(60):
+        for _ in range(2):
+            with pytest.raises(AdapterRefusedError, match=case.words) as caught:
+                library.open("bad")
+            told = str(caught.value)
+            assert library.entry("bad").refused == told
+            assert library.entry("bad").digest is None
+        assert told.isprintable() and len(told) <= 600
+        assert str(folder.parent) not in told
+        assert library.names() == ["bad", "good"]
+        assert library.entry("good").refused is None
+        assert library.open("good") == good
+        _, found = read_checked(good)
+    assert set(found) == set(tensors())
+    assert (tree(folder.parent), open_files()) == (before, held)
+    assert not Path("a-pickle-was-opened").exists()
+
+
+def test_the_names_of_the_cases_differ() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) > 130
+
+
+def test_what_the_hostile_headers_were_made_from_is_whole(folder: Path) -> None:
+    write(folder / "pair", raw(PAIR, ZEROS))
+    settings, found = read_checked(make(folder).open("pair"))
+    assert settings.targets == (MODULES[0],)
+    assert {name: tuple(t.shape) for name, t in found.items()} == {
+        name: tuple(entry["shape"]) for name, entry in PAIR.items()
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_what_is_whole_is_read_as_safetensors_reads_it(folder: Path, dtype: torch.dtype) -> None:
+    write(
+        folder / "other", save(tensors(3, dtype=dtype)), alpha_pattern={r"0\.self_attn.q_proj": 2}
+    )
+    library = make(folder)
+    files = library.open("other")
+    settings, found = read_checked(files)
+    expected = load_file(folder / "other" / WEIGHTS)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(tensor.dtype == dtype for tensor in found.values())
+    assert settings == read_settings(folder / "other")
+    assert settings.for_module(MODULES[0]) == (4, 0.5)
+    assert settings.for_module(MODULES[1]) == (4, 2.0)
+    size = (folder / "other" / WEIGHTS).stat().st_size
+    assert (files.name, files.folder, files.rank, files.bytes) == (
+        "other", folder / "other", 4, size,
+    )  # fmt: skip
+
+
+def test_an_entry_tells_what_is_known_before_and_after_reading(folder: Path) -> None:
+    library = make(folder)
+    entry = library.entry("good")
+    facts = (folder / "good" / WEIGHTS).stat()
+    assert (entry.name, entry.rank, entry.bytes) == ("good", 4, facts.st_size)
+    assert (entry.created, entry.digest, entry.refused) == (int(facts.st_mtime), None, None)
+    assert entry.record is not None and entry.record.study == "s"
+    assert entry.warnings == ()
+    assert library.open("good").digest == library.entry("good").digest
+    write(folder / "plain", base_model_name_or_path="some/where\x1b[31m")
+    warned = make(folder, policy=Policy()).entry("plain")
+    assert warned.record is None and warned.refused is None
+    assert warned.warnings == (
+        "its base is not verified, as it has no laura.json: its configuration says "
+        r"'some/where\x1b[31m'",
+        "it has no laura.json, so what it learned and forgot is not known",
+    )
+    blind = Library(folder, library_module.BaseFacts("tiny", None, LINEARS)).entry("good")
+    assert blind.warnings == (
+        "its base is not verified, as the hash of the served base is not known",
+    )
+
+
+def test_a_numbers_fault_is_known_after_reading_only_and_stays_known(folder: Path) -> None:
+    broken = tensors()
+    broken[next(iter(broken))][0, 0] = float("nan")
+    write(folder / "bad", save(broken))
+    library = make(folder)
+    assert library.entry("bad").refused is None
+    assert library.check_all().keys() == {"bad"}
+    assert "is not finite" in str(library.entry("bad").refused)
+    (folder / "bad" / WEIGHTS).write_bytes(save(tensors(9)))
+    assert library.entry("bad").refused is None
+    assert library.check_all() == {}
+
+
+@pytest.mark.parametrize("name", [
+    "", ".", "..", "../outside", "good/../../outside", "/etc", "good/", "good\0", "good\n", "Good",
+    "GOOD", "ｇood", "g\u043e\u043ed", "good ", " good", "goo\u0064\u0301", "~", "$HOME", "good*",
+    "x" * 10**6, "\ud800", "\x1b[2J", "..%2foutside", "\\outside", "con", "outside",
+], ids=lambda name: ascii(name[:20]))  # fmt: skip
+def test_a_name_that_is_asked_for_is_looked_up_and_nothing_else(folder: Path, name: str) -> None:
+    library = make(folder)
+    for call in (library.entry, library.open):
+        with pytest.raises(UnknownAdapterError, match="there is no adapter '") as caught:
+            call(name)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 200
+    assert library.names() == ["good"]
+
+
+@pytest.mark.parametrize("name", [
+    ".hidden", "-rf", "_x", "a b", "a\x1b[2Jb", "ａ", "gооd", "a" * 129, "a'b", "a;b", "a\\b",
+    "a\nb", "a\u202eb", "%2e%2e", "~",
+], ids=ascii)  # fmt: skip
+def test_a_folder_that_cannot_be_named_is_passed_over_and_told(folder: Path, name: str) -> None:
+    write(folder / name)
+    library = make(folder)
+    assert library.names() == ["good"]
+    (note,) = library.notes
+    assert "is no name of an adapter" in note and note.isprintable() and len(note) < 400
+    with pytest.raises(UnknownAdapterError):
+        library.open(name)
+
+
+def test_a_name_that_is_no_text_is_passed_over(folder: Path) -> None:
+    odd = os.fsencode(folder) + b"/\xff\xfe"
+    try:
+        os.mkdir(odd)
+    except OSError:
+        pytest.skip("this file system knows Unicode only")
+    Path(os.fsdecode(odd), CONFIG).write_text("{}")
+    library = make(folder)
+    assert library.names() == ["good"] and r"\udcff\udcfe" in library.notes[0]
+
+
+def test_notes_are_few(folder: Path) -> None:
+    for number in range(50):
+        write(folder / f".{number}")
+    notes = make(folder).notes
+    assert len(notes) == 21 and notes[-1] == "and 30 more of this kind"
+
+
+def test_names_that_differ_in_case_alone_are_refused_but_for_who_was_first(folder: Path) -> None:
+    library = make(folder)
+    files = library.open("good")
+    record(write(folder / "GOOD"))
+    if len(list(folder.iterdir())) < 2:
+        pytest.skip("this file system ignores case")
+    library.rescan()
+    assert library.open("good") == files
+    with pytest.raises(AdapterRefusedError, match="GOOD differs from good in upper and lower case"):
+        library.open("GOOD")
+    afresh = make(folder)
+    for name in ("good", "GOOD"):
+        with pytest.raises(AdapterRefusedError, match="in upper and lower case only"):
+            afresh.open(name)
+        assert afresh.entry(name).refused
+    (folder / "GOOD").rename(folder / "other")
+    afresh.rescan()
+    assert afresh.open("good") == files and afresh.open("other").digest == files.digest
+
+
+def test_the_bases_name_is_taken(folder: Path) -> None:
+    write(folder / "Tiny")
+    with pytest.raises(AdapterRefusedError, match="Tiny has the name of the base"):
+        make(folder).open("Tiny")
+
+
+def test_adapters_come_change_and_go(folder: Path) -> None:
+    library = make(folder)
+    first = library.open("good")
+    write(folder / "new")
+    with pytest.raises(UnknownAdapterError):
+        library.open("new")
+    library.rescan()
+    assert library.names() == ["good", "new"]
+    (folder / "good" / RECORD).unlink()
+    (folder / "good" / WEIGHTS).write_bytes(save(tensors(1)))
+    second = library.open("good")
+    assert second.digest != first.digest and library.entry("good").record is None
+    (folder / "good").rename(folder.parent / "gone")
+    for call in (library.open, library.open):
+        with pytest.raises(AdapterRefusedError, match="good cannot be read"):
+            call("good")
+    (folder.parent / "gone").rename(folder / "good")
+    assert library.open("good") == second, "what the system refused is asked again"
+    (folder / "good").rename(folder.parent / "gone")
+    library.rescan()
+    assert library.names() == ["new"]
+    with pytest.raises(UnknownAdapterError):
+        library.entry("good")
+
+
+def test_a_folder_that_is_an_adapter_itself_and_none(tmp_path: Path) -> None:
+    write(tmp_path / "alone")
+    library = make(tmp_path / "alone")
+    assert library.names() == ["alone"] and library.open("alone").folder == tmp_path / "alone"
+    (tmp_path / "link").symlink_to("alone")
+    assert make(tmp_path / "link").names() == ["alone"], "the library itself may be a link"
+    write(tmp_path / "alone" / "alone")
+    twice = make(tmp_path / "alone")
+    assert twice.names() == ["alone"] and "twice" in twice.notes[0]
+    none = Library(None, BASE)
+    none.rescan()
+    assert none.names() == [] and none.check_all() == {}
+    with pytest.raises(StoreError, match=r"adapters folder .* cannot be read"):
+        make(tmp_path / "nowhere")
+
+
+def test_a_library_that_vanishes_keeps_what_was_known(folder: Path) -> None:
+    library = make(folder)
+    folder.rename(folder.parent / "moved")
+    with pytest.raises(StoreError, match="cannot be read"):
+        library.rescan()
+    assert library.names() == ["good"]
+
+
+def test_what_the_reader_may_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, system = make(folder), os.open
+
+    def refuse(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if path == WEIGHTS:
+            raise PermissionError(13, "Permission denied")
+        return system(path, flags, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        with pytest.raises(AdapterRefusedError, match=r"good/adapter.* \(Permission denied"):
+            library.open("good")
+    assert library.open("good"), "it is asked again, without a rescan"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("place", ["", CONFIG, WEIGHTS, RECORD])
+def test_no_permission(folder: Path, place: str) -> None:
+    path = record(write(folder / "shut")) or folder / "shut" / place
+    path.chmod(0)
+    try:
+        with pytest.raises(AdapterRefusedError, match="cannot be read"):
+            make(folder).open("shut")
+    finally:
+        path.chmod(0o700)
+
+
+def test_a_device_is_not_opened(folder: Path) -> None:
+    write(folder / "device")
+    (folder / "device" / WEIGHTS).unlink()
+    try:
+        os.mknod(folder / "device" / WEIGHTS, 0o600 | 0o020000, os.makedev(1, 5))  # as /dev/zero
+    except PermissionError:
+        pytest.skip("only root makes devices")
+    with at_most(60), pytest.raises(AdapterRefusedError, match="is a device, not a regular file"):
+        make(folder).open("device")
+
+
+def test_ten_thousand_tiny_files_cost_little(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(10_000):
+        (folder / f"file-{number}").touch()
+    write(folder / "crowded")
+    for number in range(10_000):
+        (folder / "crowded" / f"{number}.safetensors").touch()
+    # What is asked of the system is counted, not seconds, which depend on who else computes.
+    calls: list[str] = []
+    for name in ("open", "stat", "lstat", "scandir"):
+        real = getattr(os, name)
+
+        def counted(*arguments: Any, _real: Any = real, _name: str = name, **more: Any) -> Any:
+            calls.append(_name)
+            return _real(*arguments, **more)
+
+        monkeypatch.setattr(os, name, counted)
+    library = make(folder)
+    assert library.names() == ["crowded", "good"] and library.notes == ()
+    assert library.open("crowded")
+    assert calls.count("scandir") == 1 and len(calls) < 50, calls[:50]
+
+
+def test_ten_thousand_adapters_are_listed_without_reading_them(folder: Path) -> None:
+    for number in range(10_000):
+        (folder / f"a{number}").mkdir()
+        (folder / f"a{number}" / CONFIG).touch()
+    with at_most(120):
+        library = make(folder)
+        assert len(library.names()) == 10_001
+        library.rescan()
+        assert library.open("good")
+        with pytest.raises(AdapterRefusedError, match="no usable JSON"):
+            library.open("a77")
+
+
+def test_many_who_want_the_same_read_it_once_and_nobody_else_waits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, real = make(folder), library_module.read_through
+    started, go, calls = threading.Event(), threading.Event(), []
+
+    def slow(*arguments: Any) -> str:
+        calls.append(1)
+        started.set()
+        assert go.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(library_module, "read_through", slow)
+    monkeypatch.setattr(library_module, "TICK_NS", -(10**18))
+    found: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(library.open("good"))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    assert started.wait(60)
+    assert library.entry("good").digest is None, "an entry does not wait for the reading"
+    go.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 8 and len(set(found)) == 1 and len(calls) == 1
+
+
+def test_a_file_changed_within_a_tick_of_the_clock_is_read_again(folder: Path) -> None:
+    library = make(folder)
+    path = folder / "good" / WEIGHTS
+    (folder / "good" / RECORD).unlink()
+    digests = set()
+    for seed in range(20):
+        path.write_bytes(save(tensors(seed)))
+        digests.add(library.open("good").digest)
+    assert len(digests) == 20
+
+
+def test_the_policy_is_applied(folder: Path) -> None:
+    with pytest.raises(AdapterRefusedError, match=r"^good: it may have forgotten more than --max-"):
+        make(folder, policy=Policy(max_forgetting=0.2)).open("good")
+    warned = make(folder, policy=Policy(max_forgetting=0.2, action="warn"))
+    assert warned.open("good") and "--max-forgetting 0.2" in warned.entry("good").warnings[0]
+    write(folder / "plain")
+    with pytest.raises(AdapterRefusedError, match=r"^plain: it has no laura.json"):
+        make(folder, policy=Policy(unrecorded="refuse")).open("plain")
+
+
+def test_limits_are_the_servers_own(folder: Path) -> None:
+    with pytest.raises(AdapterRefusedError, match=r"rank 4 .* limit of 3"):
+        make(folder, max_rank=3).open("good")
+    with pytest.raises(AdapterRefusedError, match="bytes, allowed are 1000; nothing of it was"):
+        make(folder, max_bytes=1000).open("good")
