@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from laura.errors import LauraError, ModelError
+from laura.errors import ModelError
 from laura.models.encoding import Encoder
 from laura.models.load import check_model_folder, describe_model, fingerprint
 from laura.models.vllm_engine import end_ids
@@ -235,10 +235,11 @@ class VllmServed:
             await self._places.come_back(server.client)
 
     async def _examine(self, server: VllmServer, place: Path) -> None:
-        probes = await asyncio.to_thread(write_probes, self._settings.folder, place)
+        probes = await asyncio.to_thread(write_probes, self._settings.folder, place / "probes")
         self.mixing, why = await find_mixing(
             server.client, probes, self.tokenizer, self._settings.precision
         )
+        await asyncio.to_thread(shutil.rmtree, place / "probes", True)
         if self.mixing is not Mixing.ALL:
             self._remark = f"only {self.mixing.value}: {why}"
             LOG.warning("vLLM serves %s", self._remark)
@@ -259,7 +260,7 @@ class VllmServed:
                 pause = min(2 * pause, self._patience.last_pause)
                 try:
                     await self._start_server()
-                except (LauraError, VllmFault, OSError) as error:
+                except Exception as error:  # whatever it is, it is tried again
                     self._why = f"vLLM does not start again: {error}"
                     LOG.error("%s", self._why)
                 else:

@@ -7,7 +7,9 @@ as in process. A stream that is closed before its end makes vLLM drop the reques
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,11 @@ class VllmFault(Exception):
     Args:
         message: What it said; it may name files and internal names, so it is not for clients.
         status: HTTP status; 0 where the connection failed.
-        silent: Whether it said nothing for too long.
     """
 
-    def __init__(self, message: str, status: int = 0, silent: bool = False) -> None:
+    def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
-        self.status, self.silent = status, silent
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -61,23 +62,28 @@ class VllmClient:
     Args:
         socket: Its socket in the file system.
         key: Its key.
-        silence_seconds: Longest silence of an answer in work.
     """
 
-    def __init__(self, socket: Path, key: str, silence_seconds: float) -> None:
+    def __init__(self, socket: Path, key: str) -> None:
+        self._open, self._heard = 0, 0.0
         self._http = httpx.AsyncClient(
             base_url=ADDRESS,
             transport=httpx.AsyncHTTPTransport(
                 uds=str(socket), limits=httpx.Limits(max_connections=None)
             ),
             headers={"Authorization": f"Bearer {key}"},
-            timeout=httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS, pool=None),
+            # One answer may wait for long behind others; `silent_seconds` tells of all.
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
             trust_env=False,
         )
 
     async def close(self) -> None:
         """Close every connection."""
         await self._http.aclose()
+
+    def silent_seconds(self) -> float:
+        """How long nothing has been heard though something was asked."""
+        return time.monotonic() - self._heard if self._open else 0.0
 
     async def healthy(self, seconds: float) -> bool:
         """Whether it says within the time that it can work."""
@@ -142,13 +148,16 @@ class VllmClient:
         # The text is cut on this side; vLLM is told so that it ends by itself.
         body |= {"stop_token_ids": sorted(ends), "include_stop_str_in_output": True}
         body["stop"] = [text for text in ask.stop if text]
-        self._check_open()
         ended = False
         try:
-            async with self._http.stream("POST", "/v1/completions", json=body) as answer:
+            async with (
+                self._asking(),
+                self._http.stream("POST", "/v1/completions", json=body) as answer,
+            ):
                 if answer.status_code != 200:
                     raise _fault(answer.status_code, await answer.aread())
                 async for line in answer.aiter_lines():
+                    self._heard = time.monotonic()
                     if not line.startswith("data:"):
                         continue
                     text = line[5:].strip()
@@ -162,14 +171,23 @@ class VllmClient:
         if not ended:
             raise VllmFault("the answer broke off before its end")
 
-    def _check_open(self) -> None:
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[None]:
         if self._http.is_closed:
             raise VllmFault("the server has ended")
+        if not self._open:
+            self._heard = time.monotonic()
+        self._open += 1
+        try:
+            yield
+            self._heard = time.monotonic()
+        finally:
+            self._open -= 1
 
     async def _post(self, path: str, **body: Any) -> dict[str, Any]:
-        self._check_open()
         try:
-            answer = await self._http.post(path, json=body)
+            async with self._asking():
+                answer = await self._http.post(path, json=body)
         except httpx.HTTPError as error:
             raise _broken(error) from error
         if answer.status_code != 200:
@@ -203,8 +221,7 @@ def _body(model: str, ask: Ask, salt: str) -> dict[str, Any]:
 
 
 def _broken(error: Exception) -> VllmFault:
-    silent = isinstance(error, httpx.ReadTimeout)
-    return VllmFault(f"the connection broke ({type(error).__name__}: {error})", silent=silent)
+    return VllmFault(f"the connection broke ({type(error).__name__}: {error})")
 
 
 def _fault(status: int, content: bytes) -> VllmFault:

@@ -60,7 +60,7 @@ class Patience:
         poll: Between two questions after its health.
         health: For an answer to one of them.
         misses: So many unanswered in a row, and the server is ended and started anew.
-        silence: Without a word on any running sequence; then it hangs.
+        silence: Without a word on any of the running sequences; then it hangs.
         first_pause: Before the first new start; doubled each time up to `last_pause`.
         last_pause: Most seconds before a new start.
         settled: After so long in health the pauses begin anew.
@@ -70,7 +70,7 @@ class Patience:
     poll: float = 2.0
     health: float = 10.0
     misses: int = 3
-    silence: float = 300.0
+    silence: float = 600.0
     first_pause: float = 1.0
     last_pause: float = 60.0
     settled: float = 300.0
@@ -184,7 +184,7 @@ class VllmServer:
             )
         self._command = command(settings, python, on_processor, self._socket)
         self._key = secrets.token_urlsafe(32)
-        self.client = VllmClient(self._socket, self._key, patience.silence)
+        self.client = VllmClient(self._socket, self._key)
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -235,6 +235,9 @@ class VllmServer:
                 return await self._end_words()
             well = await self.client.healthy(self._patience.health)
             missed = 0 if well else missed + 1
+            silent = self.client.silent_seconds()
+            if silent > self._patience.silence:
+                return f"vLLM has said nothing for {silent:.0f} seconds" + self.last_words()
         return "vLLM does not answer any more" + self.last_words()
 
     async def stop(self) -> None:

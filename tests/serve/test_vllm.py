@@ -446,6 +446,7 @@ def test_killed_under_load_it_comes_back(
 
     async def work() -> None:
         async with serving(tiny_folder, read=counted, most_running=8) as engine:
+            await asyncio.gather(*(engine.load(files) for files in adapters[:2]))
             for kill in range(2):
                 kinds: list[str] = []
                 asks = [asyncio.create_task(ask(engine, n, kinds)) for n in range(24)]
