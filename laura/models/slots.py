@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from laura.errors import AdapterError
-from laura.models.adapters import PREFIX
+from laura.models.adapter_files import PREFIX
 from laura.models.lora import LoraSettings
 
 

@@ -23,12 +23,7 @@ import torch
 from laura.errors import AdapterError, DataError, ModelError, UsageError
 from laura.models.adapters import read_settings
 from laura.models.encoding import Encoder
-from laura.models.load import (
-    LAYER_MAPS,
-    check_model_folder,
-    describe_model,
-    quiet_transformers,
-)
+from laura.models.load import check_model_folder, describe_model, quiet_transformers
 from laura.models.requests import (
     FORGET,
     GenerateAnswer,
@@ -39,13 +34,18 @@ from laura.models.requests import (
     ScoreRequest,
     TokenDocument,
 )
+from laura.models.vllm_limits import (
+    RANKS,
+    adapter_fault,
+    changed_maps,
+    largest_rank,
+    longer_positions,
+)
 from laura.models.vllm_process import VllmProcess
 from laura.progress import SILENT, Bar, Progress
 
 # Enough to keep vLLM's batch of 256 full, few enough to lose little where it is killed.
 MOST_IN_WORK = 512
-# Values of vLLM's max_lora_rank.
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 MOST_ADAPTERS_AT_ONCE = 8
 # On a processor vLLM would take nearly all memory there is, and compile for a minute.
 ON_PROCESSOR = {"kv_cache_memory_bytes": 2 * 2**30, "enforce_eager": True}
@@ -92,7 +92,7 @@ class VllmEngine:
         check_model_folder(folder)
         config, self.tokenizer = describe_model(folder)
         self.encoder = Encoder(self.tokenizer, config)
-        self._end_ids = _end_ids(folder, config, self.tokenizer)
+        self._end_ids = end_ids(folder, config, self.tokenizer)
         self._adapters = dict(adapters or {})
         # A scored text is one token longer than what the model reads, and vLLM insists on
         # a new token behind it.
@@ -101,7 +101,7 @@ class VllmEngine:
             "model": str(folder.resolve()),
             "dtype": str(precision).removeprefix("torch."),
             "max_model_len": length,
-            "hf_overrides": _longer(config, length),
+            "hf_overrides": longer_positions(config, length),
             "max_num_batched_tokens": row_tokens,
             "max_num_seqs": min(256, row_tokens),
             "generation_config": "vllm",  # sampling is only what a request says
@@ -320,7 +320,7 @@ def _check(message: Message, request: Message) -> None:
         )
 
 
-def _end_ids(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+def end_ids(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end an answer, as in process."""
     from transformers import GenerationConfig
 
@@ -334,22 +334,6 @@ def _end_ids(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def _longer(config: Any, length: int) -> dict[str, int]:
-    """What makes vLLM prepare positions up to `length`.
-
-    Raises:
-        ModelError: the rotation depends on the longest length, so it would change.
-    """
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kind = rope.get("rope_type", rope.get("type"))
-    if kind not in (None, "default", "linear", "llama3", "yarn"):
-        raise ModelError(
-            f"the model's rotary positions (rope_type {kind}) depend on the longest length, which "
-            "vLLM has to be told otherwise than transformers; use the engine in process"
-        )
-    return {"max_position_embeddings": length}
-
-
 def _lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
     """What vLLM is told of the adapters to come.
 
@@ -359,24 +343,15 @@ def _lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
     if not adapters:
         return {}
     highest, targets = 0, set[str]()
-    allowed = {name.rsplit(".", 1)[-1] for name in LAYER_MAPS}
     for name, path in adapters.items():
         settings = read_settings(path)
-        rank = max(settings.rank, *settings.rank_pattern.values(), 0)
-        maps = {target.rsplit(".", 1)[-1] for target in settings.targets}
-        strange = sorted(maps - allowed)
-        faults = [
-            "trained lengths (DoRA), vLLM takes plain LoRA" if settings.dora else "",
-            f"rank {rank}, vLLM takes at most {RANKS[-1]}" if rank > RANKS[-1] else "",
-            f"{', '.join(strange)}, vLLM takes the layers' maps" if strange else "",
-        ]
-        fault = next((fault for fault in faults if fault), "")
+        fault = adapter_fault(settings)
         if fault:
             raise AdapterError(
                 f"adapter {name} has {fault}; merge it into its base and evaluate that, or use "
                 "the engine in process"
             )
-        highest, targets = max(highest, rank), targets | maps
+        highest, targets = max(highest, largest_rank(settings)), targets | changed_maps(settings)
     return {
         "enable_lora": True,
         "max_lora_rank": next(rank for rank in RANKS if rank >= highest),

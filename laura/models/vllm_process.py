@@ -101,7 +101,7 @@ class VllmProcess:
         if message["kind"] == "missing":
             raise MissingExtraError(f"{message['fault']}; {INSTALL}")
         self._end()
-        cause = _cause(self._told())
+        cause = first_error(self._told())
         words = f"vLLM failed: {message['fault']}" + (f" ({cause})" if cause else "")
         raise ModelError(words + (f". {ROOM}" if "KV cache" in words else ""))
 
@@ -143,7 +143,7 @@ class VllmProcess:
         return self._errors.read().decode("utf-8", "replace").strip().splitlines()
 
 
-def _cause(lines: list[str]) -> str:
+def first_error(lines: list[str]) -> str:
     """The first error that vLLM logged; what its other processes met is not in the fault."""
     for line in lines:
         found = re.search(r"ERROR .*?((?<![\w.])[A-Za-z_.]*(?:Error|Exception): \S.*)", line)

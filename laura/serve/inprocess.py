@@ -12,11 +12,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from laura.errors import AdapterError, UsageError
+from laura.errors import AdapterError
 from laura.models.encoding import Encoder
-from laura.serve.engines import AdapterFiles, Ask, Ended, EngineError, EngineState, Event
+from laura.serve.ask_checks import check_ask, check_rank
+from laura.serve.engines import AdapterFiles, Ask, EngineError, EngineState, Event
 from laura.serve.fairness import FairQueue, QueueFull
-from laura.serve.tickets import Ticket
+from laura.serve.tickets import Events, Ticket
 
 if TYPE_CHECKING:
     from laura.models.live import LiveEngine
@@ -94,11 +95,11 @@ class InProcess:
                 "full",
                 self._room.seconds_until_room(full.tenants_own),
             ) from None
-        return _Events(ticket, self._room)
+        return Events(ticket.events, lambda: self._room.cancel(ticket))
 
     async def load(self, adapter: AdapterFiles, pin: bool = False) -> None:
         """Bring an adapter into memory now; see `ServingEngine.load`."""
-        self._check_rank(adapter)
+        check_rank(adapter, self.max_rank)
         try:
             read = await asyncio.to_thread(self._read, adapter)
             await self._order(lambda: self._room.place(adapter, read, pin))
@@ -125,78 +126,17 @@ class InProcess:
         Raises:
             EngineError: kind "request" or "adapter".
         """
-        from laura.models.sampling import check_settings
-
-        if (ask.adapter is None) != (adapter is None):
-            raise ValueError("an ask names an adapter exactly where its files are given")
-        if adapter is not None:
-            self._check_rank(adapter)
-        try:
-            check_settings(ask)
-        except UsageError as error:
-            raise EngineError(str(error), "request") from error
-        least = 0 if ask.prompt_logprobs else 1
-        most = self.context_tokens - len(ask.prompt)
-        faults = []
-        if not ask.prompt:
-            faults.append("the prompt is empty")
-        elif not 0 <= min(ask.prompt) <= max(ask.prompt) < self.vocabulary:
-            faults.append(f"token ids must be 0 to {self.vocabulary - 1}")
-        if not least <= ask.max_new_tokens <= most:
-            faults.append(
-                f"{ask.max_new_tokens} new tokens were asked for after a prompt of "
-                f"{len(ask.prompt)}; the context has {self.context_tokens} tokens, so allowed "
-                f"are {least} to {most}"
-            )
-        if not 0 <= (ask.top_logprobs or 0) <= self.vocabulary:
-            faults.append(f"top_logprobs must be 0 to {self.vocabulary}")
-        if ask.priority <= 0:
-            faults.append("the priority must be above 0")
-        if not faults and not self._room.can_ever_take(len(ask.prompt) + ask.max_new_tokens):
-            faults.append("prompt and answer are longer than this server has memory for")
-        if faults:
-            raise EngineError("; ".join(faults), "request")
-
-    def _check_rank(self, adapter: AdapterFiles) -> None:
-        if adapter.rank > self.max_rank:
+        check_ask(
+            ask,
+            adapter,
+            context_tokens=self.context_tokens,
+            vocabulary=self.vocabulary,
+            max_rank=self.max_rank,
+        )
+        if not self._room.can_ever_take(len(ask.prompt) + ask.max_new_tokens):
             raise EngineError(
-                f"adapter {adapter.name} has rank {adapter.rank}; this server takes at most "
-                f"{self.max_rank}",
-                "adapter",
+                "prompt and answer are longer than this server has memory for", "request"
             )
-
-
-class _Events(AsyncIterator[Event]):
-    """The events of one ticket; closing it, or losing it, cancels the ticket."""
-
-    def __init__(self, ticket: Ticket, room: EngineRoom) -> None:
-        self._ticket, self._room, self._done = ticket, room, False
-
-    async def __anext__(self) -> Event:
-        if self._done:
-            raise StopAsyncIteration
-        try:
-            event = await self._ticket.events.get()
-        except BaseException:
-            self._cancel()
-            raise
-        if isinstance(event, EngineError):
-            self._done = True
-            raise event
-        self._done = isinstance(event, Ended)
-        return event
-
-    async def aclose(self) -> None:
-        """Cancel the ask, unless it has ended."""
-        self._cancel()
-
-    def __del__(self) -> None:
-        self._cancel()
-
-    def _cancel(self) -> None:
-        if not self._done:
-            self._done = True
-            self._room.cancel(self._ticket)
 
 
 def open_inprocess(

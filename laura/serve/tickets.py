@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
-from laura.serve.engines import AdapterFiles, Ask, EngineError, Event
+from laura.serve.engines import AdapterFiles, Ask, Ended, EngineError, Event
 
 
 class Ticket:
@@ -22,6 +22,46 @@ class Ticket:
     ) -> None:
         self.ask, self.adapter, self.loop = ask, adapter, loop
         self.events: asyncio.Queue[Event | EngineError] = asyncio.Queue()
+
+
+class Events(AsyncIterator[Event]):
+    """The events of one sequence, in order; closing it, or losing it, cancels the sequence.
+
+    Args:
+        events: What comes, ending with `Ended` or an error.
+        cancel: Called if the reader wants no more before that.
+    """
+
+    def __init__(
+        self, events: asyncio.Queue[Event | EngineError], cancel: Callable[[], None]
+    ) -> None:
+        self._events, self._when_cancelled, self._done = events, cancel, False
+
+    async def __anext__(self) -> Event:
+        if self._done:
+            raise StopAsyncIteration
+        try:
+            event = await self._events.get()
+        except BaseException:
+            self._cancel()
+            raise
+        if isinstance(event, EngineError):
+            self._done = True
+            raise event
+        self._done = isinstance(event, Ended)
+        return event
+
+    async def aclose(self) -> None:
+        """Cancel the sequence, unless it has ended."""
+        self._cancel()
+
+    def __del__(self) -> None:
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if not self._done:
+            self._done = True
+            self._when_cancelled()
 
 
 News = tuple[Ticket, Event | EngineError]
