@@ -31,8 +31,8 @@ def _spikes(study: Study) -> list[Block]:
     heading = Heading("Loss spikes", "spikes")
     text = (
         "A spike is a stretch of steps whose training loss stands more than seven robust "
-        "deviations above the median of the 32 steps before. Many of them at a rate mean that it "
-        "is near the edge of what the arm bears."
+        "deviations above the median of the 32 steps before. Large ones mean that a rate is near "
+        "the edge of what the arm bears; where the loss is near zero, small ones count as well."
     )
     with_some = [one for one in spikes if one.count]
     if not with_some:
