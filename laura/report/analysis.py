@@ -178,6 +178,25 @@ class DriftFit:
 
 
 @dataclass(frozen=True)
+class Spikes:
+    """Loss spikes of one run: steps that stand far above those before them.
+
+    Attributes:
+        count: How many, each a stretch of neighbouring steps.
+        worst: Largest rise above the median before it (nats); None without a spike.
+        looked_at: Steps that the run took, branches counted once.
+    """
+
+    run: str
+    arm: str
+    learning_rate: float
+    seed: int
+    count: int
+    worst: float | None
+    looked_at: int
+
+
+@dataclass(frozen=True)
 class Analysis:
     """The whole of analysis.json; every part may be empty."""
 
@@ -187,6 +206,7 @@ class Analysis:
     diversity_differences: list[Difference] = field(default_factory=list)
     pass_at_k: list[Sampled] = field(default_factory=list)
     drift_fits: list[DriftFit] = field(default_factory=list)
+    spikes: list[Spikes] = field(default_factory=list)
     spectra: list[Spectra] = field(default_factory=list)
     overlaps: list[Overlap] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
@@ -216,6 +236,7 @@ def read_analysis(study: Path) -> Analysis:
         ],
         pass_at_k=[_sampled(row) for row in fields.nested_list("pass_at_k")],
         drift_fits=[_drift_fit(row) for row in fields.nested_list("drift_fit")],
+        spikes=[_spikes(row) for row in fields.nested_list("spikes")],
         spectra=[_spectra(row) for row in fields.nested_list("spectra")],
         # Where an update is zero it has no directions to compare.
         overlaps=[_overlap(row) for row in fields.nested_list("subspaces") if row.has("overlap")],
@@ -350,5 +371,17 @@ def _drift_fit(fields: Fields) -> DriftFit:
         fields.text("measure"),
         fields.text("forgetting"),
         fields.number("r_squared"),
+        count(fields, "n"),
+    )
+
+
+def _spikes(fields: Fields) -> Spikes:
+    return Spikes(
+        fields.text("run"),
+        fields.text("arm"),
+        fields.number("learning_rate"),
+        count(fields, "seed"),
+        count(fields, "count"),
+        fields.optional_number("worst"),
         count(fields, "n"),
     )

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from laura.report.reading import Arm, Summary
 
 DROPOUTS = ("attention_dropout", "residual_dropout")
+MOST_DRAWN = 4  # arms that a chart with several lines for each can hold
+# What a setting is where it is not used; any other is null, false or 0 there.
+PLAIN = {"targets": "all", "init": "default", "lora_plus_ratio": 1, "weight_decay_toward": "zero"}
+# What every arm of LoRA has, and what says nothing about how an arm was trained.
+NO_VARIATION = {"rank", "alpha", "external"}
 
 
 def setting(arm: Arm, name: str) -> float:
@@ -33,6 +39,69 @@ def regulariser(arm: Arm) -> str:
     if arm.method == "lora":
         told.insert(0, f"low rank {setting(arm, 'rank'):g}")
     return ", ".join(told) or "nothing"
+
+
+def variations(arm: Arm) -> int:
+    """In how many settings an arm is more than plain LoRA (alpha 2r) or plain full finetuning."""
+    used = [
+        name
+        for name, value in arm.settings.items()
+        if name not in NO_VARIATION and value and value != PLAIN.get(name)
+    ]
+    return len(used) + (setting(arm, "alpha") != 2 * setting(arm, "rank"))
+
+
+def representatives(summary: Summary, names: Collection[str] | None = None) -> list[str]:
+    """The arms that stand for all where a chart cannot hold every one, at most four.
+
+    The plainest of each method, which is the one with the fewest variations; of LoRA the
+    plainest by rank, evenly from the lowest to the highest.
+
+    Args:
+        summary: The study.
+        names: Arms that there is something to draw of; None for every arm.
+
+    Returns:
+        Their names, in the study's order; all where there are at most four.
+    """
+    arms = [arm for arm in summary.arms if names is None or arm.name in names]
+    if len(arms) <= MOST_DRAWN:
+        return [arm.name for arm in arms]
+    kept: list[Arm] = []
+    for method in sorted({arm.method for arm in arms}, key=lambda method: method == "lora"):
+        own = [arm for arm in arms if arm.method == method]
+        fewest = min(map(variations, own))
+        plain = [arm for arm in own if variations(arm) == fewest]
+        by_rank = sorted(plain, key=lambda arm: setting(arm, "rank"))
+        kept += _evenly(by_rank, MOST_DRAWN - len(kept)) if method == "lora" else plain[:1]
+    chosen = {arm.name for arm in kept[:MOST_DRAWN]}
+    return [arm.name for arm in arms if arm.name in chosen]
+
+
+def _evenly(arms: Sequence[Arm], most: int) -> list[Arm]:
+    """At most so many, the first and the last among them."""
+    if len(arms) <= most:
+        return list(arms)
+    return [arms[round(place * (len(arms) - 1) / max(1, most - 1))] for place in range(most)]
+
+
+def who_is_drawn(
+    drawn: Collection[str], every: Collection[str], whole: str, how: str = "Drawn are"
+) -> str:
+    """A sentence on the arms that stand for all; empty where all are drawn.
+
+    Args:
+        drawn: Their names, see `representatives`.
+        every: Names of the arms that there is something to draw of.
+        whole: What holds them all, such as "The table below has".
+        how: How they are drawn.
+    """
+    if len(drawn) >= len(every):
+        return ""
+    return (
+        f"{how} {', '.join(drawn)}: the plainest arms of each method, of LoRA by rank. "
+        f"{whole} all {len(every)} arms."
+    )
 
 
 def families(summary: Summary, *varied: str) -> dict[str, list[Arm]]:

@@ -96,7 +96,7 @@ def _draw(chart: Chart, study: Study, folder: Path) -> DrawnChart:
     return DrawnChart(
         chart.name,
         chart.title,
-        chart.explanation,
+        chart.caption(study),
         [_drawn_panel(chart, *pair) for pair in zip(panels, specifications, strict=True)],
         svg,
     )

@@ -126,10 +126,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the study concludes, in plain language."""
+    """What the study concludes, in plain language.
+
+    Attributes:
+        headline: The two arms that stand for the methods, compared.
+        sentences: What is said of these two.
+        others: What is said of every other arm.
+        caveats: What must be borne in mind.
+    """
 
     headline: str
     sentences: list[str]
+    others: list[str]
     caveats: list[str]
 
 
@@ -272,6 +280,7 @@ def parse_summary(value: Any, source: str = "summary") -> Summary:
         verdict=Verdict(
             verdict.optional_text("headline", "The summary holds no verdict."),
             verdict.texts("sentences"),
+            verdict.texts("others"),
             verdict.texts("caveats"),
         ),
     )

@@ -151,6 +151,8 @@ def summary_table(summary: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [table, Text(" ".join(notes), style="dim"), Text()]
     parts.append(Text(verdict.headline, style="bold"))
     parts += [Text(sentence) for sentence in verdict.sentences]
+    if verdict.others:
+        parts.append(Text("The report tells of the other arms, one by one.", style="dim"))
     for heading, sentences in (("Caveats", verdict.caveats), ("Missing", gaps(read))):
         if sentences:
             parts.append(Text(f"\n{heading}", style="bold"))

@@ -7,7 +7,6 @@ standard errors; the error holds both, that over items and that over seeds.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ from laura.bootstrap import Interval
 from laura.results import TaskResult, change
 from laura.statistics import Estimate, mean_of_tasks, over_seeds, paired_difference, seed_error
 from laura.study.choosing import edge_of, rates_of, search_caveats, why_none
+from laura.study.claims.settings import Setting
+from laura.study.effects import TooThin
 from laura.study.measures import leading
 from laura.study.run_record import repeat_caveats
 from laura.study.summary import Evidence, Point, item_means, mean_interval
@@ -50,22 +51,45 @@ class Difference:
 
 
 def build_verdict(evidence: Evidence) -> dict[str, Any]:
-    """Headline, sentences and caveats of a study."""
+    """What a study says: {"headline", "sentences", "others", "caveats"}.
+
+    The headline compares the two arms that stand for full finetuning and LoRA, by the rule
+    of `laura claims`; "sentences" tell of these two. "others" tell of every other arm, and
+    compare it with the one of its own method.
+    """
     arms = {name: _final_points(name, evidence) for name in evidence.recipe.arms}
     measured = {name: points for name, points in arms.items() if points}
-    sentences = [_arm_sentence(name, points, evidence) for name, points in measured.items()]
-    headline = "No arm finished a run that could be measured."
+    told = {name: _arm_sentence(name, points, evidence) for name, points in measured.items()}
+    headline, pair, others = "No arm finished a run that could be measured.", list(told), []
     if len(measured) == 1:
-        headline = f"Only {next(iter(measured))} was measured, so there is nothing to compare."
+        headline = f"Only {pair[0]} was measured, so there is nothing to compare."
     elif measured:
-        pairs = list(itertools.combinations(measured, 2))
-        told = [_pair_sentence(first, second, measured, evidence) for first, second in pairs]
-        headline, sentences = told[0], sentences + told[1:]
+        pair = _leading_pair(list(measured), evidence)
+        headline = _pair_sentence(pair[0], pair[1], measured, evidence)
+        methods = {evidence.recipe.arms[name].method: name for name in reversed(pair)}
+        for name in measured:
+            if name not in pair:
+                beside = methods.get(evidence.recipe.arms[name].method, pair[0])
+                others += [told[name], _pair_sentence(beside, name, measured, evidence)]
     return {
         "headline": headline,
-        "sentences": sentences,
+        "sentences": [told[name] for name in pair],
+        "others": others,
         "caveats": _caveats(measured, evidence),
     }
+
+
+def _leading_pair(measured: list[str], evidence: Evidence) -> list[str]:
+    """Plain full finetuning and the LoRA most like it, in the recipe's order.
+
+    The first two arms where one of them was not measured.
+    """
+    setting = Setting("", evidence)
+    try:
+        pair = {setting.full().name, setting.lora().name}
+    except TooThin:
+        return measured[:2]
+    return [name for name in measured if name in pair] if pair <= {*measured} else measured[:2]
 
 
 def compare_arms(task: str, first: list[Point], second: list[Point]) -> Difference | None:
@@ -197,19 +221,24 @@ def _words(found: Difference | None, deed: str, where: str, subject: str) -> str
 
 def _caveats(measured: dict[str, list[Point]], evidence: Evidence) -> list[str]:
     recipe = evidence.recipe
-    tried = "its grid" if recipe.search.sampler == "grid" else "those tried"
-    caveats = []
+    caveats, single, edges = [], [], []
     for name in recipe.arms:
         rates, best = rates_of(name, evidence), evidence.best.get(name)
         if best is None:
             caveats.append(f"{name} {why_none(name, evidence)}, so it is not compared.")
         elif len(rates) == 1:
-            caveats.append(f"{name} was tried at one learning rate only.")
+            single.append(name)
         elif edge_of(name, evidence):
-            caveats.append(
-                f"The best rate of {name}, {best:g}, is at the edge of {tried}: a better one may "
-                "lie beyond."
-            )
+            edges.append(f"{name} ({best:g})")
+    if single:
+        were = "was" if len(single) == 1 else "were"
+        caveats.append(f"{_listed(single)} {were} tried at one learning rate only.")
+    if edges:
+        told, tried = f"rate of {edges[0]} is", "its grid"
+        if len(edges) > 1:
+            told, tried = f"rates of {_listed(edges)} are", "their grids"
+        tried = tried if recipe.search.sampler == "grid" else "those tried"
+        caveats.append(f"The best {told} at the edge of {tried}: a better one may lie beyond.")
     caveats += search_caveats(evidence)
     fewest = min((len(points) for points in measured.values()), default=0)
     if fewest == 1:
@@ -223,6 +252,10 @@ def _caveats(measured: dict[str, list[Point]], evidence: Evidence) -> list[str]:
     caveats += repeat_caveats((point.arm, point.mix) for point in evidence.points)
     caveats += _floor_caveats(evidence)
     return caveats
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _floor_caveats(evidence: Evidence) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from laura.report.study import Study, read_study
-from tests.report.gallery import write_gallery
+from tests.report.gallery import crowd, write_gallery
 
 TASKS: dict[str, dict[str, Any]] = {
     "gsm8k": {"title": "GSM8K, strict match", "metric": "exact_match", "unit": "share"},
@@ -22,7 +22,14 @@ TASKS: dict[str, dict[str, Any]] = {
     "winogrande": {"title": "WinoGrande, acc", "metric": "acc", "unit": "share"},
     "source_loss": {"title": "Source loss", "metric": "nats_per_token", "unit": "nats per token"},
     "kl": {"title": "KL(base || tuned)", "metric": "nats_per_token", "unit": "nats per token"},
-}
+    "kl_reverse": {
+        "title": "KL(tuned || base)", "metric": "nats_per_token", "unit": "nats per token"
+    },
+    "kl_source": {
+        "title": "KL(base || tuned) on source text", "metric": "nats_per_token",
+        "unit": "nats per token",
+    },
+}  # fmt: skip
 BASE = {
     "gsm8k": 0.02,
     "target_loss": 1.31,
@@ -31,6 +38,8 @@ BASE = {
     "winogrande": 0.53,
     "source_loss": 3.12,
     "kl": 0.0,
+    "kl_reverse": 0.0,
+    "kl_source": 0.0,
 }
 ARMS = {"lora-r16": ("lora", [1e-4, 3e-4, 1e-3], 3e-4), "full": ("full", [1e-5, 3e-5, 1e-4], 3e-5)}
 
@@ -110,6 +119,7 @@ class Builder:
             "verdict": {
                 "headline": "LoRA forgets less here; full finetuning learns no more.",
                 "sentences": ["At 80k tokens both arms learn about the same."],
+                "others": ["Decay keeps a little of what full finetuning forgets."],
                 "caveats": ["200 questions cannot tell small differences apart."],
             },
         }
@@ -154,6 +164,8 @@ class Builder:
             "winogrande": -0.012 * grown * heat,
             "source_loss": 0.09 * grown * heat * (2.2 if full else 1),
             "kl": 0.12 * grown * heat * (1.8 if full else 1),
+            "kl_reverse": 0.1 * grown * heat * (1.7 if full else 1),
+            "kl_source": 0.08 * grown * heat * (2 if full else 1),
         }
         scores, changes = {}, {}
         for task in [*self.learning, *self.forgetting]:
@@ -211,6 +223,14 @@ def full_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study with something on every page, as the report reads it."""
     folder = tmp_path_factory.mktemp("gallery") / "study"
     write_gallery(Builder, folder)
+    return read_study(folder)
+
+
+@pytest.fixture(scope="session")
+def crowd_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The same with the seventeen arms of the paper's code experiments."""
+    folder = tmp_path_factory.mktemp("crowd") / "study"
+    write_gallery(Builder, folder, crowd())
     return read_study(folder)
 
 

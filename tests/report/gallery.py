@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from laura.recipe_reading import read_recipe
 from laura.results import Metric, TaskResult, samples_file
+from laura.shipped import find_recipe
 from laura.store import StudyStore, write_json, write_lines_gz
 
 LORA = {"rank": 16, "alpha": 32.0, "targets": "all", "dropout": 0.0, "weight_decay": 0.0}
 FULL: dict[str, Any] = {"weight_decay": 0.0, "attention_dropout": None, "residual_dropout": 0.0}
 # Arm to method, rates, best rate, and settings that differ from the plain ones.
-ARMS: dict[str, tuple[str, list[float], float, dict[str, Any]]] = {
+Arms: TypeAlias = dict[str, tuple[str, list[float], float, dict[str, Any]]]
+ARMS: Arms = {
     "full": ("full", [1e-5, 3e-5, 1e-4], 3e-5, {}),
     "full-decay": ("full", [3e-5], 3e-5, {"weight_decay": 0.1}),
     "full-l2sp": ("full", [3e-5], 3e-5, {"weight_decay": 0.1, "weight_decay_toward": "base"}),
@@ -22,16 +25,33 @@ ARMS: dict[str, tuple[str, list[float], float, dict[str, Any]]] = {
     "lora-mlp": ("lora", [3e-4], 3e-4, {"targets": "mlp"}),
     "lora-alpha": ("lora", [1e-4, 3e-4], 3e-4, {"alpha": 8.0}),
 }
+ANALYSED = ("full", "lora-r16")  # arms whose weights were, where there are few
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"
 
 
-def summary_of(builder: Any) -> dict[str, Any]:
+def crowd() -> Arms:
+    """Every arm of the paper's code experiments, as the recipe has them: seventeen."""
+    found: Arms = {}
+    for name, arm in read_recipe(find_recipe("micro/code-instruct")).arms.items():
+        settings = arm.identity({"method", "learning_rates"})
+        if arm.method == "lora":
+            settings["alpha"] = arm.alpha_value
+        rates = list(arm.learning_rates)
+        found[name] = (arm.method, rates, rates[len(rates) // 2], settings)
+    return found
+
+
+def summary_of(builder: Any, arms: Arms = ARMS) -> dict[str, Any]:
     """summary.json of these arms."""
-    arms = {name: (method, rates, best) for name, (method, rates, best, _) in ARMS.items()}
-    summary: dict[str, Any] = builder(arms=arms, seeds=(0, 1), budgets=(20_000, 80_000)).build()
+    short = {name: (method, rates, best) for name, (method, rates, best, _) in arms.items()}
+    forgetting = ("hellaswag", "arc_challenge", "winogrande", "source_loss", "kl", "kl_reverse",
+                  "kl_source")  # fmt: skip
+    summary: dict[str, Any] = builder(
+        forgetting=forgetting, arms=short, seeds=(0, 1), budgets=(20_000, 80_000)
+    ).build()
     for arm in summary["arms"]:
         plain = LORA if arm["method"] == "lora" else FULL
-        arm["settings"] = {**plain, **ARMS[arm["name"]][3]}
+        arm["settings"] = {**plain, **arms[arm["name"]][3]}
     return summary
 
 
@@ -39,7 +59,9 @@ def analysis_of(summary: dict[str, Any]) -> dict[str, Any]:
     """analysis.json as `laura compare` writes it."""
     points = [point for point in summary["points"] if point["selected"]]
     last = [point for point in points if point["budget"] == 80_000]
-    sampled = [None, *(point for point in last if point["arm"] in ("full", "lora-r16"))]
+    analysed = ANALYSED if len(summary["arms"]) == len(ARMS) else {p["arm"] for p in points}
+    ranks = {arm["name"]: arm["settings"].get("rank") for arm in summary["arms"]}
+    sampled = [None, *(point for point in last if point["arm"] in analysed)]
     return {
         "format": 1,
         "tradeoff": _tradeoff(points),
@@ -59,9 +81,9 @@ def analysis_of(summary: dict[str, Any]) -> dict[str, Any]:
             for arm, change in (("full", -3.0), ("lora-r16", -1.5))
         ],
         "pass_at_k": [_passes(point) for point in sampled],
-        "drift": [],
         "drift_fit": [{"measure": "kl", "forgetting": "mean", "r_squared": 0.71, "n": 30}],
-        "spectra": [_spectra(p) for p in points if p["arm"] in ("full", "lora-r16")],
+        "spikes": [_spikes(run) for run in summary["runs"]],
+        "spectra": [_spectra(p, ranks[p["arm"]]) for p in points if p["arm"] in analysed],
         "subspaces": [
             {"runs": [last[0]["run"], last[-1]["run"]], "name": f"model.layers.{layer}.mlp.up_proj",
              "layer": layer, "module": "up_proj", "k": 8 * (layer > 0),
@@ -71,6 +93,14 @@ def analysis_of(summary: dict[str, Any]) -> dict[str, Any]:
         ],
         "gaps": ["lora-r64 was sampled at no budget"],
     }  # fmt: skip
+
+
+def _spikes(run: dict[str, Any]) -> dict[str, Any]:
+    """One spike in every run of full finetuning at its highest rate."""
+    found = run["arm"] == "full" and run["learning_rate"] == 1e-4
+    keys = ("arm", "learning_rate", "seed")
+    return {**{key: run[key] for key in keys}, "run": run["id"], "count": int(found),
+            "worst": 1.25 if found else None, "steps": [12] * found, "n": 40}  # fmt: skip
 
 
 def _tradeoff(points: list[dict[str, Any]]) -> dict[str, Any]:
@@ -115,13 +145,14 @@ def _passes(point: dict[str, Any] | None) -> dict[str, Any]:
     return {**_whose(point), "k": ks, "value": values, "stderr": [0.02] * 3, "n": 100}
 
 
-def _spectra(point: dict[str, Any]) -> dict[str, Any]:
-    lora = point["arm"] == "lora-r16"
+def _spectra(point: dict[str, Any], most: int | None) -> dict[str, Any]:
+    lora = most is not None
     grown = 1 if lora else point["budget"] / 20_000
     matrices = []
     for layer in range(4):
         for module, shape in (("q_proj", [576, 576]), ("up_proj", [1536, 576])):
-            rank = {"50": 2, "90": min(300, int((12 if lora else 80 + 5 * layer) * grown)), "99": 5}
+            level = 80 + 5 * layer if most is None else 0.75 * most
+            rank = {"50": 2, "90": min(300, int(level * grown)), "99": 5}
             name = f"model.layers.{layer}.{module}"
             facts: dict[str, Any] = {
                 "name": name, "layer": layer, "module": module, "shape": shape, "rank": rank,
@@ -133,7 +164,7 @@ def _spectra(point: dict[str, Any]) -> dict[str, Any]:
             if (layer, module) == (2, "q_proj"):
                 values = [9 * 0.98**place for place in range(300)]
                 facts["base"]["values"] = facts["tuned"]["values"] = values
-                facts["values"] = [0.1 * value for value in values[: 16 if lora else 300]] + [0.0]
+                facts["values"] = [0.1 * value for value in values[:most]] + [0.0]
             matrices.append(facts)
     keys = ("run", "arm", "seed", "learning_rate", "budget", "step")
     return {**{key: point[key] for key in keys}, "warnings": [], "matrices": matrices}
@@ -203,9 +234,9 @@ def _write_task(file: Path, model: str, right: Any) -> None:
     write_lines_gz(samples_file(file), rows)
 
 
-def write_gallery(builder: Any, study: Path) -> dict[str, Any]:
-    """The whole study folder; returns its summary."""
-    summary = summary_of(builder)
+def write_gallery(builder: Any, study: Path, arms: Arms | None = None) -> dict[str, Any]:
+    """The whole study folder, without samples of other arms than ARMS; returns its summary."""
+    summary = summary_of(builder, arms or ARMS)
     builder.write(study, summary)
     for name, value in (
         ("analysis", analysis_of(summary)),
@@ -213,5 +244,6 @@ def write_gallery(builder: Any, study: Path) -> dict[str, Any]:
         ("recommendation", recommendation_value()),
     ):
         (study / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
-    write_samples(study, summary)
+    if arms is None:
+        write_samples(study, summary)
     return summary

@@ -42,41 +42,43 @@ def final(study: Study, arm: str, name: str) -> list[float]:
     return [100 * one.value for one in found if one is not None]
 
 
+def rings(panel: Panel) -> list[dict[str, Any]]:
+    """Layers of the large rings around the front's points."""
+    layers: list[dict[str, Any]] = panel.drawing.to_dict(validate=False)["layer"]
+    return [layer for layer in layers if layer["mark"].get("size") == 330]
+
+
 def test_the_front_rings_the_points_that_were_found(full_study: Study) -> None:
     panel = tradeoff.draw(full_study)[0]
     assert full_study.analysis.tradeoff is not None
     front = full_study.analysis.tradeoff.front
-    layers = panel.drawing.to_dict(validate=False)
-    [rings] = [
-        layer for layer in layers["layer"]
-        if isinstance(layer["mark"], dict) and layer["mark"].get("size") == 330
-    ]  # fmt: skip
-    rows = layers["datasets"][rings["data"]["name"]]
+    [ring] = rings(panel)
+    rows = panel.drawing.to_dict(validate=False)["datasets"][ring["data"]["name"]]
     points = [p for p in full_study.summary.points if (p.run, p.budget) in front]
     assert sorted(row["y"] for row in rows) == pytest.approx(
         sorted(100 * point.changes["gsm8k"].value for point in points)
     )
     assert len(rows) == 3
     alone = replace(full_study, analysis=replace(full_study.analysis, tradeoff=None))
-    assert "330" not in str(tradeoff.draw(alone)[0].drawing.to_dict(validate=False)["layer"])
+    assert rings(tradeoff.draw(alone)[0]) == []
 
 
 def test_ranks_are_means_over_seeds_beside_the_noise(full_study: Study) -> None:
-    panels = {panel.name: panel for panel in spectra.draw(full_study)}
-    assert list(panels) == ["q_proj", "up_proj"]
-    rows = rows_of(panels["up_proj"])
-    for row in rows:
-        ranks_found = [
-            matrix.rank
-            for one in full_study.analysis.spectra
-            for matrix in one.matrices
-            if (one.arm, one.budget, matrix.module, matrix.layer)
-            == (row["arm"], row["budget"], "up_proj", row["layer"])
-        ]
-        assert len(ranks_found) == 2 and row["y"] == statistics.fmean(ranks_found)
-        assert row["noise"] == 400
-    assert len(rows) == 2 * 2 * 4
-    assert max(row["y"] for row in rows if row["arm"] == "lora-r16") <= 16
+    panels = spectra.draw(full_study)
+    for panel, arm in zip(panels, ("full", "lora-r16"), strict=True):
+        rows = rows_of(panel)
+        for row in rows:
+            ranks_found = [
+                matrix.rank
+                for one in full_study.analysis.spectra
+                for matrix in one.matrices
+                if (one.arm, one.budget, matrix.module, str(matrix.layer))
+                == (arm, row["budget"], row["module"], row["layer"])
+            ]
+            assert len(ranks_found) == 2 and row["y"] == statistics.fmean(ranks_found)
+            assert row["noise"] == 400
+        assert len(rows) == 2 * 2 * 4
+    assert max(row["y"] for row in rows_of(panels[1])) <= 16
 
 
 def test_intruders_are_means_over_matrices(full_study: Study) -> None:

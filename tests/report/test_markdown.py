@@ -33,10 +33,21 @@ def test_it_has_the_pages_and_tables_of_the_html(reports: tuple[Path, str, str])
 def test_figures_are_linked_and_there(reports: tuple[Path, str, str]) -> None:
     study, markdown, _ = reports
     linked = re.findall(r"\]\((figures/\w+\.svg)\)", markdown)
-    assert len(linked) == len(set(linked)) == 14
+    assert len(linked) == len(set(linked)) == 16
     assert all(
         (study / file).is_file() and (study / file).with_suffix(".png").is_file() for file in linked
     )
+
+
+def test_what_is_folded_and_what_captions_add_is_there_too(reports: tuple[Path, str, str]) -> None:
+    _, markdown, html = reports
+    for words in (
+        "The other arms, one by one",
+        "Decay keeps a little of what full finetuning forgets.",
+        "In colour are full, lora-r16, lora-r64: the plainest arms",
+        "Loss spikes by arm and learning rate",
+    ):
+        assert words in markdown and words in html
 
 
 def test_every_table_is_rectangular(reports: tuple[Path, str, str]) -> None:

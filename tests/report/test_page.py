@@ -20,7 +20,8 @@ from laura.report.png import smaller
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"
 # Charts that every study has something for.
-PLAIN = ("tradeoff", "forgetting_by_task", "learning_curves", "learning_rates", "loss_curves")
+PLAIN = ("tradeoff", "forgetting_by_task", "learning_curves", "drift", "learning_rates", "cost",
+         "loss_curves")  # fmt: skip
 Build = Callable[..., dict[str, Any]]
 MakeStudy = Callable[..., Path]
 
@@ -104,7 +105,7 @@ def test_a_whole_study_gives_page_and_figures(whole: Whole) -> None:
         assert svg.startswith("<svg") and svg.count("<path") > 20
         assert png.startswith(b"\x89PNG") and len(png) > 20_000
         width, height = struct.unpack(">II", png[16:24])
-        assert width > 700 and height > 400
+        assert width > 700 and height > 300
 
 
 def test_the_page_needs_no_network(whole: Whole) -> None:
@@ -118,7 +119,7 @@ def test_the_page_needs_no_network(whole: Whole) -> None:
 
 def test_every_embedded_chart_is_whole_json(whole: Whole) -> None:
     page = read(whole[0] / "report.html")
-    assert len(page.json) == 3 + 2 + 5 + 4 + 1
+    assert len(page.json) == 3 + 2 + 4 + 1 + 4 + 2 + 1
     for specification in page.json:
         assert specification["width"] == "container"
         assert all(specification["datasets"].values())
@@ -130,7 +131,7 @@ def test_the_same_study_gives_the_same_bytes(whole: Whole) -> None:
     before = [file.read_bytes() for file in files]
     write_report(study)
     changed = [f.name for f, old in zip(files, before, strict=True) if f.read_bytes() != old]
-    assert len(files) == 11 and changed == []
+    assert len(files) == 15 and changed == []
 
 
 def test_hostile_names_stay_text(build: Build, make_study: MakeStudy) -> None:

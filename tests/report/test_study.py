@@ -37,6 +37,7 @@ def test_every_part_of_an_analysis_is_read(full_study: Study) -> None:
     ]  # fmt: skip
     assert found.pass_at_k[0].curve[2][0] == 16
     assert len(found.spectra) == 2 * 2 * 2 and found.spectra[0].matrices[0].noise_rank == 400
+    assert sum(one.count for one in found.spikes) == 2 and found.spikes[0].looked_at == 40
     assert [one.k for one in found.overlaps] == [8, 8]  # an update of zero has no directions
 
 

@@ -173,7 +173,8 @@ def test_report_charts_and_tables_show_them(finished: Any) -> None:
         assert text in page
     read = read_study(study)
     panels = {chart.name: [panel.name for panel in chart.draw(read)] for chart in CHARTS}
-    assert panels["learning_curves"] == ["my_sums", "mean", "lengths", "kl"]
+    assert panels["learning_curves"] == ["my_sums", "mean", "lengths"]
+    assert panels["drift"] == ["kl"]
     assert panels["learning_rates"] == ["validation_loss", "my_sums", "mean", "lengths"]
     assert panels["forgetting_by_task"] == ["accuracies", "losses", "of-lengths"]
     assert len(panels["tradeoff"]) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,3 +137,45 @@ def test_what_was_not_measured_is_not_told(evidence: Evidence) -> None:
     assert "general tasks" not in verdict["sentences"][0]
     assert "GSM8K" not in verdict["sentences"][0] and "source text" in verdict["sentences"][0]
     assert "general tasks" in verdict["sentences"][1]
+
+
+def test_many_arms_are_told_beside_the_two_that_stand_for_the_methods(evidence: Evidence) -> None:
+    many = """arms:
+  lora-r4: {method: lora, rank: 4, learning_rates: [1e-3, 2e-3]}
+  decay: {method: full, weight_decay: 0.1, learning_rates: [1e-4]}
+  full: {method: full, learning_rates: [1e-4]}
+  lora-mlp: {method: lora, rank: 64, targets: mlp, learning_rates: [1e-3, 2e-3]}
+  lora: {method: lora, rank: 64, learning_rates: [1e-3]}
+"""
+    text = RECIPE.replace(RECIPE[RECIPE.index("arms:") : RECIPE.index("seeds:")], many)
+    points = [
+        replace(point, run={**point.run, "arm": arm})
+        for arm, like in (("lora-r4", 2), ("decay", 0), ("full", 0), ("lora-mlp", 2), ("lora", 2))
+        for point in evidence.points[like : like + 2]
+    ]
+    best = dict.fromkeys(("lora-r4", "lora-mlp", "lora"), 1e-3) | {"decay": 1e-4, "full": 1e-4}
+    facts = {**evidence.facts, "trainable_parameters": dict.fromkeys(best, 1)}
+    crowd = Evidence(parse_recipe(text), facts, evidence.base, [], points, best)
+    verdict = build_verdict(crowd)
+    two = Evidence(evidence.recipe, evidence.facts, evidence.base, [], evidence.points,
+                   evidence.best)  # fmt: skip
+    assert verdict["headline"] == build_verdict(two)["headline"]
+    assert verdict["sentences"] == build_verdict(two)["sentences"]
+    assert build_verdict(two)["others"] == []
+    told = [words.split(" at its best")[0] for words in verdict["others"][::2]]
+    assert told == ["lora-r4", "decay", "lora-mlp"]
+    for name, beside, words in zip(told, ("lora", "full", "lora"), verdict["others"][1::2],
+                                   strict=True):  # fmt: skip
+        assert f"In learning, {beside} and {name} cannot be told apart" in words
+    [single] = [words for words in verdict["caveats"] if "one learning rate" in words]
+    assert single == "decay, full and lora were tried at one learning rate only."
+    edges = "The best rates of lora-r4 (0.001) and lora-mlp (0.001) are at the edge of their grids"
+    assert any(words.startswith(edges) for words in verdict["caveats"])
+
+
+def test_arms_without_a_plain_pair_are_told_in_their_order(evidence: Evidence) -> None:
+    text = RECIPE.replace("lora: {method: lora,", "lora: {method: lora, dora: true,")
+    odd = replace(evidence, recipe=parse_recipe(text))
+    verdict = build_verdict(odd)
+    assert [words.split()[0] for words in verdict["sentences"]] == ["full", "lora"]
+    assert "full minus lora" in verdict["headline"] and verdict["others"] == []

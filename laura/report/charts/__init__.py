@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from laura.report.charts import (
     alphas,
+    cost,
     diversity,
+    drift,
     forgetting_by_task,
     intruders,
     learning_curves,
@@ -30,6 +32,7 @@ CHARTS: tuple[Chart, ...] = (
     tradeoff.CHART,
     forgetting_by_task.CHART,
     learning_curves.CHART,
+    drift.CHART,
     learning_rates.CHART,
     regularisers.CHART,
     spectra.CHART,
@@ -40,6 +43,7 @@ CHARTS: tuple[Chart, ...] = (
     replay.CHART,
     ranks.CHART,
     alphas.CHART,
+    cost.CHART,
     loss_curves.CHART,
 )
 

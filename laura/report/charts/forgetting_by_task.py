@@ -93,7 +93,7 @@ def _panel(summary: Summary, name: str, title: str, names: list[str]) -> Panel |
         axis=altair.Axis(labelLimit=150, grid=False, domain=False, ticks=False),
     )
     offset = altair.YOffset("arm:N", scale=altair.Scale(domain=arms))
-    tint, drawn = style.color(summary), style.chart(rows)
+    tint, drawn = style.color(summary, arms), style.chart(rows)
     zero = style.chart([{"x": 0}]).mark_rule(color=style.GREY, strokeDash=[4, 3])
     layers = [
         zero.encode(x="x:Q"),
@@ -105,7 +105,7 @@ def _panel(summary: Summary, name: str, title: str, names: list[str]) -> Panel |
             y=y,
             yOffset=offset,
             color=tint,
-            shape=style.shape(summary),
+            shape=style.shape(summary, arms),
             tooltip=style.tooltips(**TOOLTIPS),
         ),
     ]

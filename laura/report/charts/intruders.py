@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
-from laura.report.charts.spectra import at_best_rates, layer_axis
+from laura.report.charts.spectra import arms_note, of_representatives
 from laura.report.study import Study
+
+if TYPE_CHECKING:
+    import altair
 
 TOOLTIPS = {"arm": "arm", "layer": "layer", "value": "intruders a matrix", "n": "matrices"}
 
 
 def draw(study: Study) -> list[Panel]:
-    """One panel, every arm at its largest budget; none where they were not counted."""
+    """One panel, arms at their largest budget; none where they were not counted."""
     import altair
 
-    found = at_best_rates(study)
+    found = of_representatives(study)
     largest = {
         one.arm: max(other.budget for other in found if other.arm == one.arm) for one in found
     }
@@ -39,7 +43,7 @@ def draw(study: Study) -> list[Panel]:
     if not rows:
         return []
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    x = altair.X("layer:Q", title="layer", axis=layer_axis(rows))
+    x = altair.X("layer:Q", title="layer", axis=_layer_axis(rows))
     y = altair.Y("y:Q", title="intruder dimensions a matrix, mean")
     color, drawn = style.color(study.summary, arms), style.chart(rows)
     layers = [
@@ -56,6 +60,15 @@ def draw(study: Study) -> list[Panel]:
     return [Panel("count", title, "Intruder dimensions a matrix against layer, one line an arm.")]
 
 
+def _layer_axis(rows: list[style.Row]) -> altair.Axis:
+    """Whole layers only."""
+    import altair
+
+    layers = sorted({row["layer"] for row in rows})
+    stride = -(-len(layers) // 9)
+    return altair.Axis(values=layers[::stride], format="d", grid=False)
+
+
 CHART = Chart(
     name="intruders",
     title="Intruder dimensions",
@@ -64,4 +77,5 @@ CHART = Chart(
         "them go with forgetting, not with learning (Shuttleworth et al. 2025)."
     ),
     draw=draw,
+    note=arms_note,
 )

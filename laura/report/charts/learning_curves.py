@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from laura.recipe_tasks import DRIFT
 from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
@@ -23,29 +24,37 @@ TOOLTIPS = {
 
 
 def draw(study: Study) -> list[Panel]:
-    """One panel for each learning task and each measure of forgetting."""
+    """One panel for each learning task and each measure of forgetting but the divergences."""
     summary = study.summary
     names = [*summary.learning, *summary.forgetting_measures]
-    return panels(summary, names, [arm.name for arm in summary.arms])
+    return panels(summary, [name for name in names if name not in DRIFT])
 
 
-def panels(summary: Summary, names: list[str], arms: list[str]) -> list[Panel]:
-    """One panel a measure, with some of the arms; none where a measure is missing."""
+def panels(summary: Summary, names: list[str], arms: list[str] | None = None) -> list[Panel]:
+    """One panel a measure; none where a measure is missing.
+
+    Args:
+        summary: The study.
+        names: Measures.
+        arms: The only arms drawn, all of them in colours; None for every arm, in colours as
+            far as these go.
+    """
     found = [_panel(summary, name, arms) for name in names]
     return [panel for panel in found if panel is not None]
 
 
-def _rows(summary: Summary, name: str, arms: list[str]) -> list[style.Row]:
+def _rows(summary: Summary, name: str, arms: list[str] | None) -> list[style.Row]:
     task = summary.task(name)
     rows = []
     for group in selected_groups(summary):
         score = group.value(name)
-        if score is None or group.arm not in arms:
+        if score is None or (arms is not None and group.arm not in arms):
             continue
         rows.append(
             {
                 "arm": group.arm,
                 "tokens": group.tokens,
+                "order": group.tokens,
                 **style.spread("y", score, task),
                 "value": formats.value(score, task, True),
                 "change": formats.change(group.change(name), task, True),
@@ -60,7 +69,7 @@ def _rows(summary: Summary, name: str, arms: list[str]) -> list[style.Row]:
     return rows
 
 
-def _panel(summary: Summary, name: str, arms: list[str]) -> Panel | None:
+def _panel(summary: Summary, name: str, arms: list[str] | None) -> Panel | None:
     import altair
 
     task, rows = summary.task(name), _rows(summary, name, arms)
@@ -68,9 +77,10 @@ def _panel(summary: Summary, name: str, arms: list[str]) -> Panel | None:
         return None
     x = style.token_axis(max(row["tokens"] for row in rows))
     y = altair.Y("y:Q", title=style.value_title(task), scale=altair.Scale(zero=False, padding=10))
-    tint = style.color(summary, arms)
-    drawn = style.chart(rows)
+    rows, others = style.of_arms(rows, style.coloured(summary) if arms is None else arms)
+    tint, drawn = style.color(summary, arms), style.chart(rows)
     layers = [
+        *style.grey_lines(others, x, y, TOOLTIPS),
         *style.base_layers(summary, name),
         drawn.mark_line(strokeWidth=2, opacity=0.8).encode(x=x, y=y, color=tint),
         drawn.mark_rule(strokeWidth=1.2, opacity=0.65).encode(
@@ -102,4 +112,5 @@ CHART = Chart(
         "the largest budget."
     ),
     draw=draw,
+    note=style.colour_note,
 )

@@ -64,6 +64,7 @@ def _rows(summary: Summary, task: Task) -> list[style.Row]:
             {
                 "arm": group.arm,
                 "rate": group.learning_rate,
+                "order": group.learning_rate,
                 "rate_text": formats.rate(group.learning_rate),
                 **style.spread("y", score, task),
                 "value": formats.value(score, task, True),
@@ -116,9 +117,11 @@ def _panel(summary: Summary, name: str) -> Panel | None:
         return None
     x = _rate_axis(summary)
     y = altair.Y("y:Q", title=style.value_title(task), scale=altair.Scale(zero=False, padding=14))
+    rows, others = style.of_arms(rows, style.coloured(summary))
     tint, drawn = style.color(summary), style.chart(rows)
     chosen = style.chart([row for row in rows if row["chosen"] == "yes"])
     layers = [
+        *style.grey_lines(others, x, y, TOOLTIPS),
         *style.base_layers(summary, name),
         drawn.mark_line(strokeWidth=2, opacity=0.8).encode(x=x, y=y, color=tint),
         drawn.mark_rule(strokeWidth=1.2, opacity=0.65).encode(
@@ -136,12 +139,7 @@ def _panel(summary: Summary, name: str) -> Panel | None:
         ),
     ]
     lost = _lost_rows(summary)
-    if lost:
-        cross = style.chart(lost).mark_point(
-            shape=style.CROSS, size=110, strokeWidth=2.5, opacity=1, yOffset=-9
-        )
-        tip = style.tooltips(**LOST_TOOLTIPS)
-        layers.append(cross.encode(x=x, y=altair.value("height"), color=tint, tooltip=tip))
+    layers += _cross_layers(summary, lost, x)
     lines = [f"{style.direction(task).capitalize()}. Ring: chosen rate. Bars: ± 1 standard error."]
     if lost:
         lines.append("× at the lower edge: a run at this rate diverged or failed.")
@@ -150,6 +148,22 @@ def _panel(summary: Summary, name: str) -> Panel | None:
         style.titled(layers, f"{task.short_title} by learning rate", *lines),
         f"{task.title} against learning rate on a logarithmic axis, one line an arm.",
     )
+
+
+def _cross_layers(summary: Summary, lost: list[style.Row], x: altair.X) -> list[altair.Chart]:
+    """Crosses at the lower edge, in the arm's colour or in grey."""
+    import altair
+
+    layers = []
+    coloured, grey = style.of_arms(lost, style.coloured(summary))
+    for rows, tint in ((grey, altair.value(style.GREY)), (coloured, style.color(summary))):
+        if rows:
+            cross = style.chart(rows).mark_point(
+                shape=style.CROSS, size=110, strokeWidth=2.5, opacity=1, yOffset=-9
+            )
+            tip = style.tooltips(**LOST_TOOLTIPS)
+            layers.append(cross.encode(x=x, y=altair.value("height"), color=tint, tooltip=tip))
+    return layers
 
 
 CHART = Chart(
@@ -163,4 +177,5 @@ CHART = Chart(
         "compared at their own best rates, never at a shared one."
     ),
     draw=draw,
+    note=style.colour_note,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from laura.report import formats
+from laura.report.arms import who_is_drawn
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.reading import Run, Summary
@@ -28,11 +29,12 @@ TOOLTIPS = {
 
 
 def draw(study: Study) -> list[Panel]:
-    """One panel with every arm, rate and seed that wrote a loss."""
+    """One panel with every rate and seed that wrote a loss, of the arms that have a colour."""
     import altair
 
     summary = study.summary
-    runs = _longest(summary.runs)
+    arms = style.coloured(summary)
+    runs = _longest([run for run in summary.runs if run.arm in arms])
     if not runs:
         return []
     ceiling = _ceiling(runs)
@@ -113,7 +115,7 @@ def _line_layers(
             x=x,
             y=y,
             color=style.color(summary),
-            strokeDash=style.dash([arm.name for arm in summary.arms]),
+            strokeDash=style.dash(style.coloured(summary)),
             detail="run:N",
             tooltip=style.tooltips(**TOOLTIPS),
         )
@@ -139,6 +141,11 @@ def _end_layers(summary: Summary, runs: list[Run], ceiling: float) -> list[altai
     ]
 
 
+def _note(study: Study) -> str:
+    every = [arm.name for arm in study.summary.arms]
+    return who_is_drawn(style.coloured(study.summary), every, "The table above has the runs of")
+
+
 CHART = Chart(
     name="loss_curves",
     title="Training loss",
@@ -149,4 +156,5 @@ CHART = Chart(
         "forgetting."
     ),
     draw=draw,
+    note=_note,
 )

@@ -42,12 +42,18 @@ class Chart:
         title: Heading on the page.
         explanation: How to read it, in plain language.
         draw: Gives the panels; none where the study holds nothing to draw.
+        note: What must be said of this study's chart besides, such as which arms it holds.
     """
 
     name: str
     title: str
     explanation: str
     draw: Callable[[Study], list[Panel]]
+    note: Callable[[Study], str] = lambda study: ""
+
+    def caption(self, study: Study) -> str:
+        """The explanation, and what must be said of this study's chart."""
+        return f"{self.explanation} {self.note(study)}".strip()
 
 
 def panel_specification(panel: Panel) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from laura.report.analysis import Sampled
+from laura.report.arms import who_is_drawn
 from laura.report.charts import series, style
 from laura.report.charts.diversity import BASE, by_model, extras
 from laura.report.charts.panel import Chart, Panel
@@ -15,8 +16,17 @@ TOOLTIPS = {"series": "model", "x_text": "k", "value": "pass@k", "seeds": "seeds
 
 def draw(study: Study) -> list[Panel]:
     """One panel for each extra that has more than one k."""
-    found = [one for one in study.analysis.pass_at_k if len(one.curve) > 1]
+    arms = [BASE, *style.coloured(study.summary)]
+    found = [
+        one for one in study.analysis.pass_at_k if len(one.curve) > 1 and (one.arm or BASE) in arms
+    ]
     return [_panel(study.summary, extra, by_model(found, extra)) for extra in extras(found)]
+
+
+def _note(study: Study) -> str:
+    sampled = {one.arm for one in study.analysis.pass_at_k if one.arm}
+    drawn = [name for name in style.coloured(study.summary) if name in sampled]
+    return who_is_drawn(drawn, sampled, "The table below has")
 
 
 def at_k(seeds: list[Sampled]) -> dict[float, Estimate]:
@@ -50,11 +60,8 @@ def _panel(summary: Summary, extra: str, models: dict[str, list[Sampled]]) -> Pa
     ks = [k for seeds in models.values() for k in at_k(seeds)]
     x = series.listed_axis("x", "k (log scale)", ks, log=True)
     y = altair.Y("y:Q", title="pass@k (%)", scale=altair.Scale(zero=False, padding=10))
-    places = {arm.name: place for place, arm in enumerate(summary.arms)}
-    palette = [
-        style.GREY if model == BASE else style.PALETTE[places.get(model, 0) % len(style.PALETTE)]
-        for model in models
-    ]
+    places = {name: place for place, name in enumerate(style.coloured(summary))}
+    palette = [style.GREY if model == BASE else style.hue(places[model]) for model in models]
     layers = series.lines(rows, list(models), x, y, tooltips=TOOLTIPS, palette=palette)
     heat = "" if first.temperature is None else f", temperature {first.temperature:g}"
     title = f"{summary.task(first.task).short_title}: pass@k"
@@ -72,4 +79,5 @@ CHART = Chart(
         "answers that the other still finds among many."
     ),
     draw=draw,
+    note=_note,
 )

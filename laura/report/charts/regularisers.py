@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laura.report.arms import is_regularised
+from laura.report.arms import is_regularised, representatives
 from laura.report.charts import learning_curves
 from laura.report.charts.panel import Chart, Panel
 from laura.report.reading import Summary
@@ -10,10 +10,12 @@ from laura.report.study import Study
 
 
 def compared(summary: Summary) -> list[str]:
-    """Names of the arms that belong here; empty where none is regularised."""
-    if not any(is_regularised(arm) for arm in summary.arms):
+    """Names of the regularised arms and of the plain ones; empty where none is regularised."""
+    held = {arm.name for arm in summary.arms if is_regularised(arm)}
+    if not held:
         return []
-    return [arm.name for arm in summary.arms if arm.method in ("full", "lora")]
+    beside = representatives(summary, [a.name for a in summary.arms if a.name not in held])
+    return [arm.name for arm in summary.arms if arm.name in held or arm.name in beside]
 
 
 def draw(study: Study) -> list[Panel]:
@@ -30,8 +32,9 @@ CHART = Chart(
     title="Regularisers: learning and forgetting against budget",
     explanation=(
         "Full finetuning alone, with weight decay, dropout or decay toward the base (L2-SP), "
-        "beside LoRA (figure 4 of Biderman et al. 2024). A regulariser is worth its price where "
-        "it keeps the source scores up without pulling the target score down."
+        "beside the plainest arms of LoRA by rank (figure 4 of Biderman et al. 2024). A "
+        "regulariser is worth its price where it keeps the source scores up without pulling the "
+        "target score down."
     ),
     draw=draw,
 )

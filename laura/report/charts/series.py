@@ -60,7 +60,7 @@ def lines(
     """
     import altair
 
-    legend = altair.Legend(title=None, orient="bottom", columns=2)
+    legend = style.legend(names)
     colors = [palette[place % len(palette)] for place in range(len(names))]
     shapes = [style.SHAPES[place % len(style.SHAPES)] for place in range(len(names))]
     domain = list(names)

@@ -6,23 +6,26 @@ from laura.report import formats
 from laura.report.analysis import Matrix, Spectra
 from laura.report.charts import series, style
 from laura.report.charts.panel import Chart, Panel
-from laura.report.charts.spectra import at_best_rates
+from laura.report.charts.spectra import arms_note, of_representatives
 from laura.report.reading import Summary
 from laura.report.study import Study
 
-MOST_PANELS, POINTS_OF_A_CURVE = 6, 120
+MOST_PANELS, POINTS_OF_A_CURVE = 8, 120
 KINDS = ("base", "tuned", "update")
 TOOLTIPS = {"series": "matrix", "place": "number", "value": "singular value"}
 
 
 def draw(study: Study) -> list[Panel]:
-    """One panel for each matrix and arm whose values were kept, at the largest budget."""
+    """The first matrices whose values were kept, a panel an arm, at the largest budget."""
     last: dict[tuple[str, str], tuple[Spectra, Matrix]] = {}
-    for one in sorted(at_best_rates(study), key=lambda one: (one.budget, -one.seed)):
+    for one in sorted(of_representatives(study), key=lambda one: (one.budget, -one.seed)):
         for matrix in one.matrices:
             if matrix.values:
-                last[one.arm, matrix.name] = (one, matrix)
-    pairs = list(last.values())[:MOST_PANELS]
+                last[matrix.name, one.arm] = (one, matrix)
+    order = {arm.name: place for place, arm in enumerate(study.summary.arms)}
+    names = list(dict.fromkeys(name for name, _ in last))
+    keys = sorted(last, key=lambda key: (names.index(key[0]), order[key[1]]))
+    pairs = [last[key] for key in keys[:MOST_PANELS]]
     return [_panel(study.summary, place, *pair) for place, pair in enumerate(pairs)]
 
 
@@ -59,4 +62,5 @@ CHART = Chart(
         "below them; where its rank is low it falls off sharply."
     ),
     draw=draw,
+    note=arms_note,
 )

@@ -1,12 +1,14 @@
-"""Rank of the updates against layer, one panel a module (Biderman et al. 2024, figure 6)."""
+"""Rank of the updates against layer and module, a panel an arm (Biderman et al. 2024, figure 6)."""
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING
 
 from laura.report import formats
 from laura.report.analysis import Matrix, Spectra
+from laura.report.arms import representatives, who_is_drawn
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.reading import Summary
@@ -26,6 +28,8 @@ TOOLTIPS = {
     "rate": "learning rate",
     "seeds": "seeds",
 }
+TABLE = "Size and rank of the updates"
+HEIGHT = 230
 # Of the attention, then of the MLP, as in the layer.
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -47,27 +51,46 @@ def modules(found: list[Spectra]) -> list[str]:
     return sorted(names, key=lambda name: (places.get(name, len(ORDER)), name))
 
 
-def draw(study: Study) -> list[Panel]:
-    """One panel for each module."""
+def of_representatives(study: Study) -> list[Spectra]:
+    """Checkpoints at the best rates of the arms that stand for all."""
     found = at_best_rates(study)
-    return [_panel(study.summary, found, module) for module in modules(found)]
+    arms = representatives(study.summary, {one.arm for one in found})
+    return [one for one in found if one.arm in arms]
 
 
-def _rows(summary: Summary, found: list[Spectra], module: str) -> list[style.Row]:
-    cells: dict[tuple[str, float, int], list[tuple[Spectra, Matrix]]] = {}
+def arms_note(study: Study) -> str:
+    """Which arms are drawn, where these are not all."""
+    every = {one.arm for one in at_best_rates(study)}
+    drawn = representatives(study.summary, every)
+    return who_is_drawn(drawn, every, f"The table “{TABLE}” has")
+
+
+def draw(study: Study) -> list[Panel]:
+    """One panel for each of the arms that stand for all, on common axes."""
+    found = of_representatives(study)
+    arms = representatives(study.summary, {one.arm for one in found})
+    rows = _rows(study.summary, found)
+    return [_panel(study.summary, place, arm, rows) for place, arm in enumerate(arms)]
+
+
+def _rows(summary: Summary, found: list[Spectra]) -> list[style.Row]:
+    cells: dict[tuple[str, float, str, int], list[tuple[Spectra, Matrix]]] = {}
     for one in found:
         for matrix in one.matrices:
-            if matrix.module == module:
-                cells.setdefault((one.arm, one.budget, matrix.layer), []).append((one, matrix))
+            key = (one.arm, one.budget, matrix.module, matrix.layer)
+            cells.setdefault(key, []).append((one, matrix))
+    bands = {module: place for place, module in enumerate(modules(found))}
+    last = max((layer for *_, layer in cells), default=0)
     rows = []
-    for (arm, budget, layer), pairs in sorted(cells.items()):
+    for (arm, budget, module, layer), pairs in sorted(cells.items()):
         rank = math.fsum(matrix.rank for _, matrix in pairs) / len(pairs)
         one, matrix = pairs[0]
         rows.append(
             {
                 "arm": arm,
                 "module": module,
-                "layer": layer,
+                "layer": str(layer),
+                "x": bands[module] + (layer + 0.5) / (last + 1),
                 "budget": budget,
                 "budget_text": formats.budget_of(summary, budget),
                 "y": rank,
@@ -82,62 +105,78 @@ def _rows(summary: Summary, found: list[Spectra], module: str) -> list[style.Row
     return rows
 
 
-def _panel(summary: Summary, found: list[Spectra], module: str) -> Panel:
+def _panel(summary: Summary, place: int, arm: str, every: list[style.Row]) -> Panel:
     import altair
 
-    rows = _rows(summary, found, module)
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    x = altair.X("layer:Q", title="layer", axis=layer_axis(rows))
-    # On a linear axis the ranks of LoRA would all lie on the ground.
-    most = max(max(row["y"], row["noise"] or 0) for row in rows)
-    scale = altair.Scale(type="symlog", constant=8, domain=[0, 1.1 * most + 1], nice=False)
-    ticks = [2**power for power in range(20) if 2**power <= most][-9:]
-    y = altair.Y(
-        "y:Q",
-        title="rank that keeps 90 % of the sum of squares",
-        scale=scale,
-        axis=altair.Axis(values=[0, *ticks], labelOverlap=True),
-    )
-    color = budget_color(summary, found)
+    rows = [row for row in every if row["arm"] == arm]
+    x, y = _module_axis(every), _rank_axis(every)
+    color, drawn = budget_color(summary, every), style.chart(rows)
     noise = [row for row in rows if row["noise"] is not None]
-    drawn = style.chart(rows)
     layers = [
+        *_border_layers(every),
         *_noise_layers(noise),
         drawn.mark_line(strokeWidth=2, opacity=0.85).encode(
-            x=x, y=y, color=color, strokeDash=style.dash(arms), detail="arm:N"
+            x=x, y=y, color=color, detail="module:N", order=altair.Order("x:Q")
         ),
-        drawn.mark_point(filled=True, opacity=1, size=60).encode(
-            x=x,
-            y=y,
-            color=color,
-            shape=style.shape(summary, arms),
-            tooltip=style.tooltips(**TOOLTIPS),
+        drawn.mark_point(filled=True, opacity=1, size=30, shape="circle").encode(
+            x=x, y=y, color=color, tooltip=style.tooltips(**TOOLTIPS)
         ),
     ]
-    line = "Colour: budget; shape and dashes: arm."
-    lines = [line, *(["Grey: iid noise."] if noise else [])]
+    lines = ["Colour: budget." + (" Dashed: iid noise." if noise else "")]
+    lines.append("In each module the layers from first to last.")
     return Panel(
-        module,
-        style.titled(layers, module, *lines),
-        f"Rank of the updates of {module} against layer, coloured by budget, for "
-        f"{', '.join(arms)}.",
+        str(place),
+        style.titled(layers, arm, *lines),
+        f"Rank of the updates of {arm} against layer, module by module, coloured by budget, "
+        "beside that of noise.",
+        HEIGHT,
     )
 
 
-def layer_axis(rows: list[style.Row]) -> altair.Axis:
-    """Whole layers only."""
+def _module_axis(rows: list[style.Row]) -> altair.X:
+    """Modules side by side, each one unit wide."""
     import altair
 
-    layers = sorted({row["layer"] for row in rows})
-    stride = -(-len(layers) // 9)
-    return altair.Axis(values=layers[::stride], format="d", grid=False)
+    names = {int(row["x"]): row["module"].removesuffix("_proj") for row in rows}
+    centers = [place + 0.5 for place in sorted(names)]
+    told = json.dumps([names[place] for place in sorted(names)])
+    return altair.X(
+        "x:Q",
+        title="module (layers within)",
+        scale=altair.Scale(domain=[0, len(names)], nice=False),
+        axis=altair.Axis(
+            values=centers, labelExpr=f"{told}[floor(datum.value)]", grid=False, ticks=False
+        ),
+    )
 
 
-def budget_color(summary: Summary, found: list[Spectra]) -> altair.Color:
+def _rank_axis(rows: list[style.Row]) -> altair.Y:
+    """The same for every arm; on a linear axis the ranks of LoRA would all lie on the ground."""
+    import altair
+
+    most = max(max(row["y"], row["noise"] or 0) for row in rows)
+    ticks = [2**power for power in range(20) if 2**power <= most][-9:]
+    return altair.Y(
+        "y:Q",
+        title=["rank that keeps 90 %", "of the sum of squares"],
+        scale=altair.Scale(type="symlog", constant=8, domain=[0, 1.1 * most + 1], nice=False),
+        axis=altair.Axis(values=[0, *ticks], labelOverlap=True),
+    )
+
+
+def _border_layers(rows: list[style.Row]) -> list[altair.Chart]:
+    borders = [{"x": place} for place in range(1, 1 + max(int(row["x"]) for row in rows))]
+    if not borders:
+        return []
+    line = style.chart(borders).mark_rule(color=style.GREY, strokeWidth=1, opacity=0.3)
+    return [line.encode(x="x:Q")]
+
+
+def budget_color(summary: Summary, rows: list[style.Row]) -> altair.Color:
     """Pale to dark with the budget, the same in every panel."""
     import altair
 
-    budgets = sorted({one.budget for one in found})
+    budgets = sorted({row["budget"] for row in rows})
     # Neither end is so pale or dark that one ground would hide it.
     ramp = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#3f57a6", "#6a51a3", "#8a3f9c", "#b0308f")
     step = (len(ramp) - 1) / max(1, len(budgets) - 1)
@@ -156,7 +195,7 @@ def _noise_layers(rows: list[style.Row]) -> list[altair.Chart]:
     if not rows:
         return []
     lines = style.chart(rows).mark_line(color=style.GREY, strokeDash=[5, 4], strokeWidth=1.5)
-    return [lines.encode(x="layer:Q", y="noise:Q")]
+    return [lines.encode(x="x:Q", y="noise:Q", detail="module:N")]
 
 
 CHART = Chart(
@@ -169,4 +208,5 @@ CHART = Chart(
         "directions. LoRA cannot exceed its rank."
     ),
     draw=draw,
+    note=arms_note,
 )

@@ -3,7 +3,8 @@
 Colours are those of Okabe and Ito (2008), made to be told apart with any kind
 of colour vision; yellow and black are left out, since one cannot be seen on
 white and the other not in the dark. Shapes differ as well, so that a print in
-grey still tells arms apart.
+grey still tells arms apart. Seven colours are all there are: of more arms, lines
+are coloured for those that stand for all, and grey for the others.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from laura.report import formats
+from laura.report.arms import representatives, who_is_drawn
 from laura.report.reading import Summary, Task
+from laura.report.study import Study
 from laura.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -28,34 +31,90 @@ INK = "#222222"
 CROSS = "M-1,-1L1,1M-1,1L1,-1"
 
 Row = dict[str, Any]
-# What 300 pixels hold, a phone's width less its margins.
-TITLE_LETTERS, SUBTITLE_LETTERS = 40, 54
+# What 300 pixels hold, a phone's width less its margins; of legends, half of it.
+TITLE_LETTERS, SUBTITLE_LETTERS, LEGEND_LETTERS = 40, 54, 19
+AXIS_LETTERS = 54
+COUNT_LABEL = "datum.value == 0 ? '0' : format(datum.value, '~s')"
+
+
+def coloured(summary: Summary) -> list[str]:
+    """Arms that have a colour of their own in charts of lines: all, or those that stand for all."""
+    if len(summary.arms) <= len(PALETTE):
+        return [arm.name for arm in summary.arms]
+    return representatives(summary)
+
+
+def colour_note(study: Study) -> str:
+    """Which arms have a colour of their own; empty where every arm has one."""
+    every = [arm.name for arm in study.summary.arms]
+    whole = "The others are grey and told by their tooltips; the first page's table has"
+    return who_is_drawn(coloured(study.summary), every, whole, "In colour are")
 
 
 def color(summary: Summary, arms: Collection[str] | None = None) -> altair.Color:
-    """Colour by arm, the same in every chart of a study; only some in the legend."""
+    """Colour by arm, the same in every chart of a study; without names those `coloured`."""
     import altair
 
     places = _places(summary, arms)
-    palette = [PALETTE[place % len(PALETTE)] for place in places.values()]
     return altair.Color(
         "arm:N",
-        scale=altair.Scale(domain=list(places), range=palette),
-        legend=altair.Legend(title=None, orient="bottom", columns=2),
+        scale=altair.Scale(domain=list(places), range=list(map(hue, places.values()))),
+        legend=legend(places),
     )
 
 
 def shape(summary: Summary, arms: Collection[str] | None = None) -> altair.Shape:
-    """Shape by arm, the same in every chart of a study; only some in the legend."""
+    """Shape by arm, the same in every chart of a study; without names those `coloured`."""
     import altair
 
     places = _places(summary, arms)
     shapes = [SHAPES[place % len(SHAPES)] for place in places.values()]
     return altair.Shape(
-        "arm:N",
-        scale=altair.Scale(domain=list(places), range=shapes),
-        legend=altair.Legend(title=None, orient="bottom", columns=2),
+        "arm:N", scale=altair.Scale(domain=list(places), range=shapes), legend=legend(places)
     )
+
+
+def hue(place: int) -> str:
+    """Colour of a place: after seven the same ones darker, then lighter."""
+    shade = [None, (0.62, 0), (0.62, 255)][place // len(PALETTE) % 3]
+    color = PALETTE[place % len(PALETTE)]
+    if shade is None:
+        return color
+    share, end = shade
+    parts = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * part + (1 - share) * end):02X}" for part in parts)
+
+
+def legend(names: Collection[str]) -> altair.Legend:
+    """Names below the chart, in as many columns as a phone holds."""
+    import altair
+
+    columns = 2 if max(map(len, names), default=0) <= LEGEND_LETTERS else 1
+    return altair.Legend(title=None, orient="bottom", columns=columns)
+
+
+def grey_lines(
+    rows: list[Row], x: altair.X, y: altair.Y, names: dict[str, str]
+) -> list[altair.Chart]:
+    """Thin lines of the arms that have no colour, in the order of `order`; none without rows."""
+    import altair
+
+    if not rows:
+        return []
+    drawn, order = chart(rows), altair.Order("order:Q")
+    return [
+        drawn.mark_line(strokeWidth=1, opacity=0.35, color=GREY).encode(
+            x=x, y=y, detail="arm:N", order=order
+        ),
+        drawn.mark_point(filled=True, size=28, opacity=0.6, color=GREY, shape="circle").encode(
+            x=x, y=y, tooltip=tooltips(**names)
+        ),
+    ]
+
+
+def of_arms(rows: list[Row], arms: Collection[str]) -> tuple[list[Row], list[Row]]:
+    """Rows of these arms, and those of the others."""
+    return [r for r in rows if r["arm"] in arms], [r for r in rows if r["arm"] not in arms]
 
 
 def dash(names: Collection[str], field: str = "arm") -> altair.StrokeDash:
@@ -67,14 +126,16 @@ def dash(names: Collection[str], field: str = "arm") -> altair.StrokeDash:
         scale=altair.Scale(
             domain=list(names), range=[DASHES[at % len(DASHES)] for at in range(len(names))]
         ),
-        legend=altair.Legend(title=None, orient="bottom", columns=2),
+        legend=legend(names),
     )
 
 
 def _places(summary: Summary, arms: Collection[str] | None) -> dict[str, int]:
-    """Arms with their places in the study."""
-    names = [arm.name for arm in summary.arms]
-    return {name: place for place, name in enumerate(names) if arms is None or name in arms}
+    """Arms with their places: those with a colour of their own first."""
+    first = coloured(summary)
+    others = [arm.name for arm in summary.arms if arm.name not in first]
+    wanted = first if arms is None else arms
+    return {name: place for place, name in enumerate([*first, *others]) if name in wanted}
 
 
 def chart(rows: list[Row]) -> altair.Chart:
@@ -128,9 +189,11 @@ def base_layers(summary: Summary, name: str) -> list[altair.Chart]:
     ]
 
 
-def value_title(task: Task) -> str:
-    """Axis title of a score."""
-    return f"{task.short_title} ({formats.unit(task)}), {formats.items(task)}"
+def value_title(task: Task) -> list[str]:
+    """Axis title of a score, in lines no longer than a chart is high."""
+    lines = [f"{task.short_title} ({formats.unit(task)})", formats.items(task)]
+    text = ", ".join(lines)
+    return lines if len(text) > AXIS_LETTERS else [text]
 
 
 def change_title(task: Task) -> list[str]:
@@ -154,12 +217,11 @@ def token_axis(most: float) -> altair.X:
     """Tokens on x from zero to a little beyond the most there are."""
     import altair
 
-    label = "datum.value == 0 ? '0' : format(datum.value, '~s')"
     return altair.X(
         "tokens:Q",
         title="tokens trained on",
         scale=altair.Scale(domain=[0, 1.04 * most], nice=False),
-        axis=altair.Axis(labelExpr=label, tickCount=6),
+        axis=altair.Axis(labelExpr=COUNT_LABEL, tickCount=6),
     )
 
 

@@ -64,12 +64,15 @@ def _panel(study: Study, learning: str, forgetting: str) -> Panel | None:
     means = _rows(selected_groups(summary), up, right)
     if not means:
         return None
+    arms = style.coloured(summary)
+    means, others = style.of_arms(means, arms)
     single = [_alone(summary, point) for point in summary.points if point.selected]
-    seeds = _rows(single, up, right)
+    seeds, _ = style.of_arms(_rows(single, up, right), arms)
     front = _rows(_front(study, learning, forgetting), up, right)
     layers = [
         *_origin_layers(),
         *_front_layers(front),
+        *style.grey_lines(others, *_axes(up, right), TOOLTIPS),
         *_bar_layers(summary, means),
         *_seed_layers(summary, seeds if len(seeds) > len(means) else []),
         *_mean_layers(summary, means, up, right),
@@ -143,6 +146,7 @@ def _rows(found: list[Group], up: Task, right: Task) -> list[style.Row]:
                 "rate": formats.rate(group.learning_rate),
                 "seeds": formats.seeds(group.seeds),
                 "budget": group.budget,
+                "order": group.budget,
                 "budget_label": formats.count(group.budget),
                 "budget_text": formats.budget_of(group.summary, group.budget),
                 "tokens": formats.count(group.tokens),
@@ -244,7 +248,7 @@ def _mean_layers(
     line = style.chart(rows).mark_line(strokeWidth=2, opacity=0.8)
     point = style.chart(rows).mark_point(filled=True, opacity=1)
     return [
-        line.encode(x=x, y=y, color=style.color(summary), order=altair.Order("budget:Q")),
+        line.encode(x=x, y=y, color=style.color(summary), order=altair.Order("order:Q")),
         point.encode(
             x=x,
             y=y,
@@ -268,4 +272,5 @@ CHART = Chart(
         "backwards, so up and right are always better."
     ),
     draw=draw,
+    note=style.colour_note,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from laura.report import formats
 from laura.report.analysis import Needed
-from laura.report.blocks import Block, Cell, Column, Heading, Prose, ReportPage, Table
+from laura.report.blocks import Block, Cell, Column, Figure, Heading, Prose, ReportPage, Table
 from laura.report.costs import Costs
 from laura.report.study import Study
 
@@ -22,7 +22,7 @@ def blocks(study: Study) -> list[Block]:
     """What stands on the page."""
     found: list[Block] = []
     if study.costs is not None:
-        found += _measured(study.costs)
+        found += [Figure("cost"), *_measured(study.costs)]
     if study.analysis.efficiency:
         found += _needed(study)
     return found

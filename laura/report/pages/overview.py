@@ -27,6 +27,8 @@ def blocks(study: Study) -> list[Block]:
     """What stands on the page."""
     summary, verdict = study.summary, study.summary.verdict
     found: list[Block] = [Prose(sentence) for sentence in verdict.sentences]
+    if verdict.others:
+        found.append(Fold("The other arms, one by one", list(map(Prose, verdict.others))))
     if verdict.caveats:
         found.append(Notice("Caveats", verdict.caveats))
     if study.gaps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from laura.recipe_tasks import DRIFT
 from laura.report import formats
 from laura.report.analysis import Area, Matched
 from laura.report.blocks import (
@@ -24,6 +25,8 @@ from laura.report.study import Study
 def blocks(study: Study) -> list[Block]:
     """What stands on the page."""
     found: list[Block] = [Figure("forgetting_by_task"), Figure("learning_curves")]
+    if any(name in DRIFT for name in (*study.summary.learning, *study.summary.forgetting)):
+        found.append(Figure("drift"))
     if study.analysis.drift_fits:
         found += _fits(study)
     tradeoff = study.analysis.tradeoff
@@ -87,7 +90,7 @@ def _matched(rows: list[Matched], learning: Task, forgetting: Task) -> list[Bloc
         "be chance."
     )
     caption = "Forgetting at the same learning"
-    return [Heading(caption, "matched"), Table("matched-table", caption, columns, cells),
+    return [Heading(caption, "matched"), Table("matched-table", caption, columns, cells, True),
             Prose(text, soft=True)]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from laura.report import formats
 from laura.report.analysis import Matrix, Spectra
 from laura.report.blocks import Block, Cell, Column, Figure, Heading, Notice, ReportPage, Table
-from laura.report.charts.spectra import at_best_rates
+from laura.report.charts.spectra import TABLE, at_best_rates
 from laura.report.reading import Summary
 from laura.report.study import Study
 
@@ -67,7 +67,7 @@ def _sizes(summary: Summary, found: list[Spectra]) -> Table:
         ]
         for (arm, budget), own in cells.items()
     ]
-    return Table("update-sizes", "Size and rank of the updates", columns, rows)
+    return Table("update-sizes", TABLE, columns, rows)
 
 
 def _median(values: Iterable[float | None]) -> str:
