@@ -22,7 +22,7 @@ from laura.serve.tickets import Events, Ticket
 if TYPE_CHECKING:
     from laura.models.live import LiveEngine
     from laura.serve.engine_room import EngineRoom
-    from laura.serve.loading import Adapter, Read
+    from laura.serve.loading import Read
 
 MOST_WAITING, MOST_WAITING_PER_TENANT = 512, 256
 RETRY_SECONDS = 5.0
@@ -172,6 +172,7 @@ def open_inprocess(
     from laura.models.device import cache_budget, resolve_precision
     from laura.models.live import LiveEngine
     from laura.models.load import load_base
+    from laura.serve.adapter_checks import read_checked
 
     base = load_base(model, revision=revision, device=device)
     place = base.model.device
@@ -192,14 +193,8 @@ def open_inprocess(
         base.tokenizer,
         base.model.config,
         base.fingerprint,
-        _read_adapter,
+        read_checked,
         max_rank=max_rank,
         most_waiting=most_waiting,
         most_waiting_per_tenant=most_waiting_per_tenant,
     )
-
-
-def _read_adapter(files: AdapterFiles) -> Adapter:
-    from laura.models.adapters import _read
-
-    return _read(files.folder)

@@ -102,16 +102,14 @@ def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
 
 
 def _vllm(folder: Path, settings: EngineSettings) -> ServingEngine:
-    from laura.models.device import pick_device, resolve_precision
     from laura.serve.vllm import VllmServed
 
     if settings.device is not None:
         raise UsageError("--device is for --engine inprocess; vLLM chooses its device itself")
-    precision = resolve_precision(settings.precision, pick_device(None))
     return VllmServed(
         folder,
-        precision=str(precision).removeprefix("torch."),
-        places=settings.slots,
-        rank=settings.max_rank,
+        precision=settings.precision,
+        slots=settings.slots,
+        max_rank=settings.max_rank,
         most_waiting=settings.queue,
     )
