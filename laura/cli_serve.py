@@ -143,7 +143,7 @@ def serve(
         room = EngineSettings(
             base=base,
             kind=engine,
-            slots=slots,
+            slots=0 if adapters is None else slots,
             max_rank=max_rank,
             queue=queue,
             precision=precision,

@@ -9,6 +9,7 @@ from typing import Any
 from laura.errors import LauraError
 from laura.serve.engines import EngineError
 from laura.serve.limits import LimitError
+from laura.serve.wire import UnsupportedError
 
 MOST_FAULTS_TOLD = 3
 KINDS = {
@@ -112,7 +113,8 @@ def of_validation(errors: Sequence[Any]) -> HttpFault:
     if len(errors) > MOST_FAULTS_TOLD:
         told.append(f"and {len(errors) - MOST_FAULTS_TOLD} more")
     first = [part for part in errors[0]["loc"] if part != "body"]
-    code = "unsupported_value" if errors[0]["type"] == "unsupported" else "invalid_value"
+    unsupported = isinstance(_cause(errors[0]), UnsupportedError)
+    code = "unsupported_value" if unsupported else "invalid_value"
     return bad_request("; ".join(told), str(first[0]) if first else None, code)
 
 
@@ -123,4 +125,9 @@ def _words(error: Any) -> str:
         return f"the body is no JSON ({error['ctx']['error']})"
     if error["type"] == "model_attributes_type":
         return "the body must be a JSON object, with the header content-type: application/json"
-    return str(error["msg"])
+    return str(_cause(error) or error["msg"])
+
+
+def _cause(error: Any) -> object:
+    """What a check of ours raised, if it did."""
+    return error.get("ctx", {}).get("error") if error["type"] == "value_error" else None

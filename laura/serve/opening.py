@@ -27,7 +27,7 @@ class EngineSettings:
     Attributes:
         base: Registry name, folder, GGUF file or Hub id.
         kind: In this process, or a vLLM server that is started.
-        slots: Adapters in memory at the same time.
+        slots: Adapters in memory at the same time; 0 where none is served.
         max_rank: Largest rank of an adapter.
         queue: Most sequences that wait.
         precision: fp32, bf16, or auto for what suits the device.
@@ -87,29 +87,28 @@ def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
         UsageError: a device that there is not, or that the engine does not take.
         MissingExtraError: vLLM is not installed.
     """
+    each = max(1, settings.queue // 2)  # no tenant may fill the queue alone
     if settings.kind == "vllm":
-        return _vllm(folder, settings)
+        from laura.serve.vllm import VllmServed
+
+        if settings.device is not None:
+            raise UsageError("--device is for --engine inprocess; vLLM chooses its device itself")
+        return VllmServed(
+            folder,
+            precision=settings.precision,
+            slots=settings.slots,
+            max_rank=settings.max_rank,
+            most_waiting=settings.queue,
+            most_waiting_per_tenant=each,
+        )
     from laura.serve.inprocess import open_inprocess
 
     return open_inprocess(
         str(folder),
         device=settings.device,
         precision=settings.precision,
-        slots=settings.slots,
+        slots=max(1, settings.slots),
         max_rank=settings.max_rank,
         most_waiting=settings.queue,
-    )
-
-
-def _vllm(folder: Path, settings: EngineSettings) -> ServingEngine:
-    from laura.serve.vllm import VllmServed
-
-    if settings.device is not None:
-        raise UsageError("--device is for --engine inprocess; vLLM chooses its device itself")
-    return VllmServed(
-        folder,
-        precision=settings.precision,
-        slots=settings.slots,
-        max_rank=settings.max_rank,
-        most_waiting=settings.queue,
+        most_waiting_per_tenant=each,
     )

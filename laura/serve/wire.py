@@ -20,7 +20,6 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_MESSAGES = 4096
@@ -32,9 +31,8 @@ INT64 = 2**63
 ROLES = ("system", "developer", "user", "assistant")
 
 
-def _fault(code: str, words: str) -> PydanticCustomError:
-    # Braces are the templates of pydantic's messages; ours have none.
-    return PydanticCustomError(code, words.replace("{", "(").replace("}", ")"))
+class UnsupportedError(ValueError):
+    """A field holds what no engine here does."""
 
 
 def _only(*allowed: Any) -> Any:
@@ -42,7 +40,7 @@ def _only(*allowed: Any) -> Any:
 
     def check(value: Any) -> Any:
         if not any(value == one and type(value) is type(one) for one in allowed):
-            raise _fault("unsupported", "this server does not support it; leave the field out")
+            raise UnsupportedError("this server does not support it; leave the field out")
         return None
 
     return Annotated[Any, BeforeValidator(check), WithJsonSchema({"enum": list(allowed)})]
@@ -53,10 +51,10 @@ def _stops(value: Any) -> list[str]:
         return []
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise _fault("stop_type", "must be a text or a list of texts")
+        raise ValueError("must be a text or a list of texts")
     if len(stops) > MOST_STOPS or not all(1 <= len(stop) <= LONGEST_STOP for stop in stops):
-        raise _fault(
-            "stop_size", f"at most {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters are allowed"
+        raise ValueError(
+            f"at most {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters are allowed"
         )
     return [_encodable(stop) for stop in stops]
 
@@ -72,15 +70,14 @@ def _prompts(value: Any) -> list[str] | list[list[int]]:
             return [_token_ids(value)]
         if all(isinstance(one, list) and one for one in value):
             return [_token_ids(one) for one in value]
-    raise _fault(
-        "prompt_type",
+    raise ValueError(
         "must be a text, a list of texts, a list of token ids, or a list of such lists; none empty",
     )
 
 
 def _token_ids(value: list[Any]) -> list[int]:
     if not all(type(one) is int and 0 <= one < INT64 for one in value):
-        raise _fault("prompt_type", "token ids must be whole numbers, at least 0")
+        raise ValueError("token ids must be whole numbers, at least 0")
     return value
 
 
@@ -89,7 +86,7 @@ def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _fault("unicode", "holds half a surrogate pair, which is no character") from None
+        raise ValueError("holds half a surrogate pair, which is no character") from None
     return text
 
 
@@ -195,7 +192,7 @@ class _Request(_Wire):
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> _Request:
         if self.stream_options is not None and not self.stream:
-            raise _fault("stream_options", "stream_options: only allowed with stream: true")
+            raise ValueError("stream_options: only allowed with stream: true")
         return self
 
     @property
@@ -228,11 +225,9 @@ class ChatRequest(_Request):
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise _fault("top_logprobs", "top_logprobs: only allowed with logprobs: true")
+            raise ValueError("top_logprobs: only allowed with logprobs: true")
         if None not in (both := (self.max_tokens, self.max_completion_tokens)) and len({*both}) > 1:
-            raise _fault(
-                "max_tokens", "max_tokens and max_completion_tokens differ; give one of them"
-            )
+            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         return self
 
     @property
@@ -254,7 +249,7 @@ class CompletionRequest(_Request):
     @model_validator(mode="after")
     def _fields_agree(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise _fault("best_of", "best_of: only allowed where it equals n")
+            raise ValueError("best_of: only allowed where it equals n")
         if self.max_tokens == 0 and not self.echo:
-            raise _fault("max_tokens", "max_tokens: 0 is only allowed with echo: true")
+            raise ValueError("max_tokens: 0 is only allowed with echo: true")
         return self

@@ -47,19 +47,18 @@ print("ended", len(house.engine.cancelled), house.engine.running, flush=True)
 @contextmanager
 def process(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server of its own, and where it listens."""
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert child.stdout
-    try:
-        yield child, child.stdout.readline().strip()
-    finally:
-        child.kill()
-        child.wait()
+    ) as child:
+        assert child.stdout
+        try:
+            yield child, child.stdout.readline().strip()
+        finally:
+            child.kill()
 
 
 def streamed(url: str, told: list[str]) -> None:

@@ -29,24 +29,23 @@ def command(*words: str) -> list[str]:
 @contextmanager
 def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any], list[str]]]:
     """A running command, what it told when it was ready, and later what it logged."""
-    child = subprocess.Popen(
+    with subprocess.Popen(
         command(*words, "--port", "0", "--json"),
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    log: list[str] = []
-    assert child.stdout
-    line = child.stdout.readline()
-    try:
-        assert line, child.communicate()[1]
-        yield child, json.loads(line), log
-        child.send_signal(signal.SIGTERM)
-        log += child.communicate(timeout=60)[1].splitlines()
-    finally:
-        child.kill()
-        child.wait()
+    ) as child:
+        log: list[str] = []
+        try:
+            assert child.stdout
+            line = child.stdout.readline()
+            assert line, child.communicate()[1]
+            yield child, json.loads(line), log
+            child.send_signal(signal.SIGTERM)
+            log += child.communicate(timeout=60)[1].splitlines()
+        finally:
+            child.kill()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rank in (("low", 2), ("high", 8)):
         torch.manual_seed(rank)
         config = peft.LoraConfig(r=rank, target_modules=["q_proj", "v_proj", "down_proj"])
-        model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(MICRO_BASE), config)
+        base = AutoModelForCausalLM.from_pretrained(MICRO_BASE, dtype=torch.float32)
+        model = peft.get_peft_model(base, config)
         for key, value in model.named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(value, std=0.3)
@@ -76,7 +76,7 @@ def reference(adapters: Path, name: str | None) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(MICRO_BASE)
+    model: Any = AutoModelForCausalLM.from_pretrained(MICRO_BASE, dtype=torch.float32)
     if name is not None:
         model = peft.PeftModel.from_pretrained(model, adapters / name)
     ids = torch.tensor(AutoTokenizer.from_pretrained(MICRO_BASE).encode(TEXT))
