@@ -120,10 +120,10 @@ def test_a_file_replaced_between_the_two_steps(
 
     def outline(*arguments: Any) -> adapter_checks.Outline:
         found = real(*arguments)
-        (folder / CONFIG).write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 99}')
-        (folder / WEIGHTS).write_bytes(save(tensors(rank=8)))
         if file == CONFIG:
-            (folder / WEIGHTS).write_bytes(save(tensors()))
+            (folder / CONFIG).write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 99}')
+        else:
+            (folder / WEIGHTS).write_bytes(save(tensors(rank=8)))
         return found
 
     library = library_of(tmp_path)
@@ -158,13 +158,23 @@ def test_memory_of_checking_and_of_reading(tmp_path: Path) -> None:
     assert end - begin == sum(tensor.nbytes for tensor in found.values())
 
 
-def test_a_fault_at_the_end_of_a_large_tensor_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ((-1, -1), float("nan"), r"lora_B\.weight is not finite"),
+        ((0, 0), 1e30, r"lora_B\.weight reaches 1e\+30"),
+        ((-1, -1), -1e30, r"lora_B\.weight reaches 1e\+30"),
+    ],
+)
+def test_a_fault_at_either_end_of_a_large_tensor_is_found(
+    tmp_path: Path, place: tuple[int, int], value: float, words: str
+) -> None:
     base = BaseFacts("wide", None, {"wide": (16384, 16384)})
     weights = {key("wide", "lora_A.weight"): torch.zeros(256, 16384),
                key("wide", "lora_B.weight"): torch.zeros(16384, 256)}  # fmt: skip
-    weights[key("wide", "lora_B.weight")][-1, -1] = float("nan")
+    weights[key("wide", "lora_B.weight")][place] = value
     write(tmp_path / "one", save(weights))
-    with pytest.raises(AdapterRefusedError, match=r"lora_B\.weight is not finite"):
+    with pytest.raises(AdapterRefusedError, match=words):
         library_of(tmp_path, base).open("one")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -302,6 +303,7 @@ def test_a_library_that_vanishes_keeps_what_was_known(folder: Path) -> None:
 
 def test_what_the_reader_may_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library, system = make(folder), os.open
+    monkeypatch.setattr(library_module, "TICK_NS", -(10**18))
 
     def refuse(path: Any, flags: int, *rest: Any, **more: Any) -> int:
         if path == WEIGHTS:
@@ -401,15 +403,43 @@ def test_many_who_want_the_same_read_it_once_and_nobody_else_waits(
     assert len(found) == 8 and len(set(found)) == 1 and len(calls) == 1
 
 
-def test_a_file_changed_within_a_tick_of_the_clock_is_read_again(folder: Path) -> None:
-    library = make(folder)
-    path = folder / "good" / WEIGHTS
+def test_a_file_changed_within_a_tick_of_the_clock_is_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, path = make(folder), folder / "good" / WEIGHTS
     (folder / "good" / RECORD).unlink()
+    size = path.stat().st_size
+    same = (0, 0, size, 0, time.time_ns())  # a file system whose clock stands still
+    monkeypatch.setattr(library_module, "marks", lambda opened: (same, same, None))
     digests = set()
-    for seed in range(20):
+    for seed in range(5):
         path.write_bytes(save(tensors(seed)))
         digests.add(library.open("good").digest)
-    assert len(digests) == 20
+    assert len(digests) == 5
+    monkeypatch.setattr(library_module, "TICK_NS", 0)
+    kept = library.open("good")
+    path.write_bytes(save(tensors(77)))
+    assert library.open("good") == kept, "long after its change a file is relied on"
+
+
+def test_a_file_changed_while_another_asks_is_not_remembered_as_the_old_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, real = make(folder), library_module.read_through
+    monkeypatch.setattr(library_module, "TICK_NS", -(10**18))
+    (folder / "good" / RECORD).unlink()
+
+    def slow(*arguments: Any) -> str:
+        digest = real(*arguments)
+        (folder / "good" / WEIGHTS).write_bytes(save(tensors(5, rank=8)))
+        assert library.entry("good").rank == 8
+        return digest
+
+    with monkeypatch.context() as patched:
+        patched.setattr(library_module, "read_through", slow)
+        old = library.open("good")
+    new = library.open("good")
+    assert (old.rank, new.rank) == (4, 8) and old.digest != new.digest
 
 
 def test_the_policy_is_applied(folder: Path) -> None:
