@@ -36,6 +36,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 END, FIRST, COUNT = 2, 3, 370
 STEP_SECONDS = 0.004
+STEP_OF_CANCELLED_SECONDS = 0.1
 
 
 def shift_of(b_sum: float) -> int:
@@ -124,6 +125,7 @@ class Server:
         model, tokens = body["model"], list(body["prompt"])
         self.batch.append(model)
         self.log.write(begin=model, batch=sorted(set(self.batch)))
+        linger = STEP_OF_CANCELLED_SECONDS
         try:
             for _ in range(body["max_tokens"]):
                 await self.step()
@@ -132,8 +134,10 @@ class Server:
                 yield tokens, shift
                 if tokens[-1] in body.get("stop_token_ids", ()):
                     break
+            linger = 0.0
         finally:
-            self.batch.remove(model)
+            # Who is cancelled is in the batch until the step ends.
+            asyncio.get_running_loop().call_later(linger, self.batch.remove, model)
             self.log.write(end=model, new=len(tokens) - len(body["prompt"]))
 
 
