@@ -65,11 +65,7 @@ class AdminDesk:
         """Let an adapter leave when its place is needed."""
         if not self._slot_is_pinned(name):
             raise bad_request(f"{name!r} is not pinned", "name")
-        done = await self._load(name, pin=False)
-        # An engine may take a pin for given: then the place is freed, to be taken again.
-        if self._slot_is_pinned(name) and not await self._service.engine.unload(name):
-            raise HttpFault(409, f"{name!r} is being used; try again", "in_use")
-        return done
+        return await self._load(name, pin=False)
 
     async def unload(self, name: str) -> dict[str, Any]:
         """Free an adapter's place."""

@@ -162,7 +162,7 @@ class EngineRoom:
         slots = self._engine.slots
         slot = slots.find(files.name, files.digest)
         slot = slot or slots.place(files.name, files.digest, *adapter)
-        slot.pinned = slot.pinned or pin
+        slot.pinned = pin
 
     def remove(self, name: str) -> bool:
         """Free an adapter's slot unless it is in use."""
@@ -298,6 +298,8 @@ class EngineRoom:
             if one.finish or one.fault:
                 del self._tickets[wanted]
         with self._lock:
+            # A place is free again: who waits for it must be looked at, also where nobody runs.
+            self._fresh = self._fresh or any(one.finish or one.fault for one in news)
             for tenant, count in tokens.items():
                 self._queue.charge(tenant, count)
             if tokens:

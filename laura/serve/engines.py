@@ -216,7 +216,7 @@ class ServingEngine(Protocol):
         """
 
     async def load(self, adapter: AdapterFiles, pin: bool = False) -> None:
-        """Bring an adapter into memory now, and keep it there if `pin`.
+        """Bring an adapter into memory now, and keep it there if `pin`; else it may leave again.
 
         Raises:
             EngineError: it does not fit the base, or every place is in use or pinned.

@@ -190,7 +190,7 @@ class VllmServed:
         place = places.take(adapter)
         try:
             await places.wait_for(place)
-            place.pinned = place.pinned or pin
+            place.pinned = pin
         finally:
             places.give_back(place)
             self._pump()

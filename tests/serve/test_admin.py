@@ -62,18 +62,6 @@ def test_loading_pinning_and_unloading(micro_tokenizer: Any, tmp_path: Path) -> 
     assert len(done) == 12 and log.stat().st_mode & 0o777 == 0o600
 
 
-def test_an_engine_that_keeps_pins_gives_the_place_up(micro_tokenizer: Any) -> None:
-    house = build(micro_tokenizer)
-    house.engine.slots["maths"] = True
-
-    async def stubborn(adapter: Any, pin: bool = False) -> None:
-        house.engine.slots[adapter.name] |= pin
-
-    house.engine.load = stubborn  # type: ignore[method-assign]
-    assert ask(house, "POST", "/admin/adapters/maths/unpin").status_code == 200
-    assert house.engine.slots == {}
-
-
 def test_the_state_for_the_page(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer, tenant("ann", requests_per_minute=5), tenant("bob"))
     house.engine.slots["maths"] = True

@@ -118,6 +118,21 @@ def test_many_asks_through_few_slots(tiny_tokenizer: Any) -> None:
     run(work())
 
 
+def test_the_last_answer_to_end_lets_in_who_waits_for_its_slot(tiny_tokenizer: Any) -> None:
+    async def work() -> None:
+        async with running(tiny_tokenizer, slots=1) as setting:
+            first = setting.submit(60, adapter="a0")
+            await anext(first)
+            second = asyncio.ensure_future(text_of(setting.submit(adapter="a1")))
+            while not setting.engine._room._loading._reads:  # type: ignore[union-attr]
+                await asyncio.sleep(0.01)
+            async for _ in first:
+                pass
+            assert await second == expected(tiny_tokenizer, "a1", setting.prompt, 8)
+
+    run(work())
+
+
 def test_events_come_in_order(tiny_tokenizer: Any) -> None:
     async def work() -> None:
         async with running(tiny_tokenizer) as setting:
@@ -211,6 +226,8 @@ def test_load_pin_and_unload(tiny_tokenizer: Any) -> None:
             assert not await setting.engine.unload("a1")
             assert await text_of(setting.submit(adapter="a2"))
             assert [s.adapter for s in setting.engine.state().slots] == ["a0", "a2"]
+            await setting.engine.load(files_of("a0", 6))
+            assert [s.pinned for s in setting.engine.state().slots] == [False, False]
 
     run(work())
 

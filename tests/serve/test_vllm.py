@@ -349,6 +349,8 @@ def test_places_are_bounded_and_the_least_used_leaves(
             assert error.value.kind == "adapter"
             with pytest.raises(EngineError, match="in use or pinned"):
                 await engine.load(three)
+            await engine.load(two)
+            assert [slot.pinned for slot in engine.state().slots].count(True) == 1
             assert await engine.unload("a1") and not await engine.unload("a9")
             await check(engine, ask_for(1, three), three)
             folder = Path(world.log("load")[-1]["folder"])
