@@ -235,7 +235,8 @@ class VllmServed:
             await self._places.come_back(server.client)
 
     async def _examine(self, server: VllmServer, place: Path) -> None:
-        probes = await asyncio.to_thread(write_probes, self._settings.folder, place / "probes")
+        folder, count = self._settings.folder, self._settings.adapters_at_once
+        probes = await asyncio.to_thread(write_probes, folder, place / "probes", count)
         self.mixing, why = await find_mixing(
             server.client, probes, self.tokenizer, self._settings.precision
         )

@@ -52,14 +52,15 @@ def write_plain(settings: LoraSettings, tensors: dict[str, Tensor], folder: Path
     _write(plain, rank, folder)
 
 
-def write_probes(model: Path, place: Path) -> dict[str, Path]:
-    """Two adapters of rank 1 that turn every answer of a base upside down, each its own way.
+def write_probes(model: Path, place: Path, count: int) -> dict[str, Path]:
+    """Adapters of rank 1 that turn every answer of a base upside down, each its own way.
 
     Every map of every layer gets an update as strong as the map itself.
 
     Args:
         model: The base's folder; only shapes are read.
         place: Where a folder is made for each.
+        count: How many.
 
     Returns:
         Their folders, by name.
@@ -72,7 +73,8 @@ def write_probes(model: Path, place: Path) -> dict[str, Path]:
         if module.rsplit(".", 1)[-1] in TARGETS
     }
     probes = {}
-    for seed, name in enumerate(("probe@one", "probe@two")):
+    for seed in range(count):
+        name = f"probe@{seed}"
         draw = torch.Generator().manual_seed(seed)
         tensors = {}
         for module, (rows, columns) in shapes.items():

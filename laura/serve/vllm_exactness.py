@@ -1,9 +1,10 @@
 """Does vLLM answer base and adapters rightly, and which of them in one batch?
 
 vLLM 0.32 on a processor answers a base's request with an adapter where both are in one
-batch. So before anything is offered, two adapters that turn the base's answers upside down
-are loaded, base and adapters are asked alone, and then together, several times. What is
-answered otherwise together than alone is not put together.
+batch: with that in the last place of the batch's adapters, so nothing is seen of it until
+every place is taken. So before anything is offered, all places are filled with adapters that
+turn the base's answers upside down; the base and two of them are asked alone, and then
+together, several times. What is answered otherwise together than alone is not put together.
 
 The prompt's log-probabilities show the reading of prompts, a greedy answer shows the
 writing of new tokens.
@@ -67,7 +68,8 @@ async def find_mixing(
 
     Args:
         client: Speaks to a server with no adapter loaded.
-        probes: Folders of two adapters that change every answer, by name.
+        probes: Folders of adapters that change every answer, by name: as many as vLLM has
+            places for in a batch, at least two.
         tokenizer: The base's.
         precision: The server's number format.
 
@@ -83,7 +85,8 @@ async def find_mixing(
     try:
         for name, folder in probes.items():
             await client.load(name, folder)
-        alone = {name: await _ask(client, name, prompt) for name in (BASE, *probes)}
+        first, *_, last = probes
+        alone = {name: await _ask(client, name, prompt) for name in (BASE, first, last)}
         if _distance(before, alone[BASE]) > rounding:
             return Mixing.NONE, "vLLM answers the base otherwise once an adapter is loaded"
         pairs = itertools.combinations(alone.values(), 2)

@@ -5,7 +5,7 @@ give; the base's number is 0. So a test knows every answer, and sees who gave it
 
 STAND_IN names a folder. `faults.json` in it is read again and again and says how to
 misbehave; `log.jsonl` tells what happened. Faults:
-    mix         a base's token beside adapters is the last adapter's
+    mix         a base's token beside adapters is that of the adapter in the last place
     muddle      an adapter's token beside other adapters is the last one's
     taint       once an adapter was loaded, the base is that adapter
     same        every adapter is the first one
@@ -76,8 +76,11 @@ class Log:
 class Server:
     """Adapters and who is in the batch."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, places: int) -> None:
         self.log = log
+        # Like vLLM's: an adapter that is unloaded stays in its place until that is needed.
+        self.places: list[int | None] = [None] * places
+        self.filled = 0
         self.adapters: dict[str, int] = {}
         self.batch: list[str] = []
         self.tokens = 0
@@ -93,6 +96,8 @@ class Server:
         tensors = load_file(Path(folder) / "adapter_model.safetensors")
         total = sum(float(v.sum()) for key, v in sorted(tensors.items()) if "lora_B" in key)
         self.adapters[name] = self.last = shift_of(total)
+        self.places[self.filled % len(self.places)] = self.last
+        self.filled += 1
         self.log.write(load=name, folder=folder, loaded=len(self.adapters))
         return 200
 
@@ -102,7 +107,7 @@ class Server:
         if model not in self.adapters:
             if faults.get("taint"):
                 return self.last
-            return self.adapters[others[-1]] if faults.get("mix") and others else 0
+            return (self.places[-1] or 0) if faults.get("mix") and others else 0
         if faults.get("same"):
             return next(iter(self.adapters.values()))
         if faults.get("muddle") and others:
@@ -247,6 +252,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--uds", required=True)
+    parser.add_argument("--max-loras", type=int, default=1)
     arguments, others = parser.parse_known_args()
     log = Log(Path(os.environ["STAND_IN"]))
     faults = log.faults()
@@ -255,7 +261,7 @@ def main() -> None:
         print("ERROR 11-25 [core.py:1] ValueError: no memory left for it", file=sys.stderr)
         sys.exit(3)
     time.sleep(faults.get("slow", 0))
-    app = make_app(Server(log), os.environ["VLLM_API_KEY"])
+    app = make_app(Server(log, arguments.max_loras), os.environ["VLLM_API_KEY"])
     uvicorn.run(app, uds=arguments.uds, log_level="warning")
 
 
