@@ -82,10 +82,15 @@ def test_chosen_models_come_with_the_base_first(url: str) -> None:
 
 
 def test_ctrl_c_stops_here_and_on_the_server(url: str, behaviour: Behaviour) -> None:
+    # Where the tests run in the background, the shell has SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.7, signal.raise_signal, [signal.SIGINT])
     timer.start()
-    turn = ask(ServerPanel(url, chosen=[BASE, POET]), SLOW)
-    timer.join()
+    try:
+        turn = ask(ServerPanel(url, chosen=[BASE, POET]), SLOW)
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     for reply in turn.replies.values():
         assert reply.finish == "stopped" and reply.text.startswith("word word")
     assert behaviour.broken_off.wait(10)

@@ -106,7 +106,9 @@ def test_a_base_and_its_adapters(adapters: Path) -> None:
         pinned = client.post("/admin/adapters/low/pin")
         assert pinned.json() == {"adapter": "low", "pinned": True}
         assert client.post("/admin/adapters/low/unpin").status_code == 200
-        slots = {one["adapter"]: one["pinned"] for one in client.get("/admin/state").json()["slots"]}
+        slots = {
+            one["adapter"]: one["pinned"] for one in client.get("/admin/state").json()["slots"]
+        }
         assert slots == {"low": False, "high": False}
         assert client.get("/").status_code == 200
     assert child.returncode == 0

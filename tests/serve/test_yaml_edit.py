@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laura.recipe_reading import load_mapping
@@ -46,6 +46,7 @@ def commented(text: str) -> list[str]:
     return [line[line.index("#") :] for line in text.splitlines() if "#" in line]
 
 
+@settings(deadline=None)
 @given(
     trees, st.lists(names, min_size=1, max_size=3), st.one_of(leaves, mappings), st.booleans(),
     st.sampled_from([None, False, True]),
@@ -67,6 +68,7 @@ def test_reads_as_the_changed_mapping(
     assert yaml.safe_load(new) == with_value(tree, tuple(where), value)
 
 
+@settings(deadline=None)
 @given(trees, st.integers(0, 100))
 def test_takes_away_what_is_there(tree: dict[str, Any], number: int) -> None:
     paths = [(one,) for one in tree]
