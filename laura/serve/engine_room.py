@@ -122,7 +122,9 @@ class EngineRoom:
             try:
                 if self._over:
                     raise EngineError(GONE, "gone")
-                tell(answer.set_result, work())
+                done = work()
+                self._publish()  # who asks for the state next finds it done
+                tell(answer.set_result, done)
             except Exception as error:
                 tell(answer.set_exception, error)  # type: ignore[arg-type]
 
