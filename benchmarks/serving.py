@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"the benchmark cannot run: {error}")
         return 2
     for precision, sides in results.items():
-        say("\n" + table(precision, sides, options.at_once))
+        say("\n" + table(precision, sides, options.at_once, not options.quick))
     if options.json:
         record = {"model": options.model, "threads": options.threads, "results": results}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
@@ -140,7 +140,9 @@ def line(result: dict[str, Any]) -> str:
     return ", ".join(f"{load}: {rate([result], int(load)):.0f} tokens/s" for load in loads)
 
 
-def table(precision: str, sides: dict[str, list[dict[str, Any]]], at_once: Sequence[int]) -> str:
+def table(
+    precision: str, sides: dict[str, list[dict[str, Any]]], at_once: Sequence[int], whole: bool
+) -> str:
     """Rates and times of every side, and the ratios the goals are about."""
     head = f"{precision:<32}" + "".join(f"{f'{load} at once':>20}" for load in at_once)
     lines = [head, f"{'':<32}" + f"{'tokens/s':>10}{'first':>10}" * len(at_once)]
@@ -159,7 +161,9 @@ def table(precision: str, sides: dict[str, list[dict[str, Any]]], at_once: Seque
             share = memory["an_adapter"] / memory["its_file"]
             row += f"   an adapter takes {share:.2f} of its file"
         lines.append(row)
-    return "\n".join([*lines, *verdicts(rates, max(at_once), min(at_once))])
+    if whole:
+        lines += verdicts(rates, max(at_once), min(at_once))
+    return "\n".join(lines)
 
 
 def verdicts(rates: dict[str, dict[int, float]], most: int, least: int) -> list[str]:

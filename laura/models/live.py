@@ -140,8 +140,10 @@ class LiveEngine:
         self.context_tokens = Encoder(tokenizer, model.config).context_tokens
         self.end_ids = end_tokens(model, tokenizer)
         self._special = {tokenizer.decode([one]): one for one in tokenizer.all_special_ids}
-        groups, self._board = join_maps(model, precision)
-        self.weight_bytes = sum(one.untyped_storage().nbytes() for one in model.parameters())
+        joined, self._board = join_maps(model, precision)
+        plain = sum(one.untyped_storage().nbytes() for one in model.parameters())
+        self.weight_bytes = plain + sum(one.product.bytes for one in joined)
+        groups = [one.group for one in joined]
         self.slots = Slots(groups, slots, max_rank, precision, self.device)
         kept = int(cache_bytes * BEGINNINGS_SHARE)
         self.beginnings = Beginnings(kept)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from laura.models.device import linear
+from laura.models.packed import PackedMap
 from laura.models.slots import MapGroup, Shelf, Slot
 
 # From so many tokens on a slot goes alone: padding others up to it would cost more.
@@ -43,6 +43,25 @@ class Batched:
     count: int
     tokens: int
 
+    def inner(self, group: str, x_PI: Tensor) -> Tensor | None:
+        """A x of these slots' tokens, (K, M, R); None where they do not change the group."""
+        stack = self.shelf.down.get(group)
+        if stack is None:
+            return None
+        x_KMI = x_PI.unflatten(0, (self.count, self.tokens))
+        return torch.bmm(x_KMI, stack[self.first : self.first + self.count].mT)
+
+    def outer(
+        self, name: str, names: Sequence[str], inner_KMR: Tensor | None, y_TO: Tensor
+    ) -> Tensor:
+        """B (A x) of one map of the group, (K * M, O); zeros where they do not change it."""
+        rank = self.shelf.ranks.get(name, 0)
+        if inner_KMR is None or not rank:
+            return y_TO.new_zeros(self.count * self.tokens, y_TO.shape[1])
+        start = sum(self.shelf.ranks.get(one, 0) for one in names[: names.index(name)])
+        stack = self.shelf.up[name][self.first : self.first + self.count]
+        return torch.bmm(inner_KMR[:, :, start : start + rank], stack).flatten(0, 1)
+
 
 @dataclass
 class Alone:
@@ -62,13 +81,15 @@ class Plan:
         batched: Slots with few.
         gather: For the batched ones, one after another: which token of the pass.
         back: For every token of the pass: which of these it is; the one behind the last
-            stands for none. None where token i is i and none is left out.
+            stands for none. None where token i is i.
+        leaves_out: Whether a token is none of them.
     """
 
     alone: list[Alone] = field(default_factory=list)
     batched: list[Batched] = field(default_factory=list)
     gather: Tensor | None = None
     back: Tensor | None = None
+    leaves_out: bool = False
 
 
 @dataclass
@@ -104,6 +125,7 @@ def plan_of(segments: Sequence[tuple[Slot | None, int]], device: torch.device) -
     if gather:
         plan.gather = torch.tensor(gather, device=device)
         if back != list(range(len(gather))):
+            plan.leaves_out = -1 in back
             places = [len(gather) if place < 0 else place for place in back]
             plan.back = torch.tensor(places, device=device)
     return plan
@@ -130,7 +152,7 @@ def _runs(slots: list[Slot], tokens: dict[Slot, int]) -> list[list[Slot]]:
     return parted
 
 
-class JoinedMaps(nn.Module):
+class JoinedMaps:
     """Linear maps of one input as a single product, and their adapters'.
 
     Args:
@@ -143,16 +165,14 @@ class JoinedMaps(nn.Module):
     def __init__(
         self, group: MapGroup, maps: Sequence[nn.Linear], board: Board, dtype: torch.dtype
     ) -> None:
-        super().__init__()
         self.group, self.board = group, board
         weight = torch.cat([one.weight.detach().to(dtype) for one in maps])
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        biases = [one.bias for one in maps]
-        self.bias: Tensor | None = None
-        if any(bias is not None for bias in biases):
+        bias = None
+        if any(one.bias is not None for one in maps):
             zeros = [one.weight.new_zeros(len(one.weight)) for one in maps]
-            parts = [z if b is None else b.detach() for z, b in zip(zeros, biases, strict=True)]
-            self.bias = nn.Parameter(torch.cat(parts).to(dtype), requires_grad=False)
+            pairs = zip(zeros, maps, strict=True)
+            bias = torch.cat([z if m.bias is None else m.bias.detach() for z, m in pairs]).to(dtype)
+        self.product = PackedMap(weight, bias)
         self._read: Tensor | None = None
         self._parts: dict[str, Tensor] = {}
 
@@ -166,8 +186,8 @@ class JoinedMaps(nn.Module):
         return found
 
     def _computed(self, x: Tensor) -> dict[str, Tensor]:
-        x_TI = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
-        y_TO = linear(x_TI, self.weight, self.bias)
+        x_TI = x.reshape(-1, x.shape[-1]).to(self.product.dtype)
+        y_TO = self.product(x_TI)
         parts = dict(zip(self.group.names, y_TO.split(self.group.outputs, dim=1), strict=True))
         plan = self.board.plan
         for one in plan.alone:
@@ -180,7 +200,7 @@ class JoinedMaps(nn.Module):
         stack = one.shelf.down.get(self.group.names[0])
         if stack is None:
             return
-        inner_TR = linear(x_TI[one.tokens], stack[one.place])
+        inner_TR = x_TI[one.tokens] @ stack[one.place].T
         start = 0
         for name in self.group.names:
             rank = one.shelf.ranks.get(name, 0)
@@ -195,66 +215,41 @@ class JoinedMaps(nn.Module):
         if not any(first in run.shelf.down for run in plan.batched):
             return
         x_PI = x_TI.index_select(0, plan.gather)
-        sums = {name: y.new_zeros(len(x_PI) + 1, y.shape[1]) for name, y in parts.items()}
-        start = 0
+        inners, start = [], 0
         for run in plan.batched:
             end = start + run.count * run.tokens
-            self._add_run(run, x_PI[start:end], {n: y[start:end] for n, y in sums.items()})
+            inners.append(run.inner(first, x_PI[start:end]))
             start = end
         for name, y in parts.items():
-            found = sums[name]
-            y += found[:-1] if plan.back is None else found.index_select(0, plan.back)
-
-    def _add_run(self, run: Batched, x_PI: Tensor, sums: dict[str, Tensor]) -> None:
-        stack = run.shelf.down.get(self.group.names[0])
-        if stack is None:
-            return
-        places = slice(run.first, run.first + run.count)
-        x_KMI = x_PI.unflatten(0, (run.count, run.tokens))
-        inner_KRM = torch.bmm(stack[places], x_KMI.mT)
-        start = 0
-        for name in self.group.names:
-            rank = run.shelf.ranks.get(name, 0)
-            if rank:
-                inner = inner_KRM[:, start : start + rank]
-                out_KMO = sums[name].unflatten(0, (run.count, run.tokens))
-                torch.bmm(inner.mT, run.shelf.up[name][places], out=out_KMO)
-                start += rank
+            runs = zip(plan.batched, inners, strict=True)
+            sums = [run.outer(name, self.group.names, inner, y) for run, inner in runs]
+            if plan.leaves_out:
+                sums.append(y.new_zeros(1, y.shape[1]))
+            found = sums[0] if len(sums) == 1 else torch.cat(sums)
+            y += found if plan.back is None else found.index_select(0, plan.back)
 
 
 class PartOfMaps(nn.Module):
-    """Stands where the model has one of the joined maps.
+    """Stands where the model has one of the joined maps."""
 
-    Args:
-        joined: What computes it.
-        name: Its full name.
-        holds: Whether it is the one that holds the joined maps among the model's modules.
-    """
-
-    def __init__(self, joined: JoinedMaps, name: str, holds: bool) -> None:
+    def __init__(self, joined: JoinedMaps, name: str) -> None:
         super().__init__()
-        self.name = name
-        self.joined: JoinedMaps
-        if holds:
-            self.joined = joined
-        else:
-            # As a plain attribute, so that the model counts its weights once.
-            object.__setattr__(self, "joined", joined)
+        self.joined, self.name = joined, name
 
     def forward(self, x: Tensor) -> Tensor:
         """The map's output, (..., out)."""
         return self.joined.part(self.name, x)
 
 
-def join_maps(model: nn.Module, dtype: torch.dtype) -> tuple[list[MapGroup], Board]:
+def join_maps(model: nn.Module, dtype: torch.dtype) -> tuple[list[JoinedMaps], Board]:
     """Make a model's maps ready; it serves only from then on.
 
     Weights of the maps are held once, in `dtype`.
 
     Returns:
-        The groups, and the board on which the plan of a pass is put.
+        The joined maps, and the board on which the plan of a pass is put.
     """
-    board, groups = Board(), []
+    board, made = Board(), []
     names = {module: name for name, module in model.named_modules()}
     for layer in model.get_decoder().layers:  # type: ignore[operator]
         for members in JOINED:
@@ -265,8 +260,6 @@ def join_maps(model: nn.Module, dtype: torch.dtype) -> tuple[list[MapGroup], Boa
             joined = JoinedMaps(group, maps, board, dtype)
             for name in full:
                 parent, _, last = name.rpartition(".")
-                setattr(
-                    model.get_submodule(parent), last, PartOfMaps(joined, name, name == full[0])
-                )
-            groups.append(group)
-    return groups, board
+                setattr(model.get_submodule(parent), last, PartOfMaps(joined, name))
+            made.append(joined)
+    return made, board

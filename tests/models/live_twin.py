@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from laura.models.adapters import PREFIX
@@ -43,9 +45,11 @@ def made_adapter(
     return LoraSettings(rank=rank, alpha=scale * rank, targets=tuple(names)), tensors
 
 
-def merged(adapter: tuple[LoraSettings, dict[str, Tensor]] | None) -> Any:
+def merged(
+    adapter: tuple[LoraSettings, dict[str, Tensor]] | None, make: Callable[[], Any] = tiny
+) -> Any:
     """The tiny model with an adapter's update added to its weights."""
-    model = tiny()
+    model = make()
     if adapter is None:
         return model
     settings, tensors = adapter
@@ -105,10 +109,6 @@ def one_answer(engine: LiveEngine, wanted: Continuation) -> Heard:
 
 def written(folder: Path, adapter: tuple[LoraSettings, dict[str, Tensor]]) -> Path:
     """An adapter as a PEFT folder."""
-    import json
-
-    from safetensors.torch import save_file
-
     settings, tensors = adapter
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")

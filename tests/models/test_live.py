@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 
+from laura.models.adapters import read_settings
 from laura.models.live import Continuation, LiveEngine
 from laura.models.sampling import Draw
 from tests.models.live_twin import (
@@ -23,6 +27,9 @@ from tests.models.live_twin import (
     one_answer,
     tiny,
 )
+from tests.models.test_many_adapters import folders, pytestmark
+
+__all__ = ["folders", "pytestmark"]
 
 CACHE_BYTES = 2**25
 ADAPTERS = {
@@ -94,6 +101,24 @@ def test_answers_of_many_lengths_and_adapters_equal_each_alone(
     assert engine.lanes.rows == 0
     assert all(slot.uses == 0 for slot in engine.slots.held.values())
     assert len({heard[one].text for one in ended}) > 15
+
+
+def test_adapters_of_peft_answer_as_there(
+    engine: LiveEngine, folders: list[Path], tiny_tokenizer: Any
+) -> None:
+    """Patterns of ranks, rsLoRA and single layers, against PEFT's own merge."""
+    prompt = tiny_tokenizer.encode("question: how many cats? answer")
+    asked = []
+    for folder in folders:
+        settings = read_settings(folder)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        slot = engine.slots.place(folder.name, folder.name, settings, tensors)
+        asked.append(wanted(prompt, 16, slot=slot))
+        engine.add(asked[-1])
+    hear(engine, {})
+    for folder, one in zip(folders, asked, strict=True):
+        check_greedy(one, PeftModel.from_pretrained(tiny(), folder).merge_and_unload())
+    assert len({tuple(one.tokens) for one in asked}) > 4
 
 
 def test_a_long_prompt_is_read_in_parts_while_others_run(

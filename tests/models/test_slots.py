@@ -14,8 +14,8 @@ from tests.models.live_twin import ATTENTION, MLP, made_adapter, tiny
 
 
 def slots_of(most: int = 3, max_rank: int = 8) -> Slots:
-    groups, _ = join_maps(tiny(), torch.float32)
-    return Slots(groups, most, max_rank, torch.float32, torch.device("cpu"))
+    joined, _ = join_maps(tiny(), torch.float32)
+    return Slots([one.group for one in joined], most, max_rank, torch.float32, torch.device("cpu"))
 
 
 def own_bytes(adapter: Any) -> int:

@@ -22,8 +22,9 @@ from laura.serve.engines import (
     NewText,
     PromptScores,
 )
-from laura.serve.inprocess import InProcess
-from tests.models.live_twin import ATTENTION, MLP, alone, made_adapter, merged, tiny
+from laura.serve.inprocess import InProcess, open_inprocess
+from tests.conftest import make_tiny_model
+from tests.models.live_twin import ATTENTION, MLP, alone, made_adapter, merged, tiny, written
 
 ADAPTERS = {f"a{seed}": made_adapter(seed, 4 if seed % 2 else 6, MLP) for seed in range(6)}
 TEXT = "question: how many cats? answer"
@@ -361,5 +362,25 @@ def test_attention_adapters_load_too(tiny_tokenizer: Any) -> None:
             found = await text_of(setting.submit(adapter="attention"))
             assert found == expected(tiny_tokenizer, "attention", setting.prompt, 8)
             del ADAPTERS["attention"]
+
+    run(work())
+
+
+def test_an_engine_of_a_folder_reads_adapters_from_folders(
+    tiny_folder: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    written(tmp_path / "mine", ADAPTERS["a1"])
+    files = AdapterFiles("mine", tmp_path / "mine", "its digest", 4, 1000)
+    prompt = tuple(tiny_tokenizer.encode(TEXT))
+    model = merged(ADAPTERS["a1"], make_tiny_model)
+
+    async def work() -> None:
+        engine = open_inprocess(str(tiny_folder), device="cpu", precision="fp32", slots=1)
+        await engine.start()
+        ask = Ask("1", "t", prompt, 9, adapter="mine", ignore_end=True)
+        found = await text_of(engine.submit(ask, files))
+        await engine.stop(1)
+        assert found == tiny_tokenizer.decode(alone(model, prompt, 9), skip_special_tokens=True)
+        assert engine.context_tokens == 512 and len(engine.fingerprint) == 64
 
     run(work())

@@ -1,0 +1,39 @@
+"""A packed map against functional.linear, and row by row against itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from laura.models.packed import PackedMap
+
+
+@pytest.mark.parametrize("shape", [(3072, 576), (576, 1536), (960, 576), (64, 128), (7, 5)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_packed_map_is_a_linear(shape: tuple[int, int], precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(shape).to(precision), torch.randn(shape[0]).to(precision)
+    product, plain = PackedMap(weight, bias), PackedMap(weight)
+    for rows in (1, 2, 3, 33, 160):
+        x = torch.randn(rows, shape[1]).to(precision)
+        tolerance = 1e-3 if precision == torch.float32 else 0.5
+        torch.testing.assert_close(product(x), linear(x, weight, bias), atol=tolerance, rtol=1e-2)
+        torch.testing.assert_close(plain(x), linear(x, weight), atol=tolerance, rtol=1e-2)
+    assert product.bytes == weight.numel() * weight.element_size()
+
+
+@pytest.mark.parametrize("shape", [(3072, 576), (576, 1536), (960, 576), (576, 576)])
+@torch.inference_mode()
+def test_a_row_does_not_depend_on_its_neighbours(shape: tuple[int, int]) -> None:
+    """To the last bit, on the shapes of SmolLM2-135M, where oneDNN's kernels are AVX-512's."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not torch.backends.mkldnn.is_available() or capability != "AVX512":
+        pytest.skip(f"oneDNN's kernels for {capability} may differ")
+    torch.manual_seed(0)
+    product = PackedMap(torch.randn(shape))
+    x = torch.randn(64, shape[1])
+    whole = product(x)
+    for rows in (1, 2, 5, 17, 32, 33):
+        part = torch.cat([product(x[i : i + rows]) for i in range(0, 64, rows)])
+        assert part.equal(whole), f"{rows} rows differ by {(part - whole).abs().max():.0e}"
