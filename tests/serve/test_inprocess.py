@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from laura.models.live import LiveEngine
+from laura.serve.bases import base_facts
 from laura.serve.engines import (
     AdapterFiles,
     Ask,
@@ -23,6 +24,7 @@ from laura.serve.engines import (
     PromptScores,
 )
 from laura.serve.inprocess import InProcess, open_inprocess
+from laura.serve.library import Library
 from tests.conftest import make_tiny_model
 from tests.models.live_twin import ATTENTION, MLP, alone, made_adapter, merged, tiny, written
 
@@ -370,7 +372,7 @@ def test_an_engine_of_a_folder_reads_adapters_from_folders(
     tiny_folder: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     written(tmp_path / "mine", ADAPTERS["a1"])
-    files = AdapterFiles("mine", tmp_path / "mine", "its digest", 4, 1000)
+    files = Library(tmp_path, base_facts(tiny_folder)).open("mine")
     prompt = tuple(tiny_tokenizer.encode(TEXT))
     model = merged(ADAPTERS["a1"], make_tiny_model)
 
