@@ -196,6 +196,8 @@ def made_small(recipe: Recipe, model: Path) -> dict[str, Any]:
     train, rows = recipe.train, min(2, recipe.train.batch_tokens // recipe.train.row_tokens)
     data["train"] |= {"row_tokens": 64, "batch_tokens": 64 * rows,
                       "rows_per_pass": min(2, train.rows_per_pass)}  # fmt: skip
+    if train.warmup_steps is not None:  # as in the paper, past the two smallest budgets of 2, 4, 8
+        data["train"]["warmup_steps"] = 5
     if recipe.budget.tokens:
         count = min(3, len(recipe.budget.tokens))
         data["budget"]["tokens"] = [256 * 2**n for n in range(count)]
