@@ -6,11 +6,11 @@ without, the plain base answers.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
+
+from serving_side import carry_out, every_load
 
 
 class Peer:
@@ -42,14 +42,6 @@ class Peer:
                 self.model.load_adapter(folder, self.names[-1], autocast_adapter_dtype=False)
         self.model.eval()
 
-    def run(self) -> dict[str, Any]:
-        """Every load: what it took."""
-        result: dict[str, Any] = {}
-        for load, runs in self.work["prompts"].items():
-            self.together(runs[0])
-            result[load] = [self.together(prompts) for prompts in runs[1:]]
-        return result
-
     def together(self, prompts: list[list[int]]) -> dict[str, Any]:
         """One batch: seconds, new tokens, seconds until each first token."""
         import torch
@@ -78,18 +70,10 @@ class Peer:
         return {"seconds": seconds, "tokens": tokens, "first": [first[0] - started] * len(prompts)}
 
 
-def main() -> None:
-    """Read the command line, do the work, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", required=True)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
-    parser.add_argument("--mixed", action="store_true")
-    options = parser.parse_args()
-    work = json.loads(Path(options.work).read_text())
-    result = Peer(work, options.precision, options.mixed).run()
-    Path(options.output).write_text(json.dumps(result))
+def answer(work: dict[str, Any], precision: str, mixed: bool) -> dict[str, Any]:
+    """Every load: what it took."""
+    return every_load(work["prompts"], Peer(work, precision, mixed).together)
 
 
 if __name__ == "__main__":
-    main()
+    carry_out(answer)

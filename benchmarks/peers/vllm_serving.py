@@ -6,11 +6,11 @@ first token comes from its own counters.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
+
+from serving_side import carry_out, every_load
 
 
 class Peer:
@@ -41,14 +41,6 @@ class Peer:
             enable_prefix_caching=False, disable_log_stats=False, **more,
         )  # fmt: skip
 
-    def run(self) -> dict[str, Any]:
-        """Every load: what it took."""
-        result: dict[str, Any] = {}
-        for load, runs in self.work["prompts"].items():
-            self.together(runs[0])
-            result[load] = [self.together(prompts) for prompts in runs[1:]]
-        return result
-
     def together(self, prompts: list[list[int]]) -> dict[str, Any]:
         """One batch: seconds, new tokens, seconds until each first token."""
         from vllm import SamplingParams
@@ -75,18 +67,10 @@ def _first(one: Any, seconds: float) -> float:
     return float(latency) if latency else seconds
 
 
-def main() -> None:
-    """Read the command line, do the work, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", required=True)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
-    parser.add_argument("--mixed", action="store_true")
-    options = parser.parse_args()
-    work = json.loads(Path(options.work).read_text())
-    result = Peer(work, options.precision, options.mixed).run()
-    Path(options.output).write_text(json.dumps(result))
+def answer(work: dict[str, Any], precision: str, mixed: bool) -> dict[str, Any]:
+    """Every load: what it took."""
+    return every_load(work["prompts"], Peer(work, precision, mixed).together)
 
 
 if __name__ == "__main__":
-    main()
+    carry_out(answer)

@@ -6,12 +6,12 @@ the peers' side.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import Any
+
+from serving_side import carry_out
 
 
 class Laura:
@@ -24,21 +24,17 @@ class Laura:
     """
 
     def __init__(self, work: dict[str, Any], precision: str, mixed: bool) -> None:
-        from laura.models.adapters import CONFIG, WEIGHTS
+        from laura.serve.bases import base_facts
         from laura.serve.engines import AdapterFiles
         from laura.serve.inprocess import open_inprocess
+        from laura.serve.library import Library
 
         self.work, self.count = work, 0
         self.files: list[AdapterFiles | None] = [None]
         if mixed:
-            self.files = [
-                AdapterFiles(
-                    Path(folder).name, Path(folder), f"digest of {folder}",
-                    json.loads((Path(folder) / CONFIG).read_text())["r"],
-                    (Path(folder) / WEIGHTS).stat().st_size,
-                )
-                for folder in work["adapters"]
-            ]  # fmt: skip
+            folders = [Path(folder) for folder in work["adapters"]]
+            library = Library(folders[0].parent, base_facts(Path(work["model"])))
+            self.files = [library.open(folder.name) for folder in folders]
         self.engine = open_inprocess(
             work["model"], device="cpu", precision=precision, slots=max(1, len(self.files))
         )
@@ -91,18 +87,10 @@ class Laura:
         return tokens, first
 
 
-def main() -> None:
-    """Read the command line, do the work, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", required=True)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
-    parser.add_argument("--mixed", action="store_true")
-    options = parser.parse_args()
-    work = json.loads(Path(options.work).read_text())
-    result = asyncio.run(Laura(work, options.precision, options.mixed).run())
-    Path(options.output).write_text(json.dumps(result))
+def answer(work: dict[str, Any], precision: str, mixed: bool) -> dict[str, Any]:
+    """Every load: what it took; and what an adapter takes in memory."""
+    return asyncio.run(Laura(work, precision, mixed).run())
 
 
 if __name__ == "__main__":
-    main()
+    carry_out(answer)
