@@ -37,7 +37,7 @@ demo: $(STAMP)  ## Compare LoRA and full finetuning on the micro laboratory (und
 
 test: test-fast test-slow  ## Run every test but those that need a GPU
 
-test-fast: $(STAMP)  ## Run the unit tests (about a minute)
+test-fast: $(STAMP)  ## Run the unit tests (about eight minutes on two cores)
 	$(PYTEST) -m "not slow and not gpu" \
 		--cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR)
 

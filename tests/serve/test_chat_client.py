@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -41,6 +41,22 @@ def ask(panel: ServerPanel, question: str) -> Turn:
     return Chat(panel, Sampling(0.5, 30, 7)).ask(question, lambda turn: None)
 
 
+def once_all_begin(text: str, then: Callable[[Turn], object]) -> Callable[[Turn], None]:
+    """Watches a turn from a thread of its own; `then` is called once every answer begins so."""
+
+    def watch(turn: Turn) -> None:
+        def wait() -> None:
+            until = time.monotonic() + 30
+            replies = turn.replies.values()
+            while time.monotonic() < until and not all(r.text.startswith(text) for r in replies):
+                time.sleep(0.01)
+            then(turn)
+
+        threading.Thread(target=wait).start()
+
+    return watch
+
+
 def test_all_models_answer_at_once(url: str, behaviour: Behaviour) -> None:
     behaviour.ready.set()
     panel = ServerPanel(url + "/v1/")
@@ -60,17 +76,12 @@ def test_all_models_answer_at_once(url: str, behaviour: Behaviour) -> None:
 def test_answers_are_seen_while_they_are_written(url: str, behaviour: Behaviour) -> None:
     seen: list[list[str]] = []
 
-    def watch(turn: Turn) -> None:
-        def wait() -> None:
-            until = time.monotonic() + 10
-            while time.monotonic() < until and not all(r.text for r in turn.replies.values()):
-                time.sleep(0.01)
-            seen.append([reply.text for reply in turn.replies.values()])
-            behaviour.ready.set()
+    def found(turn: Turn) -> None:
+        seen.append([reply.text for reply in turn.replies.values()])
+        behaviour.ready.set()
 
-        threading.Thread(target=wait).start()
-
-    Chat(ServerPanel(url, chosen=[POET, BASE]), Sampling()).ask(QUESTION, watch)
+    panel = ServerPanel(url, chosen=[POET, BASE])
+    Chat(panel, Sampling()).ask(QUESTION, once_all_begin("The", found))
     assert seen == [["The", "The"]]
 
 
@@ -84,11 +95,10 @@ def test_chosen_models_come_with_the_base_first(url: str) -> None:
 def test_ctrl_c_stops_here_and_on_the_server(url: str, behaviour: Behaviour) -> None:
     # Where the tests run in the background, the shell has SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(0.7, signal.raise_signal, [signal.SIGINT])
-    timer.start()
+    stop = once_all_begin("word word", lambda turn: signal.raise_signal(signal.SIGINT))
     try:
-        turn = ask(ServerPanel(url, chosen=[BASE, POET]), SLOW)
-        timer.join()
+        panel = ServerPanel(url, chosen=[BASE, POET])
+        turn = Chat(panel, Sampling(0.5, 30, 7)).ask(SLOW, stop)
     finally:
         signal.signal(signal.SIGINT, before)
     for reply in turn.replies.values():
