@@ -122,9 +122,13 @@ class Encoder:
         return token
 
 
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's, and those the model was made with."""
-    config = getattr(model, "generation_config", None)
-    listed = getattr(config, "eos_token_id", None)
+def end_ids_of(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those the model was made with.
+
+    Args:
+        generation_config: The model's; None where it has none.
+        tokenizer: Its tokenizer.
+    """
+    listed = getattr(generation_config, "eos_token_id", None)
     ids = list(listed) if isinstance(listed, list | tuple) else [listed]
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from laura.errors import ModelError, UsageError
 from laura.models.decoding import Answer, Generation, Segments
 from laura.models.device import autocast, cache_budget, linear, pass_tokens
-from laura.models.encoding import Encoder, end_tokens
+from laura.models.encoding import Encoder, end_ids_of
 from laura.models.evaluating import evaluating
 from laura.models.key_values import Geometry, geometry_of
 from laura.models.lora import route
@@ -177,7 +177,9 @@ class Engine:
                     self._texts,
                     done,
                     geometry=self._geometry(),
-                    end_ids=end_tokens(self.model, self.tokenizer),
+                    end_ids=end_ids_of(
+                        getattr(self.model, "generation_config", None), self.tokenizer
+                    ),
                     budget_bytes=self.cache_bytes,
                     row_tokens=self.row_tokens,
                     device=self.device,

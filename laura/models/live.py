@@ -19,7 +19,7 @@ from torch import Tensor
 
 from laura.models.beginnings import Beginnings, common_length
 from laura.models.device import linear, pass_tokens
-from laura.models.encoding import Encoder, end_tokens
+from laura.models.encoding import Encoder, end_ids_of
 from laura.models.evaluating import evaluating
 from laura.models.key_values import geometry_of
 from laura.models.lanes import Lanes, Row
@@ -138,7 +138,7 @@ class LiveEngine:
         self.head = output_head(model)
         self.device = self.head.weight.device
         self.context_tokens = Encoder(tokenizer, model.config).context_tokens
-        self.end_ids = end_tokens(model, tokenizer)
+        self.end_ids = end_ids_of(getattr(model, "generation_config", None), tokenizer)
         self._special = {tokenizer.decode([one]): one for one in tokenizer.all_special_ids}
         joined, self._board = join_maps(model, precision)
         plain = sum(one.untyped_storage().nbytes() for one in model.parameters())

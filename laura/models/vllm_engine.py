@@ -22,7 +22,7 @@ import torch
 
 from laura.errors import AdapterError, DataError, ModelError, UsageError
 from laura.models.adapters import read_settings
-from laura.models.encoding import Encoder
+from laura.models.encoding import Encoder, end_ids_of
 from laura.models.load import check_model_folder, describe_model, quiet_transformers
 from laura.models.requests import (
     FORGET,
@@ -329,9 +329,7 @@ def end_ids(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
             settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
         except OSError:
             settings = GenerationConfig.from_model_config(config)
-    listed = settings.eos_token_id
-    ids = list(listed) if isinstance(listed, list | tuple) else [listed]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+    return end_ids_of(settings, tokenizer)
 
 
 def _lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:

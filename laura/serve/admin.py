@@ -15,7 +15,7 @@ from laura.serve.engines import EngineError
 from laura.serve.faults import HttpFault, bad_request, of_engine, unknown_model
 from laura.serve.service import Service
 from laura.serve.tenants import LOCAL, Tenants
-from laura.serve.visits import Visit
+from laura.serve.visits import visit_of
 
 
 class AdminDesk:
@@ -131,19 +131,19 @@ def admin_routes(desk: AdminDesk) -> APIRouter:
     @routes.get("/state")
     async def state(request: Request) -> dict[str, Any]:
         """What the server is doing."""
-        _visit(request).need_admin()
+        visit_of(request).need_admin()
         return await desk.state()
 
     @routes.post("/tenants/reload")
     async def reload_tenants(request: Request) -> dict[str, Any]:
         """Read the tenants file anew."""
-        actor = _visit(request).need_admin()
+        actor = visit_of(request).need_admin()
         return await desk.audited(actor, "tenants.reload", "tenants", desk.reload_tenants())
 
     @routes.post("/adapters/rescan")
     async def rescan(request: Request) -> dict[str, Any]:
         """Look for new, changed and gone adapters."""
-        actor = _visit(request).need_admin()
+        actor = visit_of(request).need_admin()
         return await desk.audited(actor, "adapters.rescan", "adapters", desk.rescan())
 
     actions: dict[str, Callable[[str], Awaitable[dict[str, Any]]]] = {
@@ -164,14 +164,9 @@ def _add_action(
     work: Callable[[str], Awaitable[dict[str, Any]]],
 ) -> None:
     async def act(request: Request, name: str) -> dict[str, Any]:
-        actor = _visit(request).need_admin()
+        actor = visit_of(request).need_admin()
         return await desk.audited(actor, f"adapter.{action}", name, work(name))
 
     routes.post(f"/adapters/{{name}}/{action}", name=f"{action} adapter", description=work.__doc__)(
         act
     )
-
-
-def _visit(request: Request) -> Visit:
-    visit: Visit = request.state.visit
-    return visit

@@ -27,7 +27,7 @@ from laura.serve.service import Service
 from laura.serve.settings import ServeSettings
 from laura.serve.streams import EventStream, chunks_of, while_there
 from laura.serve.tenants import Tenants
-from laura.serve.visits import RequestLog, Visit
+from laura.serve.visits import RequestLog, visit_of
 from laura.serve.wire import ChatRequest, CompletionRequest
 from laura.serve.work import Work
 
@@ -104,13 +104,13 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", response_model=ModelsReply, tags=["models"])
     async def models(request: Request) -> ModelsReply:
         """The base and the adapters that you may use."""
-        tenant = _visit(request).need_tenant()
+        tenant = visit_of(request).need_tenant()
         return ModelsReply(object="list", data=await service.models(tenant))
 
     @app.get("/v1/models/{name:path}", response_model=ModelReply, tags=["models"])
     async def model(request: Request, name: str) -> ModelReply:
         """One of them."""
-        return await service.model(_visit(request).need_tenant(), name)
+        return await service.model(visit_of(request).need_tenant(), name)
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
@@ -128,7 +128,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 async def _answer(
     service: Service, request: Request, wanted: ChatRequest | CompletionRequest
 ) -> Response:
-    visit = _visit(request)
+    visit = visit_of(request)
     work, form = await while_there(request.receive, service.begin(visit, wanted))
     handed_on = False
     try:
@@ -172,7 +172,7 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/metrics", response_class=PlainTextResponse, tags=["operations"])
     async def prometheus(request: Request) -> Response:
         """Numbers for Prometheus; wants an admin key where there are tenants."""
-        _visit(request).need_admin()
+        visit_of(request).need_admin()
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -197,7 +197,7 @@ def _file(name: str, request: Request) -> Response:
 
 async def _fault(request: Request, fault: Exception) -> Response:
     assert isinstance(fault, HttpFault)
-    _visit(request).code = fault.code
+    visit_of(request).code = fault.code
     return JSONResponse(fault.body(), fault.status, fault.headers())
 
 
@@ -215,11 +215,6 @@ async def _refused(request: Request, error: Exception) -> Response:
     response = await _fault(request, fault)
     response.headers.update(error.headers or {})
     return response
-
-
-def _visit(request: Request) -> Visit:
-    visit: Visit = request.state.visit
-    return visit
 
 
 def _told(model: type[ChatReply] | type[CompletionReply]) -> dict[int | str, dict[str, Any]]:

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +13,7 @@ import httpx
 
 from laura.errors import LauraError, UsageError
 from laura.serve.chatting import Member, Messages, Reply, Sampling
+from laura.serve.settings import is_loopback
 
 KEY_VARIABLE = "LAURA_API_KEY"
 MOST_ADAPTERS = 3
@@ -149,7 +149,7 @@ class ServerPanel:
             base_url=self.url,
             headers=headers,
             timeout=httpx.Timeout(SILENCE, connect=CONNECT),
-            trust_env=not _is_loopback(urlsplit(self.url).hostname or ""),
+            trust_env=not is_loopback(urlsplit(self.url).hostname or ""),
         )
 
 
@@ -205,13 +205,6 @@ def _checked(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"--url {url} is no address; give one as http://127.0.0.1:8000")
     return url.rstrip("/").removesuffix("/v1")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _words(error: Exception) -> str:

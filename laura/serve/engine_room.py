@@ -33,10 +33,9 @@ from laura.serve.engines import (
 )
 from laura.serve.fairness import FairQueue
 from laura.serve.loading import Adapter, Loading, NotYet, Read
-from laura.serve.tickets import News, Ticket, call, deliver
+from laura.serve.rates import TokenRate
+from laura.serve.tickets import GONE, News, Ticket, call, deliver
 
-RATE_SECONDS = 10.0
-GONE = "the engine has stopped; try again in a moment"
 STARTING = EngineState(False, "it is starting", (), 0, {}, {}, 0.0, {})
 
 
@@ -65,7 +64,7 @@ class EngineRoom:
         self._cancelled: list[Ticket] = []
         self._fresh = self._over = False
         self._stop_at: float | None = None
-        self._rate: deque[tuple[float, int]] = deque()
+        self._rate = TokenRate()
         self._state = STARTING
         # The thread's own:
         self._live: LiveEngine | None = None
@@ -149,12 +148,12 @@ class EngineRoom:
     def seconds_until_room(self, tenants_own: bool) -> float:
         """About when the queue has a place again."""
         with self._lock:
-            return self._queue.seconds_until_room(self._tokens_per_second(), tenants_own)
+            return self._queue.seconds_until_room(self._rate.per_second(), tenants_own)
 
     def state(self) -> EngineState:
         """What the thread was doing after its last step."""
         with self._lock:
-            waiting, rate = self._queue.waiting(), self._tokens_per_second()
+            waiting, rate = self._queue.waiting(), self._rate.per_second()
             return replace(self._state, waiting=waiting, tokens_per_second=rate)
 
     # In the engine's thread from here on.
@@ -305,13 +304,7 @@ class EngineRoom:
             for tenant, count in tokens.items():
                 self._queue.charge(tenant, count)
             if tokens:
-                self._rate.append((time.monotonic(), tokens.total()))
-
-    def _tokens_per_second(self) -> float:
-        now = time.monotonic()
-        while self._rate and self._rate[0][0] < now - RATE_SECONDS:
-            self._rate.popleft()
-        return sum(count for _, count in self._rate) / RATE_SECONDS
+                self._rate.add(tokens.total())
 
     def _publish(self) -> None:
         live = self._engine

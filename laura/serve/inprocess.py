@@ -17,7 +17,7 @@ from laura.models.encoding import Encoder
 from laura.serve.ask_checks import check_ask, check_rank
 from laura.serve.engines import AdapterFiles, Ask, EngineError, EngineState, Event
 from laura.serve.fairness import FairQueue, QueueFull
-from laura.serve.tickets import Events, Ticket
+from laura.serve.tickets import GONE, Events, Ticket
 
 if TYPE_CHECKING:
     from laura.models.live import LiveEngine
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MOST_WAITING, MOST_WAITING_PER_TENANT = 512, 256
 RETRY_SECONDS = 5.0
-GONE = "the engine has stopped; try again in a moment"
 
 
 class InProcess:

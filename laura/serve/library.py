@@ -24,8 +24,8 @@ from laura.serve.bases import BaseFacts
 from laura.serve.engines import AdapterFiles
 from laura.serve.policy import Judgement, Policy
 from laura.serve.safe_files import Mark, OpenFolder, UnreadableError, printable
+from laura.serve.tenants import NAME_PATTERN
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MOST_NOTES = 20
 # A file that changes twice within a tick of the file system's clock keeps its times.
 TICK_NS = 100_000_000
@@ -279,7 +279,7 @@ def _adapters_in(root: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
     places: dict[str, Path] = {}
     notes = []
     for name, folder in _candidates(root):
-        if not NAME.fullmatch(name):
+        if not re.fullmatch(NAME_PATTERN, name):
             notes.append(
                 f"'{printable(name, 140)}' is no name of an adapter: letters, digits, dot, "
                 "hyphen and underscore are allowed, 128 at most, a letter or digit first; "

@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 from laura.serve.engines import AdapterFiles, Ask, Ended, EngineError, Event
 
+GONE = "the engine has stopped; try again in a moment"
+"""What whoever asks an engine of this process hears when it has ended."""
+
 
 class Ticket:
     """An ask and the events that came for it.

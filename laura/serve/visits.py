@@ -16,6 +16,8 @@ from laura.serve.engines import Ended, Event, NewText
 from laura.serve.faults import HttpFault
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+
     from laura.serve.tenants import Tenant
 
 LONGEST_PATH = 200
@@ -109,6 +111,12 @@ class Visit:
             status = 401 if self.tenant is None else 403
             raise HttpFault(status, "this needs an admin key", "admin_key_needed")
         return self.tenant_name
+
+
+def visit_of(request: Request) -> Visit:
+    """The visit that the gate has begun for a request."""
+    visit: Visit = request.state.visit
+    return visit
 
 
 class RequestLog:

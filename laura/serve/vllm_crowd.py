@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 
 from laura.serve.engines import EngineError
 from laura.serve.fairness import FairQueue, QueueFull
+from laura.serve.rates import TokenRate
 from laura.serve.turns import Turns
 from laura.serve.vllm_job import Job
 from laura.serve.vllm_places import Places, all_pinned
@@ -15,7 +16,6 @@ from laura.serve.vllm_places import Places, all_pinned
 TURN_SECONDS = 2.0
 # So long an adapter waits for a place before no other one gets one.
 PLACE_SECONDS = 5.0
-RATE_SECONDS = 10.0
 
 
 class Crowd:
@@ -34,7 +34,7 @@ class Crowd:
         self._most_running = most_running
         self._queue = FairQueue[Job](most_waiting, most_waiting_per_tenant)
         self._turns = Turns(TURN_SECONDS, time.monotonic)
-        self._rate: deque[tuple[float, int]] = deque()
+        self._rate = TokenRate()
         self.running: set[Job] = set()
 
     def put(self, job: Job) -> None:
@@ -78,7 +78,7 @@ class Crowd:
     def count(self, job: Job, tokens: int) -> None:
         """A sequence has got new tokens."""
         self._queue.charge(job.ask.tenant, tokens)
-        self._rate.append((time.monotonic(), tokens))
+        self._rate.add(tokens)
 
     def send_away(self, error: EngineError) -> None:
         """Nobody waits any more."""
@@ -88,9 +88,7 @@ class Crowd:
 
     def tokens_per_second(self) -> float:
         """New tokens over the last ten seconds."""
-        while self._rate and self._rate[0][0] < time.monotonic() - RATE_SECONDS:
-            self._rate.popleft()
-        return sum(tokens for _, tokens in self._rate) / RATE_SECONDS
+        return self._rate.per_second()
 
     def waiting(self) -> dict[str, int]:
         """How many wait, by tenant."""
