@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "laura": 0,
     "bootstrap": 0,
     "errors": 0,
+    "interrupts": 0,
     "progress": 0,
     "recipe": 0,
     "recipe_analysis": 0,

@@ -22,18 +22,16 @@ from __future__ import annotations
 import os
 import platform
 import selectors
-import signal
 import sys
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from laura.errors import SandboxError
 from laura.evals import confinement
 from laura.evals.confinement import Walls
 from laura.evals.sandbox_run import Limits, NotStartedError, Run, Verdict
+from laura.interrupts import interrupts_postponed
 
 __all__ = ["Limits", "Sandbox", "Verdict", "require_sandbox"]
 
@@ -164,7 +162,7 @@ class Sandbox:
         verdicts: dict[int, Verdict] = {}
         waiting = deque((index, 1) for index in range(len(programs)))
         try:
-            with _interrupts_postponed() as rest, selectors.DefaultSelector() as selector:
+            with interrupts_postponed() as rest, selectors.DefaultSelector() as selector:
                 while waiting or self._running:
                     rest()
                     while waiting and len(self._running) < self.workers:
@@ -207,29 +205,3 @@ class Sandbox:
             run.kill()
         for run in running:
             run.close()
-
-
-@contextmanager
-def _interrupts_postponed() -> Iterator[Callable[[], None]]:
-    """Ctrl-C, only where the function this gives is called.
-
-    Elsewhere it could come between the start of a process and the line that notes it.
-    """
-    pending: list[int] = []
-    previous = signal.getsignal(signal.SIGINT)
-    # Only the main thread may set handlers, and only it is ever interrupted.
-    ours = threading.current_thread() is threading.main_thread() and callable(previous)
-
-    def rest() -> None:
-        if pending and callable(previous):
-            pending.clear()
-            previous(signal.SIGINT, None)
-
-    if ours:
-        signal.signal(signal.SIGINT, lambda number, _: pending.append(number))
-    try:
-        yield rest
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, previous)
-    rest()

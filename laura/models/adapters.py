@@ -121,7 +121,7 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraSettings:
         AdapterError: files are missing or damaged, the adapter uses something
             we cannot represent, or it does not fit this model.
     """
-    settings, tensors = _read(folder)
+    settings, tensors = read_adapter(folder)
     _check_base(model, settings, tensors, folder)
     attach(model, settings, seed=0)
     try:
@@ -145,7 +145,7 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
     Raises:
         AdapterError: as `load_adapter`; the model is left as it was.
     """
-    read = [(folder, *_read(folder)) for folder in folders]
+    read = [(folder, *read_adapter(folder)) for folder in folders]
     ranks: dict[str, int] = {}
     for folder, settings, tensors in read:
         _check_base(model, settings, tensors, folder)
@@ -204,10 +204,15 @@ def read_settings(folder: Path) -> LoraSettings:
     Raises:
         AdapterError: as `load_adapter`, except that no base is looked at.
     """
-    return _read(folder)[0]
+    return read_adapter(folder)[0]
 
 
-def _read(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
+def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
+    """A PEFT adapter's settings, with full module names, and its weights by their names there.
+
+    Raises:
+        AdapterError: as `load_adapter`, but for what only a model could tell.
+    """
     config, tensors = _read_config(folder), _read_weights(folder)
     return resolved(config, _shapes(tensors), folder), tensors
 

@@ -66,6 +66,11 @@ class LoraSettings:
         )
         return rank, alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
+    @property
+    def largest_rank(self) -> int:
+        """Of settings whose targets are full module names: the largest rank of one."""
+        return max(self.for_module(name)[0] for name in self.targets)
+
 
 @dataclass
 class Route:

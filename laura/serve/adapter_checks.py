@@ -100,7 +100,7 @@ class Outline:
     @property
     def rank(self) -> int:
         """The largest rank of a module."""
-        return max(self.settings.for_module(name)[0] for name in self.settings.targets)
+        return self.settings.largest_rank
 
 
 def marks(folder: OpenFolder) -> tuple[Mark | None, ...]:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 from laura.data.templates import chat_prompts, end_tokens
 from laura.errors import UsageError
-from laura.models.adapters import load_adapters
-from laura.models.device import resolve_precision
-from laura.models.engine import Engine
+from laura.interrupts import interrupts_postponed
+from laura.models.adapters import read_adapter
+from laura.models.device import cache_budget, resolve_precision
+from laura.models.encoding import Encoder
+from laura.models.live import Continuation, LiveEngine, News
 from laura.models.load import Base, load_base
-from laura.models.requests import GenerateAnswer, GenerateRequest
+from laura.models.requests import GenerateRequest
+from laura.models.sampling import check_settings, draw_of
+from laura.models.slots import Slot
 from laura.progress import SILENT, Progress
 from laura.record import RECORD_FILE, read_record
 from laura.serve.chatting import Member, Messages, Reply, Sampling
@@ -21,7 +25,7 @@ BASE = "base"  # no adapter can be called so
 
 
 class LoadedPanel:
-    """Answers with the engine of evaluation: all models in one batch.
+    """Answers with the engine of the server: all models in one batch, word by word.
 
     Args:
         model: Registry name, folder, GGUF file or Hub id of the base.
@@ -31,7 +35,7 @@ class LoadedPanel:
 
     Raises:
         ModelError: the base cannot be used.
-        AdapterError: an adapter does not fit it.
+        AdapterError: an adapter does not fit it, or the engine cannot carry it (DoRA).
         StoreError: an adapter's laura.json is damaged.
     """
 
@@ -42,13 +46,20 @@ class LoadedPanel:
         device: str | None = None,
         progress: Progress = SILENT,
     ) -> None:
-        base = load_base(model, device=device, progress=progress)
-        if adapters:
-            load_adapters(base.model, list(adapters.values()))
-        slots = {name: slot for slot, name in enumerate(adapters)}
-        precision = resolve_precision("auto", base.model.device)
-        self._engine = Engine(base.model, base.tokenizer, precision, adapters=slots)
-        self._base = base
+        read = {name: read_adapter(folder) for name, folder in adapters.items()}
+        base = self._base = load_base(model, device=device, progress=progress)
+        self._engine = LiveEngine(
+            base.model,
+            base.tokenizer,
+            precision=resolve_precision("auto", base.model.device),
+            slots=max(1, len(read)),
+            max_rank=max((settings.largest_rank for settings, _ in read.values()), default=1),
+            cache_bytes=cache_budget(base.model.device),
+        )
+        self._slots: dict[str, Slot | None] = {BASE: None}
+        for name, (settings, tensors) in read.items():
+            self._slots[name] = self._engine.slots.place(name, name, settings, tensors)
+        self._encoder = Encoder(base.tokenizer, base.model.config)
         self._has_template = bool(getattr(base.tokenizer, "chat_template", None))
         self.members = [Member(BASE, True)]
         self.members += [_member(name, folder, base) for name, folder in adapters.items()]
@@ -64,34 +75,52 @@ class LoadedPanel:
         Raises:
             UsageError: a conversation leaves no room for its answer.
         """
-        names = list(conversations)
-        requests = [self._request(name, conversations[name], sampling) for name in names]
+        asked = {
+            self._continuation(name, messages, sampling): replies[name]
+            for name, messages in conversations.items()
+        }
+        with self._engine:
+            try:
+                self._run(asked)
+            finally:
+                for one in asked:
+                    self._engine.drop(one)
 
-        def found(number: int, answer: GenerateAnswer) -> None:
-            reply = replies[names[number]]
-            reply.text, reply.tokens = answer.text, answer.tokens
-            reply.finish = "length" if answer.finish == "length" else "stop"
+    def _run(self, asked: Mapping[Continuation, Reply]) -> None:
+        waiting = list(asked)
+        # A step that is broken off would leave rows of which nobody knows how long they are.
+        with interrupts_postponed() as rest:
+            while waiting or self._engine.busy:
+                rest()
+                waiting = [one for one in waiting if not self._engine.add(one)]
+                for news in self._engine.step():
+                    _tell(news, asked[news.of])
 
-        self._engine.generate(requests, found=found)
-
-    def _request(self, name: str, messages: Messages, sampling: Sampling) -> GenerateRequest:
-        adapter = None if name == BASE else name
-        prompt = self._prompt(messages)
-        tokens = len(self._base.tokenizer.encode(prompt))
-        most = self._engine.encoder.context_tokens
+    def _continuation(self, name: str, messages: Messages, sampling: Sampling) -> Continuation:
+        text = self._prompt(messages)
+        tokens = len(self._base.tokenizer.encode(text))
+        most = self._engine.context_tokens
         if tokens + sampling.max_tokens > most:
             raise UsageError(
                 f"the conversation has {tokens} tokens and the answer may have "
                 f"{sampling.max_tokens}, but this base reads {most} together; begin anew with "
                 "/clear, or lower --max-tokens"
             )
-        return GenerateRequest(
-            prompt,
+        request = GenerateRequest(
+            text,
             self._stops(),
             sampling.max_tokens,
             temperature=sampling.temperature,
             seed=sampling.seed,
-            adapter=adapter,
+        )
+        check_settings(request)
+        return Continuation(
+            owner="chat",
+            prompt=tuple(self._encoder.prompt(text, sampling.max_tokens)),
+            limit=sampling.max_tokens,
+            slot=self._slots[name],
+            draw=draw_of(request),
+            stop=request.stop,
         )
 
     def _prompt(self, messages: Messages) -> str:
@@ -106,6 +135,14 @@ class LoadedPanel:
             return ()
         tokenizer = self._base.tokenizer
         return tuple(tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer))))
+
+
+def _tell(news: News, reply: Reply) -> None:
+    reply.text += news.told.text
+    if news.fault:
+        reply.finish, reply.error = "failed", news.fault
+    elif news.finish:
+        reply.finish, reply.tokens = news.finish, len(news.of.tokens)
 
 
 def _member(name: str, folder: Path, base: Base) -> Member:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from laura.models.load import load_base
 from laura.models.lora import LoraSettings, attach, lora_layers
 from laura.record import Record, write_record
 from laura.serve.chat_in_process import LoadedPanel
-from laura.serve.chatting import Chat, Sampling
+from laura.serve.chatting import Chat, Sampling, Turn
 from tests.test_record import VALUE
 
 
@@ -64,25 +65,69 @@ def test_the_record_is_told_and_another_base_warned_of(panel: LoadedPanel) -> No
     assert "trained on m with other weights" in loud.warnings[0]
 
 
-def test_a_stopped_answer_leaves_the_model_as_it_was(
-    panel: LoadedPanel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_grow_word_by_word(panel: LoadedPanel) -> None:
+    seen: list[list[str]] = []
+    step = panel._engine.step
+
+    def watched(turn: Turn) -> None:
+        def stepped() -> Any:
+            seen.append([reply.text for reply in turn.replies.values()])
+            return step()
+
+        panel._engine.step = stepped  # type: ignore[method-assign]
+
+    try:
+        turn = Chat(panel, Sampling(max_tokens=12)).ask("Where does Ada live?", watched)
+    finally:
+        panel._engine.step = step  # type: ignore[method-assign]
+    for place, reply in enumerate(turn.replies.values()):
+        grown = [texts[place] for texts in seen]
+        assert len(set(grown)) > 5
+        assert all(reply.text.startswith(text) for text in grown)
+
+
+def test_a_stopped_answer_leaves_the_model_as_it_was(panel: LoadedPanel) -> None:
     chat = Chat(panel, Sampling(max_tokens=12))
     before = chat.ask("Where does Ada live?", lambda turn: None)
     chat.turns.clear()
-    picks, pick = [], panel._engine._pick
+    decoder, passes = panel._base.model.get_decoder(), []
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def stop_at_the_third(*words: Any) -> Any:
-        picks.append(words)
-        if len(picks) == 3:
-            raise KeyboardInterrupt
-        return pick(*words)
+    def stop_in_the_third(*_: Any) -> None:
+        passes.append(1)
+        if len(passes) == 3:
+            signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(panel._engine, "_pick", stop_at_the_third)
-    stopped = chat.ask("Where does Ada live?", lambda turn: None)
+    hook = decoder.layers[1].register_forward_pre_hook(stop_in_the_third)
+    try:
+        stopped = chat.ask("Where does Ada live?", lambda turn: None)
+    finally:
+        hook.remove()
+        signal.signal(signal.SIGINT, handler)
     assert {reply.finish for reply in stopped.replies.values()} == {"stopped"}
-    monkeypatch.undo()
+    assert all(
+        reply.text and before.replies[name].text.startswith(reply.text)
+        for name, reply in stopped.replies.items()
+    )
+    chat.turns.clear()
     assert chat.ask("Where does Ada live?", lambda turn: None).replies == before.replies
+
+
+def test_drawn_answers_follow_their_seed(panel: LoadedPanel) -> None:
+    def drawn(seed: int) -> list[str]:
+        turn = Chat(panel, Sampling(1.0, 16, seed)).ask("Where does Ada live?", lambda turn: None)
+        return [reply.text for reply in turn.replies.values()]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_an_adapter_with_trained_lengths_says_what_to_do(tmp_path: Path) -> None:
+    base = load_base("micro", device="cpu")
+    settings = LoraSettings(rank=2, dora=True)
+    attach(base.model, settings, seed=0)
+    save_adapter(base.model, tmp_path / "long", settings, "micro")
+    with pytest.raises(AdapterError, match=r"long uses DoRA.*merge it"):
+        LoadedPanel("micro", {"long": tmp_path / "long"}, "cpu")
 
 
 def test_a_conversation_that_is_too_long_says_so(panel: LoadedPanel) -> None:
