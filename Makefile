@@ -67,6 +67,7 @@ bench: $(STAMP)  ## Time Laura beside its peers (long; installs them for this al
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/spectra.py
 	$(BIN)/python benchmarks/cohort.py
+	$(BIN)/python benchmarks/serving.py
 
 parity: $(STAMP)  ## Compare 200 items a task with lm-eval (LAURA_DATA, or else the Hub)
 	$(BIN)/python benchmarks/parity_lm_eval.py
