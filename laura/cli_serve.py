@@ -165,15 +165,18 @@ def _open_and_run(
     from laura.serve.running import listening_socket, run, url_of
     from laura.serve.tenants import Tenants
 
-    adapters, tenants_file, audit = places
+    adapters, tenants_file, audit_file = places
+    audit = Audit(audit_file)
     tenants = None if tenants_file is None else Tenants.read(tenants_file)
     # First the socket: whoever has the port taken should not wait for a model.
     with listening_socket(door) as place:
+        # What was loaded and pinned before is gone; a file that cannot be written is told now.
+        audit.write("server.start", "server", door.base, "done")
         folder = open_base(room.base, desk.progress)
         engine = open_engine(folder, room)
         library = open_library(folder, adapters, room, policy, engine.fingerprint)
         app = create_app(
-            door, engine, library, tenants=tenants, tenants_file=tenants_file, audit=Audit(audit)
+            door, engine, library, tenants=tenants, tenants_file=tenants_file, audit=audit
         )
         names = None if tenants is None else list(tenants.names)
         url = url_of(place)

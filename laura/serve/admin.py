@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from laura.errors import StoreError
+from laura.serve.audit import BEGUN
 from laura.serve.engines import EngineError
 from laura.serve.faults import HttpFault, bad_request, of_engine, unknown_model
 from laura.serve.service import Service
 from laura.serve.tenants import LOCAL, Tenants
-from laura.serve.visits import visit_of
+from laura.serve.visits import Visit, visit_of
 
 
 class AdminDesk:
@@ -90,17 +93,37 @@ class AdminDesk:
         return {"tenants": list(tenants.names)}
 
     async def audited(
-        self, actor: str, action: str, subject: str, work: Awaitable[dict[str, Any]]
+        self, visit: Visit, action: str, subject: str, work: Callable[[], Awaitable[dict[str, Any]]]
     ) -> dict[str, Any]:
-        """Do it, and write down who did what and how it went.
+        """Do it, with a line in the audit log before and another after it.
+
+        The first is on the disk before anything is done, so that no deed is without a trace,
+        whatever ends the process meanwhile. Both have the request's id.
+
+        Args:
+            visit: Whose request it is.
+            action: What is asked, such as "adapter.load".
+            subject: Of what.
+            work: Does it.
 
         Raises:
-            HttpFault: it could not be done.
+            HttpFault: it is no admin's request, it could not be done, or the log cannot be
+                written.
         """
+        actor = visit.need_admin()
+
+        async def note(outcome: str) -> None:
+            write = partial(self._service.audit.write, request=visit.id)
+            await asyncio.to_thread(write, action, actor, subject, outcome)
+
+        try:
+            await note(BEGUN)
+        except StoreError as error:
+            raise _unwritten(f"nothing is done: {error}", 503) from error
         outcome = "failed"
         try:
             try:
-                done = await work
+                done = await work()
             except EngineError as error:
                 raise of_engine(error) from error
             outcome = "done"
@@ -109,7 +132,11 @@ class AdminDesk:
             outcome = f"refused: {fault.code}"
             raise
         finally:
-            self._service.audit.write(action, actor, subject, outcome)
+            try:
+                await note(outcome)
+            except StoreError as error:
+                told = f"{action} {subject}: {outcome}; the audit log says only that it began"
+                raise _unwritten(f"{told}: {error}", 500) from error
 
     async def _load(self, name: str, pin: bool) -> dict[str, Any]:
         self._check_name(name)
@@ -137,14 +164,12 @@ def admin_routes(desk: AdminDesk) -> APIRouter:
     @routes.post("/tenants/reload")
     async def reload_tenants(request: Request) -> dict[str, Any]:
         """Read the tenants file anew."""
-        actor = visit_of(request).need_admin()
-        return await desk.audited(actor, "tenants.reload", "tenants", desk.reload_tenants())
+        return await desk.audited(visit_of(request), "tenants.reload", "tenants", desk.reload_tenants)
 
     @routes.post("/adapters/rescan")
     async def rescan(request: Request) -> dict[str, Any]:
         """Look for new, changed and gone adapters."""
-        actor = visit_of(request).need_admin()
-        return await desk.audited(actor, "adapters.rescan", "adapters", desk.rescan())
+        return await desk.audited(visit_of(request), "adapters.rescan", "adapters", desk.rescan)
 
     actions: dict[str, Callable[[str], Awaitable[dict[str, Any]]]] = {
         "load": desk.load,
@@ -157,6 +182,11 @@ def admin_routes(desk: AdminDesk) -> APIRouter:
     return routes
 
 
+def _unwritten(message: str, status: int) -> HttpFault:
+    """The audit log cannot be written; whoever runs the server has to mend that first."""
+    return HttpFault(status, message, "audit_failed")
+
+
 def _add_action(
     routes: APIRouter,
     desk: AdminDesk,
@@ -164,8 +194,7 @@ def _add_action(
     work: Callable[[str], Awaitable[dict[str, Any]]],
 ) -> None:
     async def act(request: Request, name: str) -> dict[str, Any]:
-        actor = visit_of(request).need_admin()
-        return await desk.audited(actor, f"adapter.{action}", name, work(name))
+        return await desk.audited(visit_of(request), f"adapter.{action}", name, partial(work, name))
 
     routes.post(f"/adapters/{{name}}/{action}", name=f"{action} adapter", description=work.__doc__)(
         act

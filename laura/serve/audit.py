@@ -12,6 +12,8 @@ from laura.serve.tenants import without_keys
 from laura.store import disk_faults
 
 MOST_CHARACTERS = 200
+BEGUN = "begun"
+"""Outcome of the line that stands on the disk before anything is done."""
 
 
 class Audit:
@@ -42,7 +44,7 @@ class Audit:
             action: What was asked, such as "adapter.load".
             actor: Who asked.
             subject: Of what: an adapter, a tenant, a file.
-            outcome: "done", or why not.
+            outcome: `BEGUN`, then "done" or why not.
             facts: What else is worth knowing. Names and numbers; infinities and NaN become
                 text.
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from laura.serve.audit import Audit
+from laura.errors import StoreError
+from laura.serve.audit import BEGUN, Audit
 from laura.serve.metrics import MOST_PAIRS, MOST_TENANTS, Metrics
 from laura.serve.visits import Visit
 from tests.serve.houses import BASE, House, build, key, tenant
@@ -26,9 +27,20 @@ def admin(house: House, method: str, path: str) -> Any:
     return ask(house, method, f"/admin/{path}", headers=key("admin"))
 
 
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def audited(path: Path) -> list[tuple[str, str, str, str]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(row["action"], row["actor"], row["subject"], row["outcome"]) for row in rows]
+    """How each action ended; every one had its line before."""
+    found = rows(path)
+    begun, ended = found[::2], found[1::2]
+    named = ("action", "actor", "subject", "request")
+    for before, after in zip(begun, ended, strict=True):
+        assert before["outcome"] == BEGUN != after["outcome"]
+        assert [before[key] for key in named] == [after[key] for key in named]
+    assert len({row["request"] for row in begun}) == len(begun)
+    return [(row["action"], row["actor"], row["subject"], row["outcome"]) for row in ended]
 
 
 def test_loading_pinning_and_unloading(micro_tokenizer: Any, tmp_path: Path) -> None:
@@ -60,6 +72,57 @@ def test_loading_pinning_and_unloading(micro_tokenizer: Any, tmp_path: Path) -> 
     assert ("adapter.load", "admin", "nothing", "refused: model_not_found") in done
     assert done[-1] == ("adapter.load", "admin", "maths", "refused: adapter_refused")
     assert len(done) == 12 and log.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_begun_is_on_the_disk_before_it_is_done(
+    micro_tokenizer: Any, tmp_path: Path
+) -> None:
+    log = tmp_path / "audit.jsonl"
+    house = build(micro_tokenizer, tenant("ann"), audit=Audit(log))
+    seen = []
+
+    async def load(*words: Any) -> None:
+        seen.extend(rows(log))
+        raise KeyError("a mistake of ours")
+
+    house.engine.load = load  # type: ignore[method-assign]
+    assert admin(house, "POST", "adapters/maths/load").status_code == 500
+    (before,) = seen
+    assert (before["action"], before["subject"], before["outcome"]) == (
+        "adapter.load", "maths", BEGUN,
+    )  # fmt: skip
+    assert audited(log) == [("adapter.load", "admin", "maths", "failed")]
+    strangers = ask(house, "POST", "/admin/adapters/maths/load", headers=key("ann"))
+    assert strangers.status_code == 403 and len(rows(log)) == 2
+
+
+class FullDisk(Audit):
+    """Takes so many lines."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(path)
+        self.most = most
+
+    def write(self, *words: str, **facts: Any) -> None:
+        self.most -= 1
+        if self.most < 0:
+            raise StoreError("audit.jsonl: the disk is full")
+        super().write(*words, **facts)
+
+
+def test_nothing_is_done_that_cannot_be_written_down(micro_tokenizer: Any, tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    house = build(micro_tokenizer, audit=FullDisk(log, 0))
+    found = ask(house, "POST", "/admin/adapters/maths/pin")
+    assert found.status_code == 503 and found.json()["error"]["code"] == "audit_failed"
+    assert "nothing is done: audit.jsonl: the disk is full" in found.text
+    assert house.engine.slots == {} and not log.exists()
+    house = build(micro_tokenizer, audit=FullDisk(log, 1))
+    found = ask(house, "POST", "/admin/adapters/maths/pin")
+    assert found.status_code == 500 and found.json()["error"]["code"] == "audit_failed"
+    assert "adapter.pin maths: done; the audit log says only that it began" in found.text
+    assert house.engine.slots == {"maths": True}
+    assert [row["outcome"] for row in rows(log)] == [BEGUN]
 
 
 def test_the_state_for_the_page(micro_tokenizer: Any) -> None:
