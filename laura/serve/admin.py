@@ -164,7 +164,9 @@ def admin_routes(desk: AdminDesk) -> APIRouter:
     @routes.post("/tenants/reload")
     async def reload_tenants(request: Request) -> dict[str, Any]:
         """Read the tenants file anew."""
-        return await desk.audited(visit_of(request), "tenants.reload", "tenants", desk.reload_tenants)
+        return await desk.audited(
+            visit_of(request), "tenants.reload", "tenants", desk.reload_tenants
+        )
 
     @routes.post("/adapters/rescan")
     async def rescan(request: Request) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from laura.serve.policy import Judgement, Policy
 from laura.serve.safe_files import Mark, OpenFolder, UnreadableError, printable
 from laura.serve.tenants import NAME_PATTERN
 
+MODEL_CONFIG = "config.json"
 MOST_NOTES = 20
 # A file that changes twice within a tick of the file system's clock keeps its times.
 TICK_NS = 100_000_000
@@ -278,7 +278,8 @@ def _adapters_in(root: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
     """Adapters by name, and what looks like one but cannot be named; opens no file."""
     places: dict[str, Path] = {}
     notes = []
-    for name, folder in _candidates(root):
+    candidates, models = _look_around(root)
+    for name, folder in candidates:
         if not re.fullmatch(NAME_PATTERN, name):
             notes.append(
                 f"'{printable(name, 140)}' is no name of an adapter: letters, digits, dot, "
@@ -289,31 +290,47 @@ def _adapters_in(root: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
             notes.append(f"{name} is there twice, as the library itself and in it; rename one")
         else:
             places[name] = folder
+    # A study's winner may be one; silence would look like no adapters.
+    notes += [
+        f"'{printable(folder.name, 140)}' holds a whole model, not an adapter; serve it as a base "
+        f"of its own: laura serve {printable(str(folder), 200)}"
+        for folder in models
+    ]
     if len(notes) > MOST_NOTES:
         notes[MOST_NOTES:] = [f"and {len(notes) - MOST_NOTES} more of this kind"]
     return places, tuple(notes)
 
 
-def _candidates(root: Path) -> Iterator[tuple[str, Path]]:
+def _look_around(root: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
+    """What may be adapters, with their names, and folders that hold whole models."""
     try:
         with os.scandir(root) as entries:
-            for entry in entries:
-                # What a link leads to is not looked at; checking the adapter refuses it.
-                folder = entry.is_dir(follow_symlinks=False) and _has_config(Path(entry.path))
-                if folder or entry.is_symlink():
-                    yield entry.name, Path(entry.path)
+            found = [(entry.name, Path(entry.path), entry) for entry in entries]
     except OSError as error:
         raise StoreError(
             f"the adapters folder {root} cannot be read ({error.strerror}); check the path and "
             "its owner"
         ) from error
-    if _has_config(root):
-        yield root.name, root
+    candidates, models = [], []
+    for name, folder, entry in found:
+        # What a link leads to is not looked at; checking the adapter refuses it.
+        if entry.is_symlink():
+            candidates.append((name, folder))
+        elif entry.is_dir(follow_symlinks=False):
+            if _has(folder, CONFIG):
+                candidates.append((name, folder))
+            elif _has(folder, MODEL_CONFIG):
+                models.append(folder)
+    if _has(root, CONFIG):
+        candidates.append((root.name, root))
+    elif _has(root, MODEL_CONFIG):
+        models.append(root)
+    return candidates, sorted(models)
 
 
-def _has_config(folder: Path) -> bool:
+def _has(folder: Path, name: str) -> bool:
     try:
-        os.lstat(folder / CONFIG)
+        os.lstat(folder / name)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:  # not ours to read: found, and refused when it is looked at

@@ -271,7 +271,8 @@ class Service:
         return f"laura-{self.engine.fingerprint[:12]}"
 
     def _base_reply(self) -> ModelReply:
-        return self._model_reply(self.settings.base, int(self.started), None, {})
+        facts = {"record": short_record(self.library.base.record)}
+        return self._model_reply(self.settings.base, int(self.started), None, facts)
 
     def _reply(self, entry: Entry) -> ModelReply:
         facts = {"record": short_record(entry.record), "warnings": list(entry.warnings)}

@@ -17,6 +17,7 @@ import httpx
 import uvicorn
 
 from laura.serve.app import create_app
+from laura.serve.bases import BaseFacts
 from laura.serve.engines import AdapterFiles
 from laura.serve.library import AdapterRefusedError, UnknownAdapterError
 from laura.serve.settings import ServeSettings
@@ -47,6 +48,7 @@ class FakeLibrary:
         if refused:
             self.entries[refused] = FakeEntry(refused, refused="its weights are not finite")
         self.rescans = 0
+        self.base = BaseFacts(BASE, None, {})
 
     def names(self) -> list[str]:
         return sorted(self.entries)

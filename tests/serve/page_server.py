@@ -59,6 +59,7 @@ class Behaviour:
         has_template: Whether the base can chat.
         failing: Model that breaks off in the middle of an answer.
         full: Model whose queue is full.
+        tuned_base: Whether the base is itself the outcome of a study.
         asked: Path and body of every request for an answer.
         broken_off: Set when a client went away while it was answered.
         ready: Set to let answers go on after their first word.
@@ -68,6 +69,7 @@ class Behaviour:
     has_template: bool = True
     failing: str = ""
     full: str = ""
+    tuned_base: bool = False
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     broken_off: threading.Event = field(default_factory=threading.Event)
     ready: threading.Event = field(default_factory=threading.Event)
@@ -83,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/models":
             if self.allowed(KEY):
-                self.json(200, {"object": "list", "data": models()})
+                self.json(200, {"object": "list", "data": models(self.behaviour)})
         elif self.path == "/admin/state":
             if self.allowed(ADMIN_KEY):
                 self.json(200, STATE)
@@ -171,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def models() -> list[dict[str, Any]]:
+def models(behaviour: Behaviour) -> list[dict[str, Any]]:
     """The base, an adapter with a record, and one whose name and answer mean harm."""
 
     def one(name: str, record: Any, warnings: list[str]) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def models() -> list[dict[str, Any]]:
         return {"id": name, "object": "model", "parent": parent, "root": BASE, "laura": laura}
 
     return [
-        one(BASE, None, []),
+        one(BASE, RECORD if behaviour.tuned_base else None, []),
         one(POET, RECORD, ["forgets more than the policy allows"]),
         one(HOSTILE, None, []),
     ]

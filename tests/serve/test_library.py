@@ -219,6 +219,19 @@ def test_a_name_that_is_no_text_is_passed_over(folder: Path) -> None:
     assert library.names() == ["good"] and r"\udcff\udcfe" in library.notes[0]
 
 
+def test_a_whole_model_is_no_adapter_and_that_is_told(folder: Path) -> None:
+    (folder / "winner").mkdir()
+    (folder / "winner" / "config.json").write_text("{}")
+    library = make(folder)
+    assert library.names() == ["good"]
+    assert library.notes == (
+        "'winner' holds a whole model, not an adapter; serve it as a base of its own: laura serve "
+        f"{folder}/winner",
+    )
+    alone = make(folder / "winner")
+    assert alone.names() == [] and alone.notes == library.notes
+
+
 def test_notes_are_few(folder: Path) -> None:
     for number in range(50):
         write(folder / f".{number}")

@@ -202,6 +202,17 @@ def test_the_record_of_an_adapter_is_told(visit: Visit) -> None:
     assert "No laura.json" in cards.nth(1).inner_text()
 
 
+def test_the_record_of_a_base_that_was_tuned_is_told(
+    browser: Browser, url: str, behaviour: Behaviour
+) -> None:
+    behaviour.tuned_base = True
+    visit = Visit(browser, url)
+    card = visit.page.locator("#records .card").nth(0)
+    expect(card).to_contain_text("The base here: a model that a study has tuned.")
+    expect(card).to_contain_text("Learned: +20.0 ± 1.0 percentage points on gsm8k")
+    visit.page.close()
+
+
 def test_keys_are_asked_for_and_kept_in_the_tab(
     browser: Browser, url: str, behaviour: Behaviour
 ) -> None:

@@ -5,6 +5,8 @@ import { answer, keys, models, ServerError, USER } from "./server.js";
 import { difference, visible } from "./words.js";
 
 const MOST_ADAPTERS = 3;
+// Lines that begin with white space, as code's do, need letters of one width.
+const INDENTED = /^(?: {2,}|\t)\S/m;
 // Every turn: {question, answers: Map of a model's name to its answer}.
 const turns = [];
 let known = [], base = null, running = null;
@@ -124,14 +126,16 @@ function draw(turn, chosen) {
   title.id = "turn-" + (turns.length + 1);
   box.setAttribute("aria-labelledby", title.id);
   for (const model of chosen) {
-    const column = element("article", "", "answer");
+    const column = element("article", "", model === base ? "answer" : "answer tuned");
     const text = element("div", "", "text"), state = element("p", "waiting", "soft state");
     text.dir = "auto";
     column.append(element("h5", model.id), text, state);
     columns.append(column);
     turn.answers.set(model.id, { text: "", trouble: "", whole: false, place: text, state });
   }
-  box.append(title, element("p", turn.question, "question"), columns);
+  const asked = element("p", turn.question, "question");
+  asked.classList.toggle("indented", INDENTED.test(turn.question));
+  box.append(title, asked, columns);
   one("turns").append(box);
   one("empty").hidden = true;
   box.scrollIntoView({ block: "start" });
@@ -149,6 +153,7 @@ async function write(turn, name, messages, signal) {
       if (piece.text) {
         found.text += piece.text;
         shown.appendData(visible(piece.text));
+        found.place.classList.toggle("indented", INDENTED.test(found.text));
         found.state.textContent = "writing";
       }
       tokens = piece.tokens ?? tokens;
@@ -185,24 +190,27 @@ function markTurn(turn) {
       continue;
     }
     const pieces = difference(own.text, found.text);
-    found.place.replaceChildren(...pieces.flatMap(marked));
+    // Where nothing is the same, marks would strike out and underline everything.
+    if (pieces.some((piece) => piece.kind === "same")) {
+      found.place.replaceChildren(...pieces.flatMap(marked));
+    } else found.place.textContent = visible(found.text);
     found.summary = element("p", summary(pieces), "soft");
     found.state.after(found.summary);
   }
 }
 
-/** A piece as nodes; the line under or through it does not reach over the space before it. */
+/** A piece as nodes; the line under or through it does not reach over the space around it. */
 function marked(piece) {
   if (piece.kind === "same") return [visible(piece.text)];
-  const words = piece.text.trimStart();
-  const space = piece.text.slice(0, piece.text.length - words.length);
-  return [space, element(piece.kind === "added" ? "ins" : "del", words)];
+  const [, before, words, after] = /^(\s*)(.*?)(\s*)$/s.exec(piece.text);
+  return [before, element(piece.kind === "added" ? "ins" : "del", words), after];
 }
 
 function summary(pieces) {
   const count = (kind) => pieces.reduce((sum, one) => sum + (one.kind === kind) * one.words, 0);
   const removed = count("removed"), added = count("added");
   if (!removed && !added) return "The same words as the base.";
+  if (!count("same")) return "No word in common with the base's answer.";
   return "Against the base: " + removed + " words removed, " + added + " added, "
     + count("same") + " the same.";
 }

@@ -1,4 +1,4 @@
-// What an adapter learned and forgot, as its laura.json says: laura/serve/short_record.py makes it.
+// What a model learned and forgot, as its laura.json says: laura/serve/short_record.py makes it.
 import { element, number, row } from "./draw.js";
 
 const share = (unit) => unit === "share";
@@ -22,7 +22,7 @@ function estimate(title, found) {
   const line = element("p");
   line.append(
     element("b", title + ": "),
-    measured(found.value, found.stderr, found.unit, true) + " ",
+    element("span", measured(found.value, found.stderr, found.unit, true), "figure"), " ",
     element("span", unit + " on " + found.tasks.join(", ") + ", "
       + (found.level * 100).toFixed(found.level > 0.99 ? 1 : 0) + " % interval " + ends + "; seeds: "
       + found.seeds, "soft"),
@@ -33,7 +33,7 @@ function estimate(title, found) {
 function scores(found) {
   const table = document.createElement("table");
   const head = document.createElement("tr");
-  for (const title of ["Task", "Base", "Adapter", "Change"]) {
+  for (const title of ["Task", "Before", "After", "Change"]) {
     const cell = element("th", title, title === "Task" ? "" : "number");
     cell.scope = "col";
     head.append(cell);
@@ -77,10 +77,11 @@ export function card(model, isBase) {
   const box = element("article", "", "card");
   const { record = null, warnings = [] } = model.laura ?? {};
   box.append(element("h4", model.id));
-  if (isBase) {
+  if (isBase && !record) {
     box.append(element("p", "The base: the model before adaptation.", "soft"));
     return box;
   }
+  if (isBase) box.append(element("p", "The base here: a model that a study has tuned.", "soft"));
   for (const warning of warnings) {
     const line = element("p", "", "notice warns");
     line.append(element("b", "Warning: "), element("span", warning));
