@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +11,19 @@ import httpx
 import pytest
 
 from laura.models.registry import MICRO_BASE
+from tests.serve.alone import Kind, write_adapters
+from tests.serve.real_server import ENVIRONMENT, command, serving
 
-ROOT = Path(__file__).parents[2]
 TEXT = "Once Beno carried Uma because"
+TARGETS = ("q_proj", "v_proj", "down_proj")
 pytestmark = pytest.mark.slow
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "laura.cli", "serve", *words]
-
-
-@contextmanager
-def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any], list[str]]]:
-    """A running command, what it told when it was ready, and later what it logged."""
-    with subprocess.Popen(
-        command(*words, "--port", "0", "--json"),
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        log: list[str] = []
-        try:
-            assert child.stdout
-            line = child.stdout.readline()
-            assert line, child.communicate()[1]
-            yield child, json.loads(line), log
-            child.send_signal(signal.SIGTERM)
-            log += child.communicate(timeout=60)[1].splitlines()
-        finally:
-            child.kill()
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two adapters of different rank as PEFT writes them, and one that is broken."""
-    import peft
-    import torch
-    from transformers import AutoModelForCausalLM
-
     folder = tmp_path_factory.mktemp("adapters")
-    for name, rank in (("low", 2), ("high", 8)):
-        torch.manual_seed(rank)
-        config = peft.LoraConfig(r=rank, target_modules=["q_proj", "v_proj", "down_proj"])
-        base = AutoModelForCausalLM.from_pretrained(MICRO_BASE, dtype=torch.float32)
-        model = peft.get_peft_model(base, config)
-        for key, value in model.named_parameters():
-            if "lora_B" in key:
-                torch.nn.init.normal_(value, std=0.3)
-        model.save_pretrained(folder / name)
+    write_adapters(MICRO_BASE, folder, {"low": Kind(2, TARGETS), "high": Kind(8, TARGETS)})
     (folder / "broken").mkdir()
     (folder / "broken" / "adapter_config.json").write_text("{}")
     return folder
@@ -86,9 +45,14 @@ def reference(adapters: Path, name: str | None) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_base_and_its_adapters(adapters: Path) -> None:
+def test_a_base_and_its_adapters(adapters: Path, tmp_path: Path) -> None:
     words = ("micro", "--adapters", str(adapters), "--precision", "fp32", "--device", "cpu")
-    with serving(*words) as (child, told, log), httpx.Client(base_url=told["url"]) as client:
+    audit = tmp_path / "audit.jsonl"
+    with (
+        serving(*words, "--audit", str(audit)) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        told = server.told
         assert told["base"] == "micro" and told["adapters"] == ["high", "low"]
         assert set(told["refused"]) == {"broken"}
         models = client.get("/v1/models").json()["data"]
@@ -111,8 +75,11 @@ def test_a_base_and_its_adapters(adapters: Path) -> None:
         }
         assert slots == {"low": False, "high": False}
         assert client.get("/").status_code == 200
-    assert child.returncode == 0
-    assert [json.loads(line)["status"] for line in log if line.startswith("{")][:2] == [200, 200]
+    assert server.child.returncode == 0
+    actions = [json.loads(line)["action"] for line in audit.read_text("utf-8").splitlines()]
+    assert actions == ["server.start", *["adapter.pin"] * 2, *["adapter.unpin"] * 2]
+    logged = [json.loads(line) for line in server.log if line.startswith("{")]
+    assert [line["status"] for line in logged][:2] == [200, 200]
 
 
 def test_what_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -121,9 +88,10 @@ def test_what_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
         (("micro", "--tenants", str(tmp_path / "none.yaml")), "there is no"),
         (("no-such-model", "--port", "0"), "no-such-model"),
         (("micro", "--max-forgetting", "nan"), "max_forgetting"),
+        (("micro", "--port", "0", "--audit", str(tmp_path)), "not the kind of file"),
     ):
         done = subprocess.run(
-            command(*words), env={**os.environ, "PYTHONPATH": str(ROOT)},
+            command(*words), env=ENVIRONMENT,
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 2 and told in done.stderr, done.stderr
