@@ -20,10 +20,15 @@ LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 60.0
 
 
 class QueueFull(Exception):
-    """No more can wait; `tenants_own` tells whether it is the tenant's own share that is full."""
+    """No more can wait; its text is for the client.
+
+    Args:
+        tenants_own: Whether it is the tenant's own share that is full.
+    """
 
     def __init__(self, tenants_own: bool) -> None:
-        super().__init__("the queue is full")
+        whose = "of your requests" if tenants_own else "requests"
+        super().__init__(f"too many {whose} wait already; try again later")
         self.tenants_own = tenants_own
 
 

@@ -88,9 +88,8 @@ class InProcess:
         try:
             self._room.put(ticket)
         except QueueFull as full:
-            whose = "your requests" if full.tenants_own else "requests"
             raise EngineError(
-                f"too many {whose} wait already; try again later",
+                str(full),
                 "full",
                 self._room.seconds_until_room(full.tenants_own),
             ) from None

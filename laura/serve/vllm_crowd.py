@@ -47,9 +47,8 @@ class Crowd:
         try:
             self._queue.put(job, ask.tenant, ask.priority, len(ask.prompt) + ask.max_new_tokens)
         except QueueFull as full:
-            whose = "of your requests" if full.tenants_own else "requests"
             raise EngineError(
-                f"too many {whose} wait already; try again later",
+                str(full),
                 "full",
                 self._queue.seconds_until_room(self.tokens_per_second(), full.tenants_own),
             ) from None

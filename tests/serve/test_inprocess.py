@@ -262,7 +262,7 @@ def test_the_queue_is_bounded(tiny_tokenizer: Any) -> None:
         async with running(tiny_tokenizer, most_waiting=3, most_waiting_per_tenant=2) as setting:
             setting.reader.go.clear()
             held = [setting.submit(adapter="a1") for _ in range(2)]
-            with pytest.raises(EngineError, match="too many your requests") as caught:
+            with pytest.raises(EngineError, match="too many of your requests wait") as caught:
                 setting.submit(adapter="a1")
             assert caught.value.kind == "full" and caught.value.retry_after
             held.append(setting.submit(adapter="a1", tenant="u"))
