@@ -86,6 +86,14 @@ GraceOption = Annotated[
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16"], typer.Option(help="Of weights and products.")
 ]
+ArgumentOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="An argument of vLLM's own server, such as tensor-parallel-size=2; may be given "
+        "several times.",
+    ),
+]
 AuditOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Where admin actions are written, a line of JSON each."),
@@ -111,6 +119,7 @@ def serve(
     grace: GraceOption = 30,
     precision: PrecisionOption = "auto",
     device: DeviceOption = None,
+    vllm_argument: ArgumentOption = None,
     audit: AuditOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -128,6 +137,7 @@ def serve(
         from laura.serve.opening import EngineSettings, model_name
         from laura.serve.policy import Policy
         from laura.serve.settings import ServeSettings, check_address
+        from laura.serve.vllm_arguments import read_arguments
 
         check_address(host, tenants is not None)
         policy = Policy(max_forgetting=max_forgetting, unrecorded=unrecorded, action=forgetful)
@@ -148,6 +158,7 @@ def serve(
             queue=queue,
             precision=precision,
             device=device,
+            arguments=read_arguments(vllm_argument or ()),
         )
         _open_and_run(desk, door, room, policy, (adapters, tenants, audit))
 

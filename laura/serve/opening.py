@@ -12,6 +12,7 @@ from laura.progress import Progress
 from laura.serve.bases import base_facts
 from laura.serve.library import Library
 from laura.serve.policy import Policy
+from laura.serve.vllm_arguments import FORMAT, NO_ARGUMENTS, OPTION, VllmArguments
 
 if TYPE_CHECKING:
     from laura.serve.engines import ServingEngine
@@ -32,6 +33,10 @@ class EngineSettings:
         queue: Most sequences that wait.
         precision: fp32, bf16, or auto for what suits the device.
         device: As in `laura evaluate`; None for the best.
+        arguments: Further ones of vLLM's server.
+
+    Raises:
+        UsageError: settings that are not for this kind, or say two things.
     """
 
     base: str
@@ -41,6 +46,16 @@ class EngineSettings:
     queue: int = 512
     precision: Precision = "auto"
     device: str | None = None
+    arguments: VllmArguments = NO_ARGUMENTS
+
+    def __post_init__(self) -> None:
+        """Refuse what would have no effect."""
+        if self.kind == "inprocess" and self.arguments != NO_ARGUMENTS:
+            raise UsageError(f"{OPTION} is for --engine vllm")
+        if self.kind == "vllm" and self.device is not None:
+            raise UsageError("--device is for --engine inprocess; vLLM chooses its device itself")
+        if self.arguments.precision is not None and self.precision != "auto":
+            raise UsageError(f"give either --precision or {OPTION} {FORMAT}, not both")
 
 
 def model_name(base: str) -> str:
@@ -84,15 +99,13 @@ def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
     """The engine, not started yet.
 
     Raises:
-        UsageError: a device that there is not, or that the engine does not take.
+        UsageError: a device that there is not, or arguments that do not fit the base.
         MissingExtraError: vLLM is not installed.
     """
     each = max(1, settings.queue // 2)  # no tenant may fill the queue alone
     if settings.kind == "vllm":
         from laura.serve.vllm import VllmServed
 
-        if settings.device is not None:
-            raise UsageError("--device is for --engine inprocess; vLLM chooses its device itself")
         return VllmServed(
             folder,
             precision=settings.precision,
@@ -100,6 +113,7 @@ def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
             max_rank=settings.max_rank,
             most_waiting=settings.queue,
             most_waiting_per_tenant=each,
+            arguments=settings.arguments,
         )
     from laura.serve.inprocess import open_inprocess
 

@@ -11,15 +11,12 @@ import hashlib
 import logging
 import math
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from laura.errors import ModelError
+from laura.errors import ModelError, UsageError
 from laura.models.encoding import Encoder
 from laura.models.load import check_model_folder, describe_model, fingerprint
 from laura.models.vllm_engine import end_ids
@@ -27,13 +24,15 @@ from laura.models.vllm_limits import RANKS, TARGETS, longer_positions
 from laura.serve.ask_checks import check_ask, check_rank
 from laura.serve.engines import AdapterFiles, Ask, EngineError, EngineState, Event
 from laura.serve.tickets import Events
-from laura.serve.vllm_adapters import write_probes
+from laura.serve.vllm_arguments import LENGTH, NO_ARGUMENTS, OPTION, VllmArguments
 from laura.serve.vllm_client import VllmClient, VllmFault
 from laura.serve.vllm_crowd import Crowd
-from laura.serve.vllm_exactness import Mixing, find_mixing
+from laura.serve.vllm_exactness import Mixing
+from laura.serve.vllm_folder import PrivateFolder
 from laura.serve.vllm_job import Job, settled
 from laura.serve.vllm_places import Places, ReadChecked, all_pinned
-from laura.serve.vllm_server import Patience, ServerSettings, VllmServer, find_vllm
+from laura.serve.vllm_server import End, Patience, ServerSettings, VllmServer, find_vllm
+from laura.serve.vllm_start import Starter
 from laura.store import read_json
 
 LOG = logging.getLogger(__name__)
@@ -54,17 +53,21 @@ class VllmServed:
         most_running: Most sequences in work.
         most_waiting: Most that wait for that.
         most_waiting_per_tenant: Most of one tenant.
-        arguments: Further arguments of vLLM's server, such as `--tensor-parallel-size=2`.
+        arguments: Further arguments of vLLM's server, of `vllm_arguments.read_arguments`; what
+            they say of length, format and sequences in work goes before what is said here.
         patience: How long is waited for what.
         read: Reads an adapter that was checked; None for `adapter_checks.read_checked`.
 
     Attributes:
         max_rank: Largest rank of an adapter.
         mixing: What may share a batch; known once it is started.
+        context_tokens: Most tokens of prompt and answer; what vLLM has memory for may turn out
+            to be less when it starts.
 
     Raises:
         ModelError: the folder is no usable model.
-        UsageError: `LAURA_VLLM_PYTHON` names no Python.
+        UsageError: `LAURA_VLLM_PYTHON` names no Python, or the arguments ask for a longer text
+            than the model reads.
         MissingExtraError: that Python has no vLLM, or too old a one.
     """
 
@@ -79,14 +82,14 @@ class VllmServed:
         most_running: int = 64,
         most_waiting: int = 512,
         most_waiting_per_tenant: int = 256,
-        arguments: tuple[str, ...] = (),
+        arguments: VllmArguments = NO_ARGUMENTS,
         patience: Patience | None = None,
         read: ReadChecked | None = None,
     ) -> None:
         check_model_folder(folder)
         config, self.tokenizer = describe_model(folder)
         reads = Encoder(self.tokenizer, config).context_tokens
-        self.context_tokens = min(reads, context_tokens or reads)
+        self.context_tokens = _context(reads, context_tokens, arguments)
         self.fingerprint = fingerprint(folder)
         self.mixing, self.max_rank = Mixing.NONE, max_rank
         self._end_ids = end_ids(folder, config, self.tokenizer)
@@ -99,19 +102,21 @@ class VllmServed:
         length, positions = self.context_tokens + 1, {}
         if length > reads:
             positions = longer_positions(config, length)
+        most_running = arguments.most_running or most_running
         self._settings = ServerSettings(
             folder=folder.resolve(),
-            precision=PRECISIONS[precision],
-            length=length,
+            precision=arguments.precision or PRECISIONS[precision],
+            length=0 if arguments.context_tokens == 0 else length,
             overrides={**positions, **_architecture(folder, config)},
             most_running=most_running,
             adapters=max(2, slots) if slots else 0,
             adapters_at_once=min(max(2, slots), MOST_AT_ONCE),
             rank=next((one for one in RANKS if one >= max_rank), RANKS[-1]),
             targets=TARGETS,
-            arguments=arguments,
+            arguments=arguments.words,
         )
-        self._read = read
+        self._most_tokens = self.context_tokens
+        self._read = read or _read_checked
         self._crowd = Crowd(most_running, most_waiting, most_waiting_per_tenant)
         self._ready, self._stopping = False, False
         self._why = "it has not been started"
@@ -119,8 +124,10 @@ class VllmServed:
         self._salt = secrets.token_bytes(16)
         self._back_at = 0.0
         self._start_seconds = 10.0
-        self._place: Path | None = None
+        self._folder: PrivateFolder | None = None
+        self._starter: Starter | None = None
         self._server: VllmServer | None = None
+        self._slots_total = self._settings.adapters
         self._places: Places | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -129,19 +136,15 @@ class VllmServed:
 
         Raises:
             ModelError: it does not start, or does not answer.
+            StoreError: there is no room for a private folder.
         """
-        self._place = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="laura-"))
-        self._why = "vLLM is starting"
+        self._folder = await asyncio.to_thread(PrivateFolder)
+        self._why, place = "vLLM is starting", self._folder.path
+        self._starter = Starter(
+            self._settings, self._python, self._on_processor, place, self._patience, self.tokenizer
+        )
         try:
-            await self._start_server()
-            assert self._server is not None
-            if self._settings.adapters:
-                await self._examine(self._server, self._place)
-            if self._remark and self.mixing is Mixing.NONE:
-                # What was tried may still work in it, so the base gets a server of its own.
-                await self._server.stop()
-                self._settings = replace(self._settings, adapters=0)
-                await self._start_server()
+            await self._begin_serving(self._starter, place)
         except BaseException as error:
             await self.stop(0.0)
             if isinstance(error, VllmFault):
@@ -167,10 +170,10 @@ class VllmServed:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._places is not None:
             await self._places.close()
-        if self._server is not None:
-            await self._server.stop()
-        if self._place is not None:
-            await asyncio.to_thread(shutil.rmtree, self._place, True)
+        if self._starter is not None:
+            await self._starter.stop()
+        if self._folder is not None:
+            await asyncio.to_thread(self._folder.remove)
 
     def submit(self, ask: Ask, adapter: AdapterFiles | None) -> AsyncIterator[Event]:
         """See `ServingEngine.submit`."""
@@ -211,43 +214,33 @@ class VllmServed:
             ready=self._ready,
             why_not=self._why or self._remark,
             slots=slots,
-            slots_total=self._settings.adapters,
+            slots_total=self._slots_total,
             running=self._crowd.working(),
             waiting=self._crowd.waiting(),
             tokens_per_second=self._crowd.tokens_per_second(),
             memory_bytes={"adapters": sum(slot.bytes for slot in slots)},
         )
 
-    async def _start_server(self) -> None:
-        assert self._place is not None
-        began = time.monotonic()
-        server = VllmServer(
-            self._settings, self._python, self._on_processor, self._place, self._patience
-        )
-        self._server = server
-        await server.start()
-        self._start_seconds = time.monotonic() - began
+    async def _begin_serving(self, starter: Starter, place: Path) -> None:
+        """Start a server and give it the adapters that the last one had."""
+        began, again = time.monotonic(), self._places is not None
+        started = await starter.start(again)
+        client = started.server.client
         if self._places is None:
-            read = self._read or _read_checked
-            folder = self._place / "adapters"
-            self._places = Places(self._settings.adapters, folder, read, server.client)
-        else:
-            await self._places.come_back(server.client)
-
-    async def _examine(self, server: VllmServer, place: Path) -> None:
-        folder, count = self._settings.folder, self._settings.adapters_at_once
-        probes = await asyncio.to_thread(write_probes, folder, place / "probes", count)
-        self.mixing, why = await find_mixing(
-            server.client, probes, self.tokenizer, self._settings.precision
-        )
-        await asyncio.to_thread(shutil.rmtree, place / "probes", True)
-        if self.mixing is not Mixing.ALL:
-            self._remark = f"only {self.mixing.value}: {why}"
-            LOG.warning("vLLM serves %s", self._remark)
+            folder = place / "adapters"
+            self._places = Places(self._settings.adapters, folder, self._read, client)
+        if not started.adapters:
+            self._places.clear()
+        await started.server.meanwhile(self._places.come_back(client))
+        self._server, self._slots_total = started.server, started.adapters
+        self.mixing, self._remark = started.mixing, started.remark
+        self.context_tokens = max(1, min(self._most_tokens, started.length - 1))
+        self._start_seconds = time.monotonic() - began
 
     async def _watch(self) -> None:
         """Start the server anew whenever it has ended, after a pause that grows."""
         pause = self._patience.first_pause
+        assert self._starter is not None and self._folder is not None
         while not self._stopping:
             assert self._server is not None
             began = time.monotonic()
@@ -255,23 +248,23 @@ class VllmServed:
             if time.monotonic() - began > self._patience.settled:
                 pause = self._patience.first_pause
             while not self._ready and not self._stopping:
-                await self._server.stop()
+                await self._starter.stop()
                 self._back_at = time.monotonic() + pause + self._start_seconds
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, self._patience.last_pause)
                 try:
-                    await self._start_server()
+                    await self._begin_serving(self._starter, self._folder.path)
                 except Exception as error:  # whatever it is, it is tried again
-                    self._why = f"vLLM does not start again: {error}"
-                    LOG.error("%s", self._why)
+                    self._why = "vLLM does not start again; the log says why"
+                    LOG.error("vLLM does not start again: %s", error)
                 else:
                     self._ready, self._why = True, ""
                     LOG.warning("vLLM is back")
 
-    def _fall(self, reason: str) -> None:
+    def _fall(self, end: End) -> None:
         """The server has gone: so has all that ran in it or waited for it."""
-        LOG.error("%s", reason)
-        self._ready, self._why = False, reason
+        LOG.error("%s", end)
+        self._ready, self._why = False, end.how
         self._back_at = time.monotonic() + self._start_seconds
         for job in list(self._crowd.running):
             job.tell(self._gone())
@@ -359,7 +352,7 @@ class VllmServed:
         if self._ready and error.status == 0 and self._server.client is client:
             # It has died or hangs. The watch will notice that it has ended, and say how.
             self._server.kill()
-            self._fall(f"vLLM does not go on: {error}")
+            self._fall(End("vLLM does not go on", f": {error}"))
         return self._gone()
 
     def _give_up(self, job: Job) -> None:
@@ -369,6 +362,17 @@ class VllmServed:
             self._pump()
         elif job.task is not None:
             job.task.cancel()
+
+
+def _context(reads: int, wanted: int | None, arguments: VllmArguments) -> int:
+    """Most tokens of prompt and answer, of a model that reads so many."""
+    wanted = arguments.context_tokens or wanted or reads
+    if arguments.context_tokens and wanted > reads:
+        raise UsageError(
+            f"{OPTION} {LENGTH}={wanted}: the model reads {reads} tokens at the most; give fewer, "
+            "or leave it out"
+        )
+    return min(reads, wanted)
 
 
 def _architecture(folder: Path, config: Any) -> dict[str, list[str]]:

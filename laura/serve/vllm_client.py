@@ -93,6 +93,25 @@ class VllmClient:
             return False
         return answer.status_code == 200
 
+    async def context_tokens(self) -> int:
+        """Most tokens of prompt and answer together that it reads.
+
+        Raises:
+            VllmFault: it does not say.
+        """
+        try:
+            async with self._asking():
+                answer = await self._http.get("/v1/models")
+        except httpx.HTTPError as error:
+            raise _broken(error) from error
+        if answer.status_code != 200:
+            raise _fault(answer.status_code, answer.content)
+        try:
+            cards = {card["id"]: card for card in answer.json()["data"]}
+            return int(cards[BASE]["max_model_len"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise VllmFault("it does not say how much it reads at once", 500) from error
+
     async def load(self, name: str, folder: Path) -> None:
         """Have an adapter loaded from a folder.
 

@@ -54,20 +54,34 @@ class Mixing(Enum):
 
 
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
     """Log-probabilities of the prompt, and a greedy answer with the two best of each token."""
 
     prompt: tuple[TokenScore, ...]
     new: tuple[TokenScore, ...]
 
 
+async def ask_base(client: VllmClient, tokenizer: Any) -> Answer:
+    """What the base says while there is nothing beside it.
+
+    Args:
+        client: Speaks to a server with no adapter loaded.
+        tokenizer: The base's.
+
+    Raises:
+        VllmFault: the server does not even answer that.
+    """
+    return await _ask(client, BASE, _prompt(tokenizer))
+
+
 async def find_mixing(
-    client: VllmClient, probes: dict[str, Path], tokenizer: Any, precision: str
+    client: VllmClient, before: Answer, probes: dict[str, Path], tokenizer: Any, precision: str
 ) -> tuple[Mixing, str]:
     """Load the probes, ask, compare, and unload them.
 
     Args:
         client: Speaks to a server with no adapter loaded.
+        before: Of `ask_base`.
         probes: Folders of adapters that change every answer, by name: as many as vLLM has
             places for in a batch, at least two.
         tokenizer: The base's.
@@ -77,11 +91,9 @@ async def find_mixing(
         What may share a batch, and why no more, in words for the log.
 
     Raises:
-        VllmFault: the server does not even answer the base.
+        VllmFault: the server has gone.
     """
-    rounding = ROUNDING[precision]
-    prompt = tuple(tokenizer.encode(TEXT)[:PROMPT_TOKENS])
-    before = await _ask(client, BASE, prompt)
+    rounding, prompt = ROUNDING[precision], _prompt(tokenizer)
     try:
         for name, folder in probes.items():
             await client.load(name, folder)
@@ -98,12 +110,18 @@ async def find_mixing(
         if _distance(before, await _ask(client, BASE, prompt)) > rounding:
             return Mixing.NONE, "vLLM answers the base otherwise once an adapter was loaded"
     except VllmFault as error:
+        if error.status == 0:
+            raise
         return Mixing.NONE, f"vLLM cannot answer with an adapter ({error})"
     return found
 
 
+def _prompt(tokenizer: Any) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(TEXT)[:PROMPT_TOKENS])
+
+
 async def _most(
-    client: VllmClient, alone: dict[str, _Answer], prompt: tuple[int, ...], rounding: float
+    client: VllmClient, alone: dict[str, Answer], prompt: tuple[int, ...], rounding: float
 ) -> tuple[Mixing, str]:
     """The most that is answered together as it is alone."""
     why = ""
@@ -118,7 +136,7 @@ async def _most(
 async def _wrong(
     client: VllmClient,
     mixing: Mixing,
-    alone: dict[str, _Answer],
+    alone: dict[str, Answer],
     prompt: tuple[int, ...],
     rounding: float,
 ) -> str:
@@ -138,13 +156,13 @@ async def _wrong(
     return ""
 
 
-async def _ask(client: VllmClient, model: str, prompt: tuple[int, ...]) -> _Answer:
+async def _ask(client: VllmClient, model: str, prompt: tuple[int, ...]) -> Answer:
     """Both questions at once; nothing comes from a cache."""
     ask = Ask("probe", "", prompt, NEW_TOKENS, top_logprobs=2)
     scored, new = await asyncio.gather(
         client.score(model, ask, secrets.token_hex(8)), _generate(client, model, ask)
     )
-    return _Answer(scored.prompt, new)
+    return Answer(scored.prompt, new)
 
 
 async def _generate(client: VllmClient, model: str, ask: Ask) -> tuple[TokenScore, ...]:
@@ -155,7 +173,7 @@ async def _generate(client: VllmClient, model: str, ask: Ask) -> tuple[TokenScor
     return tuple(found)
 
 
-def _distance(one: _Answer, two: _Answer) -> float:
+def _distance(one: Answer, two: Answer) -> float:
     """Largest difference in nats; infinite where a number is none.
 
     Greedy answers are compared up to where they part; there it counts by how much the

@@ -146,13 +146,24 @@ class Places:
         """Returns when all that had to leave has left."""
         await asyncio.gather(*self._going, return_exceptions=True)
 
+    def clear(self) -> None:
+        """Forget every adapter; the new server takes none."""
+        for place in list(self._places.values()):
+            self._forget(place)
+
     async def come_back(self, client: VllmClient) -> None:
-        """Load into a new server what the last one had."""
+        """Load into a new server what the last one had.
+
+        Raises:
+            VllmFault: the server has gone.
+        """
         self.client = client
         for place in [place for place in self._places.values() if place.loaded]:
             try:
                 await client.load(place.model, place.folder)
             except VllmFault as error:
+                if error.status == 0:
+                    raise
                 LOG.warning("adapter %s did not come back: %s", place.adapter.name, error)
                 self._forget(place)
 

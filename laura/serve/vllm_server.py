@@ -18,22 +18,25 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from laura.errors import MissingExtraError, ModelError, UsageError
 from laura.models.vllm_process import ENVIRONMENT, INSTALL, ROOM, VARIABLE, first_error
 from laura.models.vllm_worker import OLDEST
 from laura.serve import vllm_keeper
-from laura.serve.vllm_client import BASE, VllmClient
+from laura.serve.vllm_client import BASE, VllmClient, VllmFault
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 MODULE = "vllm.entrypoints.openai.api_server"
 KEPT_LINES, TAIL_LINES = 400, 5
-# Longest path of a socket that every system takes.
-SOCKET_LETTERS = 100
+# From a connection's end until its process has ended as well and its last words are read.
+END_SECONDS = 3.0
+# Longest path of a socket that every system takes; vLLM names its own by 36 letters.
+SOCKET_LETTERS, NAME_LETTERS = 100, 36
 # On a processor vLLM would take nearly all memory there is, and compile for a minute.
 ON_PROCESSOR = ("--enforce-eager", "--kv-cache-memory-bytes", str(2 * 2**30))
 ASK_PYTHON = """
@@ -83,7 +86,7 @@ class ServerSettings:
     Attributes:
         folder: The model's folder.
         precision: float32, bfloat16 or float16.
-        length: Most tokens of prompt and answer.
+        length: Most tokens of prompt and answer; 0 for as many as there is memory for.
         overrides: Changes to the model's config.json.
         most_running: Most sequences in work.
         adapters: Places for adapters.
@@ -137,7 +140,7 @@ def command(settings: ServerSettings, python: str, on_processor: bool, socket: P
     """The words vLLM's server is started with; the key is not among them (`ps` shows them)."""
     words: list[Any] = [python, "-m", MODULE]
     words += ["--model", settings.folder, "--served-model-name", BASE, "--uds", socket]
-    words += ["--dtype", settings.precision, "--max-model-len", settings.length]
+    words += ["--dtype", settings.precision, "--max-model-len", settings.length or "auto"]
     words += ["--hf-overrides", json.dumps(settings.overrides)]
     words += ["--max-num-seqs", settings.most_running]
     words += ["--generation-config", "vllm"]  # sampling is only what a request says
@@ -152,6 +155,22 @@ def command(settings: ServerSettings, python: str, on_processor: bool, socket: P
         words += ["--lora-target-modules", *settings.targets]
     words += ON_PROCESSOR if on_processor else ()
     return [str(word) for word in (*words, *settings.arguments)]
+
+
+@dataclass(frozen=True)
+class End:
+    """Why a server is of no more use.
+
+    Attributes:
+        how: In words for everybody.
+        details: What vLLM said of it, for logs only: it may name files and internal names.
+    """
+
+    how: str
+    details: str = ""
+
+    def __str__(self) -> str:
+        return self.how + self.details
 
 
 class VllmServer:
@@ -177,14 +196,14 @@ class VllmServer:
         patience: Patience,
     ) -> None:
         self._patience = patience
-        self._socket = place / f"{secrets.token_hex(4)}.sock"
-        if len(str(self._socket)) > SOCKET_LETTERS:
+        if len(str(place)) + 1 + NAME_LETTERS > SOCKET_LETTERS:
             raise UsageError(
-                f"{self._socket} is too long for a socket's path; set TMPDIR to a shorter folder"
+                f"{place} is too long for the path of a socket; set TMPDIR to a shorter folder"
             )
-        self._command = command(settings, python, on_processor, self._socket)
-        self._key = secrets.token_urlsafe(32)
-        self.client = VllmClient(self._socket, self._key)
+        socket = place / f"{secrets.token_hex(4)}.sock"
+        self._command = command(settings, python, on_processor, socket)
+        self._place, self._key = place, secrets.token_urlsafe(32)
+        self.client = VllmClient(socket, self._key)
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -209,6 +228,8 @@ class VllmServer:
                 **ENVIRONMENT,
                 "VLLM_API_KEY": self._key,
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+                # Killed, it leaves the sockets of its processes behind; here they go.
+                "VLLM_RPC_BASE_PATH": str(self._place),
             },
         )
         self._listening = asyncio.create_task(self._listen())
@@ -222,10 +243,35 @@ class VllmServer:
                     + self.last_words()
                 )
             await self._pause(min(0.5, self._patience.poll))
-        words = await self._end_words()
+        words = str(await self._end_words())
         raise ModelError(words + (f". {ROOM}" if "KV cache" in words else ""))
 
-    async def watch(self) -> str:
+    async def meanwhile(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do something with it that ends also where the server ends or hangs.
+
+        Returns:
+            What came of the work.
+
+        Raises:
+            VllmFault: of the work; status 0 where the server is of no more use.
+        """
+        working = asyncio.ensure_future(work)
+        watching = asyncio.create_task(self.watch())
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done() and not _broke_off(working):
+                return working.result()
+            # A connection that breaks is only how an end shows first.
+            await asyncio.wait({watching}, timeout=END_SECONDS)
+            if watching.done():
+                raise VllmFault(str(watching.result()))
+            return await working
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def watch(self) -> End:
         """Returns when it has ended, or does not answer any more; how that came."""
         assert self._process is not None
         missed = 0
@@ -237,8 +283,8 @@ class VllmServer:
             missed = 0 if well else missed + 1
             silent = self.client.silent_seconds()
             if silent > self._patience.silence:
-                return f"vLLM has said nothing for {silent:.0f} seconds" + self.last_words()
-        return "vLLM does not answer any more" + self.last_words()
+                return End(f"vLLM has said nothing for {silent:.0f} seconds", self.last_words())
+        return End("vLLM does not answer any more", self.last_words())
 
     async def stop(self) -> None:
         """End the process and all that it has started."""
@@ -266,10 +312,9 @@ class VllmServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def last_words(self, lines: Sequence[str] | None = None) -> str:
-        """The end of what it wrote, as a tail to a message; for logs and the admin only."""
-        kept = list(self._lines) if lines is None else lines
-        last = "\n".join(f"  {line}" for line in kept[-TAIL_LINES:])
+    def last_words(self) -> str:
+        """The end of what it wrote, as a tail to a message; for logs only."""
+        last = "\n".join(f"  {line}" for line in list(self._lines)[-TAIL_LINES:])
         return f"; its last words:\n{last}" if last else ""
 
     async def _pause(self, seconds: float) -> None:
@@ -293,7 +338,7 @@ class VllmServer:
                 self._lines.append(line[:2000])
                 LOG.debug("vllm: %s", line[:2000])
 
-    async def _end_words(self) -> str:
+    async def _end_words(self) -> End:
         """How it ended; what is left of its group is killed."""
         assert self._process is not None and self._listening is not None
         self.kill()
@@ -303,4 +348,11 @@ class VllmServer:
         known = number in {one.value for one in signal.Signals}
         how = f"signal {signal.Signals(number).name}" if known else f"exit code {code}"
         cause = first_error(list(self._lines))
-        return f"vLLM ended by {how}" + (f" ({cause})" if cause else "") + self.last_words()
+        details = (f" ({cause})" if cause else "") + self.last_words()
+        return End(f"vLLM ended by {how}", details)
+
+
+def _broke_off(work: asyncio.Future[Any]) -> bool:
+    """Whether it failed because a connection did."""
+    error = None if work.cancelled() else work.exception()
+    return isinstance(error, VllmFault) and error.status == 0

@@ -38,6 +38,7 @@ from laura.serve.engines import (
 )
 from laura.serve.library import Library
 from laura.serve.vllm import VllmServed
+from laura.serve.vllm_arguments import read_arguments
 from laura.serve.vllm_exactness import Mixing
 from laura.serve.vllm_server import Patience
 from tests.serve import vllm_stand_in as stand_in
@@ -111,14 +112,14 @@ def read(files: AdapterFiles) -> Any:
     """In place of the library's check of the digest."""
     if files.digest != f"digest of {files.name}":
         raise AdapterError(f"{files.name} has changed since it was checked")
-    return peft_files._read(files.folder)
+    return peft_files.read_adapter(files.folder)
 
 
 def shift(files: AdapterFiles | None) -> int:
     """The stand-in's number of an adapter, from the original files."""
     if files is None:
         return 0
-    settings, tensors = peft_files._read(files.folder)
+    settings, tensors = peft_files.read_adapter(files.folder)
     total = 0.0
     for name in sorted(settings.targets):
         weight = tensors[f"{peft_files.PREFIX}{name}.lora_B.weight"]
@@ -217,7 +218,9 @@ def test_base_and_adapters_are_answered(
     run(work())
     start = world.log("start")[0]
     assert not start["key_shown"], "a key among the words could be read by everybody"
-    assert "--enable-lora" in start["start"]
+    words = start["start"]
+    assert "--enable-lora" in words
+    assert str(Path(words[words.index("--uds") + 1]).parent) == start["sockets"]
     assert not alive(start["pid"])
 
 
@@ -368,7 +371,7 @@ def test_another_version_of_an_adapter_is_another_adapter(
 ) -> None:
     async def work() -> None:
         async with serving(
-            tiny_folder, read=lambda files: peft_files._read(files.folder)
+            tiny_folder, read=lambda files: peft_files.read_adapter(files.folder)
         ) as engine:
             old = replace(adapters[0], name="same")
             new = replace(adapters[1], name="same")
@@ -465,6 +468,8 @@ def test_killed_under_load_it_comes_back(
                 with pytest.raises(EngineError, match="starts anew"):
                     engine.submit(ask_for(1), None)
                 await until(lambda: "SIGKILL" in engine.state().why_not)
+                # Everybody may read that; what vLLM says of itself is for the log.
+                assert engine.state().why_not == "vLLM ended by signal SIGKILL"
                 await until(lambda: engine.state().ready)
                 assert engine.state().why_not == ""
                 assert {slot.adapter for slot in engine.state().slots} == {"a1", "a2"}
@@ -475,6 +480,121 @@ def test_killed_under_load_it_comes_back(
 
     run(work())
     assert not [entry["pid"] for entry in world.log("start") if alive(entry["pid"])]
+
+
+def kill(world: World) -> None:
+    os.kill(world.log("start")[-1]["pid"], signal.SIGKILL)
+
+
+def test_every_new_start_is_examined(
+    tiny_folder: Path, world: World, adapters: list[AdapterFiles]
+) -> None:
+    one, two = adapters[:2]
+
+    async def again(engine: VllmServed, **faults: bool) -> None:
+        """A new server with other faults."""
+        world.faults(**faults)
+        kill(world)
+        await until(lambda: not engine.state().ready)
+        await until(lambda: engine.state().ready)
+
+    async def work() -> None:
+        async with serving(tiny_folder) as engine:
+            await engine.load(one, pin=True)
+            await again(engine, mix=True)
+            assert engine.mixing is Mixing.APART
+            assert "adapters together, the base apart" in engine.state().why_not
+            asks = [(ask_for(n, files), files) for n, files in enumerate([None, one, two] * 4)]
+            await asyncio.gather(*(check(engine, ask, files) for ask, files in asks))
+            assert [slot.adapter for slot in engine.state().slots if slot.pinned] == ["a1"]
+
+            await again(engine, taint=True)
+            assert engine.mixing is Mixing.NONE and engine.state().slots_total == 0
+            assert not engine.state().slots
+            with pytest.raises(EngineError, match="vLLM answers wrongly"):
+                engine.submit(ask_for(1, one), one)
+            await check(engine, ask_for(1))
+
+            await again(engine)
+            assert engine.mixing is Mixing.ALL and engine.state().why_not == ""
+            assert engine.state().slots_total == 16
+            await asyncio.gather(*(check(engine, ask, files) for ask, files in asks))
+
+    run(work())
+
+
+@pytest.mark.parametrize("fault", [{"die_after": 30}, {"mute": True}])
+def test_one_that_falls_while_it_is_examined_is_started_once_more(
+    tiny_folder: Path, world: World, adapters: list[AdapterFiles], fault: dict[str, Any]
+) -> None:
+    async def work() -> None:
+        patience = replace(QUICK, health=0.5, silence=1.0)
+        async with serving(tiny_folder, patience=patience) as engine:
+            await engine.load(adapters[0], pin=True)
+            world.faults(**fault)
+            kill(world)
+            await until(lambda: "does not start again" in engine.state().why_not)
+            world.faults()
+            await until(lambda: engine.state().ready)
+            assert engine.mixing is Mixing.ALL
+            assert [(slot.adapter, slot.pinned) for slot in engine.state().slots] == [("a1", True)]
+            await check(engine, ask_for(1, adapters[0]), adapters[0])
+
+    run(work())
+
+
+def test_a_server_that_adapters_break_serves_the_base(tiny_folder: Path, world: World) -> None:
+    async def work() -> None:
+        world.faults(die_after=30)
+        async with serving(tiny_folder) as engine:
+            assert engine.mixing is Mixing.NONE and len(world.log("start")) == 2
+            assert "no adapters at all: vLLM breaks off with adapters" in engine.state().why_not
+            await check(engine, ask_for(1))
+
+    run(work())
+    assert not [entry["pid"] for entry in world.log("start") if alive(entry["pid"])]
+
+
+@pytest.mark.slow
+def test_a_server_that_starts_and_says_nothing(tiny_folder: Path, world: World) -> None:
+    async def work() -> None:
+        world.faults(mute=True)
+        engine = VllmServed(tiny_folder, patience=replace(QUICK, silence=0.5))
+        with pytest.raises(ModelError, match=r"has started but does not answer: .* said nothing"):
+            await engine.start()
+
+    run(work())
+    assert not [entry["pid"] for entry in world.log("start") if alive(entry["pid"])]
+
+
+def test_arguments_of_vllms_own(tiny_folder: Path, world: World) -> None:
+    async def asks(given: list[str], context: int, **faults: int) -> list[str]:
+        """The words vLLM was started with; the door takes what it reads, and no more."""
+        world.faults(**faults)
+        arguments = read_arguments(given)
+        async with serving(tiny_folder, slots=0, arguments=arguments) as engine:
+            assert engine.context_tokens == context
+            await check(engine, ask_for(1, max_new_tokens=context - 5))
+            with pytest.raises(EngineError, match=f"the context has {context} tokens"):
+                engine.submit(ask_for(1, max_new_tokens=context - 4), None)
+        words: list[str] = world.log("start")[-1]["start"]
+        return words
+
+    async def work() -> None:
+        words = await asks(["max-model-len=99", "tensor_parallel_size=2", "enforce-eager"], 99)
+        # vLLM insists on a token behind a scored prompt.
+        assert words[words.index("--max-model-len") + 1] == "100"
+        assert words[-2:] == ["--tensor-parallel-size=2", "--enforce-eager"]
+        words = await asks(["max-model-len=auto", "dtype=half", "max-num-seqs=3"], 29, reads=30)
+        assert words[words.index("--max-model-len") + 1] == "auto"
+        assert words[words.index("--dtype") + 1] == "float16"
+        assert words[words.index("--max-num-seqs") + 1] == "3"
+        # It has memory for more than the model reads.
+        await asks(["max-model-len=-1"], 512, reads=9999)
+
+    run(work())
+    with pytest.raises(UsageError, match="max-model-len=513: the model reads 512 tokens"):
+        VllmServed(tiny_folder, arguments=read_arguments(["max-model-len=513"]))
 
 
 @pytest.mark.parametrize(
@@ -661,7 +781,7 @@ def test_the_private_copy_computes_the_same(tiny_folder: Path, tmp_path: Path) -
 
     patterns = {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"layers.1.mlp.down_proj": 7.0}}
     files = make_adapter(tiny_folder, tmp_path / "rich", 2, rslora=True, **patterns)
-    settings, tensors = peft_files._read(files.folder)
+    settings, tensors = peft_files.read_adapter(files.folder)
     write_plain(settings, tensors, tmp_path / "plain")
     logits = []
     for folder in (files.folder, tmp_path / "plain"):

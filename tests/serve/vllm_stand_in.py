@@ -16,6 +16,7 @@ misbehave; `log.jsonl` tells what happened. Faults:
     status      answers every completion so
     mute        completions say nothing
     freeze      nothing is answered any more
+    reads       most tokens of a text, where as many were wanted as there is memory for
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def usage(body: dict[str, Any], new: int) -> dict[str, Any]:
     return {"prompt_tokens": count, "completion_tokens": new, "prompt_tokens_details": details}
 
 
-def make_app(server: Server, key: str) -> Any:
+def make_app(server: Server, key: str, length: int) -> Any:
     app = FastAPI()
 
     @app.middleware("http")
@@ -186,6 +187,12 @@ def make_app(server: Server, key: str) -> Any:
     @app.get("/health")
     async def health() -> Any:
         return JSONResponse({})
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        names = ["base", *server.adapters]
+        cards = [{"id": name, "max_model_len": length} for name in names[:1]]
+        return JSONResponse({"data": cards + [{"id": name} for name in names[1:]]})
 
     @app.post("/v1/load_lora_adapter")
     async def load(request: Request) -> Any:
@@ -253,15 +260,24 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--uds", required=True)
     parser.add_argument("--max-loras", type=int, default=1)
-    arguments, others = parser.parse_known_args()
+    parser.add_argument("--max-model-len", required=True)
+    arguments, _ = parser.parse_known_args()
     log = Log(Path(os.environ["STAND_IN"]))
     faults = log.faults()
-    log.write(start=others, pid=os.getpid(), key_shown=os.environ["VLLM_API_KEY"] in sys.argv)
+    key = os.environ["VLLM_API_KEY"]
+    log.write(
+        start=sys.argv[1:],
+        pid=os.getpid(),
+        key_shown=key in sys.argv,
+        sockets=os.environ["VLLM_RPC_BASE_PATH"],
+    )
     if faults.get("exit"):
         print("ERROR 11-25 [core.py:1] ValueError: no memory left for it", file=sys.stderr)
         sys.exit(3)
     time.sleep(faults.get("slow", 0))
-    app = make_app(Server(log, arguments.max_loras), os.environ["VLLM_API_KEY"])
+    wanted = arguments.max_model_len
+    length = faults.get("reads", 512) if wanted == "auto" else int(wanted)
+    app = make_app(Server(log, arguments.max_loras), key, length)
     uvicorn.run(app, uds=arguments.uds, log_level="warning")
 
 
