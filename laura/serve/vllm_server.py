@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -228,8 +230,7 @@ class VllmServer:
                 **ENVIRONMENT,
                 "VLLM_API_KEY": self._key,
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-                # Killed, it leaves the sockets of its processes behind; here they go.
-                "VLLM_RPC_BASE_PATH": str(self._place),
+                **_own_files(self._place),
             },
         )
         self._listening = asyncio.create_task(self._listen())
@@ -350,6 +351,18 @@ class VllmServer:
         cause = first_error(list(self._lines))
         details = (f" ({cause})" if cause else "") + self.last_words()
         return End(f"vLLM ended by {how}", details)
+
+
+def _own_files(place: Path) -> dict[str, str]:
+    """What makes vLLM put into the private folder all that it leaves behind.
+
+    That is the sockets of its processes where it is killed, and a small file even where it
+    is not. What torch compiles stays where it is: made anew, a start would last longer.
+    """
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    own = str(place)
+    return {"TMPDIR": own, "VLLM_RPC_BASE_PATH": own, "TORCHINDUCTOR_CACHE_DIR": kept}
 
 
 def _broke_off(work: asyncio.Future[Any]) -> bool:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -95,14 +96,16 @@ def adapters(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     return [make_adapter(tiny_folder, place / f"a{seed}", seed) for seed in range(1, 5)]
 
 
-def make_adapter(base_folder: Path, folder: Path, seed: int, **changes: Any) -> AdapterFiles:
+def make_adapter(
+    base_folder: Path, folder: Path, seed: int, strength: float = 0.1, **changes: Any
+) -> AdapterFiles:
     base = load_base(str(base_folder), device="cpu")
     settings = LoraSettings(rank=2 * seed, alpha=3.0, targets=("q_proj", "down_proj"), **changes)
     attach(base.model, settings, seed=seed)
     torch.manual_seed(seed)
     with torch.no_grad():
         for layer in lora_layers(base.model).values():
-            layer.B.normal_(std=0.1)
+            layer.B.normal_(std=strength)
     peft_files.save_adapter(base.model, folder, settings, str(base_folder))
     size = (folder / peft_files.WEIGHTS).stat().st_size
     return AdapterFiles(folder.name, folder, f"digest of {folder.name}", 2 * seed, size)
@@ -220,7 +223,9 @@ def test_base_and_adapters_are_answered(
     assert not start["key_shown"], "a key among the words could be read by everybody"
     words = start["start"]
     assert "--enable-lora" in words
-    assert str(Path(words[words.index("--uds") + 1]).parent) == start["sockets"]
+    private = str(Path(words[words.index("--uds") + 1]).parent)
+    assert start["sockets"] == start["temporary"] == private
+    assert Path(start["compiled"]).parent == Path(tempfile.gettempdir()), "it is kept"
     assert not alive(start["pid"])
 
 
@@ -802,7 +807,7 @@ def test_vllm_itself(smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     """The real server with the real small model: exact beside others, also after a kill."""
     if not os.environ.get("LAURA_VLLM_PYTHON"):
         pytest.skip("vLLM lives in another Python; set LAURA_VLLM_PYTHON to that one")
-    adapters = [make_adapter(smollm2_folder, tmp_path / f"r{seed}", seed) for seed in (1, 2)]
+    adapters = [make_adapter(smollm2_folder, tmp_path / f"r{seed}", seed, 0.4) for seed in (1, 2)]
     kinds: list[AdapterFiles | None] = [None, *adapters]
     base = load_base(str(smollm2_folder), device="cpu")
     texts = ["The capital of France is", "Once upon a time", "def add(a, b):\n"]

@@ -27,6 +27,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -270,6 +271,8 @@ def main() -> None:
         pid=os.getpid(),
         key_shown=key in sys.argv,
         sockets=os.environ["VLLM_RPC_BASE_PATH"],
+        temporary=tempfile.gettempdir(),
+        compiled=os.environ["TORCHINDUCTOR_CACHE_DIR"],
     )
     if faults.get("exit"):
         print("ERROR 11-25 [core.py:1] ValueError: no memory left for it", file=sys.stderr)
