@@ -58,14 +58,14 @@ class Tally:
     def told(self) -> dict[str, Any]:
         """Its figures."""
         memory = [size for _, size in self.resident]
-        places = (0, len(memory) // 3, -1)
+        places = (0, len(memory) // 2, -1)
         return {
             "answers": self.answers.total(),
             "tokens": self.tokens,
             "vanished": self.vanished,
             "faults": len(self.faults),
             "seconds to the first token, p50": round(statistics.median(self.first), 3),
-            "MiB, first, after a third, last": [
+            "MiB, first, at half the time, last": [
                 round(memory[place] / 2**20, 1) for place in places
             ],
             "MiB, most": round(max(memory) / 2**20, 1),
