@@ -11,6 +11,8 @@ given up, when empty, for the sake of another lane; the sum of all stays within 
 Within a block the rows that are in work stand first, then those whose prompt is still being
 read: a step reads one slice. Behind its tokens a row is zero, always: a masked place still
 meets a weight of zero, and what a broken adapter left there (nan) would spread.
+
+Shapes: G key/value heads, L tokens of a row, D head width.
 """
 
 from __future__ import annotations
@@ -41,11 +43,26 @@ class Row:
     tokens: int = 0
 
 
+class PairedCache(Cache):
+    """A cache in which a head's keys and values lie side by side.
+
+    One step of an index writes both, and all heads of all rows are one batch of products.
+
+    Attributes:
+        pairs: (layers, rows, G, 2, L, D); `keys` and `values` are parts of it.
+    """
+
+    def __init__(self, geometry: Geometry, rows: int, capacity: int, device: torch.device) -> None:
+        shape = (geometry.layers, rows, geometry.heads, 2, capacity, geometry.width)
+        self.pairs = torch.zeros(shape, dtype=geometry.dtype, device=device)
+        self.keys, self.values = self.pairs.unbind(3)
+
+
 class Block:
     """Rows of one capacity; the first `running` of them are in work, the others are read."""
 
     def __init__(self, geometry: Geometry, rows: int, capacity: int, device: torch.device) -> None:
-        self.cache = Cache(geometry, rows, capacity, device)
+        self.cache = PairedCache(geometry, rows, capacity, device)
         self.capacity, self.most = capacity, rows
         self.bytes = rows * geometry.row_bytes(capacity)
         self.rows: list[Row] = []

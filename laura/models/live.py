@@ -23,11 +23,13 @@ from laura.models.encoding import Encoder, end_ids_of
 from laura.models.evaluating import evaluating
 from laura.models.key_values import geometry_of
 from laura.models.lanes import Lanes, Row
-from laura.models.live_maps import join_maps, plan_of
+from laura.models.live_decoder import live_decoder
+from laura.models.live_maps import join_maps
 from laura.models.live_pass import LivePass
-from laura.models.live_text import NOTHING, Score, TextStream, Told
+from laura.models.live_plan import slot_order
+from laura.models.live_text import NOTHING, Score, TextStream, Told, decoder_of
 from laura.models.losses import CHUNK_POSITIONS, output_head
-from laura.models.sampling import Draw, choose
+from laura.models.sampling import Draw, choose, most_likely
 from laura.models.slots import Slot, Slots
 
 MOST_ROWS = 256
@@ -139,8 +141,10 @@ class LiveEngine:
         self.device = self.head.weight.device
         self.context_tokens = Encoder(tokenizer, model.config).context_tokens
         self.end_ids = end_ids_of(getattr(model, "generation_config", None), tokenizer)
+        self._decode = decoder_of(tokenizer)
         self._special = {tokenizer.decode([one]): one for one in tokenizer.all_special_ids}
         joined, self._board = join_maps(model, precision)
+        self._decoder = live_decoder(model, joined)
         plain = sum(one.untyped_storage().nbytes() for one in model.parameters())
         self.weight_bytes = plain + sum(one.product.bytes for one in joined)
         groups = [one.group for one in joined]
@@ -203,9 +207,9 @@ class LiveEngine:
 
     def step(self) -> list[News]:
         """One more token for all that run, and a part of the prompts that are being read."""
-        blocks = [block for block in self.lanes.blocks if block.running]
-        running = [self._owners[row] for b in blocks for row in b.rows[: b.running]]
-        parts = self._parts(bool(running))
+        rows = [row for block in self.lanes.blocks for row in block.rows[: block.running]]
+        running = sorted((self._owners[row] for row in rows), key=_adapter_order)
+        parts = self._parts(len(running))
         if not running and not parts:
             return []
         hidden_TW = self._pass(running, parts)
@@ -232,25 +236,33 @@ class LiveEngine:
         for told in news:
             if told.finish or told.fault:
                 self._end(told)
+        if not self._owners:
+            self._board.clear()
         return news
 
-    def _parts(self, running: bool) -> list[tuple[Continuation, int]]:
+    def _parts(self, running: int) -> list[tuple[Continuation, int]]:
         """How many tokens of which prompts are read next."""
-        left = self.part_tokens if running else max(self.part_tokens, pass_tokens(self.device) // 2)
+        left = self.part_tokens
+        if running < len(self._reading):
+            # More wait for their first token than for their next one.
+            left = max(left, pass_tokens(self.device) // 2)
         parts: list[tuple[Continuation, int]] = []
         for number, one in enumerate(self._reading):
-            if left <= 0:
-                break
             row = _row(one)
             if not row.tokens and not one.scores_prompt:
                 if self._waits(one, self._reading[:number]):
                     continue
                 # The last token is read in any case: what follows it is wanted.
                 one.cached = self.beginnings.fill(one.key, one.prompt[:-1], row)
-            tokens = min(left, len(one.prompt) - row.tokens)
-            parts.append((one, tokens))
+            tokens = len(one.prompt) - row.tokens
+            # Only the first is cut: others, cut to what is left, would cost a pass more.
+            if parts and tokens > left:
+                continue
+            parts.append((one, min(left, tokens)))
             left -= tokens
-        return parts
+            if left <= 0:
+                break
+        return sorted(parts, key=lambda part: slot_order(part[0].slot))
 
     def _waits(self, one: Continuation, before: Sequence[Continuation]) -> bool:
         """Whether a prompt that is just being read will be its beginning."""
@@ -274,16 +286,13 @@ class LiveEngine:
             ids += one.prompt[start : start + tokens]
             positions += range(start, start + tokens)
             segments.append((one.slot, tokens))
-        self._board.plan = plan_of(segments, self.device)
-        blocks = [block for block in self.lanes.blocks if block.running]
-        output = self.model.get_decoder()(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            decode=LivePass(blocks, [(_row(one), n) for one, n in parts], self.device),
-            use_cache=False,
-        )
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        if len(ids) == 1:
+            # Products of one row differ in the last bit from those of several.
+            ids, positions, segments = ids * 2, positions * 2, [(segments[0][0], 2)]
+        self._board.prepare(segments, self.device)
+        rows = [_row(one) for one in running]
+        work = LivePass(rows, [(_row(one), tokens) for one, tokens in parts], self.device)
+        return self._decoder(ids, positions, work)
 
     def _logits(self, hidden_NW: Tensor) -> Tensor:
         return linear(hidden_NW.to(self.head.weight.dtype), self.head.weight).float()
@@ -291,8 +300,11 @@ class LiveEngine:
     def _extend(self, asked: Sequence[Continuation], hidden_NW: Tensor) -> list[News]:
         """Give each its next token; what is new of each."""
         logits_NV = self._logits(hidden_NW)
-        tokens = choose(logits_NV, [one.draw for one in asked])
-        sound = logits_NV.amax(-1).isfinite().tolist()
+        best, ids = most_likely(logits_NV)
+        sound = best.isfinite().tolist()
+        tokens: list[int] = ids.tolist()
+        if any(one.draw.source is not None for one in asked):
+            tokens = choose(logits_NV, [one.draw for one in asked])
         scored = [i for i, one in enumerate(asked) if one.top is not None]
         scores: dict[int, Score] = {}
         if scored:
@@ -341,11 +353,9 @@ class LiveEngine:
             logits = self._logits(hidden_TW[begin : begin + len(part)])
             one._scores += _scores(logits, part, one.top or 0)
 
-    def _decode(self, tokens: list[int]) -> str:
-        text: str = self.tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
+
+def _adapter_order(one: Continuation) -> tuple[int, int]:
+    return slot_order(one.slot)
 
 
 def _row(one: Continuation) -> Row:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # A character has at most four bytes; decoders show each missing one as U+FFFD.
 MOST_UNFINISHED = 3
@@ -34,6 +35,31 @@ class Told:
 
 
 NOTHING = Told("")
+
+
+def decoder_of(tokenizer: Any) -> Callable[[list[int]], str]:
+    """Text of token ids, without special tokens, by the shortest way a tokenizer has.
+
+    Transformers' own `decode` takes longer than the decoding. It is left out where it would
+    only hand on to the tokenizers library.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    def whole(tokens: list[int]) -> str:
+        text: str = tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def direct(tokens: list[int]) -> str:
+        text: str = tokenizer.backend_tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+    plain = isinstance(tokenizer, PreTrainedTokenizerFast) and all(
+        getattr(type(tokenizer), name, None) is getattr(PreTrainedTokenizerFast, name, None)
+        for name in ("decode", "_decode")
+    )
+    return direct if plain else whole
 
 
 class TextStream:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from laura.errors import UsageError
 
+# Tokens of the vocabulary that `most_likely` looks through at a time.
+BLOCK_TOKENS = 64
 # So many tokens nearly always hold the wanted share; sorting the whole vocabulary is slow.
 FIRST_LOOK = 64
 
@@ -85,6 +87,24 @@ def check_settings(request: Sampled) -> None:
     ):
         if not fits:
             raise UsageError(f"{name} is {value}; allowed is {allowed}")
+
+
+def most_likely(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest logit of every answer and its token; of equals the lowest token.
+
+    A logit that is not a number is the highest. Where the answers stand side by side in
+    memory, as a processor's product leaves them (`device.linear`), torch looks for a place
+    ten times as long as for a value: the value is looked for first, then its place.
+    """
+    answers, vocabulary = logits_NV.shape
+    if logits_NV.stride(0) != 1 or answers == 1 or vocabulary % BLOCK_TOKENS:
+        best, ids = logits_NV.max(-1)
+        return best, ids
+    blocks_BKN = logits_NV.t().unflatten(0, (-1, BLOCK_TOKENS))
+    best, block = blocks_BKN.amax(1).t().max(-1)
+    place = torch.arange(answers, device=block.device)
+    within = blocks_BKN[block, :, place].argmax(-1)
+    return best, block * BLOCK_TOKENS + within
 
 
 def choose(logits_NV: Tensor, draws: Sequence[Draw]) -> list[int]:

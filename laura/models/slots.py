@@ -4,12 +4,13 @@ Adapters that change the same modules with the same ranks lie in one shelf: thei
 are stacked, so the tokens of several adapters go through one batched product, and each
 takes its own bytes and no more (a shelf has at most a fifth of its places to spare).
 
-    shelf     A of a group of maps (places, r, in)     B of a map (places, r, out)
+    shelf     A of a group of maps (places, in, r)     B of a map (places, r, out)
 
 Maps that read the same input (q, k, v; gate, up) form a group; their A's lie together. The
-factor alpha / r is in B.
+factor alpha / r is in B. A lies with its input first: MKL's product then sums every token of
+two or more in the same order, however many there are.
 
-Shapes: I in, O out, r rank of one map, R ranks of a group together.
+Shapes: I in, O out, r rank of one map, R ranks of a group together, K places.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,6 +26,10 @@ from torch import Tensor
 from laura.errors import AdapterError
 from laura.models.adapter_files import PREFIX
 from laura.models.lora import LoraSettings
+
+# torch computes a product of fewer multiplications in a loop of its own, and MKL one of a
+# single token in another order than of several. Both differ in the last bit.
+FEWEST_MULTIPLICATIONS, FEWEST_TOKENS = 400, 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,23 @@ class MapGroup:
     names: tuple[str, ...]
     inputs: int
     outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Matrices of K neighbouring places for one group of maps; views into the stacks.
+
+    Attributes:
+        down_KIR: A of all maps that are changed.
+        maps: Which maps of the group these are.
+        ranks: Rank of each.
+        ups: B of each, (K, r, O).
+    """
+
+    down_KIR: Tensor
+    maps: list[int]
+    ranks: list[int]
+    ups: list[Tensor]
 
 
 @dataclass(eq=False)
@@ -68,6 +91,11 @@ class Slot:
         """Memory of its matrices."""
         return self.shelf.place_bytes
 
+    @property
+    def where(self) -> tuple[object, ...]:
+        """Its place among all shelves; of two that are there, no two are equal."""
+        return id(self.shelf), self.place
+
 
 @dataclass(eq=False)
 class Shelf:
@@ -78,6 +106,7 @@ class Shelf:
         places: Who lies where; at most a fifth of them is None.
         down: A of every group that is changed, by the name of its first map.
         up: B of every module that is changed.
+        views: What was looked up by `factors` in the passes of one plan.
     """
 
     ranks: dict[str, int]
@@ -88,6 +117,13 @@ class Shelf:
     places: list[Slot | None] = field(default_factory=list)
     down: dict[str, Tensor] = field(default_factory=dict)
     up: dict[str, Tensor] = field(default_factory=dict)
+    views: dict[tuple[str, int, int], Factors | None] = field(default_factory=dict)
+
+    @cached_property
+    def fewest_tokens(self) -> int:
+        """Tokens of each slot from which on a token's result is the same whatever their number."""
+        smallest = min(rank * out for rank, out in self.ups.values())
+        return max(FEWEST_TOKENS, -(-FEWEST_MULTIPLICATIONS // smallest))
 
     @property
     def place_bytes(self) -> int:
@@ -95,11 +131,23 @@ class Shelf:
         shapes = [*self.shapes.values(), *self.ups.values()]
         return sum(rows * columns for rows, columns in shapes) * self.dtype.itemsize
 
+    def factors(self, group: MapGroup, first: int, count: int) -> Factors | None:
+        """Matrices of `count` neighbours for a group of maps; None where they do not change it."""
+        key = group.names[0], first, count
+        if key not in self.views:
+            places, down = slice(first, first + count), self.down.get(group.names[0])
+            maps = [number for number, name in enumerate(group.names) if name in self.up]
+            ups = [self.up[group.names[number]][places] for number in maps]
+            ranks = [up.shape[1] for up in ups]
+            self.views[key] = None if down is None else Factors(down[places], maps, ranks, ups)
+        return self.views[key]
+
     def pack(self, wanted: int) -> None:
         """Have room for `wanted` adapters and a few more; those that are there stay."""
         held = [slot for slot in self.places if slot is not None]
         old = [slot.place for slot in held]
         size = wanted + wanted // 5
+        self.views.clear()  # they would keep the stacks of before
         for stack, shapes in ((self.down, self.shapes), (self.up, self.ups)):
             for name, shape in shapes.items():
                 # One matrix after another: the shelf is never held twice.
@@ -275,7 +323,7 @@ class Slots:
         for group in self.groups:
             total = sum(ranks.get(name, 0) for name in group.names)
             if total:
-                downs[group.names[0]] = (total, group.inputs)
+                downs[group.names[0]] = (group.inputs, total)
             for name, out in zip(group.names, group.outputs, strict=True):
                 if name in ranks:
                     ups[name] = (ranks[name], out)
@@ -291,6 +339,6 @@ class Slots:
                     continue
                 rank, scale = settings.for_module(name)
                 a_RI, b_OR = (tensors[f"{PREFIX}{name}.lora_{x}.weight"] for x in "AB")
-                shelf.down[group.names[0]][slot.place, start : start + rank] = a_RI
+                shelf.down[group.names[0]][slot.place, :, start : start + rank] = a_RI.T
                 shelf.up[name][slot.place] = b_OR.float().T * scale
                 start += rank

@@ -6,8 +6,9 @@ import random
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
-from laura.models.live_text import Score, TextStream
+from laura.models.live_text import Score, TextStream, decoder_of
 
 
 def told(stream: TextStream, tokens: list[int]) -> list[str]:
@@ -69,3 +70,20 @@ def test_scores_come_with_the_text_they_complete(tiny_tokenizer: Any) -> None:
             text.split("on a")[0] if stop else text
         )
         assert not stop or "mat" not in tiny_tokenizer.decode([score[0] for score in seen])
+
+
+def test_the_short_way_to_decode_gives_transformers_text(tiny_tokenizer: Any) -> None:
+    source, decode = random.Random(0), decoder_of(tiny_tokenizer)
+    for length in (0, 1, 2, 3, 9, 40, 40, 40):
+        tokens = [source.randrange(len(tiny_tokenizer)) for _ in range(length)]
+        expected = tiny_tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert decode(tokens) == expected
+
+    class Louder(PreTrainedTokenizerFast):  # type: ignore[misc]
+        def _decode(self, *given: Any, **more: Any) -> str:
+            return str(super()._decode(*given, **more)).upper()
+
+    loud = Louder(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    assert decoder_of(loud)(tiny_tokenizer.encode("the cat")) == "THE CAT"

@@ -18,7 +18,7 @@ from laura.errors import UsageError
 from laura.models import sampling
 from laura.models.engine import Engine
 from laura.models.requests import GenerateRequest
-from laura.models.sampling import Draw, choose
+from laura.models.sampling import Draw, choose, most_likely
 
 SETTINGS = [
     (0.7, 1.0, 0),
@@ -163,3 +163,16 @@ def test_settings_out_of_range_are_named(
     (name,) = changes
     with pytest.raises(UsageError, match=f"{name} is .*allowed is"):
         Engine(tiny_model, tiny_tokenizer).generate([GenerateRequest("a", (), 3, **changes)])
+
+
+@pytest.mark.parametrize("vocabulary", [512, 500])
+@pytest.mark.parametrize("answers", [1, 7])
+def test_the_most_likely_is_the_first_of_the_highest(vocabulary: int, answers: int) -> None:
+    torch.manual_seed(0)
+    for turn in range(6):
+        logits = torch.randn(answers, vocabulary).mul(turn).round()
+        for way in (logits, logits.t().contiguous().t()):
+            best, ids = most_likely(way)
+            assert best.equal(logits.amax(-1)) and ids.equal(logits.argmax(-1))
+    logits[0, 77] = float("nan")
+    assert most_likely(logits.t().contiguous().t())[0][0].isnan()

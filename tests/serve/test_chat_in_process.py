@@ -12,6 +12,7 @@ import torch
 
 from laura.errors import AdapterError, UsageError
 from laura.models.adapters import save_adapter
+from laura.models.live_pass import LivePass
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, attach, lora_layers
 from laura.record import Record, write_record
@@ -86,23 +87,26 @@ def test_answers_grow_word_by_word(panel: LoadedPanel) -> None:
         assert all(reply.text.startswith(text) for text in grown)
 
 
-def test_a_stopped_answer_leaves_the_model_as_it_was(panel: LoadedPanel) -> None:
+def test_a_stopped_answer_leaves_the_model_as_it_was(
+    panel: LoadedPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chat = Chat(panel, Sampling(max_tokens=12))
     before = chat.ask("Where does Ada live?", lambda turn: None)
     chat.turns.clear()
-    decoder, passes = panel._base.model.get_decoder(), []
+    attended, passes = LivePass.attended, []
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def stop_in_the_third(*_: Any) -> None:
-        passes.append(1)
-        if len(passes) == 3:
+    def stop_in_the_third(work: LivePass, layer: int, *given: Any) -> Any:
+        passes.extend([1] if layer == 1 else [])
+        if layer == 1 and len(passes) == 3:
             signal.raise_signal(signal.SIGINT)
+        return attended(work, layer, *given)
 
-    hook = decoder.layers[1].register_forward_pre_hook(stop_in_the_third)
+    monkeypatch.setattr(LivePass, "attended", stop_in_the_third)
     try:
         stopped = chat.ask("Where does Ada live?", lambda turn: None)
     finally:
-        hook.remove()
+        monkeypatch.undo()
         signal.signal(signal.SIGINT, handler)
     assert {reply.finish for reply in stopped.replies.values()} == {"stopped"}
     assert all(
