@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from laura.progress import Progress
     from laura.serve.chatting import Chat, Panel, Turn
 
+REPEAT_SECONDS = 0.2
 HINT = "Ctrl-C stops an answer, /clear begins anew, Ctrl-D leaves."
 
 
@@ -139,12 +142,15 @@ def _converse(talk: Chat) -> None:
 
     from laura.chat_screen import introduction
 
-    # Ctrl-C stops an answer only, so the polite signal to end must not look like it.
-    signal.signal(signal.SIGTERM, _leave)
     with suppress(ImportError):
         import readline  # noqa: F401  (arrow keys: earlier questions)
     Console(highlight=False).print(introduction(talk.panel.members))
     typer.echo(HINT)
+    with _polite_signal_heeded():
+        _ask_and_answer(talk)
+
+
+def _ask_and_answer(talk: Chat) -> None:
     while True:
         try:
             question = input("> ").strip()
@@ -164,7 +170,47 @@ def _converse(talk: Chat) -> None:
                 typer.echo(f"error: {error}", err=True)
 
 
+@contextmanager
+def _polite_signal_heeded() -> Iterator[None]:
+    """Within the block SIGTERM leaves, also where it comes at the worst moment.
+
+    Ctrl-C stops an answer only, so this signal must not look like it. And between writing
+    its prompt and waiting for a key, readline does not look whether a signal came: it would
+    wait on until another one comes. So a thread, which is told of a signal at once, sends it
+    again until the block has ended.
+    """
+    wakes, woken = os.pipe()
+    os.set_blocking(woken, False)
+    asking = threading.get_ident()
+    before = signal.signal(signal.SIGTERM, _leave)
+    told = signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    over = threading.Event()
+
+    def repeat() -> None:
+        came = b""
+        while signal.SIGTERM not in came:
+            came = os.read(wakes, 64)
+            if not came:
+                return
+        while not over.wait(REPEAT_SECONDS):
+            signal.pthread_kill(asking, signal.SIGTERM)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(told)
+        os.close(woken)
+        thread.join()
+        os.close(wakes)
+        signal.signal(signal.SIGTERM, before)
+
+
 def _leave(number: int, frame: object) -> None:
+    # Once is enough: what is being put in order must not be broken off.
+    signal.signal(number, signal.SIG_IGN)
     raise SystemExit(EXIT_INTERRUPTED)
 
 
