@@ -83,6 +83,9 @@ async def soak(
 ) -> Tally:
     """Ask from many clients at once until the time is over, then wait for every answer.
 
+    Before that everything is asked at once, twice: passes are never larger, so memory has then
+    been as high as it may get, whenever the clients' chances bring the largest pass.
+
     Args:
         url: Of the server.
         asked: What to draw from, each client in an order of its own.
@@ -91,7 +94,10 @@ async def soak(
         vanishing: How many of them leave every stream in its middle.
         resident: Memory of the server.
     """
-    tally, end = Tally(), time.monotonic() + seconds
+    tally = Tally()
+    await _all_at_once(url, asked, tally)
+    await _all_at_once(url, asked, tally)
+    end = time.monotonic() + seconds
     async with asyncio.TaskGroup() as group:
         watch = group.create_task(_watch(url, tally, resident))
         async with asyncio.TaskGroup() as crowd:
@@ -100,6 +106,14 @@ async def soak(
                 crowd.create_task(_client(url, asked, end, tally, (number, kind)))
         watch.cancel()
     return tally
+
+
+async def _all_at_once(url: str, asked: Sequence[Asked], tally: Tally) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120
+    ) as client:
+        await asyncio.gather(*(_ask(client, one, number % 2 == 0, tally)
+                               for number, one in enumerate(asked)))  # fmt: skip
 
 
 async def _client(
