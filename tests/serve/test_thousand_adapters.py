@@ -26,8 +26,11 @@ END = 2  # the tiny base's end token
 MODULES = [f"model.layers.{layer}.{kind}" for layer in (0, 1) for kind in (*ATTENTION, *MLP)]
 # Below this margin (nats), fp32 may round one way in a batch and another way alone.
 TIE = 1e-3
-# Adapters that stayed in memory would take 112 MiB; kept beginnings of prompts take a few.
-MOST_GROWTH_BYTES = 32 * 2**20
+# From the first hundred adapters to all of them: half of the 112 MiB that they would take if they
+# stayed. The heap keeps what the largest passes took, and chance brings those early or late.
+MOST_GROWTH_BYTES = 56 * 2**20
+# And by three hundred more, after that.
+MOST_LATE_BYTES = 8 * 2**20
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,7 @@ def through_slots(server: RealServer, client: httpx.Client, right: dict[str, str
             sizes.append(server.resident_bytes())
     print(json.dumps({"adapters": len(names), "MiB": [size >> 20 for size in sizes]}))
     assert sizes[-1] - sizes[0] < MOST_GROWTH_BYTES, sizes
+    assert sizes[-1] - sizes[1] < MOST_LATE_BYTES, sizes
 
 
 def each_in_turn(client: httpx.Client, right: dict[str, str]) -> None:
