@@ -29,7 +29,7 @@ from laura.models.live_pass import LivePass
 from laura.models.live_plan import slot_order
 from laura.models.live_text import NOTHING, Score, TextStream, Told, decoder_of
 from laura.models.losses import CHUNK_POSITIONS, output_head
-from laura.models.sampling import Draw, choose, most_likely
+from laura.models.sampling import Draw, choose
 from laura.models.slots import Slot, Slots
 
 MOST_ROWS = 256
@@ -300,11 +300,8 @@ class LiveEngine:
     def _extend(self, asked: Sequence[Continuation], hidden_NW: Tensor) -> list[News]:
         """Give each its next token; what is new of each."""
         logits_NV = self._logits(hidden_NW)
-        best, ids = most_likely(logits_NV)
-        sound = best.isfinite().tolist()
-        tokens: list[int] = ids.tolist()
-        if any(one.draw.source is not None for one in asked):
-            tokens = choose(logits_NV, [one.draw for one in asked])
+        tokens = choose(logits_NV, [one.draw for one in asked])
+        sound = logits_NV.amax(-1).isfinite().tolist()
         scored = [i for i, one in enumerate(asked) if one.top is not None]
         scores: dict[int, Score] = {}
         if scored:

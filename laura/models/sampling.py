@@ -89,8 +89,8 @@ def check_settings(request: Sampled) -> None:
             raise UsageError(f"{name} is {value}; allowed is {allowed}")
 
 
-def most_likely(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest logit of every answer and its token; of equals the lowest token.
+def most_likely(logits_NV: Tensor) -> Tensor:
+    """The token (N,) with the highest logit of every answer; of equals the lowest token.
 
     A logit that is not a number is the highest. Where the answers stand side by side in
     memory, as a processor's product leaves them (`device.linear`), torch looks for a place
@@ -98,13 +98,13 @@ def most_likely(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
     """
     answers, vocabulary = logits_NV.shape
     if logits_NV.stride(0) != 1 or answers == 1 or vocabulary % BLOCK_TOKENS:
-        best, ids = logits_NV.max(-1)
-        return best, ids
+        return logits_NV.argmax(-1)
     blocks_BKN = logits_NV.t().unflatten(0, (-1, BLOCK_TOKENS))
-    best, block = blocks_BKN.amax(1).t().max(-1)
+    block = blocks_BKN.amax(1).t().argmax(-1)
     place = torch.arange(answers, device=block.device)
     within = blocks_BKN[block, :, place].argmax(-1)
-    return best, block * BLOCK_TOKENS + within
+    ids: Tensor = block * BLOCK_TOKENS + within
+    return ids
 
 
 def choose(logits_NV: Tensor, draws: Sequence[Draw]) -> list[int]:
@@ -117,7 +117,7 @@ def choose(logits_NV: Tensor, draws: Sequence[Draw]) -> list[int]:
         logits_NV: float32.
         draws: One a row.
     """
-    tokens: list[int] = logits_NV.argmax(-1).tolist()
+    tokens: list[int] = most_likely(logits_NV).tolist()
     drawn = [i for i, draw in enumerate(draws) if draw.source is not None]
     cut = [i for i in drawn if draws[i].top_p < 1 or draws[i].top_k]
     whole = [i for i in drawn if i not in cut]
