@@ -13,6 +13,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,14 @@ class VllmServed:
         """
         self._folder = await asyncio.to_thread(PrivateFolder)
         self._why, place = "vLLM is starting", self._folder.path
-        self._starter = Starter(
-            self._settings, self._python, self._on_processor, place, self._patience, self.tokenizer
+        make = partial(
+            VllmServer,
+            python=self._python,
+            on_processor=self._on_processor,
+            place=place,
+            patience=self._patience,
         )
+        self._starter = Starter(self._settings, make, place, self.tokenizer)
         try:
             await self._begin_serving(self._starter, place)
         except BaseException as error:

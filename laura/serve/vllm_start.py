@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from laura.serve.vllm_adapters import write_probes
 from laura.serve.vllm_client import VllmFault
 from laura.serve.vllm_exactness import Mixing, ask_base, find_mixing
-from laura.serve.vllm_server import Patience, ServerSettings, VllmServer
+from laura.serve.vllm_server import ServerSettings, VllmServer
 
 LOG = logging.getLogger(__name__)
 
@@ -46,24 +47,20 @@ class Starter:
 
     Args:
         settings: What each is started with.
-        python: The Python that has vLLM.
-        on_processor: Whether it computes on processors.
+        make: Makes a server of such settings, which is not started yet.
         place: A folder that only this user can enter.
-        patience: How long is waited.
         tokenizer: The base's.
     """
 
     def __init__(
         self,
         settings: ServerSettings,
-        python: str,
-        on_processor: bool,
+        make: Callable[[ServerSettings], VllmServer],
         place: Path,
-        patience: Patience,
         tokenizer: Any,
     ) -> None:
-        self._settings, self._place, self._tokenizer = settings, place, tokenizer
-        self._how = python, on_processor, place, patience
+        self._settings, self._make = settings, make
+        self._place, self._tokenizer = place, tokenizer
         self._server: VllmServer | None = None
         self._probes: dict[str, Path] = {}
 
@@ -99,7 +96,7 @@ class Starter:
             await self._server.stop()
 
     async def _run(self, settings: ServerSettings) -> VllmServer:
-        self._server = VllmServer(settings, *self._how)
+        self._server = self._make(settings)
         await self._server.start()
         return self._server
 
