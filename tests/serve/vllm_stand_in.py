@@ -33,7 +33,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 END, FIRST, COUNT = 2, 3, 370
@@ -85,6 +85,8 @@ class Server:
         self.filled = 0
         self.adapters: dict[str, int] = {}
         self.batch: list[str] = []
+        # Those cancelled whose step has not ended.
+        self.leaving: list[asyncio.Future[None]] = []
         self.tokens = 0
         self.last = 0
 
@@ -132,20 +134,38 @@ class Server:
         model, tokens = body["model"], list(body["prompt"])
         self.batch.append(model)
         self.log.write(begin=model, batch=sorted(set(self.batch)))
-        linger = STEP_OF_CANCELLED_SECONDS
+        ended = False
         try:
             for _ in range(body["max_tokens"]):
-                await self.step()
                 shift = self.shift(model)
+                # One step is for all in the batch: nobody is answered before it ends.
+                if self.leaving:
+                    await asyncio.wait(self.leaving)
+                await self.step()
                 tokens = [*tokens, next_token(tokens, shift)]
                 yield tokens, shift
                 if tokens[-1] in body.get("stop_token_ids", ()):
                     break
-            linger = 0.0
+            ended = True
         finally:
-            # Who is cancelled is in the batch until the step ends.
-            asyncio.get_running_loop().call_later(linger, self.batch.remove, model)
+            if ended:
+                self.batch.remove(model)
+            else:
+                self.cancel(model)
             self.log.write(end=model, new=len(tokens) - len(body["prompt"]))
+
+    def cancel(self, model: str) -> None:
+        """Who is cancelled is in the batch until the step ends."""
+        loop = asyncio.get_running_loop()
+        left = loop.create_future()
+
+        def leave() -> None:
+            self.batch.remove(model)
+            self.leaving.remove(left)
+            left.set_result(None)
+
+        self.leaving.append(left)
+        loop.call_later(STEP_OF_CANCELLED_SECONDS, leave)
 
 
 def top(tokens: list[int], token: int, shift: int, count: int) -> dict[int, float]:
@@ -174,16 +194,15 @@ def usage(body: dict[str, Any], new: int) -> dict[str, Any]:
 
 
 def make_app(server: Server, key: str, length: int) -> Any:
-    app = FastAPI()
-
-    @app.middleware("http")
-    async def check(request: Request, call: Any) -> Any:
+    # No middleware: one would hold a cancelled answer between two tokens, neither run nor ended.
+    async def check(request: Request) -> None:
         right = request.headers.get("authorization") == f"Bearer {key}"
         if request.url.path.startswith("/v1") and not right:
-            return JSONResponse({"error": "Unauthorized"}, 401)
+            raise HTTPException(401, "Unauthorized")
         if server.log.faults().get("freeze"):
             time.sleep(600)
-        return await call(request)
+
+    app = FastAPI(dependencies=[Depends(check)])
 
     @app.get("/health")
     async def health() -> Any:
