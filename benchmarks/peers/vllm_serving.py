@@ -12,6 +12,9 @@ from typing import Any
 
 from serving_side import carry_out, every_load
 
+# Of the machine; what it takes of itself is nearly all, and it does not start beside others.
+MEMORY_SHARE = 0.5
+
 
 class Peer:
     """vLLM with all adapters known.
@@ -38,7 +41,8 @@ class Peer:
         self.model = LLM(
             work["model"], dtype="float32" if precision == "fp32" else "bfloat16",
             max_model_len=1024, max_num_seqs=64, enforce_eager=True, seed=0,
-            enable_prefix_caching=False, disable_log_stats=False, **more,
+            enable_prefix_caching=False, disable_log_stats=False,
+            gpu_memory_utilization=MEMORY_SHARE, **more,
         )  # fmt: skip
 
     def together(self, prompts: list[list[int]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from laura.models.beginnings import Beginnings, common_length
-from laura.models.device import linear, pass_tokens
+from laura.models.device import pass_tokens
 from laura.models.encoding import Encoder, end_ids_of
 from laura.models.evaluating import evaluating
 from laura.models.key_values import geometry_of
@@ -29,8 +29,9 @@ from laura.models.live_pass import LivePass
 from laura.models.live_plan import slot_order
 from laura.models.live_text import NOTHING, Score, TextStream, Told, decoder_of
 from laura.models.losses import CHUNK_POSITIONS, output_head
+from laura.models.packed import PackedMap
 from laura.models.sampling import Draw, choose
-from laura.models.slots import Slot, Slots
+from laura.models.slots import FEWEST_TOKENS, Slot, Slots
 
 MOST_ROWS = 256
 # Share of the memory for keys and values that beginnings of prompts may take.
@@ -138,7 +139,8 @@ class LiveEngine:
     ) -> None:
         self.model, self.tokenizer, self.part_tokens = model, tokenizer, part_tokens
         self.head = output_head(model)
-        self.device = self.head.weight.device
+        self.device, weight = self.head.weight.device, self.head.weight.detach()
+        self._output = PackedMap(weight, shared=True)
         self.context_tokens = Encoder(tokenizer, model.config).context_tokens
         self.end_ids = end_ids_of(getattr(model, "generation_config", None), tokenizer)
         self._decode = decoder_of(tokenizer)
@@ -258,7 +260,7 @@ class LiveEngine:
             # Only the first is cut: others, cut to what is left, would cost a pass more.
             if parts and tokens > left:
                 continue
-            parts.append((one, min(left, tokens)))
+            parts.append((one, _piece(tokens, left)))
             left -= tokens
             if left <= 0:
                 break
@@ -286,16 +288,13 @@ class LiveEngine:
             ids += one.prompt[start : start + tokens]
             positions += range(start, start + tokens)
             segments.append((one.slot, tokens))
-        if len(ids) == 1:
-            # Products of one row differ in the last bit from those of several.
-            ids, positions, segments = ids * 2, positions * 2, [(segments[0][0], 2)]
         self._board.prepare(segments, self.device)
         rows = [_row(one) for one in running]
         work = LivePass(rows, [(_row(one), tokens) for one, tokens in parts], self.device)
         return self._decoder(ids, positions, work)
 
     def _logits(self, hidden_NW: Tensor) -> Tensor:
-        return linear(hidden_NW.to(self.head.weight.dtype), self.head.weight).float()
+        return self._output(hidden_NW.to(self._output.dtype)).float()
 
     def _extend(self, asked: Sequence[Continuation], hidden_NW: Tensor) -> list[News]:
         """Give each its next token; what is new of each."""
@@ -349,6 +348,17 @@ class LiveEngine:
             part = targets[begin : begin + CHUNK_POSITIONS]
             logits = self._logits(hidden_TW[begin : begin + len(part)])
             one._scores += _scores(logits, part, one.top or 0)
+
+
+def _piece(tokens: int, most: int) -> int:
+    """How many of a prompt's tokens are read next; too few are not left over.
+
+    Few go another way through an adapter (live_plan.py), and may come to other last bits.
+    """
+    left = tokens - most
+    if left <= 0:
+        return tokens
+    return most - FEWEST_TOKENS if left < FEWEST_TOKENS < most // 2 else most
 
 
 def _adapter_order(one: Continuation) -> tuple[int, int]:

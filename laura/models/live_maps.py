@@ -6,7 +6,8 @@ pass, says which tokens go through which adapter (live_plan.py):
     y = W x + B_s (A_s x)   for the tokens of slot s (the factor alpha / r is in B)
 
 Shapes: T tokens of the pass, I in, O out of all maps of a group, K slots of a batched
-product, M tokens of each, P = sum of K * M, R ranks of a group, r rank of one map.
+product, M tokens of each, P = sum of K * M, R ranks of a group; of a stack of m maps r rank
+and o width of each.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ class Board:
 
     def clear(self) -> None:
         """Forget the plan, so that it keeps no adapter in memory."""
-        for run in (*self.plan.aligned, *self.plan.padded):
-            run.shelf.views.clear()
+        plan = self.plan
+        for shelf in (one.shelf for one in (*plan.aligned, *plan.padded)):
+            shelf.views.clear()
+        for lookup in plan.lookups:
+            lookup.shelf.views.clear()
         self.plan, self._made_for = Plan(), ()
 
 
@@ -81,6 +85,8 @@ class JoinedMaps:
         """Outputs of all maps side by side, (T, O), for x in their number format."""
         y_TO = self.product(x_TI)
         plan = self.board.plan
+        for lookup in plan.lookups:
+            lookup.add(self.group, x_TI, y_TO)
         for run in plan.aligned:
             self._add(run, x_TI[run.tokens], y_TO[run.tokens])
         if plan.gather is not None:
@@ -99,12 +105,13 @@ class JoinedMaps:
         if factors is None:
             return
         inner_KMR = torch.bmm(x_PI.unflatten(0, (run.count, run.each)), factors.down_KIR)
-        inners = inner_KMR.split(factors.ranks, dim=2)
-        y_KMO = y_PO.unflatten(0, (run.count, run.each))
-        parts = y_KMO.split(self.group.outputs, dim=2)
-        for inner, place, up_KrO in zip(inners, factors.maps, factors.ups, strict=True):
+        for stack, up_KmrO in factors.ups:
+            inner_KMmr = inner_KMR[:, :, stack.ranks].unflatten(2, (-1, stack.rank))
+            inner = inner_KMmr.transpose(1, 2).flatten(0, 1)
+            found = torch.bmm(inner, up_KmrO.flatten(0, 1)).unflatten(0, (run.count, -1))
+            y_KMmo = y_PO[:, stack.columns].view(run.count, run.each, -1, stack.out)
             # Not baddbmm: into columns of a wider matrix it goes slot by slot.
-            parts[place].add_(torch.bmm(inner, up_KrO))
+            y_KMmo.add_(found.transpose(1, 2))
 
 
 class PartOfMaps(nn.Module):

@@ -3,8 +3,7 @@
     [one token a running answer | part of a prompt | part of another prompt | ...]
 
 All tokens stand in one row, so that weights are read once for all of them. A part of a
-prompt attends to what its row already holds of the same prompt and to itself. A pass of one
-token may hold it twice (see packed.py); it is read once.
+prompt attends to what its row already holds of the same prompt and to itself.
 
 Shapes: T tokens of the pass, N answers in work, H heads, G key/value heads, S = 2 G (keys,
 then values), R = H / G, L longest row, D head width, B parts read together.
@@ -42,7 +41,6 @@ class LivePass:
         self, running: Sequence[Row], parts: Sequence[tuple[Row, int]], device: torch.device
     ) -> None:
         self.count = len(running)
-        self.total = self.count + sum(tokens for _, tokens in parts)
         where = {row: place for place, row in enumerate(running)}
         blocks = list(dict.fromkeys(row.block for row in running))
         orders = [[where[row] for row in block.rows[: block.running]] for block in blocks]
@@ -78,8 +76,7 @@ class LivePass:
             places = slice(start, start + part.total)
             start += part.total
             outputs.append(part.attend(layer, query_THD[places], both_TSD[places], scaling))
-        found = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return found if len(found) == len(query_THD) else found.repeat(2, 1)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 class _Step:

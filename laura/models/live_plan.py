@@ -1,10 +1,10 @@
-"""Which tokens of a pass go through which adapters, as few batched products as pay.
+"""Which tokens of a pass go through which adapters, and by which way.
 
-Slots that are neighbours in a shelf go through one product, each with the same number of
-tokens. Where their tokens already stand so in the pass, one slot's after another's, nothing
-is moved (`aligned`). Otherwise they are gathered and filled up to the same number (`padded`).
-No slot goes with fewer tokens than `Shelf.fewest_tokens`: an answer in a batch owes its bits
-to the answer alone.
+Several tokens of a slot go through one product; slots that are neighbours in a shelf and
+have equally many, one slot's tokens behind another's, through a batched one (`aligned`).
+Few tokens are looked up on a processor (live_lookup.py). Elsewhere they are gathered and
+filled up to the same number, so that neighbouring slots go through one batched product
+(`padded`).
 
 Shapes: P tokens of all padded runs, filling included.
 """
@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from laura.models.device import looks_up_adapters
+from laura.models.live_lookup import Lookup
 from laura.models.slots import Factors, MapGroup, Shelf, Slot
 
 # Parts of prompts and single tokens are not filled up to one another from here on.
@@ -63,12 +65,14 @@ class Plan:
     """Which tokens of a pass go through which adapters.
 
     Attributes:
+        lookups: Tokens that are looked up.
         aligned: Runs whose tokens stand in the pass as the product wants them.
         padded: Runs whose tokens are gathered.
         gather: For these, one run after another: which token of the pass; (P,).
         back: For every token of the pass: which of the gathered it is; P for none.
     """
 
+    lookups: list[Lookup] = field(default_factory=list)
     aligned: list[Batched] = field(default_factory=list)
     padded: list[Batched] = field(default_factory=list)
     gather: Tensor | None = None
@@ -99,15 +103,52 @@ def plan_of(segments: Sequence[tuple[Slot | None, int]], device: torch.device) -
         segments: (slot or None for the base, tokens) in the order of the pass.
         device: Where the model lives.
     """
-    few: dict[Slot, _Entry] = {}
-    many: dict[Slot, _Entry] = {}
-    start = 0
+    entries, start = [], 0
     for slot, tokens in segments:
         if slot is not None:
-            kind = many if tokens >= MANY_TOKENS else few
-            entry = kind.setdefault(slot, _Entry(slot, []))
-            entry.tokens += range(start, start + tokens)
+            entries.append(_Entry(slot, list(range(start, start + tokens))))
         start += tokens
+    if looks_up_adapters(device):
+        return _looked_up(entries, device)
+    return _gathered(entries, start, device)
+
+
+def _looked_up(entries: Sequence[_Entry], device: torch.device) -> Plan:
+    """Few tokens of a segment are looked up, more go through a product.
+
+    It is the segment that decides, not what else goes through its slot: an answer in
+    company owes its bits to the answer alone.
+    """
+    many = [one for one in entries if len(one.tokens) >= one.slot.shelf.fewest_tokens]
+    plan = Plan(aligned=list(_aligned(many)))
+    run: list[_Entry] = []
+    for entry in entries:
+        if len(entry.tokens) >= entry.slot.shelf.fewest_tokens:
+            continue
+        before = run[-1] if run else entry
+        beside = before is entry or before.tokens[-1] + 1 == entry.tokens[0]
+        if not beside or before.slot.shelf is not entry.slot.shelf:
+            plan.lookups.append(_lookup(run, device))
+            run = []
+        run.append(entry)
+    if run:
+        plan.lookups.append(_lookup(run, device))
+    return plan
+
+
+def _lookup(run: Sequence[_Entry], device: torch.device) -> Lookup:
+    places = [entry.slot.place for entry in run for _ in entry.tokens]
+    tokens = slice(run[0].tokens[0], run[-1].tokens[-1] + 1)
+    return Lookup(run[0].slot.shelf, tokens, torch.tensor(places, device=device))
+
+
+def _gathered(segments: Sequence[_Entry], total: int, device: torch.device) -> Plan:
+    """Few tokens of a slot are filled up to those of its neighbours where it pays."""
+    few: dict[Slot, _Entry] = {}
+    many: dict[Slot, _Entry] = {}
+    for one in segments:
+        kind = many if len(one.tokens) >= MANY_TOKENS else few
+        kind.setdefault(one.slot, _Entry(one.slot, [])).tokens.extend(one.tokens)
     plan = Plan()
     gather: list[int] = []
     back: dict[int, int] = {}
@@ -118,17 +159,16 @@ def plan_of(segments: Sequence[tuple[Slot | None, int]], device: torch.device) -
             plan.aligned += aligned
             continue
         for run in padded:
-            plan.padded.append(_gathered(run, gather, back))
+            plan.padded.append(_filled(run, gather, back))
     if gather:
         plan.gather = torch.tensor(gather, device=device)
-        places = [back.get(token, len(gather)) for token in range(start)]
+        places = [back.get(token, len(gather)) for token in range(total)]
         plan.back = torch.tensor(places, device=device)
     return plan
 
 
 def _may_stay(entry: _Entry) -> bool:
-    enough = len(entry.tokens) >= entry.slot.shelf.fewest_tokens
-    return enough and entry.tokens[-1] - entry.tokens[0] + 1 == len(entry.tokens)
+    return entry.tokens[-1] - entry.tokens[0] + 1 == len(entry.tokens)
 
 
 def _aligned(entries: Sequence[_Entry]) -> Iterator[Batched]:
@@ -173,10 +213,10 @@ def _fits(run: Sequence[_Entry], entry: _Entry, free: int) -> bool:
     return rows <= 2 * sum(len(one.tokens) for one in (*run, entry)) + free
 
 
-def _gathered(run: Sequence[_Entry], gather: list[int], back: dict[int, int]) -> Batched:
+def _filled(run: Sequence[_Entry], gather: list[int], back: dict[int, int]) -> Batched:
     """A padded run; its tokens are added to `gather`, and where they are to `back`."""
     first = run[0].slot
-    each = max(first.shelf.fewest_tokens, *(len(entry.tokens) for entry in run))
+    each = max(len(entry.tokens) for entry in run)
     count = run[-1].slot.place - first.place + 1
     found = Batched(first.shelf, first.place, count, each, len(gather))
     rows = [run[0].tokens[0]] * (count * each)

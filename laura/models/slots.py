@@ -4,18 +4,21 @@ Adapters that change the same modules with the same ranks lie in one shelf: thei
 are stacked, so the tokens of several adapters go through one batched product, and each
 takes its own bytes and no more (a shelf has at most a fifth of its places to spare).
 
-    shelf     A of a group of maps (places, in, r)     B of a map (places, r, out)
+    shelf     A of a group of maps (places, in, ranks)     B of a stack (places, maps, rank, out)
 
-Maps that read the same input (q, k, v; gate, up) form a group; their A's lie together. The
-factor alpha / r is in B. A lies with its input first: MKL's product then sums every token of
-two or more in the same order, however many there are.
+Maps that read the same input (q, k, v; gate, up) form a group; their A's lie together.
+Neighbours among them with the same rank and width form a stack (k, v; gate, up). The factor
+alpha / r is in B. A lies with its input first: its rows are then what a lookup sums
+(live_lookup.py), and MKL's product of several tokens sums each in the same order, however
+many there are.
 
-Shapes: I in, O out, r rank of one map, R ranks of a group together, K places.
+Shapes: I in, O out and r rank of one map, R ranks of a group together, K places, m maps.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,9 +30,9 @@ from laura.errors import AdapterError
 from laura.models.adapter_files import PREFIX
 from laura.models.lora import LoraSettings
 
-# torch computes a product of fewer multiplications in a loop of its own, and MKL one of a
-# single token in another order than of several. Both differ in the last bit.
-FEWEST_MULTIPLICATIONS, FEWEST_TOKENS = 400, 2
+# torch computes a product of fewer multiplications in a loop of its own, whose last bit may be
+# another than that of MKL's; that one is the same for every number of tokens from eight on.
+FEWEST_MULTIPLICATIONS, FEWEST_TOKENS = 400, 8
 
 
 @dataclass(frozen=True)
@@ -47,21 +50,53 @@ class MapGroup:
     outputs: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Neighbours of a group that are changed with the same rank and have the same width.
+
+    Attributes:
+        names: Their full module names.
+        rank: Of each.
+        out: Width of each.
+        ranks: Where theirs are among the ranks of the group.
+        columns: Where their outputs are among those of the group.
+    """
+
+    names: tuple[str, ...]
+    rank: int
+    out: int
+    ranks: slice
+    columns: slice
+
+
+def stacks_of(group: MapGroup, ranks: Mapping[str, int]) -> list[Stack]:
+    """The stacks of a group's maps that are changed, with their ranks, in their order."""
+    found: list[Stack] = []
+    rank_start = column = 0
+    for name, out in zip(group.names, group.outputs, strict=True):
+        rank = ranks.get(name, 0)
+        last = found[-1] if found else None
+        rank_end, end = rank_start + rank, column + out
+        if last and (last.rank, last.out, last.columns.stop) == (rank, out, column):
+            widths = slice(last.ranks.start, rank_end), slice(last.columns.start, end)
+            found[-1] = Stack((*last.names, name), rank, out, *widths)
+        elif rank:
+            found.append(Stack((name,), rank, out, slice(rank_start, rank_end), slice(column, end)))
+        rank_start, column = rank_end, end
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Matrices of K neighbouring places for one group of maps; views into the stacks.
+    """Matrices of K neighbouring places for one group of maps; views into the shelf.
 
     Attributes:
         down_KIR: A of all maps that are changed.
-        maps: Which maps of the group these are.
-        ranks: Rank of each.
-        ups: B of each, (K, r, O).
+        ups: The stacks of these maps, each with its B, (K, m, r, O).
     """
 
     down_KIR: Tensor
-    maps: list[int]
-    ranks: list[int]
-    ups: list[Tensor]
+    ups: list[tuple[Stack, Tensor]]
 
 
 @dataclass(eq=False)
@@ -102,44 +137,63 @@ class Shelf:
     """Adapters of the same modules and ranks, stacked.
 
     Attributes:
-        ranks: Rank of every module that they change.
+        stacks: The stacks of every group that is changed, by the name of its first map.
+        shapes: Of one place: A of every such group, by that name, and B of every stack, by the
+            name of its first map and ":B".
         places: Who lies where; at most a fifth of them is None.
-        down: A of every group that is changed, by the name of its first map.
-        up: B of every module that is changed.
+        tensors: All matrices of a shape, (places, *shape).
         views: What was looked up by `factors` in the passes of one plan.
     """
 
-    ranks: dict[str, int]
-    shapes: dict[str, tuple[int, int]]
-    ups: dict[str, tuple[int, int]]
+    stacks: dict[str, list[Stack]]
+    shapes: dict[str, tuple[int, ...]]
     dtype: torch.dtype
     device: torch.device
     places: list[Slot | None] = field(default_factory=list)
-    down: dict[str, Tensor] = field(default_factory=dict)
-    up: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
     views: dict[tuple[str, int, int], Factors | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[MapGroup],
+        ranks: Mapping[str, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Shelf:
+        """An empty one, for adapters that change these modules with these ranks."""
+        stacks: dict[str, list[Stack]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for group in groups:
+            found = stacks_of(group, ranks)
+            if not found:
+                continue
+            stacks[group.names[0]] = found
+            shapes[group.names[0]] = (group.inputs, found[-1].ranks.stop)
+            for stack in found:
+                shapes[up_key(stack)] = (len(stack.names), stack.rank, stack.out)
+        return cls(stacks, shapes, dtype, device)
 
     @cached_property
     def fewest_tokens(self) -> int:
-        """Tokens of each slot from which on a token's result is the same whatever their number."""
-        smallest = min(rank * out for rank, out in self.ups.values())
+        """Tokens of a slot from which on each one's product is the same whatever their number."""
+        smallest = min(math.prod(shape[-2:]) for shape in self.shapes.values())
         return max(FEWEST_TOKENS, -(-FEWEST_MULTIPLICATIONS // smallest))
 
     @property
     def place_bytes(self) -> int:
         """Memory of one adapter."""
-        shapes = [*self.shapes.values(), *self.ups.values()]
-        return sum(rows * columns for rows, columns in shapes) * self.dtype.itemsize
+        return sum(map(math.prod, self.shapes.values())) * self.dtype.itemsize
 
     def factors(self, group: MapGroup, first: int, count: int) -> Factors | None:
         """Matrices of `count` neighbours for a group of maps; None where they do not change it."""
-        key = group.names[0], first, count
+        name = group.names[0]
+        key = name, first, count
         if key not in self.views:
-            places, down = slice(first, first + count), self.down.get(group.names[0])
-            maps = [number for number, name in enumerate(group.names) if name in self.up]
-            ups = [self.up[group.names[number]][places] for number in maps]
-            ranks = [up.shape[1] for up in ups]
-            self.views[key] = None if down is None else Factors(down[places], maps, ranks, ups)
+            places = slice(first, first + count)
+            stacks = self.stacks.get(name)
+            ups = [(stack, self.tensors[up_key(stack)][places]) for stack in stacks or ()]
+            self.views[key] = Factors(self.tensors[name][places], ups) if stacks else None
         return self.views[key]
 
     def pack(self, wanted: int) -> None:
@@ -148,13 +202,12 @@ class Shelf:
         old = [slot.place for slot in held]
         size = wanted + wanted // 5
         self.views.clear()  # they would keep the stacks of before
-        for stack, shapes in ((self.down, self.shapes), (self.up, self.ups)):
-            for name, shape in shapes.items():
-                # One matrix after another: the shelf is never held twice.
-                fresh = torch.zeros(size, *shape, dtype=self.dtype, device=self.device)
-                for place, before in enumerate(old):
-                    fresh[place] = stack[name][before]
-                stack[name] = fresh
+        for name, shape in self.shapes.items():
+            # One tensor after another: the shelf is never held twice.
+            fresh = torch.zeros(size, *shape, dtype=self.dtype, device=self.device)
+            for place, before in enumerate(old):
+                fresh[place] = self.tensors[name][before]
+            self.tensors[name] = fresh
         self.places = [*held, *[None] * (size - len(held))]
         for place, slot in enumerate(held):
             slot.place = place
@@ -253,7 +306,7 @@ class Slots:
             place = leaver.place if leaver.shelf is shelf else None
             self._take_out(leaver, pack=place is None)
         if shelf is None:
-            shelf = self._shelves[key] = self._shelf(ranks)
+            shelf = self._shelves[key] = Shelf.of(self.groups, ranks, self.dtype, self.device)
         if None not in shelf.places:
             shelf.pack(len(shelf.places) + 1)
         place = shelf.places.index(None)
@@ -318,27 +371,21 @@ class Slots:
         elif pack and len(shelf.places) > left + left // 5:
             shelf.pack(left)
 
-    def _shelf(self, ranks: dict[str, int]) -> Shelf:
-        downs, ups = {}, {}
-        for group in self.groups:
-            total = sum(ranks.get(name, 0) for name in group.names)
-            if total:
-                downs[group.names[0]] = (group.inputs, total)
-            for name, out in zip(group.names, group.outputs, strict=True):
-                if name in ranks:
-                    ups[name] = (ranks[name], out)
-        return Shelf(ranks, downs, ups, self.dtype, self.device)
-
     @torch.no_grad()
     def _fill(self, slot: Slot, settings: LoraSettings, tensors: Mapping[str, Tensor]) -> None:
-        shelf = slot.shelf
-        for group in self.groups:
-            start = 0
-            for name in group.names:
-                if name not in shelf.ranks:
-                    continue
-                rank, scale = settings.for_module(name)
-                a_RI, b_OR = (tensors[f"{PREFIX}{name}.lora_{x}.weight"] for x in "AB")
-                shelf.down[group.names[0]][slot.place, :, start : start + rank] = a_RI.T
-                shelf.up[name][slot.place] = b_OR.float().T * scale
-                start += rank
+        shelf, place = slot.shelf, slot.place
+        for group, stacks in shelf.stacks.items():
+            down_IR = shelf.tensors[group][place]
+            for stack in stacks:
+                ups_mrO = shelf.tensors[up_key(stack)][place]
+                downs = down_IR[:, stack.ranks].split(stack.rank, dim=1)
+                for name, down_Ir, up_rO in zip(stack.names, downs, ups_mrO, strict=True):
+                    _, scale = settings.for_module(name)
+                    a_rI, b_Or = (tensors[f"{PREFIX}{name}.lora_{x}.weight"] for x in "AB")
+                    down_Ir.copy_(a_rI.T)
+                    up_rO.copy_(b_Or.float().T * scale)
+
+
+def up_key(stack: Stack) -> str:
+    """Where a shelf keeps B of a stack."""
+    return f"{stack.names[0]}:B"

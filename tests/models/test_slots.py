@@ -73,7 +73,7 @@ def test_memory_is_the_adapters_own_and_a_fifth_at_most() -> None:
 def test_what_does_not_fit_is_refused_and_nothing_is_touched() -> None:
     slots = slots_of(most=1)
     slots.place("good", "good", *made_adapter(1, 4, MLP))
-    before = {k: t.clone() for k, t in slots.held["good"].shelf.down.items()}
+    before = {k: t.clone() for k, t in slots.held["good"].shelf.tensors.items()}
     settings, tensors = made_adapter(2, 4, MLP)
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
     broken = {
@@ -93,4 +93,4 @@ def test_what_does_not_fit_is_refused_and_nothing_is_touched() -> None:
     with pytest.raises(AdapterError, match="made for another base"):
         slots.place("bad", "bad", foreign, tensors)
     assert list(slots.held) == ["good"]
-    assert all(before[k].equal(t) for k, t in slots.held["good"].shelf.down.items())
+    assert all(before[k].equal(t) for k, t in slots.held["good"].shelf.tensors.items())
