@@ -52,11 +52,12 @@ class Peer:
         settings = SamplingParams(
             temperature=0.0, max_tokens=self.work["new_tokens"], ignore_eos=True
         )
-        loras = [self.loras[i % len(self.loras)] for i in range(len(prompts))]
+        count = len(self.loras)
+        loras = [self.loras[i % count] for i in range(len(prompts))] if count else None
         started = time.perf_counter()
         found = self.model.generate(
             [{"prompt_token_ids": ids} for ids in prompts], settings, use_tqdm=False,
-            lora_request=loras or None,
+            lora_request=loras,
         )  # fmt: skip
         seconds = time.perf_counter() - started
         return {

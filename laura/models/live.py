@@ -358,7 +358,7 @@ def _piece(tokens: int, most: int) -> int:
     left = tokens - most
     if left <= 0:
         return tokens
-    return most - FEWEST_TOKENS if left < FEWEST_TOKENS < most // 2 else most
+    return most - FEWEST_TOKENS if left < FEWEST_TOKENS <= most // 2 else most
 
 
 def _adapter_order(one: Continuation) -> tuple[int, int]:

@@ -119,21 +119,24 @@ def _looked_up(entries: Sequence[_Entry], device: torch.device) -> Plan:
     It is the segment that decides, not what else goes through its slot: an answer in
     company owes its bits to the answer alone.
     """
-    many = [one for one in entries if len(one.tokens) >= one.slot.shelf.fewest_tokens]
+    many, few = list[_Entry](), list[_Entry]()
+    for entry in entries:
+        (many if len(entry.tokens) >= entry.slot.shelf.fewest_tokens else few).append(entry)
     plan = Plan(aligned=list(_aligned(many)))
     run: list[_Entry] = []
-    for entry in entries:
-        if len(entry.tokens) >= entry.slot.shelf.fewest_tokens:
-            continue
-        before = run[-1] if run else entry
-        beside = before is entry or before.tokens[-1] + 1 == entry.tokens[0]
-        if not beside or before.slot.shelf is not entry.slot.shelf:
+    for entry in few:
+        if run and not _beside(run[-1], entry):
             plan.lookups.append(_lookup(run, device))
             run = []
         run.append(entry)
     if run:
         plan.lookups.append(_lookup(run, device))
     return plan
+
+
+def _beside(one: _Entry, other: _Entry) -> bool:
+    """Whether one lookup may serve both."""
+    return one.slot.shelf is other.slot.shelf and one.tokens[-1] + 1 == other.tokens[0]
 
 
 def _lookup(run: Sequence[_Entry], device: torch.device) -> Lookup:

@@ -12,9 +12,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from laura.models import live
 from laura.models.adapters import read_settings
 from laura.models.live import Continuation, LiveEngine
 from laura.models.sampling import Draw
+from laura.models.slots import FEWEST_TOKENS
 from tests.models.live_twin import (
     ATTENTION,
     MLP,
@@ -138,6 +140,18 @@ def test_a_long_prompt_is_read_in_parts_while_others_run(
     hear(engine, heard)
     check_greedy(short, tiny())
     check_greedy(long, tiny())
+
+
+def test_pieces_of_a_prompt_leave_no_few_tokens_behind() -> None:
+    for most in (16, 128):
+        for tokens in range(1, 300):
+            left, pieces = tokens, []
+            while left:
+                pieces.append(live._piece(left, most))
+                left -= pieces[-1]
+            assert max(pieces) <= most and sum(pieces) == tokens
+            assert len(pieces) == -(-tokens // most)
+            assert tokens < FEWEST_TOKENS or min(pieces) >= FEWEST_TOKENS
 
 
 def test_scores_of_answer_and_prompt_equal_a_plain_pass(

@@ -15,23 +15,26 @@ def test_packed_map_is_a_linear(shape: tuple[int, int], precision: torch.dtype) 
     torch.manual_seed(0)
     weight, bias = torch.randn(shape).to(precision), torch.randn(shape[0]).to(precision)
     product, plain = PackedMap(weight, bias), PackedMap(weight)
+    shared = PackedMap(weight, shared=True)
     for rows in (1, 2, 3, 33, 160):
         x = torch.randn(rows, shape[1]).to(precision)
         tolerance = 1e-3 if precision == torch.float32 else 0.5
         torch.testing.assert_close(product(x), linear(x, weight, bias), atol=tolerance, rtol=1e-2)
         torch.testing.assert_close(plain(x), linear(x, weight), atol=tolerance, rtol=1e-2)
+        torch.testing.assert_close(shared(x), linear(x, weight), atol=tolerance, rtol=1e-2)
     assert product.bytes == weight.numel() * weight.element_size()
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("shape", [(3072, 576), (576, 1536), (960, 576), (576, 576)])
 @torch.inference_mode()
-def test_a_row_does_not_depend_on_its_neighbours(shape: tuple[int, int]) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(shape: tuple[int, int], shared: bool) -> None:
     """To the last bit, on the shapes of SmolLM2-135M, where oneDNN's kernels are AVX-512's."""
     capability = torch.backends.cpu.get_cpu_capability()
     if not torch.backends.mkldnn.is_available() or capability != "AVX512":
         pytest.skip(f"oneDNN's kernels for {capability} may differ")
     torch.manual_seed(0)
-    product = PackedMap(torch.randn(shape))
+    product = PackedMap(torch.randn(shape), shared=shared)
     x = torch.randn(64, shape[1])
     whole = product(x)
     for rows in (1, 2, 5, 17, 32, 33):
