@@ -5,6 +5,9 @@ more: each row's result is the same to the last bit whatever its neighbours are,
 answer in a batch owes to the same answer alone; so a single row is computed as two. The
 same holds for a weight that is not packed, with the same bits.
 
+oneDNN makes a kernel for every number of rows, in milliseconds, and keeps a thousand of
+them. Rows are filled up, so that passes of all lengths need few (`filled_rows`).
+
 Shapes: N rows, I in, O out.
 """
 
@@ -17,6 +20,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from laura.models.device import linear
+
+# Each number of rows up to this has kernels of its own: filling up would cost more.
+FEW_ROWS = 8
 
 
 class PackedMap:
@@ -43,9 +49,18 @@ class PackedMap:
         """The map's output (N, O) for x in the weight's type."""
         if self._plain:
             return linear(x_NI, self._weight, self.bias)
-        rows = pad(x_NI, (0, 0, 0, 1)) if len(x_NI) == 1 else x_NI
+        more = filled_rows(len(x_NI)) - len(x_NI)
+        rows = pad(x_NI, (0, 0, 0, more)) if more else x_NI
         found: Tensor = _OPS._linear_pointwise(rows, self._weight, self.bias, "none", [], "")
         return found[: len(x_NI)]
+
+
+def filled_rows(rows: int) -> int:
+    """How many rows are computed where so many are wanted: at most a quarter more beyond 32."""
+    if rows <= FEW_ROWS:
+        return max(2, rows)
+    piece = 8 if rows <= 64 else 16 if rows <= 128 else 32
+    return -(-rows // piece) * piece
 
 
 _OPS: Any = torch.ops.mkldnn

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from laura.models.packed import PackedMap
+from laura.models.packed import PackedMap, filled_rows
 
 
 @pytest.mark.parametrize("shape", [(3072, 576), (576, 1536), (960, 576), (64, 128), (7, 5)])
@@ -40,3 +40,10 @@ def test_a_row_does_not_depend_on_its_neighbours(shape: tuple[int, int], shared:
     for rows in (1, 2, 5, 17, 32, 33):
         part = torch.cat([product(x[i : i + rows]) for i in range(0, 64, rows)])
         assert part.equal(whole), f"{rows} rows differ by {(part - whole).abs().max():.0e}"
+
+
+def test_passes_of_all_lengths_need_few_kernels() -> None:
+    filled = {rows: filled_rows(rows) for rows in range(1, 1025)}
+    assert all(most >= max(rows, 2) for rows, most in filled.items())
+    assert all(most <= 1.25 * rows or most - rows < 8 for rows, most in filled.items())
+    assert len(set(filled.values())) < 50
