@@ -56,6 +56,10 @@ class Visit(browsing.Visit):
             self.page.get_by_label(f"Adapter {place}", exact=True).select_option(name)
 
     def ask(self, question: str) -> None:
+        # Before the models are there, there is nobody to ask.
+        self.page.get_by_label("Adapter 1", exact=True).locator("option").nth(1).wait_for(
+            state="attached"
+        )
         self.page.get_by_label("Your question").fill(question)
         self.page.keyboard.press("Enter")
 
