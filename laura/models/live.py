@@ -138,9 +138,8 @@ class LiveEngine:
         part_tokens: int = 128,
     ) -> None:
         self.model, self.tokenizer, self.part_tokens = model, tokenizer, part_tokens
-        self.head = output_head(model)
-        self.device, weight = self.head.weight.device, self.head.weight.detach()
-        self._output = PackedMap(weight, shared=True)
+        weight = output_head(model).weight.detach()
+        self.device, self._output = weight.device, PackedMap(weight, shared=True)
         self.context_tokens = Encoder(tokenizer, model.config).context_tokens
         self.end_ids = end_ids_of(getattr(model, "generation_config", None), tokenizer)
         self._decode = decoder_of(tokenizer)

@@ -51,11 +51,7 @@ class Board:
 
     def clear(self) -> None:
         """Forget the plan, so that it keeps no adapter in memory."""
-        plan = self.plan
-        for shelf in (one.shelf for one in (*plan.aligned, *plan.padded)):
-            shelf.views.clear()
-        for lookup in plan.lookups:
-            lookup.shelf.views.clear()
+        self.plan.forget()
         self.plan, self._made_for = Plan(), ()
 
 

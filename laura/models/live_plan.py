@@ -78,6 +78,12 @@ class Plan:
     gather: Tensor | None = None
     back: Tensor | None = None
 
+    def forget(self) -> None:
+        """Let go of what was looked up for it, so that it keeps no adapter in memory."""
+        runs: list[Lookup | Batched] = [*self.lookups, *self.aligned, *self.padded]
+        for run in runs:
+            run.shelf.views.clear()
+
 
 @dataclass
 class _Entry:

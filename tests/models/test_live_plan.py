@@ -13,7 +13,7 @@ from laura.models.adapters import PREFIX
 from laura.models.live_maps import JoinedMaps, join_maps
 from laura.models.live_plan import Plan, plan_of, slot_order
 from laura.models.lora import LoraSettings
-from laura.models.slots import Slot, Slots
+from laura.models.slots import FEWEST_TOKENS, Slot, Slots
 from tests.models.live_twin import ATTENTION, MLP, made_adapter, tiny
 
 CPU = torch.device("cpu")
@@ -105,12 +105,17 @@ def test_few_tokens_are_looked_up_by_shelf_and_segment() -> None:
     assert [look.tokens for look in plan.lookups] == [slice(0, 21)] and not plan.aligned
 
 
-@pytest.mark.parametrize("each", [9, 12])
+@pytest.mark.parametrize("each", [4, 5, 9, 12])
 def test_sorted_tokens_of_equal_number_are_not_moved(each: int, looks_up: bool) -> None:
     setting = Setting()
     segments: Segments = [(None, 1), *((slot, each) for slot in setting.placed[:6])]
     plan = setting.check(segments)
-    assert plan.gather is None and not plan.lookups
+    assert plan.gather is None
+    if looks_up and each < FEWEST_TOKENS:
+        assert [look.tokens for look in plan.lookups] == [slice(1, 1 + 6 * each)]
+        assert not plan.aligned
+        return
+    assert not plan.lookups
     assert [(run.first, run.count, run.each, run.start) for run in plan.aligned] == [
         (0, 6, each, 1)
     ]
