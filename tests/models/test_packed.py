@@ -47,3 +47,10 @@ def test_passes_of_all_lengths_need_few_kernels() -> None:
     assert all(most >= max(rows, 2) for rows, most in filled.items())
     assert all(most <= 1.25 * rows or most - rows < 8 for rows, most in filled.items())
     assert len(set(filled.values())) < 50
+
+
+def test_a_shared_weight_is_held_once() -> None:
+    weight, x = torch.randn(64, 32), torch.randn(3, 32)
+    own, shared = PackedMap(weight.clone()), PackedMap(weight, shared=True)
+    weight.zero_()
+    assert not shared(x).any() and own(x).any()

@@ -9,7 +9,7 @@ import torch
 
 from laura.errors import AdapterError
 from laura.models.live_maps import join_maps
-from laura.models.slots import Slots
+from laura.models.slots import MapGroup, Slots, stacks_of
 from tests.models.live_twin import ATTENTION, MLP, made_adapter, tiny
 
 
@@ -94,3 +94,19 @@ def test_what_does_not_fit_is_refused_and_nothing_is_touched() -> None:
         slots.place("bad", "bad", foreign, tensors)
     assert list(slots.held) == ["good"]
     assert all(before[k].equal(t) for k, t in slots.held["good"].shelf.tensors.items())
+
+
+def test_only_neighbours_of_one_rank_and_width_are_stacked() -> None:
+    group = MapGroup(("q", "k", "v"), 8, (16, 16, 16))
+
+    def stacked(**ranks: int) -> list[tuple[tuple[str, ...], slice, slice]]:
+        return [(one.names, one.ranks, one.columns) for one in stacks_of(group, ranks)]
+
+    assert stacked(q=2, k=2, v=2) == [(("q", "k", "v"), slice(0, 6), slice(0, 48))]
+    assert stacked(q=2, v=2) == [
+        (("q",), slice(0, 2), slice(0, 16)), (("v",), slice(2, 4), slice(32, 48))
+    ]  # fmt: skip
+    assert stacked(q=2, k=3, v=3) == [
+        (("q",), slice(0, 2), slice(0, 16)), (("k", "v"), slice(2, 8), slice(16, 48))
+    ]  # fmt: skip
+    assert stacked() == []
