@@ -86,6 +86,14 @@ GraceOption = Annotated[
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16"], typer.Option(help="Of weights and products.")
 ]
+DraftsOption = Annotated[
+    bool,
+    typer.Option(
+        "--drafts/--no-drafts",
+        help="Guess what repeats in an answer and check it in the same step: the same text, "
+        "sooner where few are answered at once.",
+    ),
+]
 ArgumentOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -119,6 +127,7 @@ def serve(
     grace: GraceOption = 30,
     precision: PrecisionOption = "auto",
     device: DeviceOption = None,
+    drafts: DraftsOption = True,
     vllm_argument: ArgumentOption = None,
     audit: AuditOption = None,
     json: JsonOption = False,
@@ -158,6 +167,7 @@ def serve(
             queue=queue,
             precision=precision,
             device=device,
+            drafts=drafts,
             arguments=read_arguments(vllm_argument or ()),
         )
         _open_and_run(desk, door, room, policy, (adapters, tenants, audit))

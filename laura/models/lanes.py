@@ -87,6 +87,12 @@ class Block:
             row.place, self.rows[there] = there, row
         self.running += 1
 
+    def cut(self, row: Row, tokens: int) -> None:
+        """Forget what a row holds behind so many tokens."""
+        for part in self._parts():
+            part[:, row.place, :, tokens : row.tokens] = 0
+        row.tokens = tokens
+
     def free(self, row: Row) -> None:
         """Give a row back; the last of its kind takes its place."""
         place = row.place

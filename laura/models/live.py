@@ -9,16 +9,18 @@ Shapes: T tokens of a pass, N predictions, W hidden width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from laura.models.beginnings import Beginnings, common_length
-from laura.models.device import pass_tokens
+from laura.models.continuation import Continuation, News, extend, scores_of
+from laura.models.device import free_rows, pass_tokens
+from laura.models.drafts import Drafts, allot
 from laura.models.encoding import Encoder, end_ids_of
 from laura.models.evaluating import evaluating
 from laura.models.key_values import geometry_of
@@ -27,10 +29,9 @@ from laura.models.live_decoder import live_decoder
 from laura.models.live_maps import join_maps
 from laura.models.live_pass import LivePass
 from laura.models.live_plan import slot_order
-from laura.models.live_text import NOTHING, Score, TextStream, Told, decoder_of
+from laura.models.live_text import TextStream, decoder_of
 from laura.models.losses import CHUNK_POSITIONS, output_head
 from laura.models.packed import PackedMap
-from laura.models.sampling import Draw, choose
 from laura.models.slots import FEWEST_TOKENS, Slot, Slots
 
 MOST_ROWS = 256
@@ -38,72 +39,8 @@ MOST_ROWS = 256
 BEGINNINGS_SHARE = 0.25
 # Of prompts that begin alike, one is read before the others from so many tokens on.
 WORTH_WAITING = 32
-
-Finish = Literal["stop", "length"]
-
-
-@dataclass(eq=False)
-class Continuation:
-    """A prompt and what grows behind it.
-
-    Attributes:
-        owner: Whose it is; beginnings of prompts are kept apart by owner.
-        prompt: Token ids, at least one.
-        limit: Most new tokens; 0 only for the prompt's scores.
-        slot: The adapter it goes through; None for the base.
-        draw: How tokens are chosen.
-        stop: Texts that end it.
-        top: How many most likely tokens are told with every token; None for no scores.
-        scores_prompt: Whether the prompt's tokens are scored.
-        ignore_end: Whether an end token does not end it.
-        tokens: New tokens so far.
-        cached: Tokens of the prompt that were not computed anew.
-    """
-
-    owner: Hashable
-    prompt: tuple[int, ...]
-    limit: int
-    slot: Slot | None = None
-    draw: Draw = field(default_factory=Draw)
-    stop: tuple[str, ...] = ()
-    top: int | None = None
-    scores_prompt: bool = False
-    ignore_end: bool = False
-    tokens: list[int] = field(default_factory=list)
-    cached: int = 0
-    _row: Row | None = None
-    _text: TextStream | None = None
-    _stops: frozenset[int] = frozenset()
-    _scores: list[Score] = field(default_factory=list)
-
-    @property
-    def room(self) -> int:
-        """Tokens whose keys and values it may come to; the newest token is never read."""
-        return max(1, len(self.prompt) + self.limit - 1)
-
-    @property
-    def key(self) -> tuple[Hashable, str]:
-        """Who may share its beginning: the same owner, through the same adapter."""
-        return self.owner, "" if self.slot is None else self.slot.digest
-
-
-@dataclass(frozen=True)
-class News:
-    """What a step brought for one continuation.
-
-    Attributes:
-        of: Which one.
-        told: New text, with its tokens' scores where they are wanted.
-        prompt: Scores of the whole prompt, once, where they are wanted.
-        finish: Why it ended, if it has.
-        fault: Why it cannot go on, if it cannot.
-    """
-
-    of: Continuation
-    told: Told = NOTHING
-    prompt: tuple[Score, ...] = ()
-    finish: Finish | None = None
-    fault: str = ""
+# A first token is worth delaying the next ones of so many others.
+FIRST_BEFORE_NEXT = 4
 
 
 class LiveEngine:
@@ -120,6 +57,11 @@ class LiveEngine:
         cache_bytes: Memory for keys and values, beginnings included.
         most_rows: Most continuations at the same time.
         part_tokens: Most tokens of prompts in a pass in which others run.
+        drafts: Whether answers are drafted ahead (drafts.py), where that is worth it.
+
+    Attributes:
+        drafted_tokens: How many were drafted so far.
+        accepted_tokens: How many of them the model chose too.
 
     Raises:
         ModelError: the model's output map is not a plain one.
@@ -136,8 +78,10 @@ class LiveEngine:
         cache_bytes: int,
         most_rows: int = MOST_ROWS,
         part_tokens: int = 128,
+        drafts: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.part_tokens = model, tokenizer, part_tokens
+        self.drafts, self.drafted_tokens, self.accepted_tokens = drafts, 0, 0
         weight = output_head(model).weight.detach()
         self.device, self._output = weight.device, PackedMap(weight, shared=True)
         self.context_tokens = Encoder(tokenizer, model.config).context_tokens
@@ -176,12 +120,13 @@ class LiveEngine:
         row = self.lanes.take(wanted.room)
         if row is None:
             return False
-        wanted._row = row
+        wanted.row = row
         ends = frozenset() if wanted.ignore_end else self.end_ids
         # A special token leaves no text in which a stop text could be found.
         named = {self._special[text] for text in wanted.stop if text in self._special}
-        wanted._stops = ends | named
-        wanted._text = TextStream(self._decode, wanted.stop)
+        wanted.stops = ends | named
+        wanted.text = TextStream(self._decode, wanted.stop)
+        wanted.drafts = Drafts(wanted.prompt) if self.drafts and wanted.limit > 1 else None
         if wanted.slot is not None:
             self.slots.use(wanted.slot)
         self._owners[row] = wanted
@@ -190,10 +135,10 @@ class LiveEngine:
 
     def drop(self, one: Continuation) -> None:
         """Forget a continuation and free its row; nothing happens if it has ended."""
-        row = one._row
+        row = one.row
         if row is None:
             return
-        one._row = None
+        one.row = None
         if one in self._reading:
             self._reading.remove(one)
         if one.slot is not None:
@@ -207,16 +152,19 @@ class LiveEngine:
         return bool(self._owners)
 
     def step(self) -> list[News]:
-        """One more token for all that run, and a part of the prompts that are being read."""
+        """The next tokens of all that run, and a part of the prompts that are being read."""
         rows = [row for block in self.lanes.blocks for row in block.rows[: block.running]]
         running = sorted((self._owners[row] for row in rows), key=_adapter_order)
         parts = self._parts(len(running))
         if not running and not parts:
             return []
-        hidden_TW = self._pass(running, parts)
-        for one in running:
-            _row(one).tokens += 1
-        asked, places, end = list(running), list(range(len(running))), len(running)
+        drafts = self._drafted(running, sum(tokens for _, tokens in parts))
+        hidden_TW = self._pass(running, drafts, parts)
+        asked: list[tuple[Continuation, Sequence[int]]] = list(zip(running, drafts, strict=True))
+        for one, draft in asked:
+            _row(one).tokens += 1 + len(draft)
+        end = len(running) + sum(map(len, drafts))
+        places = list(range(end))
         read: list[Continuation] = []
         for one, tokens in parts:
             if one.scores_prompt:
@@ -230,22 +178,44 @@ class LiveEngine:
             self._reading.remove(one)
             self.beginnings.keep(one.key, one.prompt, _row(one))
             _row(one).block.start(_row(one))
-        asked += read
+        asked += [(one, ()) for one in read]
         if not asked:
             return []
-        news = self._extend(asked, hidden_TW[torch.tensor(places, device=self.device)])
-        for told in news:
-            if told.finish or told.fault:
-                self._end(told)
+        hidden_NW = hidden_TW[torch.tensor(places, device=self.device)]
+        return self._told(asked, extend(asked, self._logits(hidden_NW)))
+
+    def _told(
+        self, asked: Sequence[tuple[Continuation, Sequence[int]]], news: list[News]
+    ) -> list[News]:
+        """The same news; wrong drafts are forgotten, and what has ended is."""
+        brought = Counter(own.of for own in news)
+        self.accepted_tokens += len(news) - len(asked)
+        for one, draft in asked:
+            if wrong := 1 + len(draft) - brought[one]:
+                _row(one).block.cut(_row(one), _row(one).tokens - wrong)
+        for own in news:
+            if own.finish or own.fault:
+                self._end(own)
         if not self._owners:
             self._board.clear()
         return news
 
+    def _drafted(self, running: Sequence[Continuation], others: int) -> list[list[int]]:
+        """What is drafted ahead of each, beside so many tokens of prompts."""
+        if not self.drafts:
+            return [[] for _ in running]
+        sources = [(one.drafts, one.limit - len(one.tokens) - 1) for one in running]
+        wanted = [(drafts, most) for drafts, most in sources if drafts is not None]
+        drafts = allot(wanted, len(running) + others, free_rows(self.device))
+        self.drafted_tokens += sum(map(len, drafts))
+        return drafts
+
     def _parts(self, running: int) -> list[tuple[Continuation, int]]:
         """How many tokens of which prompts are read next."""
         left = self.part_tokens
-        if running < len(self._reading):
-            # More wait for their first token than for their next one.
+        # One prompt alone, however long, does not hold up those who run.
+        if running <= FIRST_BEFORE_NEXT * (len(self._reading) - 1):
+            # Many wait for their first token, and no step is full before all are read.
             left = max(left, pass_tokens(self.device) // 2)
         parts: list[tuple[Continuation, int]] = []
         for number, one in enumerate(self._reading):
@@ -276,61 +246,31 @@ class LiveEngine:
         )
 
     def _pass(
-        self, running: Sequence[Continuation], parts: Sequence[tuple[Continuation, int]]
+        self,
+        running: Sequence[Continuation],
+        drafts: Sequence[Sequence[int]],
+        parts: Sequence[tuple[Continuation, int]],
     ) -> Tensor:
-        """Hidden states (T, W): of the newest token of all that run, then of the parts."""
-        ids = [one.tokens[-1] for one in running]
-        positions = [_row(one).tokens for one in running]
-        segments = [(one.slot, 1) for one in running]
+        """Hidden states (T, W): of all that run, each its newest token and its draft; then of
+        the parts."""
+        ids, positions, segments = list[int](), list[int](), list[tuple[Slot | None, int]]()
+        for one, draft in zip(running, drafts, strict=True):
+            start = _row(one).tokens
+            ids += [one.tokens[-1], *draft]
+            positions += range(start, start + 1 + len(draft))
+            segments.append((one.slot, 1 + len(draft)))
         for one, tokens in parts:
             start = _row(one).tokens
             ids += one.prompt[start : start + tokens]
             positions += range(start, start + tokens)
             segments.append((one.slot, tokens))
         self._board.prepare(segments, self.device)
-        rows = [_row(one) for one in running]
-        work = LivePass(rows, [(_row(one), tokens) for one, tokens in parts], self.device)
+        steps = [(_row(one), len(draft)) for one, draft in zip(running, drafts, strict=True)]
+        work = LivePass(steps, [(_row(one), tokens) for one, tokens in parts], self.device)
         return self._decoder(ids, positions, work)
 
     def _logits(self, hidden_NW: Tensor) -> Tensor:
         return self._output(hidden_NW.to(self._output.dtype)).float()
-
-    def _extend(self, asked: Sequence[Continuation], hidden_NW: Tensor) -> list[News]:
-        """Give each its next token; what is new of each."""
-        logits_NV = self._logits(hidden_NW)
-        tokens = choose(logits_NV, [one.draw for one in asked])
-        sound = logits_NV.amax(-1).isfinite().tolist()
-        scored = [i for i, one in enumerate(asked) if one.top is not None]
-        scores: dict[int, Score] = {}
-        if scored:
-            most = max(asked[i].top or 0 for i in scored)
-            found = _scores(logits_NV[scored], [tokens[i] for i in scored], most)
-            scores = dict(zip(scored, found, strict=True))
-        news = []
-        for i, (one, token) in enumerate(zip(asked, tokens, strict=True)):
-            if not sound[i]:
-                news.append(News(one, fault="its numbers left the finite range"))
-                continue
-            news.append(self._next(one, token, scores.get(i)))
-        return news
-
-    def _next(self, one: Continuation, token: int, score: Score | None) -> News:
-        assert one._text is not None
-        prompt = () if one.tokens else tuple(one._scores)
-        if not one.limit:
-            return News(one, prompt=prompt, finish="length")
-        one.tokens.append(token)
-        finish: Finish | None = None
-        if token in one._stops:
-            finish = "stop"
-        else:
-            one._text.add(token, None if score is None else _cut(score, one.top))
-            if one._text.stopped:
-                finish = "stop"
-            elif len(one.tokens) >= one.limit:
-                finish = "length"
-        told = one._text.rest() if finish else one._text.told()
-        return News(one, told, prompt, finish)
 
     def _end(self, news: News) -> None:
         one = news.of
@@ -341,12 +281,12 @@ class LiveEngine:
     def _score_prompt(self, one: Continuation, start: int, hidden_TW: Tensor) -> None:
         """Scores of the prompt's tokens that these states predict, and of its first."""
         if not start:
-            one._scores.append((one.prompt[0], None, ()))
+            one.prompt_scores.append((one.prompt[0], None, ()))
         targets = one.prompt[start + 1 : start + 1 + len(hidden_TW)]
         for begin in range(0, len(targets), CHUNK_POSITIONS):
             part = targets[begin : begin + CHUNK_POSITIONS]
             logits = self._logits(hidden_TW[begin : begin + len(part)])
-            one._scores += _scores(logits, part, one.top or 0)
+            one.prompt_scores += scores_of(logits, part, one.top or 0)
 
 
 def _piece(tokens: int, most: int) -> int:
@@ -365,21 +305,5 @@ def _adapter_order(one: Continuation) -> tuple[int, int]:
 
 
 def _row(one: Continuation) -> Row:
-    assert one._row is not None
-    return one._row
-
-
-def _scores(logits_NV: Tensor, tokens: Sequence[int], top: int) -> list[Score]:
-    """Of one token a row: its log-probability, and the `top` most likely ones with theirs."""
-    total = logits_NV.logsumexp(-1, keepdim=True)
-    chosen = logits_NV.gather(1, torch.tensor(tokens, device=logits_NV.device)[:, None]) - total
-    values, ids = (logits_NV - total).topk(top) if top else (chosen[:, :0], chosen[:, :0].long())
-    rows = zip(tokens, chosen[:, 0].tolist(), values.tolist(), ids.tolist(), strict=True)
-    return [
-        (token, nats, tuple(zip(best, rivals, strict=True))) for token, nats, rivals, best in rows
-    ]
-
-
-def _cut(score: Score, top: int | None) -> Score:
-    """A score with no more rivals than were asked for."""
-    return score[0], score[1], score[2][: top or 0]
+    assert one.row is not None
+    return one.row

@@ -1,12 +1,13 @@
 """One pass of the live engine: the next token of every answer in work, and parts of prompts.
 
-    [one token a running answer | part of a prompt | part of another prompt | ...]
+    [an answer's newest token, its draft | another's | ... | part of a prompt | ...]
 
 All tokens stand in one row, so that weights are read once for all of them. A part of a
-prompt attends to what its row already holds of the same prompt and to itself.
+prompt attends to what its row already holds of the same prompt and to itself, a drafted
+token to its row and the draft before it, each as if it came alone in a step of its own.
 
-Shapes: T tokens of the pass, N answers in work, H heads, G key/value heads, S = 2 G (keys,
-then values), R = H / G, L longest row, D head width, B parts read together.
+Shapes: T tokens of the pass, N answers in work, P drafted tokens of one, H heads, G key/value
+heads, S = 2 G (keys, then values), R = H / G, L longest row, D head width, B parts read together.
 """
 
 from __future__ import annotations
@@ -32,19 +33,31 @@ class LivePass:
     attention.py), the live decoder calls `attended`.
 
     Args:
-        running: Rows in work whose next token is read: all there are, in the pass's order.
+        running: (row, drafted tokens) of all rows in work, in the pass's order.
         parts: (row, tokens) of the prompts read on, behind these.
         device: Where the model lives.
     """
 
     def __init__(
-        self, running: Sequence[Row], parts: Sequence[tuple[Row, int]], device: torch.device
+        self,
+        running: Sequence[tuple[Row, int]],
+        parts: Sequence[tuple[Row, int]],
+        device: torch.device,
     ) -> None:
-        self.count = len(running)
-        where = {row: place for place, row in enumerate(running)}
-        blocks = list(dict.fromkeys(row.block for row in running))
-        orders = [[where[row] for row in block.rows[: block.running]] for block in blocks]
-        self.steps = [_Step(block, device) for block in blocks]
+        where: dict[Row, int] = {}
+        self.count = 0
+        for row, drafted in running:
+            where[row] = self.count
+            self.count += 1 + drafted
+        self.steps: list[_Step | _Draft] = []
+        orders: list[list[int]] = []
+        for block in dict.fromkeys(row.block for row, _ in running):
+            self.steps.append(_Step(block, device))
+            orders.append([where[row] for row in block.rows[: block.running]])
+        for row, drafted in running:
+            if drafted:
+                self.steps.append(_Draft(row, drafted, device))
+                orders.append(list(range(where[row] + 1, where[row] + 1 + drafted)))
         self.orders = [
             slice(order[0], order[-1] + 1)
             if order == list(range(order[0], order[-1] + 1))
@@ -87,9 +100,7 @@ class _Step:
         layers, _, self.groups, _, capacity, width = pairs.shape
         lengths = [row.tokens for row in block.rows[: block.running]]
         self.count = len(lengths)
-        longest = max(lengths) + 1
-        piece = SHORT_PIECE if longest <= SHORT_ROW else LONG_PIECE
-        self.longest = min(-(-longest // piece) * piece, capacity)
+        self.longest = _read_length(max(lengths) + 1, capacity)
         self.flat = pairs.view(layers, -1, width)
         self.pairs = pairs[:, : self.count]
         places = torch.tensor(lengths, device=device)
@@ -97,24 +108,60 @@ class _Step:
         heads = torch.arange(2 * self.count * self.groups, device=device)
         starts = heads.view(self.count, self.groups, 2).transpose(1, 2).flatten(1) * capacity
         self.places = starts + places[:, None]
-        unseen = torch.arange(self.longest, device=device) > places[:, None]
-        mask = torch.zeros(unseen.shape, dtype=pairs.dtype, device=device)
-        self.mask_N11L = mask.masked_fill_(unseen, float("-inf"))[:, None, None]
+        self.mask_N11L = _mask(places, self.longest, pairs.dtype)
 
     def attend(self, layer: int, query_NHD: Tensor, both_NSD: Tensor, scaling: float) -> Tensor:
         """Writes the new keys and values; attention (N, H * D) over each whole row."""
         self.flat[layer].index_put_((self.places,), both_NSD)
-        # Heads that share keys become queries of one head: nothing is repeated.
-        query_NGRD = query_NHD.unflatten(1, (self.groups, -1))
-        keys, values = self.pairs[layer, :, :, :, : self.longest].unbind(2)
-        output = scaled_dot_product_attention(
-            query_NGRD,
-            keys,
-            values,
-            attn_mask=self.mask_N11L.expand(-1, -1, query_NGRD.shape[2], -1),
-            scale=scaling,
-        )
-        return output.reshape(self.count, -1)
+        pairs_NG2LD = self.pairs[layer, :, :, :, : self.longest]
+        return _each_over_its_row(query_NHD, pairs_NG2LD, self.mask_N11L, scaling)
+
+
+class _Draft:
+    """Drafted tokens behind the newest one of an answer.
+
+    They are put as answers of their own that share a row, so that each is summed as it is
+    when it comes alone.
+    """
+
+    def __init__(self, row: Row, drafted: int, device: torch.device) -> None:
+        self.pairs, self.place = row.block.cache.pairs, row.place
+        self.start, self.end = row.tokens + 1, row.tokens + 1 + drafted
+        self.longest = _read_length(self.end, row.block.capacity)
+        places = torch.arange(self.start, self.end, device=device)
+        self.mask_P11L = _mask(places, self.longest, self.pairs.dtype)
+
+    def attend(self, layer: int, query_PHD: Tensor, both_PSD: Tensor, scaling: float) -> Tensor:
+        """Writes the draft's keys and values; attention (P, H * D) of each over what it sees."""
+        row_G2LD = self.pairs[layer, self.place]
+        row_G2LD[:, :, self.start : self.end] = both_PSD.unflatten(1, (2, -1)).permute(2, 1, 0, 3)
+        shared = row_G2LD[None, :, :, : self.longest].expand(len(query_PHD), -1, -1, -1, -1)
+        return _each_over_its_row(query_PHD, shared, self.mask_P11L, scaling)
+
+
+def _read_length(tokens: int, capacity: int) -> int:
+    """Up to where rows are read whose longest has so many tokens."""
+    piece = SHORT_PIECE if tokens <= SHORT_ROW else LONG_PIECE
+    return min(-(-tokens // piece) * piece, capacity)
+
+
+def _mask(places_N: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
+    """(N, 1, 1, L): what each token sees, itself and what stands before it."""
+    unseen = torch.arange(longest, device=places_N.device) > places_N[:, None]
+    mask = torch.zeros(unseen.shape, dtype=dtype, device=places_N.device)
+    return mask.masked_fill_(unseen, float("-inf"))[:, None, None]
+
+
+def _each_over_its_row(
+    query_NHD: Tensor, pairs_NG2LD: Tensor, mask_N11L: Tensor, scaling: float
+) -> Tensor:
+    """Attention (N, H * D) of one token a row."""
+    # Heads that share keys become queries of one head: nothing is repeated.
+    query_NGRD = query_NHD.unflatten(1, (pairs_NG2LD.shape[1], -1))
+    keys, values = pairs_NG2LD.unbind(2)
+    mask = mask_N11L.expand(-1, -1, query_NGRD.shape[2], -1)
+    output = scaled_dot_product_attention(query_NGRD, keys, values, attn_mask=mask, scale=scaling)
+    return output.reshape(len(query_NHD), -1)
 
 
 class _Part:

@@ -9,9 +9,10 @@ from laura.data.templates import chat_prompts, end_tokens
 from laura.errors import UsageError
 from laura.interrupts import interrupts_postponed
 from laura.models.adapters import read_adapter
-from laura.models.device import cache_budget, resolve_precision
+from laura.models.continuation import Continuation, News
+from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
 from laura.models.encoding import Encoder
-from laura.models.live import Continuation, LiveEngine, News
+from laura.models.live import LiveEngine
 from laura.models.load import Base, load_base
 from laura.models.requests import GenerateRequest
 from laura.models.sampling import check_settings, draw_of
@@ -47,6 +48,7 @@ class LoadedPanel:
         progress: Progress = SILENT,
     ) -> None:
         read = {name: read_adapter(folder) for name, folder in adapters.items()}
+        keep_freed_memory()
         base = self._base = load_base(model, device=device, progress=progress)
         self._engine = LiveEngine(
             base.model,

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from laura.errors import AdapterError
-from laura.models.live import Continuation, LiveEngine
-from laura.models.live import News as LiveNews
+from laura.models.continuation import Continuation
+from laura.models.continuation import News as LiveNews
+from laura.models.live import LiveEngine
 from laura.models.live_text import Score
 from laura.models.sampling import draw_of
 from laura.serve.engines import (
@@ -320,7 +321,7 @@ class EngineRoom:
         }
         state = EngineState(
             True, "", tuple(held), live.slots.most, dict(running), {}, 0.0, memory,
-            live.lanes.tokens,
+            live.lanes.tokens, live.drafted_tokens, live.accepted_tokens,
         )  # fmt: skip
         with self._lock:
             self._state = state

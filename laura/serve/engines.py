@@ -149,6 +149,8 @@ class EngineState:
         tokens_per_second: New tokens over the last ten seconds.
         memory_bytes: Of the weights, the adapters and the cache of keys and values.
         cache_tokens: Tokens that the cache of keys and values holds at the moment.
+        drafted_tokens: Tokens that were drafted ahead since the start (models/drafts.py).
+        accepted_tokens: Those of them that the model chose too.
     """
 
     ready: bool
@@ -160,6 +162,8 @@ class EngineState:
     tokens_per_second: float
     memory_bytes: dict[str, int]
     cache_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class EngineError(LauraError, RuntimeError):

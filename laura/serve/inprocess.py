@@ -146,6 +146,7 @@ def open_inprocess(
     slots: int = 16,
     max_rank: int = 64,
     cache_bytes: int | None = None,
+    drafts: bool = True,
     most_waiting: int = MOST_WAITING,
     most_waiting_per_tenant: int = MOST_WAITING_PER_TENANT,
 ) -> InProcess:
@@ -159,6 +160,7 @@ def open_inprocess(
         slots: Most adapters in memory at the same time.
         max_rank: Highest rank of an adapter.
         cache_bytes: Memory for keys and values; None for a share of what the device has.
+        drafts: Whether answers are drafted ahead (models/drafts.py).
         most_waiting: Most asks that wait.
         most_waiting_per_tenant: Most of one tenant.
 
@@ -167,11 +169,12 @@ def open_inprocess(
         HubError: it cannot be downloaded.
         UsageError: there is no such device.
     """
-    from laura.models.device import cache_budget, resolve_precision
+    from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
     from laura.models.live import LiveEngine
     from laura.models.load import load_base
     from laura.serve.adapter_checks import read_checked
 
+    keep_freed_memory()
     base = load_base(model, revision=revision, device=device)
     place = base.model.device
     arithmetic = resolve_precision(precision, place)
@@ -184,6 +187,7 @@ def open_inprocess(
             slots=slots,
             max_rank=max_rank,
             cache_bytes=cache_bytes or cache_budget(place),
+            drafts=drafts,
         )
 
     return InProcess(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from laura.serve.engines import EngineState
@@ -125,3 +125,8 @@ class _EngineGauges(Collector):
             ("laura_cache_tokens", "Tokens in the cache of keys and values.", state.cache_tokens),
         ):
             yield GaugeMetricFamily(name, words, value=value)
+        for name, words, count in (
+            ("laura_drafted_tokens", "Tokens drafted ahead.", state.drafted_tokens),
+            ("laura_accepted_tokens", "Drafted tokens that proved right.", state.accepted_tokens),
+        ):
+            yield CounterMetricFamily(name, words, value=count)

@@ -33,6 +33,7 @@ class EngineSettings:
         queue: Most sequences that wait.
         precision: fp32, bf16, or auto for what suits the device.
         device: As in `laura evaluate`; None for the best.
+        drafts: Whether answers are drafted ahead.
         arguments: Further ones of vLLM's server.
 
     Raises:
@@ -46,6 +47,7 @@ class EngineSettings:
     queue: int = 512
     precision: Precision = "auto"
     device: str | None = None
+    drafts: bool = True
     arguments: VllmArguments = NO_ARGUMENTS
 
     def __post_init__(self) -> None:
@@ -54,6 +56,8 @@ class EngineSettings:
             raise UsageError(f"{OPTION} is for --engine vllm")
         if self.kind == "vllm" and self.device is not None:
             raise UsageError("--device is for --engine inprocess; vLLM chooses its device itself")
+        if self.kind == "vllm" and not self.drafts:
+            raise UsageError("--no-drafts is for --engine inprocess; vLLM drafts nothing by itself")
         if self.arguments.precision is not None and self.precision != "auto":
             raise UsageError(f"give either --precision or {OPTION} {FORMAT}, not both")
 
@@ -123,6 +127,7 @@ def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
         precision=settings.precision,
         slots=max(1, settings.slots),
         max_rank=settings.max_rank,
+        drafts=settings.drafts,
         most_waiting=settings.queue,
         most_waiting_per_tenant=each,
     )

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from laura.models.adapters import PREFIX
-from laura.models.live import Continuation, LiveEngine
+from laura.models.continuation import Continuation
+from laura.models.live import LiveEngine
 from laura.models.live_text import Score
 from laura.models.lora import LoraSettings
 from tests.conftest import make_tiny_model

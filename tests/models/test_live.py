@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from laura.models import live
 from laura.models.adapters import read_settings
-from laura.models.live import Continuation, LiveEngine
+from laura.models.continuation import Continuation
+from laura.models.live import LiveEngine
 from laura.models.sampling import Draw
 from laura.models.slots import FEWEST_TOKENS
 from tests.models.live_twin import (
@@ -135,7 +136,7 @@ def test_a_long_prompt_is_read_in_parts_while_others_run(
     engine.add(long)
     before = len(short.tokens)
     hear(engine, heard, steps=6)
-    assert len(short.tokens) == before + 6
+    assert len(short.tokens) >= before + 6
     assert not long.tokens and engine.lanes.tokens > 6 * 16
     hear(engine, heard)
     check_greedy(short, tiny())

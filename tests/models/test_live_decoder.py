@@ -21,7 +21,8 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from laura.models import attention
-from laura.models.live import Continuation, LiveEngine
+from laura.models.continuation import Continuation
+from laura.models.live import LiveEngine
 from laura.models.live_decoder import ModuleDecoder, PlainDecoder, live_decoder
 from laura.models.live_maps import join_maps
 from tests.models.live_twin import Heard, hear

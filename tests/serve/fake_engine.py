@@ -112,6 +112,8 @@ class FakeEngine:
             waiting={},
             tokens_per_second=12.5,
             memory_bytes={"weights": 1000, "adapters": 20, "cache": 300},
+            drafted_tokens=40,
+            accepted_tokens=30,
         )
 
     def answer_ids(self, ask: Ask) -> list[int]:

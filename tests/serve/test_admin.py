@@ -18,8 +18,8 @@ from tests.serve.test_app import ask, complete
 
 STATE = {
     "ready", "why_not", "slots", "slots_total", "running", "waiting", "tokens_per_second",
-    "memory_bytes", "cache_tokens", "stopping", "uptime_seconds", "base", "context_tokens",
-    "adapters", "tenants",
+    "memory_bytes", "cache_tokens", "drafted_tokens", "accepted_tokens", "stopping",
+    "uptime_seconds", "base", "context_tokens", "adapters", "tenants",
 }  # fmt: skip
 
 
@@ -195,6 +195,8 @@ def test_numbers_for_prometheus(micro_tokenizer: Any) -> None:
     assert found["laura_request_seconds_count", "ann"] == 2
     assert found["laura_ready",] == 1 and found["laura_slots",] == 2
     assert found["laura_memory_bytes", "weights"] == 1000
+    assert found["laura_drafted_tokens_total",] == 40
+    assert found["laura_accepted_tokens_total",] == 30
 
 
 @pytest.mark.parametrize("names", [5 * MOST_PAIRS])

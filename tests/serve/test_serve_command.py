@@ -82,12 +82,32 @@ def test_a_base_and_its_adapters(adapters: Path, tmp_path: Path) -> None:
     assert [line["status"] for line in logged][:2] == [200, 200]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_drafts_change_the_number_of_steps_and_nothing_that_is_told() -> None:
+    words = ("micro", "--precision", "fp32", "--device", "cpu")
+    body = {
+        "model": "micro",
+        "prompt": "Beno likes Uma. " * 2 + "Beno likes ",
+        "max_tokens": 60,
+        "temperature": 0,
+    }
+    told, counts = [], []
+    for more in ((), ("--no-drafts",)):
+        with serving(*words, *more) as server, httpx.Client(base_url=server.url) as client:
+            told.append(client.post("/v1/completions", json=body).json()["choices"])
+            state = client.get("/admin/state").json()
+            counts.append((state["drafted_tokens"], state["accepted_tokens"]))
+    assert told[0] == told[1] and told[0][0]["text"]
+    assert counts[0][0] >= counts[0][1] > 0 and counts[1] == (0, 0)
+
+
 def test_what_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     for words, told in (
         (("micro", "--host", "0.0.0.0"), "laura tenants add"),
         (("micro", "--tenants", str(tmp_path / "none.yaml")), "there is no"),
         (("no-such-model", "--port", "0"), "no-such-model"),
         (("micro", "--max-forgetting", "nan"), "max_forgetting"),
+        (("micro", "--engine", "vllm", "--no-drafts"), "--no-drafts is for"),
         (("micro", "--port", "0", "--audit", str(tmp_path)), "not the kind of file"),
     ):
         done = subprocess.run(

@@ -91,4 +91,6 @@ def test_settings_that_say_two_things() -> None:
         EngineSettings(base="micro", kind="vllm", precision="fp32", arguments=half)
     with pytest.raises(UsageError, match="--device is for --engine inprocess"):
         EngineSettings(base="micro", kind="vllm", device="cpu")
+    with pytest.raises(UsageError, match="--no-drafts is for --engine inprocess"):
+        EngineSettings(base="micro", kind="vllm", drafts=False)
     assert EngineSettings(base="micro", kind="vllm", arguments=half).arguments == half
