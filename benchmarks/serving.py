@@ -3,6 +3,7 @@
     python benchmarks/serving.py                         everything, about half an hour
     python benchmarks/serving.py --quick                 tiny work, to see that it runs
     python benchmarks/serving.py --only laura,laura-base --precision fp32
+    python benchmarks/serving.py --questions --data-dir DIR   GSM8K's questions as prompts
     LAURA_VLLM_PYTHON=ENV/bin/python python benchmarks/serving.py
 
 All sides get the same prompts and adapters from the same file. Each side is a process of
@@ -13,13 +14,14 @@ What is measured and what is not: benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +32,33 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, installed or not
 from evaluation_work import write_adapters  # noqa: E402
 from sides import start  # noqa: E402
 
+from laura.errors import LauraError, UsageError  # noqa: E402
+
 MODEL = "smollm2-135m-instruct-q4"
 TIME_LIMIT_SECONDS = 1800
-# Name: (title, program, does it mix adapters, whose environment).
-SIDES: dict[str, tuple[str, str, bool]] = {
-    "laura": ("Laura, mixed adapters", "workers/laura_serving.py", True),
-    "laura-base": ("Laura, base", "workers/laura_serving.py", False),
-    "peft": ("PEFT generate, mixed adapters", "peers/peft_serving.py", True),
-    "transformers": ("transformers generate, base", "peers/peft_serving.py", False),
-    "vllm": ("vLLM, mixed adapters", "peers/vllm_serving.py", True),
-    "vllm-base": ("vLLM, base", "peers/vllm_serving.py", False),
+LAURA, GENERATE, VLLM = (
+    "workers/laura_serving.py", "peers/peft_serving.py", "peers/vllm_serving.py"
+)  # fmt: skip
+MIXED, DRAFTS = "--mixed", "--drafts"
+# Name: (title, program, its switches).
+SIDES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "laura": ("Laura, mixed adapters", LAURA, (MIXED, DRAFTS)),
+    "laura-plain": ("Laura, mixed, without drafts", LAURA, (MIXED,)),
+    "laura-base": ("Laura, base", LAURA, (DRAFTS,)),
+    "laura-base-plain": ("Laura, base, without drafts", LAURA, ()),
+    "peft": ("PEFT generate, mixed adapters", GENERATE, (MIXED,)),
+    "peft-lookup": ("PEFT generate, prompt lookup", GENERATE, (MIXED, DRAFTS)),
+    "transformers": ("transformers generate, base", GENERATE, ()),
+    "vllm": ("vLLM, mixed adapters", VLLM, (MIXED,)),
+    "vllm-base": ("vLLM, base", VLLM, ()),
 }
+PEERS = ("peft", "vllm")
 # Best of the peers as measured beforehand on two cores of an AMD EPYC, 32 at once.
 GOAL_OVER_PEER, GOAL_ALONE, MOST_LOSS_BY_MIXING = 4.0, 3.0, 0.15
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 where a side failed, 2 where it cannot run."""
-    from laura.errors import LauraError
     from laura.models.load import resolve_model
 
     options = read_options(arguments)
@@ -73,23 +84,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def made_work(options: argparse.Namespace, model: Path, scratch: Path) -> dict[str, Any]:
-    """Prompts of random tokens, all different, and random adapters."""
-    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    source = random.Random(0)
+    """Prompts, all different, and random adapters."""
     count = options.repeats + 1  # the first is for warming up
+    if options.questions:
+        source = questions(model, options.prompt_tokens, options.data_dir)
+    else:
+        source = random_tokens(model, options.prompt_tokens)
     prompts = {
-        str(load): [
-            [[source.randrange(100, vocabulary) for _ in range(options.prompt_tokens)]
-             for _ in range(load)]
-            for _ in range(count)
-        ]
+        str(load): [[next(source) for _ in range(load)] for _ in range(count)]
         for load in options.at_once
-    }  # fmt: skip
+    }
     folders = write_adapters(model, scratch / "adapters", options.adapters)
     return {
         "model": str(model), "adapters": [str(folder) for folder in folders], "prompts": prompts,
         "new_tokens": options.new_tokens,
     }  # fmt: skip
+
+
+def random_tokens(model: Path, tokens: int) -> Iterator[list[int]]:
+    """Prompts that say nothing."""
+    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
+    source = random.Random(0)
+    while True:
+        yield [source.randrange(100, vocabulary) for _ in range(tokens)]
+
+
+def questions(model: Path, tokens: int, data_dir: Path | None) -> Iterator[list[int]]:
+    """The last tokens of GSM8K's questions, as far as they are long enough, over and over."""
+    from transformers import AutoTokenizer
+
+    from laura.data.sources import load_rows
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    rows = load_rows("gsm8k", "test", data_dir)
+    prompts = [tokenizer.encode(f"Question: {row['question']}\nAnswer:") for row in rows]
+    long = [ids[-tokens:] for ids in prompts if len(ids) >= tokens]
+    if not long:
+        raise UsageError(f"--prompt-tokens {tokens}: no question of GSM8K is so long")
+    return itertools.cycle(long)
 
 
 def measure(
@@ -99,7 +131,7 @@ def measure(
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only}
     for turn in range(options.rounds):
         for name in options.only:
-            title, program, mixed = SIDES[name]
+            title, program, switches = SIDES[name]
             python = sys.executable
             if name.startswith("vllm"):
                 python = os.environ.get("LAURA_VLLM_PYTHON", "")
@@ -108,7 +140,7 @@ def measure(
                     continue
             command = [
                 python, str(HERE / program), "--work", str(work_file), "--precision", precision,
-                *(["--mixed"] if mixed else []),
+                *switches,
             ]  # fmt: skip
             result = start(
                 command, work_file.with_suffix(".result"), threads=options.threads,
@@ -160,6 +192,9 @@ def table(
         if memory:
             share = memory["an_adapter"] / memory["its_file"]
             row += f"   an adapter takes {share:.2f} of its file"
+        drafts = turns[-1].get("drafts", {})
+        if drafts.get("drafted"):
+            row += f"   {drafts['right']} of {drafts['drafted']} drafted tokens right"
         lines.append(row)
     if whole:
         lines += verdicts(rates, max(at_once), min(at_once))
@@ -170,16 +205,17 @@ def verdicts(rates: dict[str, dict[int, float]], most: int, least: int) -> list[
     """Ratios beside their goals."""
     lines = []
     own, base = rates.get("laura", {}), rates.get("laura-base", {})
-    peers = {name: rates[name] for name in ("peft", "vllm") if name in rates}
+    peers = {name: rates[name] for name in PEERS if most in rates.get(name, {})}
     if most in own and peers:
-        best = max(peers, key=lambda name: peers[name].get(most, 0.0))
+        best = max(peers, key=lambda name: peers[name][most])
         ratio = own[most] / peers[best][most]
         lines.append(f"mixed, {most} at once: {ratio:.2f}x {SIDES[best][0]} (goal "
                      f"{GOAL_OVER_PEER}x, {reached(ratio >= GOAL_OVER_PEER)})")  # fmt: skip
-    if least in own and "peft" in rates:
-        ratio = own[least] / rates["peft"][least]
-        lines.append(f"mixed, {least} at once: {ratio:.2f}x PEFT (goal {GOAL_ALONE}x, "
-                     f"{reached(ratio >= GOAL_ALONE)})")  # fmt: skip
+    for name in ("peft", "peft-lookup"):
+        if least in own and least in rates.get(name, {}):
+            ratio = own[least] / rates[name][least]
+            lines.append(f"mixed, {least} at once: {ratio:.2f}x {SIDES[name][0]} (goal "
+                         f"{GOAL_ALONE}x, {reached(ratio >= GOAL_ALONE)})")  # fmt: skip
     if most in own and most in base:
         loss = 1 - own[most] / base[most]
         lines.append(f"mixing costs {100 * loss:.1f} % of the base's rate at {most} at once (goal "
@@ -195,6 +231,8 @@ def reached(good: bool) -> str:
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
+    beside = ROOT.parent / "shared" / "data"
+    data = os.environ.get("LAURA_DATA") or (str(beside) if beside.is_dir() else None)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -206,6 +244,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--adapters", type=int, default=16, help="adapters of rank 16 (default 16)")
     add("--prompt-tokens", type=int, default=60)
     add("--new-tokens", type=int, default=64)
+    add("--questions", action="store_true", help="GSM8K's, not random tokens")
+    add("--data-dir", type=Path, default=Path(data) if data else None, help="where GSM8K is")
     add("--repeats", type=int, default=3, help="timed runs of each load (default 3)")
     add("--rounds", type=int, default=1, help="turns (default 1)")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="all cores by default")

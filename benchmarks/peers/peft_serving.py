@@ -1,7 +1,8 @@
 """The peers' side of `serving.py`: PEFT's or transformers' `generate` on a batch of prompts.
 
 Knows nothing of Laura. With `--mixed` every prompt names its adapter (`adapter_names`);
-without, the plain base answers.
+without, the plain base answers. With `--drafts` transformers looks up what stood behind the
+same tokens before (`prompt_lookup_num_tokens`), which it does for one prompt at a time only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving_side import carry_out, every_load
+from serving_side import Way, carry_out, every_load
+
+MOST_DRAFTED = 6  # as many as Laura
 
 
 class Peer:
@@ -18,21 +21,20 @@ class Peer:
 
     Args:
         work: What `serving.py` wrote.
-        precision: fp32 or bf16.
-        mixed: Whether the adapters answer, or the base.
+        way: Precision, adapters or base, drafts or none.
     """
 
-    def __init__(self, work: dict[str, Any], precision: str, mixed: bool) -> None:
+    def __init__(self, work: dict[str, Any], way: Way) -> None:
         import torch
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        self.work, self.names = work, []
+        dtype = torch.float32 if way.precision == "fp32" else torch.bfloat16
+        self.work, self.names, self.drafts = work, [], way.drafts
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             work["model"], dtype=dtype, attn_implementation="sdpa"
         ).eval()
-        for folder in work["adapters"] if mixed else []:
+        for folder in work["adapters"] if way.mixed else []:
             self.names.append(Path(folder).name)
             if len(self.names) == 1:
                 self.model = PeftModel.from_pretrained(
@@ -57,6 +59,8 @@ class Peer:
         if self.names:
             names = [self.names[i % len(self.names)] for i in range(len(prompts))]
             more["adapter_names"] = names
+        if self.drafts:
+            more["prompt_lookup_num_tokens"] = MOST_DRAFTED
         limit = self.work["new_tokens"]
         started = time.perf_counter()
         with torch.inference_mode():
@@ -70,9 +74,10 @@ class Peer:
         return {"seconds": seconds, "tokens": tokens, "first": [first[0] - started] * len(prompts)}
 
 
-def answer(work: dict[str, Any], precision: str, mixed: bool) -> dict[str, Any]:
+def answer(work: dict[str, Any], way: Way) -> dict[str, Any]:
     """Every load: what it took."""
-    return every_load(work["prompts"], Peer(work, precision, mixed).together)
+    loads = {load: runs for load, runs in work["prompts"].items() if load == "1" or not way.drafts}
+    return every_load(loads, Peer(work, way).together)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving_side import carry_out, every_load
+from serving_side import Way, carry_out, every_load
 
 # Of the machine; what it takes of itself is nearly all, and it does not start beside others.
 MEMORY_SHARE = 0.5
@@ -21,17 +21,16 @@ class Peer:
 
     Args:
         work: What `serving.py` wrote.
-        precision: fp32 or bf16.
-        mixed: Whether the adapters answer, or the base.
+        way: Precision, adapters or base; nothing is drafted.
     """
 
-    def __init__(self, work: dict[str, Any], precision: str, mixed: bool) -> None:
+    def __init__(self, work: dict[str, Any], way: Way) -> None:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
         self.work, self.loras = work, []
         more: dict[str, Any] = {}
-        if mixed:
+        if way.mixed:
             count = len(work["adapters"])
             more = {"enable_lora": True, "max_loras": count, "max_lora_rank": 16}
             self.loras = [
@@ -39,7 +38,7 @@ class Peer:
                 for number, folder in enumerate(work["adapters"])
             ]
         self.model = LLM(
-            work["model"], dtype="float32" if precision == "fp32" else "bfloat16",
+            work["model"], dtype="float32" if way.precision == "fp32" else "bfloat16",
             max_model_len=1024, max_num_seqs=64, enforce_eager=True, seed=0,
             enable_prefix_caching=False, disable_log_stats=False,
             gpu_memory_utilization=MEMORY_SHARE, **more,
@@ -72,9 +71,9 @@ def _first(one: Any, seconds: float) -> float:
     return float(latency) if latency else seconds
 
 
-def answer(work: dict[str, Any], precision: str, mixed: bool) -> dict[str, Any]:
+def answer(work: dict[str, Any], way: Way) -> dict[str, Any]:
     """Every load: what it took."""
-    return every_load(work["prompts"], Peer(work, precision, mixed).together)
+    return every_load(work["prompts"], Peer(work, way).together)
 
 
 if __name__ == "__main__":

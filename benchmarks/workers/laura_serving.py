@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving_side import carry_out
+from serving_side import Way, carry_out
 
 
 class Laura:
@@ -19,11 +19,10 @@ class Laura:
 
     Args:
         work: What `serving.py` wrote.
-        precision: fp32 or bf16.
-        mixed: Whether the adapters answer, or the base.
+        way: Precision, adapters or base, drafts or none.
     """
 
-    def __init__(self, work: dict[str, Any], precision: str, mixed: bool) -> None:
+    def __init__(self, work: dict[str, Any], way: Way) -> None:
         from laura.serve.bases import base_facts
         from laura.serve.engines import AdapterFiles
         from laura.serve.inprocess import open_inprocess
@@ -31,13 +30,14 @@ class Laura:
 
         self.work, self.count = work, 0
         self.files: list[AdapterFiles | None] = [None]
-        if mixed:
+        if way.mixed:
             folders = [Path(folder) for folder in work["adapters"]]
             library = Library(folders[0].parent, base_facts(Path(work["model"])))
             self.files = [library.open(folder.name) for folder in folders]
         self.engine = open_inprocess(
-            work["model"], device="cpu", precision=precision, slots=max(1, len(self.files))
-        )
+            work["model"], device="cpu", precision=way.precision,
+            slots=max(1, len(self.files)), drafts=way.drafts,
+        )  # fmt: skip
 
     async def run(self) -> dict[str, Any]:
         """Every load: what it took; and what an adapter takes in memory."""
@@ -54,6 +54,8 @@ class Laura:
             for load, runs in self.work["prompts"].items():
                 await self.together(runs[0])
                 result[load] = [await self.together(prompts) for prompts in runs[1:]]
+            state = self.engine.state()
+            result["drafts"] = {"drafted": state.drafted_tokens, "right": state.accepted_tokens}
         finally:
             await self.engine.stop(0)
         return result
@@ -87,9 +89,9 @@ class Laura:
         return tokens, first
 
 
-def answer(work: dict[str, Any], precision: str, mixed: bool) -> dict[str, Any]:
+def answer(work: dict[str, Any], way: Way) -> dict[str, Any]:
     """Every load: what it took; and what an adapter takes in memory."""
-    return asyncio.run(Laura(work, precision, mixed).run())
+    return asyncio.run(Laura(work, way).run())
 
 
 if __name__ == "__main__":
