@@ -173,12 +173,12 @@ def looks_up_adapters(device: torch.device) -> bool:
 
 
 def free_rows(device: torch.device) -> int:
-    """Rows that take as long as what a pass of few rows does besides: reading the weights.
+    """Rows that take as long as what every pass does besides: reading the weights.
 
-    SmolLM2-135M, two cores, milliseconds a pass of 1, 4, 8, 32 rows: 19, 20, 23, 46 in float32,
-    14, 15, 18, 35 in bfloat16. A GPU has more arithmetic for each byte that it reads.
+    SmolLM2-135M, two cores, milliseconds a pass of 1, 8, 16, 32 rows: 40, 44, 57, 87 in float32,
+    32, 39, 57, 104 in bfloat16. A GPU has more arithmetic for each byte that it reads.
     """
-    return 16 if device.type == "cpu" else 256
+    return 12 if device.type == "cpu" else 256
 
 
 def pass_tokens(device: torch.device) -> int:

@@ -32,6 +32,7 @@ from laura.models.live_plan import slot_order
 from laura.models.live_text import TextStream, decoder_of
 from laura.models.losses import CHUNK_POSITIONS, output_head
 from laura.models.packed import PackedMap
+from laura.models.said import Books
 from laura.models.slots import FEWEST_TOKENS, Slot, Slots
 
 MOST_ROWS = 256
@@ -95,7 +96,7 @@ class LiveEngine:
         groups = [one.group for one in joined]
         self.slots = Slots(groups, slots, max_rank, precision, self.device)
         kept = int(cache_bytes * BEGINNINGS_SHARE)
-        self.beginnings = Beginnings(kept)
+        self.beginnings, self.books = Beginnings(kept), Books()
         geometry = geometry_of(model.config, precision)
         self.lanes = Lanes(
             geometry, self.context_tokens, cache_bytes - kept, most_rows, self.device
@@ -126,7 +127,8 @@ class LiveEngine:
         named = {self._special[text] for text in wanted.stop if text in self._special}
         wanted.stops = ends | named
         wanted.text = TextStream(self._decode, wanted.stop)
-        wanted.drafts = Drafts(wanted.prompt) if self.drafts and wanted.limit > 1 else None
+        if self.drafts and wanted.limit > 1:
+            wanted.drafts = Drafts(wanted.prompt, self.books.of(wanted.key))
         if wanted.slot is not None:
             self.slots.use(wanted.slot)
         self._owners[row] = wanted
@@ -275,7 +277,10 @@ class LiveEngine:
     def _end(self, news: News) -> None:
         one = news.of
         if not news.fault:
-            self.beginnings.keep(one.key, (*one.prompt, *one.tokens), _row(one))
+            said = (*one.prompt, *one.tokens)
+            self.beginnings.keep(one.key, said, _row(one))
+            if one.drafts is not None:
+                self.books.of(one.key).add(said, len(one.prompt))
         self.drop(one)
 
     def _score_prompt(self, one: Continuation, start: int, hidden_TW: Tensor) -> None:
