@@ -45,6 +45,10 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "free_rows", lambda device: 10**6)
 
 
+def placed(engine: LiveEngine) -> list[Any]:
+    return [engine.slots.place(str(i), "", *made_adapter(i, *kind)) for i, kind in enumerate(KINDS)]
+
+
 def wishes(tokenizer: Any, slots: list[Any], seed: int) -> list[dict[str, Any]]:
     source = random.Random(seed)
     return [
@@ -87,11 +91,7 @@ def test_all_that_is_told_is_the_same_with_and_without_drafts(
     told = []
     for drafts in (False, True):
         with engine_of(tiny_tokenizer, drafts=drafts) as engine:
-            slots = [
-                engine.slots.place(str(i), "", *made_adapter(i, *kind))
-                for i, kind in enumerate(KINDS)
-            ]
-            asked = continuations(wishes(tiny_tokenizer, slots, 3), sampled)
+            asked = continuations(wishes(tiny_tokenizer, placed(engine), 3), sampled)
             told.append((asked, answers(engine, asked, pause=4)))
         if not drafts:
             assert (engine.drafted_tokens, engine.accepted_tokens) == (0, 0)
@@ -117,11 +117,7 @@ def test_scores_have_the_same_bits_with_and_without_drafts(
     told = []
     for drafts in (False, True):
         with engine_of(tiny_tokenizer, drafts=drafts) as engine:
-            slots = [
-                engine.slots.place(str(i), "", *made_adapter(i, *kind))
-                for i, kind in enumerate(KINDS)
-            ]
-            asked = continuations(wishes(tiny_tokenizer, slots, 8), False)
+            asked = continuations(wishes(tiny_tokenizer, placed(engine), 8), False)
             told.append([one.scores for one in answers(engine, asked, pause=3)])
     assert told[0] == told[1]
 
