@@ -11,8 +11,8 @@ from collections.abc import Hashable, Sequence
 
 # A token follows so many others: the longer ones tell more.
 LENGTHS = (3, 2)
-# Of one tenant and adapter, about 100 bytes each; two for every token of an answer.
-MOST_PLACES = 2**14
+# Of one tenant and adapter, about 110 bytes each; two for every token of an answer.
+MOST_PLACES = 2**13
 MOST_BOOKS = 32
 # Ids of tokens are below this.
 TOKEN_BITS = 24
