@@ -21,10 +21,10 @@ from laura.models.said import Said
 NEWEST = 0.125
 # Where a drafted token is right, the next one is so at least this often.
 GOES_ON = 0.65
-# What a drafted token takes besides its row, in rows: it is attended to by a call of its own.
-BESIDES = 1.0
+# What a drafted token takes besides its row, in rows: drafts are attended to by calls of their own.
+BESIDES = 0.75
 # Rate of a pass with drafts over that without: those chosen as likeliest are right less often.
-WORTH = 1.1
+WORTH = 1.2
 # With the token before them they still are few (slots.FEWEST_TOKENS).
 MOST_DRAFTED = 6
 

@@ -1,8 +1,9 @@
 """Continuations of prompts as they come: added and dropped at any moment, all in one batch.
 
 Synchronous and for one thread; tenants, waiting and asyncio are `serve`'s. Every step gives
-each running continuation one more token and reads on in the prompts of those that have
-just come, in one pass; a long prompt is read in parts, so that nobody waits for it.
+each running continuation one more token, or several where its draft was right, and reads on in
+the prompts of those that have just come, in one pass; a long prompt is read in parts, so that
+others wait for a part of it only.
 
 Shapes: T tokens of a pass, N predictions, W hidden width, V vocabulary.
 """
@@ -57,12 +58,12 @@ class LiveEngine:
         max_rank: Highest rank of an adapter.
         cache_bytes: Memory for keys and values, beginnings included.
         most_rows: Most continuations at the same time.
-        part_tokens: Most tokens of prompts in a pass in which others run.
+        part_tokens: Most tokens of prompts in a pass, unless many wait for few who run.
         drafts: Whether answers are drafted ahead (drafts.py), where that is worth it.
 
     Attributes:
         drafted_tokens: How many were drafted so far.
-        accepted_tokens: How many of them the model chose too.
+        accepted_tokens: How many of them were right and gone on from: steps that were saved.
 
     Raises:
         ModelError: the model's output map is not a plain one.
@@ -140,7 +141,7 @@ class LiveEngine:
         row = one.row
         if row is None:
             return
-        one.row = None
+        one.row = one.drafts = None
         if one in self._reading:
             self._reading.remove(one)
         if one.slot is not None:
@@ -206,11 +207,15 @@ class LiveEngine:
         """What is drafted ahead of each, beside so many tokens of prompts."""
         if not self.drafts:
             return [[] for _ in running]
-        sources = [(one.drafts, one.limit - len(one.tokens) - 1) for one in running]
-        wanted = [(drafts, most) for drafts, most in sources if drafts is not None]
-        drafts = allot(wanted, len(running) + others, free_rows(self.device))
-        self.drafted_tokens += sum(map(len, drafts))
-        return drafts
+        wanted = {
+            one: (one.drafts, one.limit - len(one.tokens) - 1)
+            for one in running
+            if one.drafts is not None
+        }
+        found = allot(list(wanted.values()), len(running) + others, free_rows(self.device))
+        drafts = dict(zip(wanted, found, strict=True))
+        self.drafted_tokens += sum(map(len, found))
+        return [drafts.get(one, []) for one in running]
 
     def _parts(self, running: int) -> list[tuple[Continuation, int]]:
         """How many tokens of which prompts are read next."""

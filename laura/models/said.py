@@ -1,13 +1,14 @@
 """What earlier answers said, for drafts of later ones (drafts.py).
 
 Answers to one tenant through one adapter resemble one another: the same phrases, the same
-form. Which token followed which is kept for each tenant and adapter alone: how fast an answer
-comes tells nobody of another tenant's.
+form. Which token followed which is kept for each tenant and adapter alone, so that no answer is
+drafted from another tenant's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import islice
 
 # A token follows so many others: the longer ones tell more.
 LENGTHS = (3, 2)
@@ -35,14 +36,16 @@ class Said:
             tokens: Its prompt and itself.
             start: Where it begins.
         """
-        for place in range(start, len(tokens)):
+        first = max(start, len(tokens) - MOST_PLACES // len(LENGTHS))  # more would not be kept
+        for place in range(first, len(tokens)):
             for length in LENGTHS:
                 if place >= length:
                     key = _key(tokens[place - length : place])
                     self._next.pop(key, None)
                     self._next[key] = tokens[place]
-        while len(self._next) > MOST_PLACES:
-            del self._next[next(iter(self._next))]
+        # In one walk: what was deleted in front is walked over again by every new one.
+        for key in list(islice(self._next, max(0, len(self._next) - MOST_PLACES))):
+            del self._next[key]
 
     def after(self, end: Sequence[int]) -> int | None:
         """What followed these very tokens; None where they did not come."""

@@ -149,8 +149,9 @@ class EngineState:
         tokens_per_second: New tokens over the last ten seconds.
         memory_bytes: Of the weights, the adapters and the cache of keys and values.
         cache_tokens: Tokens that the cache of keys and values holds at the moment.
-        drafted_tokens: Tokens that were drafted ahead since the start (models/drafts.py).
-        accepted_tokens: Those of them that the model chose too.
+        drafted_tokens: Tokens that Laura's own engine drafted ahead since the start
+            (models/drafts.py).
+        accepted_tokens: Those of them that were right and gone on from: steps that were saved.
     """
 
     ready: bool

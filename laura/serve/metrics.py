@@ -126,7 +126,7 @@ class _EngineGauges(Collector):
         ):
             yield GaugeMetricFamily(name, words, value=value)
         for name, words, count in (
-            ("laura_drafted_tokens", "Tokens drafted ahead.", state.drafted_tokens),
-            ("laura_accepted_tokens", "Drafted tokens that proved right.", state.accepted_tokens),
+            ("laura_drafted_tokens", "Tokens that Laura's engine drafted.", state.drafted_tokens),
+            ("laura_accepted_tokens", "Steps saved by right ones.", state.accepted_tokens),
         ):
             yield CounterMetricFamily(name, words, value=count)

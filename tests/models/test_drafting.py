@@ -17,6 +17,7 @@ from tests.models.live_twin import (
     ATTENTION,
     MLP,
     Heard,
+    alone,
     hear,
     made_adapter,
     merged,
@@ -159,6 +160,31 @@ def test_rows_hold_nothing_of_wrong_drafts(tiny_tokenizer: Any, eager: None) -> 
     torch.testing.assert_close(held[1], held[0], atol=1e-5, rtol=0)
 
 
+def test_a_right_draft_behind_which_nothing_is_finite_breaks_off_as_without_it(
+    tiny_tokenizer: Any, eager: None
+) -> None:
+    """The model chooses a token whose own embedding is no number."""
+    prompt = tuple(tiny_tokenizer.encode("the dog ran"))
+    plain = alone(tiny(), prompt, 12)
+    chosen = next(token for token in plain[4:] if token not in (*prompt, *plain[:4]))
+    heard = []
+    for drafts in (False, True):
+        model = tiny()
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        with torch.no_grad():
+            embedding.weight[chosen] = float("nan")
+        with LiveEngine(model, tiny_tokenizer, cache_bytes=2**25, drafts=drafts) as engine:
+            one = Continuation("t", prompt, 12, ignore_end=True)
+            engine.books.of(one.key).add((*prompt, *plain), len(prompt))
+            heard.append((one_answer(engine, one), one.tokens))
+            assert bool(engine.drafted_tokens) == drafts
+            for block in engine.lanes.blocks:
+                assert not block.cache.pairs.any()
+    assert heard[0] == heard[1] and "finite" in heard[1][0].fault
+    assert heard[1][1][-1] == chosen
+
+
 def test_what_was_said_is_found_again_after_drafts(tiny_tokenizer: Any) -> None:
     prompt = tiny_tokenizer.encode("the dog ran to the dog ran to the dog " * 3)
     with LiveEngine(tiny(), tiny_tokenizer, cache_bytes=2**25) as engine:
@@ -194,9 +220,9 @@ def test_numbers_that_leave_the_range_while_drafting_harm_nobody(
             assert not block.cache.pairs.any()
         assert engine.accepted_tokens
     with engine_of(tiny_tokenizer, drafts=False) as engine:
-        alone = Continuation("t", prompt, 60, ignore_end=True)
-        one_answer(engine, alone)
-    assert good.tokens == alone.tokens
+        undrafted = Continuation("t", prompt, 60, ignore_end=True)
+        one_answer(engine, undrafted)
+    assert good.tokens == undrafted.tokens
 
 
 def test_adapters_draft_from_their_own_answers(tiny_tokenizer: Any) -> None:
@@ -212,8 +238,9 @@ def test_adapters_draft_from_their_own_answers(tiny_tokenizer: Any) -> None:
         while engine.busy:
             engine.step()
             for asked in (one, other):
-                assert asked.drafts is not None
-                assert asked.drafts._tokens == [*prompt, *asked.tokens]
+                if asked.drafts is not None:
+                    assert asked.drafts._tokens == [*prompt, *asked.tokens]
+            assert engine.busy == (one.drafts is not None)
     assert one.tokens != other.tokens
     assert one.tokens[0] == int(next_logits(model, list(prompt)).argmax())
 

@@ -141,7 +141,7 @@ def test_no_other_allotment_brings_more_for_its_time() -> None:
                 for depth in range(count)
             )
             computed = max(8, math.ceil((rows + sum(counts)) / 8) * 8)
-            return (rows + brought) / (CPU_FREE_ROWS + computed + sum(counts))
+            return (rows + brought) / (CPU_FREE_ROWS + computed + 0.75 * sum(counts))
 
         best = max(map(rate, itertools.product(range(most + 1), repeat=3)))
         none = (0, 0, 0)

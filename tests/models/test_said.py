@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -48,6 +49,16 @@ def test_memory_is_bounded_and_the_oldest_is_forgotten(monkeypatch: pytest.Monke
         books.of(name)
     assert books.of("a") is kept
     assert len(books._of) == 3 and "b" not in books._of
+
+
+def test_a_very_long_answer_is_remembered_at_once() -> None:
+    """All tenants wait meanwhile; one by one, 200,000 tokens took most of a minute."""
+    said = Said()
+    said.add(range(20_000), 0)
+    started = time.perf_counter()
+    said.add(range(200_000), 0)
+    assert time.perf_counter() - started < 1
+    assert len(said) <= module.MOST_PLACES and said.after([199_997, 199_998]) == 199_999
 
 
 def test_neither_tenants_nor_adapters_hear_of_one_another(tiny_tokenizer: Any) -> None:
