@@ -39,6 +39,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 END, FIRST, COUNT = 2, 3, 370
 STEP_SECONDS = 0.004
 STEP_OF_CANCELLED_SECONDS = 0.1
+# Of the event loop, from the end of a connection to the end of its answer.
+TURNS_UNTIL_NOTICED = 20
 
 
 def shift_of(b_sum: float) -> int:
@@ -138,10 +140,9 @@ class Server:
         try:
             for _ in range(body["max_tokens"]):
                 shift = self.shift(model)
-                # One step is for all in the batch: nobody is answered before it ends.
-                if self.leaving:
-                    await asyncio.wait(self.leaving)
+                await self.left()
                 await self.step()
+                await self.left()
                 tokens = [*tokens, next_token(tokens, shift)]
                 yield tokens, shift
                 if tokens[-1] in body.get("stop_token_ids", ()):
@@ -153,6 +154,17 @@ class Server:
             else:
                 self.cancel(model)
             self.log.write(end=model, new=len(tokens) - len(body["prompt"]))
+
+    async def left(self) -> None:
+        """One step is for all in the batch: nobody is answered before it ends.
+
+        Also who began before the other was cancelled, and ends after; a machine that stalls
+        may see the end of the step before it sees the client go.
+        """
+        for _ in range(TURNS_UNTIL_NOTICED):
+            await asyncio.sleep(0)
+        if self.leaving:
+            await asyncio.wait(self.leaving)
 
     def cancel(self, model: str) -> None:
         """Who is cancelled is in the batch until the step ends."""
