@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from laura import store
 from laura.errors import StoreError
-from laura.results import Metric, TaskResult, change, samples_file, summarise
+from laura.results.task_result import Metric, TaskResult, change, samples_file, summarise
 
 
 def _result(marks: list[int], model: str = "base", **changes: Any) -> TaskResult:

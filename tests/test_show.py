@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from laura import cli
-from laura.results import TaskResult, samples_file, summarise
+from laura.results.task_result import TaskResult, samples_file, summarise
 from laura.store import StudyStore, write_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from laura import bootstrap, statistics
-from laura.statistics import Estimate
+from laura.results import statistics
+from laura.results.statistics import Estimate
 
 
 def _numbers(n: int, seed: int) -> list[float]:
@@ -140,9 +140,9 @@ def test_paired_mean_of_tasks_is_the_mean_of_paired_changes() -> None:
 
 def test_paired_bootstrap_is_seeded_and_agrees_with_scipy() -> None:
     before, after = _numbers(60, 12), _numbers(60, 13)
-    found = bootstrap.paired_bootstrap(_keyed(before), _keyed(after), seed=1)
-    again = bootstrap.paired_bootstrap(_keyed(before), _keyed(after), seed=1)
-    other = bootstrap.paired_bootstrap(_keyed(before), _keyed(after), seed=2)
+    found = statistics.paired_bootstrap(_keyed(before), _keyed(after), seed=1)
+    again = statistics.paired_bootstrap(_keyed(before), _keyed(after), seed=1)
+    other = statistics.paired_bootstrap(_keyed(before), _keyed(after), seed=2)
     assert found == again != other
     differences = np.array(after) - np.array(before)
     expected = stats.bootstrap(
@@ -157,9 +157,9 @@ def test_bootstrap_of_tasks_agrees_with_scipy_and_with_the_formula() -> None:
     sizes = {"one": 60, "two": 150, "three": 25}
     before = {task: _keyed(_numbers(n, 20 + n)) for task, n in sizes.items()}
     after = {task: _keyed(_numbers(n, 30 + n)) for task, n in sizes.items()}
-    found = bootstrap.paired_bootstrap_of_tasks(before, after, seed=1)
-    assert found == bootstrap.paired_bootstrap_of_tasks(before, after, seed=1)
-    assert found != bootstrap.paired_bootstrap_of_tasks(before, after, seed=2)
+    found = statistics.paired_bootstrap_of_tasks(before, after, seed=1)
+    assert found == statistics.paired_bootstrap_of_tasks(before, after, seed=1)
+    assert found != statistics.paired_bootstrap_of_tasks(before, after, seed=2)
     differences = [
         np.array(list(after[task].values())) - np.array(list(before[task].values()))
         for task in sizes
@@ -179,21 +179,21 @@ def test_bootstrap_of_tasks_agrees_with_scipy_and_with_the_formula() -> None:
 
 def test_bootstrap_of_one_task_is_the_paired_bootstrap() -> None:
     before, after = _keyed(_numbers(40, 5)), _keyed(_numbers(40, 6))
-    found = bootstrap.paired_bootstrap_of_tasks({"a": before}, {"a": after}, seed=4, level=0.8)
-    assert found == bootstrap.paired_bootstrap(before, after, seed=4, level=0.8)
+    found = statistics.paired_bootstrap_of_tasks({"a": before}, {"a": after}, seed=4, level=0.8)
+    assert found == statistics.paired_bootstrap(before, after, seed=4, level=0.8)
     assert found.level == 0.8
 
 
 def test_bootstrap_draws_in_blocks_that_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = _keyed(_numbers(30, 5)), _keyed(_numbers(30, 6))
-    whole = bootstrap.paired_bootstrap(before, after, seed=4, draws=500)
-    monkeypatch.setattr(bootstrap, "_BLOCK", 70)
-    assert bootstrap.paired_bootstrap(before, after, seed=4, draws=500) == whole
+    whole = statistics.paired_bootstrap(before, after, seed=4, draws=500)
+    monkeypatch.setattr(statistics, "_BLOCK", 70)
+    assert statistics.paired_bootstrap(before, after, seed=4, draws=500) == whole
 
 
 def test_bootstrap_of_tasks_refuses_what_has_no_meaning() -> None:
     pair, single = {0: 1.0, 1: 2.0}, {0: 1.0}
-    draw = bootstrap.paired_bootstrap_of_tasks
+    draw = statistics.paired_bootstrap_of_tasks
     with pytest.raises(ValueError, match="at least one"):
         draw({}, {}, seed=0)
     with pytest.raises(ValueError, match="different tasks"):
@@ -307,7 +307,7 @@ def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(ValueError, match="more than zero"):
         statistics.ratio([1.0, 2.0], [0.0, 0.0])
     with pytest.raises(ValueError, match="level is a share"):
-        bootstrap.paired_bootstrap({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}, seed=0, level=95)
+        statistics.paired_bootstrap({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}, seed=0, level=95)
 
 
 def test_one_seed_keeps_the_error_over_items() -> None:

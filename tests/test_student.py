@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from laura.student import quantile, upper_tail
+from laura.results.statistics import quantile, upper_tail
 
 
 @pytest.mark.parametrize("freedom", [0.5, 1, 2, 2.7, 5, 30, 199, 5000, 1e7, math.inf])

@@ -19,8 +19,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from laura.results import Item
-from laura.statistics import Estimate, mean, paired_difference
+from laura.results.statistics import Estimate, mean, paired_difference
+from laura.results.task_result import Item
 
 RAREFIED = 5  # answers a rarefied count is told for; fewer where fewer are drawn
 SELF_BLEU_ANSWERS = 10  # the first answers to each prompt: the work grows with the square

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from laura.statistics import Estimate, mean, pass_at_k
+from laura.results.statistics import Estimate, mean, pass_at_k
 
 
 def curve(counts: Sequence[tuple[int, int]], ks: Sequence[int]) -> list[Estimate]:

@@ -22,8 +22,8 @@ from laura.models.requests import GenerateAnswer, GenerateRequest
 from laura.progress import SILENT, Progress
 from laura.recipe import MeasureSection
 from laura.recipe_extras import pass_names
-from laura.results import Item
-from laura.statistics import pass_at_k
+from laura.results.statistics import pass_at_k
+from laura.results.task_result import Item
 
 PYTHON = ("python", "python3", "py")
 

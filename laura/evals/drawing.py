@@ -16,8 +16,8 @@ from dataclasses import replace
 from laura.models.requests import GenerateRequest
 from laura.recipe import Extra
 from laura.recipe_extras import pass_names
-from laura.results import Item
-from laura.statistics import pass_at_k
+from laura.results.statistics import pass_at_k
+from laura.results.task_result import Item
 
 
 def draws(

@@ -26,7 +26,7 @@ from laura.models.requests import MeasuringEngine, TokenDocument
 from laura.recipe import Extra, MeasureSection
 from laura.recipe_extras import pass_names
 from laura.recipe_tasks import is_lm_eval, result_name
-from laura.results import Item
+from laura.results.task_result import Item
 
 RowProvider = Callable[[str, str], list[dict[str, Any]]]
 Adapters = Sequence[str | None]

@@ -41,7 +41,7 @@ from lm_eval.tasks import TaskManager
 
 from laura.evals.scoring import require_finite
 from laura.models.requests import MeasuringEngine
-from laura.results import Item
+from laura.results.task_result import Item
 
 PREFIX = "lm_eval:"
 FEWSHOT_SEED = 1234  # what lm-eval's evaluator sets unless told otherwise

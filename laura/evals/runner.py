@@ -27,7 +27,7 @@ from laura.evals.kinds import (
 )
 from laura.models.requests import MeasuringEngine
 from laura.progress import SILENT, Progress
-from laura.results import TaskResult, summarise
+from laura.results.task_result import TaskResult, summarise
 from laura.store import disk_faults
 
 __all__ = ["Material", "Subject", "check_name", "evaluate", "evaluate_all", "file_rows"]

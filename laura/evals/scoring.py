@@ -12,7 +12,7 @@ from typing import Any
 
 from laura.errors import DataError, DivergenceError
 from laura.models.requests import ScoreAnswer, ScoreRequest, TokenDocument
-from laura.results import Item
+from laura.results.task_result import Item
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from laura.evals.field_templates import FieldFault, FieldPath, Template, as_text
 from laura.evals.scoring import ChoiceQuestion
 from laura.evals.user_yaml import ChoiceFile, MatchFile, TaskFile
 from laura.models.requests import GenerateAnswer, GenerateRequest, ScoreRequest
-from laura.results import Item
+from laura.results.task_result import Item
 
 FORMAT_VERSION = "1"
 FileType = TypeVar("FileType", bound=TaskFile)

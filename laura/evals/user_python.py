@@ -18,7 +18,7 @@ from laura.evals.scoring import ChoiceQuestion
 from laura.evals.user_modules import hash_of
 from laura.models.requests import GenerateRequest
 from laura.recipe import Source
-from laura.results import Item
+from laura.results.task_result import Item
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "choice": ("VERSION", "METRICS", "question"),

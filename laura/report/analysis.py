@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from laura.errors import StoreError
 from laura.report.fields import Fields
-from laura.statistics import Estimate
+from laura.results.statistics import Estimate
 from laura.store import read_json
 
 Interval: TypeAlias = tuple[float | None, float | None]

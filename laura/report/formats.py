@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from laura.report.analysis import Interval
 from laura.report.reading import Summary, Task
-from laura.statistics import Estimate
+from laura.results.statistics import Estimate
 
 ABSENT = "–"
 _LARGE = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from laura.report.reading import Point, Summary
-from laura.statistics import Estimate, over_seeds
+from laura.results.statistics import Estimate, over_seeds
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from laura.errors import StoreError, UsageError
 from laura.evals.tasks import TASKS
 from laura.report.formats import rate
 from laura.report.visible import visible_line
-from laura.results import samples_file
+from laura.results.task_result import samples_file
 from laura.store import RunStore, disk_faults, read_json
 
 BASE = "base"

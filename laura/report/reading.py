@@ -17,8 +17,8 @@ from typing import Any
 from laura.errors import StoreError
 from laura.recipe_tasks import LOSSES
 from laura.report.fields import Fields
-from laura.results import VALIDATION
-from laura.statistics import Estimate, mean_of_tasks
+from laura.results.statistics import Estimate, mean_of_tasks
+from laura.results.task_result import VALIDATION
 from laura.store import StudyStore, read_json
 
 FORMAT = 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from laura.report.visible import visible, visible_line
-from laura.results import Item
+from laura.results.task_result import Item
 
 # Field to title, in the order shown. What the question holds is the same for every model.
 QUESTION = {

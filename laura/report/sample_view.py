@@ -21,7 +21,7 @@ from laura.report.measured import (
 from laura.report.sample_text import Page, loss_lines, page, plain_lines
 from laura.report.samples import Samples, Selection, Wish, select, stream
 from laura.report.visible import visible_line
-from laura.results import samples_file
+from laura.results.task_result import samples_file
 
 
 @dataclass(frozen=True)

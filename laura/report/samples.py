@@ -20,7 +20,7 @@ from laura.errors import StoreError, UsageError
 from laura.evals.tasks import TASKS
 from laura.report.measured import Measured
 from laura.report.visible import visible_line
-from laura.results import Item, TaskResult, samples_file
+from laura.results.task_result import Item, TaskResult, samples_file
 from laura.store import disk_message
 
 Key = tuple[int, int]

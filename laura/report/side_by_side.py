@@ -15,7 +15,7 @@ from laura.report.measured import BASE, Measured
 from laura.report.reading import Summary
 from laura.report.sample_text import Block, Page, page
 from laura.report.samples import Samples, Selection, Wish, select, stream
-from laura.results import samples_file
+from laura.results.task_result import samples_file
 from laura.store import StudyStore
 
 MOST_TASKS, MOST_ITEMS, MOST_MODELS, MOST_CHARACTERS = 3, 6, 8, 900

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from laura.recipe_search import Family, families_of
-from laura.results import change
-from laura.statistics import mean_of_tasks
+from laura.results.statistics import mean_of_tasks
+from laura.results.task_result import change
 
 if TYPE_CHECKING:
     from laura.study.summary import Evidence, Point

@@ -20,7 +20,7 @@ import numpy as np
 from laura.analysis import efficiency, tradeoff
 from laura.analysis.resampling import DRAWS, Array, ItemTable, resample_items, resample_seeds
 from laura.analysis.tradeoff import Cell
-from laura.results import RATIO_FIELDS, TaskResult
+from laura.results.task_result import RATIO_FIELDS, TaskResult
 from laura.study.summary import Evidence, Point
 
 MOST_TOLD = 3  # points that lack one task, in words

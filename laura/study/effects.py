@@ -26,9 +26,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from laura.results import RATIO_FIELDS, TaskResult
-from laura.statistics import mean
-from laura.student import quantile, upper_tail
+from laura.results.statistics import mean, quantile, upper_tail
+from laura.results.task_result import RATIO_FIELDS, TaskResult
 
 LEVEL = 0.95
 ALPHA = 0.05  # 1 - LEVEL, without its rounding

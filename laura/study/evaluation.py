@@ -22,7 +22,7 @@ from laura.models.load import fingerprint, load_base, resolve_model
 from laura.models.requests import MeasuringEngine
 from laura.progress import SILENT, Progress, duration_text
 from laura.recipe import MeasureSection, Source
-from laura.results import RATIO_FIELDS, TaskResult, change
+from laura.results.task_result import RATIO_FIELDS, TaskResult, change
 from laura.store import content_hash, file_hash
 from laura.study.material import Encoder, documents_of
 
@@ -196,7 +196,7 @@ def _answer(found: TaskResult, subject: Subject, base: TaskResult | None = None)
 
 
 def _change(base: TaskResult, found: TaskResult, metric: str) -> dict[str, Any]:
-    from laura.bootstrap import paired_bootstrap
+    from laura.results.statistics import paired_bootstrap
 
     estimate = change(base, found, metric)
     told: dict[str, Any] = {"value": estimate.value, "stderr": estimate.stderr}

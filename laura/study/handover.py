@@ -22,7 +22,7 @@ from laura.record import (
     TaskScores,
     write_record,
 )
-from laura.results import TaskResult, change
+from laura.results.task_result import TaskResult, change
 from laura.store import (
     MANIFEST,
     StudyStore,

@@ -17,8 +17,8 @@ from laura.analysis import diversity
 from laura.analysis.diversity import Prompt
 from laura.analysis.passk import curve
 from laura.errors import StoreError
-from laura.results import TaskResult, samples_file
-from laura.statistics import seed_error
+from laura.results.statistics import seed_error
+from laura.results.task_result import TaskResult, samples_file
 from laura.store import StudyStore, file_hash, read_json, read_lines_gz, write_json
 from laura.study.curves import describe
 from laura.study.extras import extra_points

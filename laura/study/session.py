@@ -18,7 +18,7 @@ from laura.evals.tasks import TASKS
 from laura.models.device import pick_device, resolve_precision
 from laura.progress import SILENT, Progress
 from laura.recipe import BudgetSection, Recipe
-from laura.results import TaskResult
+from laura.results.task_result import TaskResult
 from laura.store import (
     RunStore,
     StudyStore,

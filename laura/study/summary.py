@@ -12,10 +12,9 @@ from functools import cached_property
 from typing import Any
 
 import laura
-from laura.bootstrap import Interval, paired_bootstrap_of_tasks
 from laura.recipe import LoraArm, Recipe
-from laura.results import RATIO_FIELDS, VALIDATION, TaskResult, change
-from laura.statistics import mean_of_tasks
+from laura.results.statistics import Interval, mean_of_tasks, paired_bootstrap_of_tasks
+from laura.results.task_result import RATIO_FIELDS, VALIDATION, TaskResult, change
 from laura.store import RunStore, StudyStore, read_json
 from laura.study.choosing import best_rates, edge_of, rates_of, search_table
 from laura.study.measures import (

@@ -11,7 +11,7 @@ from laura.models.attention import Documents
 from laura.models.device import autocast, resolve_precision
 from laura.models.losses import packed_loss_sum
 from laura.recipe import TrainSection
-from laura.results import VALIDATION
+from laura.results.task_result import VALIDATION
 from laura.study.material import StudyData
 
 

@@ -11,9 +11,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from laura.bootstrap import Interval
-from laura.results import TaskResult, change
-from laura.statistics import Estimate, mean_of_tasks, over_seeds, paired_difference, seed_error
+from laura.results.statistics import (
+    Estimate,
+    Interval,
+    mean_of_tasks,
+    over_seeds,
+    paired_difference,
+    seed_error,
+)
+from laura.results.task_result import TaskResult, change
 from laura.study.choosing import edge_of, rates_of, search_caveats, why_none
 from laura.study.claims.settings import Setting
 from laura.study.effects import TooThin

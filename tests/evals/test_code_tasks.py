@@ -29,8 +29,8 @@ from laura.evals.tasks import humaneval, load, mbpp
 from laura.models.engine import Engine
 from laura.models.requests import GenerateAnswer, GenerateRequest
 from laura.recipe import MeasureSection
-from laura.results import Item, samples_file, summarise
-from laura.statistics import clustered_mean
+from laura.results.statistics import clustered_mean
+from laura.results.task_result import Item, samples_file, summarise
 from laura.store import read_lines_gz
 from tests.conftest import make_tiny_tokenizer
 

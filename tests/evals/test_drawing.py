@@ -18,7 +18,7 @@ from laura.micro.targets import rows
 from laura.models.engine import Engine
 from laura.models.requests import GenerateAnswer, GenerateRequest
 from laura.recipe import Extra, MeasureSection
-from laura.results import TaskResult, samples_file
+from laura.results.task_result import TaskResult, samples_file
 
 EXTRA = Extra(task="micro_code", samples=4, temperature=0.7, top_p=0.9, k=[1, 2, 4])
 

@@ -16,7 +16,7 @@ from laura.evals.subsets import chosen
 from laura.models.engine import Engine
 from laura.models.requests import GenerateRequest, ScoreRequest
 from laura.recipe import MeasureSection
-from laura.results import TaskResult, samples_file
+from laura.results.task_result import TaskResult, samples_file
 from laura.store import read_lines_gz
 
 WORDS = ["the cat", "a dog ran", "question: how many", "an apple", "the mat", "1 2 3"]

@@ -16,7 +16,7 @@ from laura.evals.scoring import choice_item
 from laura.evals.tasks import arc_challenge, gsm8k
 from laura.models.engine import Engine
 from laura.models.requests import ScoreAnswer
-from laura.results import TaskResult, summarise
+from laura.results.task_result import TaskResult, summarise
 from tests.evals.lm_eval_rows import evaluated, plain, write_task, write_tasks
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.

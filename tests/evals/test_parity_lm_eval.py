@@ -20,7 +20,7 @@ from laura.evals.scoring import choice_item
 from laura.evals.tasks import gsm8k
 from laura.models.engine import Engine
 from laura.models.requests import ScoreAnswer
-from laura.results import summarise
+from laura.results.task_result import summarise
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.
 pytestmark = [

@@ -23,7 +23,7 @@ from laura.models.requests import (
     TokenDocument,
 )
 from laura.recipe import MeasureSection
-from laura.results import TaskResult, change, samples_file
+from laura.results.task_result import TaskResult, change, samples_file
 
 ROWS = {
     ("winogrande", "validation"): [

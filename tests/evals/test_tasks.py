@@ -17,7 +17,7 @@ from laura.evals.scoring import ChoiceQuestion, choice_item
 from laura.evals.tasks import arc_challenge, gsm8k, heldout_loss, hellaswag, kl, winogrande
 from laura.models.requests import GenerateAnswer, ScoreAnswer, ScoreRequest, TokenDocument
 from laura.recipe_tasks import BENCHMARKS, LOSSES
-from laura.results import summarise
+from laura.results.task_result import summarise
 
 HELLASWAG = {
     "activity_label": "Baking",
@@ -51,7 +51,7 @@ def test_table_covers_what_a_recipe_may_name_and_loads_every_file() -> None:
 
 def test_table_does_not_import_torch() -> None:
     code = (
-        "import sys, laura.evals.tasks, laura.results, laura.statistics; "
+        "import sys, laura.evals.tasks, laura.results.task_result, laura.results.statistics; "
         "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,7 +19,7 @@ from laura.evals.tasks import arc_challenge, gsm8k
 from laura.models.engine import Engine
 from laura.models.requests import GenerateAnswer
 from laura.recipe import MeasureSection
-from laura.results import summarise
+from laura.results.task_result import summarise
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 

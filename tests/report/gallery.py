@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from laura.recipe_reading import read_recipe
-from laura.results import Metric, TaskResult, samples_file
+from laura.results.task_result import Metric, TaskResult, samples_file
 from laura.shipped import find_recipe
 from laura.store import StudyStore, write_json, write_lines_gz
 

@@ -17,7 +17,7 @@ from laura.report import formats
 from laura.report.gaps import gaps
 from laura.report.groups import final_groups, selected_groups
 from laura.report.reading import MEAN, Task, parse_summary, read_summary
-from laura.statistics import Estimate
+from laura.results.statistics import Estimate
 
 Build = Callable[..., dict[str, Any]]
 SHARE = Task("gsm8k", "GSM8K", "share", True, 200)

@@ -27,7 +27,7 @@ from laura.report.sample_text import LINES_LEFT, page, plain_lines
 from laura.report.sample_view import Overview, View, open_view
 from laura.report.samples import Samples, Wish, verdict
 from laura.report.visible import visible, visible_json, visible_line
-from laura.results import TaskResult, samples_file, summarise
+from laura.results.task_result import TaskResult, samples_file, summarise
 from laura.store import StudyStore, write_json
 
 Row = dict[str, Any]

@@ -11,7 +11,7 @@ import numpy as np
 
 from laura.recipe import Recipe
 from laura.recipe_reading import parse_recipe
-from laura.results import TaskResult, summarise
+from laura.results.task_result import TaskResult, summarise
 from laura.study.choosing import best_rates
 from laura.study.summary import Evidence, Point
 

@@ -18,7 +18,7 @@ from laura.report.charts import CHARTS
 from laura.report.page import write_report
 from laura.report.study import read_study
 from laura.report.tables import markdown_table
-from laura.results import TaskResult
+from laura.results.task_result import TaskResult
 from laura.store import StudyStore
 from laura.study.compare import compare, write_summary
 from laura.study.single import train

@@ -16,7 +16,7 @@ import pytest
 
 from laura.errors import RecipeError, StoreError, UsageError
 from laura.recipe_reading import parse_recipe
-from laura.results import TaskResult
+from laura.results.task_result import TaskResult
 from laura.store import StudyStore, read_json, write_json
 from laura.study.compare import compare, write_summary
 from laura.study.opening import open_study

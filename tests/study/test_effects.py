@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from laura.results import TaskResult, summarise
+from laura.results.task_result import TaskResult, summarise
 from laura.study.claims.outcomes import (
     all_above_mlp_above_attention,
     forgets_less,

@@ -28,7 +28,7 @@ from laura.models.lora import LoraSettings, attach, detach, lora_layers
 from laura.models.requests import GenerateRequest, ScoreRequest
 from laura.recipe import MeasureSection
 from laura.recipe_reading import read_measure_section
-from laura.results import TaskResult
+from laura.results.task_result import TaskResult
 from laura.study.evaluation import evaluate_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from laura.recipe_reading import parse_recipe
-from laura.results import TaskResult
+from laura.results.task_result import TaskResult
 from laura.study import workers
 from laura.study.compare import compare
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from laura.recipe_reading import parse_recipe, recipe_yaml
-from laura.results import Item, TaskResult, summarise
+from laura.results.task_result import Item, TaskResult, summarise
 from laura.store import StudyStore, write_json
 from laura.study.findings import build_findings, write_findings
 from laura.study.rebuilding import rebuild

@@ -12,7 +12,7 @@ from scipy import stats
 
 from laura.recipe import Recipe
 from laura.recipe_reading import parse_recipe
-from laura.results import TaskResult, summarise
+from laura.results.task_result import TaskResult, summarise
 from laura.study.summary import Evidence, Point, build_summary
 from laura.study.verdict import build_verdict, compare_means
 

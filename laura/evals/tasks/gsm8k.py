@@ -37,7 +37,7 @@ from laura.evals.drawing import drawn_item, draws, words
 from laura.evals.scoring import row_fault, text_field
 from laura.models.requests import GenerateAnswer, GenerateRequest
 from laura.recipe import Extra
-from laura.results import Item
+from laura.results.task_result import Item
 
 TASK = "gsm8k"
 METRICS = ("exact_match", "flexible_extract")

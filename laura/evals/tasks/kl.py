@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from laura.evals.scoring import document_item
 from laura.models.requests import Direction, TokenDocument
-from laura.results import Item
+from laura.results.task_result import Item
 
 VERSION = "1"
 METRICS = ("nats_per_token",)

@@ -20,7 +20,7 @@ from laura.evals.drawing import drawn_item, draws, words
 from laura.evals.programs import ProgramRunner, refused
 from laura.evals.scoring import row_fault, text_field
 from laura.models.requests import GenerateAnswer, GenerateRequest
-from laura.results import Item
+from laura.results.task_result import Item
 
 TASK = "micro_code"
 METRICS = ("pass@1",)

@@ -7,7 +7,7 @@ from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.reading import Summary
 from laura.report.study import Study
-from laura.statistics import Estimate, over_seeds
+from laura.results.statistics import Estimate, over_seeds
 
 BASE = "base"
 KINDS = {"distinct": "all", "distinct_passed": "of those that pass",

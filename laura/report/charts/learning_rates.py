@@ -11,7 +11,7 @@ from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import Group, groups
 from laura.report.reading import Summary, Task
 from laura.report.study import Study
-from laura.results import VALIDATION
+from laura.results.task_result import VALIDATION
 
 if TYPE_CHECKING:
     import altair

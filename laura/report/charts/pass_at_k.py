@@ -9,7 +9,7 @@ from laura.report.charts.diversity import BASE, by_model, extras
 from laura.report.charts.panel import Chart, Panel
 from laura.report.reading import Summary
 from laura.report.study import Study
-from laura.statistics import Estimate, over_seeds
+from laura.results.statistics import Estimate, over_seeds
 
 TOOLTIPS = {"series": "model", "x_text": "k", "value": "pass@k", "seeds": "seeds", "n": "n"}
 

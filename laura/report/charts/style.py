@@ -17,7 +17,7 @@ from laura.report import formats
 from laura.report.arms import representatives, who_is_drawn
 from laura.report.reading import Summary, Task
 from laura.report.study import Study
-from laura.statistics import Estimate
+from laura.results.statistics import Estimate
 
 if TYPE_CHECKING:
     import altair

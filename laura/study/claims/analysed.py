@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from laura.student import quantile
+from laura.results.statistics import quantile
 from laura.study.claims.settings import FORGETTING, Kind, Setting
 from laura.study.claims.verdicts import Finding, Piece, look_at_each
 from laura.study.effects import (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from laura.results import TaskResult
+from laura.results.task_result import TaskResult
 from laura.study.effects import MIN_SEEDS, Effect, Term, TooThin, contrast, count
 from laura.study.measures import leading
 from laura.study.summary import Evidence, Point

@@ -19,7 +19,7 @@ from typing import Any
 
 from laura import store
 from laura.errors import StoreError
-from laura.statistics import Estimate, mean, paired_difference, ratio, ratio_difference
+from laura.results.statistics import Estimate, mean, paired_difference, ratio, ratio_difference
 
 Item = dict[str, Any]
 
