@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from laura.errors import StoreError, UsageError
-from laura.results.statistics import Estimate
 from laura.store import read_json, write_json
 
 FORMAT = 2

@@ -1,74 +1,59 @@
 """Which configuration to take, judged from what was run, with the evidence for it. No torch.
 
-A configuration is an arm at a learning rate and a budget that was trained with enough
-seeds; nothing is interpolated. Learning is the gain on the leading learning task,
-forgetting the loss of the mean of the accuracies (or of the first forgetting task), both
-against the base and paired by item, with the errors over items and seeds of `effects.py`.
+A configuration is an arm at a learning rate and a budget; nothing is interpolated. Learning
+is the gain on the leading learning task, forgetting the loss of the mean of the accuracies
+(or of the first forgetting task), both against the base and paired by item. It speaks of this
+configuration, never of the method.
 
-**A bound must hold for the whole interval**: forgetting counts by its upper end, learning
-by its lower one.
+**Chosen on some seeds, confirmed on others.** Every measured configuration whose means keep
+what is asked is named, also those with one seed; the best of them is *suggested*, with the
+command that would confirm it. It is *recommended* where the whole 95 % interval from fresh
+seeds, which had no part in the choice, keeps the bounds (Bonferroni over the arms and rates
+that were confirmed; the budget is chosen on the first seeds).
 
-**Choosing is allowed for.** The best of m configurations, chosen on the items that also
-tell how good it is, looks better than it is. So intervals are simultaneous (Bonferroni): each
-of the m configurations has two, of learning and of forgetting, at the level 1 - 0.05 / 2m,
-and together all hold with 95 % whichever is chosen. The estimates in their middle are not
-shrunk: expect the winner a little below its own.
+**Without fresh seeds choosing is allowed for.** The best of m configurations, chosen on the
+seeds that also tell how good it is, looks better than it is. So intervals are simultaneous:
+of each of the m the two of learning and forgetting at the level 1 - 0.05 / 2m.
 
-**Who has learnt nothing is not recommended**: without another bound, learning must surely
-be above 0, or the base itself would be the best answer to a bound on forgetting.
+**Who has learnt nothing is not named**: without another bound, learning must be above 0, or
+the base itself would be the best answer to a bound on forgetting.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from laura.errors import EvidenceError, UsageError
-from laura.store import read_json
-from laura.study.claims.judgement import read_study
+from laura.results.schema import COST_FILE, Constraint, Costs, RunCost, read_file
+from laura.results.statistics import ALPHA, LEVEL, MIN_SEEDS, Contrast, TooThin
+from laura.study.claims.answer import amount, points, rate
+from laura.study.claims.judgement import read_setting
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
-from laura.study.effects import ALPHA, MIN_ITEMS, MIN_SEEDS, Effect, TooThin, contrast, count
 from laura.study.summary import Point
-from laura.study.untried import untried
 
-RECOMMENDED, NOT_MET = "recommended", "not met"
-ALTERNATIVES, SHOWN = 3, 4
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What the user asks for.
-
-    Attributes:
-        max_forgetting: Forgetting at most, in the unit of the measure (0.02 of a share).
-        min_learning: Gain in learning at least, in its unit; None for anything above 0.
-        memory_bytes: Peak memory of training at most, as measured where the study ran.
-        seeds: Seeds a configuration needs to be considered.
-        arm: Only this arm; None for all.
-    """
-
-    max_forgetting: float | None = None
-    min_learning: float | None = None
-    memory_bytes: int | None = None
-    seeds: int = MIN_SEEDS
-    arm: str | None = None
+State = Literal["recommended", "suggested", "not met"]
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
-    """A configuration that was run.
+class Configuration:
+    """An arm at a rate and a budget that was run.
 
     Attributes:
         arm: The arm.
         learning_rate: Peak rate.
         budget: Tokens or epochs.
-        points: Its measured points by seed, in the recipe's order of seeds.
-        learning: Gain over the base; above zero where something was learnt.
-        forgetting: Loss against the base; above zero where something was forgotten.
+        points: Its measured points by seed: the fresh ones where it was confirmed.
+        learnt: Mean gain over the base.
+        forgot: Mean loss against the base.
+        learning: The gain with its errors; None with fewer than three seeds.
+        forgetting: The loss likewise.
+        level: Of both intervals.
+        confirmed: Whether these are fresh seeds.
         cost: What a run took, as measured; empty where that is not known.
     """
 
@@ -76,8 +61,12 @@ class Candidate:
     learning_rate: float
     budget: float
     points: Mapping[int, Point]
-    learning: Effect
-    forgetting: Effect
+    learnt: float
+    forgot: float
+    learning: Contrast | None
+    forgetting: Contrast | None
+    level: float
+    confirmed: bool
     cost: dict[str, Any]
 
 
@@ -86,136 +75,272 @@ class Decision:
     """What was decided, and by what.
 
     Attributes:
-        state: `recommended`, or `not met` where the evidence suffices and no
-            configuration keeps the bounds.
+        state: `recommended`, `suggested`, or `not met` where nothing measured keeps the bounds.
         chosen: The configuration; None when not met.
-        others: Nearest alternatives, each with why it was not chosen.
-        candidates: How many were judged.
-        level: Level of the simultaneous intervals.
-        not_tried: What the study leaves open, in words.
-        wish: What was asked.
+        others: The others that could keep the bounds, best first, and then the nearest; each
+            with why it was not chosen.
+        candidates: How many were measured.
+        confirm: The command that would confirm the chosen one, or the nearest; "" where it is.
+        constraint: What was asked.
         setting: The study.
     """
 
-    state: str
-    chosen: Candidate | None
-    others: list[tuple[Candidate, str]]
+    state: State
+    chosen: Configuration | None
+    others: list[tuple[Configuration, str]]
     candidates: int
-    level: float
-    not_tried: list[str]
-    wish: Wish
+    confirm: str
+    constraint: Constraint
     setting: Setting
 
 
-def recommend(study: Path, wish: Wish) -> Decision:
+def recommend(study: Path, constraint: Constraint) -> Decision:
     """Choose among the configurations of a study.
 
     With a bound on forgetting, the one that learns most within it; with a bound on
     learning alone, the one that forgets least.
 
     Raises:
-        EvidenceError: the study is too thin to say; the message says what to run.
+        EvidenceError: nothing was measured, or not what is asked; the message says what to run.
         UsageError: no bound is given, one is no number, or there is no such arm.
         StoreError: the folder holds no study.
     """
-    _check(wish)
-    setting = Setting(*_read(study))
-    if wish.arm is not None and wish.arm not in setting.evidence.recipe.arms:
-        known = ", ".join(setting.evidence.recipe.arms)
-        raise UsageError(f"the study has no arm {wish.arm!r}; it has: {known}")
-    found, thin = _candidates(study, setting, wish)
-    if not found:
-        raise EvidenceError(_too_thin(study, setting, wish, thin))
-    if wish.memory_bytes is not None:
-        found = _within_memory(found, wish.memory_bytes)
-    level = 1 - ALPHA / (2 * len(found))  # both sides of each are told
-    fits = [one for one in found if not _breaks(one, wish, level)]
-    # By forgetting alone only where nothing bounds it.
-    if wish.max_forgetting is None:
-        order = sorted(found, key=lambda one: (one.forgetting.value, -one.learning.value))
-    else:
-        order = sorted(found, key=lambda one: (-one.learning.value, one.forgetting.value))
-    chosen = next((one for one in order if one in fits), None)
-    rest = [one for one in order if one is not chosen]
+    _check(constraint)
+    setting = read_setting(study)
+    known = ", ".join(setting.evidence.recipe.arms)
+    if constraint.arm is not None and constraint.arm not in setting.evidence.recipe.arms:
+        raise UsageError(f"the study has no arm {constraint.arm!r}; it has: {known}")
+    return decide(setting, constraint, costs_of(study), study)
+
+
+def decide(
+    setting: Setting, constraint: Constraint, costs: Mapping[str, RunCost], study: Path
+) -> Decision:
+    """`recommend` for a study that is read already."""
+    explored = _explored(setting, constraint, costs)
+    if not explored:
+        raise EvidenceError(
+            "no configuration has both learning and forgetting measured; give `laura compare "
+            f"{shlex.quote(str(study / 'recipe.yaml'))} --out {shlex.quote(str(study))}` again"
+        )
+    if constraint.memory_bytes is not None:
+        explored = _within_memory(explored, constraint.memory_bytes)
+    ordered = sorted(explored, key=lambda one: _preference(one, constraint))
+    could = [one for one in ordered if not _breaks_by_mean(one, constraint)]
+    confirmed = _confirmed(setting, could or ordered, costs)
+    state, chosen = _choose(could, confirmed, constraint)
+    rest = [one for one in could if not _same(one, chosen)]
+    nearest = [one for one in ordered if one not in could]
+    nearest.sort(key=lambda one: _excess(one, constraint))
+    fresh = {_place(one): one for one in confirmed}
+    others = [(one, _why_not(fresh.get(_place(one), one), constraint, True)) for one in rest]
+    others += [(one, _why_not(one, constraint, False)) for one in nearest[:3]]
+    to_confirm = chosen if state == "suggested" else None
+    confirm = _command(to_confirm, study) if to_confirm else ""
+    return Decision(state, chosen, others, len(explored), confirm, constraint, setting)
+
+
+def answer_of(decision: Decision) -> str:
+    """The decision in one sentence of at most 25 words."""
+    chosen, unit = decision.chosen, decision.setting.unit
     if chosen is None:
-        rest.sort(key=lambda one: _excess(one, wish, level))
-    others = [(one, _why_not(one, wish, level)) for one in rest[:ALTERNATIVES]]
-    state = NOT_MET if chosen is None else RECOMMENDED
-    gaps = untried(setting, chosen.arm if chosen else None, chosen.budget if chosen else None)
-    return Decision(state, chosen, others, len(found), level, gaps + _short(thin), wish, setting)
+        nearest, _ = decision.others[0]
+        return (
+            f"Lower the rate or the budget, or add replay: nothing measured keeps the bound; "
+            f"nearest is {describe(nearest)}, forgetting {points(nearest.forgot)}."
+        )
+    learnt = _size(chosen.learnt, unit(LEARNING))
+    forgot = _size(chosen.forgot, unit(FORGETTING))
+    seeds = f"{len(chosen.points)} {'fresh ' if chosen.confirmed else ''}seed"
+    seeds += "" if len(chosen.points) == 1 else "s"
+    verb = "Take" if decision.state == "recommended" else "Try and confirm"
+    return f"{verb} {describe(chosen)}: it learnt {learnt} and forgot {forgot} with {seeds}."
 
 
 def not_met_text(decision: Decision) -> str:
-    """Why nothing is recommended, and what comes nearest, in plain words."""
+    """Why nothing keeps the bounds, and what comes nearest, in plain words."""
     nearest, why = decision.others[0]
     return (
-        f"none of the {decision.candidates} configurations with {decision.wish.seeds} seeds or "
-        f"more keeps what is asked. Nearest: {describe(nearest)}: {why}. Try lower rates, a "
-        "smaller budget, a lower rank or replay; with more seeds or items the intervals narrow"
+        f"none of the {decision.candidates} measured configurations keeps what is asked. Nearest: "
+        f"{describe(nearest)}: {why}. Try lower rates, a smaller budget, a lower rank or replay"
     )
 
 
-def describe(candidate: Candidate) -> str:
+def describe(one: Configuration) -> str:
     """A configuration in a few words."""
-    rate, budget = f"{candidate.learning_rate:g}", f"{candidate.budget:,g}"
-    return f"{candidate.arm.name}, learning rate {rate}, budget {budget}"
+    return f"{one.arm.name} at {rate(one.learning_rate)}, budget {one.budget:,g}"
 
 
-def _read(study: Path) -> tuple[str, Any, dict[str, Any]]:
-    name, evidence, analysis = read_study(study)
-    return name, evidence, analysis or {}
+def costs_of(study: Path) -> dict[str, RunCost]:
+    """Run ID to what it took; empty where that was not kept."""
+    path = study / COST_FILE
+    return {run.id: run for run in read_file(Costs, path).runs} if path.is_file() else {}
 
 
-def _check(wish: Wish) -> None:
-    bounds = {"--max-forgetting": wish.max_forgetting, "--min-learning": wish.min_learning}
-    if all(value is None for value in bounds.values()):
+def _size(value: float, unit: str) -> str:
+    """What was learnt or forgot: `6 points`, `-0.4 points` where it went the other way."""
+    return f"{'-' if value < 0 and points(value) != '0' else ''}{amount(value, unit)}"
+
+
+def _check(constraint: Constraint) -> None:
+    if constraint.max_forgetting is None and constraint.min_learning is None:
         raise UsageError(
             "say what is wanted: --max-forgetting X (at most so much is forgotten), "
             "--min-learning Y (at least so much is learnt), or both"
         )
-    for option, value in bounds.items():
-        if value is not None and not math.isfinite(value):
-            raise UsageError(f"{option} needs a finite number, came {value}")
-    if wish.seeds < 2:
-        raise UsageError(
-            f"--seeds-at-least must be 2 or more, came {wish.seeds}; one seed says nothing of "
-            "how much seeds differ"
-        )
 
 
-def _candidates(study: Path, setting: Setting, wish: Wish) -> tuple[list[Candidate], list[str]]:
-    """What can be judged, and in words what cannot."""
-    kinds = {arm.name: arm for arm in setting.arms}
-    grouped: dict[tuple[str, float, float], dict[int, Point]] = {}
-    for point in setting.evidence.points:
-        if point.arm == (wish.arm or point.arm):
-            key = (point.arm, point.learning_rate, point.budget)
-            grouped.setdefault(key, {})[point.seed] = point
-    costs = _costs(study)
-    found, thin = [], []
-    for (arm, rate, budget), by_seed in grouped.items():
-        points = {s: by_seed[s] for s in setting.evidence.recipe.seeds if s in by_seed}
+def _explored(
+    setting: Setting, constraint: Constraint, costs: Mapping[str, RunCost]
+) -> list[Configuration]:
+    """Every measured configuration by the recipe's seeds, at the simultaneous level."""
+    found = []
+    for arm in setting.arms:
+        if constraint.arm in (None, arm.name):
+            for (learning_rate, budget), by_seed in setting.configurations(arm).items():
+                one = _configuration(setting, arm, learning_rate, budget, by_seed, costs)
+                if one is not None:
+                    found.append(one)
+    whole = sum(one.forgetting is not None for one in found)
+    level = 1 - ALPHA / (2 * max(1, whole))  # both sides of each are told
+    return [replace(one, level=level) for one in found]
+
+
+def _configuration(
+    setting: Setting,
+    arm: Kind,
+    learning_rate: float,
+    budget: float,
+    by_seed: Mapping[int, Point],
+    costs: Mapping[str, RunCost],
+) -> Configuration | None:
+    """What is known of a configuration; None where learning or forgetting was not measured."""
+    results = {s: p.results for s, p in by_seed.items()}
+    try:
+        tuned = {m: setting.scores(results, m, arm.name) for m in (LEARNING, FORGETTING)}
+        base = {m: setting.base_scores(m, tuned[m].seeds) for m in tuned}
+    except TooThin:
+        return None
+    seeds = [s for s in tuned[LEARNING].seeds if s in tuned[FORGETTING].seeds]
+    if not seeds:
+        return None
+    means, contrasts = [], []
+    for measure, sign in ((LEARNING, 1.0), (FORGETTING, -1.0)):
+        rows, start = tuned[measure].rows(seeds), base[measure].rows(seeds)
+        moved = [float(rows[task].mean() - start[task].mean()) for task in rows]
+        means.append(sign * sum(moved) / len(moved))
         try:
-            gains = [_gain(setting, arm, points, m, wish.seeds) for m in (LEARNING, FORGETTING)]
-        except TooThin as reason:
-            thin.append(f"{arm} at {rate:g}, budget {budget:,g}, was not considered: {reason}")
+            contrasts.append(setting.contrast([(sign, tuned[measure]), (-sign, base[measure])]))
+        except TooThin:
+            contrasts.append(None)
+    points_of = {seed: by_seed[seed] for seed in seeds}
+    both = None not in contrasts
+    return Configuration(
+        arm, learning_rate, budget, points_of, means[0], means[1],
+        contrasts[0] if both else None, contrasts[1] if both else None,
+        LEVEL, False, _cost(points_of, costs),
+    )  # fmt: skip
+
+
+def _confirmed(
+    setting: Setting, ordered: Sequence[Configuration], costs: Mapping[str, RunCost]
+) -> list[Configuration]:
+    """The best budget, by the first seeds, of each arm and rate that has fresh seeds."""
+    fresh: dict[tuple[str, float, float], dict[int, Point]] = {}
+    for point in setting.evidence.confirming:
+        place = (point.arm, point.learning_rate, point.budget)
+        fresh.setdefault(place, {})[point.seed] = point
+    found: dict[tuple[str, float], Configuration] = {}
+    for one in ordered:
+        by_seed = fresh.get(_place(one), {})
+        if (one.arm.name, one.learning_rate) in found or len(by_seed) < MIN_SEEDS:
             continue
-        cost = _cost(points, costs)
-        found.append(
-            Candidate(kinds[arm], rate, budget, points, gains[0], gains[1].scaled(-1.0), cost)
-        )
-    return found, thin
+        told = _configuration(setting, one.arm, one.learning_rate, one.budget, by_seed, costs)
+        if told is not None and told.forgetting is not None:
+            found[one.arm.name, one.learning_rate] = replace(told, confirmed=True)
+    tried = len({place[:2] for place, by_seed in fresh.items() if len(by_seed) >= MIN_SEEDS})
+    return [replace(one, level=1 - ALPHA / max(1, tried)) for one in found.values()]
 
 
-def _gain(
-    setting: Setting, arm: str, points: Mapping[int, Point], measure: str, seeds: int
-) -> Effect:
-    tuned = setting.scores(1.0, {s: p.results for s, p in points.items()}, measure, arm)
-    base = setting.scores(-1.0, setting.base_results, measure, "the base")
-    return contrast([tuned, base], seeds)
+def _choose(
+    could: Sequence[Configuration], confirmed: Sequence[Configuration], constraint: Constraint
+) -> tuple[State, Configuration | None]:
+    """In the order of preference: a confirmed one that keeps, one that surely keeps, the best."""
+    fresh = {_place(one): one for one in confirmed}
+    for one in could:
+        told = fresh.get(_place(one), one)
+        if told.forgetting is not None and not _breaks(told, constraint):
+            return "recommended", told
+    # What fresh seeds have refuted is no suggestion any more.
+    left = [one for one in could if _place(one) not in fresh]
+    left += [one for one in confirmed if not _breaks_by_mean(one, constraint)]
+    left.sort(key=lambda one: _preference(one, constraint))
+    return ("suggested", left[0]) if left else ("not met", None)
 
 
-def _within_memory(found: list[Candidate], limit: int) -> list[Candidate]:
+def _place(one: Configuration) -> tuple[str, float, float]:
+    return one.arm.name, one.learning_rate, one.budget
+
+
+def _same(one: Configuration, other: Configuration | None) -> bool:
+    return other is not None and _place(one) == _place(other)
+
+
+def _preference(one: Configuration, constraint: Constraint) -> tuple[float, float]:
+    """What comes first: most learnt within a bound of forgetting, else least forgotten."""
+    if constraint.max_forgetting is None:
+        return one.forgot, -one.learnt
+    return -one.learnt, one.forgot
+
+
+def _breaks_by_mean(one: Configuration, constraint: Constraint) -> bool:
+    most, least = constraint.max_forgetting, constraint.min_learning
+    over = most is not None and one.forgot > most
+    return over or one.learnt <= 0 or (least is not None and one.learnt < least)
+
+
+def _breaks(one: Configuration, constraint: Constraint) -> bool:
+    """Whether an interval does not lie wholly within the bounds."""
+    if one.forgetting is None or one.learning is None:
+        return True
+    most, least = constraint.max_forgetting, constraint.min_learning
+    over = most is not None and one.forgetting.interval(one.level)[1] > most
+    low = one.learning.interval(one.level)[0]
+    return over or low <= 0 or (least is not None and low < least)
+
+
+def _excess(one: Configuration, constraint: Constraint) -> float:
+    """How far the means are from keeping the bounds; 0 when they do."""
+    over = 0.0
+    if constraint.max_forgetting is not None:
+        over += max(0.0, one.forgot - constraint.max_forgetting)
+    return over + max(0.0, (constraint.min_learning or 0.0) - one.learnt)
+
+
+def _why_not(one: Configuration, constraint: Constraint, could: bool) -> str:
+    if one.confirmed and _breaks(one, constraint):
+        return "its fresh seeds do not surely keep the bound"
+    if could:
+        return "it forgets more" if constraint.max_forgetting is None else "it learns less"
+    if one.learnt <= 0:
+        return "it learnt nothing"
+    broken = []
+    if constraint.max_forgetting is not None and one.forgot > constraint.max_forgetting:
+        broken.append(f"it forgot {points(one.forgot)}")
+    if constraint.min_learning is not None and one.learnt < constraint.min_learning:
+        broken.append(f"it learnt {points(one.learnt)}")
+    return " and ".join(broken)
+
+
+def _command(one: Configuration, study: Path) -> str:
+    """The command that trains a configuration with fresh seeds."""
+    return (
+        f"laura compare {shlex.quote(str(study / 'recipe.yaml'))} "
+        f"--out {shlex.quote(str(study))} --confirm {one.arm.name}@{one.learning_rate:g}"
+    )
+
+
+def _within_memory(found: list[Configuration], limit: int) -> list[Configuration]:
     unknown = [one for one in found if not one.cost.get("peak_memory_bytes")]
     if unknown:
         raise EvidenceError(
@@ -226,92 +351,28 @@ def _within_memory(found: list[Candidate], limit: int) -> list[Candidate]:
     if not fits:
         least = min(found, key=lambda one: float(one.cost["peak_memory_bytes"]))
         raise EvidenceError(
-            f"nothing that was run stayed within {limit / 1e9:.3g} GB; the least was "
-            f"{least.cost['peak_memory_bytes'] / 1e9:.3g} GB with {describe(least)}. Lower "
+            f"nothing that was run stayed within {limit / 2**30:.3g} GiB; the least was "
+            f"{least.cost['peak_memory_bytes'] / 2**30:.3g} GiB with {describe(least)}. Lower "
             "train.rows_per_pass or train.row_tokens, or try LoRA of a lower rank"
         )
     return fits
 
 
-def _breaks(one: Candidate, wish: Wish, level: float) -> list[str]:
-    """Which bounds a configuration does not surely keep, in words."""
-    broken = []
-    if wish.max_forgetting is not None:
-        low, high = one.forgetting.interval(level)
-        if high > wish.max_forgetting:
-            sure = "forgets more than" if low > wish.max_forgetting else "may forget more than"
-            broken.append(f"it {sure} {wish.max_forgetting:g} (up to {high:+.3g})")
-    low, high = one.learning.interval(level)
-    if wish.min_learning is None:
-        if low <= 0:
-            broken.append(f"it may have learnt nothing (from {low:+.3g})")
-    elif low < wish.min_learning:
-        sure = "learns less than" if high < wish.min_learning else "may learn less than"
-        broken.append(f"it {sure} {wish.min_learning:g} (from {low:+.3g})")
-    return broken
-
-
-def _excess(one: Candidate, wish: Wish, level: float) -> float:
-    """How far a configuration is from keeping the bounds; 0 when it does."""
-    over = 0.0
-    if wish.max_forgetting is not None:
-        over += max(0.0, one.forgetting.interval(level)[1] - wish.max_forgetting)
-    return over + max(0.0, (wish.min_learning or 0.0) - one.learning.interval(level)[0])
-
-
-def _why_not(one: Candidate, wish: Wish, level: float) -> str:
-    broken = _breaks(one, wish, level)
-    if broken:
-        return " and ".join(broken)
-    return "it forgets more" if wish.max_forgetting is None else "it learns less"
-
-
-def _too_thin(study: Path, setting: Setting, wish: Wish, thin: list[str]) -> str:
-    recipe = setting.evidence.recipe
-    seeds = list(recipe.seeds)  # those that ran stay, and the first stays the grid's
-    seeds += [new for new in range(wish.seeds + len(seeds)) if new not in seeds]
-    seeds = seeds[: max(wish.seeds, len(recipe.seeds))]
-    command = (
-        f"laura compare {shlex.quote(str(study / 'recipe.yaml'))} "
-        f"--out {shlex.quote(str(study))} --set 'seeds={seeds}'"
-    )
-    told = "; ".join(_short(thin)) or "no run was measured"
-    advice = f"Run: {command}"
-    if any("item" in reason for reason in thin):
-        advice += (
-            f", and for {MIN_ITEMS} items or more, in another folder, a larger measure.limit "
-            "(or measure.loss_documents)"
-        )
-    return (
-        f"the evidence is too thin: no configuration has {count(wish.seeds, 'seed')} and "
-        f"{MIN_ITEMS} items ({told}). {advice}"
-    )
-
-
-def _short(sentences: list[str]) -> list[str]:
-    """The first few, and how many more."""
-    left = len(sentences) - SHOWN
-    return sentences if left <= 0 else [*sentences[:SHOWN], f"and {left} more"]
-
-
-def _costs(study: Path) -> dict[str, dict[str, Any]]:
-    path = study / "cost.json"
-    found = read_json(path) if path.is_file() else {}
-    rows = found.get("runs") if isinstance(found, dict) else None
-    return {row["id"]: row for row in rows or [] if isinstance(row, dict) and "id" in row}
-
-
-def _cost(points: Mapping[int, Point], costs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _cost(points_of: Mapping[int, Point], costs: Mapping[str, RunCost]) -> dict[str, Any]:
     """Tokens to the point; time, memory and FLOPs of the whole runs, over the seeds."""
-    rows = [costs[p.run["id"]] for p in points.values() if p.run["id"] in costs]
-    first = next(iter(points.values()))
+    rows = [costs[p.run["id"]] for p in points_of.values() if p.run["id"] in costs]
+    first = next(iter(points_of.values()))
     cost: dict[str, Any] = {
         "tokens": first.tokens,
         "budgets_of_the_run": [mark["budget"] for mark in first.run["points"]],
     }
-    if rows:
-        cost["train_seconds"] = sum(row["train_seconds"] for row in rows) / len(rows)
-        cost["flops"] = sum(row["flops"] for row in rows) / len(rows)
-        cost["peak_memory_bytes"] = max(row["peak_memory_bytes"] for row in rows)
-        cost["tokens_per_second"] = sum(row["tokens_per_second"] for row in rows) / len(rows)
+    for key, value in (("train_seconds", _mean), ("flops", _mean), ("tokens_per_second", _mean),
+                       ("peak_memory_bytes", max)):  # fmt: skip
+        known = [found for row in rows if (found := getattr(row, key)) is not None]
+        if known:
+            cost[key] = value(known)
     return cost
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,123 +1,138 @@
-"""What a study says about the statements of the paper: `claims.json`. No torch.
+"""What a study or a series concludes: `claims.json`, the one object every output speaks from.
 
-`table.py` lists the claims; `verdicts.py` says by which rules they are judged.
+`table.py` lists the claims; `verdicts.py` says by which rules they are judged; `answer.py`
+puts them into words. No torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from laura.errors import RecipeError, StoreError, first_line
+from laura.errors import LauraError, RecipeError, StoreError, first_line
 from laura.recipe import Recipe
-from laura.store import SeriesStore, StudyStore, read_json, write_json
+from laura.results.schema import (
+    ANALYSIS_FILE,
+    CLAIMS_FILE,
+    Analysis,
+    Claim,
+    JudgedSetting,
+    Judgement,
+    Verdict,
+    read_file,
+    write_file,
+)
+from laura.results.statistics import ALPHA, holm
+from laura.store import SeriesStore, StudyStore
+from laura.study.claims.answer import (
+    answer_of,
+    caveats_of,
+    compare_pair,
+    pairs_of,
+    sentences_of,
+)
 from laura.study.claims.settings import Setting
-from laura.study.claims.table import CLAIMS
-from laura.study.claims.verdicts import TOO_THIN, holm
-from laura.study.effects import ALPHA, LEVEL, MIN_ITEMS, MIN_SEEDS
+from laura.study.claims.table import CLAIMS, Claimed
+from laura.study.claims.verdicts import Finding, estimated, would_decide
 from laura.study.summary import Evidence, gather
 
-CLAIMS_FILE, ANALYSIS_FILE = "claims.json", "analysis.json"
-# What the claims read of each entry of analysis.json.
-_NEEDED = {
-    "matched": ("arms", "level", "difference", "interval", "seeds", "n"),
-    "diversity": ("extra", "arm", "seed", "learning_rate", "budget", "samples", "distinct"),
-    "diversity_differences": ("extra", "arms", "measure", "budget", "stderr"),
-    "spectra": ("arm", "seed", "learning_rate", "budget", "matrices"),
-    "matrices": ("layer", "module", "shape", "rank", "noise_rank"),
-}
 
-
-def build_claims(
-    settings: Sequence[tuple[str, Evidence, dict[str, Any] | None]], missing: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The content of `claims.json`: every claim judged over one or several settings.
+def judge(settings: Sequence[Setting], missing: Sequence[str] = ()) -> Judgement:
+    """Everything that is concluded from one or several settings.
 
     Args:
-        settings: Name, evidence and analysis (None where there is none) of each; names
-            differ.
+        settings: Their names differ.
         missing: What else there should be, in words; it comes first among the gaps.
 
     Returns:
-        `{"format": 1, "level", "tested", "settings", "rules", "claims", "gaps"}`; nothing
-        in it depends on the time or the machine.
+        The content of `claims.json`; nothing in it depends on the time or the machine.
     """
-    read = [Setting(name, evidence, analysis or {}) for name, evidence, analysis in settings]
-    findings = [claim.look(read) for claim in CLAIMS]
+    claims = judge_claims(settings)
+    by_id = {claim.id: claim for claim in claims}
+    alone = settings[0] if len(settings) == 1 else None
+    pairs = pairs_of(alone) if alone else []
+    comparisons = [compare_pair(alone, *pair) for pair in pairs] if alone else []
+    sentences, others = sentences_of(alone, by_id, comparisons) if alone else ([], [])
+    return Judgement(
+        answer=answer_of(settings, by_id, comparisons),
+        sentences=sentences,
+        others=others,
+        caveats=caveats_of(alone) if alone else [],
+        comparisons=comparisons,
+        tested=sum(claim.p is not None for claim in claims),
+        settings=[
+            JudgedSetting(
+                name=s.name, domain=s.domain, regime=s.regime, arms=[arm.name for arm in s.arms]
+            )
+            for s in settings
+        ],
+        claims=claims,
+        gaps=[*missing, *(gap for setting in settings for gap in gaps_of(setting))],
+    )
+
+
+def judge_claims(settings: Sequence[Setting]) -> list[Claim]:
+    """Every statement of the table, with its joint verdict (Holm over all that were tested)."""
+    findings = [claim.look(settings) for claim in CLAIMS]
     tested = [place for place, found in enumerate(findings) if found.p is not None]
     adjusted = dict(zip(tested, holm([findings[p].p or 0.0 for p in tested]), strict=True))
-    rows = []
-    for place, (claim, found) in enumerate(zip(CLAIMS, findings, strict=True)):
-        p = adjusted.get(place)
-        sure = p is not None and p <= ALPHA
-        effect = found.effect
-        rows.append(
-            {
-                "id": claim.id,
-                "statement": claim.statement,
-                "source": claim.source,
-                "verdict": found.verdict,
-                "reason": found.reason,
-                "effect": effect.value if effect else None,
-                "unit": found.unit,
-                "interval": list(effect.interval()) if effect else None,
-                "level": LEVEL,
-                "n": effect.n if effect else 0,
-                "seeds": effect.seeds if effect else 0,
-                "test": claim.test,
-                "p": found.p,
-                "holm": {"p": p, "verdict": found.toward if sure else TOO_THIN},
-                "evidence": found.evidence,
-            }
-        )
-    return {
-        "format": 1,
-        "level": LEVEL,
-        "tested": len(tested),
-        "settings": [
-            {
-                "name": s.name,
-                "domain": s.domain,
-                "regime": s.regime,
-                "arms": [a.name for a in s.arms],
-            }
-            for s in read
-        ],
-        "rules": {"seeds": MIN_SEEDS, "items": MIN_ITEMS, "familywise": ALPHA},
-        "claims": rows,
-        "gaps": [*missing, *(gap for setting in read for gap in gaps_of(setting))],
-    }
+    return [
+        _claim(claim, found, adjusted.get(place), len(tested))
+        for place, (claim, found) in enumerate(zip(CLAIMS, findings, strict=True))
+    ]
+
+
+def _claim(claim: Claimed, found: Finding, joint: float | None, tested: int) -> Claim:
+    sure = joint is not None and joint <= ALPHA
+    verdict: Verdict = found.toward if sure else "undecided"
+    one = found.statement
+    undecided = verdict == "undecided" and one is not None
+    return Claim(
+        id=claim.id,
+        statement=claim.statement,
+        source=claim.source,
+        question=claim.question,
+        test=claim.test,
+        verdict=verdict,
+        alone=found.verdict,
+        reason=found.reason,
+        missing=found.missing,
+        would_decide=would_decide(one, tested) if undecided and one else "",
+        effect=estimated(one.contrast, one.unit) if one else None,
+        edge=found.edge,
+        p=found.p,
+        joint_p=joint,
+        evidence=found.rows,
+    )
 
 
 def gaps_of(setting: Setting) -> list[str]:
     """Runs that did not finish, and arms with fewer seeds than the recipe asks for, in words."""
     evidence, gaps = setting.evidence, []
-    for known, run in evidence.runs:
+    for run in evidence.runs:
         if run.state != "done":
+            known = run.record
             told = f"{known['arm']} at {known['learning_rate']:g}, seed {known['seed']}"
             gaps.append(f"{setting.name}: {told}: {run.state}")
     wanted = len(evidence.recipe.seeds)
     for arm in setting.arms:
-        if arm.name not in evidence.best:
-            gaps.append(f"{setting.name}: {arm.name} has no finished run at the largest budget")
-            continue
-        for budget in setting.budgets:
-            found = len(setting.points(arm, budget))
-            if found < wanted:
-                told = f"{arm.name} at budget {budget:,g} has {found} of {wanted} seeds"
-                gaps.append(f"{setting.name}: {told}")
+        found = len(evidence.best.get(arm.name, {}))
+        if found < wanted:
+            told = f"{arm.name} has {found} of {wanted} seeds with every rate ended"
+            gaps.append(f"{setting.name}: {told}")
     return gaps
 
 
-def read_study(folder: Path) -> tuple[str, Evidence, dict[str, Any] | None]:
-    """A study folder as a setting: its name, evidence and analysis.
+def read_setting(folder: Path) -> Setting:
+    """A study folder as a setting.
 
     Raises:
         StoreError: the folder holds no study, or a file in it is damaged.
+        RecipeError: its recipe is of another version of Laura.
+        UsageError: a file is of an older format.
     """
     evidence = stored_evidence(folder)
-    return evidence.recipe.name, evidence, read_analysis(folder)
+    return Setting(evidence.recipe.name, evidence, read_analysis(folder))
 
 
 def stored_evidence(folder: Path) -> Evidence:
@@ -140,45 +155,38 @@ def is_carried_out(folder: Path) -> bool:
     return (folder / "recipe.yaml").is_file() and (folder / "study.json").is_file()
 
 
-def read_analysis(folder: Path) -> dict[str, Any] | None:
+def read_analysis(folder: Path) -> Analysis | None:
     """A study's analysis.json; None where there is none.
 
     Raises:
-        StoreError: it is damaged, or of a format that this version does not know.
+        StoreError: it is damaged.
+        UsageError: it is of an older format.
     """
     path = folder / ANALYSIS_FILE
-    if not path.is_file():
-        return None
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("format") != 1:
-        raise StoreError(f"{path} is no analysis of format 1; delete it and run the command again")
-    fault = _analysis_fault(value)
-    if fault:
-        raise StoreError(f"{path}: {fault}; delete the file and run the command again")
-    return value
+    return read_file(Analysis, path) if path.is_file() else None
 
 
-def write_claims(folder: Path, evidence: Evidence | None = None) -> dict[str, Any]:
-    """Judge the claims of one study folder and write its `claims.json`.
+def write_claims(folder: Path, evidence: Evidence | None = None) -> Judgement:
+    """Judge one study folder and write its `claims.json`.
 
     Args:
         folder: The study folder.
         evidence: What it holds, where it has been read already.
 
     Raises:
-        StoreError: as `read_study`, or the file cannot be written.
+        LauraError: as `read_setting`, or the file cannot be written.
     """
     if evidence is None:
-        setting = read_study(folder)
+        setting = read_setting(folder)
     else:
-        setting = (evidence.recipe.name, evidence, read_analysis(folder))
-    found = build_claims([setting])
-    write_json(folder / CLAIMS_FILE, found)
+        setting = Setting(evidence.recipe.name, evidence, read_analysis(folder))
+    found = judge([setting])
+    write_file(folder / CLAIMS_FILE, found)
     return found
 
 
-def judge_series(folder: Path) -> dict[str, Any]:
-    """The claims over all settings of a series together, each under its name there.
+def judge_series(folder: Path) -> Judgement:
+    """What all settings of a series say together, each under its name there.
 
     A setting that is damaged or not carried out is a gap, and the others are judged.
 
@@ -191,48 +199,24 @@ def judge_series(folder: Path) -> dict[str, Any]:
             missing.append(f"{name}: was not carried out")
             continue
         try:
-            settings.append((name, *read_study(study.folder)[1:]))
-        except (RecipeError, StoreError) as error:
+            found = read_setting(study.folder)
+            settings.append(Setting(name, found.evidence, found.analysis))
+        except LauraError as error:
             # Whoever moves the folder must find the same words.
             told = first_line(error).replace(f"{folder}/", "")
             missing.append(f"{name}: is left out, since {told}")
-    return build_claims(settings, missing)
+    return judge(settings, missing)
 
 
-def write_series_claims(folder: Path) -> dict[str, Any]:
-    """Judge the claims of all settings of a series together and write its `claims.json`.
+def write_series_claims(folder: Path) -> Judgement:
+    """Judge all settings of a series together and write its `claims.json`.
 
     Raises:
         StoreError: as `judge_series`, or the file cannot be written.
     """
     found = judge_series(folder)
-    write_json(folder / CLAIMS_FILE, found)
+    write_file(folder / CLAIMS_FILE, found)
     return found
-
-
-def _analysis_fault(value: dict[str, Any]) -> str:
-    """What the claims would stumble over; empty where there is nothing."""
-    tradeoff = value.get("tradeoff") or {}
-    if not isinstance(tradeoff, dict):
-        return "tradeoff is not an object"
-    parts = [("matched", tradeoff.get("matched"))]
-    parts += [(part, value.get(part)) for part in ("diversity", "diversity_differences", "spectra")]
-    for part, rows in parts:
-        fault = _rows_fault(part, rows or [])
-        if fault:
-            return fault
-    spectra = value.get("spectra") or []
-    return next(filter(None, (_rows_fault("matrices", row["matrices"]) for row in spectra)), "")
-
-
-def _rows_fault(part: str, rows: Any) -> str:
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return f"{part} is not a list of objects"
-    for row in rows:
-        missing = [key for key in _NEEDED[part] if key not in row]
-        if missing:
-            return f"an entry of {part} lacks {', '.join(missing)}"
-    return ""
 
 
 def _recipe(path: Path) -> Recipe:

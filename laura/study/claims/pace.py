@@ -1,6 +1,6 @@
-"""Claims about rates and durations, which are read off lists: the rate that is best, the peak.
+"""Claims about rates and durations, which are read off lists: the best rate, the peak, the pace.
 
-A value read off a list is known only to the list's step; its error (step^2 / 12, in logs)
+A value read off a list is known only to the list's step; its error (step² / 12, in logs)
 does not shrink with seeds and is part of every interval here.
 """
 
@@ -8,56 +8,92 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
+from laura.results.schema import ClaimRow
+from laura.results.statistics import (
+    MIN_ITEMS,
+    MIN_SEEDS,
+    Contrast,
+    TooThin,
+    Variance,
+    count,
+    mean,
+    over_runs,
+    quantile,
+)
+from laura.study.claims.capability import learnt, tuned
 from laura.study.claims.settings import LEARNING, Kind, Setting
-from laura.study.claims.verdicts import TOO_THIN, Finding, Piece, judge, look_at_each, thin_row
-from laura.study.effects import MIN_ITEMS, Effect, Part, TooThin, count, linearised, over_seeds
-from laura.study.measures import leading
+from laura.study.claims.verdicts import Finding, Statement, judged, look_at_each, nothing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TEN_TIMES = (0.5, 1.5)  # log10: what rounds to one order of magnitude, 3.2 to 32 times
 DRAWS = 2000
+HALF_WAY = 0.5  # of the learning that both arms reach, where their pace is compared
 
 
 def ten_times_the_rate(settings: Sequence[Setting]) -> Finding:
     """log10 of LoRA's best rate over full's lies within half an order of magnitude of one.
 
-    The best rate has the lowest validation loss at the largest budget, for each seed whose
-    whole list was run with both arms. Such lists of all settings are taken together as
-    independent (usually one seed a setting). A best rate at the end of its list is not
-    known to be best, and its list is left out.
+    Each arm's best rate of each seed has the lowest validation loss at the largest budget.
+    Neither list may decide. So a best rate counts only where it is surely inside its list:
+    the loss at both ends is above that at the best, where the best is chosen on the *other*
+    seeds (t over seeds, 95 %). From lists of pure noise no rate is surely best.
     """
-    logs: list[float] = []
-    rows: list[dict[str, Any]] = []
-    names: tuple[str, ...] = ()
-    spacing = (0.0, 0.0)
+    found: list[tuple[Setting, list[float], tuple[float, ...], tuple[str, str]]] = []
+    silent = []
     for setting in settings:
         try:
             full, lora = setting.full(), setting.lora()
-            own, steps = _rate_ratios(setting, lora, full)
+            ratios, steps = _rate_ratios(setting, lora, full)
+            found.append((setting, ratios, steps, (lora.name, full.name)))
         except TooThin as reason:
-            rows.append(thin_row(setting.name, str(reason)))
-            continue
-        logs += own
-        spacing = (max(spacing[0], steps[0]), max(spacing[1], steps[1]))
-        names = (lora.name, full.name)
-        value = math.fsum(own) / len(own)
-        told = f"log10 of {lora.name}'s best rate over {full.name}'s"
-        row = thin_row(setting.name, f"{count(len(own), 'whole list')} of rates")
-        rows.append({**row, "arms": list(names), "what": told, "value": value, "unit": "log10",
-                     "seeds": len(own)})  # fmt: skip
-    if not logs:
-        return Finding(TOO_THIN, "; ".join(dict.fromkeys(r["reason"] for r in rows)), evidence=rows)
-    try:
-        effect = over_seeds(logs, len(logs)).with_grid(spacing)
-    except TooThin:
-        few = f"{count(len(logs), 'whole list')} of rates (seed and setting); 3 are needed"
-        return Finding(TOO_THIN, few, evidence=rows)
+            silent.append(ClaimRow(setting=setting.name, reason=str(reason)))
+    if not found:
+        return nothing("; ".join(dict.fromkeys(row.reason for row in silent)), silent)
     low, high = TEN_TIMES
-    piece = Piece(names, "log10 of LoRA's best rate over full's", effect, "log10", low, high)
-    found = judge([[piece]])
-    return Finding(found.verdict, found.reason, found.p, found.toward, effect, "log10", rows)
+    spoken = []
+    for setting, ratios, steps, names in found:
+        effect = over_runs(ratios, len(ratios)).with_grid(steps)
+        what = f"log10 of {names[0]}'s best rate over {names[1]}'s"
+        part = Statement(names, what, effect, "log10", low, high)
+        spoken.append((setting.name, [part], [setting]))
+    return judged(spoken, silent)
+
+
+def more_sensitive_to_the_rate(settings: Sequence[Setting]) -> Finding:
+    """LoRA loses more learning a step off its best rate than full does; equal steps of both.
+
+    Of each seed the learning at its best rate minus the mean of that at the two neighbours in
+    the list, LoRA's minus full's. The best rate is chosen on validation, learning is told on
+    the test's items. Lists of other steps, or a best rate at an end, cannot be compared.
+    """
+
+    def look(setting: Setting) -> list[Statement]:
+        full, lora = setting.full(), setting.lora()
+        tuned(setting, full, lora)
+        last = setting.common_budget(full, lora)
+        learnt(setting, last, full, lora)
+        terms, ratios = [], []
+        seeds = set(setting.points(full, last)) & set(setting.points(lora, last))
+        for arm, sign in ((lora, 1.0), (full, -1.0)):
+            beside, steps = _neighbours(setting, arm, last, seeds)
+            ratios += steps
+            terms.append((sign, setting.arm_scores(arm, last, LEARNING)))
+            for side in beside:
+                own = {s: p.results for s, p in side.items()}
+                terms.append((-sign / 2, setting.scores(own, LEARNING, arm.name)))
+        if max(ratios) > 1.1 * min(ratios):
+            raise TooThin("the lists of rates have other steps, so a step off cannot be compared")
+        what = f"learning lost a step off the best rate, {lora.name} minus {full.name}"
+        return [Statement((lora.name, full.name), what, setting.contrast(terms),
+                          setting.unit(LEARNING))]  # fmt: skip
+
+    return look_at_each(settings, look)
 
 
 def needs_more_epochs(settings: Sequence[Setting]) -> Finding:
@@ -68,84 +104,165 @@ def needs_more_epochs(settings: Sequence[Setting]) -> Finding:
     for the peaks again; seeds and the list's step are added to it.
     """
 
-    def look(setting: Setting) -> list[Piece]:
+    def look(setting: Setting) -> list[Statement]:
         full, lora = setting.full(), setting.lora()
         if len(setting.budgets) < 3:
             raise TooThin("fewer than three budget points, so no peak can be seen")
+        tuned(setting, full, lora)
         effect = _later_peak(setting, lora, full)
         what = f"log2 of {lora.name}'s best budget over {full.name}'s"
-        return [Piece((lora.name, full.name), what, effect, "log2")]
+        return [Statement((lora.name, full.name), what, effect, "log2")]
 
     return look_at_each(settings, look)
 
 
+def less_sample_efficient_in_math(settings: Sequence[Setting]) -> Finding:
+    """In mathematics LoRA needs more training than full for the same learning, tuned.
+
+    log2 of the budget at which LoRA reaches half of the gain that both reach, over full's;
+    between neighbouring budgets the logarithm of the budget is interpolated. A seed in which
+    either is above that level at the first budget already says nothing.
+    """
+
+    def look(setting: Setting) -> list[Statement]:
+        full, lora = setting.full(), setting.lora()
+        tuned(setting, full, lora)
+        curves = [_gains(setting, arm) for arm in (lora, full)]
+        values = []
+        for seed in sorted(curves[0].keys() & curves[1].keys()):
+            pair = [curve[seed] for curve in curves]
+            level = HALF_WAY * min(max(gains) for gains in pair)
+            needed = [_reached(gains, level, setting.budgets) for gains in pair]
+            if level > 0 and needed[0] is not None and needed[1] is not None:
+                values.append(needed[0] - needed[1])
+        if len(values) < MIN_SEEDS:
+            raise TooThin(
+                f"both arms cross half of the learning they share, after the first budget, with "
+                f"{count(len(values), 'seed')}; {MIN_SEEDS} are needed: add smaller budgets"
+            )
+        effect = over_runs(values, len(values))
+        what = f"log2 of the budget {lora.name} needs over {full.name}'s"
+        return [Statement((lora.name, full.name), what, effect, "log2")]
+
+    return look_at_each(settings, look, lambda s: s.domain == "math", "setting of math")
+
+
 def _rate_ratios(setting: Setting, lora: Kind, full: Kind) -> tuple[list[float], tuple[float, ...]]:
-    """log10 ratios of the best rates, one a seed with whole lists, and the lists' steps."""
-    lists = [(arm, sorted(_rates(setting, arm))) for arm in (lora, full)]
-    if min(len(rates) for _, rates in lists) < 3:
-        raise TooThin("an arm was tried at fewer than three rates, so none is inside its list")
-    ratios, at_end = [], False
-    for seed in setting.evidence.recipe.seeds:
-        best = [_best_rate(setting, arm, rates, seed) for arm, rates in lists]
-        if best[0] is None or best[1] is None:
-            continue
-        inside = all(rate not in (r[0], r[-1]) for rate, (_, r) in zip(best, lists, strict=True))
-        if inside:
-            ratios.append(math.log10(best[0] / best[1]))
-        at_end = at_end or not inside
-    if not ratios and at_end:
-        raise TooThin("a best rate is at the end of its list; widen the list")
-    if not ratios:
-        raise TooThin("no seed was run at every rate of both arms")
-    steps = (max(math.log10(b / a) for a, b in itertools.pairwise(rates)) for _, rates in lists)
-    return ratios, tuple(steps)
+    """log10 ratios of the best rates, one a seed, and the steps of the lists."""
+    tuned(setting, lora, full)
+    best, steps = [], []
+    for arm in (lora, full):
+        table = _losses(setting, arm)
+        rates = setting.evidence.rates(arm.name)
+        _surely_inside(arm, rates, table)
+        best.append({seed: min((loss, rate) for rate, loss in own.items())[1]
+                     for seed, own in table.items()})  # fmt: skip
+        steps.append(max(math.log10(b / a) for a, b in itertools.pairwise(rates)))
+    seeds = sorted(best[0].keys() & best[1].keys())
+    if len(seeds) < MIN_SEEDS:
+        raise TooThin(f"{count(len(seeds), 'seed')} with whole lists of both; {MIN_SEEDS} needed")
+    return [math.log10(best[0][s] / best[1][s]) for s in seeds], tuple(steps)
 
 
-def _best_rate(setting: Setting, arm: Kind, rates: Sequence[float], seed: int) -> float | None:
-    """The rate of lowest validation loss with a seed; None if not all rates were run.
+def _losses(setting: Setting, arm: Kind) -> dict[int, dict[float, float]]:
+    """Seed to rate to validation loss at the largest budget, for seeds whose list is whole.
 
     A rate that diverged has no loss, and counts as worse than all.
     """
     last = max(setting.budgets)
-    losses = {
-        p.learning_rate: p.validation
-        for p in setting.evidence.points
-        if (p.arm, p.seed, p.budget) == (arm.name, seed, last) and p.validation is not None
-    }
-    diverged = {
-        known["learning_rate"]
-        for known, run in setting.evidence.runs
-        if (known["arm"], known["seed"], run.state) == (arm.name, seed, "diverged")
-    }
-    if not losses or not set(rates) <= losses.keys() | diverged:
+    found: dict[int, dict[float, float]] = {}
+    for (rate, budget), by_seed in setting.configurations(arm).items():
+        for seed, point in by_seed.items():
+            if budget == last and point.validation is not None:
+                found.setdefault(seed, {})[rate] = point.validation
+    whole = setting.evidence.best.get(arm.name, {})
+    return {seed: own for seed, own in found.items() if seed in whole}
+
+
+def _surely_inside(
+    arm: Kind, rates: Sequence[float], table: Mapping[int, Mapping[float, float]]
+) -> None:
+    """Both ends of a list are worse than the best of the other seeds, surely.
+
+    Raises:
+        TooThin: fewer than three seeds, or an end may be as good.
+    """
+    if len(table) < MIN_SEEDS:
+        raise TooThin(f"{arm.name}: {count(len(table), 'whole list')} of rates; "
+                      f"{MIN_SEEDS} are needed")  # fmt: skip
+    for end in (rates[0], rates[-1]):
+        worse = []
+        for seed, own in table.items():
+            others = [losses for other, losses in table.items() if other != seed]
+            best = min(own, key=lambda r: fmean(o.get(r, math.inf) for o in others))
+            if end in own:
+                worse.append(own[end] - own[best])
+        if len(worse) < len(table):
+            continue  # it diverged: no end is surer
+        told = mean(worse)
+        reach = quantile(0.975, len(worse) - 1) * told.stderr
+        if told.value - reach <= 0:
+            raise TooThin(
+                f"{arm.name}: the rate {end:g} at the end of its list may be as good as its best "
+                "by validation; widen the list, or add seeds"
+            )
+
+
+def _neighbours(
+    setting: Setting, arm: Kind, budget: float, seeds: set[int]
+) -> tuple[list[dict[int, Any]], list[float]]:
+    """The points one step below and above each seed's best rate, and the steps' ratios."""
+    rates = setting.evidence.rates(arm.name)
+    points = setting.configurations(arm)
+    beside: list[dict[int, Any]] = [{}, {}]
+    ratios = []
+    for seed in seeds:
+        place = rates.index(setting.evidence.best[arm.name][seed])
+        if place in (0, len(rates) - 1):
+            raise TooThin(f"the best rate of {arm.name} is at the end of its list")
+        for side, other in enumerate((place - 1, place + 1)):
+            own = points.get((rates[other], budget), {}).get(seed)
+            if own is None:
+                raise TooThin(f"{arm.name} at {rates[other]:g} diverged or was not measured")
+            beside[side][seed] = own
+        ratios += [rates[place] / rates[place - 1], rates[place + 1] / rates[place]]
+    return beside, ratios
+
+
+def _gains(setting: Setting, arm: Kind) -> dict[int, list[float]]:
+    """Seed to the gain over the base at every budget; whole curves only."""
+    base = setting.base_scores(LEARNING)
+    start = sum(float(table[0].mean()) for table in base.tables.values()) / len(base.tables)
+    found: dict[int, list[float]] = {}
+    for budget in setting.budgets:
+        if not setting.points(arm, budget):
+            continue
+        own = setting.arm_scores(arm, budget, LEARNING)
+        for place, seed in enumerate(own.seeds):
+            score = sum(float(t[place].mean()) for t in own.tables.values()) / len(own.tables)
+            found.setdefault(seed, []).append(score - start)
+    return {seed: gains for seed, gains in found.items() if len(gains) == len(setting.budgets)}
+
+
+def _reached(gains: Sequence[float], level: float, budgets: Sequence[float]) -> float | None:
+    """log2 of the budget at which a curve first crosses a level; None if at once or never."""
+    if gains[0] >= level:
         return None
-    return min((loss, rate) for rate, loss in losses.items())[1]
+    for (a, low), (b, high) in itertools.pairwise(zip(budgets, gains, strict=True)):
+        if low < level <= high:
+            share = (level - low) / (high - low)
+            return math.log2(a) + share * (math.log2(b) - math.log2(a))
+    return None
 
 
-def _rates(setting: Setting, arm: Kind) -> set[float]:
-    """The rates of an arm that were run with the first seed, whoever proposed them."""
-    first = setting.evidence.recipe.seeds[0]
-    return {
-        p.learning_rate for p in setting.evidence.points if p.arm == arm.name and p.seed == first
-    } | {
-        record["learning_rate"]
-        for record, run in setting.evidence.runs
-        if record["arm"] == arm.name and record["seed"] == first
-    }
-
-
-def _later_peak(setting: Setting, lora: Kind, full: Kind) -> Effect:
+def _later_peak(setting: Setting, lora: Kind, full: Kind) -> Contrast:
     import numpy as np
 
-    (task,) = setting.tasks(LEARNING)
     budgets = setting.budgets
-    tables = [_curve(setting, arm, task) for arm in (lora, full)]
+    tables = [_curves(setting, arm) for arm in (lora, full)]
     seeds = sorted(tables[0].keys() & tables[1].keys())
     if not seeds:
-        raise TooThin(f"no seed with {task} at every budget of both arms")
-    counts = {row.shape for table in tables for seed in seeds for row in [np.array(table[seed])]}
-    if len(counts) > 1:
-        raise TooThin(f"{task} was measured on different items; measure both on the same")
+        raise TooThin("no seed with learning measured at every budget of both arms")
     # Shape (arm, seed, budget, item).
     scores = np.array([[table[seed] for seed in seeds] for table in tables])
     n, logs = scores.shape[-1], np.log2(np.array(budgets))
@@ -158,28 +275,23 @@ def _later_peak(setting: Setting, lora: Kind, full: Kind) -> Effect:
     scores, peaks = scores[:, seen], peaks[:, seen]
     values = logs[peaks[0]] - logs[peaks[1]]
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS) / n
-    redrawn = logs[np.einsum("asbi,di->dasb", scores, draws).argmax(axis=-1)]
+    redrawn = logs[np.einsum("asbi,di->dasb", scores, draws, optimize=True).argmax(axis=-1)]
     variance = float((redrawn[:, 0] - redrawn[:, 1]).mean(axis=-1).var(ddof=1))
-    effect = over_seeds([float(value) for value in values], n)
-    effect = Effect(effect.value, (*effect.parts, Part("items", variance, n - 1)), n, effect.seeds)
+    effect = over_runs([float(value) for value in values], n)
+    parts = (*effect.parts, Variance("items", variance, math.inf))
     step = max(math.log2(b / a) for a, b in itertools.pairwise(budgets))
-    return effect.with_grid([step, step])
+    return Contrast(effect.value, parts, n, effect.seeds).with_grid([step, step])
 
 
-def _curve(setting: Setting, arm: Kind, task: str) -> dict[int, list[list[float]]]:
-    """Seed to one list of item values a budget, higher better; whole curves only."""
-    curves: dict[int, list[list[float]]] = {}
+def _curves(setting: Setting, arm: Kind) -> dict[int, NDArray[Any]]:
+    """Seed to learning by (budget, item); whole curves only."""
+    import numpy as np
+
+    found: dict[int, list[NDArray[Any]]] = {}
     for budget in setting.budgets:
-        for seed, point in setting.points(arm, budget).items():
-            result = point.results.get(task)
-            if result is not None:
-                metric = leading(result)
-                sign = 1.0 if result.metrics[metric].higher_is_better else -1.0
-                values = linearised(result, metric)
-                own = [sign * values[index] for index in sorted(values)]
-                curves.setdefault(seed, []).append(own)
-    return {
-        seed: curve
-        for seed, curve in curves.items()
-        if len(curve) == len(setting.budgets) and len({len(values) for values in curve}) == 1
-    }
+        if setting.points(arm, budget):
+            own = setting.arm_scores(arm, budget, LEARNING)
+            (table,) = own.tables.values()
+            for place, seed in enumerate(own.seeds):
+                found.setdefault(seed, []).append(table[place])
+    return {s: np.stack(rows) for s, rows in found.items() if len(rows) == len(setting.budgets)}

@@ -1,20 +1,36 @@
-"""One setting as claims see it: its arms by what they are, its points by arm and budget.
+"""One setting as claims see it: its arms by what they are, its scores by arm and budget.
 
 Arms are recognised by their settings, never by their names. Where a recipe has several
 arms of one kind, the rule that chooses among them stands here and was fixed beforehand.
+
+Three questions are never mixed (see `Setting.tuned`, `front.py`, `recommend.py`): what one
+gets by tuning each arm on validation; what is forgotten at equal learning, over all rates
+and budgets; what one configuration does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from laura.results.task_result import TaskResult
-from laura.study.effects import MIN_SEEDS, Effect, Term, TooThin, contrast, count
+from laura.results.statistics import (
+    MIN_ITEMS,
+    MIN_SEEDS,
+    Contrast,
+    TooThin,
+    count,
+    crossed,
+)
+from laura.results.task_result import RATIO_FIELDS, TaskResult
 from laura.study.measures import leading
 from laura.study.summary import Evidence, Point
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from laura.results.schema import Analysis
 
 LEARNING, FORGETTING = "learning", "forgetting"
 GROUPS = {
@@ -84,18 +100,43 @@ class Kind:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """One measure of one arm (or the base) with several seeds, item by item.
+
+    Attributes:
+        tables: Task to (seeds, items), turned so that higher is better.
+        items: Task to the indices of the items.
+        bounded: Tasks whose items lie between 0 and 1.
+        seeds: In the order of the rows.
+    """
+
+    tables: Mapping[str, NDArray[Any]]
+    items: Mapping[str, tuple[int, ...]]
+    bounded: frozenset[str]
+    seeds: tuple[int, ...]
+
+    def rows(self, seeds: Sequence[int]) -> Mapping[str, NDArray[Any]]:
+        """The tables of some seeds, in their order."""
+        places = [self.seeds.index(seed) for seed in seeds]
+        return {task: table[places] for task, table in self.tables.items()}
+
+
+@dataclass(frozen=True)
 class Setting:
     """A study of one domain in one regime.
 
     Attributes:
         name: What it is called in the evidence.
         evidence: What its folder holds.
-        analysis: Its analysis.json; empty where there is none.
+        analysis: Its analysis.json; None where there is none.
     """
 
     name: str
     evidence: Evidence
-    analysis: Mapping[str, Any] = field(default_factory=dict)
+    analysis: Analysis | None = None
+    _read: dict[int, tuple[tuple[int, ...], NDArray[Any], bool]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def domain(self) -> str:
@@ -107,6 +148,11 @@ class Setting:
     def regime(self) -> str:
         """`instruct` or `pretrain`."""
         return self.evidence.recipe.regime
+
+    @property
+    def suggests_only(self) -> bool:
+        """Whether rates were chosen on one seed, so that no verdict is given."""
+        return self.evidence.recipe.search.seeds_value == "first"
 
     @cached_property
     def arms(self) -> list[Kind]:
@@ -152,6 +198,7 @@ class Setting:
                 arm.targets != "all",
                 -arm.rank,
                 bool(arm.settings.get("rslora")),
+                abs(arm.number("alpha") / arm.rank - 2),
                 arm.number("dropout"),
                 arm.number("weight_decay"),
             ),
@@ -180,17 +227,25 @@ class Setting:
         """Unit of a measure, such as `share`."""
         return self.evidence.measures[self.tasks(measure)[0]].unit
 
+    @cached_property
+    def _by_arm(self) -> dict[tuple[str, float], list[Point]]:
+        found: dict[tuple[str, float], list[Point]] = {}
+        for point in self.evidence.points:
+            found.setdefault((point.arm, point.budget), []).append(point)
+        return found
+
     def points(self, arm: Kind, budget: float) -> dict[int, Point]:
-        """An arm's points at its own best rate by validation loss, one a seed of the recipe."""
-        best, seeds = self.evidence.best.get(arm.name), self.evidence.recipe.seeds
-        return {
-            point.seed: point
-            for point in self.evidence.points
-            if point.arm == arm.name
-            and point.learning_rate == best
-            and point.budget == budget
-            and point.seed in seeds
-        }
+        """An arm's points at each seed's own best rate by validation."""
+        own = self._by_arm.get((arm.name, budget), [])
+        return {point.seed: point for point in own if self.evidence.is_chosen(point)}
+
+    def configurations(self, arm: Kind) -> dict[tuple[float, float], dict[int, Point]]:
+        """(rate, budget) to the points by seed: all that was measured of an arm."""
+        found: dict[tuple[float, float], dict[int, Point]] = {}
+        for budget in self.budgets:
+            for point in self._by_arm.get((arm.name, budget), []):
+                found.setdefault((point.learning_rate, budget), {})[point.seed] = point
+        return found
 
     def common_budget(self, *arms: Kind) -> float:
         """The largest budget that all arms have reached with enough seeds.
@@ -199,8 +254,8 @@ class Setting:
             TooThin: an arm has no finished best rate, or there is no such budget.
         """
         for arm in arms:
-            if arm.name not in self.evidence.best:
-                raise TooThin(f"{arm.name} has no finished run at the largest budget")
+            if not self.evidence.best.get(arm.name):
+                raise TooThin(f"{arm.name} has no seed whose rates have all ended")
         fewest = {b: min(len(self.points(arm, b)) for arm in arms) for b in self.budgets}
         enough = [budget for budget, seeds in fewest.items() if seeds >= MIN_SEEDS]
         if not enough:
@@ -209,65 +264,148 @@ class Setting:
             raise TooThin(f"{names}: at most {most} at any budget; {MIN_SEEDS} are needed")
         return max(enough)
 
-    def term(self, weight: float, arm: Kind | None, budget: float, measure: str) -> Term:
-        """The score of an arm (None: the base) at a budget, for a contrast; higher is better.
-
-        Raises:
-            TooThin: the measure was not measured there.
-        """
-        if arm is None:
-            return self.scores(weight, self.base_results, measure, "the base")
-        points = self.points(arm, budget)
-        return self.scores(weight, {s: p.results for s, p in points.items()}, measure, arm.name)
-
-    @property
-    def base_results(self) -> dict[int, Mapping[str, TaskResult]]:
-        """The base's results under every seed: a base has none of its own."""
-        return dict.fromkeys(self.evidence.recipe.seeds, self.evidence.base)
-
     def scores(
-        self, weight: float, results: Mapping[int, Mapping[str, TaskResult]], measure: str, who: str
-    ) -> Term:
-        """A term of a contrast from results by seed and task; seeds with gaps are left out.
+        self, results: Mapping[int, Mapping[str, TaskResult]], measure: str, who: str
+    ) -> Scores:
+        """A measure from results by seed and task; seeds with gaps are left out.
 
         Raises:
-            TooThin: no seed has every task of the measure.
+            TooThin: no seed has every task of the measure, or its items differ.
         """
+        import numpy as np
+
         tasks = self.tasks(measure)
         whole = {s: r for s, r in results.items() if all(task in r for task in tasks)}
         if not whole:
             raise TooThin(f"{measure} of {who} was not measured ({', '.join(tasks)})")
-        first = next(iter(whole.values()))
-        signs = {}
+        tables, items, bounded = {}, {}, set()
         for task in tasks:
-            metric = leading(first[task])
-            signs[task] = (metric, 1.0 if first[task].metrics[metric].higher_is_better else -1.0)
-        return Term(weight, whole, signs, self.name)
+            read = [self._items(own[task]) for own in whole.values()]
+            if len({indices for indices, _, _ in read}) > 1:
+                raise TooThin(f"{task} was measured on different items; measure both on the same")
+            tables[task] = np.stack([values for _, values, _ in read])
+            items[task] = read[0][0]
+            if all(within for _, _, within in read):
+                bounded.add(task)
+        return Scores(tables, items, frozenset(bounded), tuple(whole))
 
-    def difference(self, first: Kind, second: Kind, measure: str, budget: float) -> Effect:
-        """Score of the first arm minus that of the second; positive: the first is better.
-
-        Raises:
-            TooThin: as `contrast` and `term`.
-        """
-        return contrast(
-            [self.term(1.0, first, budget, measure), self.term(-1.0, second, budget, measure)]
-        )
-
-    def gain(self, arm: Kind, measure: str, budget: float) -> Effect:
-        """Score of an arm minus the base's; forgetting is minus its gain.
+    def arm_scores(self, arm: Kind, budget: float, measure: str) -> Scores:
+        """A measure of an arm at each seed's best rate.
 
         Raises:
-            TooThin: as `contrast` and `term`.
+            TooThin: as `scores`.
         """
-        return contrast(
-            [self.term(1.0, arm, budget, measure), self.term(-1.0, None, budget, measure)]
-        )
+        points = self.points(arm, budget)
+        return self.scores({s: p.results for s, p in points.items()}, measure, arm.name)
 
-    def change(self, arm: Kind, measure: str, early: float, late: float) -> Effect:
+    def base_scores(self, measure: str, seeds: Sequence[int] | None = None) -> Scores:
+        """A measure of the base under every seed, which it has not; null: the recipe's seeds.
+
+        Raises:
+            TooThin: as `scores`.
+        """
+        results = dict.fromkeys(seeds or self.evidence.recipe.seeds, self.evidence.base)
+        return self.scores(results, measure, "the base")
+
+    def contrast(
+        self, terms: Sequence[tuple[float, Scores]], least_seeds: int = MIN_SEEDS
+    ) -> Contrast:
+        """A weighted sum of scores, paired by seed and by item; see `combined`.
+
+        Raises:
+            TooThin: too few common seeds or items, or items differ.
+        """
+        return combined([(weight, own, "") for weight, own in terms], least_seeds)
+
+    def difference(self, first: Kind, second: Kind, measure: str, budget: float) -> Contrast:
+        """Score of the first arm minus that of the second, tuned; positive: the first is better.
+
+        Raises:
+            TooThin: as `contrast` and `scores`.
+        """
+        sides = [self.arm_scores(arm, budget, measure) for arm in (first, second)]
+        return self.contrast([(1.0, sides[0]), (-1.0, sides[1])])
+
+    def gain(self, arm: Kind, measure: str, budget: float) -> Contrast:
+        """Score of an arm minus the base's, tuned; forgetting is minus its gain.
+
+        Raises:
+            TooThin: as `contrast` and `scores`.
+        """
+        tuned = self.arm_scores(arm, budget, measure)
+        return self.contrast([(1.0, tuned), (-1.0, self.base_scores(measure))])
+
+    def change(self, arm: Kind, measure: str, early: float, late: float) -> Contrast:
         """Score of an arm at a later budget minus that at an earlier one.
 
         Raises:
-            TooThin: as `contrast` and `term`.
+            TooThin: as `contrast` and `scores`.
         """
-        return contrast([self.term(1.0, arm, late, measure), self.term(-1.0, arm, early, measure)])
+        sides = [self.arm_scores(arm, budget, measure) for budget in (late, early)]
+        return self.contrast([(1.0, sides[0]), (-1.0, sides[1])])
+
+    def _items(self, result: TaskResult) -> tuple[tuple[int, ...], NDArray[Any], bool]:
+        """Indices and values of a result's items, higher better; whether they are bounded."""
+        import numpy as np
+
+        known = self._read.get(id(result))
+        if known is None:
+            metric = leading(result)
+            sign = 1.0 if result.metrics[metric].higher_is_better else -1.0
+            table = linearised(result, metric)
+            indices = tuple(sorted(table))
+            values = np.array([table[index] for index in indices])
+            within = metric not in RATIO_FIELDS and bool(((values >= 0) & (values <= 1)).all())
+            known = self._read[id(result)] = (indices, sign * values, within)
+        return known
+
+
+def combined(terms: Sequence[tuple[float, Scores, str]], least_seeds: int = MIN_SEEDS) -> Contrast:
+    """A weighted sum of scores, paired by seed and by item.
+
+    Args:
+        terms: Weight, scores, and where they were measured: items of one task in one place
+            are the same ones and are paired; others are independent. A measure of several
+            tasks is their plain mean.
+        least_seeds: Seeds that all must have, two at least.
+
+    Raises:
+        TooThin: too few common seeds, fewer than 50 items in all, or items differ.
+    """
+    import numpy as np
+
+    seeds = sorted(set.intersection(*(set(own.seeds) for _, own, _ in terms)))
+    if len(seeds) < least_seeds:
+        few = count(len(seeds), "seed")
+        raise TooThin(f"{few} measured for everything compared; {least_seeds} are needed")
+    tables: dict[tuple[str, str], NDArray[Any]] = {}
+    items: dict[tuple[str, str], tuple[int, ...]] = {}
+    points: dict[tuple[str, str], float] = {}
+    for weight, own, place in terms:
+        share = weight / len(own.tables)
+        for task, table in own.rows(seeds).items():
+            key = (place, task)
+            if items.setdefault(key, own.items[task]) != own.items[task]:
+                raise TooThin(f"{task} was measured on different items; measure both on the same")
+            tables[key] = tables.get(key, np.zeros_like(table)) + share * table
+            point = abs(share) if task in own.bounded else 0.0
+            points[key] = max(points.get(key, 0.0), point)
+    n = sum(len(own) for own in items.values())
+    if n < MIN_ITEMS or min(len(own) for own in items.values()) < 2:
+        raise TooThin(f"{count(n, 'item')} measured; {MIN_ITEMS} are needed")
+    return crossed(list(tables.values()), [points[key] for key in tables])
+
+
+def linearised(result: TaskResult, metric: str) -> dict[int, float]:
+    """Values an item whose mean is the score and whose spread gives its error.
+
+    A ratio R = sum x / sum t becomes R + (x_i - R t_i) / mean t (Cochran 1977, 6.4); a mean
+    is its items.
+    """
+    if metric not in RATIO_FIELDS:
+        return result.values(metric)
+    sums = result.sums(metric)
+    below = sum(bottom for _, bottom in sums.values())
+    ratio = sum(top for top, _ in sums.values()) / below
+    average = below / len(sums)
+    return {i: ratio + (top - ratio * bottom) / average for i, (top, bottom) in sums.items()}

@@ -1,22 +1,22 @@
-"""From effects to a verdict: supported, contradicted, or too thin to say.
+"""From contrasts to a verdict: supported, contradicted, mixed, suggested, undecided.
 
 The rules, fixed before any result was seen:
 
-- A statement is a direction ("the effect is above 0") or a range ("between 10^0.5 and
-  10^1.5"). It is *supported* when the 95 % interval of the effect lies wholly inside what
-  it states, *contradicted* when it lies wholly outside, and *too thin* otherwise.
-- Fewer than three seeds, fewer than 50 items, or no arm of the kind: too thin, with the
-  reason.
+- A statement is a direction ("above 0") or a range ("within 2 points of 0"). It is
+  *supported* when the 95 % interval lies inside what it states, *contradicted* when it lies
+  inside the opposite, *mixed* when some settings establish it and others its opposite, and
+  *undecided* otherwise, with what would decide it.
+- "The same" is a range: two one-sided tests at a margin (2 points), never a missed difference.
 - A statement of several parts (all > mlp > attention) is supported when every part is,
   at the same level (an intersection-union test needs no correction, Berger 1982), and
-  contradicted when any of its m parts is at a level corrected for m (Bonferroni).
-- Several settings: where each has one effect in the same unit, their plain mean is
-  judged; it speaks of these settings only. Should one of m settings by itself say the
-  contrary (Bonferroni for m), the settings disagree and the claim is too thin. Otherwise
-  (different units, or several parts) it must hold in every setting, as with parts.
-- Settings that cannot speak are named, and left out.
-- Every claim is also judged among all that could be tested (Holm 1979, familywise 5 %);
-  that verdict stands beside the first and never replaces it.
+  contradicted when any of its m parts is at a level corrected for m (Bonferroni). Parts that
+  the statement does not speak of stand beside it and never decide.
+- Several settings: the plain mean of each part is judged, and speaks of these settings only.
+  *Mixed* is when each side is established in a setting of m by itself (Bonferroni for m).
+- A setting whose design could not have given either answer does not vote; it says why.
+- Rates chosen on one seed: never more than *suggested*.
+- The joint verdict over all statements that were tested (Holm 1979, familywise 5 %) is the
+  verdict; the one by the statement's own interval stands beside it in the table only.
 """
 
 from __future__ import annotations
@@ -24,67 +24,54 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from laura.results.schema import ClaimRow, Estimated, Verdict
+from laura.results.statistics import ALPHA, LEVEL, Contrast, TooThin, mean_contrast
 from laura.study.claims.settings import Setting
-from laura.study.effects import ALPHA, Effect, TooThin, mean_effect
 
-SUPPORTED, CONTRADICTED, TOO_THIN = "supported", "contradicted", "too thin"
+MOST_SEEDS, MOST_ITEMS = 50, 8  # beyond so many seeds, or times the items, nobody goes
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One effect and what is stated of it.
+class Statement:
+    """A contrast and what is stated of it.
 
     Attributes:
         arms: Names of the arms compared.
-        what: The effect in words, such as "learning of full minus lora".
-        effect: The effect.
+        what: The contrast in words, such as "learning of full minus lora".
+        contrast: The contrast.
         unit: Its unit.
         low: The statement says that the truth is above this,
         high: and below this.
         decides: Whether the verdict hangs on it; others are shown beside it.
+        part: Which part of the statement it is: the same one in every setting.
     """
 
     arms: tuple[str, ...]
     what: str
-    effect: Effect
+    contrast: Contrast
     unit: str
     low: float = 0.0
     high: float = math.inf
     decides: bool = True
+    part: str = ""
 
     @property
     def p_for(self) -> float:
         """One-sided p of the statement: small when the truth is surely inside."""
-        above = self.effect.chance_below(self.low)
+        above = self.contrast.chance_below(self.low) if self.low > -math.inf else 0.0
         return above if math.isinf(self.high) else max(above, self._chance_above(self.high))
 
     @property
     def p_against(self) -> float:
-        """One-sided p of the contrary: small when the truth is surely outside."""
-        below = self._chance_above(self.low)
-        return below if math.isinf(self.high) else min(below, self.effect.chance_below(self.high))
+        """One-sided p of the opposite: small when the truth is surely outside."""
+        below = self._chance_above(self.low) if self.low > -math.inf else 1.0
+        if math.isinf(self.high):
+            return below
+        return min(1.0, below, self.contrast.chance_below(self.high))
 
     def _chance_above(self, threshold: float) -> float:
-        return self.effect.scaled(-1.0).chance_below(-threshold)
-
-    def to_json(self, setting: str) -> dict[str, Any]:
-        """A row of a claim's evidence."""
-        effect = self.effect
-        return {
-            "setting": setting,
-            "arms": list(self.arms),
-            "what": self.what,
-            "value": effect.value,
-            "unit": self.unit,
-            "interval": list(effect.interval()),
-            "n": effect.n,
-            "seeds": effect.seeds,
-            "p": two_sided(self.p_for, self.p_against),
-            "verdict": verdict_of(self.p_for, self.p_against),
-            "decides": self.decides,
-        }
+        return self.contrast.scaled(-1.0).chance_below(-threshold)
 
 
 @dataclass(frozen=True)
@@ -94,35 +81,32 @@ class Finding:
     Attributes:
         verdict: The verdict by its own interval.
         reason: Why, in plain words.
-        p: Two-sided p, of the statement or its contrary; None when nothing was tested.
-        toward: `supported` or `contradicted`, whichever side the p is of.
-        effect: The effect judged; None where several were.
-        unit: Its unit.
-        evidence: Rows of claims.json.
+        p: Two-sided p, of whichever verdict it is nearest to; None when nothing was tested.
+        toward: That verdict.
+        statement: What was judged; None where there was nothing.
+        rows: What each setting says.
+        missing: Why no setting could speak; empty where one could.
+        edge: Whether an arm's best rate is at the end of its list.
     """
 
-    verdict: str
+    verdict: Verdict
     reason: str
     p: float | None = None
-    toward: str = TOO_THIN
-    effect: Effect | None = None
-    unit: str = ""
-    evidence: list[dict[str, Any]] = field(default_factory=list)
+    toward: Verdict = "undecided"
+    statement: Statement | None = None
+    rows: list[ClaimRow] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    edge: bool = False
 
 
-Look = Callable[[Setting], list[Piece]]
+Look = Callable[[Setting], list[Statement]]
 
 
-def verdict_of(p_for: float, p_against: float) -> str:
+def verdict_of(p_for: float, p_against: float) -> Verdict:
     """The verdict whose one-sided p is at most 2.5 %, as when a 95 % interval excludes."""
     if p_for <= ALPHA / 2:
-        return SUPPORTED
-    return CONTRADICTED if p_against <= ALPHA / 2 else TOO_THIN
-
-
-def two_sided(p_for: float, p_against: float) -> float:
-    """p of whichever side is surer, doubled for having looked at both."""
-    return min(1.0, 2 * min(p_for, p_against))
+        return "supported"
+    return "contradicted" if p_against <= ALPHA / 2 else "undecided"
 
 
 def look_at_each(
@@ -135,115 +119,165 @@ def look_at_each(
 
     Args:
         settings: All settings.
-        look: Gives the effects of one setting; raises `TooThin` where it cannot.
+        look: Gives the contrasts of one setting; raises `TooThin` where it cannot speak.
         wanted: Which settings the statement is about.
         kind: How these are called where there are none.
     """
     chosen = [setting for setting in settings if wanted(setting)]
     if not chosen:
-        return Finding(TOO_THIN, f"there is no {kind}")
-    found: list[tuple[str, list[Piece]]] = []
-    silent: list[tuple[str, str]] = []
+        return nothing(f"there is no {kind}")
+    found: list[tuple[str, list[Statement], list[Setting]]] = []
+    silent: list[ClaimRow] = []
     for setting in chosen:
         try:
-            found.append((setting.name, look(setting)))
+            found.append((setting.name, look(setting), [setting]))
         except TooThin as reason:
-            silent.append((setting.name, str(reason)))
-    rows = [piece.to_json(name) for name, pieces in found for piece in pieces]
-    rows += [thin_row(name, reason) for name, reason in silent]
+            silent.append(ClaimRow(setting=setting.name, reason=str(reason)))
+    return judged(found, silent)
+
+
+def nothing(reason: str, rows: Sequence[ClaimRow] = ()) -> Finding:
+    """Nothing was tested, and why."""
+    return Finding("undecided", reason, rows=list(rows), missing=[reason])
+
+
+def judged(
+    found: Sequence[tuple[str, Sequence[Statement], Sequence[Setting]]],
+    silent: Sequence[ClaimRow],
+    shared_runs: bool = False,
+) -> Finding:
+    """The verdict over what settings, or pairs of them, say.
+
+    Args:
+        found: Name, statements and the settings they are from.
+        silent: Those that cannot speak, each with its reason.
+        shared_runs: Whether the same runs may stand in several (see `mean_contrast`).
+    """
+    rows = [_row(name, one, own) for name, parts, own in found for one in parts] + [*silent]
     if not found:
-        reasons = list(dict.fromkeys(reason for _, reason in silent))
-        return Finding(TOO_THIN, "; ".join(reasons), evidence=rows)
-    deciding = [[piece for piece in pieces if piece.decides] for _, pieces in found]
-    judged = judge(deciding)
-    left = f"; {len(silent)} of {len(chosen)} settings cannot speak" if silent else ""
-    return Finding(
-        judged.verdict, judged.reason + left, judged.p, judged.toward, judged.effect, judged.unit,
-        rows,
+        return nothing("; ".join(dict.fromkeys(row.reason for row in silent)), rows)
+    deciding = [[one for one in parts if one.decides] for _, parts, _ in found]
+    told = _judge(deciding, shared_runs)
+    total = len(found) + len(silent)
+    reason = told.reason + (f"; {len(silent)} of {total} settings cannot speak" if silent else "")
+    edge = any(row.edge and row.decides for row in rows)
+    verdict, toward = told.verdict, told.toward
+    if any(setting.suggests_only for _, _, own in found for setting in own):
+        verdict, toward = (_suggested(word) for word in (verdict, toward))
+        reason = f"the rates were chosen on one seed, so this is no more than suggested: {reason}"
+    return Finding(verdict, reason, told.p, toward, told.statement, rows, edge=edge)
+
+
+def _suggested(word: Verdict) -> Verdict:
+    return "suggested" if word == "supported" else "undecided"
+
+
+def _row(name: str, one: Statement, settings: Sequence[Setting]) -> ClaimRow:
+    return ClaimRow(
+        setting=name,
+        arms=list(one.arms),
+        what=one.what,
+        effect=estimated(one.contrast, one.unit),
+        verdict=verdict_of(one.p_for, one.p_against),
+        decides=one.decides,
+        edge=any(s.evidence.edge(a) for s in settings for a in one.arms if a in s.evidence.best),
+    )
+
+
+def estimated(contrast: Contrast, unit: str, level: float = LEVEL) -> Estimated:
+    """A contrast as files and pages hold it."""
+    return Estimated(
+        value=contrast.value, unit=unit, stderr=contrast.stderr, interval=contrast.interval(level),
+        level=level, n=contrast.n, seeds=contrast.seeds,
     )  # fmt: skip
 
 
-def judge(by_setting: Sequence[Sequence[Piece]], shared_runs: bool = False) -> Finding:
-    """Verdict over the deciding pieces of several settings; see the module's docstring.
+def _judge(by_setting: Sequence[Sequence[Statement]], shared_runs: bool) -> Finding:
+    """The verdict over the deciding parts of each setting."""
+    m = len(by_setting)
+    each = [_sides(parts) for parts in by_setting]
+    p_mixed = 2 * m * max(min(p for p, _ in each), min(p for _, p in each)) if m > 1 else 1.0
+    parts = _means(by_setting, shared_runs)
+    p_for, p_against = _sides(parts)
+    verdict = verdict_of(p_for, p_against)
+    weakest = max(parts, key=lambda one: one.p_for)
+    if verdict == "contradicted":
+        weakest = min(parts, key=lambda one: one.p_against)
+    over = f", mean of {m} settings" if m > 1 else ""
+    if p_mixed <= ALPHA:
+        return Finding("mixed", f"the settings disagree, each surely: {told(weakest)}{over}",
+                       p_mixed, "mixed", weakest)  # fmt: skip
+    contrary = {"supported": m * min(p for _, p in each),
+                "contradicted": m * min(p for p, _ in each)}.get(verdict, 1.0)  # fmt: skip
+    if m > 1 and contrary <= ALPHA / 2:
+        return Finding("undecided", f"the settings disagree: {told(weakest)}{over}", 1.0,
+                       "undecided", weakest)  # fmt: skip
+    reason = f"{told(weakest)}{over}"
+    if len(parts) > 1:
+        reason = {"supported": f"all {len(parts)} parts hold; weakest: ",
+                  "contradicted": "a part does not hold: "}.get(
+                      verdict, "not every part is clear; weakest: ") + reason  # fmt: skip
+    toward: Verdict = "supported" if p_for <= p_against else "contradicted"
+    return Finding(verdict, reason, min(1.0, 2 * min(p_for, p_against)), toward, weakest)
+
+
+def _sides(parts: Sequence[Statement]) -> tuple[float, float]:
+    """One-sided p of all parts holding, and of one not holding."""
+    against = min(1.0, len(parts) * min(one.p_against for one in parts))
+    return max(one.p_for for one in parts), against
+
+
+def _means(by_setting: Sequence[Sequence[Statement]], shared_runs: bool) -> list[Statement]:
+    """Each part's mean over the settings that have it."""
+    found: dict[tuple[str, str, float, float], list[Statement]] = {}
+    for parts in by_setting:
+        for one in parts:
+            found.setdefault((one.part, one.unit, one.low, one.high), []).append(one)
+    return [
+        own[0]
+        if len(own) == 1
+        else Statement(own[0].arms, own[0].what,
+                       mean_contrast([one.contrast for one in own], shared_runs),
+                       own[0].unit, own[0].low, own[0].high, part=own[0].part)
+        for own in found.values()
+    ]  # fmt: skip
+
+
+def told(one: Statement) -> str:
+    """A statement's contrast in words: `forgetting of full minus lora +3.1 points (...)`."""
+    points = one.unit == "share"
+    factor, unit = (100.0, "points") if points else (1.0, one.unit)
+    low, high = one.contrast.interval()
+    # Adding 0 keeps a rounded nothing from having a minus.
+    value, low, high = (round(n * factor, 1 if points else 3) + 0.0
+                        for n in (one.contrast.value, low, high))  # fmt: skip
+    return f"{one.what} {value:+g} {unit} ({low:+g} to {high:+g})"
+
+
+def would_decide(one: Statement, tests: int) -> str:
+    """What would decide an undecided statement if its contrast is as it looks.
 
     Args:
-        by_setting: The deciding pieces of each setting.
-        shared_runs: Whether the same runs may stand in several pieces (see `mean_effect`).
+        one: The statement.
+        tests: How many are tested together; the level is Bonferroni's.
     """
-    pieces = [piece for own in by_setting for piece in own]
-    alike = {(piece.unit, piece.low, piece.high) for piece in pieces}
-    if len(pieces) == 1 or (len(alike) == 1 and all(len(own) == 1 for own in by_setting)):
-        return _judge_mean(pieces, shared_runs)
-    p_for = max(piece.p_for for piece in pieces)
-    p_against = min(1.0, len(pieces) * min(piece.p_against for piece in pieces))
-    verdict, weakest = verdict_of(p_for, p_against), max(pieces, key=lambda piece: piece.p_for)
-    words = {
-        SUPPORTED: f"all {len(pieces)} parts hold; weakest: {_told(weakest)}",
-        CONTRADICTED: f"a part does not hold: {_told(weakest)}",
-        TOO_THIN: f"not every part is clear; weakest: {_told(weakest)}",
-    }
-    effect = weakest.effect
-    return Finding(verdict, words[verdict], two_sided(p_for, p_against), _toward(p_for, p_against),
-                   effect, weakest.unit)  # fmt: skip
+    level = 1 - ALPHA / max(1, tests)
+    seeds = next((k for k in range(one.contrast.seeds, MOST_SEEDS + 1)
+                  if _is_clear(one, one.contrast.with_seeds(k), level)), None)  # fmt: skip
+    if seeds is not None and seeds > one.contrast.seeds:
+        return f"about {seeds} seeds instead of {one.contrast.seeds} would decide it"
+    for times in (2, 4, MOST_ITEMS):
+        larger = one.contrast.with_items(times)
+        for seeds in range(one.contrast.seeds, MOST_SEEDS + 1):
+            if _is_clear(one, larger.with_seeds(seeds), level):
+                return f"about {seeds} seeds and {times} times the items would decide it"
+    return (
+        f"neither {MOST_SEEDS} seeds nor {MOST_ITEMS} times the items would decide it: the truth "
+        "is too near the border"
+    )
 
 
-def _judge_mean(pieces: Sequence[Piece], shared_runs: bool) -> Finding:
-    """One effect, or the mean of one effect over settings."""
-    first, m = pieces[0], len(pieces)
-    every = [piece.effect for piece in pieces]
-    effect = first.effect if m == 1 else mean_effect(every, shared_runs)
-    whole = Piece(first.arms, first.what, effect, first.unit, first.low, first.high)
-    p_for, p_against = whole.p_for, whole.p_against
-    verdict = verdict_of(p_for, p_against)
-    told = _told(whole) + (f", mean of {m} settings" if m > 1 else "")
-    contrary = {
-        SUPPORTED: min(1.0, m * min(piece.p_against for piece in pieces)),
-        CONTRADICTED: min(1.0, m * min(piece.p_for for piece in pieces)),
-    }.get(verdict, 1.0)
-    if m > 1 and contrary <= ALPHA / 2:
-        return Finding(TOO_THIN, f"the settings disagree: {told}", 1.0, TOO_THIN, effect,
-                       first.unit)  # fmt: skip
-    direction = math.isinf(first.high)
-    stated = f"{first.low:.3g}" if direction else f"the range {first.low:.3g} to {first.high:.3g}"
-    thin = "holds both sides of" if direction else "is not clear of the ends of"
-    ends = {
-        SUPPORTED: f"{told}: the interval is {'above' if direction else 'inside'} {stated}",
-        CONTRADICTED: f"{told}: the interval is {'below' if direction else 'outside'} {stated}",
-        TOO_THIN: f"{told}: the interval {thin} {stated}",
-    }
-    return Finding(verdict, ends[verdict], two_sided(p_for, p_against), _toward(p_for, p_against),
-                   effect, first.unit)  # fmt: skip
-
-
-def _told(piece: Piece) -> str:
-    # Adding 0 keeps a rounded nothing from having a minus.
-    value, low, high = (n + 0.0 for n in (piece.effect.value, *piece.effect.interval()))
-    return f"{piece.what} {value:+.3g} {piece.unit} ({low:+.3g} to {high:+.3g})"
-
-
-def _toward(p_for: float, p_against: float) -> str:
-    return SUPPORTED if p_for <= p_against else CONTRADICTED
-
-
-def thin_row(setting: str, reason: str) -> dict[str, Any]:
-    """Evidence of a setting that cannot speak."""
-    return {
-        "setting": setting, "arms": [], "what": "", "value": None, "unit": "", "interval": None,
-        "n": 0, "seeds": 0, "p": None, "verdict": TOO_THIN, "decides": False, "reason": reason,
-    }  # fmt: skip
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p of each: familywise over all that were tested.
-
-    Formula: of m sorted p, the i-th becomes max over j <= i of min(1, (m - j + 1) p_j).
-
-    Source:
-        Holm 1979, A simple sequentially rejective multiple test procedure.
-    """
-    order = sorted(range(len(ps)), key=lambda place: ps[place])
-    adjusted, highest = [0.0] * len(ps), 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[place]))
-        adjusted[place] = highest
-    return adjusted
+def _is_clear(one: Statement, contrast: Contrast, level: float) -> bool:
+    low, high = contrast.interval(level)
+    inside = low > one.low and high < one.high
+    return inside or high < one.low or low > one.high

@@ -11,40 +11,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
 
+from laura.results.schema import Matrix
+from laura.results.statistics import TooThin, over_runs
 from laura.study.claims.settings import GROUPS, Setting
-from laura.study.claims.verdicts import Finding, Piece, look_at_each
-from laura.study.effects import TooThin, over_seeds
+from laura.study.claims.verdicts import Finding, Statement, look_at_each
 
 ENERGY = "90"
-TIMES_LORA = 10.0
-Matrix = dict[str, Any]
+TIMES_LORA, USUAL_RANK = 10.0, 16
 
 
 def full_is_high_rank(settings: Sequence[Setting]) -> Finding:
-    """Full's updates need at least ten times the directions that LoRA has: log10(rank / r) > 1.
+    """Full's updates need at least ten times a usual LoRA's directions: log10(rank / 16) > 1.
 
-    The paper says 10 to 100 times a usual LoRA rank; r is the lowest rank of the study's
-    plain LoRA arms. Too thin where ten times r is more than the matrices could show.
+    The paper says 10 to 100 times a usual LoRA rank. r = 16 is that rank whatever a recipe
+    lists; a base whose matrices have fewer than 160 directions cannot speak.
     """
 
-    def look(setting: Setting) -> list[Piece]:
-        full, lora = setting.full(), min(setting.loras(), key=lambda arm: arm.rank)
+    def look(setting: Setting) -> list[Statement]:
         by_seed = _last(setting)
-        smallest = min(min(m["shape"]) for own in by_seed.values() for m in own)
-        if TIMES_LORA * lora.rank > smallest:
+        smallest = min(min(m.shape) for own in by_seed.values() for m in own)
+        if TIMES_LORA * USUAL_RANK >= smallest:
             raise TooThin(
-                f"ten times rank {lora.rank} is more than the {smallest} directions a matrix "
-                "has; run a LoRA arm of lower rank or a wider base"
+                f"ten times rank {USUAL_RANK} is more than the {smallest} directions a matrix of "
+                "this base has; take a wider base"
             )
         logs = [
-            fmean(math.log10(max(1, m["rank"][ENERGY]) / lora.rank) for m in own)
+            fmean(math.log10(max(1.0, m.rank[ENERGY]) / USUAL_RANK) for m in own)
             for own in by_seed.values()
         ]
-        effect = over_seeds(logs, _matrices(by_seed))
-        what = f"log10 of the rank of {full.name}'s updates over {lora.rank}"
-        return [Piece((full.name, lora.name), what, effect, "log10", math.log10(TIMES_LORA))]
+        effect = over_runs(logs, _matrices(by_seed))
+        what = f"log10 of the rank of full's updates over {USUAL_RANK}"
+        return [Statement((setting.full().name,), what, effect, "log10", math.log10(TIMES_LORA))]
 
     return look_at_each(settings, look)
 
@@ -52,7 +50,7 @@ def full_is_high_rank(settings: Sequence[Setting]) -> Finding:
 def rank_grows_with_data(settings: Sequence[Setting]) -> Finding:
     """Rank of full's updates at the last budget minus that at the first, as a share of width."""
 
-    def look(setting: Setting) -> list[Piece]:
+    def look(setting: Setting) -> list[Statement]:
         full, by_budget = setting.full(), _spectra(setting)
         if len(by_budget) < 2:
             raise TooThin("spectra of fewer than two budgets")
@@ -61,9 +59,9 @@ def rank_grows_with_data(settings: Sequence[Setting]) -> Finding:
             _mean_share(late[seed], _of_width) - _mean_share(early[seed], _of_width)
             for seed in sorted(early.keys() & late.keys())
         ]
-        effect = over_seeds(growth, _matrices(late))
+        effect = over_runs(growth, _matrices(late))
         what = f"rank of {full.name}'s updates, {max(by_budget):,g} minus {min(by_budget):,g}"
-        return [Piece((full.name,), what, effect, "share of width")]
+        return [Statement((full.name,), what, effect, "share of width")]
 
     return look_at_each(settings, look)
 
@@ -71,9 +69,9 @@ def rank_grows_with_data(settings: Sequence[Setting]) -> Finding:
 def mlp_above_attention(settings: Sequence[Setting]) -> Finding:
     """Rank of full's updates as a share of noise: mlp modules minus attention modules."""
 
-    def look(setting: Setting) -> list[Piece]:
+    def look(setting: Setting) -> list[Statement]:
         def difference(own: list[Matrix]) -> float:
-            sides = [[m for m in own if m["module"] in GROUPS[g]] for g in ("mlp", "attention")]
+            sides = [[m for m in own if m.module in GROUPS[g]] for g in ("mlp", "attention")]
             if not all(sides):
                 raise TooThin("no spectra of both mlp and attention modules")
             return _mean_share(sides[0], _of_noise) - _mean_share(sides[1], _of_noise)
@@ -86,13 +84,13 @@ def mlp_above_attention(settings: Sequence[Setting]) -> Finding:
 def middle_layers_above_ends(settings: Sequence[Setting]) -> Finding:
     """Rank of full's updates as a share of noise: middle layers minus the first and the last."""
 
-    def look(setting: Setting) -> list[Piece]:
+    def look(setting: Setting) -> list[Statement]:
         def difference(own: list[Matrix]) -> float:
-            layers = sorted({m["layer"] for m in own if m["layer"] is not None})
+            layers = sorted({m.layer for m in own if m.layer is not None})
             if len(layers) < 3:
                 raise TooThin("fewer than three layers, so none is in the middle")
-            ends = [m for m in own if m["layer"] in (layers[0], layers[-1])]
-            middle = [m for m in own if m["layer"] in layers[1:-1]]
+            ends = [m for m in own if m.layer in (layers[0], layers[-1])]
+            middle = [m for m in own if m.layer in layers[1:-1]]
             return _mean_share(middle, _of_noise) - _mean_share(ends, _of_noise)
 
         return _once(setting, difference, "rank of updates in middle layers minus both ends")
@@ -100,18 +98,18 @@ def middle_layers_above_ends(settings: Sequence[Setting]) -> Finding:
     return look_at_each(settings, look)
 
 
-def _once(setting: Setting, number: Callable[[list[Matrix]], float], what: str) -> list[Piece]:
+def _once(setting: Setting, number: Callable[[list[Matrix]], float], what: str) -> list[Statement]:
     by_seed = _last(setting)
-    effect = over_seeds([number(own) for own in by_seed.values()], _matrices(by_seed))
-    return [Piece((setting.full().name,), what, effect, "share of noise rank")]
+    effect = over_runs([number(own) for own in by_seed.values()], _matrices(by_seed))
+    return [Statement((setting.full().name,), what, effect, "share of noise rank")]
 
 
 def _of_noise(matrix: Matrix) -> float:
-    return float(matrix["rank"][ENERGY]) / float(matrix["noise_rank"][ENERGY])
+    return matrix.rank[ENERGY] / matrix.noise_rank[ENERGY]
 
 
 def _of_width(matrix: Matrix) -> float:
-    return float(matrix["rank"][ENERGY]) / float(min(matrix["shape"]))
+    return matrix.rank[ENERGY] / min(matrix.shape)
 
 
 def _mean_share(matrices: list[Matrix], share: Callable[[Matrix], float]) -> float:
@@ -134,14 +132,13 @@ def _spectra(setting: Setting) -> dict[float, dict[int, list[Matrix]]]:
         TooThin: there are none; a matrix whose update was not finite is left out.
     """
     full = setting.full()
-    best = setting.evidence.best.get(full.name)
+    best = setting.evidence.best.get(full.name, {})
     found: dict[float, dict[int, list[Matrix]]] = {}
-    for row in setting.analysis.get("spectra") or []:
-        if row["arm"] == full.name and row["learning_rate"] == best:
-            whole = [m for m in row["matrices"] if (m.get("rank") or {}).get(ENERGY) is not None]
-            linear = [m for m in whole if m["module"] in GROUPS["all"]]
+    for one in setting.analysis.spectra if setting.analysis else []:
+        if one.arm == full.name and one.learning_rate == best.get(one.seed):
+            linear = [m for m in one.matrices if m.module in GROUPS["all"] and ENERGY in m.rank]
             if linear:
-                found.setdefault(float(row["budget"]), {})[row["seed"]] = linear
+                found.setdefault(one.budget, {})[one.seed] = linear
     if not found:
         raise TooThin("no spectra of full finetuning; run with analysis.spectra")
     return found

@@ -1,0 +1,459 @@
+"""What is concluded, in words: the answer, the sentences under it, the caveats. No torch.
+
+Words come from the verdicts and from nowhere else: a sentence says that one arm forgot less
+only where the joint verdict of the statement that says so allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from laura.results.schema import Claim, Comparison, Estimated
+from laura.results.statistics import ALPHA, MARGIN, TooThin, count
+from laura.study.choosing import search_caveats, why_none
+from laura.study.claims.capability import learnt, off_floor
+from laura.study.claims.front import equal_learning
+from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
+from laura.study.claims.verdicts import estimated
+from laura.study.run_record import repeat_caveats
+from laura.study.summary import Point
+
+MOST_WORDS = 25
+STILL_LEARNT = 0.9  # of what the tuned configuration learnt
+SHORT_REASON = 14  # words
+
+
+# ----- numbers in words -----
+
+
+def amount(value: float, unit: str) -> str:
+    """A size without its sign: `6 points`, `35.5 points`, `0.213 nats per token`."""
+    if unit == "share":
+        return f"{points(value)} point{'' if points(value) == '1' else 's'}"
+    return f"{abs(value):.3g} {unit}"
+
+
+def points(value: float) -> str:
+    """A share in points without its sign, one decimal and no `.0`."""
+    return f"{abs(round(100 * value, 1)):g}"
+
+
+def signed(value: float, unit: str) -> str:
+    """A number with its sign, in points where it is a share: `-0.4`, `12`."""
+    shown = round(100 * value, 1) if unit == "share" else float(f"{value:.3g}")
+    return f"{shown + 0.0:g}"
+
+
+def ends(effect: Estimated, turned: bool = False) -> str:
+    """An interval in words: `3.1 to 34.5`."""
+    low, high = effect.interval
+    if turned:
+        low, high = -high, -low
+    return f"{signed(low, effect.unit)} to {signed(high, effect.unit)}"
+
+
+def rate(value: float) -> str:
+    """A learning rate: 0.0003 is `3e-4`."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+# ----- two arms beside one another -----
+
+
+def main_pair(setting: Setting) -> tuple[Kind, Kind] | None:
+    """Plain full finetuning and the LoRA that stands for it; else the first two measured arms."""
+    measured = [arm for arm in setting.arms if setting.evidence.best.get(arm.name)]
+    try:
+        pair = setting.full(), setting.lora()
+        if all(arm in measured for arm in pair):
+            return pair
+    except TooThin:
+        pass
+    return (measured[0], measured[1]) if len(measured) > 1 else None
+
+
+def pairs_of(setting: Setting) -> list[tuple[Kind, Kind]]:
+    """The main pair, then every other arm beside the main one of its own method."""
+    main = main_pair(setting)
+    if main is None:
+        return []
+    found = [main]
+    for arm in setting.arms:
+        if arm not in main and setting.evidence.best.get(arm.name):
+            beside = next((one for one in main if one.method == arm.method), main[0])
+            found.append((beside, arm))
+    return found
+
+
+def compare_pair(setting: Setting, first: Kind, second: Kind) -> Comparison:
+    """Two arms, tuned and at equal learning; what cannot be told says why."""
+    found: dict[str, Estimated] = {}
+    reasons, levels, budget = [], None, None
+    try:
+        budget = setting.common_budget(first, second)
+        more = setting.difference(first, second, LEARNING, budget)
+        found["learning"] = estimated(more, setting.unit(LEARNING))
+        lost = setting.difference(second, first, FORGETTING, budget)
+        found["forgetting"] = estimated(lost, setting.unit(FORGETTING))
+        learnt(setting, budget, first, second)
+        off_floor(setting, budget, first, second)
+    except TooThin as reason:
+        reasons.append(str(reason))
+    try:
+        equal = equal_learning(setting, first, second)
+        found["equal_learning"] = estimated(equal.difference, setting.unit(FORGETTING))
+        levels = equal.levels
+    except TooThin as reason:
+        reasons.append(str(reason))
+    edge = any(setting.evidence.edge(arm.name) for arm in (first, second))
+    return Comparison(
+        arms=(first.name, second.name), budget=budget, levels=levels, edge=edge,
+        reason="; ".join(dict.fromkeys(reasons)), **found,
+    )  # fmt: skip
+
+
+# ----- the answer -----
+
+
+def answer_of(
+    settings: Sequence[Setting],
+    claims: Mapping[str, Claim],
+    comparisons: Sequence[Comparison],
+) -> str:
+    """One sentence of at most 25 words with what to do.
+
+    Args:
+        settings: What was judged.
+        claims: Every claim by its id.
+        comparisons: Of a single study, the main pair first; empty for several.
+    """
+    if not settings:
+        return "Nothing was judged: no study could be read; see what is missing."
+    if len(settings) == 1 and not comparisons:
+        return _alone(settings[0])
+    if len(settings) == 1 and not _methods_differ(settings[0]):
+        return _of_pair(settings[0], comparisons[0], len(comparisons))
+    found = _of_methods(settings, claims)
+    return found if len(found.split()) <= MOST_WORDS else " ".join(found.split()[:MOST_WORDS])
+
+
+def _methods_differ(setting: Setting) -> bool:
+    pair = main_pair(setting)
+    return pair is not None and {arm.method for arm in pair} == {"full", "lora"}
+
+
+def _alone(setting: Setting) -> str:
+    measured = [arm.name for arm in setting.arms if setting.evidence.best.get(arm.name)]
+    if measured:
+        return f"Add a second arm: only {measured[0]} was measured, so nothing can be compared."
+    if all(run.state == "diverged" for run in setting.evidence.runs) and setting.evidence.runs:
+        return "Lower the learning rates: every run diverged, so nothing can be compared."
+    return "Give the same command again: no arm has finished all of its rates with any seed."
+
+
+def _of_methods(settings: Sequence[Setting], claims: Mapping[str, Claim]) -> str:
+    """By the joint verdicts of the two statements at equal learning."""
+    matched, same = claims["forgets-less-matched"], claims["same-tradeoff"]
+    size = amount(matched.effect.value, matched.effect.unit) if matched.effect else ""
+    at = f"at equal learning{_everywhere(settings)}"
+    if matched.verdict == "supported":
+        return f"Choose LoRA: {at} full finetuning forgot {size} more."
+    if matched.verdict == "contradicted":
+        return f"Choose full finetuning at a low rate: {at} LoRA forgot {size} more."
+    if matched.verdict == "mixed":
+        return (
+            "Choose for each domain: at equal learning LoRA forgot less in some settings, more "
+            "in others."
+        )
+    if same.verdict == "supported":
+        margin = f"{100 * MARGIN:g} points"
+        return f"Choose by cost: {at} LoRA and full finetuning forgot the same within {margin}."
+    gentle = _gentler(settings[0]) if len(settings) == 1 else ""
+    if gentle:
+        return gentle
+    if matched.verdict == "suggested":
+        return f"Try LoRA first and confirm it: {at} full finetuning seems to forget {size} more."
+    return _undecided(matched)
+
+
+def _undecided(matched: Claim) -> str:
+    if matched.effect is None:
+        reason = (matched.missing or [matched.reason])[0].split(";")[0]
+        words = reason.split()
+        short = " ".join(words[:SHORT_REASON]) + ("…" if len(words) > SHORT_REASON else "")
+        return f"Run more before you choose: {short}."
+    # What would decide it leads, since it is what to do.
+    advice = matched.would_decide
+    if advice.startswith("about"):
+        needed = advice.removeprefix("about ").split(" would")[0]
+        return (
+            f"Run {needed} before you choose: at equal learning the difference is "
+            f"{signed(matched.effect.value, matched.effect.unit)} points "
+            f"({ends(matched.effect)})."
+            if matched.effect.unit == "share"
+            else f"Run {needed} before you choose: the difference at equal learning is undecided."
+        )
+    return "Choose by cost or by learning: at equal learning no difference in forgetting was shown."
+
+
+def _everywhere(settings: Sequence[Setting]) -> str:
+    return "" if len(settings) == 1 else f", over {count(len(settings), 'setting')},"
+
+
+def _gentler(setting: Setting) -> str:
+    """A lower rate or budget of a method that kept its learning and forgot surely less; or ""."""
+    pair = main_pair(setting)
+    if pair is None or setting.unit(FORGETTING) != "share" or setting.unit(LEARNING) != "share":
+        return ""
+    found = []
+    for arm in pair:
+        try:
+            found += _gentler_points(setting, arm)
+        except TooThin:
+            continue
+    if not found:
+        return ""
+    saved, words = max(found)
+    return words if saved > MARGIN else ""
+
+
+def _gentler_points(setting: Setting, arm: Kind) -> list[tuple[float, str]]:
+    budget = setting.common_budget(arm)
+    tuned = {m: setting.arm_scores(arm, budget, m) for m in (LEARNING, FORGETTING)}
+    gain, lost = setting.gain(arm, LEARNING, budget), setting.gain(arm, FORGETTING, budget)
+    best = set(setting.evidence.best[arm.name].values())
+    places = setting.configurations(arm)
+    level = 1 - ALPHA / max(1, len(places))  # any of them might have been told
+    found = []
+    for (learning_rate, at), by_seed in places.items():
+        if at != budget or learning_rate >= min(best):
+            continue
+        if len(by_seed) < len(setting.points(arm, budget)):
+            continue
+        own = {m: setting.scores({s: p.results for s, p in by_seed.items()}, m, arm.name)
+               for m in tuned}  # fmt: skip
+        learning = setting.contrast([(1.0, own[LEARNING]), (-1.0, setting.base_scores(LEARNING))])
+        saved = setting.contrast([(1.0, own[FORGETTING]), (-1.0, tuned[FORGETTING])])
+        if learning.value >= STILL_LEARNT * gain.value and saved.interval(level)[0] > 0:
+            forgot = -lost.value - saved.value
+            found.append(
+                (saved.value,
+                 f"Lower the rate before you change the method: {arm.name} at "
+                 f"{rate(learning_rate)} forgot {amount(max(0.0, forgot), 'share')} instead of "
+                 f"{points(lost.value)} and still learnt {points(learning.value)}.")
+            )  # fmt: skip
+    return found
+
+
+def _of_pair(setting: Setting, found: Comparison, pairs: int) -> str:
+    """Two arms of one method, or of others: by their own intervals, corrected for how many."""
+    first, second = found.arms
+    effect = found.equal_learning
+    if effect is None:
+        return f"Run more before you choose between {first} and {second}; see what is missing."
+    word = _direction(effect, pairs)
+    if setting.suggests_only or word == 0:
+        return (
+            f"Choose between {first} and {second} by cost: at equal learning no difference in "
+            "forgetting was shown."
+        )
+    better, worse = (second, first) if word > 0 else (first, second)
+    size = amount(effect.value, effect.unit)
+    return f"Choose {better}: at equal learning {worse} forgot {size} more."
+
+
+def _direction(effect: Estimated, pairs: int) -> int:
+    """1 or -1 where the sign is sure among three contrasts of every pair; 0 where it is not.
+
+    The interval at the corrected level is the told one stretched by the quantiles' ratio of
+    the fewest seeds, so it is too wide rather than too narrow.
+    """
+    from laura.results.statistics import cached_quantile
+
+    freedom = max(1, effect.seeds - 1)
+    share = 1 - ALPHA / (6 * pairs)
+    stretch = cached_quantile(share, freedom) / cached_quantile(0.975, freedom)
+    low, high = ((end - effect.value) * stretch + effect.value for end in effect.interval)
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+# ----- sentences -----
+
+
+def sentences_of(
+    setting: Setting, claims: Mapping[str, Claim], comparisons: Sequence[Comparison]
+) -> tuple[list[str], list[str]]:
+    """What is said of the main pair, and of the other arms."""
+    if not comparisons:
+        return [], []
+    told = [_figures(setting, comparisons[0])]
+    if _methods_differ(setting):
+        learning = "learns-less-code" if setting.domain == "code" else "learns-less-elsewhere"
+        told += [
+            _by_claim(claims[learning], comparisons[0], "learnt"),
+            _by_claim(claims["forgets-less"], comparisons[0], "forgot"),
+            _by_claim(claims["forgets-less-matched"], comparisons[0], "forgot", True),
+        ]
+    else:
+        told += _by_interval(setting, comparisons[0], len(comparisons))
+    others = []
+    for one in comparisons[1:]:
+        others += [_figures(setting, one), *_by_interval(setting, one, len(comparisons))]
+    return told, others
+
+
+def _figures(setting: Setting, found: Comparison) -> str:
+    """What each arm of a pair learnt and forgot, tuned: numbers, no verdict."""
+    kinds = {arm.name: arm for arm in setting.arms}
+    parts = []
+    budgets = setting.budgets if found.budget is None else [found.budget]
+    seeds: list[int] = []
+    for name in found.arms:
+        arm = kinds[name]
+        own = setting.points(arm, budgets[-1])
+        seeds.append(len(own))
+        changes = [_mean_change(setting, own, measure) for measure in (LEARNING, FORGETTING)]
+        rates = sorted(set(setting.evidence.best.get(name, {}).values()))
+        told = " or ".join(rate(value) for value in rates)
+        words = []
+        for verb, change, measure in (("learnt", changes[0], LEARNING),
+                                      ("forgot", changes[1], FORGETTING)):  # fmt: skip
+            if change is not None:
+                shown = change if verb == "learnt" else -change
+                sign = "-" if round(shown, 3) < 0 else ""
+                words.append(f"{verb} {sign}{amount(shown, setting.unit(measure))}")
+        parts.append(f"{name} (at {told}) {' and '.join(words) or 'was not measured'}")
+    fewest = count(min(seeds), "seed")
+    return f"Each tuned on validation, {fewest}, budget {budgets[-1]:,g}: {'; '.join(parts)}."
+
+
+def _mean_change(setting: Setting, own: Mapping[int, Point], measure: str) -> float | None:
+    try:
+        tuned = setting.scores({s: p.results for s, p in own.items()}, measure, "")
+        base = setting.base_scores(measure)
+    except TooThin:
+        return None
+    values = [
+        float(table.mean()) - float(base.tables[task].mean())
+        for task, table in tuned.tables.items()
+    ]
+    return sum(values) / len(values)
+
+
+def _by_claim(claim: Claim, pair: Comparison, verb: str, equal: bool = False) -> str:
+    """A sentence on full and LoRA by the joint verdict of a statement; full is `pair.arms[0]`."""
+    first, second = pair.arms
+    effect = claim.effect
+    where = "At equal learning" if equal else "Tuned"
+    if effect is None:
+        return f"{where}, nothing can be said of what was {verb}: {claim.reason}."
+    size, told = amount(effect.value, effect.unit), ends(effect)
+    more = f"{first} {verb} {size} more than {second} ({told})"
+    if claim.verdict == "supported":
+        return f"{where}, {more}: supported{_edge(claim.edge)}."
+    if claim.verdict == "contradicted":
+        turned = f"{second} {verb} {size} more than {first} ({ends(effect, turned=True)})"
+        return f"{where}, {turned}: contradicted, that is{_edge(claim.edge)}."
+    decide = f"; {claim.would_decide}" if claim.would_decide else ""
+    return (
+        f"{where}, which of the two {verb} more is {claim.verdict}: {first} minus {second} "
+        f"{signed(effect.value, effect.unit)} ({told}){_edge(claim.edge)}{decide}."
+    )
+
+
+def _by_interval(setting: Setting, found: Comparison, pairs: int) -> list[str]:
+    """Sentences on two arms that no statement speaks of, by their corrected intervals."""
+    told = []
+    for verb, where, effect in (
+        ("learnt", "Tuned", found.learning),
+        ("forgot", "Tuned", found.forgetting),
+        ("forgot", "At equal learning", found.equal_learning),
+    ):
+        if effect is None:
+            continue
+        word = 0 if setting.suggests_only else _direction(effect, pairs)
+        first, second = found.arms if word >= 0 else reversed(found.arms)
+        size, interval = amount(effect.value, effect.unit), ends(effect, turned=word < 0)
+        if word:
+            told.append(
+                f"{where}, {first} {verb} {size} more than {second} ({interval})"
+                f"{_edge(found.edge)}."
+            )
+        else:
+            told.append(
+                f"{where}, {first} and {second} cannot be told apart in what they {verb}: "
+                f"{signed(effect.value, effect.unit)} ({interval}){_edge(found.edge)}."
+            )
+    if found.reason:
+        told.append(f"Of {' and '.join(found.arms)}: {found.reason}.")
+    return told
+
+
+def _edge(edge: bool) -> str:
+    return " [edge: a best rate is at the end of its list]" if edge else ""
+
+
+# ----- caveats -----
+
+
+def caveats_of(setting: Setting) -> list[str]:
+    """What must be borne in mind, in sentences."""
+    evidence = setting.evidence
+    recipe, caveats = evidence.recipe, []
+    edges, single = [], []
+    for name in recipe.arms:
+        best = evidence.best.get(name)
+        if not best:
+            caveats.append(f"{name} {why_none(name, evidence)}, so it is not compared.")
+        elif len(evidence.rates(name)) == 1:
+            single.append(name)
+        elif evidence.edge(name):
+            edges.append(name)
+    if single:
+        were = "was" if len(single) == 1 else "were"
+        caveats.append(f"{_listed(single)} {were} run at one learning rate only: not tuned.")
+    if edges:
+        caveats.append(
+            f"Edge: the best rate of {_listed(edges)} is at the end of its list with some seed; a "
+            "better one may lie beyond."
+        )
+    if setting.suggests_only:
+        caveats.append(
+            "The rates were chosen on one seed (search.seeds: first), so nothing here is more than "
+            "suggested; with `search.seeds: all` every seed chooses its own."
+        )
+    caveats += search_caveats(evidence)
+    seeds = [len(by_seed) for by_seed in evidence.best.values()]
+    if seeds and min(seeds) < 3:
+        caveats.append(
+            f"{count(min(seeds), 'seed')} for some arm: with fewer than three nothing is clear."
+        )
+    diverged = sorted(
+        {f"{run.record['arm']} at {rate(float(run.record['learning_rate']))}"
+         for run in evidence.runs if run.state == "diverged"}
+    )  # fmt: skip
+    if diverged:
+        caveats.append(f"Diverged: {', '.join(diverged)}.")
+    caveats += repeat_caveats((point.arm, point.mix) for point in evidence.points)
+    return caveats + _floors(setting)
+
+
+def _floors(setting: Setting) -> list[str]:
+    """Arms whose score of forgetting has reached guessing at the largest budget."""
+    found = []
+    for arm in setting.arms:
+        if setting.evidence.best.get(arm.name):
+            try:
+                if off_floor(setting, setting.common_budget(arm), arm):
+                    found.append(arm.name)
+            except TooThin:
+                continue
+    return [
+        f"{name} ends at guessing on the source tasks: it may have lost more than can be seen."
+        for name in found
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
