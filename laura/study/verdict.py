@@ -20,7 +20,7 @@ from laura.results.statistics import (
     seed_error,
 )
 from laura.results.task_result import TaskResult, change
-from laura.study.choosing import edge_of, rates_of, search_caveats, why_none
+from laura.study.choosing import search_caveats, why_none
 from laura.study.claims.settings import Setting
 from laura.study.effects import TooThin
 from laura.study.measures import leading
@@ -129,12 +129,11 @@ def compare_means(first: list[Point], second: list[Point], evidence: Evidence) -
 
 
 def _final_points(arm: str, evidence: Evidence) -> list[Point]:
-    """An arm's points at its best rate and the largest budget, one a seed."""
+    """An arm's points at each seed's best rate and the largest budget, one a seed."""
     budget = evidence.recipe.budget
     last = max(budget.tokens or budget.epochs or [0])
-    best = evidence.best.get(arm)
-    fits = (p for p in evidence.points if p.arm == arm and p.learning_rate == best)
-    return [p for p in fits if p.budget == last and p.seed in evidence.recipe.seeds]
+    fits = (p for p in evidence.points if p.arm == arm and evidence.is_chosen(p))
+    return [p for p in fits if p.budget == last]
 
 
 def _by_task(points: list[Point], tasks: list[str]) -> dict[str, list[TaskResult]]:
@@ -229,12 +228,12 @@ def _caveats(measured: dict[str, list[Point]], evidence: Evidence) -> list[str]:
     recipe = evidence.recipe
     caveats, single, edges = [], [], []
     for name in recipe.arms:
-        rates, best = rates_of(name, evidence), evidence.best.get(name)
+        rates, best = evidence.rates(name), evidence.modal_rate(name)
         if best is None:
             caveats.append(f"{name} {why_none(name, evidence)}, so it is not compared.")
         elif len(rates) == 1:
             single.append(name)
-        elif edge_of(name, evidence):
+        elif evidence.edge(name):
             edges.append(f"{name} ({best:g})")
     if single:
         were = "was" if len(single) == 1 else "were"
@@ -251,9 +250,9 @@ def _caveats(measured: dict[str, list[Point]], evidence: Evidence) -> list[str]:
         caveats.append("One seed: the difference between seeds is unknown.")
     elif fewest < 3:
         caveats.append(f"Only {fewest} seeds: the error over seeds is itself uncertain.")
-    diverged = [known for known, run in evidence.runs if run.state == "diverged"]
+    diverged = [run for run in evidence.runs if run.state == "diverged"]
     if diverged:
-        named = ", ".join(sorted({f"{k['arm']} at {k['learning_rate']:g}" for k in diverged}))
+        named = ", ".join(sorted({f"{run.arm} at {run.learning_rate:g}" for run in diverged}))
         caveats.append(f"Diverged: {named}.")
     caveats += repeat_caveats((point.arm, point.mix) for point in evidence.points)
     caveats += _floor_caveats(evidence)

@@ -87,10 +87,10 @@ def keeps_diversity(settings: Sequence[Setting]) -> Finding:
 def _by_budget(
     setting: Setting, arm: Kind, rows: Sequence[dict[str, Any]]
 ) -> dict[float, dict[int, dict[str, Any]]]:
-    best = setting.evidence.best.get(arm.name)
+    best = setting.evidence.best.get(arm.name, {})
     found: dict[float, dict[int, dict[str, Any]]] = {}
     for row in rows:
-        if row["arm"] != arm.name or row["learning_rate"] != best:
+        if row["arm"] != arm.name or row["learning_rate"] != best.get(row["seed"]):
             continue
         if (row["distinct"] or {}).get("value") is not None:
             found.setdefault(float(row["budget"]), {})[row["seed"]] = row

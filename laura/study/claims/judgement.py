@@ -12,6 +12,7 @@ from typing import Any
 from laura.errors import RecipeError, StoreError, first_line
 from laura.recipe import Recipe
 from laura.store import SeriesStore, StudyStore, read_json, write_json
+from laura.study.choosing import choice_gaps
 from laura.study.claims.settings import Setting
 from laura.study.claims.table import CLAIMS
 from laura.study.claims.verdicts import TOO_THIN, holm
@@ -93,15 +94,13 @@ def build_claims(
 def gaps_of(setting: Setting) -> list[str]:
     """Runs that did not finish, and arms with fewer seeds than the recipe asks for, in words."""
     evidence, gaps = setting.evidence, []
-    for known, run in evidence.runs:
+    for run in evidence.runs:
         if run.state != "done":
-            told = f"{known['arm']} at {known['learning_rate']:g}, seed {known['seed']}"
+            told = f"{run.arm} at {run.learning_rate:g}, seed {run.seed}"
             gaps.append(f"{setting.name}: {told}: {run.state}")
-    wanted = len(evidence.recipe.seeds)
+    gaps += [f"{setting.name}: {gap}" for gap in choice_gaps(evidence)]
     for arm in setting.arms:
-        if arm.name not in evidence.best:
-            gaps.append(f"{setting.name}: {arm.name} has no finished run at the largest budget")
-            continue
+        wanted = len(evidence.best.get(arm.name, {}))
         for budget in setting.budgets:
             found = len(setting.points(arm, budget))
             if found < wanted:

@@ -113,9 +113,9 @@ def _best_rate(setting: Setting, arm: Kind, rates: Sequence[float], seed: int) -
         if (p.arm, p.seed, p.budget) == (arm.name, seed, last) and p.validation is not None
     }
     diverged = {
-        known["learning_rate"]
-        for known, run in setting.evidence.runs
-        if (known["arm"], known["seed"], run.state) == (arm.name, seed, "diverged")
+        run.learning_rate
+        for run in setting.evidence.runs
+        if (run.arm, run.seed, run.state) == (arm.name, seed, "diverged")
     }
     if not losses or not set(rates) <= losses.keys() | diverged:
         return None
@@ -128,9 +128,9 @@ def _rates(setting: Setting, arm: Kind) -> set[float]:
     return {
         p.learning_rate for p in setting.evidence.points if p.arm == arm.name and p.seed == first
     } | {
-        record["learning_rate"]
-        for record, run in setting.evidence.runs
-        if record["arm"] == arm.name and record["seed"] == first
+        run.learning_rate
+        for run in setting.evidence.runs
+        if run.arm == arm.name and run.seed == first
     }
 
 

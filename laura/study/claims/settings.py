@@ -181,15 +181,11 @@ class Setting:
         return self.evidence.measures[self.tasks(measure)[0]].unit
 
     def points(self, arm: Kind, budget: float) -> dict[int, Point]:
-        """An arm's points at its own best rate by validation loss, one a seed of the recipe."""
-        best, seeds = self.evidence.best.get(arm.name), self.evidence.recipe.seeds
+        """An arm's points at each seed's best rate by validation loss, one a seed."""
         return {
             point.seed: point
             for point in self.evidence.points
-            if point.arm == arm.name
-            and point.learning_rate == best
-            and point.budget == budget
-            and point.seed in seeds
+            if point.arm == arm.name and point.budget == budget and self.evidence.is_chosen(point)
         }
 
     def common_budget(self, *arms: Kind) -> float:

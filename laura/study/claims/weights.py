@@ -134,10 +134,10 @@ def _spectra(setting: Setting) -> dict[float, dict[int, list[Matrix]]]:
         TooThin: there are none; a matrix whose update was not finite is left out.
     """
     full = setting.full()
-    best = setting.evidence.best.get(full.name)
+    best = setting.evidence.best.get(full.name, {})
     found: dict[float, dict[int, list[Matrix]]] = {}
     for row in setting.analysis.get("spectra") or []:
-        if row["arm"] == full.name and row["learning_rate"] == best:
+        if row["arm"] == full.name and row["learning_rate"] == best.get(row["seed"]):
             whole = [m for m in row["matrices"] if (m.get("rank") or {}).get(ENERGY) is not None]
             linear = [m for m in whole if m["module"] in GROUPS["all"]]
             if linear:
