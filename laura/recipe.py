@@ -274,7 +274,10 @@ class Recipe(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     search: SearchSection = Field(default_factory=SearchSection)
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
-        default=[0, 1, 2], min_length=1, description="The grid uses the first; the best rate all."
+        default=[0, 1, 2],
+        min_length=1,
+        description="Seeds of data order and initial weights; `search.seeds` says which of them "
+        "every rate is run with. With fewer than three nothing is clear.",
     )
     measure: MeasureSection = Field(default_factory=MeasureSection)
     analysis: AnalysisSection = Field(default_factory=AnalysisSection)

@@ -156,7 +156,8 @@ def _external_faults(recipe: Recipe) -> Iterable[Fault]:
         if arm.rates_made != set(arm.learning_rates):
             problem = "differ from those of `external`, where each checkpoint has its own"
             yield Fault(f"{where}.learning_rates", f"{problem}; leave them out")
-        if all(point.seed != recipe.seeds[0] for point in arm.external):
+        first = recipe.search.seeds_value == "first"
+        if first and all(point.seed != recipe.seeds[0] for point in arm.external):
             problem = f"has no checkpoint of seed {recipe.seeds[0]}, the first of `seeds`, by which"
             yield Fault(f"{where}.external", f"{problem} rates are compared; name its seed there")
         yield from _point_faults(f"{where}.external", arm.external, recipe)
@@ -200,6 +201,17 @@ def _pruner_faults(recipe: Recipe) -> Iterable[Fault]:
         what = "grid runs every rate" if search.sampler == "grid" else "there is one budget point"
         problem = f"stops trials of a search at early budget points, but {what}; leave it out"
         yield Fault("search.pruner", problem)
+
+
+def _seed_rule_faults(recipe: Recipe) -> Iterable[Fault]:
+    search = recipe.search
+    if search.seeds == "all" and search.sampler != "grid":
+        yield Fault(
+            "search.seeds",
+            f"is all, but search.sampler is {search.sampler}, whose trials are drawn by what the "
+            "first seed came to and so stand for no other; set search.seeds: first, or leave it "
+            "out, or set search.sampler: grid",
+        )
 
 
 def _family_faults(recipe: Recipe) -> Iterable[Fault]:
@@ -267,7 +279,8 @@ _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"train"}, _train_faults),
     ({"train", "search"}, _cohort_faults),
     ({"arms"}, _arm_faults),
-    ({"arms", "budget", "seeds"}, _external_faults),
+    ({"arms", "budget", "seeds", "search"}, _external_faults),
+    ({"search"}, _seed_rule_faults),
     ({"arms", "search"}, _shared_rate_faults),
     ({"search", "budget"}, _pruner_faults),
     ({"arms", "search"}, _family_faults),

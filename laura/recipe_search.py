@@ -1,10 +1,10 @@
-"""The `search` section of a recipe, and the families of arms that are searched together."""
+"""The `search` section of a recipe, the rates a list may grow to, and families of arms."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from pydantic import Field
 
 from laura.recipe_arms import Arm
 from laura.recipe_section import Section
+
+RATE_DIGITS = 3  # significant digits of a rate that Laura itself thinks of
 
 
 class SearchSection(Section):
@@ -22,6 +24,20 @@ class SearchSection(Section):
         description="`grid`: every rate of every arm is run. `random`, `tpe` (Optuna's): rates "
         "are drawn between the lowest and the highest of `learning_rates`, evenly in their "
         "logarithm or where earlier trials did well, and with them the values of the arm's grid.",
+    )
+    seeds: Literal["all", "first"] | None = Field(
+        None,
+        description="`all`: every rate of every arm is run with every seed, and the best is chosen "
+        "for each seed by itself, so that the luck of the choice is in the error. `first`: every "
+        "rate with the first seed, the others at the rate that is best there; cheaper, but then no "
+        "verdict says more than `suggested`. Null: all for grid, first for a search.",
+    )
+    extend: int = Field(
+        3,
+        ge=0,
+        description="A grid's list of rates whose best (with any seed) lies at its end grows there "
+        "by the ratio of the last two, at most so many rates at both ends together; 0: never. "
+        "Lists of one rate and checkpoints made elsewhere stay as they are.",
     )
     trials: int = Field(
         20, ge=1, description="Trials of each arm, or of each family of arms a grid makes."
@@ -61,6 +77,49 @@ class SearchSection(Section):
         if self.objective is not None:
             return self.objective
         return "validation_loss" if self.sampler == "grid" else "learning"
+
+    @property
+    def seeds_value(self) -> Literal["all", "first"]:
+        """Which seeds every rate is run with, the default filled in."""
+        if self.seeds is not None:
+            return self.seeds
+        return "all" if self.sampler == "grid" else "first"
+
+
+def rates_beyond(arm: Arm, search: SearchSection) -> tuple[list[float], list[float]]:
+    """The rates that an arm's list may grow by below and above, nearest first.
+
+    The step at an end is the ratio of the two rates there; rates are rounded to three
+    significant digits, and none is above 1, the highest there is.
+    """
+    rates = sorted(arm.learning_rates)
+    if search.sampler != "grid" or arm.external is not None or len(rates) < 2:
+        return [], []
+    ends = ((rates[0], rates[0] / rates[1]), (rates[-1], rates[-1] / rates[-2]))
+    below, above = (_steps(end, ratio, search.extend) for end, ratio in ends)
+    return below, above
+
+
+def _steps(end: float, ratio: float, most: int) -> list[float]:
+    found = [end]
+    for step in range(1, most + 1):
+        rate = float(f"{end * ratio**step:.{RATE_DIGITS}g}")
+        # Of a list in steps finer than the rounding nothing may be left.
+        if not 0 < rate <= 1 or (rate - found[-1]) * (ratio - 1) <= 0:
+            break
+        found.append(rate)
+    return found[1:]
+
+
+def reachable_rates(arm: Arm, search: SearchSection) -> list[float]:
+    """Every rate of a grid that an arm may come to be run at, rising."""
+    below, above = rates_beyond(arm, search)
+    return sorted({*below, *arm.learning_rates, *above})
+
+
+def grid_seeds(seeds: Sequence[int], search: SearchSection) -> list[int]:
+    """The seeds of a recipe that every rate is run with."""
+    return list(seeds if search.seeds_value == "all" else seeds[:1])
 
 
 @dataclass(frozen=True)

@@ -289,13 +289,24 @@ class RunStore:
         """`done`, `diverged`, `pruned` (a search stopped it), `failed` or `open`."""
         if (self.folder / "done.json").is_file():
             return "done"
-        if (self.folder / "failed.json").is_file():
-            try:
-                record = read_json(self.folder / "failed.json")
-            except StoreError:  # that it failed is known
-                return "failed"
-            return str(record.get("kind", "failed")) if isinstance(record, dict) else "failed"
-        return "open"
+        failed = self._failed()
+        return "open" if failed is None else str(failed.get("kind", "failed"))
+
+    @property
+    def reason(self) -> str | None:
+        """Why it diverged, failed or was stopped, as far as it was noted."""
+        reason = (self._failed() or {}).get("reason")
+        return None if reason is None else str(reason)
+
+    def _failed(self) -> dict[str, Any] | None:
+        """What failed.json says; nothing where it is damaged: that it failed is known."""
+        if not (self.folder / "failed.json").is_file():
+            return None
+        try:
+            record = read_json(self.folder / "failed.json")
+        except StoreError:
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl; a last line cut off by a kill is left out."""

@@ -180,10 +180,13 @@ def _pairs(evidence: Evidence) -> list[tuple[Point, Point]]:
     sides = []
     for method in (LoraArm, FullArm):
         own = [p for p in points if isinstance(arms[p.arm], method)]
-        first = [p for p in own if p.seed == evidence.recipe.seeds[0] and p.validation is not None]
-        if not first:
+        losses: dict[str, list[float]] = {}
+        for point in own:
+            if point.validation is not None:
+                losses.setdefault(point.arm, []).append(point.validation)
+        if not losses:
             return []
-        best = min(first, key=lambda p: (p.validation, p.arm)).arm
+        best = min(losses, key=lambda arm: (sum(losses[arm]) / len(losses[arm]), arm))
         sides.append({p.seed: p for p in own if p.arm == best})
     return [(lora, sides[1][seed]) for seed, lora in sides[0].items() if seed in sides[1]]
 

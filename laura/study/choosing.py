@@ -1,33 +1,38 @@
-"""What the best learning rate of an arm is, and what was tried to find it. No torch.
+"""Which learning rates an arm was run at, and which of them is best with each seed. No torch.
 
-With a grid and without a bound, the best rate has the lowest validation loss at the
-largest budget. A search may choose by the leading learning score instead, and either
-may be held to a bound of forgetting (`search.objective`, `search.max_forgetting`).
+The best rate has the lowest validation loss at the largest budget. A recipe may choose
+by the leading learning score instead, and either may be held to a bound of forgetting
+(`search.objective`, `search.max_forgetting`). All of it is a pure function of what was
+measured, so whoever comes to a study folder comes to the same runs.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from laura.recipe_search import Family, families_of
+from laura.recipe import Recipe
+from laura.recipe_search import Family, families_of, grid_seeds, rates_beyond, reachable_rates
 from laura.results.statistics import mean_of_tasks
 from laura.results.task_result import change
 
 if TYPE_CHECKING:
     from laura.study.summary import Evidence, Point
 
+ENDED = ("done", "diverged", "pruned")
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one trial, an arm at a rate with the first seed, came to.
+    """What one trial, an arm at a rate with a seed, came to.
 
     Attributes:
         value: The objective, turned so that higher is better; minus infinity for a
             run that diverged.
         forgetting: How much was forgotten, in the unit of `search.max_forgetting`;
-            infinite for a run that diverged.
+            infinite for a run that diverged, NaN where nobody asks.
     """
 
     value: float
@@ -36,19 +41,47 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Tried:
-    """One arm at one rate with the first seed.
+    """One arm at one rate with one seed.
 
     Attributes:
         arm: Name of the arm.
         learning_rate: Peak rate.
+        seed: Seed.
         state: `done`, `diverged`, `pruned` (stopped early) or `open` (not finished).
         outcome: At the largest budget; None unless done and measured.
     """
 
     arm: str
     learning_rate: float
+    seed: int
     state: str
     outcome: Outcome | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One arm's rates, and what was chosen among them.
+
+    Attributes:
+        rates: The list that was run, rising: the recipe's with what it has grown by, or
+            those that a search drew.
+        best: Seed to its best rate. A seed is missing where not every rate has ended
+            with it, or where none is allowed.
+        further: The rates that the list is to grow by next; empty where no seed's best
+            lies at an end, or nothing may be added there.
+    """
+
+    rates: tuple[float, ...]
+    best: dict[int, float]
+    further: tuple[float, ...] = ()
+
+    @property
+    def edge(self) -> str:
+        """`low`, `high` or `both` where some seed's best is at that end of several, or ""."""
+        if len(self.rates) < 2:
+            return ""
+        low, high = (end in self.best.values() for end in (self.rates[0], self.rates[-1]))
+        return "both" if low and high else "low" if low else "high" if high else ""
 
 
 LOST = Outcome(-math.inf, math.inf)
@@ -62,11 +95,17 @@ def outcome_of(point: Point, evidence: Evidence) -> Outcome | None:
     else:
         loss = point.validation
         value = None if loss is None else -loss
-    forgetting = _forgotten(point, evidence)
+    forgetting = _forgotten(point, evidence) if _is_searched(evidence) else math.nan
     bounded = evidence.recipe.search.max_forgetting is not None
     if value is None or (forgetting is None and bounded):
         return None
     return Outcome(value, math.nan if forgetting is None else forgetting)
+
+
+def _is_searched(evidence: Evidence) -> bool:
+    """Whether the study is more than plain lists of rates: its table tells of forgetting too."""
+    search = evidence.recipe.search
+    return search.sampler != "grid" or bool(search.families) or search.max_forgetting is not None
 
 
 def _better(task: str, point: Point, evidence: Evidence) -> float | None:
@@ -92,13 +131,69 @@ def _forgotten(point: Point, evidence: Evidence) -> float | None:
     return -mean_of_tasks(changes).value
 
 
-def best_rates(evidence: Evidence) -> dict[str, float]:
-    """Each arm's best rate among what was tried; an arm is missing where none is allowed."""
-    found: dict[str, list[tuple[float, float]]] = {}
+def choices(evidence: Evidence) -> dict[str, Choice]:
+    """What was chosen for every arm of the recipe."""
+    found: dict[str, dict[tuple[float, int], Tried]] = {arm: {} for arm in evidence.recipe.arms}
     for trial in tried(evidence):
-        if trial.outcome is not None and within(trial.outcome, evidence):
-            found.setdefault(trial.arm, []).append((-trial.outcome.value, trial.learning_rate))
-    return {arm: min(trials)[1] for arm, trials in found.items()}
+        found[trial.arm][trial.learning_rate, trial.seed] = trial
+    return {arm: _choice(arm, trials, evidence) for arm, trials in found.items()}
+
+
+def _choice(arm: str, trials: Mapping[tuple[float, int], Tried], evidence: Evidence) -> Choice:
+    recipe = evidence.recipe
+    seeds = grid_seeds(recipe.seeds, recipe.search)
+    rates = _first_list(arm, trials, recipe)
+    below, above = rates_beyond(recipe.arms[arm], recipe.search)
+    room = recipe.search.extend
+    while True:
+        best = _best(rates, seeds, trials, evidence)
+        further = []
+        if rates and room > 0 and below and rates[0] in best.values():
+            further.append(below.pop(0))
+        if rates and room > len(further) and above and rates[-1] in best.values():
+            further.append(above.pop(0))
+        # A round is one step at one end or at both, so that who continues goes the same way.
+        if not any((rate, seed) in trials for rate in further for seed in seeds):
+            break
+        rates, room = sorted([*rates, *further]), room - len(further)
+    if recipe.search.seeds_value == "first":
+        best = {seed: rate for rate in best.values() for seed in recipe.seeds}
+    return Choice(tuple(rates), best, tuple(further))
+
+
+def _first_list(
+    arm: str, trials: Mapping[tuple[float, int], Tried], recipe: Recipe
+) -> Sequence[float]:
+    """An arm's rates before they grow, rising."""
+    given = recipe.arms[arm]
+    if given.external is not None:
+        last = max(recipe.budget.tokens or recipe.budget.epochs or [0])
+        return sorted({point.learning_rate for point in given.external if point.budget == last})
+    if recipe.search.sampler != "grid":
+        # A search knows no list beforehand: what somebody else left half-way is not part of it.
+        return sorted({rate for (rate, _), trial in trials.items() if trial.state in ENDED})
+    return sorted(given.learning_rates)
+
+
+def _best(
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    trials: Mapping[tuple[float, int], Tried],
+    evidence: Evidence,
+) -> dict[int, float]:
+    """The best rate with each seed that every rate has ended with; of equal ones the lowest."""
+    best = {}
+    for seed in seeds:
+        own = [trials.get((rate, seed)) for rate in rates]
+        ended = [trial for trial in own if trial is not None and trial.state in ENDED]
+        allowed = [
+            (-trial.outcome.value, trial.learning_rate)
+            for trial in ended
+            if trial.outcome is not None and within(trial.outcome, evidence)
+        ]
+        if allowed and len(ended) == len(rates):
+            best[seed] = min(allowed)[1]
+    return best
 
 
 def within(outcome: Outcome, evidence: Evidence) -> bool:
@@ -108,60 +203,53 @@ def within(outcome: Outcome, evidence: Evidence) -> bool:
 
 
 def tried(evidence: Evidence) -> list[Tried]:
-    """Every arm and rate of the recipe run with the first seed, by arm and rate."""
+    """Every arm at every rate asked for, with every seed of the grid it was run with, in order."""
     recipe = evidence.recipe
     last = max(recipe.budget.tokens or recipe.budget.epochs or [0])
-    states: dict[tuple[str, float], set[str]] = {}
+    seeds = grid_seeds(recipe.seeds, recipe.search)
+    states: dict[tuple[str, float, int], set[str]] = {}
     finished = set()
-    for known, run in evidence.runs:
-        place = (str(known["arm"]), float(known["learning_rate"]))
-        if int(known["seed"]) == recipe.seeds[0] and _is_asked_for(place, evidence):
-            states.setdefault(place, set()).add(run.state)
+    for run in evidence.runs:
+        if run.seed in seeds and _is_asked_for(run.arm, run.learning_rate, recipe):
+            states.setdefault((run.arm, run.learning_rate, run.seed), set()).add(run.state)
             if run.state == "done":
-                finished.add(known["id"])
+                finished.add(run.id)
     outcomes = {
-        (point.arm, point.learning_rate): outcome_of(point, evidence)
+        (point.arm, point.learning_rate, point.seed): outcome_of(point, evidence)
         for point in evidence.points
-        if point.seed == recipe.seeds[0] and point.budget == last and point.run["id"] in finished
+        if point.budget == last and point.run["id"] in finished
     }
+    searched = recipe.search.sampler != "grid"
     return [
-        Tried(*place, _state(found, place in outcomes), outcomes.get(place))
+        Tried(*place, _state(found, place in outcomes, searched), outcomes.get(place))
         for place, found in states.items()
     ]
 
 
-def _is_asked_for(place: tuple[str, float], evidence: Evidence) -> bool:
-    """Whether a rate is one of a grid, or within the range of a search."""
-    arm, rate = place
-    rates = evidence.recipe.arms[arm].learning_rates
-    if evidence.recipe.search.sampler == "grid":
-        return rate in rates
-    return min(rates) <= rate <= max(rates)
+def _is_asked_for(arm: str, rate: float, recipe: Recipe) -> bool:
+    """Whether a rate is one that a grid may come to, or within the range of a search."""
+    given = recipe.arms[arm]
+    if recipe.search.sampler == "grid":
+        return rate in reachable_rates(given, recipe.search)
+    return min(given.learning_rates) <= rate <= max(given.learning_rates)
 
 
-def _state(found: set[str], measured: bool) -> str:
+def _state(found: set[str], measured: bool, searched: bool) -> str:
     for state in ("diverged", "pruned"):
         if state in found:
             return state
     if measured:
         return "done"
     # Where every budget is a run of its own, a search stops by not beginning the next.
-    return "pruned" if found == {"done"} else "open"
-
-
-def rates_of(arm: str, evidence: Evidence) -> list[float]:
-    """The rates an arm was or is to be run at, rising: the recipe's, or those a search drew."""
-    if evidence.recipe.search.sampler == "grid":
-        return sorted(evidence.recipe.arms[arm].learning_rates)
-    return sorted(trial.learning_rate for trial in tried(evidence) if trial.arm == arm)
+    return "pruned" if searched and found == {"done"} else "open"
 
 
 def search_table(evidence: Evidence) -> dict[str, Any]:
     """What was tried and what not, for `summary.json`; nothing for plain lists of rates."""
     search = evidence.recipe.search
-    if search.sampler == "grid" and not search.families and search.max_forgetting is None:
+    if not _is_searched(evidence):
         return {}
-    trials = tried(evidence)
+    trials = _over_seeds(tried(evidence))
     families = families_of(evidence.recipe.arms, search.families)
     table = {
         "sampler": search.sampler,
@@ -174,13 +262,29 @@ def search_table(evidence: Evidence) -> dict[str, Any]:
     return {"search": table}
 
 
+def _over_seeds(trials: Sequence[Tried]) -> list[Tried]:
+    """One for each arm and rate: the mean of its outcomes, and the state that tells most."""
+    groups: dict[tuple[str, float], list[Tried]] = {}
+    for trial in trials:
+        groups.setdefault((trial.arm, trial.learning_rate), []).append(trial)
+    rows = []
+    for group in groups.values():
+        states = {trial.state for trial in group}
+        state = next(one for one in ("diverged", "pruned", "open", "done") if one in states)
+        known = [trial.outcome for trial in group if trial.outcome is not None]
+        sums = [sum(o.value for o in known), sum(o.forgetting for o in known)]
+        mean = Outcome(*(one / len(known) for one in sums)) if known else None
+        rows.append(replace(group[0], state=state, outcome=mean))
+    return rows
+
+
 def _family_table(family: Family, trials: list[Tried], evidence: Evidence) -> dict[str, Any]:
     grid = evidence.recipe.search.sampler == "grid"
     arms = list(family.arms.values())
     mine = [trial for trial in trials if trial.arm in arms]
     allowed = [t for t in mine if t.outcome is not None and within(t.outcome, evidence)]
     best = max(allowed, key=lambda t: t.outcome.value if t.outcome else 0.0, default=None)
-    rates = rates_of(arms[0], evidence) if grid else [family.low, family.high]
+    rates = list(evidence.rates(arms[0])) if grid else [family.low, family.high]
     return {
         "name": family.name,
         "arms": arms,
@@ -205,16 +309,38 @@ def _trial_row(trial: Tried, evidence: Evidence) -> dict[str, Any]:
 
 
 def why_none(arm: str, evidence: Evidence) -> str:
-    """Why an arm has no best rate, to stand after its name."""
+    """Why an arm has no best rate with any seed, to stand after its name."""
     search = evidence.recipe.search
     mine = [trial for trial in tried(evidence) if trial.arm == arm]
-    done = [trial for trial in mine if trial.outcome is not None]
-    if done and search.max_forgetting is not None:
+    done = {trial.learning_rate for trial in mine if trial.outcome is not None}
+    if not mine and search.sampler != "grid":
+        return "was not drawn by the search"
+    if mine and {trial.state for trial in mine} == {"diverged"}:
+        return "diverged in every run"
+    if not done:
+        return "has no finished run at the largest budget"
+    if search.max_forgetting is not None and {trial.state for trial in mine} <= {*ENDED}:
         tries = "its one rate" if len(done) == 1 else f"each of {len(done)} rates"
         return f"forgot more than {search.max_forgetting:g} at {tries}"
-    if search.sampler != "grid" and not mine:
-        return "was not drawn by the search"
-    return "has no finished run"
+    return "has no seed that every rate was run with to its end"
+
+
+def choice_gaps(evidence: Evidence) -> list[str]:
+    """Arms without a best rate, and seeds of an arm without one, in words."""
+    gaps, recipe = [], evidence.recipe
+    trials = tried(evidence)
+    for arm in recipe.arms:
+        best = evidence.best.get(arm, {})
+        if not best:
+            gaps.append(f"{arm} {why_none(arm, evidence)}, so no best rate")
+            continue
+        for seed in grid_seeds(recipe.seeds, recipe.search):
+            if seed not in best:
+                own = [t for t in trials if (t.arm, t.seed) == (arm, seed) and t.state in ENDED]
+                whole = {*evidence.rates(arm)} <= {trial.learning_rate for trial in own}
+                why = "diverged or forgot too much at every rate" if whole else "lacks a rate"
+                gaps.append(f"{arm} with seed {seed} {why}, so that seed is left out")
+    return gaps
 
 
 def search_caveats(evidence: Evidence) -> list[str]:
@@ -223,7 +349,7 @@ def search_caveats(evidence: Evidence) -> list[str]:
     caveats = []
     for arm in evidence.best if search.sampler != "grid" else ():
         rates = evidence.recipe.arms[arm].learning_rates
-        count = len(rates_of(arm, evidence))
+        count = len(evidence.rates(arm))
         if min(rates) < max(rates):
             caveats.append(
                 f"{arm} was tried at {count} learning rate{'s' * (count != 1)} drawn between "
@@ -236,9 +362,3 @@ def search_caveats(evidence: Evidence) -> list[str]:
             "the chosen ones flatter."
         )
     return caveats
-
-
-def edge_of(arm: str, evidence: Evidence) -> bool:
-    """Whether the best rate is the lowest or highest of several that were tried."""
-    rates = rates_of(arm, evidence)
-    return len(rates) > 1 and evidence.best.get(arm) in (rates[0], rates[-1])

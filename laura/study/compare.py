@@ -1,4 +1,4 @@
-"""`laura compare`: base, grids, best rates, further seeds, extras, analysis, summary, report.
+"""`laura compare`: base, grids, longer lists, further seeds, extras, analysis, summary, report.
 
 A short program: each step leaves files, and a step whose files stand is not
 done again, so a comparison that is stopped at any moment goes on with the same
@@ -8,11 +8,13 @@ command.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from laura.progress import SILENT, Progress
 from laura.recipe import Recipe
+from laura.recipe_search import grid_seeds
 from laura.store import StudyStore, read_json, write_json
 from laura.study.analysing import analyse
 from laura.study.claims.judgement import write_claims
@@ -21,6 +23,7 @@ from laura.study.extras import extra_jobs, most_jobs
 from laura.study.findings import write_findings
 from laura.study.opening import open_study
 from laura.study.plan_announced import announcement
+from laura.study.plan_work import each_of, further_seeds
 from laura.study.session import RunSpec, Session
 from laura.study.sharing import LOCK, held
 from laura.study.summary import build_costs, build_summary, gather
@@ -66,11 +69,10 @@ def compare(
         # What stands is not counted, or the time left would be judged by its speed.
         due = [spec for spec in grid if not searched or recipe.arms[spec.arm].external]
         grid, before = _left(session, due)
-        each = len(session.specs(next(iter(recipe.arms)), 1.0, recipe.seeds[0]))
         ended, trials = search.counts() if search else (0, 0)
         before, tries = before + ended, len(grid) + trials
-        further = (len(recipe.seeds) - 1) * len(recipe.arms) * each
-        stages = 1 + tries + further + most_jobs(recipe)
+        each, further = each_of(recipe), further_seeds(recipe)
+        stages = 1 + tries + len(further) * len(recipe.arms) * each + most_jobs(recipe)
         with progress.bar("study", stages, "stages") as bar:
             session.base_results()
             bar.advance()
@@ -78,6 +80,7 @@ def compare(
                 crew.carry_out(grid, bar)
                 if search is not None:
                     search.carry_out(crew, bar)
+                longer = _lengthen(session, crew)
                 more, finished = _left(session, _further_seeds(session))
                 bar.advance(finished)
                 crew.carry_out(more, bar)
@@ -88,11 +91,11 @@ def compare(
             analyse(session)
         summary = write_summary(session.store, recipe)
         # A command that found all done, or was helped, says nothing of how long it takes.
-        if (tries or more) and session.alone and not crew.shared:
+        if (tries or longer or more) and session.alone and not crew.shared:
             timing = {
                 "seconds": time.monotonic() - start,
                 "workers": crew.workers,
-                "runs": tries * (each if search else 1) + len(more),
+                "runs": len(grid) + trials * each + longer + len(more),
                 "runs_before": before + finished,
             }
             write_json(session.store.folder / TIMING, timing)
@@ -112,14 +115,15 @@ def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
 
 
 def grid_of(session: Session) -> list[RunSpec]:
-    """The runs of every arm at every rate with the first seed; at one where a search draws."""
+    """The runs that every study begins with, seed by seed; one rate where a search draws them."""
     recipe = session.recipe
     searched = recipe.search.sampler != "grid"
     return [
         spec
+        for seed in grid_seeds(recipe.seeds, recipe.search)
         for name, arm in recipe.arms.items()
         for rate in sorted(arm.learning_rates)[: 1 if searched and arm.external is None else None]
-        for spec in session.specs(name, rate, recipe.seeds[0])
+        for spec in session.specs(name, rate, seed)
     ]
 
 
@@ -135,14 +139,52 @@ def _left(session: Session, specs: list[RunSpec]) -> tuple[list[RunSpec], int]:
     return left, len(specs) - len(left)
 
 
-def _further_seeds(session: Session) -> list[RunSpec]:
-    """Runs at each arm's best rate with the seeds the grid did not use."""
+def _lengthen(session: Session, crew: Crew) -> int:
+    """Carry out the rates that lists grow by, round by round; how many runs these were.
+
+    A round begins when the one before has ended with every seed, whoever carried it out:
+    what it asks for depends on what was measured alone.
+    """
+    count, recipe = 0, session.recipe
+    for _ in range(recipe.search.extend):
+        choices = gather(session.store, recipe).choices
+        for arm, choice in choices.items():
+            if choice.further:
+                rates = ", ".join(f"{rate:g}" for rate in choice.further)
+                session.progress.say(f"{arm} is best at the end of its rates: {rates} is tried too")
+        grown = {arm: [*choice.rates, *choice.further] for arm, choice in choices.items()}
+        left, _ = _left(session, _grown_runs(session, grown))
+        if not left:
+            break
+        with session.progress.bar("further rates", len(left), "runs") as bar:
+            crew.carry_out(left, bar)
+        count += len(left)
+    return count
+
+
+def _grown_runs(session: Session, rates: Mapping[str, Sequence[float]]) -> list[RunSpec]:
+    """The runs of rates that are not in the recipe, where it has a grid."""
     recipe = session.recipe
-    best = gather(session.store, recipe).best
+    if recipe.search.sampler != "grid":
+        return []
     return [
         spec
-        for seed in recipe.seeds[1:]
-        for name in recipe.arms
-        if name in best
-        for spec in session.specs(name, best[name], seed)
+        for seed in grid_seeds(recipe.seeds, recipe.search)
+        for name, arm in recipe.arms.items()
+        for rate in rates[name]
+        if rate not in arm.learning_rates
+        for spec in session.specs(name, rate, seed)
+    ]
+
+
+def _further_seeds(session: Session) -> list[RunSpec]:
+    """Runs at each arm's best rate with the seeds that not every rate is run with."""
+    recipe = session.recipe
+    seeds = further_seeds(recipe)
+    best = gather(session.store, recipe).best if seeds else {}
+    return [
+        spec
+        for seed in seeds
+        for name in best
+        for spec in session.specs(name, best[name][seed], seed)
     ]

@@ -97,7 +97,7 @@ def _tradeoff(
         "matched": [
             row
             for first, second in itertools.combinations(arms, 2)
-            for row in _matched(first, second, arms, learnt, items, evidence, gaps)
+            for row in _matched(first, second, arms, learnt, items, forgotten, evidence, gaps)
         ],
     }
 
@@ -121,6 +121,7 @@ def _matched(
     arms: Mapping[str, Sequence[Cell]],
     learnt: Scores,
     items: int,
+    forgotten: Mapping[int, Array],
     evidence: Evidence,
     gaps: list[str],
 ) -> list[dict[str, Any]]:
@@ -128,10 +129,9 @@ def _matched(
     for curve, method in (("best_rate", tradeoff.BEST_RATE), ("grid", tradeoff.GRID)):
         sides = [list(arms[arm]) for arm in (first, second)]
         if curve == "best_rate":
-            best = [evidence.best.get(arm) for arm in (first, second)]
             sides = [
-                [c for c in own if c.learning_rate == rate]
-                for own, rate in zip(sides, best, strict=True)
+                _cells(arm, evidence, learnt.points, forgotten, chosen=True)
+                for arm in (first, second)
             ]
         found = tradeoff.match(sides[0], sides[1])
         if not found and curve == "grid":
@@ -161,9 +161,8 @@ def _efficiency(
 ) -> list[dict[str, Any]]:
     recipe = evidence.recipe
     curves = {}
-    for arm, best in evidence.best.items():
-        cells = _cells(arm, evidence, learnt.points, learnt.points)
-        own = sorted((c for c in cells if c.learning_rate == best), key=lambda c: c.budget)
+    for arm in evidence.best:
+        own = _cells(arm, evidence, learnt.points, learnt.points, chosen=True)
         if own:
             curves[arm] = own
     if not curves:
@@ -207,13 +206,25 @@ def _efficiency(
 
 
 def _cells(
-    arm: str, evidence: Evidence, learnt: Mapping[int, Array], forgotten: Mapping[int, Array]
+    arm: str,
+    evidence: Evidence,
+    learnt: Mapping[int, Array],
+    forgotten: Mapping[int, Array],
+    chosen: bool = False,
 ) -> list[Cell]:
-    """An arm's cells: its points of one rate and budget, averaged over resampled seeds."""
+    """An arm's cells: its points of one rate and budget, averaged over resampled seeds.
+
+    With `chosen` those of each seed's best rate, one cell a budget; they are told under the
+    rate that is best with most seeds.
+    """
     groups: dict[tuple[float, float], dict[int, int]] = {}
+    modal = evidence.modal_rate(arm)
     for place, point in enumerate(evidence.points):
         if point.arm == arm and place in learnt and place in forgotten:
-            groups.setdefault((point.learning_rate, point.budget), {})[point.seed] = place
+            if not chosen:
+                groups.setdefault((point.learning_rate, point.budget), {})[point.seed] = place
+            elif modal is not None and evidence.is_chosen(point):
+                groups.setdefault((modal, point.budget), {})[point.seed] = place
     cells = []
     for (rate, budget), by_seed in sorted(groups.items()):
         seeds = sorted(by_seed)

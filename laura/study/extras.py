@@ -1,4 +1,4 @@
-"""The extras of a recipe: measured on the base and on each arm's best rate, last of all.
+"""The extras of a recipe: measured on the base and at each seed's best rate, last of all.
 
 One job is one model: the base, or a run's checkpoint, with every extra it still lacks.
 No torch before something is measured.
@@ -48,8 +48,7 @@ def extra_points(name: str, evidence: Evidence) -> list[Point]:
     return [
         point
         for point in evidence.points
-        if point.learning_rate == evidence.best.get(point.arm)
-        and point.seed in recipe.seeds
+        if evidence.is_chosen(point)
         and (recipe.measure.extras[name].at == "all" or point.budget == last)
     ]
 

@@ -17,6 +17,7 @@ from typing import Any
 from laura.analysis.drift import explained
 from laura.recipe_tasks import DRIFT
 from laura.store import StudyStore, write_json
+from laura.study.choosing import choice_gaps
 from laura.study.curves import build_curves
 from laura.study.measures import leading
 from laura.study.sampled import build_sampled
@@ -64,25 +65,20 @@ def write_findings(evidence: Evidence, store: StudyStore) -> dict[str, Any]:
 
 def _run_gaps(evidence: Evidence) -> list[str]:
     gaps = [
-        f"{known['arm']} at {known['learning_rate']:g}, seed {known['seed']} (run {known['id']}) "
+        f"{run.arm} at {run.learning_rate:g}, seed {run.seed} (run {run.id}) "
         f"is {run.state}, not done"
-        for known, run in evidence.runs
+        for run in evidence.runs
         if run.state != "done"
     ]
     measured = {(point.run["id"], point.step) for point in evidence.points}
     gaps += [
-        f"{known['arm']} at {known['learning_rate']:g}, seed {known['seed']} (run {known['id']}) "
+        f"{run.arm} at {run.learning_rate:g}, seed {run.seed} (run {run.id}) "
         f"was not measured at budget {mark['budget']:g}"
-        for known, run in evidence.runs
-        for mark in known["points"]
-        if run.state == "done" and (known["id"], mark["step"]) not in measured
+        for run in evidence.runs
+        for mark in run.record["points"]
+        if run.state == "done" and (run.id, mark["step"]) not in measured
     ]
-    gaps += [
-        f"{arm} has no finished run at the largest budget, so no best rate"
-        for arm in evidence.recipe.arms
-        if arm not in evidence.best
-    ]
-    return gaps
+    return gaps + choice_gaps(evidence)
 
 
 def _drift(evidence: Evidence) -> list[dict[str, Any]]:

@@ -56,6 +56,7 @@ def series_totals(totals: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     times = [one["seconds"] for one in each if one["seconds"] is not None]
     return {
         "runs": sum(one["runs"] for one in each),
+        "longer": sum(one["longer"] for one in each),
         "tokens": _sum(one["tokens"] for one in each),
         "flops": _sum(one["flops"] for one in each),
         "seconds": [sum(ends) for ends in zip(*times, strict=True)] if times else None,

@@ -11,7 +11,7 @@ from math import ceil
 from typing import Any
 
 from laura.recipe import Arm, LoraArm, Recipe
-from laura.recipe_search import families_of
+from laura.recipe_search import families_of, grid_seeds, rates_beyond
 from laura.study.plan_arms import (
     FLOAT32,
     adapted_maps,
@@ -41,6 +41,7 @@ class ArmWork:
 
     Attributes:
         runs: Of the grid or search and of the further seeds; none where it was made elsewhere.
+        longer: Runs that come on top where its list of rates grows; at most.
         models: Checkpoints that are measured.
         steps: Optimiser steps to each budget point of one run; None where unknown.
         tokens: Trained in all its runs, cooldown branches counted; None where unknown.
@@ -50,6 +51,7 @@ class ArmWork:
     """
 
     runs: int
+    longer: int
     models: int
     steps: list[int] | None
     tokens: int | None
@@ -76,6 +78,16 @@ def runs_of(recipe: Recipe, points: list[int]) -> list[list[int]]:
     """Budget points of each run that one arm, rate and seed takes; as `Session.specs`."""
     apart = recipe.budget.points == "separate" and recipe.train.schedule == "cosine"
     return [[point] for point in points] if apart else [points]
+
+
+def each_of(recipe: Recipe) -> int:
+    """Runs that one arm, rate and seed takes."""
+    return len(runs_of(recipe, [0] * len(recipe.budget.tokens or recipe.budget.epochs or [])))
+
+
+def further_seeds(recipe: Recipe) -> list[int]:
+    """The seeds that are run at each arm's best rate alone."""
+    return recipe.seeds[len(grid_seeds(recipe.seeds, recipe.search)) :]
 
 
 def room_for_warmup(recipe: Recipe, steps: list[int]) -> int:
@@ -128,7 +140,7 @@ def work_of(shapes: Shapes, arm: Arm) -> Work:
 
 
 def tries_of(recipe: Recipe) -> dict[str, int]:
-    """Rates that each arm is trained at with the first seed: its grid, or its search's trials.
+    """Rates that each arm is tried at: its grid, or its search's trials.
 
     Which arm of a family a trial takes is known when it is asked for; here they are dealt
     evenly. A family of one arm with one rate has one trial, as `study/trials.py` has it.
@@ -147,7 +159,7 @@ def tries_of(recipe: Recipe) -> dict[str, int]:
 
 
 def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey, number: int) -> ArmWork:
-    """What one arm takes: its tries with the first seed, its best rate with the others.
+    """What one arm takes: its tries with the seeds of the grid, its best rate with the others.
 
     Args:
         recipe: The recipe.
@@ -158,12 +170,15 @@ def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey, number: 
     """
     arm = recipe.arms[name]
     if arm.external is not None:
-        return ArmWork(0, len(arm.external), None, 0, 0, 0, 0)
+        return ArmWork(0, 0, len(arm.external), None, 0, 0, 0, 0)
     tries = tries_of(recipe)[name]
-    times = tries + len(recipe.seeds) - 1 if tries else 0
+    often = len(grid_seeds(recipe.seeds, recipe.search))
+    times = tries * often + len(further_seeds(recipe)) if tries else 0
+    below, above = rates_beyond(arm, recipe.search)
+    steps_beyond = min(recipe.search.extend, len(below) + len(above))
     points = budget_tokens(recipe, survey, arm.replay)
     count = len(recipe.budget.tokens or recipe.budget.epochs or [])
-    each = len(runs_of(recipe, [0] * count))
+    each = each_of(recipe)
     tokens = flops = steps = None
     if points is not None:
         tokens = times * trained_tokens(recipe, points)
@@ -178,6 +193,7 @@ def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey, number: 
     state += start_numbers(shapes, arm) * FLOAT32
     return ArmWork(
         runs=times * each,
+        longer=steps_beyond * often * each,
         models=times * count,
         steps=steps,
         tokens=tokens,
@@ -209,6 +225,7 @@ def totals(recipe: Recipe, shapes: Shapes, known: Survey) -> dict[str, Any]:
     }
     return {
         "runs": sum(work.runs for work in works),
+        "longer": sum(work.longer for work in works),
         "tokens": sum(work.tokens or 0 for work in works) if whole else None,
         "flops": sum(flops) if whole else None,
         "evaluation": {

@@ -23,7 +23,6 @@ from laura.store import (
     RunStore,
     StudyStore,
     content_hash,
-    read_json,
     run_id,
     write_json,
 )
@@ -220,8 +219,7 @@ class Session:
             )
         for _, run in left:
             if run.state == "diverged":
-                reason = read_json(run.folder / "failed.json")["reason"]
-                self.progress.say(f"{first.arm} diverged: {reason}")
+                self.progress.say(f"{first.arm} diverged: {run.reason}")
 
     def measure_point(self, run: RunStore, step: int) -> None:
         """Measure a checkpoint of a run, where that has not been done."""

@@ -33,7 +33,7 @@ def subspaces_file(store: StudyStore) -> Path:
 
 
 def analysed_points(evidence: Evidence) -> list[Point]:
-    """The points whose weights the recipe wants analysed: at each arm's best rate, every seed."""
+    """The points whose weights the recipe wants analysed: at each seed's best rate."""
     wanted = evidence.recipe.analysis.spectra
     budgets = evidence.recipe.budget.tokens or evidence.recipe.budget.epochs or []
     if wanted == "none" or not budgets:
@@ -41,8 +41,7 @@ def analysed_points(evidence: Evidence) -> list[Point]:
     return [
         point
         for point in evidence.points
-        if point.learning_rate == evidence.best.get(point.arm)
-        and (wanted == "all" or point.budget == budgets[-1])
+        if evidence.is_chosen(point) and (wanted == "all" or point.budget == budgets[-1])
     ]
 
 

@@ -15,7 +15,7 @@ def read_spikes(evidence: Evidence) -> list[dict[str, Any]]:
     before it (nats), `steps` where each spike begins, `n` the steps that were looked at.
     """
     rows = []
-    for known, run in evidence.runs:
+    for run in evidence.runs:
         curves = _curves(run.metrics())
         if not curves:
             continue
@@ -27,10 +27,10 @@ def read_spikes(evidence: Evidence) -> list[dict[str, Any]]:
         ]
         rows.append(
             {
-                "run": known["id"],
-                "arm": known["arm"],
-                "learning_rate": known["learning_rate"],
-                "seed": known["seed"],
+                "run": run.id,
+                "arm": run.arm,
+                "learning_rate": run.learning_rate,
+                "seed": run.seed,
                 "count": len(found),
                 "worst": max((rise for _, rise in found), default=None),
                 "steps": [step for step, _ in found],

@@ -6,9 +6,11 @@ continued gives the same summary as one that was not. Costs are in `cost.json`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import laura
@@ -16,7 +18,7 @@ from laura.recipe import LoraArm, Recipe
 from laura.results.statistics import Interval, mean_of_tasks, paired_bootstrap_of_tasks
 from laura.results.task_result import RATIO_FIELDS, VALIDATION, TaskResult, change
 from laura.store import RunStore, StudyStore, read_json
-from laura.study.choosing import best_rates, edge_of, rates_of, search_table
+from laura.study.choosing import Choice, choices, search_table
 from laura.study.measures import (
     Measure,
     all_tasks,
@@ -76,24 +78,97 @@ class Point:
 
 
 @dataclass(frozen=True)
+class RunFacts:
+    """One run: what was to be trained, and how it ended.
+
+    Attributes:
+        record: Its run.json.
+        state: As `RunStore.state`.
+        reason: Why it diverged or was stopped; None where it was not.
+        store: Its folder; None where the run stands in memory alone.
+    """
+
+    record: dict[str, Any]
+    state: str
+    reason: str | None = None
+    store: RunStore | None = None
+
+    @property
+    def id(self) -> str:
+        """Its ID."""
+        return str(self.record["id"])
+
+    @property
+    def arm(self) -> str:
+        """Name of the arm."""
+        return str(self.record["arm"])
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+        return float(self.record["learning_rate"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.record["seed"])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Its rows of metrics.jsonl, one a step."""
+        return [] if self.store is None else self.store.metrics()
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """What a study folder holds, read and checked.
+    """What a study holds, in memory; `evidence_of` builds it.
 
     Attributes:
         recipe: The recipe that is carried out.
         facts: `study.json`: the base, and the tasks that are not Laura's own.
         base: The base's results by task.
-        runs: Record and folder of every run, in order.
-        points: Every measured point, in order.
-        best: Best learning rate of each arm (see `choosing.py`), where known.
+        runs: Every run of the recipe's seeds, in order.
+        points: Every measured point of these runs, in order.
+        confirming_runs: The runs of fresh seeds, in order: they have no part in any choice.
+        confirming: Every measured point of these.
     """
 
     recipe: Recipe
     facts: dict[str, Any]
     base: dict[str, TaskResult]
-    runs: list[tuple[dict[str, Any], RunStore]]
+    runs: list[RunFacts]
     points: list[Point]
-    best: dict[str, float]
+    confirming_runs: list[RunFacts] = field(default_factory=list)
+    confirming: list[Point] = field(default_factory=list)
+
+    @cached_property
+    def choices(self) -> dict[str, Choice]:
+        """Each arm's rates and what was chosen among them (see `choosing.py`)."""
+        return choices(self)
+
+    @cached_property
+    def best(self) -> dict[str, dict[int, float]]:
+        """Arm to seed of the recipe to best rate; arms that have none are missing.
+
+        A seed is missing where not every rate of the arm has ended with it.
+        """
+        return {arm: choice.best for arm, choice in self.choices.items() if choice.best}
+
+    def rates(self, arm: str) -> list[float]:
+        """The list of rates that an arm was or is to be run at, rising."""
+        return list(self.choices[arm].rates)
+
+    def edge(self, arm: str) -> str:
+        """`low`, `high` or `both` where some seed's best is at that end of several rates, or ""."""
+        return self.choices[arm].edge
+
+    def is_chosen(self, point: Point) -> bool:
+        """Whether a point is at the best rate of its arm with its seed."""
+        return self.best.get(point.arm, {}).get(point.seed) == point.learning_rate
+
+    def modal_rate(self, arm: str) -> float | None:
+        """The rate that is best with most seeds, of several the lowest; None where none is."""
+        counts = Counter(self.best.get(arm, {}).values())
+        return min(counts, key=lambda rate: (-counts[rate], rate), default=None)
 
     @property
     def learning(self) -> list[str]:
@@ -135,22 +210,50 @@ def gather(study: StudyStore, recipe: Recipe, only: Collection[str] | None = Non
     facts = read_json(study.folder / "study.json")
     tasks, versions = result_names(all_tasks(recipe)), facts.get("tasks", {})
     base = _results(tasks, study.base_evaluation, versions)
-    order = list(recipe.arms)
     runs = []
-    for run in study.runs():
-        known = read_record(run) if only is None or run.folder.name in only else None
+    for store in study.runs():
+        known = read_record(store) if only is None or store.folder.name in only else None
         if known is not None and is_of(known, recipe, facts):
-            runs.append((known, run))
-    runs.sort(key=lambda pair: _order(pair[0], order))
+            runs.append(RunFacts(known, store.state, store.reason, store))
     points = []
-    for known, run in runs:
-        for mark in known["points"]:
-            step = mark["step"]
-            results = _results(tasks, lambda task, s=step, r=run: r.evaluation(s, task), versions)
+    for run in runs:
+        assert run.store is not None
+        for mark in run.record["points"]:
+            place = partial(run.store.evaluation, mark["step"])
+            results = _results(tasks, place, versions)
             if results:
-                points.append(Point(known, results=results, **mark))
-    found = Evidence(recipe, facts, base, runs, points, {})
-    return replace(found, best=best_rates(found))
+                points.append(Point(run.record, results=results, **mark))
+    return evidence_of(recipe, facts, base, runs, points)
+
+
+def evidence_of(
+    recipe: Recipe,
+    facts: dict[str, Any],
+    base: dict[str, TaskResult],
+    runs: Iterable[RunFacts],
+    points: Iterable[Point],
+) -> Evidence:
+    """What a study holds, from parts in memory: in order, fresh seeds apart. Pure.
+
+    Args:
+        recipe: The recipe; runs and points are of its arms.
+        facts: The study's `study.json`.
+        base: The base's results by task.
+        runs: Every run, of any seed.
+        points: Every measured point of these runs.
+    """
+    arms = list(recipe.arms)
+    ordered = sorted(runs, key=lambda run: _order(run.record, arms))
+    measured = sorted(points, key=lambda point: (*_order(point.run, arms), point.step))
+    return Evidence(
+        recipe,
+        facts,
+        base,
+        runs=[run for run in ordered if run.seed in recipe.seeds],
+        points=[point for point in measured if point.seed in recipe.seeds],
+        confirming_runs=[run for run in ordered if run.seed not in recipe.seeds],
+        confirming=[point for point in measured if point.seed not in recipe.seeds],
+    )
 
 
 def build_summary(evidence: Evidence, verdict: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +281,7 @@ def build_summary(evidence: Evidence, verdict: dict[str, Any]) -> dict[str, Any]
         },
         "arms": [_arm(name, evidence) for name in recipe.arms],
         **search_table(evidence),
-        "runs": [_run(known, run, evidence) for known, run in evidence.runs],
+        "runs": [_run(run, evidence) for run in evidence.runs],
         "points": [_point(point, evidence) for point in evidence.points],
         "verdict": verdict,
     }
@@ -188,9 +291,9 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, An
     """The content of `cost.json`: what each run took on this machine."""
     runs = []
     seconds = sum(result.seconds for result in evidence.base.values())
-    for point in evidence.points:
+    for point in (*evidence.points, *evidence.confirming):
         seconds += sum(result.seconds for result in point.results.values())
-    for known, run in evidence.runs:
+    for run in (*evidence.runs, *evidence.confirming_runs):
         rows = run.metrics()
         if rows:
             speeds = sorted(row["tokens_per_second"] for row in rows)
@@ -198,10 +301,10 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, An
             together = max(row.get("cohort", 1) for row in rows)
             runs.append(
                 {
-                    "id": known["id"],
-                    "arm": known["arm"],
-                    "learning_rate": known["learning_rate"],
-                    "seed": known["seed"],
+                    "id": run.id,
+                    "arm": run.arm,
+                    "learning_rate": run.learning_rate,
+                    "seed": run.seed,
                     "train_seconds": sum(row["seconds"] for row in rows),
                     "tokens_per_second": speeds[len(speeds) // 2],
                     "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
@@ -212,13 +315,15 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, An
     return {"machine": environment, "runs": runs, "evaluation_seconds": seconds}
 
 
-def _results(tasks: Sequence[str], place: Any, facts: dict[str, Any]) -> dict[str, TaskResult]:
+def _results(
+    tasks: Sequence[str], place: Callable[[str], Path], facts: dict[str, Any]
+) -> dict[str, TaskResult]:
     found = {task: TaskResult.read(place(task)) for task in tasks if place(task).is_file()}
     return {task: result for task, result in found.items() if is_current(result, facts)}
 
 
 def _order(known: dict[str, Any], arms: list[str]) -> tuple[Any, ...]:
-    budget = known["points"][0]["budget"]
+    budget = known["points"][0]["budget"] if known.get("points") else 0
     return (arms.index(known["arm"]), known["learning_rate"], known["seed"], budget)
 
 
@@ -241,27 +346,26 @@ def _arm(name: str, evidence: Evidence) -> dict[str, Any]:
         "method": arm.method,
         "settings": settings,
         "trainable_parameters": evidence.facts["trainable_parameters"][name],
-        "learning_rates": rates_of(name, evidence),
-        "best_learning_rate": evidence.best.get(name),
-        "best_at_edge": edge_of(name, evidence),
+        "learning_rates": evidence.rates(name),
+        "best_learning_rate": evidence.modal_rate(name),
+        "best_at_edge": bool(evidence.edge(name)),
     }
 
 
-def _run(known: dict[str, Any], run: RunStore, evidence: Evidence) -> dict[str, Any]:
-    failed = run.folder / "failed.json"
+def _run(run: RunFacts, evidence: Evidence) -> dict[str, Any]:
     rows = _longest_path(run.metrics())
     stride = max(1, len(rows) // CURVE_POINTS)
-    budgets = [mark["budget"] for mark in known["points"]]
+    budgets = [mark["budget"] for mark in run.record["points"]]
     return {
-        "id": known["id"],
-        "arm": known["arm"],
-        "learning_rate": known["learning_rate"],
-        "seed": known["seed"],
+        "id": run.id,
+        "arm": run.arm,
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
         "budget": budgets[0] if len(budgets) == 1 else None,
         "state": run.state,
-        "reason": read_json(failed)["reason"] if failed.is_file() else None,
+        "reason": run.reason,
         "loss_curve": [[row["tokens"], row["loss"]] for row in rows[::stride]],
-        "selected": evidence.best.get(known["arm"]) == known["learning_rate"],
+        "selected": evidence.best.get(run.arm, {}).get(run.seed) == run.learning_rate,
     }
 
 
@@ -284,7 +388,7 @@ def _point(point: Point, evidence: Evidence) -> dict[str, Any]:
         "supervised_tokens": point.supervised_tokens,
         **({"mix": point.mix} if point.mix else {}),
         "step": point.step,
-        "selected": evidence.best.get(point.arm) == point.learning_rate,
+        "selected": evidence.is_chosen(point),
         "validation_loss": {"value": metric.value, "stderr": metric.stderr, "n": validation.n}
         if metric and validation
         else None,

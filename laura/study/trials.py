@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 from optuna.trial import FrozenTrial, TrialState
 
 from laura.errors import StoreError
-from laura.recipe_search import Family, SearchSection
+from laura.recipe_search import RATE_DIGITS, Family, SearchSection
 from laura.store import content_hash, disk_faults
 from laura.study.choosing import Outcome
 from laura.study.sharing import claimed, held
@@ -29,7 +29,8 @@ JOURNAL = "study.journal"
 PLACE = "search"  # folder of the locks
 STARTUP_TRIALS = 5  # drawn at random before TPE, and finished before the median judges
 RATE, BOUND = "learning_rate", "forgetting"
-RATE_DIGITS = 3
+# Keys of `search` that change nothing of what a trial is.
+UNSEARCHED = {"trials", "families", "allow_shared_rate", "seeds", "extend"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Trials:
     ) -> None:
         self.family, self._section, self._study = family, section, study
         # Another space, objective, bound or training is another search; more trials are the same.
-        what = section.model_dump(mode="json", exclude={"trials", "families", "allow_shared_rate"})
+        what = section.model_dump(mode="json", exclude=UNSEARCHED)
         space = [family.parameters, list(family.arms.values()), family.low, family.high]
         self._mark = content_hash([what, space, list(budgets), *made])[:8]
         self._name = f"{family.name}-{self._mark}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from laura.study.choosing import why_none
 from laura.study.claims.settings import DROPOUTS, Kind, Setting
 
 
@@ -13,19 +14,18 @@ def untried(setting: Setting, chosen: Kind | None, budget: float | None) -> list
         chosen: The arm that is recommended, if one is.
         budget: Its budget.
     """
-    recipe, arms = setting.evidence.recipe, setting.arms
-    told = []
-    for name, arm in recipe.arms.items():
-        rates, best = sorted(arm.learning_rates), setting.evidence.best.get(name)
-        if best is None:
-            told.append(f"{name} has no finished run at the largest budget.")
+    evidence, arms, told = setting.evidence, setting.arms, list[str]()
+    recipe = evidence.recipe
+    for name in recipe.arms:
+        rates, edge = evidence.rates(name), evidence.edge(name)
+        if name not in evidence.best:
+            told.append(f"{name} {why_none(name, evidence)}.")
         elif len(rates) == 1:
-            told.append(f"{name} was tried at the one learning rate {best:g}.")
-        elif best in (rates[0], rates[-1]):
-            beyond = "below" if best == rates[0] else "above"
-            told.append(
-                f"{name} is best at the end of its rates: none {beyond} {best:g} was tried."
-            )
+            told.append(f"{name} was tried at the one learning rate {rates[0]:g}.")
+        elif edge:
+            ends = {"low": f"below {rates[0]:g}", "high": f"above {rates[-1]:g}"}
+            beyond = ends.get(edge, f"below {rates[0]:g} or above {rates[-1]:g}")
+            told.append(f"{name} is best at the end of its rates: none {beyond} was tried.")
     if budget is not None and budget == max(setting.budgets):
         told.append(f"No budget above {budget:,g} was tried.")
     methods = {arm.method for arm in arms}

@@ -26,6 +26,7 @@ arms:
   full: {{method: full, learning_rates: [1e-3, 3e-3]}}
   lora: {{method: lora, rank: 4, learning_rates: [1e-2, 3e-2]}}
 train: {{batch_tokens: 128, row_tokens: 64, precision: fp32, checkpoint_minutes: 1.0e-6}}
+search: {{extend: 0}}
 seeds: [0, 1]
 measure: {{learning: [target_loss], forgetting: [source_loss, kl], loss_documents: 10}}
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,7 @@ import numpy as np
 from laura.recipe import Recipe
 from laura.recipe_reading import parse_recipe
 from laura.results.task_result import TaskResult, summarise
-from laura.study.choosing import best_rates
-from laura.study.summary import Evidence, Point
+from laura.study.summary import Evidence, Point, RunFacts, evidence_of
 
 HEAD = """
 name: fabricated
@@ -38,13 +37,6 @@ METRIC = {"gsm8k": "exact_match", "hellaswag": "acc_norm", "winogrande": "acc",
 LEARN, KEEP = "humaneval", ("hellaswag", "winogrande")
 
 
-class Run:
-    """Stands for a run's folder: a state, and nothing on the disk."""
-
-    def __init__(self, state: str = "done") -> None:
-        self.state = state
-
-
 @dataclass
 class World:
     """What is true of a fabricated study.
@@ -54,6 +46,7 @@ class World:
             without budget, or without arm, stands for all.
         seed_spread: Standard deviation of a run's own luck, added to every item's chance.
         item_spread: How much items differ in what an arm does to them.
+        grid_seeds: `search.seeds`.
         hardness_spread: How much harder one item is than another, for every arm.
     """
 
@@ -70,7 +63,7 @@ class World:
     item_spread: float = 0.2
     hardness_spread: float = 0.3
     losses: Mapping[tuple[str, float], float] = field(default_factory=dict)
-    all_rates_seeds: Sequence[int] = (0,)
+    grid_seeds: str = "all"
 
     def evidence(self, chance: int = 0) -> Evidence:
         """Draw the study."""
@@ -81,7 +74,7 @@ class World:
                 arms="\n".join(self.arms), seeds=list(self.seeds), learning=self.learning,
                 forgetting=self.forgetting,
             ),
-            ["search.allow_shared_rate=true"],
+            ["search.allow_shared_rate=true", f"search.seeds={self.grid_seeds}"],
         )  # fmt: skip
         tasks = [name.strip() for name in f"{self.learning}, {self.forgetting}".split(",")]
         easy = {(task, who): draw.normal(0, self.item_spread, self.items) for task in tasks
@@ -105,7 +98,7 @@ class World:
         for name, rate, seed in self._planned(recipe):
             known = {"id": f"{name}-{rate}-{seed}", "arm": name, "learning_rate": rate,
                      "seed": seed, "points": []}  # fmt: skip
-            runs.append((known, Run()))
+            runs.append(RunFacts(known, "done"))
             for budget in recipe.budget.epochs or []:
                 results = {task: result(task, name, budget) for task in tasks}
                 results["validation_loss"] = _loss(self.losses.get((name, rate), 1.0))
@@ -113,16 +106,16 @@ class World:
         base = {task: result(task, "base", 0) for task in tasks}
         facts = {"base": {"model": "m", "fingerprint": "f", "parameters": 9},
                  "trainable_parameters": dict.fromkeys(recipe.arms, 1)}  # fmt: skip
-        found = Evidence(recipe, facts, base, runs, points, {})  # type: ignore[arg-type]
-        return replace(found, best=best_rates(found))
+        return evidence_of(recipe, facts, base, runs, points)
 
     def _planned(self, recipe: Recipe) -> Iterator[tuple[str, float, int]]:
-        """Every rate with some seeds, each arm's best with all, as `compare` does it."""
+        """The runs that `compare` would carry out, without longer lists."""
         for name, arm in recipe.arms.items():
             rates = sorted(arm.learning_rates)
             best = min(rates, key=lambda rate: self.losses.get((name, rate), 1.0))
             for rate in rates:
-                for seed in recipe.seeds if rate == best else self.all_rates_seeds:
+                every = rate == best or self.grid_seeds == "all"
+                for seed in recipe.seeds if every else recipe.seeds[:1]:
                     yield name, rate, seed
 
 

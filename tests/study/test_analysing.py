@@ -91,7 +91,7 @@ def test_directions_of_lora_and_full_are_compared_seed_by_seed(
     _, store, evidence = analysed
     rows = read_subspaces(store, evidence, [])
     before = weights(tiny_folder, tiny_folder)
-    arms = {known["id"]: (known["arm"], known["seed"]) for known, _ in evidence.runs}
+    arms = {run.id: (run.arm, run.seed) for run in evidence.runs}
     pairs = {tuple(row["runs"]) for row in rows}
     assert sorted((arms[a], arms[b]) for a, b in pairs) == [
         (("lora", seed), ("full", seed)) for seed in (0, 1)

@@ -30,6 +30,7 @@ budget: {tokens: [1000, 2000, 4000]}
 arms:
   full: {method: full, learning_rates: [1e-4, 1e-3]}
   lora: {method: lora, learning_rates: [1e-3, 1e-2]}
+search: {seeds: first}
 seeds: [0, 1, 2]
 analysis: {spectra: all}
 measure:

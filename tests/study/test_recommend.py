@@ -43,9 +43,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(module, "read_study", lambda folder: ("fabricated", evidence, None))
         if memory is not None:
             rows = [
-                {"id": known["id"], "train_seconds": 60.0, "flops": 1e12, "tokens_per_second": 9.0,
-                 "peak_memory_bytes": memory[known["arm"]]}
-                for known, _ in evidence.runs
+                {"id": run.id, "train_seconds": 60.0, "flops": 1e12, "tokens_per_second": 9.0,
+                 "peak_memory_bytes": memory[run.arm]}
+                for run in evidence.runs
             ]  # fmt: skip
             (tmp_path / "cost.json").write_text(json.dumps({"runs": rows}))
         (tmp_path / "recipe.yaml").write_text(recipe_yaml(evidence.recipe))
@@ -164,7 +164,8 @@ def test_too_few_seeds_or_items_are_refused_with_what_to_run(study: Any) -> None
 def test_what_was_not_tried_is_told(study: Any) -> None:
     rates = [1e-4, 1e-3]
     arms = [full("full", learning_rates=rates), lora("lora", rank=4)]
-    made = world(arms=arms, losses={("full", 1e-4): 2.0, ("full", 1e-3): 1.0})
+    losses = {("full", 1e-4): 2.0, ("full", 1e-3): 1.0}
+    made = world(arms=arms, losses=losses, grid_seeds="first")
     told = "\n".join(recommend(study(made), Wish(max_forgetting=0.5)).not_tried)
     for words in ("none above 0.001 was tried", "lora was tried at the one learning rate",
                   "No budget above 1", "rank 4 only", "on all modules only", "Replay",

@@ -13,7 +13,7 @@ from scipy import stats
 from laura.recipe import Recipe
 from laura.recipe_reading import parse_recipe
 from laura.results.task_result import TaskResult, summarise
-from laura.study.summary import Evidence, Point, build_summary
+from laura.study.summary import Evidence, Point, RunFacts, build_summary, evidence_of
 from laura.study.verdict import build_verdict, compare_means
 
 RECIPE = """
@@ -56,7 +56,8 @@ def evidence() -> Evidence:
     tasks = [*SIZES, "source_loss"]
     points = [
         Point(
-            {"id": f"{arm}-{seed}", "arm": arm, "learning_rate": rate, "seed": seed},
+            {"id": f"{arm}-{seed}", "arm": arm, "learning_rate": rate, "seed": seed,
+             "points": []},
             1, 10, 1000, 500, {task: result(task, arm, draw) for task in tasks},
         )
         for arm, rate in (("full", 1e-4), ("lora", 1e-3))
@@ -64,7 +65,26 @@ def evidence() -> Evidence:
     ]  # fmt: skip
     base = {task: result(task, "base", draw) for task in tasks}
     facts = {"base": {"model": "m"}, "trainable_parameters": {"full": 9, "lora": 1}}
-    return Evidence(recipe, facts, base, [], points, {"full": 1e-4, "lora": 1e-3})
+    return chosen_at(recipe, facts, base, points)
+
+
+def chosen_at(
+    recipe: Recipe, facts: dict[str, Any], base: dict[str, TaskResult], points: list[Point]
+) -> Evidence:
+    """A study whose best rates are those of these points: every other rate diverged."""
+    for point in points:
+        items = [{"index": i, "nats": 9.0 + i, "tokens": 9} for i in range(4)]
+        metric = summarise(items, "nats_per_token", False)
+        point.results["validation_loss"] = TaskResult(
+            "validation_loss", "1", "m", 4, {"nats_per_token": metric}, items
+        )
+    runs = [RunFacts(point.run, "done") for point in points]
+    for point in points:
+        for rate in recipe.arms[point.arm].learning_rates:
+            if rate != point.learning_rate:
+                other = {**point.run, "id": f"{point.run['id']}-{rate}", "learning_rate": rate}
+                runs.append(RunFacts(other, "diverged"))
+    return evidence_of(recipe, facts, base, runs, points)
 
 
 def item_values(points: list[Any], task: str) -> np.ndarray:
@@ -149,16 +169,13 @@ def test_many_arms_are_told_beside_the_two_that_stand_for_the_methods(evidence: 
 """
     text = RECIPE.replace(RECIPE[RECIPE.index("arms:") : RECIPE.index("seeds:")], many)
     points = [
-        replace(point, run={**point.run, "arm": arm})
+        replace(point, run={**point.run, "arm": arm, "id": f"{arm}-{point.seed}"})
         for arm, like in (("lora-r4", 2), ("decay", 0), ("full", 0), ("lora-mlp", 2), ("lora", 2))
         for point in evidence.points[like : like + 2]
     ]
-    best = dict.fromkeys(("lora-r4", "lora-mlp", "lora"), 1e-3) | {"decay": 1e-4, "full": 1e-4}
-    facts = {**evidence.facts, "trainable_parameters": dict.fromkeys(best, 1)}
-    crowd = Evidence(parse_recipe(text), facts, evidence.base, [], points, best)
+    crowd = chosen_at(parse_recipe(text), evidence.facts, evidence.base, points)
     verdict = build_verdict(crowd)
-    two = Evidence(evidence.recipe, evidence.facts, evidence.base, [], evidence.points,
-                   evidence.best)  # fmt: skip
+    two = evidence
     assert verdict["headline"] == build_verdict(two)["headline"]
     assert verdict["sentences"] == build_verdict(two)["sentences"]
     assert build_verdict(two)["others"] == []
