@@ -178,23 +178,19 @@ def _of_methods(settings: Sequence[Setting], claims: Mapping[str, Claim]) -> str
 
 
 def _undecided(matched: Claim) -> str:
-    if matched.effect is None:
+    effect = matched.effect
+    if effect is None:
         reason = (matched.missing or [matched.reason])[0].split(";")[0]
         words = reason.split()
         short = " ".join(words[:SHORT_REASON]) + ("…" if len(words) > SHORT_REASON else "")
         return f"Run more before you choose: {short}."
-    # What would decide it leads, since it is what to do.
-    advice = matched.would_decide
-    if advice.startswith("about"):
-        needed = advice.removeprefix("about ").split(" would")[0]
-        return (
-            f"Run {needed} before you choose: at equal learning the difference is "
-            f"{signed(matched.effect.value, matched.effect.unit)} points "
-            f"({ends(matched.effect)})."
-            if matched.effect.unit == "share"
-            else f"Run {needed} before you choose: the difference at equal learning is undecided."
-        )
-    return "Choose by cost or by learning: at equal learning no difference in forgetting was shown."
+    unit = "points" if effect.unit == "share" else effect.unit
+    at = f"at equal learning full finetuning minus LoRA forgot {ends(effect)} {unit}"
+    if matched.would_decide.startswith("about"):
+        # What would decide it leads, since it is what to do.
+        needed = matched.would_decide.removeprefix("about ").split(" instead")[0].split(" would")[0]
+        return f"Run {needed} before you choose: {at}."
+    return f"Undecided: {at}; more seeds would hardly tell, so choose by cost."
 
 
 def _everywhere(settings: Sequence[Setting]) -> str:

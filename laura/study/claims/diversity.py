@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from laura.results.schema import Analysis, Diversity
+from laura.results.schema import Analysis, DiversityRow
 from laura.results.statistics import MIN_ITEMS, TooThin, count, over_runs
 from laura.study.claims.settings import Kind, Setting
 from laura.study.claims.verdicts import Finding, Statement, look_at_each
@@ -38,10 +38,10 @@ def keeps_diversity(settings: Sequence[Setting]) -> Finding:
 
 
 def _by_budget(
-    setting: Setting, arm: Kind, rows: Sequence[Diversity]
-) -> dict[float, dict[int, Diversity]]:
+    setting: Setting, arm: Kind, rows: Sequence[DiversityRow]
+) -> dict[float, dict[int, DiversityRow]]:
     best = setting.evidence.best.get(arm.name, {})
-    found: dict[float, dict[int, Diversity]] = {}
+    found: dict[float, dict[int, DiversityRow]] = {}
     for row in rows:
         if row.arm != arm.name or row.seed is None or row.budget is None or row.distinct is None:
             continue
@@ -62,8 +62,8 @@ def _paired_error(analysis: Analysis, extra: str, arms: set[str], budget: float)
 def _distinct(
     lora: Kind,
     full: Kind,
-    first: dict[int, Diversity],
-    second: dict[int, Diversity],
+    first: dict[int, DiversityRow],
+    second: dict[int, DiversityRow],
     paired: float | None,
 ) -> Statement:
     seeds = sorted(first.keys() & second.keys())

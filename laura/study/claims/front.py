@@ -70,6 +70,14 @@ def equal_learning(setting: Setting, first: Kind, second: Kind) -> EqualLearning
     Raises:
         TooThin: too few seeds, items, or no level of learning above the base's that both reach.
     """
+    key = ("fronts", first.name, second.name)
+    if key not in setting.known:
+        setting.known[key] = _compare(setting, first, second)
+    found: EqualLearning = setting.known[key]
+    return found
+
+
+def _compare(setting: Setting, first: Kind, second: Kind) -> EqualLearning:
     import numpy as np
 
     sides = [_points_of(setting, arm) for arm in (first, second)]

@@ -129,6 +129,7 @@ class Setting:
         name: What it is called in the evidence.
         evidence: What its folder holds.
         analysis: Its analysis.json; None where there is none.
+        known: What several statements ask for and takes long, such as fronts.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Setting:
     _read: dict[int, tuple[tuple[int, ...], NDArray[Any], bool]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def domain(self) -> str:

@@ -12,12 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from laura.results.schema import Matrix
+from laura.results.schema import MatrixSpectra
 from laura.results.statistics import TooThin, over_runs
 from laura.study.claims.settings import GROUPS, Setting
 from laura.study.claims.verdicts import Finding, Statement, look_at_each
 
-ENERGY = "90"
 TIMES_LORA, USUAL_RANK = 10.0, 16
 
 
@@ -37,7 +36,7 @@ def full_is_high_rank(settings: Sequence[Setting]) -> Finding:
                 "this base has; take a wider base"
             )
         logs = [
-            fmean(math.log10(max(1.0, m.rank[ENERGY]) / USUAL_RANK) for m in own)
+            fmean(math.log10(max(1.0, (m.rank_kept or 0)) / USUAL_RANK) for m in own)
             for own in by_seed.values()
         ]
         effect = over_runs(logs, _matrices(by_seed))
@@ -70,7 +69,7 @@ def mlp_above_attention(settings: Sequence[Setting]) -> Finding:
     """Rank of full's updates as a share of noise: mlp modules minus attention modules."""
 
     def look(setting: Setting) -> list[Statement]:
-        def difference(own: list[Matrix]) -> float:
+        def difference(own: list[MatrixSpectra]) -> float:
             sides = [[m for m in own if m.module in GROUPS[g]] for g in ("mlp", "attention")]
             if not all(sides):
                 raise TooThin("no spectra of both mlp and attention modules")
@@ -85,7 +84,7 @@ def middle_layers_above_ends(settings: Sequence[Setting]) -> Finding:
     """Rank of full's updates as a share of noise: middle layers minus the first and the last."""
 
     def look(setting: Setting) -> list[Statement]:
-        def difference(own: list[Matrix]) -> float:
+        def difference(own: list[MatrixSpectra]) -> float:
             layers = sorted({m.layer for m in own if m.layer is not None})
             if len(layers) < 3:
                 raise TooThin("fewer than three layers, so none is in the middle")
@@ -98,34 +97,36 @@ def middle_layers_above_ends(settings: Sequence[Setting]) -> Finding:
     return look_at_each(settings, look)
 
 
-def _once(setting: Setting, number: Callable[[list[Matrix]], float], what: str) -> list[Statement]:
+def _once(
+    setting: Setting, number: Callable[[list[MatrixSpectra]], float], what: str
+) -> list[Statement]:
     by_seed = _last(setting)
     effect = over_runs([number(own) for own in by_seed.values()], _matrices(by_seed))
     return [Statement((setting.full().name,), what, effect, "share of noise rank")]
 
 
-def _of_noise(matrix: Matrix) -> float:
-    return matrix.rank[ENERGY] / matrix.noise_rank[ENERGY]
+def _of_noise(matrix: MatrixSpectra) -> float:
+    return (matrix.rank_kept or 0) / (matrix.noise_kept or math.nan)
 
 
-def _of_width(matrix: Matrix) -> float:
-    return matrix.rank[ENERGY] / min(matrix.shape)
+def _of_width(matrix: MatrixSpectra) -> float:
+    return (matrix.rank_kept or 0) / min(matrix.shape)
 
 
-def _mean_share(matrices: list[Matrix], share: Callable[[Matrix], float]) -> float:
+def _mean_share(matrices: list[MatrixSpectra], share: Callable[[MatrixSpectra], float]) -> float:
     return fmean([share(matrix) for matrix in matrices])
 
 
-def _matrices(by_seed: dict[int, list[Matrix]]) -> int:
+def _matrices(by_seed: dict[int, list[MatrixSpectra]]) -> int:
     return min(len(own) for own in by_seed.values())
 
 
-def _last(setting: Setting) -> dict[int, list[Matrix]]:
+def _last(setting: Setting) -> dict[int, list[MatrixSpectra]]:
     by_budget = _spectra(setting)
     return by_budget[max(by_budget)]
 
 
-def _spectra(setting: Setting) -> dict[float, dict[int, list[Matrix]]]:
+def _spectra(setting: Setting) -> dict[float, dict[int, list[MatrixSpectra]]]:
     """Budget to seed to matrices of plain full finetuning at its best rate.
 
     Raises:
@@ -133,10 +134,12 @@ def _spectra(setting: Setting) -> dict[float, dict[int, list[Matrix]]]:
     """
     full = setting.full()
     best = setting.evidence.best.get(full.name, {})
-    found: dict[float, dict[int, list[Matrix]]] = {}
+    found: dict[float, dict[int, list[MatrixSpectra]]] = {}
     for one in setting.analysis.spectra if setting.analysis else []:
         if one.arm == full.name and one.learning_rate == best.get(one.seed):
-            linear = [m for m in one.matrices if m.module in GROUPS["all"] and ENERGY in m.rank]
+            linear = [
+                m for m in one.matrices if m.module in GROUPS["all"] and m.rank_kept is not None
+            ]
             if linear:
                 found.setdefault(one.budget, {})[one.seed] = linear
     if not found:

@@ -1,0 +1,174 @@
+"""Simulated studies: a recipe and a truth become what a study folder would hold. No torch.
+
+The judge is calibrated on them (`scripts/calibrate.py`), and `laura plan` asks of them
+whether a design could speak. Every item is right or wrong by chance: its own hardness, what
+an arm does to it, the luck of the run, and the truth of the arm at its rate and budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from laura.evals.tasks import TASKS
+from laura.recipe import Recipe
+from laura.results.schema import Analysis
+from laura.results.task_result import VALIDATION, Item, Metric, TaskResult
+from laura.study.claims.settings import Setting
+from laura.study.measures import result_names
+from laura.study.summary import Evidence, Point, RunFacts, evidence_of
+
+CHOICES = 4  # of a question with choices; guessing is a quarter
+TOKENS = 10
+
+Truth = Callable[[str, int, int], float]
+"""Arm, place of the rate in its list, place of the budget: what is true there."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What is true of a simulated study.
+
+    Attributes:
+        recipe: The study; its tasks' scores are shares.
+        learnt: Chance that a learning item is right.
+        kept: Chance that a source item is right.
+        validation: Validation loss.
+        base_learnt: The base's chance on learning items.
+        base_kept: The base's chance on source items.
+        items: Questions a task.
+        luck: Standard deviation of a run's own luck, in each measure.
+        validation_luck: The same of its validation loss.
+        hardness: How much items differ, for every model alike.
+        interaction: How much items differ in what an arm does to them.
+        analysis: What analysis.json would hold; given the evidence and the generator.
+    """
+
+    recipe: Recipe
+    learnt: Truth
+    kept: Truth
+    validation: Truth
+    base_learnt: float = 0.1
+    base_kept: float = 0.85
+    items: int = 100
+    luck: float = 0.03
+    validation_luck: float = 0.003
+    hardness: float = 0.2
+    interaction: float = 0.1
+    analysis: Callable[[Evidence, np.random.Generator], Analysis] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def simulate(
+    world: World,
+    draw: np.random.Generator,
+    name: str = "simulated",
+    fresh: Sequence[tuple[str, float, Sequence[int]]] = (),
+) -> Setting:
+    """Draw one study of a world.
+
+    Args:
+        world: What is true.
+        draw: The generator.
+        name: Of the setting.
+        fresh: Arm, rate and seeds of configurations that were confirmed.
+    """
+    recipe = world.recipe
+    budgets = list(recipe.budget.tokens or recipe.budget.epochs or [])
+    seeds = recipe.seeds[:1] if recipe.search.seeds_value == "first" else recipe.seeds
+    wanted = [
+        (arm, rate, seed)
+        for arm, own in recipe.arms.items()
+        for rate in sorted(own.learning_rates)
+        for seed in seeds
+    ]
+    wanted += [(arm, rate, seed) for arm, rate, own in fresh for seed in own]
+    scores = _Scores(world, list(recipe.arms), draw)
+    runs, points = [], []
+    for arm, rate, seed in wanted:
+        marks = [
+            {"budget": b, "step": n + 1, "tokens": 1000 * (n + 1), "supervised_tokens": 500}
+            for n, b in enumerate(budgets)
+        ]
+        known = {"id": f"{arm}-{rate:g}-{seed}", "arm": arm, "learning_rate": rate, "seed": seed,
+                 "points": marks}  # fmt: skip
+        runs.append(RunFacts(known, "done"))
+        place = sorted(recipe.arms[arm].learning_rates).index(rate)
+        for mark, results in zip(marks, scores.run(arm, place, len(budgets)), strict=True):
+            points.append(Point(known, results=results, **mark))
+    facts = {
+        "base": {"model": "simulated", "fingerprint": "simulated", "parameters": 1},
+        "trainable_parameters": dict.fromkeys(recipe.arms, 1),
+        **world.facts,
+    }
+    evidence = evidence_of(recipe, facts, scores.base(), runs, points)
+    analysis = world.analysis(evidence, draw) if world.analysis else None
+    return Setting(name, evidence, analysis)
+
+
+class _Scores:
+    """The items of one study and every model's answers to them."""
+
+    def __init__(self, world: World, arms: Sequence[str], draw: np.random.Generator) -> None:
+        self._world, self._draw = world, draw
+        recipe = world.recipe
+        self._learning = result_names(recipe.measure.learning)
+        self._source = result_names(recipe.measure.forgetting)
+        tasks = [*self._learning, *self._source]
+        self._hard = {task: draw.normal(0, world.hardness, world.items) for task in tasks}
+        self._own = {
+            (task, arm): draw.normal(0, world.interaction, world.items)
+            for task in tasks
+            for arm in arms
+        }
+
+    def base(self) -> dict[str, TaskResult]:
+        """The base's results."""
+        world = self._world
+        found = {task: self._result(task, world.base_learnt) for task in self._learning}
+        return found | {task: self._result(task, world.base_kept) for task in self._source}
+
+    def run(self, arm: str, place: int, budgets: int) -> list[dict[str, TaskResult]]:
+        """One run's results at every budget: its luck is the same at all of them."""
+        world = self._world
+        luck = self._draw.normal(0, world.luck, 2)
+        loss_luck = self._draw.normal(0, world.validation_luck)
+        found = []
+        for at in range(budgets):
+            learnt, kept = world.learnt(arm, place, at), world.kept(arm, place, at)
+            results = {t: self._result(t, learnt + luck[0], arm) for t in self._learning}
+            results |= {t: self._result(t, kept + luck[1], arm) for t in self._source}
+            results[VALIDATION] = _loss(world.validation(arm, place, at) + loss_luck)
+            found.append(results)
+        return found
+
+    def _result(self, task: str, mean: float, arm: str | None = None) -> TaskResult:
+        own = 0.0 if arm is None else self._own[task, arm]
+        chance = np.clip(mean + self._hard[task] + own, 0, 1)
+        right = self._draw.random(len(chance)) < chance
+        return _answers(task, arm or "base", right)
+
+
+def _answers(task: str, model: str, right: np.ndarray[Any, Any]) -> TaskResult:
+    known = TASKS[task]
+    items: list[Item]
+    if known.kind == "choice":
+        choices = [0.0] * CHOICES
+        items = [{"index": i, known.metric: int(x), "loglikelihoods": choices}
+                 for i, x in enumerate(right)]  # fmt: skip
+    else:
+        items = [{"index": i, known.metric: int(x)} for i, x in enumerate(right)]
+    n = len(items)
+    value = float(right.mean())
+    stderr = math.sqrt(value * (1 - value) / (n - 1))
+    return TaskResult(task, "1", model, n, {known.metric: Metric(value, stderr, True)}, items)
+
+
+def _loss(value: float) -> TaskResult:
+    items: list[Item] = [{"index": i, "nats": value * TOKENS, "tokens": TOKENS} for i in range(2)]
+    metric = {"nats_per_token": Metric(value, 0.0, False)}
+    return TaskResult(VALIDATION, "1", "simulated", 2, metric, items)
