@@ -163,7 +163,7 @@ def describe(candidate: Candidate) -> str:
 
 def _read(study: Path) -> tuple[str, Any, dict[str, Any]]:
     name, evidence, analysis = read_study(study)
-    return name, evidence, analysis or {}
+    return name, evidence, analysis.model_dump(mode="json") if analysis else {}
 
 
 def _check(wish: Wish) -> None:

@@ -13,10 +13,28 @@ from typing import Any
 
 import laura
 from laura.recipe import LoraArm, Recipe
-from laura.results.statistics import Interval, mean_of_tasks, paired_bootstrap_of_tasks
+from laura.results.schema import (
+    MEAN,
+    ArmRow,
+    BudgetPoints,
+    Costs,
+    MeasuredTasks,
+    PointRow,
+    RunCost,
+    RunRow,
+    ScoredBase,
+    Summary,
+    TaskFacts,
+)
+from laura.results.statistics import (
+    Estimate,
+    Interval,
+    mean_of_tasks,
+    paired_bootstrap_of_tasks,
+)
 from laura.results.task_result import RATIO_FIELDS, VALIDATION, TaskResult, change
 from laura.store import RunStore, StudyStore, read_json
-from laura.study.choosing import best_rates, edge_of, rates_of, search_table
+from laura.study.choosing import best_rates, rates_of, search_table
 from laura.study.measures import (
     Measure,
     all_tasks,
@@ -153,39 +171,31 @@ def gather(study: StudyStore, recipe: Recipe, only: Collection[str] | None = Non
     return replace(found, best=best_rates(found))
 
 
-def build_summary(evidence: Evidence, verdict: dict[str, Any]) -> dict[str, Any]:
-    """The content of `summary.json`; see the store's contract."""
+def build_summary(evidence: Evidence) -> Summary:
+    """What was run and measured, as `summary.json` holds it."""
     recipe = evidence.recipe
-    return {
-        "format": 1,
-        "name": recipe.name,
-        "domain": recipe.domain,
-        "regime": recipe.regime,
-        "laura": laura.__version__,
-        "base": {**evidence.facts["base"], "scores": _scores(evidence.base)},
-        "measure": {"learning": evidence.learning, "forgetting": evidence.forgetting},
-        "tasks": {
-            name: {
-                **asdict(measure),
-                "n": evidence.base[name].n if name in evidence.base else 0,
-            }
-            for name, measure in evidence.measures.items()
-        },
-        "budget": {
-            "unit": "tokens" if recipe.budget.tokens else "epochs",
-            "points": list(recipe.budget.tokens or recipe.budget.epochs or []),
-            "mode": recipe.budget.points,
-        },
-        "arms": [_arm(name, evidence) for name in recipe.arms],
-        **search_table(evidence),
-        "runs": [_run(known, run, evidence) for known, run in evidence.runs],
-        "points": [_point(point, evidence) for point in evidence.points],
-        "verdict": verdict,
-    }
+    return Summary(
+        name=recipe.name,
+        domain=recipe.domain,
+        regime=recipe.regime,
+        laura=laura.__version__,
+        base=ScoredBase(**evidence.facts["base"], scores=_scores(evidence.base, evidence)),
+        measure=MeasuredTasks(learning=evidence.learning, forgetting=evidence.forgetting),
+        tasks=_tasks(evidence),
+        budget=BudgetPoints(
+            unit="tokens" if recipe.budget.tokens else "epochs",
+            points=list(recipe.budget.tokens or recipe.budget.epochs or []),
+            mode=recipe.budget.points,
+        ),
+        arms=[_arm(name, evidence) for name in recipe.arms],
+        search=search_table(evidence),
+        runs=[_run(known, run, evidence) for known, run in evidence.runs],
+        points=[_point(point, evidence) for point in evidence.points],
+    )
 
 
-def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, Any]:
-    """The content of `cost.json`: what each run took on this machine."""
+def build_costs(evidence: Evidence, environment: dict[str, Any]) -> Costs:
+    """What each run took on this machine, as `cost.json` holds it."""
     runs = []
     seconds = sum(result.seconds for result in evidence.base.values())
     for point in evidence.points:
@@ -194,22 +204,19 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, An
         rows = run.metrics()
         if rows:
             speeds = sorted(row["tokens_per_second"] for row in rows)
-            # In lock-step, peak memory is that of so many runs.
-            together = max(row.get("cohort", 1) for row in rows)
-            runs.append(
-                {
-                    "id": known["id"],
-                    "arm": known["arm"],
-                    "learning_rate": known["learning_rate"],
-                    "seed": known["seed"],
-                    "train_seconds": sum(row["seconds"] for row in rows),
-                    "tokens_per_second": speeds[len(speeds) // 2],
-                    "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
-                    "flops": sum(row["flops"] for row in rows),
-                    **({"cohort": together} if together > 1 else {}),
-                }
+            cost = RunCost(
+                id=known["id"],
+                arm=known["arm"],
+                learning_rate=known["learning_rate"],
+                seed=known["seed"],
+                train_seconds=sum(row["seconds"] for row in rows),
+                tokens_per_second=speeds[len(speeds) // 2],
+                peak_memory_bytes=max(row["peak_memory_bytes"] for row in rows),
+                flops=sum(row["flops"] for row in rows),
+                cohort=max(row.get("cohort", 1) for row in rows),
             )
-    return {"machine": environment, "runs": runs, "evaluation_seconds": seconds}
+            runs.append(cost)
+    return Costs(machine=environment, runs=runs, evaluation_seconds=seconds)
 
 
 def _results(tasks: Sequence[str], place: Any, facts: dict[str, Any]) -> dict[str, TaskResult]:
@@ -222,47 +229,95 @@ def _order(known: dict[str, Any], arms: list[str]) -> tuple[Any, ...]:
     return (arms.index(known["arm"]), known["learning_rate"], known["seed"], budget)
 
 
-def _scores(results: dict[str, TaskResult]) -> dict[str, Any]:
+def _tasks(evidence: Evidence) -> dict[str, TaskFacts]:
+    """What every key among scores and changes means, `mean` and `validation_loss` too."""
+    found = {
+        name: TaskFacts(
+            name=name,
+            **asdict(measure),
+            n=evidence.base[name].n if name in evidence.base else 0,
+        )
+        for name, measure in evidence.measures.items()
+    }
+    if parts := [found[name] for name in evidence.accuracies]:
+        title = "Source tasks: " + ", ".join(part.short_title for part in parts)
+        n = sum(part.n for part in parts)
+        found[MEAN] = TaskFacts(name=MEAN, title=title, unit="share", higher_is_better=True, n=n)
+    results = [p.results[VALIDATION] for p in evidence.points if VALIDATION in p.results]
+    found[VALIDATION] = TaskFacts(
+        name=VALIDATION,
+        title="Validation loss",
+        metric="nats_per_token",
+        unit="nats per token",
+        higher_is_better=False,
+        n=max((result.n for result in results), default=0),
+    )
+    return found
+
+
+def _scores(results: dict[str, TaskResult], evidence: Evidence) -> dict[str, Estimate]:
+    """Leading scores by task, and the mean of the accuracies where all were measured."""
     scores = {}
     for name, result in results.items():
-        if name != VALIDATION:
-            metric = result.metrics[leading(result)]
-            scores[name] = {"value": metric.value, "stderr": metric.stderr, "n": result.n}
-    return scores
+        metric = result.metrics[leading(result)]
+        scores[name] = Estimate(metric.value, metric.stderr, result.n)
+    return _with_mean(scores, evidence)
 
 
-def _arm(name: str, evidence: Evidence) -> dict[str, Any]:
+def _with_mean(estimates: dict[str, Estimate], evidence: Evidence) -> dict[str, Estimate]:
+    """Add the mean of the accuracies (Biderman et al. 2024, section 3), if all are there."""
+    tasks = evidence.accuracies
+    if not tasks or any(task not in estimates for task in tasks):
+        return estimates
+    return {**estimates, MEAN: mean_of_tasks([estimates[task] for task in tasks])}
+
+
+def _arm(name: str, evidence: Evidence) -> ArmRow:
     arm = evidence.recipe.arms[name]
     settings = arm.identity({"method", "learning_rates"})
     if isinstance(arm, LoraArm):
         settings["alpha"] = arm.alpha_value
-    return {
-        "name": name,
-        "method": arm.method,
-        "settings": settings,
-        "trainable_parameters": evidence.facts["trainable_parameters"][name],
-        "learning_rates": rates_of(name, evidence),
-        "best_learning_rate": evidence.best.get(name),
-        "best_at_edge": edge_of(name, evidence),
-    }
+    rates, best = rates_of(name, evidence), best_by_seed(name, evidence)
+    ends = {rates[0]: "low", rates[-1]: "high"} if len(rates) > 1 else {}
+    found = {ends[rate] for rate in best.values() if rate in ends}
+    return ArmRow(
+        name=name,
+        method=arm.method,
+        settings=settings,
+        trainable_parameters=evidence.facts["trainable_parameters"][name],
+        rates=rates,
+        best=best,
+        edge="both" if len(found) == 2 else next(iter(found), ""),
+    )
 
 
-def _run(known: dict[str, Any], run: RunStore, evidence: Evidence) -> dict[str, Any]:
+def best_by_seed(name: str, evidence: Evidence) -> dict[int, float]:
+    """Best rate of an arm by seed."""
+    best = evidence.best.get(name)
+    return {} if best is None else dict.fromkeys(evidence.recipe.seeds, best)
+
+
+def is_chosen(known: dict[str, Any], evidence: Evidence) -> bool:
+    """Whether a run is at the best rate of its arm with its seed."""
+    return bool(best_by_seed(known["arm"], evidence).get(known["seed"]) == known["learning_rate"])
+
+
+def _run(known: dict[str, Any], run: RunStore, evidence: Evidence) -> RunRow:
     failed = run.folder / "failed.json"
     rows = _longest_path(run.metrics())
     stride = max(1, len(rows) // CURVE_POINTS)
     budgets = [mark["budget"] for mark in known["points"]]
-    return {
-        "id": known["id"],
-        "arm": known["arm"],
-        "learning_rate": known["learning_rate"],
-        "seed": known["seed"],
-        "budget": budgets[0] if len(budgets) == 1 else None,
-        "state": run.state,
-        "reason": read_json(failed)["reason"] if failed.is_file() else None,
-        "loss_curve": [[row["tokens"], row["loss"]] for row in rows[::stride]],
-        "selected": evidence.best.get(known["arm"]) == known["learning_rate"],
-    }
+    return RunRow(
+        id=known["id"],
+        arm=known["arm"],
+        learning_rate=known["learning_rate"],
+        seed=known["seed"],
+        budget=budgets[0] if len(budgets) == 1 else None,
+        state=run.state,
+        reason=read_json(failed)["reason"] if failed.is_file() else "",
+        loss_curve=[(row["tokens"], row["loss"]) for row in rows[::stride]],
+        selected=is_chosen(known, evidence),
+    )
 
 
 def _longest_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -271,57 +326,26 @@ def _longest_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r for r in rows if not r["leg"].startswith("branch") or r["step"] > fork]
 
 
-def _point(point: Point, evidence: Evidence) -> dict[str, Any]:
-    validation = point.results.get(VALIDATION)
-    metric = validation.metrics["nats_per_token"] if validation else None
-    return {
-        "run": point.run["id"],
-        "arm": point.arm,
-        "learning_rate": point.learning_rate,
-        "seed": point.seed,
-        "budget": point.budget,
-        "tokens": point.tokens,
-        "supervised_tokens": point.supervised_tokens,
-        **({"mix": point.mix} if point.mix else {}),
-        "step": point.step,
-        "selected": evidence.best.get(point.arm) == point.learning_rate,
-        "validation_loss": {"value": metric.value, "stderr": metric.stderr, "n": validation.n}
-        if metric and validation
-        else None,
-        "scores": _scores(point.results),
-        "learning": _changes(evidence.learning, point, evidence),
-        "forgetting": {
-            **_changes(evidence.forgetting, point, evidence),
-            **_mean_change(point, evidence),
-        },
-    }
-
-
-def _changes(tasks: Sequence[str], point: Point, evidence: Evidence) -> dict[str, Any]:
+def _point(point: Point, evidence: Evidence) -> PointRow:
     changes = {}
-    for task in tasks:
+    for task in (*evidence.learning, *evidence.forgetting):
         if task in point.results and task in evidence.base:
             before, after = evidence.base[task], point.results[task]
-            found = change(before, after, leading(before))
-            changes[task] = {"change": found.value, "stderr": found.stderr}
-    return changes
-
-
-def _mean_change(point: Point, evidence: Evidence) -> dict[str, Any]:
-    """Mean of the accuracies (Biderman et al. 2024, section 3) and its change from the base."""
-    tasks = evidence.accuracies
-    if not tasks or any(t not in point.results or t not in evidence.base for t in tasks):
-        return {}
-    metrics = {task: evidence.measures[task].metric for task in tasks}
-    estimates = [change(evidence.base[t], point.results[t], metrics[t]) for t in tasks]
-    moved = mean_of_tasks(estimates)
-    values = [point.results[t].metrics[metrics[t]].value for t in tasks]
-    value = sum(values) / len(values)
-    interval = mean_interval(
-        {t: [evidence.base[t]] for t in tasks}, {t: [point.results[t]] for t in tasks}
+            changes[task] = change(before, after, leading(before))
+    return PointRow(
+        run=point.run["id"],
+        arm=point.arm,
+        learning_rate=point.learning_rate,
+        seed=point.seed,
+        budget=point.budget,
+        tokens=point.tokens,
+        supervised_tokens=point.supervised_tokens,
+        mix=point.mix,
+        step=point.step,
+        selected=is_chosen(point.run, evidence),
+        scores=_scores(point.results, evidence),
+        changes=_with_mean(changes, evidence),
     )
-    found = {"value": value, "change": moved.value, "stderr": moved.stderr}
-    return {"mean": {**found, "interval": asdict(interval)}}
 
 
 def mean_interval(

@@ -9,85 +9,120 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from laura.errors import RecipeError, StoreError, first_line
+from laura.errors import RecipeError, StoreError, UsageError, first_line
 from laura.recipe import Recipe
-from laura.store import SeriesStore, StudyStore, read_json, write_json
+from laura.results.schema import (
+    ANALYSIS_FILE,
+    CLAIMS_FILE,
+    Analysis,
+    Claim,
+    ClaimRow,
+    Estimated,
+    JudgedSetting,
+    Judgement,
+    Verdict,
+    read_optional,
+    write_file,
+)
+from laura.store import SeriesStore, StudyStore
 from laura.study.claims.settings import Setting
 from laura.study.claims.table import CLAIMS
 from laura.study.claims.verdicts import TOO_THIN, holm
-from laura.study.effects import ALPHA, LEVEL, MIN_ITEMS, MIN_SEEDS
+from laura.study.effects import ALPHA, Effect
 from laura.study.summary import Evidence, gather
-
-CLAIMS_FILE, ANALYSIS_FILE = "claims.json", "analysis.json"
-# What the claims read of each entry of analysis.json.
-_NEEDED = {
-    "matched": ("arms", "level", "difference", "interval", "seeds", "n"),
-    "diversity": ("extra", "arm", "seed", "learning_rate", "budget", "samples", "distinct"),
-    "diversity_differences": ("extra", "arms", "measure", "budget", "stderr"),
-    "spectra": ("arm", "seed", "learning_rate", "budget", "matrices"),
-    "matrices": ("layer", "module", "shape", "rank", "noise_rank"),
-}
+from laura.study.verdict import build_verdict
 
 
-def build_claims(
-    settings: Sequence[tuple[str, Evidence, dict[str, Any] | None]], missing: Sequence[str] = ()
-) -> dict[str, Any]:
+def build_judgement(
+    settings: Sequence[tuple[str, Evidence, Analysis | None]], missing: Sequence[str] = ()
+) -> Judgement:
     """The content of `claims.json`: every claim judged over one or several settings.
 
     Args:
         settings: Name, evidence and analysis (None where there is none) of each; names
             differ.
         missing: What else there should be, in words; it comes first among the gaps.
-
-    Returns:
-        `{"format": 1, "level", "tested", "settings", "rules", "claims", "gaps"}`; nothing
-        in it depends on the time or the machine.
     """
-    read = [Setting(name, evidence, analysis or {}) for name, evidence, analysis in settings]
+    read = [
+        Setting(name, evidence, analysis.model_dump(mode="json") if analysis else {})
+        for name, evidence, analysis in settings
+    ]
     findings = [claim.look(read) for claim in CLAIMS]
     tested = [place for place, found in enumerate(findings) if found.p is not None]
     adjusted = dict(zip(tested, holm([findings[p].p or 0.0 for p in tested]), strict=True))
     rows = []
     for place, (claim, found) in enumerate(zip(CLAIMS, findings, strict=True)):
-        p = adjusted.get(place)
-        sure = p is not None and p <= ALPHA
-        effect = found.effect
+        p, effect = adjusted.get(place), found.effect
         rows.append(
-            {
-                "id": claim.id,
-                "statement": claim.statement,
-                "source": claim.source,
-                "verdict": found.verdict,
-                "reason": found.reason,
-                "effect": effect.value if effect else None,
-                "unit": found.unit,
-                "interval": list(effect.interval()) if effect else None,
-                "level": LEVEL,
-                "n": effect.n if effect else 0,
-                "seeds": effect.seeds if effect else 0,
-                "test": claim.test,
-                "p": found.p,
-                "holm": {"p": p, "verdict": found.toward if sure else TOO_THIN},
-                "evidence": found.evidence,
-            }
+            Claim(
+                id=claim.id,
+                statement=claim.statement,
+                source=claim.source,
+                question="tuned",
+                test=claim.test,
+                verdict=_verdict(found.toward if p is not None and p <= ALPHA else TOO_THIN),
+                alone=_verdict(found.verdict),
+                reason=found.reason,
+                effect=None if effect is None else _estimated(effect, found.unit),
+                p=found.p,
+                joint_p=p,
+                evidence=[_row(row) for row in found.evidence],
+            )
         )
-    return {
-        "format": 1,
-        "level": LEVEL,
-        "tested": len(tested),
-        "settings": [
-            {
-                "name": s.name,
-                "domain": s.domain,
-                "regime": s.regime,
-                "arms": [a.name for a in s.arms],
-            }
+    told = build_verdict(settings[0][1]) if len(settings) == 1 else None
+    return Judgement(
+        answer=told["headline"] if told else f"{len(settings)} settings were judged together.",
+        sentences=told["sentences"] if told else [],
+        others=told["others"] if told else [],
+        caveats=told["caveats"] if told else [],
+        tested=len(tested),
+        settings=[
+            JudgedSetting(
+                name=s.name, domain=s.domain, regime=s.regime, arms=[a.name for a in s.arms]
+            )
             for s in read
         ],
-        "rules": {"seeds": MIN_SEEDS, "items": MIN_ITEMS, "familywise": ALPHA},
-        "claims": rows,
-        "gaps": [*missing, *(gap for setting in read for gap in gaps_of(setting))],
-    }
+        claims=rows,
+        gaps=[*missing, *(gap for setting in read for gap in gaps_of(setting))],
+    )
+
+
+def _verdict(word: str) -> Verdict:
+    return "undecided" if word == TOO_THIN else word  # type: ignore[return-value]
+
+
+def _estimated(effect: Effect, unit: str) -> Estimated:
+    return Estimated(
+        value=effect.value,
+        unit=unit,
+        stderr=effect.stderr,
+        interval=effect.interval(),
+        n=effect.n,
+        seeds=effect.seeds,
+    )
+
+
+def _row(row: dict[str, Any]) -> ClaimRow:
+    effect = None
+    if row.get("value") is not None:
+        low, high = row["interval"]
+        effect = Estimated(
+            value=row["value"],
+            unit=row["unit"],
+            stderr=(high - low) / 4,
+            interval=(low, high),
+            n=row["n"],
+            seeds=row["seeds"],
+        )
+    return ClaimRow(
+        setting=row["setting"],
+        arms=row.get("arms", []),
+        what=row.get("what", ""),
+        effect=effect,
+        verdict=_verdict(row.get("verdict", TOO_THIN)),
+        decides=row.get("decides", False),
+        reason=row.get("reason", ""),
+    )
 
 
 def gaps_of(setting: Setting) -> list[str]:
@@ -110,7 +145,7 @@ def gaps_of(setting: Setting) -> list[str]:
     return gaps
 
 
-def read_study(folder: Path) -> tuple[str, Evidence, dict[str, Any] | None]:
+def read_study(folder: Path) -> tuple[str, Evidence, Analysis | None]:
     """A study folder as a setting: its name, evidence and analysis.
 
     Raises:
@@ -140,25 +175,17 @@ def is_carried_out(folder: Path) -> bool:
     return (folder / "recipe.yaml").is_file() and (folder / "study.json").is_file()
 
 
-def read_analysis(folder: Path) -> dict[str, Any] | None:
+def read_analysis(folder: Path) -> Analysis | None:
     """A study's analysis.json; None where there is none.
 
     Raises:
-        StoreError: it is damaged, or of a format that this version does not know.
+        UsageError: it is of an older format.
+        StoreError: it is damaged.
     """
-    path = folder / ANALYSIS_FILE
-    if not path.is_file():
-        return None
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("format") != 1:
-        raise StoreError(f"{path} is no analysis of format 1; delete it and run the command again")
-    fault = _analysis_fault(value)
-    if fault:
-        raise StoreError(f"{path}: {fault}; delete the file and run the command again")
-    return value
+    return read_optional(Analysis, folder / ANALYSIS_FILE)
 
 
-def write_claims(folder: Path, evidence: Evidence | None = None) -> dict[str, Any]:
+def write_claims(folder: Path, evidence: Evidence | None = None) -> Judgement:
     """Judge the claims of one study folder and write its `claims.json`.
 
     Args:
@@ -172,12 +199,12 @@ def write_claims(folder: Path, evidence: Evidence | None = None) -> dict[str, An
         setting = read_study(folder)
     else:
         setting = (evidence.recipe.name, evidence, read_analysis(folder))
-    found = build_claims([setting])
-    write_json(folder / CLAIMS_FILE, found)
+    found = build_judgement([setting])
+    write_file(folder / CLAIMS_FILE, found)
     return found
 
 
-def judge_series(folder: Path) -> dict[str, Any]:
+def judge_series(folder: Path) -> Judgement:
     """The claims over all settings of a series together, each under its name there.
 
     A setting that is damaged or not carried out is a gap, and the others are judged.
@@ -192,47 +219,22 @@ def judge_series(folder: Path) -> dict[str, Any]:
             continue
         try:
             settings.append((name, *read_study(study.folder)[1:]))
-        except (RecipeError, StoreError) as error:
+        except (RecipeError, StoreError, UsageError) as error:
             # Whoever moves the folder must find the same words.
             told = first_line(error).replace(f"{folder}/", "")
             missing.append(f"{name}: is left out, since {told}")
-    return build_claims(settings, missing)
+    return build_judgement(settings, missing)
 
 
-def write_series_claims(folder: Path) -> dict[str, Any]:
+def write_series_claims(folder: Path) -> Judgement:
     """Judge the claims of all settings of a series together and write its `claims.json`.
 
     Raises:
         StoreError: as `judge_series`, or the file cannot be written.
     """
     found = judge_series(folder)
-    write_json(folder / CLAIMS_FILE, found)
+    write_file(folder / CLAIMS_FILE, found)
     return found
-
-
-def _analysis_fault(value: dict[str, Any]) -> str:
-    """What the claims would stumble over; empty where there is nothing."""
-    tradeoff = value.get("tradeoff") or {}
-    if not isinstance(tradeoff, dict):
-        return "tradeoff is not an object"
-    parts = [("matched", tradeoff.get("matched"))]
-    parts += [(part, value.get(part)) for part in ("diversity", "diversity_differences", "spectra")]
-    for part, rows in parts:
-        fault = _rows_fault(part, rows or [])
-        if fault:
-            return fault
-    spectra = value.get("spectra") or []
-    return next(filter(None, (_rows_fault("matrices", row["matrices"]) for row in spectra)), "")
-
-
-def _rows_fault(part: str, rows: Any) -> str:
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return f"{part} is not a list of objects"
-    for row in rows:
-        missing = [key for key in _NEEDED[part] if key not in row]
-        if missing:
-            return f"an entry of {part} lacks {', '.join(missing)}"
-    return ""
 
 
 def _recipe(path: Path) -> Recipe:
