@@ -11,6 +11,7 @@ from laura.errors import UsageError
 if TYPE_CHECKING:
     from laura.doctor import Finding
     from laura.door import Desk
+    from laura.results.schema import Summary
 
 
 def task_names(text: str) -> list[str]:
@@ -69,13 +70,9 @@ def answer_training(desk: Desk, answer: dict[str, Any]) -> None:
     desk.answer({**answer, "summary": without_curves(answer["summary"])}, "\n".join(lines))
 
 
-def without_curves(summary: dict[str, Any]) -> dict[str, Any]:
+def without_curves(summary: Summary) -> dict[str, Any]:
     """The summary without the training curves, which are long and lie in summary.json."""
-    runs = [
-        {key: value for key, value in run.items() if key != "loss_curve"}
-        for run in summary.get("runs", [])
-    ]
-    return {**summary, "runs": runs}
+    return summary.model_dump(mode="json", exclude={"runs": {"__all__": {"loss_curve"}}})
 
 
 def scores_text(answer: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from laura.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from laura.results.schema import Judgement
+
 
 def claims(
     studies: Annotated[
@@ -36,18 +38,19 @@ def claims(
     """Judge the paper's statements by a study.
 
     A statement is supported when the 95 % interval of its effect, over items and seeds,
-    lies on the claimed side, contradicted when it lies on the other; with fewer than three
-    seeds or 50 items it is too thin. Several studies (code and math, instruct and
-    pretrain) answer statements that one cannot.
+    lies inside what it says, contradicted when inside its opposite, mixed when settings
+    disagree, and else undecided. Several studies (code and math, instruct and pretrain)
+    answer statements that one cannot.
 
     \b
     Example:
       laura claims studies/micro studies/micro-math
     """
     with opened(json) as desk:
-        from laura.store import SeriesStore, write_json
+        from laura.results.schema import write_file
+        from laura.store import SeriesStore
         from laura.study.claims.judgement import (
-            build_claims,
+            build_judgement,
             judge_series,
             read_study,
             write_claims,
@@ -59,43 +62,48 @@ def claims(
             found = (write_series_claims if series else write_claims)(studies[0])
         elif series and out is not None:
             found = judge_series(studies[0])
-            write_json(out, found)
+            write_file(out, found)
         else:
-            found = build_claims(_named([read_study(folder) for folder in studies], studies))
+            found = build_judgement(_named([read_study(folder) for folder in studies], studies))
             if out is not None:
-                write_json(out, found)
-        desk.answer(found, claims_table(found))
+                write_file(out, found)
+        desk.answer(found.model_dump(mode="json"), claims_table(found))
 
 
-def claims_table(found: dict[str, Any]) -> RenderableType:
+def claims_table(found: Judgement) -> RenderableType:
     """The claims with verdict, effect and interval, for a terminal."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    names = ", ".join(setting["name"] for setting in found["settings"])
+    from laura.report.formats import estimated
+    from laura.report.pages.claims import EDGE, open_words
+
+    names = ", ".join(setting.name for setting in found.settings)
     table = Table(title=Text(f"Claims, judged by {names}"), title_justify="left")
-    for heading in ("claim", "verdict", "n", "seeds", "why"):
-        table.add_column(heading, justify="right" if heading in ("n", "seeds") else "left")
-    colours = {"supported": "green", "contradicted": "red", "too thin": "dim"}
-    for claim in found["claims"]:
-        verdict = claim["verdict"]
-        # A verdict that does not hold among all that were tested is marked.
-        mark = "" if claim["holm"]["verdict"] == verdict or verdict == "too thin" else " *"
+    for heading in ("claim", "verdict", "effect", "why"):
+        table.add_column(heading)
+    colours = {"supported": "green", "contradicted": "red", "mixed": "yellow"}
+    for claim in found.claims:
+        verdict = claim.verdict + (" (edge)" if claim.edge else "")
+        why = ". ".join(part for part in (claim.reason.rstrip("."), open_words(claim)) if part)
         table.add_row(
-            Text(claim["statement"]),
-            Text(verdict + mark, style=colours[verdict]),
-            str(claim["n"] or ""),
-            str(claim["seeds"] or ""),
-            Text(claim["reason"]),
+            Text(claim.statement),
+            Text(verdict, style=colours.get(claim.verdict, "dim")),
+            Text(estimated(claim.effect) if claim.effect is not None else ""),
+            Text(why),
         )
-    notes = f"{found['tested']} of {len(found['claims'])} claims could be tested. Intervals: 95 %."
-    if any(c["verdict"] not in ("too thin", c["holm"]["verdict"]) for c in found["claims"]):
-        notes += " * not clear any more when all of them are counted (Holm, 5 %)."
-    parts: list[RenderableType] = [table, Text(notes, style="dim")]
-    if found["gaps"]:
+    notes = (
+        f"{found.tested} of {len(found.claims)} claims could be tested; verdicts count all of "
+        "them (Holm, 5 %). Intervals: 95 %."
+    )
+    if any(claim.edge for claim in found.claims):
+        notes += f" {EDGE[0].upper()}{EDGE[1:]}."
+    parts: list[RenderableType] = [Text(found.answer, style="bold"), Text(), table]
+    parts.append(Text(notes, style="dim"))
+    if found.gaps:
         parts.append(Text("\nMissing", style="bold"))
-        parts += [Text(f" - {gap}") for gap in found["gaps"]]
+        parts += [Text(f" - {gap}") for gap in found.gaps]
     return Group(*parts)
 
 

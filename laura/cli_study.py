@@ -116,8 +116,7 @@ def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
         return
     from laura.cli_claims import claims_table
     from laura.report.series import write_series_report
-    from laura.store import read_json
-    from laura.study.claims.judgement import CLAIMS_FILE
+    from laura.results.schema import CLAIMS_FILE, Judgement, read_file
 
     answers = {}
     for name, study in settings.items():
@@ -125,16 +124,16 @@ def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
             continue
         try:
             answers[name] = _drawn(desk, study.folder, form)
-        except StoreError as error:
+        except (StoreError, UsageError) as error:
             desk.progress.say(f"setting {name} is not drawn: {error}")
-    found = read_json(folder / CLAIMS_FILE)
+    judged = read_file(Judgement, folder / CLAIMS_FILE)
     page = write_series_report(folder, form)
     told = {name: value for name, (value, _) in answers.items()}
     value = {
         "series": str(folder),
         "report": str(page),
         "settings": told,
-        "claims": found["claims"],
+        "judgement": judged.model_dump(mode="json"),
     }
     if desk.as_json:
         desk.answer(value)
@@ -142,11 +141,11 @@ def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
     for name, (one, table) in answers.items():
         desk.answer(one, f"\n{name}")
         _answer(desk, one, table)
-    _answer(desk, value, claims_table(found))
+    _answer(desk, value, claims_table(judged))
 
 
 def _answer(desk: Desk, value: dict[str, Any], table: Any) -> None:
-    """Show a study: its table with the verdict, and where the report is."""
+    """Show a study: its answer with the table, and where the report is."""
     desk.answer(value, table)
     if not desk.as_json:
         desk.answer(value, f"\nReport: {value['report']}")
@@ -155,10 +154,15 @@ def _answer(desk: Desk, value: dict[str, Any], table: Any) -> None:
 def _drawn(desk: Desk, folder: Path, form: Format) -> tuple[dict[str, Any], Any]:
     """The answer on one study, whose report is drawn: for machines, and for people."""
     from laura.report.page import write_report
+    from laura.report.study import read_study
     from laura.report.tables import summary_table
-    from laura.store import StudyStore, read_json
 
     page = write_report(folder, desk.progress, form)
-    summary = read_json(StudyStore(folder).summary_file)
-    value = {"study": str(folder), "report": str(page), **without_curves(summary)}
-    return value, summary_table(summary)
+    read = read_study(folder)
+    value = {
+        "study": str(folder),
+        "report": str(page),
+        **without_curves(read.summary),
+        "judgement": None if read.judgement is None else read.judgement.model_dump(mode="json"),
+    }
+    return value, summary_table(read)

@@ -79,7 +79,11 @@ def recipe(
     lines = [
         f"  {name}: {json.dumps({'learning_rates': rates, **own})}" for name, own in arms.items()
     ]
-    replay = ", replay: [{source: base_samples, count: 9}]" if any("replay" in a for a in arms.values()) else ""
+    replay = (
+        ", replay: [{source: base_samples, count: 9}]"
+        if any("replay" in a for a in arms.values())
+        else ""
+    )
     text = RECIPE.format(
         domain=domain, regime=regime, budgets=list(budgets), arms="\n".join(lines),
         seeds=list(range(seeds)), search=search, replay=replay,

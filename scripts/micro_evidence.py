@@ -45,12 +45,12 @@ def verdict(values: list[float], sign: int) -> str:
 
 def learning(point: Point, task: str) -> float:
     """Change of a learning task against the base."""
-    return float(point["learning"][task]["change"])
+    return float(point["changes"][task]["value"])
 
 
 def forgetting(point: Point, name: str = "mean") -> float:
     """Change of a forgetting task, or of the mean of the three, against the base."""
-    return float(point["forgetting"][name]["change"])
+    return float(point["changes"][name]["value"])
 
 
 def grid_table(summary: dict[str, Any]) -> list[str]:
@@ -110,7 +110,7 @@ def matched_table(summary: dict[str, Any]) -> list[str]:
             best = max(able, key=forgetting)
             rows.append(
                 f"| {level} | {arm} | {forgetting(best):+.3f} ± "
-                f"{best['forgetting']['mean']['stderr']:.3f} | {best['learning_rate']:g} "
+                f"{best['changes']['mean']['stderr']:.3f} | {best['learning_rate']:g} "
                 f"| {best['budget']:,} |"
             )
     return rows

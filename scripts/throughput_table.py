@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from laura.report.costs import ArmCost, Costs, read_costs
+from laura.results.schema import COST_FILE, ArmCost, Costs, read_optional
 from laura.store import SeriesStore
 
 
@@ -27,7 +27,7 @@ def tables(series: Path) -> str:
     found = {
         name: costs
         for name, study in SeriesStore(series).settings().items()
-        if (costs := read_costs(study.folder)) is not None
+        if (costs := read_optional(Costs, study.folder / COST_FILE)) is not None
     }
     if not found:
         raise SystemExit(f"{series} holds no cost.json of a setting; run laura compare first")

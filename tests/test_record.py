@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from laura.errors import StoreError
-from laura.record import RECORD_FILE, Record, read_record, write_record
+from laura.results.schema import RECORD_FILE, Record, read_record, write_record
 
 VALUE: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "study": "s",
     "base": {"model": "m", "fingerprint": "abc", "parameters": 9},
     "recipe": {"name": "s", "train": {"betas": None}},
@@ -25,7 +25,7 @@ VALUE: dict[str, Any] = {
                  "interval": [0.1, 0.3], "level": 0.95, "n": 100, "seeds": 3},
     "forgetting": {"tasks": ["hellaswag"], "unit": "share", "value": 0.2, "stderr": 0.01,
                    "interval": [0.1, 0.3], "level": 0.95, "n": 100, "seeds": 3},
-    "claims": [{"id": "forgets-less", "statement": "x", "verdict": "too thin", "reason": "y"}],
+    "claims": [{"id": "forgets-less", "statement": "x", "verdict": "undecided", "reason": "y"}],
     "versions": {"torch": "2"},
     "weights": {"adapter_model.safetensors": "00"},
 }  # fmt: skip
@@ -41,22 +41,23 @@ def test_a_record_reads_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 2}, "format: Input should be 1"),
+        ({"format": 1}, "format: Input should be 2"),
         ({"learning_rate": -1.0, "surprise": 1}, r"learning_rate.*greater than 0.*surprise"),
         ({"claims": [{**VALUE["claims"][0], "verdict": "true"}]}, "claims.0.verdict"),
         ({"budget": "two"}, "budget: Input should be a valid number"),
+        ({"learning": {**VALUE["learning"], "stderr": -1.0}}, "learning.stderr: .*greater than or"),
     ],
 )
 def test_every_fault_is_told(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     (tmp_path / RECORD_FILE).write_text(json.dumps({**VALUE, **change}))
-    with pytest.raises(StoreError, match=f"(?s)no record of format 1.*{words}"):
+    with pytest.raises(StoreError, match=f"(?s)no record of format 2.*{words}"):
         read_record(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"format": 1', '{"learning": NaN}', "\xff"])
+@pytest.mark.parametrize("text", ["", "[1]", '{"format": 2', '{"learning": NaN}', "\xff"])
 def test_what_is_no_record_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / RECORD_FILE).write_bytes(text.encode("latin-1"))
-    with pytest.raises(StoreError, match="no record of format 1"):
+    with pytest.raises(StoreError, match="no record of format 2"):
         read_record(tmp_path)
 
 

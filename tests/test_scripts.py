@@ -61,11 +61,12 @@ def test_throughput_table_of_a_series(tmp_path: Path) -> None:
     store.write("t", ["batch-1", "batch-2", "batch-4"])
     for name, arms in (("batch-1", ("full", "lora")), ("batch-2", ("full",))):
         runs = [
-            {"arm": arm, "tokens_per_second": 1000 * (1 + n), "peak_memory_bytes": 2e9 / (1 + n),
-             "train_seconds": 1, "flops": 1}
+            {"id": arm, "arm": arm, "learning_rate": 1e-3, "seed": 0, "flops": 1,
+             "tokens_per_second": 1000 * (1 + n), "peak_memory_bytes": 2e9 / (1 + n),
+             "train_seconds": 1}
             for n, arm in enumerate(arms)
         ]  # fmt: skip
-        costs = {"machine": {}, "runs": runs, "evaluation_seconds": 1}
+        costs = {"format": 2, "machine": {}, "runs": runs, "evaluation_seconds": 1}
         write_json(store.setting(name).folder / "cost.json", costs)
     assert throughput_table.tables(tmp_path) == (
         "| tokens/s | batch-1 | batch-2 |\n|---|---:|---:|\n"

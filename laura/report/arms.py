@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from laura.report.reading import Arm, Summary
+from laura.results.schema import ArmRow, Summary
 
 DROPOUTS = ("attention_dropout", "residual_dropout")
 MOST_DRAWN = 4  # arms that a chart with several lines for each can hold
@@ -16,18 +16,18 @@ PLAIN = {"targets": "all", "init": "default", "lora_plus_ratio": 1, "weight_deca
 NO_VARIATION = {"rank", "alpha", "external"}
 
 
-def setting(arm: Arm, name: str) -> float:
+def setting(arm: ArmRow, name: str) -> float:
     """A setting that is a number; 0 where it is absent, null or no number."""
     value = arm.settings.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def is_regularised(arm: Arm) -> bool:
+def is_regularised(arm: ArmRow) -> bool:
     """Whether an arm of full finetuning decays its weights or drops activations."""
     return arm.method == "full" and any(setting(arm, name) for name in ("weight_decay", *DROPOUTS))
 
 
-def regulariser(arm: Arm) -> str:
+def regulariser(arm: ArmRow) -> str:
     """What holds an arm back, in words."""
     told = []
     if decay := setting(arm, "weight_decay"):
@@ -41,7 +41,7 @@ def regulariser(arm: Arm) -> str:
     return ", ".join(told) or "nothing"
 
 
-def variations(arm: Arm) -> int:
+def variations(arm: ArmRow) -> int:
     """In how many settings an arm is more than plain LoRA (alpha 2r) or plain full finetuning."""
     used = [
         name
@@ -67,7 +67,7 @@ def representatives(summary: Summary, names: Collection[str] | None = None) -> l
     arms = [arm for arm in summary.arms if names is None or arm.name in names]
     if len(arms) <= MOST_DRAWN:
         return [arm.name for arm in arms]
-    kept: list[Arm] = []
+    kept: list[ArmRow] = []
     for method in sorted({arm.method for arm in arms}, key=lambda method: method == "lora"):
         own = [arm for arm in arms if arm.method == method]
         fewest = min(map(variations, own))
@@ -78,7 +78,7 @@ def representatives(summary: Summary, names: Collection[str] | None = None) -> l
     return [arm.name for arm in arms if arm.name in chosen]
 
 
-def _evenly(arms: Sequence[Arm], most: int) -> list[Arm]:
+def _evenly(arms: Sequence[ArmRow], most: int) -> list[ArmRow]:
     """At most so many, the first and the last among them."""
     if len(arms) <= most:
         return list(arms)
@@ -104,12 +104,12 @@ def who_is_drawn(
     )
 
 
-def families(summary: Summary, *varied: str) -> dict[str, list[Arm]]:
+def families(summary: Summary, *varied: str) -> dict[str, list[ArmRow]]:
     """Arms that differ in these settings alone, under a name of what they share.
 
     Families of one are left out, and arms whose settings vary in nothing.
     """
-    found: dict[str, list[Arm]] = {}
+    found: dict[str, list[ArmRow]] = {}
     for arm in summary.arms:
         found.setdefault(_key(arm, varied), []).append(arm)
     kept = [
@@ -124,7 +124,7 @@ def families(summary: Summary, *varied: str) -> dict[str, list[Arm]]:
     return named
 
 
-def _key(arm: Arm, varied: tuple[str, ...]) -> str:
+def _key(arm: ArmRow, varied: tuple[str, ...]) -> str:
     kept = {name: value for name, value in arm.settings.items() if name not in varied}
     return json.dumps([arm.method, kept], sort_keys=True, default=str)
 
@@ -135,7 +135,7 @@ def _shared(settings: list[dict[str, Any]]) -> set[str]:
     return {name for name in first if all(other.get(name) == first[name] for other in settings)}
 
 
-def _name(arm: Arm, varied: tuple[str, ...], shared: set[str]) -> str:
+def _name(arm: ArmRow, varied: tuple[str, ...], shared: set[str]) -> str:
     told = [
         f"{name.replace('_', ' ')} {words(value)}"
         for name, value in arm.settings.items()

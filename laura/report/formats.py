@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
-from laura.report.analysis import Interval
-from laura.report.reading import Summary, Task
+from laura.results.schema import Ends, Estimated, Summary, TaskFacts
 from laura.results.statistics import Estimate
 
 ABSENT = "–"
@@ -19,6 +19,16 @@ def rate(value: float | None) -> str:
         return ABSENT
     mantissa, exponent = f"{value:e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def rates(values: Sequence[float]) -> str:
+    """The rates of several seeds: `1e-3`, or `1e-3 (2 seeds), 2e-3` where they differ."""
+    found = sorted(Counter(values).items(), key=lambda one: (-one[1], one[0]))
+    if len(found) == 1:
+        return rate(found[0][0])
+    return ", ".join(
+        rate(value) + (f" ({times} seeds)" if times > 1 else "") for value, times in found
+    )
 
 
 def count(value: float | None) -> str:
@@ -62,30 +72,83 @@ def budget(value: float | None, unit: str) -> str:
 
 def budget_of(summary: Summary, value: float | None) -> str:
     """A budget in the study's unit."""
-    return budget(value, summary.budget_unit)
+    return budget(value, summary.budget.unit)
 
 
-def unit(task: Task) -> str:
+def unit(task: TaskFacts) -> str:
     """Unit of a task's values as shown."""
     return "%" if task.is_share else task.unit
 
 
-def change_unit(task: Task) -> str:
+def change_unit(task: TaskFacts) -> str:
     """Unit of a task's changes as shown."""
-    return "percentage points" if task.is_share else task.unit
+    return "points" if task.is_share else task.unit
 
 
-def value(estimate: Estimate | None, task: Task, with_unit: bool = False) -> str:
+def value(estimate: Estimate | None, task: TaskFacts, with_unit: bool = False) -> str:
     """A score with its standard error: `41.5 ± 3.5`."""
     return _plus_minus(estimate, task, False, unit(task) if with_unit else "")
 
 
-def change(estimate: Estimate | None, task: Task, with_unit: bool = False) -> str:
+def change(estimate: Estimate | None, task: TaskFacts, with_unit: bool = False) -> str:
     """A change with its sign and standard error: `+3.1 ± 1.2`."""
     return _plus_minus(estimate, task, True, change_unit(task) if with_unit else "")
 
 
-def _plus_minus(estimate: Estimate | None, task: Task, signed: bool, ending: str) -> str:
+def gained(change_of: Estimate | None, task: TaskFacts) -> Estimate | None:
+    """A change turned so that it is above zero where the model became better."""
+    if change_of is None or task.higher_is_better:
+        return change_of
+    return Estimate(-change_of.value, change_of.stderr, change_of.n)
+
+
+def lost(change_of: Estimate | None, task: TaskFacts) -> Estimate | None:
+    """A change turned so that it is above zero where something was forgotten."""
+    found = gained(change_of, task)
+    return None if found is None else Estimate(-found.value, found.stderr, found.n)
+
+
+def moved(change_of: Estimate | None, task: TaskFacts, learnt: bool) -> str:
+    """How much was learnt, or forgotten, with its standard error: `35.5 ± 2.0`."""
+    found = gained(change_of, task) if learnt else lost(change_of, task)
+    return _plus_minus(found, task, False, "")
+
+
+def moved_words(change_of: Estimate | None, task: TaskFacts, learnt: bool) -> str:
+    """The same in words: `learnt 6.2 ± 1.2 points`, `forgot 35.5 ± 2.0 points`."""
+    if change_of is None:
+        return ABSENT
+    verb = "learnt" if learnt else "forgot"
+    return f"{verb} {moved(change_of, task, learnt)} {change_unit(task)}"
+
+
+def amount(value: float, task: TaskFacts) -> str:
+    """How much was learnt or forgotten, in the task's unit as shown: `35.5`."""
+    return f"{value * task.scale + 0.0:.{1 if task.is_share else 3}f}".replace("-", "−")
+
+
+def points(value: float, unit_of: str, with_unit: bool = True) -> str:
+    """A difference in its unit, shares in points: `+3.1 points`, `+0.0213 nats per token`."""
+    if unit_of != "share":
+        return f"{signed(value)} {unit_of if with_unit else ''}".strip()
+    text = f"{100 * value:+.1f}"
+    text = text[1:] if float(text) == 0 else text.replace("-", "−")
+    return f"{text} points" if with_unit else text
+
+
+def interval(found: Estimated) -> str:
+    """Both ends of an estimate's interval, as `points` but without the unit: `+1.0 to +5.2`."""
+    return ends(found.interval, lambda end: points(end, found.unit, with_unit=False))
+
+
+def estimated(found: Estimated) -> str:
+    """An estimate in words: `+3.1 points (+1.0 to +5.2, n = 200, 3 seeds)`."""
+    seeds_of = f"{found.seeds} seed{'' if found.seeds == 1 else 's'}"
+    told = f"{interval(found)}, n = {found.n}, {seeds_of}"
+    return f"{points(found.value, found.unit)} ({told})"
+
+
+def _plus_minus(estimate: Estimate | None, task: TaskFacts, signed: bool, ending: str) -> str:
     if estimate is None:
         return ABSENT
     shown, error = estimate.value * task.scale, estimate.stderr * task.scale
@@ -96,14 +159,14 @@ def _plus_minus(estimate: Estimate | None, task: Task, signed: bool, ending: str
     return f"{text.replace('-', '−')} {ending}".rstrip()
 
 
-def _digits(error: float, task: Task) -> int:
+def _digits(error: float, task: TaskFacts) -> int:
     """Digits after the point, so that the error has two that mean something."""
     if task.is_share:
         return 1
     return min(5, max(3, 1 - math.floor(math.log10(error)))) if error > 0 else 3
 
 
-def ends(interval: Interval | None, show: Callable[[float], str]) -> str:
+def ends(interval: Ends | None, show: Callable[[float], str]) -> str:
     """Both ends of an interval in words: `+0.1 to +0.3`, `600 or more`; empty where there is none.
 
     Args:
@@ -123,7 +186,7 @@ def signed(value: float) -> str:
     return f"{value + 0.0:+.3g}".replace("-", "−")
 
 
-def items(task: Task) -> str:
+def items(task: TaskFacts) -> str:
     """How many items a task was measured on: `n = 200 questions`."""
     return f"n = {task.n} {task.items}" if task.n else "n not recorded"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from laura.recipe_tasks import DRIFT
 from laura.report import formats
 from laura.report.groups import selected_groups
-from laura.report.reading import MEAN, Run, Summary
+from laura.results.schema import MEAN, RunRow, Summary
 
 STATE_WORDS = {
     "done": "done",
@@ -29,23 +29,25 @@ def gaps(summary: Summary) -> list[str]:
 
 def _base_gaps(summary: Summary) -> list[str]:
     # Divergence from the base is zero on the base by definition, so it need not be measured there.
-    wanted = [name for name in summary.learning + summary.forgetting if name not in DRIFT]
+    wanted = [
+        name for name in summary.measure.learning + summary.measure.forgetting if name not in DRIFT
+    ]
     return [
         f"{summary.task(name).title} was not measured on the base, so its change is unknown."
         for name in wanted
-        if summary.base(name) is None
+        if name not in summary.base.scores
     ]
 
 
 def _run_gaps(summary: Summary) -> list[str]:
-    alike: dict[tuple[str, float, str, str], list[Run]] = {}
+    alike: dict[tuple[str, float, str, str], list[RunRow]] = {}
     for run in summary.runs:
         if run.state != "done":
             alike.setdefault((run.arm, run.learning_rate, run.state, run.reason), []).append(run)
     return [_run_sentence(summary, runs) for runs in alike.values()]
 
 
-def _run_sentence(summary: Summary, runs: list[Run]) -> str:
+def _run_sentence(summary: Summary, runs: list[RunRow]) -> str:
     """Runs of one arm and rate that ended alike, in one sentence."""
     first = runs[0]
     places = "; ".join(
@@ -69,7 +71,7 @@ def _arm_gaps(summary: Summary) -> list[str]:
                 "from the comparison."
             )
             continue
-        missing = [point for point in summary.budget_points if point not in reached]
+        missing = [point for point in summary.budget.points if point not in reached]
         if missing:
             listed = " and ".join(formats.budget_of(summary, point) for point in missing)
             sentences.append(f"Arm {arm.name} was not measured at {listed}.")
@@ -78,8 +80,8 @@ def _arm_gaps(summary: Summary) -> list[str]:
 
 def _task_gaps(summary: Summary) -> list[str]:
     sentences = []
-    for name in summary.learning + summary.forgetting:
-        without = [point for point in summary.points if point.value(name) is None]
+    for name in summary.measure.learning + summary.measure.forgetting:
+        without = [point for point in summary.points if point.scores.get(name) is None]
         if not without:
             continue
         title = summary.task(name).title
@@ -94,7 +96,7 @@ def _task_gaps(summary: Summary) -> list[str]:
             more = f" and {len(without) - 3} more" if len(without) > 3 else ""
             text = f"{title} was not measured for {places}{more}."
         if name in summary.accuracies:
-            text += f" There, “{summary.task(MEAN).title}” covers the other tasks only."
+            text += f" There, “{summary.task(MEAN).title}” has no mean."
         sentences.append(text)
     return sentences
 

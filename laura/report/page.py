@@ -14,8 +14,8 @@ from laura.report.blocks import Block, ReportPage
 from laura.report.figures import DrawnChart, draw_figures, inline_svg
 from laura.report.markdown import Document, document_text
 from laura.report.pages import PAGES
-from laura.report.reading import Summary
 from laura.report.study import Study, read_study
+from laura.results.schema import Summary
 from laura.store import write_text
 
 if TYPE_CHECKING:
@@ -53,11 +53,12 @@ def write_report(study: Path, progress: Progress = SILENT, form: Format = "html"
     Raises:
         StoreError: no study folder, no summary.json, a damaged one, or the
             folder cannot be written.
+        UsageError: summary.json is of an older format.
     """
     read = read_study(study)
     charts = draw_figures(read, study, progress)
     pages, absent = lay_out(read, PAGES)
-    name, headline = read.summary.name, read.summary.verdict.headline
+    name, headline = read.summary.name, read.answer
     facts, footer = _facts(read.summary), _footer(read.summary)
     if form == "md":
         target = study / "report.md"
@@ -149,18 +150,18 @@ def _bundle() -> Markup:
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
-    base = summary.base_model
-    if summary.base_parameters:
-        base += f" ({formats.count(summary.base_parameters)} parameters)"
-    budgets = ", ".join(formats.budget_of(summary, point) for point in summary.budget_points)
+    base = summary.base.model
+    if summary.base.parameters:
+        base += f" ({formats.count(summary.base.parameters)} parameters)"
+    budgets = ", ".join(formats.budget_of(summary, point) for point in summary.budget.points)
     found = [("base", base), ("domain", summary.domain), ("regime", summary.regime)]
-    found += [("budgets" if len(summary.budget_points) > 1 else "budget", budgets)]
+    found += [("budgets" if len(summary.budget.points) > 1 else "budget", budgets)]
     found += [("arms", str(len(summary.arms))), ("runs", str(len(summary.runs)))]
     return [(name, value) for name, value in found if value]
 
 
 def _footer(summary: Summary) -> str:
-    mark = f"; base fingerprint {summary.base_fingerprint[:16]}" if summary.base_fingerprint else ""
+    mark = f"; base fingerprint {summary.base.fingerprint[:16]}" if summary.base.fingerprint else ""
     return (
         f"Written by Laura {summary.laura}{mark}; figures as SVG and PNG lie in the folder "
         "figures beside this file."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from laura import __version__
-from laura.errors import StoreError
+from laura.errors import StoreError, UsageError
 from laura.report import formats
 from laura.report.blocks import (
     Block,
@@ -19,13 +20,13 @@ from laura.report.blocks import (
     Still,
     Table,
 )
-from laura.report.claims import VERDICTS, Claim, read_claims, read_gaps
 from laura.report.figures import FIGURES
 from laura.report.markdown import Document, document_text
 from laura.report.page import Format, Laid, render
 from laura.report.pages.claims import claims_blocks, counted
-from laura.report.reading import Summary, read_summary
+from laura.report.study import read_summary
 from laura.report.tables import lines, measured
+from laura.results.schema import CLAIMS_FILE, VERDICTS, Judgement, Summary, read_optional
 from laura.store import SeriesStore, StudyStore, disk_faults, read_json, write_text
 
 FIGURE = "tradeoff"
@@ -52,14 +53,16 @@ def write_series_report(folder: Path, form: Format = "html") -> Path:
         raise StoreError(f"{folder} holds no series (series.json); give `laura compare` again")
     name = str(read_json(store.file).get("name", folder.name))
     faults: list[str] = []
-    found = _summaries(settings, faults)
-    claims = _claims(folder, found, faults)
-    pages = [Laid("overview", "Settings", _index(folder, found, faults, form))]
+    found = _settings(settings, faults)
+    judged = _judgement(folder, found, faults)
+    claims = judged.claims if judged else []
+    pages = [Laid("overview", "Settings", _index(folder, found, judged, faults, form))]
     if claims:
         pages.append(Laid("claims", "Claims", claims_blocks(claims)))
-    headline, footer = _headline(claims, found), f"Written by Laura {__version__}."
+    headline = judged.answer if judged else f"{len(found)} settings; each has an answer of its own"
+    footer = f"Written by Laura {__version__}."
     facts = [("settings", str(len(settings)))]
-    facts += [("runs", str(sum(len(summary.runs) for summary in found.values())))]
+    facts += [("runs", str(sum(len(one.summary.runs) for one in found.values())))]
     absent = [] if claims else [("Claims", "they were not judged; `laura report` does it")]
     target = folder / f"report.{form}"
     if form == "md":
@@ -80,73 +83,108 @@ def write_series_report(folder: Path, form: Format = "html") -> Path:
     return target
 
 
-def _summaries(settings: dict[str, StudyStore], faults: list[str]) -> dict[str, Summary]:
-    """The summary of each setting that has a whole one."""
+@dataclass(frozen=True)
+class _Setting:
+    """A study of the series: what was run, and what it concludes alone."""
+
+    summary: Summary
+    answer: str
+
+
+def _settings(settings: dict[str, StudyStore], faults: list[str]) -> dict[str, _Setting]:
+    """Each setting that has a whole summary."""
     found = {}
     for name, study in settings.items():
         if not study.summary_file.is_file():
             faults.append(f"Setting {name} was not carried out yet.")
             continue
         try:
-            found[name] = read_summary(study.folder)
-        except StoreError as error:
+            summary = read_summary(study.folder)
+        except (StoreError, UsageError) as error:
             faults.append(f"Setting {name} is not shown: {error}.")
+            continue
+        try:
+            judged = read_optional(Judgement, study.folder / CLAIMS_FILE)
+        except (StoreError, UsageError) as error:
+            faults.append(f"Setting {name} has no answer: {error}.")
+            judged = None
+        found[name] = _Setting(summary, judged.answer if judged else "It was not judged.")
     return found
 
 
-def _claims(folder: Path, found: dict[str, Summary], faults: list[str]) -> list[Claim]:
+def _judgement(folder: Path, found: dict[str, _Setting], faults: list[str]) -> Judgement | None:
     try:
-        claims = read_claims(folder)
-        # Of the other settings it is told already that they are not there.
-        gaps = [gap for gap in read_gaps(folder) if gap.partition(": ")[0] in found]
-        faults += [f"In the claims, setting {gap}." for gap in gaps]
-        return claims
-    except StoreError as error:
+        judged = read_optional(Judgement, folder / CLAIMS_FILE)
+    except (StoreError, UsageError) as error:
         faults.append(f"Claims are not shown: {error}.")
-        return []
+        return None
+    if judged is not None:
+        # Of the settings judged their own reports tell; of those not here it is told already.
+        told = tuple(f"{setting.name}: " for setting in judged.settings)
+        gaps = [gap for gap in judged.gaps if not gap.startswith(told)]
+        gaps = [gap for gap in gaps if gap.partition(": ")[0] in found]
+        faults += [f"In the claims, setting {gap}." for gap in gaps]
+    return judged
 
 
-def _headline(claims: list[Claim], found: dict[str, Summary]) -> str:
-    if not claims:
-        return f"{len(found)} settings; each has a verdict of its own"
-    told = counted(claims)
-    listed = ", ".join(f"{told[verdict]} {verdict}" for verdict in VERDICTS)
-    return f"Of {len(claims)} claims over {len(found)} settings: {listed}"
+def _in_short(judged: Judgement) -> list[Block]:
+    """What the settings say together."""
+    told = counted(judged.claims)
+    listed = ", ".join(f"{told[verdict]} {verdict}" for verdict in VERDICTS if told[verdict])
+    found: list[Block] = [Prose(sentence) for sentence in judged.sentences]
+    if judged.claims:
+        found.append(Prose(f"Of {len(judged.claims)} claims over all settings: {listed}."))
+    if judged.caveats:
+        found.append(Notice("Caveats", judged.caveats))
+    return found
 
 
-def _index(folder: Path, found: dict[str, Summary], faults: list[str], form: Format) -> list[Block]:
+def _index(
+    folder: Path,
+    found: dict[str, _Setting],
+    judged: Judgement | None,
+    faults: list[str],
+    form: Format,
+) -> list[Block]:
     columns = [
         Column("setting"),
         Column("domain"),
         Column("regime"),
         Column("runs done", numeric=True),
-        Column("verdict", wide=True),
+        Column("answer", wide=True),
     ]
     rows = [
         [
             Cell(name),
-            Cell(summary.domain),
-            Cell(summary.regime),
-            Cell(f"{sum(run.state == 'done' for run in summary.runs)} of {len(summary.runs)}"),
-            Cell(summary.verdict.headline),
+            Cell(one.summary.domain),
+            Cell(one.summary.regime),
+            Cell(_done(one.summary)),
+            Cell(one.answer),
         ]
-        for name, summary in found.items()
+        for name, one in found.items()
     ]
-    blocks: list[Block] = [Table("settings-table", "Settings and their verdicts", columns, rows)]
+    blocks = _in_short(judged) if judged else []
+    blocks.append(Table("settings-table", "Settings and their answers", columns, rows))
     if faults:
         blocks.append(Notice("What is missing", faults, warns=True))
-    for place, (name, summary) in enumerate(found.items()):
-        blocks += _setting(folder, name, summary, place, form)
+    for place, (name, one) in enumerate(found.items()):
+        blocks += _setting_blocks(folder, name, one, place, form)
     return blocks
 
 
-def _setting(folder: Path, name: str, summary: Summary, place: int, form: Format) -> list[Block]:
+def _done(summary: Summary) -> str:
+    return f"{sum(run.state == 'done' for run in summary.runs)} of {len(summary.runs)}"
+
+
+def _setting_blocks(
+    folder: Path, name: str, one: _Setting, place: int, form: Format
+) -> list[Block]:
     place_of = f"settings/{quote(name)}"
     study = SeriesStore(folder).setting(name).folder
     blocks: list[Block] = [
         Heading(name, f"setting-{place}"),
-        Prose(summary.verdict.headline),
-        _scores(summary, place),
+        Prose(one.answer),
+        _scores(one.summary, place),
     ]
     picture = study / FIGURES / f"{FIGURE}.svg"
     if picture.is_file():
@@ -170,7 +208,11 @@ def _scores(summary: Summary, place: int) -> Table:
     last = {line.arm: line for line in lines(summary, tasks)}
     columns = [Column("arm"), Column("rate", numeric=True), Column("budget", numeric=True)]
     columns += [
-        Column(f"{tasks[at].short_title}, {formats.unit(tasks[at])}", "change", numeric=True)
+        Column(
+            f"{tasks[at].short_title}, {formats.unit(tasks[at])}",
+            "learnt" if tasks[at].name in summary.measure.learning else "forgot",
+            numeric=True,
+        )
         for at in wanted
     ]
     rows = [
@@ -178,7 +220,7 @@ def _scores(summary: Summary, place: int) -> Table:
             Cell(line.arm),
             Cell(line.rate),
             Cell(line.budget),
-            *(Cell(line.cells[at].value, line.cells[at].change if line.runs else "")
+            *(Cell(line.cells[at].value, line.cells[at].moved if line.runs else "")
               for at in wanted),
         ]
         for line in last.values()

@@ -12,9 +12,9 @@ from pathlib import Path
 from laura.errors import UsageError
 from laura.report import formats
 from laura.report.measured import BASE, Measured
-from laura.report.reading import Summary
 from laura.report.sample_text import Block, Page, page
 from laura.report.samples import Samples, Selection, Wish, select, stream
+from laura.results.schema import Summary
 from laura.results.task_result import samples_file
 from laura.store import StudyStore
 
@@ -50,11 +50,11 @@ def read_examples(folder: Path, summary: Summary) -> list[Examples]:
     """
     store = StudyStore(folder)
     found: list[Examples] = []
-    for task in dict.fromkeys([*summary.learning, *summary.forgetting]):
+    for task in dict.fromkeys([*summary.measure.learning, *summary.measure.forgetting]):
         base = store.base_evaluation(task)
         if len(found) == MOST_TASKS or not _is_kept(base):
             continue
-        models = [Measured(BASE, summary.base_model, base), *_arms(store, summary, task)]
+        models = [Measured(BASE, summary.base.model, base), *_arms(store, summary, task)]
         if len(models) > 1:
             found.append(_examples(summary.task(task).title, task, models))
     return found

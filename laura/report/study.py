@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from laura.errors import StoreError, UsageError
-from laura.report.analysis import Analysis, read_analysis
-from laura.report.claims import Claim, Recommendation, read_claims, read_recommendation
-from laura.report.costs import Costs, read_costs
 from laura.report.gaps import gaps
-from laura.report.reading import Summary, read_summary
 from laura.report.side_by_side import Examples, read_examples
+from laura.results.schema import (
+    ANALYSIS_FILE,
+    CLAIMS_FILE,
+    COST_FILE,
+    RECOMMENDATION_FILE,
+    SUMMARY_FILE,
+    Analysis,
+    Costs,
+    Judgement,
+    Recommendation,
+    Summary,
+    read_file,
+    read_optional,
+)
 from laura.store import disk_faults
 
 T = TypeVar("T")
@@ -29,7 +39,7 @@ class Study:
 
     summary: Summary
     analysis: Analysis = field(default_factory=Analysis)
-    claims: list[Claim] = field(default_factory=list)
+    judgement: Judgement | None = None
     recommendation: Recommendation | None = None
     costs: Costs | None = None
     examples: list[Examples] = field(default_factory=list)
@@ -37,16 +47,42 @@ class Study:
     faults: list[str] = field(default_factory=list)
 
     @property
+    def answer(self) -> str:
+        """The first line of every output: what was found and what to do."""
+        if self.judgement is None:
+            return "This study was not judged; `laura claims STUDY` does it."
+        return self.judgement.answer
+
+    @property
     def gaps(self) -> list[str]:
         """What is missing, in words."""
         return [*gaps(self.summary), *self.faults]
+
+
+def read_summary(study: Path) -> Summary:
+    """Read and check STUDY/summary.json.
+
+    Raises:
+        StoreError: no such folder, no summary.json (with what to do), or a damaged one
+            (with every fault).
+        UsageError: it is of an older format.
+    """
+    if not study.is_dir():
+        raise StoreError(f"{study} is not a folder; give the folder of a study, as in studies/NAME")
+    file = study / SUMMARY_FILE
+    if not file.is_file():
+        raise StoreError(
+            f"{study} has no summary.json, so there is nothing to report yet; finish the study "
+            "with `laura compare RECIPE` (it continues where it stopped), then report again"
+        )
+    return read_file(Summary, file)
 
 
 def read_study(folder: Path) -> Study:
     """Read a study folder; what is damaged beside the summary becomes a sentence.
 
     Raises:
-        StoreError: no folder, no summary.json, or a damaged one.
+        StoreError, UsageError: as `read_summary`.
     """
     summary = read_summary(folder)
     faults: list[str] = []
@@ -60,10 +96,15 @@ def read_study(folder: Path) -> Study:
 
     return Study(
         summary,
-        extra("Analyses", read_analysis, Analysis()),
-        extra("Claims", read_claims, []),
-        extra("Recommendations", read_recommendation, None),
-        extra("Costs", read_costs, None),
+        extra("Analyses", lambda at: read_optional(Analysis, at / ANALYSIS_FILE), None)
+        or Analysis(),
+        extra("Claims", lambda at: read_optional(Judgement, at / CLAIMS_FILE), None),
+        extra(
+            "Recommendations",
+            lambda at: read_optional(Recommendation, at / RECOMMENDATION_FILE),
+            None,
+        ),
+        extra("Costs", lambda at: read_optional(Costs, at / COST_FILE), None),
         extra("Samples", lambda place: read_examples(place, summary), []),
         _recipe(folder),
         faults,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from laura.report import formats
-from laura.report.gaps import gaps
 from laura.report.groups import Group, selected_groups
-from laura.report.reading import MEAN, Summary, Task, parse_summary
+from laura.report.study import Study
+from laura.results.schema import MEAN, Summary, TaskFacts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,10 +19,10 @@ BASE_NAME = "base"
 
 @dataclass(frozen=True)
 class Cell:
-    """A score and its change from the base, both as text."""
+    """A score, and what was learnt or forgotten against the base (positive), both as text."""
 
     value: str
-    change: str
+    moved: str
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,22 @@ class Line:
     runs: tuple[str, ...] = ()
 
 
-def measured(summary: Summary) -> list[Task]:
+def measured(summary: Summary) -> list[TaskFacts]:
     """What the table has a column for: learning tasks, then measures of forgetting."""
-    return [summary.task(name) for name in (*summary.learning, *summary.forgetting_measures)]
+    return [
+        summary.task(name) for name in (*summary.measure.learning, *summary.forgetting_measures)
+    ]
 
 
-def lines(summary: Summary, tasks: list[Task]) -> list[Line]:
+def lines(summary: Summary, tasks: list[TaskFacts]) -> list[Line]:
     """The base, then every arm at its best rate, one line a budget; arms without one as a gap."""
     absent = formats.ABSENT
-    base = [Cell(formats.value(summary.base(task.name), task), absent) for task in tasks]
+    base = [Cell(formats.value(summary.base.scores.get(task.name), task), absent) for task in tasks]
     found = [Line(BASE_NAME, absent, absent, absent, base)]
     by_arm: dict[str, list[Group]] = {arm.name: [] for arm in summary.arms}
     for group in selected_groups(summary):
         by_arm.setdefault(group.arm, []).append(group)
-    edges = {arm.name for arm in summary.arms if arm.best_at_edge}
+    edges = {arm.name for arm in summary.arms if arm.edge}
     for arm, arm_groups in by_arm.items():
         if not arm_groups:
             found.append(Line(arm, absent, absent, "0", [Cell(absent, absent)] * len(tasks)))
@@ -68,17 +71,18 @@ def lines(summary: Summary, tasks: list[Task]) -> list[Line]:
     return found
 
 
-def _line(group: Group, tasks: list[Task], at_edge: bool) -> Line:
+def _line(group: Group, tasks: list[TaskFacts], at_edge: bool) -> Line:
+    learning = group.summary.measure.learning
     cells = [
         Cell(
             formats.value(group.value(task.name), task),
-            formats.change(group.change(task.name), task),
+            formats.moved(group.change(task.name), task, task.name in learning),
         )
         for task in tasks
     ]
     return Line(
         arm=group.arm,
-        rate=formats.rate(group.learning_rate),
+        rate=group.rate,
         budget=formats.budget_of(group.summary, group.budget),
         seeds=str(len(group.seeds)),
         cells=cells,
@@ -89,56 +93,67 @@ def _line(group: Group, tasks: list[Task], at_edge: bool) -> Line:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the short table; `change` says which half of the cell it shows."""
+    """A column of the short table; `moved` says which half of the cell it shows."""
 
     heading: str
     place: int
-    change: bool
+    moved: bool
 
     def text(self, line: Line) -> str:
         cell = line.cells[self.place]
-        return cell.change if self.change else cell.value
+        return cell.moved if self.moved else cell.value
 
 
-def _short_columns(summary: Summary, tasks: list[Task]) -> list[_Column]:
-    """What fits a terminal: the leading task, the mean's change, losses and the like."""
+def _short_columns(summary: Summary, tasks: list[TaskFacts]) -> list[_Column]:
+    """What fits a terminal: the leading task, what was forgotten, losses and the like."""
     found = []
     for place, task in enumerate(tasks):
         unit = "points" if task.is_share else "nats" if "nats" in task.unit else task.unit
         if task.name == summary.primary:
             found.append(_Column(f"{task.short_title} ({formats.unit(task)})", place, False))
-            found.append(_Column(f"change ({unit})", place, True))
+            found.append(_Column(f"learnt ({unit})", place, True))
         elif task.name == MEAN:
-            found.append(_Column(f"forgetting mean, change ({unit})", place, True))
+            found.append(_Column(f"forgot ({unit})", place, True))
         elif task.name in summary.forgetting_measures:
             unit = "%" if task.is_share else unit
             found.append(_Column(f"{task.short_title} ({unit})", place, False))
     return found
 
 
-def summary_table(summary: dict[str, Any]) -> RenderableType:
-    """The verdict and the arms at their best rate, for a terminal.
-
-    Args:
-        summary: The value of summary.json.
-
-    Raises:
-        StoreError: the summary is damaged.
-    """
+def summary_table(study: Study) -> RenderableType:
+    """The answer and the arms at their best rate, for a terminal."""
     from rich.console import Group as Stack
+    from rich.text import Text
+
+    judged = study.judgement
+    parts: list[RenderableType] = [Text(study.answer, style="bold"), Text()]
+    parts += [*_arms_table(study.summary), Text()]
+    if judged is not None:
+        parts += [Text(sentence) for sentence in judged.sentences]
+        if judged.others:
+            parts.append(Text("The report tells of the other arms, one by one.", style="dim"))
+    for heading, sentences in (
+        ("Caveats", judged.caveats if judged else []),
+        ("Missing", study.gaps),
+    ):
+        if sentences:
+            parts += [Text(f"\n{heading}", style="bold"), _listing(sentences)]
+    return Stack(*parts)
+
+
+def _arms_table(summary: Summary) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    read = parse_summary(summary)
-    tasks = measured(read)
-    shown = _short_columns(read, tasks)
-    title = Text(f"{read.name}: arms at their best learning rate")
+    tasks = measured(summary)
+    shown = _short_columns(summary, tasks)
+    title = Text(f"{summary.name}: arms at their best learning rate")
     table = Table(title=title, title_justify="left")
     for heading in ("arm", "rate", "budget", "seeds"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for column in shown:
         table.add_column(Text(column.heading), justify="right")
-    all_lines = lines(read, tasks)
+    all_lines = lines(summary, tasks)
     for line in all_lines:
         rate = f"{line.rate} *" if line.at_edge else line.rate
         # Text, not str: a name may hold what rich would take for markup.
@@ -147,39 +162,29 @@ def summary_table(summary: dict[str, Any]) -> RenderableType:
     notes = ["± is one standard error."]
     if any(line.at_edge for line in all_lines):
         notes.append("* best rate at the end of the range tried: try further out.")
-    verdict = read.verdict
-    parts: list[RenderableType] = [table, Text(" ".join(notes), style="dim"), Text()]
-    parts.append(Text(verdict.headline, style="bold"))
-    parts += [Text(sentence) for sentence in verdict.sentences]
-    if verdict.others:
-        parts.append(Text("The report tells of the other arms, one by one.", style="dim"))
-    for heading, sentences in (("Caveats", verdict.caveats), ("Missing", gaps(read))):
-        if sentences:
-            parts.append(Text(f"\n{heading}", style="bold"))
-            listing = Table.grid(padding=(0, 1))
-            for sentence in sentences:
-                listing.add_row(" -", Text(sentence))
-            parts.append(listing)
-    return Stack(*parts)
+    return [table, Text(" ".join(notes), style="dim")]
 
 
-def markdown_table(summary: dict[str, Any]) -> str:
-    """The same table as Markdown, for a README.
+def _listing(sentences: Sequence[str]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
 
-    Args:
-        summary: The value of summary.json.
+    listing = Table.grid(padding=(0, 1))
+    for sentence in sentences:
+        listing.add_row(" -", Text(sentence))
+    return listing
+
+
+def markdown_table(summary: Summary) -> str:
+    """The arms at their best rate as Markdown, for a README.
 
     Returns:
         Lines of a pipe table, with a closing newline.
-
-    Raises:
-        StoreError: the summary is damaged.
     """
-    read = parse_summary(summary)
-    tasks = measured(read)
-    shown = _short_columns(read, tasks)
+    tasks = measured(summary)
+    shown = _short_columns(summary, tasks)
     rows = [["arm", "learning rate", "budget", "seeds", *(column.heading for column in shown)]]
-    for line in lines(read, tasks):
+    for line in lines(summary, tasks):
         scores = [column.text(line) for column in shown]
         rows.append([line.arm, line.rate, line.budget, line.seeds, *scores])
     heading, *body = ["| " + " | ".join(map(_cell, row)) + " |\n" for row in rows]

@@ -5,24 +5,42 @@
     claims.json          Judgement       what is concluded, in numbers and in words
     cost.json            Costs           what it took on this machine
     recommendation.json  Recommendation  which configuration to take
+    laura.json           Record          what is known of weights, beside their files
 
-Numbers are finite; forgetting is above 0 where something was forgotten.
+Numbers are finite. A *change* is tuned minus base, in the task's own unit and direction;
+*forgetting* is above 0 where something was forgotten.
 """
 
 from __future__ import annotations
 
+import math
+import re
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from laura.errors import StoreError, UsageError
-from laura.store import read_json, write_json
+from laura.results.statistics import Estimate
+from laura.store import disk_faults, read_json, write_json, write_text
 
 FORMAT = 2
 MEAN = "mean"  # of the accuracies among the forgetting tasks
 CLAIMS_FILE, ANALYSIS_FILE, COST_FILE = "claims.json", "analysis.json", "cost.json"
 RECOMMENDATION_FILE, SUMMARY_FILE = "recommendation.json", "summary.json"
+RECORD_FILE = "laura.json"
+DECIMALS = 12
+ENERGY = "90"  # per cent of the sum of squares that a rank keeps (Biderman et al. 2024, section 5)
 
 Ends = tuple[FiniteFloat | None, FiniteFloat | None]
 """Both ends of an interval; None where it is open."""
@@ -34,7 +52,584 @@ VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "mixed", "suggeste
 class File(BaseModel):
     """A part of a study's file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _sane(found: Estimate) -> Estimate:
+    if found.stderr < 0 or found.n < 0:
+        raise ValueError(f"stderr {found.stderr:g} and n {found.n} must not be below 0")
+    return found
+
+
+Measurement = Annotated[Estimate, AfterValidator(_sane)]
+"""A measured number, {"value", "stderr", "n"}, checked as it is read."""
+
+Rounded = Annotated[float, AfterValidator(lambda value: round(value, DECIMALS) + 0.0)]
+"""Without the last digits, in which matrix products differ between machines."""
+
+Count = Annotated[int, Field(ge=0)]
+
+Amount = int | float
+"""Tokens, which are whole, or epochs."""
+
+
+# ----- summary.json -----
+
+
+class BaseIdentity(File):
+    """The model that was adapted; `fingerprint` is a hash of its weights."""
+
+    model: str = Field(min_length=1)
+    fingerprint: str = Field(min_length=1)
+    parameters: Count | None = None
+
+
+class ScoredBase(BaseIdentity):
+    """The base and its score on every task, and on `mean`."""
+
+    scores: dict[str, Measurement] = {}
+
+
+class MeasuredTasks(File):
+    """Names of what is measured; the first learning task leads."""
+
+    learning: list[str]
+    forgetting: list[str]
+
+
+class TaskFacts(File):
+    """One thing that is measured.
+
+    Attributes:
+        name: Key among scores and changes: a task, `mean`, or `validation_loss`.
+        title: What a reader calls it, such as "GSM8K, strict match".
+        metric: The metric that leads.
+        unit: `share`, `nats per token`, `nats per byte`, or `score` for any other mean.
+        higher_is_better: Direction of goodness.
+        n: Items (questions or documents); 0 where none was measured.
+    """
+
+    name: str
+    title: str
+    metric: str = ""
+    unit: str
+    higher_is_better: bool
+    n: Count = 0
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values are shares in [0, 1], shown as per cent and in points."""
+        return self.unit == "share"
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it is a share of what is right, which can be averaged with others."""
+        return self.is_share and self.higher_is_better
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied with to be shown."""
+        return 100.0 if self.is_share else 1.0
+
+    @property
+    def short_title(self) -> str:
+        """The title up to its first comma or colon."""
+        return re.split("[,:]", self.title)[0].strip()
+
+    @property
+    def items(self) -> str:
+        """What is counted by n, in words."""
+        return "questions" if self.is_share else "documents" if "nats" in self.unit else "items"
+
+
+class BudgetPoints(File):
+    """How long was trained; `mode` is `hot` or `separate`."""
+
+    unit: Literal["tokens", "epochs"]
+    points: list[Amount]
+    mode: str = ""
+
+
+class ArmRow(File):
+    """One way of adapting the base.
+
+    Attributes:
+        rates: Learning rates that were run, or are to be, rising.
+        best: Seed to the best rate among those run with it; seeds without one are missing.
+        edge: At which end of its rates a best one lies: "", `low`, `high` or `both`.
+    """
+
+    name: str
+    method: str
+    settings: dict[str, Any] = {}
+    trainable_parameters: Count | None = None
+    rates: list[float] = []
+    best: dict[int, float] = {}
+    edge: Literal["", "low", "high", "both"] = ""
+
+
+class TrialRow(File):
+    """An arm at one rate with the first seed; higher `value` is better."""
+
+    arm: str
+    learning_rate: float
+    state: str
+    value: float | None = None
+    forgetting: float | None = None
+    allowed: bool | None = None
+
+
+class FamilyTable(File):
+    """What was tried of one family of arms, and what not."""
+
+    name: str
+    arms: list[str]
+    space: dict[str, Any]
+    tried: list[TrialRow]
+    best: TrialRow | None = None
+    untried: list[str] = []
+
+
+class SearchTable(File):
+    """How rates were searched for; absent for plain lists of rates."""
+
+    sampler: str
+    objective: str
+    pruner: str
+    max_forgetting: float | None = None
+    trials: int | None = None
+    families: list[FamilyTable] = []
+
+
+class RunRow(File):
+    """One training.
+
+    Attributes:
+        budget: None where the run passes several.
+        reason: Why it ended as it did, where that is known.
+        loss_curve: (tokens, nats per supervised token).
+        selected: Whether its rate is the best of its arm with its seed.
+    """
+
+    id: str
+    arm: str
+    learning_rate: float
+    seed: int
+    budget: Amount | None = None
+    state: Literal["done", "diverged", "failed", "pruned", "open"]
+    reason: str = ""
+    loss_curve: list[tuple[Amount, float]] = []
+    selected: bool = False
+
+
+class PointRow(File):
+    """One measured checkpoint of one run.
+
+    Attributes:
+        tokens, supervised_tokens: Trained on so far, and how many of them were learnt.
+        mix: What was read of target and replay; empty where nothing is replayed.
+        selected: Whether its rate is the best of its arm with its seed.
+        scores: Task to score; also `mean` where all its tasks were measured, and
+            `validation_loss`.
+        changes: Task (and `mean`) to tuned minus base, paired over items.
+    """
+
+    run: str
+    arm: str
+    learning_rate: float
+    seed: int
+    budget: Amount
+    tokens: Count
+    supervised_tokens: Count = 0
+    mix: dict[str, Any] = {}
+    step: Count
+    selected: bool = False
+    scores: dict[str, Measurement] = {}
+    changes: dict[str, Measurement] = {}
+
+
+class Summary(File):
+    """What was run and measured, without a conclusion."""
+
+    format: Literal[2] = 2
+    name: str
+    domain: str = ""
+    regime: str = ""
+    laura: str = ""
+    base: ScoredBase
+    measure: MeasuredTasks
+    tasks: dict[str, TaskFacts]
+    budget: BudgetPoints
+    arms: list[ArmRow]
+    search: SearchTable | None = None
+    runs: list[RunRow]
+    points: list[PointRow]
+
+    @model_validator(mode="after")
+    def _knows_its_tasks(self) -> Self:
+        used = {*self.measure.learning, *self.measure.forgetting, *self.base.scores}
+        for point in self.points:
+            used |= {*point.scores, *point.changes}
+        if unknown := sorted(used - self.tasks.keys()):
+            raise ValueError(f"tasks lacks {', '.join(unknown)}, of which there are scores")
+        return self
+
+    @property
+    def primary(self) -> str | None:
+        """The learning task that leads."""
+        return self.measure.learning[0] if self.measure.learning else None
+
+    @property
+    def accuracies(self) -> list[str]:
+        """Forgetting tasks whose accuracies make up `mean`."""
+        return [name for name in self.measure.forgetting if self.tasks[name].is_accuracy]
+
+    @property
+    def forgetting_measures(self) -> list[str]:
+        """`mean` where there are accuracies, then all others, such as losses."""
+        accuracies = self.accuracies if MEAN in self.tasks else []
+        others = [name for name in self.measure.forgetting if name not in accuracies]
+        return ([MEAN] if accuracies else []) + others
+
+    def task(self, name: str) -> TaskFacts:
+        """What a key means; of a task that only an extra samples nothing but the name is known."""
+        plain = TaskFacts(name=name, title=name, unit="share", higher_is_better=True)
+        return self.tasks.get(name, plain)
+
+    def change(self, point: PointRow, name: str) -> Estimate | None:
+        """Tuned minus base in the task's own unit; None where one was not measured.
+
+        The paired change where it is given. Otherwise, as where the items differ, the plain
+        difference with the two standard errors added in squares, which is too large rather
+        than too small.
+        """
+        if name in point.changes:
+            return point.changes[name]
+        tuned, base = point.scores.get(name), self.base.scores.get(name)
+        if tuned is None or base is None:
+            return None
+        stderr = math.hypot(tuned.stderr, base.stderr)
+        return Estimate(tuned.value - base.value, stderr, min(tuned.n, base.n))
+
+
+# ----- analysis.json -----
+
+
+class FrontPoint(File):
+    """An arm at one rate and budget that nothing beats in learning and forgetting.
+
+    `learning` is what was learnt beyond the base, turned so that higher is better, and
+    `forgetting` how much worse the source scores became: means over `seeds`.
+    """
+
+    arm: str
+    learning_rate: float
+    budget: Amount
+    learning: Rounded
+    forgetting: Rounded
+    seeds: list[int]
+    runs: list[str]
+
+
+class Area(File):
+    """Share of the trade-off plane that an arm dominates, with its 95 % bootstrap interval."""
+
+    value: Rounded
+    interval: tuple[Rounded, Rounded] | None = None
+    seeds: Count = 0
+
+
+class Tradeoff(File):
+    """Learning against forgetting, over all rates and budgets of every arm."""
+
+    learning: str
+    forgetting: str
+    front: list[FrontPoint] = []
+    area: dict[str, Area] = {}
+
+
+class NeededRow(File):
+    """Budget that an arm needs to reach a level of a task; None where it never does.
+
+    Attributes:
+        level: The task's score.
+        share: Of the way from the base to the best there is.
+        at_most: The first budget was already beyond the level.
+        interval: 95 % bootstrap; an end is None where it is open.
+        reached: Share of the draws that reach it.
+        rates: Rates of the curve, each seed at its best.
+    """
+
+    arm: str
+    task: str
+    level: Rounded
+    share: Rounded
+    unit: Literal["tokens", "epochs"]
+    needed: Rounded | None
+    at_most: bool = False
+    interval: tuple[Rounded | None, Rounded | None] | None = None
+    reached: Rounded
+    rates: list[float]
+    seeds: Count
+    n: Count
+
+
+class SampledRow(File):
+    """Whose many samples of a task: arm, run and the rest are None for the base.
+
+    `extra` is the recipe's extra that drew them, `samples` how many of each prompt.
+    """
+
+    extra: str
+    task: str
+    arm: str | None = None
+    run: str | None = None
+    seed: int | None = None
+    learning_rate: float | None = None
+    budget: Amount | None = None
+    samples: Count
+    temperature: float | None = None
+
+
+class DiversityRow(SampledRow):
+    """How varied the samples of a prompt are, means over prompts; see `analysis.diversity`.
+
+    `rarefied_to` and `self_bleu_of` are the samples among which these were counted.
+    """
+
+    rarefied_to: Count = 0
+    self_bleu_of: Count = 0
+    distinct: Measurement | None = None
+    distinct_passed: Measurement | None = None
+    distinct_failed: Measurement | None = None
+    rarefied: Measurement | None = None
+    rarefied_passed: Measurement | None = None
+    rarefied_failed: Measurement | None = None
+    self_bleu: Measurement | None = None
+    answer_entropy: Measurement | None = None
+
+
+class PassAtKRow(SampledRow):
+    """pass@k by k, rising."""
+
+    at_k: dict[int, Measurement]
+
+
+class CountDifference(File):
+    """One model's count minus another's, paired by prompt; None among `arms` is the base."""
+
+    extra: str
+    task: str
+    arms: tuple[str | None, str | None]
+    budget: Amount
+    measure: str
+    difference: float
+    stderr: Annotated[float, Field(ge=0)]
+    n: Count
+    seeds: Count
+
+
+class DriftRow(File):
+    """A divergence of one checkpoint from the base."""
+
+    arm: str
+    run: str
+    seed: int
+    learning_rate: float
+    budget: Amount
+    measure: str
+    value: Measurement
+
+
+class DriftFit(File):
+    """How much of the forgetting a divergence from the base explains, over `n` checkpoints."""
+
+    measure: str
+    forgetting: str
+    r_squared: Rounded
+    n: Count
+
+
+class RunSpikes(File):
+    """Loss spikes of one run: steps that stand far above those before them.
+
+    Attributes:
+        count: How many, each a stretch of neighbouring steps.
+        worst: Largest rise above the median before it (nats); None without a spike.
+        steps: Where each begins.
+        n: Steps that were looked at, branches counted once.
+    """
+
+    run: str
+    arm: str
+    learning_rate: float
+    seed: int
+    count: Count
+    worst: Rounded | None = None
+    steps: list[int] = []
+    n: Count
+
+
+class SpectrumFacts(File):
+    """Numbers of a matrix's singular values; `rank` by percentage of the sum of squares.
+
+    None where the matrix was not finite; `values` are the singular values, where kept.
+    """
+
+    rank: dict[str, int] | None = None
+    effective_rank: float | None = None
+    stable_rank: float | None = None
+    frobenius: float | None = None
+    spectral: float | None = None
+    values: list[float] | None = None
+
+
+class MatrixSpectra(SpectrumFacts):
+    """One matrix of a tuned model: the spectrum is that of its update.
+
+    Attributes:
+        layer: None outside the layers.
+        noise_rank: Ranks of iid noise of this shape.
+        relative_frobenius: Norm of the update as a share of the base matrix's.
+        intruders: Intruder dimensions; None where they were not counted.
+    """
+
+    name: str
+    layer: int | None
+    module: str
+    shape: tuple[int, int]
+    noise_rank: dict[str, float] = {}
+    relative_frobenius: float | None = None
+    relative_spectral: float | None = None
+    base: SpectrumFacts | None = None
+    tuned: SpectrumFacts | None = None
+    intruders: Count | None = None
+
+    @property
+    def rank_kept(self) -> int | None:
+        """Directions that keep 90 % of the update's sum of squares."""
+        return None if self.rank is None else self.rank.get(ENERGY)
+
+    @property
+    def noise_kept(self) -> float | None:
+        """The same of iid noise of this shape."""
+        return self.noise_rank.get(ENERGY)
+
+    @property
+    def kept_values(self) -> dict[str, list[float]]:
+        """Kind (`base`, `tuned`, `update`) to falling singular values, where kept."""
+        kinds = {"base": self.base, "tuned": self.tuned, "update": self}
+        return {kind: own.values for kind, own in kinds.items() if own and own.values is not None}
+
+
+class CheckpointSpectra(File):
+    """The matrices of one checkpoint; `settings` say how intruders were counted."""
+
+    run: str
+    arm: str
+    seed: int
+    learning_rate: float
+    budget: Amount
+    step: Count
+    settings: dict[str, Any] = {}
+    warnings: list[str] = []
+    matrices: list[MatrixSpectra]
+
+
+class SubspaceOverlap(File):
+    """Shared share of the leading subspaces of two runs' updates of one matrix.
+
+    None where an update is zero and has no directions; `angles` are principal (radians).
+    """
+
+    runs: tuple[str, str]
+    name: str
+    layer: int | None = None
+    module: str = ""
+    k: Count
+    overlap: float | None = None
+    noise_overlap: float | None = None
+    angles: list[float] | None = None
+
+
+class Analysis(File):
+    """What scores, samples and weights say together; every part may be empty.
+
+    Intervals are 95 % percentile intervals of the bootstrap over items and, where there are
+    several, seeds; standard errors are over items.
+    """
+
+    format: Literal[2] = 2
+    tradeoff: Tradeoff | None = None
+    efficiency: list[NeededRow] = []
+    diversity: list[DiversityRow] = []
+    diversity_differences: list[CountDifference] = []
+    pass_at_k: list[PassAtKRow] = []
+    drift: list[DriftRow] = []
+    drift_fit: list[DriftFit] = []
+    spikes: list[RunSpikes] = []
+    spectra: list[CheckpointSpectra] = []
+    subspaces: list[SubspaceOverlap] = []
+    gaps: list[str] = []
+
+
+# ----- cost.json -----
+
+
+class RunCost(File):
+    """What training a run took; `tokens_per_second` is the median step's.
+
+    `cohort` runs were trained in lock-step, and peak memory is that of all of them.
+    """
+
+    id: str
+    arm: str
+    learning_rate: float
+    seed: int
+    train_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: Count
+    flops: float
+    cohort: int = Field(default=1, ge=1)
+
+
+class ArmCost(File):
+    """What the runs of one arm took: sums of time and FLOPs, median speed, largest peak."""
+
+    arm: str
+    runs: Count
+    train_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: Count
+    flops: float
+
+
+class Costs(File):
+    """What a study took on this machine."""
+
+    format: Literal[2] = 2
+    machine: dict[str, Any] = {}
+    runs: list[RunCost]
+    evaluation_seconds: float | None = None
+
+    @property
+    def arms(self) -> list[ArmCost]:
+        """The runs of each arm together."""
+        by_arm: dict[str, list[RunCost]] = {}
+        for run in self.runs:
+            by_arm.setdefault(run.arm, []).append(run)
+        return [_arm_cost(arm, runs) for arm, runs in by_arm.items()]
+
+
+def _arm_cost(arm: str, runs: Sequence[RunCost]) -> ArmCost:
+    return ArmCost(
+        arm=arm,
+        runs=len(runs),
+        train_seconds=sum(run.train_seconds for run in runs),
+        tokens_per_second=statistics.median(run.tokens_per_second for run in runs),
+        peak_memory_bytes=max(run.peak_memory_bytes for run in runs),
+        flops=sum(run.flops for run in runs),
+    )
 
 
 # ----- claims.json -----
@@ -198,7 +793,139 @@ class Recommendation(File):
     adapter: str | None = None
 
 
+# ----- laura.json -----
+
+
+class TaskScores(File):
+    """One task on the base and on these weights; `change` is tuned minus base, paired."""
+
+    title: str
+    unit: str
+    higher_is_better: bool
+    base: Measurement | None
+    tuned: Measurement
+    change: Measurement | None
+
+
+class EstimatedTasks(Estimated):
+    """Learning or forgetting of a configuration over its seeds, and by which tasks.
+
+    `value` is above zero where something was learnt, or forgotten. The interval holds the
+    errors over items and seeds, at a level that allows for the choice among candidates.
+    """
+
+    tasks: list[str] = Field(min_length=1)
+
+
+class RecordedClaim(File):
+    """The verdict on one statement, as in `claims.json`."""
+
+    id: str
+    statement: str
+    verdict: Verdict
+    reason: str
+
+
+class Record(File):
+    """What is known of an adapter or checkpoint; it travels with the weights.
+
+    So whoever serves or judges them knows the base, the recipe, the scores with their
+    errors, and which of the paper's statements held there. `recipe` is the study's, with
+    every default filled in, as it was read by the version that trained; `budget` is in
+    `budget_unit`; `weights` maps each file to its SHA-256.
+    """
+
+    format: Literal[2] = 2
+    study: str
+    base: BaseIdentity
+    recipe: dict[str, Any]
+    arm: str
+    method: str
+    learning_rate: float = Field(gt=0)
+    seed: Count
+    budget: float = Field(gt=0)
+    budget_unit: Literal["tokens", "epochs"]
+    tokens: Count
+    step: Count
+    run: str
+    scores: dict[str, TaskScores]
+    learning: EstimatedTasks
+    forgetting: EstimatedTasks
+    claims: list[RecordedClaim]
+    versions: dict[str, str]
+    weights: dict[str, str]
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write `laura.json` into a folder of weights.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    write_text(folder / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
+
+
+def read_record(folder: Path) -> Record:
+    """Read and check the `laura.json` of a folder of weights.
+
+    Raises:
+        StoreError: there is none, or it is not whole; every fault is listed.
+    """
+    path = folder / RECORD_FILE
+    with disk_faults(path):
+        text = path.read_bytes()
+    return parse_record(text, path)
+
+
+def parse_record(text: bytes, path: Path) -> Record:
+    """Check the content of a `laura.json`; the path is for the message.
+
+    Raises:
+        StoreError: as `read_record`.
+    """
+    try:
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        raise StoreError(
+            f"{path} is no record of format {FORMAT} that this version can read: "
+            f"{faults_of(error)}. Write it again with `laura recommend STUDY --adapter DIR`"
+        ) from error
+
+
+# ----- reading and writing -----
+
 F = TypeVar("F", bound=File)
+
+
+def refuse_older(study: Path) -> None:
+    """Refuse a study folder whose files are of an older format, before any is written anew.
+
+    Raises:
+        UsageError: they are; the message says what makes them anew.
+        StoreError: a file is no JSON.
+    """
+    for name in (SUMMARY_FILE, ANALYSIS_FILE):
+        if (study / name).is_file():
+            _refuse_older(read_json(study / name), study / name)
+
+
+def _refuse_older(value: Any, path: Path) -> None:
+    found = value.get("format", 1) if isinstance(value, dict) else FORMAT
+    if isinstance(found, int) and found < FORMAT:
+        own = path.parent / "recipe.yaml"
+        recipe = str(own) if own.is_file() else "RECIPE"
+        raise UsageError(
+            f"{path} is of an older format; `laura compare {recipe} --out {path.parent}` makes "
+            "it anew (runs and measurements are kept)"
+        )
+
+
+def faults_of(error: ValidationError) -> str:
+    """Every fault of a file with its place, in one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}"
+        for one in error.errors(include_url=False)
+    )
 
 
 def read_file(kind: type[F], path: Path) -> F:
@@ -209,25 +936,23 @@ def read_file(kind: type[F], path: Path) -> F:
         StoreError: it is missing or damaged; every fault is named.
     """
     value = read_json(path)
-    if (
-        isinstance(value, dict)
-        and isinstance(value.get("format"), int)
-        and value["format"] < FORMAT
-    ):
-        raise UsageError(
-            f"{path} is of an older format; `laura compare {path.parent / 'recipe.yaml'} --out "
-            f"{path.parent}` makes it anew (runs and measurements are kept)"
-        )
+    _refuse_older(value, path)
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}"
-            for one in error.errors(include_url=False)
-        )
         raise StoreError(
-            f"{path} is damaged: {faults}. Delete it and give the command that wrote it again"
+            f"{path} is damaged: {faults_of(error)}. Delete it and give the command that wrote "
+            "it again"
         ) from error
+
+
+def read_optional(kind: type[F], path: Path) -> F | None:
+    """A study's file, checked; None where there is none.
+
+    Raises:
+        UsageError, StoreError: as `read_file`.
+    """
+    return read_file(kind, path) if path.is_file() else None
 
 
 def write_file(path: Path, value: File) -> None:

@@ -41,7 +41,7 @@ from laura.models.adapter_files import (
     resolved,
 )
 from laura.models.lora import LoraSettings
-from laura.record import RECORD_FILE, Record, parse_record
+from laura.results.schema import RECORD_FILE, Record, parse_record
 from laura.serve.bases import BaseFacts
 from laura.serve.engines import AdapterFiles
 from laura.serve.safe_files import Mark, OpenFolder, ReadOnce, changed, strict_json

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laura.errors import StoreError
-from laura.record import RECORD_FILE, Record, read_record
+from laura.results.schema import RECORD_FILE, Record, read_record
 from laura.store import disk_faults, file_hash
 
 

@@ -18,7 +18,7 @@ from laura.models.requests import GenerateRequest
 from laura.models.sampling import check_settings, draw_of
 from laura.models.slots import Slot
 from laura.progress import SILENT, Progress
-from laura.record import RECORD_FILE, read_record
+from laura.results.schema import RECORD_FILE, read_record
 from laura.serve.chatting import Member, Messages, Reply, Sampling
 from laura.serve.short_record import short_record
 

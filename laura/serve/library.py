@@ -17,7 +17,7 @@ from pathlib import Path
 
 from laura.errors import AdapterError, LauraError, StoreError
 from laura.models.adapter_files import CONFIG
-from laura.record import Record
+from laura.results.schema import Record
 from laura.serve.adapter_checks import Bounds, Outline, marks, outline, read_through
 from laura.serve.bases import BaseFacts
 from laura.serve.engines import AdapterFiles

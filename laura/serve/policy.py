@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from laura.errors import UsageError
-from laura.record import Record
+from laura.results.schema import Record
 
 Unrecorded = Literal["allow", "warn", "refuse"]
 Action = Literal["warn", "refuse"]

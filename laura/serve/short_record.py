@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from laura.record import Record
+from laura.results.schema import Record
 
 
 def short_record(record: Record | None) -> dict[str, Any] | None:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from laura.recipe import Recipe
 from laura.recipe_search import Family, families_of, grid_seeds, rates_beyond, reachable_rates
+from laura.results.schema import FamilyTable, SearchTable, TrialRow
 from laura.results.statistics import mean_of_tasks
 from laura.results.task_result import change
 
@@ -244,22 +245,21 @@ def _state(found: set[str], measured: bool, searched: bool) -> str:
     return "pruned" if searched and found == {"done"} else "open"
 
 
-def search_table(evidence: Evidence) -> dict[str, Any]:
-    """What was tried and what not, for `summary.json`; nothing for plain lists of rates."""
+def search_table(evidence: Evidence) -> SearchTable | None:
+    """What was tried and what not, for `summary.json`; None for plain lists of rates."""
     search = evidence.recipe.search
     if not _is_searched(evidence):
-        return {}
+        return None
     trials = _over_seeds(tried(evidence))
     families = families_of(evidence.recipe.arms, search.families)
-    table = {
-        "sampler": search.sampler,
-        "objective": search.objective_value,
-        "pruner": search.pruner,
-        "max_forgetting": search.max_forgetting,
-        "trials": None if search.sampler == "grid" else search.trials,
-        "families": [_family_table(family, trials, evidence) for family in families],
-    }
-    return {"search": table}
+    return SearchTable(
+        sampler=search.sampler,
+        objective=search.objective_value,
+        pruner=search.pruner,
+        max_forgetting=search.max_forgetting,
+        trials=None if search.sampler == "grid" else search.trials,
+        families=[_family_table(family, trials, evidence) for family in families],
+    )
 
 
 def _over_seeds(trials: Sequence[Tried]) -> list[Tried]:
@@ -278,34 +278,34 @@ def _over_seeds(trials: Sequence[Tried]) -> list[Tried]:
     return rows
 
 
-def _family_table(family: Family, trials: list[Tried], evidence: Evidence) -> dict[str, Any]:
+def _family_table(family: Family, trials: list[Tried], evidence: Evidence) -> FamilyTable:
     grid = evidence.recipe.search.sampler == "grid"
     arms = list(family.arms.values())
     mine = [trial for trial in trials if trial.arm in arms]
     allowed = [t for t in mine if t.outcome is not None and within(t.outcome, evidence)]
     best = max(allowed, key=lambda t: t.outcome.value if t.outcome else 0.0, default=None)
     rates = list(evidence.rates(arms[0])) if grid else [family.low, family.high]
-    return {
-        "name": family.name,
-        "arms": arms,
-        "space": {**family.parameters, "learning_rate": rates},
-        "tried": [_trial_row(trial, evidence) for trial in mine],
-        "best": None if best is None else _trial_row(best, evidence),
-        "untried": [arm for arm in arms if arm not in {trial.arm for trial in mine}],
-    }
+    return FamilyTable(
+        name=family.name,
+        arms=arms,
+        space={**family.parameters, "learning_rate": rates},
+        tried=[_trial_row(trial, evidence) for trial in mine],
+        best=None if best is None else _trial_row(best, evidence),
+        untried=[arm for arm in arms if arm not in {trial.arm for trial in mine}],
+    )
 
 
-def _trial_row(trial: Tried, evidence: Evidence) -> dict[str, Any]:
+def _trial_row(trial: Tried, evidence: Evidence) -> TrialRow:
     found = trial.outcome
     known = found is not None and math.isfinite(found.forgetting)
-    return {
-        "arm": trial.arm,
-        "learning_rate": trial.learning_rate,
-        "state": trial.state,
-        "value": found.value if found else None,
-        "forgetting": found.forgetting if found and known else None,
-        "allowed": within(found, evidence) if found else None,
-    }
+    return TrialRow(
+        arm=trial.arm,
+        learning_rate=trial.learning_rate,
+        state=trial.state,
+        value=found.value if found else None,
+        forgetting=found.forgetting if found and known else None,
+        allowed=within(found, evidence) if found else None,
+    )
 
 
 def why_none(arm: str, evidence: Evidence) -> str:

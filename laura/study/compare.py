@@ -15,6 +15,7 @@ from typing import Any
 from laura.progress import SILENT, Progress
 from laura.recipe import Recipe
 from laura.recipe_search import grid_seeds
+from laura.results.schema import COST_FILE, Summary, write_file
 from laura.store import StudyStore, read_json, write_json
 from laura.study.analysing import analyse
 from laura.study.claims.judgement import write_claims
@@ -27,7 +28,6 @@ from laura.study.plan_work import each_of, further_seeds
 from laura.study.session import RunSpec, Session
 from laura.study.sharing import LOCK, held
 from laura.study.summary import build_costs, build_summary, gather
-from laura.study.verdict import build_verdict
 from laura.study.workers import Crew
 
 TIMING = "timing.json"
@@ -41,7 +41,7 @@ def compare(
     device: str | None = None,
     workers: int | None = 1,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> Summary:
     """Carry out a whole comparison, continuing what stands in the folder.
 
     Args:
@@ -102,14 +102,14 @@ def compare(
         return summary
 
 
-def write_summary(store: StudyStore, recipe: Recipe) -> dict[str, Any]:
+def write_summary(store: StudyStore, recipe: Recipe) -> Summary:
     """Build `summary.json`, `analysis.json`, `claims.json` and `cost.json` from the folder."""
     evidence = gather(store, recipe)
-    summary = build_summary(evidence, build_verdict(evidence))
+    summary = build_summary(evidence)
     write_findings(evidence, store)
     costs = build_costs(evidence, read_json(store.folder / "environment.json"))
-    write_json(store.folder / "cost.json", costs)
-    write_json(store.summary_file, summary)
+    write_file(store.folder / COST_FILE, costs)
+    write_file(store.summary_file, summary)
     write_claims(store.folder, evidence)
     return summary
 

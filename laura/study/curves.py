@@ -9,22 +9,20 @@ Shapes: B draws, the first as measured.
 
 from __future__ import annotations
 
-import itertools
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from laura.analysis import efficiency, tradeoff
 from laura.analysis.resampling import DRAWS, Array, ItemTable, resample_items, resample_seeds
 from laura.analysis.tradeoff import Cell
+from laura.results.schema import MEAN, FrontPoint, NeededRow, Tradeoff
 from laura.results.task_result import RATIO_FIELDS, TaskResult
 from laura.study.summary import Evidence, Point
 
 MOST_TOLD = 3  # points that lack one task, in words
-MEAN = "mean"  # of the accuracies among the forgetting tasks
 
 
 @dataclass(frozen=True)
@@ -44,16 +42,29 @@ class Scores:
     sign: float
 
 
-def build_curves(evidence: Evidence, gaps: list[str]) -> dict[str, Any]:
-    """The parts `tradeoff` and `efficiency` of analysis.json, and `forgotten` for the drift.
+@dataclass(frozen=True)
+class Curves:
+    """What a study's curves say.
+
+    Attributes:
+        tradeoff: The front and the areas; None where something was not measured.
+        efficiency: Budgets needed to reach levels of the learning tasks.
+        forgetting: What forgetting was judged by: a task, or `mean`.
+        forgotten: Place in `evidence.points` to what it forgot.
+    """
+
+    tradeoff: Tradeoff | None
+    efficiency: list[NeededRow]
+    forgetting: str
+    forgotten: dict[int, float]
+
+
+def build_curves(evidence: Evidence, gaps: list[str]) -> Curves:
+    """The parts `tradeoff` and `efficiency` of analysis.json, and what was forgotten.
 
     Args:
         evidence: The study.
         gaps: What is missing is added here, in words.
-
-    Returns:
-        {"tradeoff": ... or None, "efficiency": [...], "forgetting": name,
-        "forgotten": {place in `evidence.points`: what it forgot}}.
     """
     learnt = {task: _scores(task, evidence, gaps) for task in evidence.learning}
     forgetting = MEAN if evidence.accuracies else evidence.forgetting[0]
@@ -62,108 +73,59 @@ def build_curves(evidence: Evidence, gaps: list[str]) -> dict[str, Any]:
     leading = learnt[evidence.learning[0]]
     found = None
     if leading is not None and kept is not None:
-        found = _tradeoff(evidence, leading, forgotten, kept.items, gaps)
-        found = {"learning": evidence.learning[0], "forgetting": forgetting, **found}
-    return {
-        "tradeoff": found,
-        "efficiency": [
-            row
-            for task, scores in learnt.items()
-            if scores is not None
-            for row in _efficiency(task, scores, evidence, gaps)
-        ],
-        "forgetting": forgetting,
-        "forgotten": {place: float(own[0]) for place, own in forgotten.items()},
-    }
+        found = _tradeoff(evidence, leading, forgetting, forgotten, gaps)
+    needed = [
+        row
+        for task, scores in learnt.items()
+        if scores is not None
+        for row in _efficiency(task, scores, evidence, gaps)
+    ]
+    told = {place: float(own[0]) for place, own in forgotten.items()}
+    return Curves(found, needed, forgetting, told)
 
 
 def _tradeoff(
     evidence: Evidence,
     learnt: Scores,
+    forgetting: str,
     forgotten: Mapping[int, Array],
-    items: int,
     gaps: list[str],
-) -> dict[str, Any]:
-    arms = {arm: _cells(arm, evidence, learnt.points, forgotten) for arm in evidence.recipe.arms}
+) -> Tradeoff:
+    arms = {
+        arm: _cells(arm, range(len(evidence.points)), evidence, learnt.points, forgotten)
+        for arm in evidence.recipe.arms
+    }
     areas = tradeoff.areas(arms, learnt.base)
     if not areas and any(arms.values()):
         gaps.append("no arm both learnt and forgot, so there is no area of the trade-off")
     for arm, cells in arms.items():
         if len(cells) == 1:
             gaps.append(f"{arm} has one point only, so it has no curve of learning and forgetting")
-    return {
-        "front": _front(evidence, learnt, forgotten),
-        "area": areas,
-        "matched": [
-            row
-            for first, second in itertools.combinations(arms, 2)
-            for row in _matched(first, second, arms, learnt, items, forgotten, evidence, gaps)
-        ],
-    }
+    named = [(arm, cell) for arm, cells in arms.items() for cell in cells]
+    base = float(learnt.base[0])
+    pairs = [(float(cell.learnt[0]) - base, float(cell.forgotten[0])) for _, cell in named]
+    front = [
+        FrontPoint(
+            arm=arm,
+            learning_rate=cell.rates[0],
+            budget=cell.budget,
+            learning=pairs[place][0],
+            forgetting=pairs[place][1],
+            seeds=list(cell.seeds),
+            runs=list(cell.runs),
+        )
+        for place in tradeoff.pareto_front(pairs)
+        for arm, cell in [named[place]]
+    ]
+    return Tradeoff(learning=evidence.learning[0], forgetting=forgetting, front=front, area=areas)
 
 
-def _front(
-    evidence: Evidence, learnt: Scores, forgotten: Mapping[int, Array]
-) -> list[dict[str, Any]]:
-    places = [place for place in learnt.points if place in forgotten]
-    pairs = [(float(learnt.points[i][0]), float(forgotten[i][0])) for i in places]
-    rows = []
-    for number in tradeoff.pareto_front(pairs):
-        point = evidence.points[places[number]]
-        learning = learnt.sign * pairs[number][0]
-        rows.append({**_named(point), "learning": learning, "forgetting": pairs[number][1]})
-    return rows
-
-
-def _matched(
-    first: str,
-    second: str,
-    arms: Mapping[str, Sequence[Cell]],
-    learnt: Scores,
-    items: int,
-    forgotten: Mapping[int, Array],
-    evidence: Evidence,
-    gaps: list[str],
-) -> list[dict[str, Any]]:
-    rows = []
-    for curve, method in (("best_rate", tradeoff.BEST_RATE), ("grid", tradeoff.GRID)):
-        sides = [list(arms[arm]) for arm in (first, second)]
-        if curve == "best_rate":
-            sides = [
-                _cells(arm, evidence, learnt.points, forgotten, chosen=True)
-                for arm in (first, second)
-            ]
-        found = tradeoff.match(sides[0], sides[1])
-        if not found and curve == "grid":
-            gaps.append(f"{first} and {second} share no level of learning to be compared at")
-        for one in found:
-            value = asdict(one)
-            forgot = list(value.pop("forgotten"))
-            level = value.pop("level")
-            gain, score = level - float(learnt.base[0]), learnt.sign * level
-            rows.append(
-                {
-                    "arms": [first, second],
-                    "level": gain,
-                    "score": score,
-                    "forgetting": forgot,
-                    **value,
-                    "n": items,
-                    "curve": curve,
-                    "method": method,
-                }
-            )
-    return rows
-
-
-def _efficiency(
-    task: str, learnt: Scores, evidence: Evidence, gaps: list[str]
-) -> list[dict[str, Any]]:
+def _efficiency(task: str, learnt: Scores, evidence: Evidence, gaps: list[str]) -> list[NeededRow]:
     recipe = evidence.recipe
+    chosen = [at for at, point in enumerate(evidence.points) if evidence.is_chosen(point)]
     curves = {}
-    for arm in evidence.best:
-        own = _cells(arm, evidence, learnt.points, learnt.points, chosen=True)
-        if own:
+    for arm in evidence.recipe.arms:
+        if own := _cells(arm, chosen, evidence, learnt.points, learnt.points, together=True):
             curves[arm] = own
     if not curves:
         return []
@@ -179,7 +141,6 @@ def _efficiency(
     if most - base <= tradeoff.ROUNDING:
         gaps.append(f"no arm improved {task}, so nothing is told of how fast one does")
         return []
-    unit = "tokens" if recipe.budget.tokens else "epochs"
     rows = []
     for share in efficiency.LEVELS:
         level = base + share * (most - base)
@@ -187,55 +148,56 @@ def _efficiency(
             scores = np.stack([cell.learnt for cell in own], 1)
             found = efficiency.needed([cell.budget for cell in own], scores, level)
             rows.append(
-                {
-                    "arm": arm,
-                    "task": task,
-                    "level": learnt.sign * level,
-                    "share": share,
-                    "unit": unit,
-                    "needed": found.value,
-                    "at_most": found.at_most,
-                    "interval": list(found.interval) if found.interval else None,
-                    "reached": found.reached,
-                    "learning_rate": own[0].learning_rate,
-                    "seeds": min(cell.seeds for cell in own),
-                    "n": learnt.items,
-                }
+                NeededRow(
+                    arm=arm,
+                    task=task,
+                    level=learnt.sign * level,
+                    share=share,
+                    unit="tokens" if recipe.budget.tokens else "epochs",
+                    needed=found.value,
+                    at_most=found.at_most,
+                    interval=found.interval,
+                    reached=found.reached,
+                    rates=sorted({rate for cell in own for rate in cell.rates}),
+                    seeds=min(len(cell.seeds) for cell in own),
+                    n=learnt.items,
+                )
             )
     return rows
 
 
 def _cells(
     arm: str,
+    places: Sequence[int],
     evidence: Evidence,
     learnt: Mapping[int, Array],
     forgotten: Mapping[int, Array],
-    chosen: bool = False,
+    together: bool = False,
 ) -> list[Cell]:
-    """An arm's cells: its points of one rate and budget, averaged over resampled seeds.
+    """An arm's points at these places by rate and budget, means over resampled seeds.
 
-    With `chosen` those of each seed's best rate, one cell a budget; they are told under the
-    rate that is best with most seeds.
+    `together` takes the seeds of a budget as one cell, whatever their rates.
     """
     groups: dict[tuple[float, float], dict[int, int]] = {}
-    modal = evidence.modal_rate(arm)
-    for place, point in enumerate(evidence.points):
+    for place in places:
+        point = evidence.points[place]
         if point.arm == arm and place in learnt and place in forgotten:
-            if not chosen:
-                groups.setdefault((point.learning_rate, point.budget), {})[point.seed] = place
-            elif modal is not None and evidence.is_chosen(point):
-                groups.setdefault((modal, point.budget), {})[point.seed] = place
+            rate = 0.0 if together else point.learning_rate
+            groups.setdefault((rate, point.budget), {})[point.seed] = place
     cells = []
-    for (rate, budget), by_seed in sorted(groups.items()):
+    for (_, budget), by_seed in sorted(groups.items()):
         seeds = sorted(by_seed)
-        # Drawn by arm, rate and seeds alone: the same for every budget of these runs.
-        generator = _generator(f"{arm}/{rate!r}/{seeds}")
+        own = [evidence.points[by_seed[seed]] for seed in seeds]
+        rates = tuple(sorted({point.learning_rate for point in own}))
+        # Drawn by arm, rates and seeds alone: the same for every budget of these runs.
+        generator = _generator(f"{arm}/{'+'.join(map(repr, rates))}/{seeds}")
         weights = resample_seeds(len(seeds), DRAWS, generator)
         sides = [
             np.stack([table[by_seed[seed]] for seed in seeds], 1) for table in (learnt, forgotten)
         ]
         means = [(side * weights).sum(axis=1) for side in sides]
-        cells.append(Cell(rate, budget, len(seeds), means[0], means[1]))
+        runs = tuple(str(point.run["id"]) for point in own)
+        cells.append(Cell(rates, budget, tuple(seeds), runs, means[0], means[1]))
     return cells
 
 
@@ -308,16 +270,6 @@ def describe(point: Point) -> str:
         f"{point.arm} at {point.learning_rate:g}, seed {point.seed}, budget {point.budget:g} "
         f"(run {point.run['id']})"
     )
-
-
-def _named(point: Point) -> dict[str, Any]:
-    return {
-        "run": point.run["id"],
-        "arm": point.arm,
-        "learning_rate": point.learning_rate,
-        "seed": point.seed,
-        "budget": point.budget,
-    }
 
 
 def _generator(text: str) -> np.random.Generator:

@@ -2,21 +2,17 @@
 
 Like `summary.json` it is rebuilt from the folder at any time and depends on neither time
 nor machine. What is missing is named under "gaps"; nothing stops because of it.
-
-    {"format", "tradeoff": {...} | null, "efficiency": [...], "diversity": [...],
-     "diversity_differences": [...], "pass_at_k": [...], "drift": [...],
-     "drift_fit": [...], "spikes": [...], "spectra": [...], "subspaces": [...],
-     "gaps": [words]}
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from laura.analysis.drift import explained
 from laura.recipe_tasks import DRIFT
-from laura.store import StudyStore, write_json
+from laura.results.schema import ANALYSIS_FILE, Analysis, DriftFit, DriftRow, write_file
+from laura.results.statistics import Estimate
+from laura.store import StudyStore
 from laura.study.choosing import choice_gaps
 from laura.study.curves import build_curves
 from laura.study.measures import leading
@@ -25,41 +21,32 @@ from laura.study.spectra_results import read_spectra, read_subspaces
 from laura.study.stability import read_spikes
 from laura.study.summary import Evidence
 
-FORMAT = 1
-DECIMALS = 12
-FILE = "analysis.json"
 
-
-def build_findings(evidence: Evidence, store: StudyStore) -> dict[str, Any]:
-    """The content of `analysis.json`.
-
-    Every "interval" is a 95 % percentile interval of the bootstrap over items and, where
-    there are several, seeds; every "stderr" is over items. Forgetting is how much worse
-    the source scores became, so it is above 0 where something was forgotten. A level of
-    `tradeoff.matched` is what was learnt beyond the base, its `score` the task's own.
-    """
+def build_findings(evidence: Evidence, store: StudyStore) -> Analysis:
+    """What the scores, samples and weights of a study say together."""
     gaps = _run_gaps(evidence)
     curves = build_curves(evidence, gaps)
-    fit = _drift_fit(evidence, curves["forgetting"], curves["forgotten"])
-    return {
-        "format": FORMAT,
-        "tradeoff": _rounded(curves["tradeoff"]),
-        "efficiency": _rounded(curves["efficiency"]),
-        **build_sampled(evidence, store, gaps),
-        "drift": _drift(evidence),
-        "drift_fit": _rounded(fit),
-        "spikes": _rounded(read_spikes(evidence)),
-        "spectra": read_spectra(store, evidence, gaps),
-        "subspaces": read_subspaces(store, evidence, gaps),
+    sampled = build_sampled(evidence, store, gaps)
+    return Analysis(
+        tradeoff=curves.tradeoff,
+        efficiency=curves.efficiency,
+        diversity=sampled.diversity,
+        diversity_differences=sampled.differences,
+        pass_at_k=sampled.pass_at_k,
+        drift=_drift(evidence),
+        drift_fit=_drift_fit(evidence, curves.forgetting, curves.forgotten),
+        spikes=read_spikes(evidence),
+        spectra=read_spectra(store, evidence, gaps),
+        subspaces=read_subspaces(store, evidence, gaps),
         # Whoever moves the folder must find the same words.
-        "gaps": [gap.replace(f"{store.folder}/", "") for gap in dict.fromkeys(gaps)],
-    }
+        gaps=[gap.replace(f"{store.folder}/", "") for gap in dict.fromkeys(gaps)],
+    )
 
 
-def write_findings(evidence: Evidence, store: StudyStore) -> dict[str, Any]:
+def write_findings(evidence: Evidence, store: StudyStore) -> Analysis:
     """Build `analysis.json` and write it."""
     findings = build_findings(evidence, store)
-    write_json(store.folder / FILE, findings)
+    write_file(store.folder / ANALYSIS_FILE, findings)
     return findings
 
 
@@ -81,7 +68,7 @@ def _run_gaps(evidence: Evidence) -> list[str]:
     return gaps + choice_gaps(evidence)
 
 
-def _drift(evidence: Evidence) -> list[dict[str, Any]]:
+def _drift(evidence: Evidence) -> list[DriftRow]:
     rows = []
     for point in evidence.points:
         for name in DRIFT:
@@ -89,24 +76,22 @@ def _drift(evidence: Evidence) -> list[dict[str, Any]]:
             if result is not None:
                 metric = result.metrics[leading(result)]
                 rows.append(
-                    {
-                        "arm": point.arm,
-                        "run": point.run["id"],
-                        "seed": point.seed,
-                        "learning_rate": point.learning_rate,
-                        "budget": point.budget,
-                        "measure": name,
-                        "value": metric.value,
-                        "stderr": metric.stderr,
-                        "n": result.n,
-                    }
+                    DriftRow(
+                        arm=point.arm,
+                        run=point.run["id"],
+                        seed=point.seed,
+                        learning_rate=point.learning_rate,
+                        budget=point.budget,
+                        measure=name,
+                        value=Estimate(metric.value, metric.stderr, result.n),
+                    )
                 )
     return rows
 
 
 def _drift_fit(
     evidence: Evidence, forgetting: str, forgotten: Mapping[int, float]
-) -> list[dict[str, Any]]:
+) -> list[DriftFit]:
     """How well each divergence tells what was forgotten, over all points of all arms."""
     rows = []
     for name in DRIFT:
@@ -119,16 +104,6 @@ def _drift_fit(
             continue
         share = explained(*zip(*pairs, strict=True))
         if share is not None:
-            rows.append(
-                {"measure": name, "forgetting": forgetting, "r_squared": share, "n": len(pairs)}
-            )
+            row = DriftFit(measure=name, forgetting=forgetting, r_squared=share, n=len(pairs))
+            rows.append(row)
     return rows
-
-
-def _rounded(value: Any) -> Any:
-    """Without the last digits, in which matrix products differ between machines."""
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(one) for one in value]
-    return round(value, DECIMALS) + 0.0 if isinstance(value, float) else value

@@ -6,22 +6,25 @@ No torch: weights are copied as files, after their checksums were checked.
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from laura.errors import EvidenceError, UsageError
 from laura.recipe_reading import recipe_yaml
-from laura.record import (
+from laura.results import schema
+from laura.results.schema import (
     RECORD_FILE,
-    BaseOfRecord,
-    ClaimOfRecord,
+    BaseIdentity,
+    Constraint,
     Estimated,
+    EstimatedTasks,
+    Recommendation,
     Record,
-    Score,
+    RecordedClaim,
     TaskScores,
     write_record,
 )
+from laura.results.statistics import Estimate
 from laura.results.task_result import TaskResult, change
 from laura.store import (
     MANIFEST,
@@ -33,11 +36,11 @@ from laura.store import (
     write_folder,
     write_text,
 )
-from laura.study.claims.judgement import build_claims
+from laura.study.claims.judgement import build_judgement, read_analysis
 from laura.study.claims.settings import FORGETTING, LEARNING, Setting
 from laura.study.effects import Effect
 from laura.study.measures import leading
-from laura.study.recommend import Candidate, Decision
+from laura.study.recommend import Candidate, Decision, describe
 from laura.study.summary import Evidence, Point
 
 NAME_ENDING, LONGEST_NAME = "-recommended", 64
@@ -45,24 +48,28 @@ NAME_ENDING, LONGEST_NAME = "-recommended", 64
 
 def decision_json(decision: Decision) -> dict[str, Any]:
     """A decision as one JSON value."""
-    setting, chosen = decision.setting, decision.chosen
-    return {
-        "format": 1,
-        "study": setting.name,
-        "wish": asdict(decision.wish),
-        "state": decision.state,
-        "measures": {
+    setting, chosen, wish = decision.setting, decision.chosen, decision.wish
+    found = Recommendation(
+        answer=f"Take {describe(chosen)}." if chosen else "Nothing measured keeps what is asked.",
+        study=setting.name,
+        asked=Constraint(
+            max_forgetting=wish.max_forgetting,
+            min_learning=wish.min_learning,
+            memory_bytes=wish.memory_bytes,
+            arm=wish.arm,
+        ),
+        state="recommended" if chosen else "not met",
+        measures={
             name: {"tasks": setting.tasks(name), "unit": setting.unit(name)}
             for name in (LEARNING, FORGETTING)
         },
-        "candidates": decision.candidates,
-        "level": decision.level,
-        "chosen": _candidate(chosen, decision.level) if chosen else None,
-        "alternatives": [
-            {**_candidate(one, decision.level), "why_not": why} for one, why in decision.others
-        ],
-        "not_tried": decision.not_tried,
-    }
+        candidates=decision.candidates,
+        level=decision.level,
+        chosen=_candidate(chosen, decision, "") if chosen else None,
+        alternatives=[_candidate(one, decision, why) for one, why in decision.others],
+        not_tried=decision.not_tried,
+    )
+    return found.model_dump(mode="json")
 
 
 def write_recipe(decision: Decision, path: Path) -> None:
@@ -134,42 +141,45 @@ def _chosen(decision: Decision) -> Candidate:
     return decision.chosen
 
 
-def _candidate(one: Candidate, level: float) -> dict[str, Any]:
-    return {
-        "arm": one.arm.name,
-        "method": one.arm.method,
-        "settings": dict(one.arm.settings),
-        "learning_rate": one.learning_rate,
-        "budget": one.budget,
-        "seeds": list(one.points),
-        "runs": [point.run["id"] for point in one.points.values()],
-        "learning": _effect(one.learning, level),
-        "forgetting": _effect(one.forgetting, level),
-        "cost": one.cost,
+def _candidate(one: Candidate, decision: Decision, why: str) -> schema.Candidate:
+    sides = {
+        name: Estimated(
+            value=effect.value,
+            unit=decision.setting.unit(name),
+            stderr=effect.stderr,
+            interval=effect.interval(decision.level),
+            level=decision.level,
+            n=effect.n,
+            seeds=effect.seeds,
+        )
+        for name, effect in ((LEARNING, one.learning), (FORGETTING, one.forgetting))
     }
-
-
-def _effect(effect: Effect, level: float) -> dict[str, Any]:
-    return {
-        "value": effect.value,
-        "stderr": effect.stderr,
-        "interval": list(effect.interval(level)),
-        "level": level,
-        "n": effect.n,
-        "seeds": effect.seeds,
-    }
+    return schema.Candidate(
+        arm=one.arm.name,
+        method=one.arm.method,
+        settings=dict(one.arm.settings),
+        learning_rate=one.learning_rate,
+        budget=one.budget,
+        seeds=list(one.points),
+        runs=[point.run["id"] for point in one.points.values()],
+        confirmed=False,
+        learning=sides[LEARNING],
+        forgetting=sides[FORGETTING],
+        learnt=one.learning.value,
+        forgot=one.forgetting.value,
+        cost=one.cost,
+        why_not=why,
+    )
 
 
 def _record(decision: Decision, study: Path, point: Point, weights: dict[str, str]) -> Record:
     setting, chosen = decision.setting, _chosen(decision)
     evidence = setting.evidence
     base = evidence.facts["base"]
-    judged = build_claims([(setting.name, evidence, dict(setting.analysis))])["claims"]
+    judged = build_judgement([(setting.name, evidence, read_analysis(study))]).claims
     return Record(
         study=setting.name,
-        base=BaseOfRecord(
-            model=base["model"], fingerprint=base["fingerprint"], parameters=base["parameters"]
-        ),
+        base=BaseIdentity(**base),
         recipe=evidence.recipe.model_dump(mode="json"),
         arm=chosen.arm.name,
         method=chosen.arm.method,
@@ -184,9 +194,7 @@ def _record(decision: Decision, study: Path, point: Point, weights: dict[str, st
         learning=_estimated(setting, LEARNING, chosen.learning, decision.level),
         forgetting=_estimated(setting, FORGETTING, chosen.forgetting, decision.level),
         claims=[
-            ClaimOfRecord(
-                id=c["id"], statement=c["statement"], verdict=c["verdict"], reason=c["reason"]
-            )
+            RecordedClaim(id=c.id, statement=c.statement, verdict=c.verdict, reason=c.reason)
             for c in judged
         ],
         versions=_versions(study),
@@ -194,8 +202,8 @@ def _record(decision: Decision, study: Path, point: Point, weights: dict[str, st
     )
 
 
-def _estimated(setting: Setting, measure: str, effect: Effect, level: float) -> Estimated:
-    return Estimated(
+def _estimated(setting: Setting, measure: str, effect: Effect, level: float) -> EstimatedTasks:
+    return EstimatedTasks(
         tasks=setting.tasks(measure),
         unit=setting.unit(measure),
         value=effect.value,
@@ -220,14 +228,14 @@ def _scores(evidence: Evidence, point: Point) -> dict[str, TaskScores]:
             higher_is_better=measure.higher_is_better,
             base=_score(base) if base else None,
             tuned=_score(tuned),
-            change=Score(value=moved.value, stderr=moved.stderr, n=moved.n) if moved else None,
+            change=moved,
         )
     return found
 
 
-def _score(result: TaskResult) -> Score:
+def _score(result: TaskResult) -> Estimate:
     metric = result.metrics[leading(result)]
-    return Score(value=metric.value, stderr=metric.stderr, n=result.n)
+    return Estimate(metric.value, metric.stderr, result.n)
 
 
 def _versions(study: Path) -> dict[str, str]:

@@ -195,4 +195,4 @@ def _values(summary: dict[str, Any], method: str, task: str) -> list[float]:
 
 
 def _changes(summary: dict[str, Any], method: str) -> list[float]:
-    return [float(p["forgetting"]["mean"]["change"]) for p in _points(summary, method)]
+    return [float(p["changes"]["mean"]["value"]) for p in _points(summary, method)]

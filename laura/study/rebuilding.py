@@ -6,14 +6,10 @@ from pathlib import Path
 
 from laura.errors import RecipeError, StoreError, first_line
 from laura.progress import SILENT, Progress
+from laura.results.schema import ANALYSIS_FILE, CLAIMS_FILE, refuse_older
 from laura.store import StudyStore
-from laura.study.claims.judgement import (
-    CLAIMS_FILE,
-    is_carried_out,
-    stored_evidence,
-    write_claims,
-)
-from laura.study.findings import FILE, write_findings
+from laura.study.claims.judgement import is_carried_out, stored_evidence, write_claims
+from laura.study.findings import write_findings
 
 
 def rebuild(folder: Path, progress: Progress = SILENT) -> None:
@@ -22,14 +18,19 @@ def rebuild(folder: Path, progress: Progress = SILENT) -> None:
     Args:
         folder: The study.
         progress: Told why they stay as they are.
+
+    Raises:
+        UsageError: the study's files are of an older format.
+        StoreError: one of them is no JSON.
     """
+    refuse_older(folder)
     if not is_carried_out(folder):
         return
     try:
         evidence = stored_evidence(folder)
     except (RecipeError, StoreError) as error:
         told = first_line(error)
-        progress.say(f"{FILE} and {CLAIMS_FILE} of {folder} stay as they are: {told}")
+        progress.say(f"{ANALYSIS_FILE} and {CLAIMS_FILE} of {folder} stay as they are: {told}")
         return
     write_findings(evidence, StudyStore(folder))
     write_claims(folder, evidence)

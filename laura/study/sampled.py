@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from laura.analysis import diversity
 from laura.analysis.diversity import Prompt
 from laura.analysis.passk import curve
 from laura.errors import StoreError
-from laura.results.statistics import seed_error
+from laura.results.schema import CountDifference, DiversityRow, PassAtKRow
+from laura.results.statistics import Estimate, seed_error
 from laura.results.task_result import TaskResult, samples_file
 from laura.store import StudyStore, file_hash, read_json, read_lines_gz, write_json
 from laura.study.curves import describe
@@ -38,25 +39,30 @@ class _Sampled:
     prompts: dict[int, Prompt]
 
 
-def build_sampled(evidence: Evidence, store: StudyStore, gaps: list[str]) -> dict[str, Any]:
-    """The parts `diversity`, `diversity_differences` and `pass_at_k` of analysis.json.
+@dataclass(frozen=True)
+class SampledParts:
+    """The parts `diversity`, `diversity_differences` and `pass_at_k` of analysis.json."""
+
+    diversity: list[DiversityRow] = field(default_factory=list)
+    differences: list[CountDifference] = field(default_factory=list)
+    pass_at_k: list[PassAtKRow] = field(default_factory=list)
+
+
+def build_sampled(evidence: Evidence, store: StudyStore, gaps: list[str]) -> SampledParts:
+    """What many samples of the study's models say.
 
     Args:
         evidence: The study.
         store: Its folder.
         gaps: What is missing is added here, in words.
     """
-    rows: dict[str, list[dict[str, Any]]] = {
-        "diversity": [],
-        "diversity_differences": [],
-        "pass_at_k": [],
-    }
+    parts = SampledParts()
     for name in evidence.recipe.measure.extras:
         found = list(_found(name, evidence, store, gaps))
-        rows["diversity"] += [_diversity(name, one, evidence) for one in found]
-        rows["diversity_differences"] += _differences(name, found, evidence)
-        rows["pass_at_k"] += [_pass_at_k(name, one, evidence) for one in found]
-    return rows
+        parts.diversity.extend(_diversity(name, one, evidence) for one in found)
+        parts.differences.extend(_differences(name, found, evidence))
+        parts.pass_at_k.extend(_pass_at_k(name, one, evidence) for one in found)
+    return parts
 
 
 def prompts_of(result: Path) -> list[Prompt]:
@@ -121,43 +127,32 @@ def _found(name: str, evidence: Evidence, store: StudyStore, gaps: list[str]) ->
         yield _Sampled(point, counts, prompts)
 
 
-def _diversity(name: str, one: _Sampled, evidence: Evidence) -> dict[str, Any]:
+def _diversity(name: str, one: _Sampled, evidence: Evidence) -> DiversityRow:
     extra = evidence.recipe.measure.extras[name]
     prompts = list(one.prompts.values())
     samples = max(prompt["samples"] for prompt in prompts)
-    sizes = {
-        **dict.fromkeys(diversity.RAREFIED_COUNTS, min(diversity.RAREFIED, samples)),
-        "self_bleu": min(diversity.SELF_BLEU_ANSWERS, samples),
-    }
-    numbers = {}
-    for key in diversity.KEYS:
-        found = diversity.over_prompts(prompts, key)
-        size = {"samples": sizes[key]} if key in sizes else {}
-        numbers[key] = None if found is None else {**asdict(found), **size}
-    return {
+    return DiversityRow(
         **_whose(name, extra.task, one.point),
-        "samples": samples,
-        "temperature": extra.temperature,
-        **numbers,
-    }
+        samples=samples,
+        temperature=extra.temperature,
+        rarefied_to=min(diversity.RAREFIED, samples),
+        self_bleu_of=min(diversity.SELF_BLEU_ANSWERS, samples),
+        **{key: diversity.over_prompts(prompts, key) for key in diversity.KEYS},
+    )
 
 
-def _pass_at_k(name: str, one: _Sampled, evidence: Evidence) -> dict[str, Any]:
+def _pass_at_k(name: str, one: _Sampled, evidence: Evidence) -> PassAtKRow:
     extra = evidence.recipe.measure.extras[name]
     ks = sorted({1, *extra.k})
-    points = curve(one.counts, ks)
-    return {
+    return PassAtKRow(
         **_whose(name, extra.task, one.point),
-        "samples": extra.samples,
-        "temperature": extra.temperature,
-        "k": ks,
-        "value": [point.value for point in points],
-        "stderr": [point.stderr for point in points],
-        "n": len(one.counts),
-    }
+        samples=extra.samples,
+        temperature=extra.temperature,
+        at_k=dict(zip(ks, curve(one.counts, ks), strict=True)),
+    )
 
 
-def _differences(name: str, found: Sequence[_Sampled], evidence: Evidence) -> list[dict[str, Any]]:
+def _differences(name: str, found: Sequence[_Sampled], evidence: Evidence) -> list[CountDifference]:
     """Arms against one another and against the base, paired by prompt, at each budget."""
     extra = evidence.recipe.measure.extras[name]
     sides: dict[tuple[float | None, str | None], list[dict[int, Prompt]]] = {}
@@ -176,16 +171,26 @@ def _differences(name: str, found: Sequence[_Sampled], evidence: Evidence) -> li
             for key in COMPARED:
                 # The base has no seeds: it is the same beside each of the arm's.
                 other = own[second] * (len(own[first]) if second is None else 1)
-                row = _difference(own[first], other, key)
-                if row is not None:
-                    whose = {"extra": name, "task": extra.task, "arms": [first, second]}
-                    rows.append({**whose, "budget": budget, "measure": key, **row})
+                found_one = _difference(own[first], other, key)
+                if found_one is not None:
+                    row = CountDifference(
+                        extra=name,
+                        task=extra.task,
+                        arms=(first, second),
+                        budget=budget or 0.0,
+                        measure=key,
+                        difference=found_one.value,
+                        stderr=found_one.stderr,
+                        n=found_one.n,
+                        seeds=min(len(own[first]), len(other)),
+                    )
+                    rows.append(row)
     return rows
 
 
 def _difference(
     first: Sequence[dict[int, Prompt]], second: Sequence[dict[int, Prompt]], key: str
-) -> dict[str, Any] | None:
+) -> Estimate | None:
     """First minus second over the prompts that have the number in every seed of both."""
     shared = set.intersection(
         *(
@@ -204,12 +209,7 @@ def _difference(
         seed_error([math.fsum(seed[i][key] for i in shared) / len(shared) for seed in side])
         for side in (first, second)
     ]
-    return {
-        "difference": found.value,
-        "stderr": math.hypot(found.stderr, *over_seeds),
-        "n": found.n,
-        "seeds": min(len(first), len(second)),
-    }
+    return Estimate(found.value, math.hypot(found.stderr, *over_seeds), found.n)
 
 
 def _whose(name: str, task: str, point: Point | None) -> dict[str, Any]:

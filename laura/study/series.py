@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from laura.errors import LauraError
 from laura.progress import SILENT, Progress
 from laura.recipe_series import Series
+from laura.results.schema import Summary
 from laura.store import SeriesStore
 from laura.study.claims.judgement import write_series_claims
 from laura.study.compare import compare, grid_of
@@ -24,7 +24,7 @@ def compare_series(
     device: str | None = None,
     workers: int | None = 1,
     progress: Progress = SILENT,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Summary]:
     """Carry out every setting, continuing what stands in the folder.
 
     All are checked before the first is trained, so that a mistake in the last does not

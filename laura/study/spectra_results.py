@@ -10,7 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from laura.errors import StoreError
+from laura.results.schema import CheckpointSpectra, F, SubspaceOverlap, faults_of
 from laura.store import StudyStore, read_json
 from laura.study.summary import Evidence, Point
 
@@ -45,7 +48,7 @@ def analysed_points(evidence: Evidence) -> list[Point]:
     ]
 
 
-def read_spectra(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[dict[str, Any]]:
+def read_spectra(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[CheckpointSpectra]:
     """The `spectra` part of a study's analysis: one entry a checkpoint, in order.
 
     Args:
@@ -56,24 +59,41 @@ def read_spectra(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list
     """
     found = []
     for point in analysed_points(evidence):
-        entry = _kept(spectra_file(store, point), gaps)
+        file = spectra_file(store, point)
+        entry = _kept(file, gaps)
         if entry is None:
             continue
         if "fault" in entry:
             told = f"{point.arm}, seed {point.seed}, step {point.step}"
             gaps.append(f"no spectra of {told}: {entry['fault']}")
             continue
-        found.append({key: value for key, value in entry.items() if key != "format"})
+        found += _checked(CheckpointSpectra, [entry], file, gaps)
     return found
 
 
-def read_subspaces(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[dict[str, Any]]:
+def read_subspaces(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[SubspaceOverlap]:
     """The `subspaces` part of a study's analysis; `gaps` as in `read_spectra`."""
     section = evidence.recipe.analysis
     if section.spectra == "none" or section.subspace_k is None:
         return []
-    rows: list[dict[str, Any]] = (_kept(subspaces_file(store), gaps) or {}).get("matrices", [])
-    return rows
+    file = subspaces_file(store)
+    rows = (_kept(file, gaps) or {}).get("matrices", [])
+    return _checked(SubspaceOverlap, rows if isinstance(rows, list) else [rows], file, gaps)
+
+
+def _checked(kind: type[F], rows: list[Any], file: Path, gaps: list[str]) -> list[F]:
+    """Rows of a file of the weights' analysis; `gaps` gets the faults of a damaged one."""
+    try:
+        return [kind.model_validate(_without_format(row)) for row in rows]
+    except ValidationError as error:
+        gaps.append(f"{file} is damaged: {faults_of(error)}; delete it and give the command again")
+        return []
+
+
+def _without_format(row: Any) -> Any:
+    if not isinstance(row, dict):
+        return row
+    return {key: value for key, value in row.items() if key != "format"}
 
 
 def _kept(file: Path, gaps: list[str]) -> dict[str, Any] | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from laura.analysis.spikes import loss_spikes
+from laura.results.schema import RunSpikes
 from laura.study.summary import Evidence
 
 
-def read_spikes(evidence: Evidence) -> list[dict[str, Any]]:
+def read_spikes(evidence: Evidence) -> list[RunSpikes]:
     """The part `spikes` of analysis.json: one entry for every run that took steps.
 
-    Diverged runs are among them. `worst` is the largest rise of a loss above the median
-    before it (nats), `steps` where each spike begins, `n` the steps that were looked at.
+    Diverged runs are among them.
     """
     rows = []
     for run in evidence.runs:
@@ -26,16 +26,16 @@ def read_spikes(evidence: Evidence) -> list[dict[str, Any]]:
             if spike.start >= fresh
         ]
         rows.append(
-            {
-                "run": run.id,
-                "arm": run.arm,
-                "learning_rate": run.learning_rate,
-                "seed": run.seed,
-                "count": len(found),
-                "worst": max((rise for _, rise in found), default=None),
-                "steps": [step for step, _ in found],
-                "n": sum(len(steps) - fresh for fresh, steps, _ in curves),
-            }
+            RunSpikes(
+                run=run.id,
+                arm=run.arm,
+                learning_rate=run.learning_rate,
+                seed=run.seed,
+                count=len(found),
+                worst=max((rise for _, rise in found), default=None),
+                steps=[step for step, _ in found],
+                n=sum(len(steps) - fresh for fresh, steps, _ in curves),
+            )
         )
     return rows
 

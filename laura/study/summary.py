@@ -15,7 +15,25 @@ from typing import Any
 
 import laura
 from laura.recipe import LoraArm, Recipe
-from laura.results.statistics import Interval, mean_of_tasks, paired_bootstrap_of_tasks
+from laura.results.schema import (
+    MEAN,
+    ArmRow,
+    BudgetPoints,
+    Costs,
+    MeasuredTasks,
+    PointRow,
+    RunCost,
+    RunRow,
+    ScoredBase,
+    Summary,
+    TaskFacts,
+)
+from laura.results.statistics import (
+    Estimate,
+    Interval,
+    mean_of_tasks,
+    paired_bootstrap_of_tasks,
+)
 from laura.results.task_result import RATIO_FIELDS, VALIDATION, TaskResult, change
 from laura.store import RunStore, StudyStore, read_json
 from laura.study.choosing import Choice, choices, search_table
@@ -256,39 +274,31 @@ def evidence_of(
     )
 
 
-def build_summary(evidence: Evidence, verdict: dict[str, Any]) -> dict[str, Any]:
-    """The content of `summary.json`; see the store's contract."""
+def build_summary(evidence: Evidence) -> Summary:
+    """What was run and measured, as `summary.json` holds it."""
     recipe = evidence.recipe
-    return {
-        "format": 1,
-        "name": recipe.name,
-        "domain": recipe.domain,
-        "regime": recipe.regime,
-        "laura": laura.__version__,
-        "base": {**evidence.facts["base"], "scores": _scores(evidence.base)},
-        "measure": {"learning": evidence.learning, "forgetting": evidence.forgetting},
-        "tasks": {
-            name: {
-                **asdict(measure),
-                "n": evidence.base[name].n if name in evidence.base else 0,
-            }
-            for name, measure in evidence.measures.items()
-        },
-        "budget": {
-            "unit": "tokens" if recipe.budget.tokens else "epochs",
-            "points": list(recipe.budget.tokens or recipe.budget.epochs or []),
-            "mode": recipe.budget.points,
-        },
-        "arms": [_arm(name, evidence) for name in recipe.arms],
-        **search_table(evidence),
-        "runs": [_run(run, evidence) for run in evidence.runs],
-        "points": [_point(point, evidence) for point in evidence.points],
-        "verdict": verdict,
-    }
+    return Summary(
+        name=recipe.name,
+        domain=recipe.domain,
+        regime=recipe.regime,
+        laura=laura.__version__,
+        base=ScoredBase(**evidence.facts["base"], scores=_scores(evidence.base, evidence)),
+        measure=MeasuredTasks(learning=evidence.learning, forgetting=evidence.forgetting),
+        tasks=_tasks(evidence),
+        budget=BudgetPoints(
+            unit="tokens" if recipe.budget.tokens else "epochs",
+            points=list(recipe.budget.tokens or recipe.budget.epochs or []),
+            mode=recipe.budget.points,
+        ),
+        arms=[_arm(name, evidence) for name in recipe.arms],
+        search=search_table(evidence),
+        runs=[_run(run, evidence) for run in evidence.runs],
+        points=[_point(point, evidence) for point in evidence.points],
+    )
 
 
-def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, Any]:
-    """The content of `cost.json`: what each run took on this machine."""
+def build_costs(evidence: Evidence, environment: dict[str, Any]) -> Costs:
+    """What each run took on this machine, as `cost.json` holds it."""
     runs = []
     seconds = sum(result.seconds for result in evidence.base.values())
     for point in (*evidence.points, *evidence.confirming):
@@ -297,22 +307,19 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> dict[str, An
         rows = run.metrics()
         if rows:
             speeds = sorted(row["tokens_per_second"] for row in rows)
-            # In lock-step, peak memory is that of so many runs.
-            together = max(row.get("cohort", 1) for row in rows)
-            runs.append(
-                {
-                    "id": run.id,
-                    "arm": run.arm,
-                    "learning_rate": run.learning_rate,
-                    "seed": run.seed,
-                    "train_seconds": sum(row["seconds"] for row in rows),
-                    "tokens_per_second": speeds[len(speeds) // 2],
-                    "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
-                    "flops": sum(row["flops"] for row in rows),
-                    **({"cohort": together} if together > 1 else {}),
-                }
+            cost = RunCost(
+                id=run.id,
+                arm=run.arm,
+                learning_rate=run.learning_rate,
+                seed=run.seed,
+                train_seconds=sum(row["seconds"] for row in rows),
+                tokens_per_second=speeds[len(speeds) // 2],
+                peak_memory_bytes=max(row["peak_memory_bytes"] for row in rows),
+                flops=sum(row["flops"] for row in rows),
+                cohort=max(row.get("cohort", 1) for row in rows),
             )
-    return {"machine": environment, "runs": runs, "evaluation_seconds": seconds}
+            runs.append(cost)
+    return Costs(machine=environment, runs=runs, evaluation_seconds=seconds)
 
 
 def _results(
@@ -327,46 +334,80 @@ def _order(known: dict[str, Any], arms: list[str]) -> tuple[Any, ...]:
     return (arms.index(known["arm"]), known["learning_rate"], known["seed"], budget)
 
 
-def _scores(results: dict[str, TaskResult]) -> dict[str, Any]:
+def _tasks(evidence: Evidence) -> dict[str, TaskFacts]:
+    """What every key among scores and changes means, `mean` and `validation_loss` too."""
+    found = {
+        name: TaskFacts(
+            name=name,
+            **asdict(measure),
+            n=evidence.base[name].n if name in evidence.base else 0,
+        )
+        for name, measure in evidence.measures.items()
+    }
+    if parts := [found[name] for name in evidence.accuracies]:
+        title = "Source tasks: " + ", ".join(part.short_title for part in parts)
+        n = sum(part.n for part in parts)
+        found[MEAN] = TaskFacts(name=MEAN, title=title, unit="share", higher_is_better=True, n=n)
+    results = [p.results[VALIDATION] for p in evidence.points if VALIDATION in p.results]
+    found[VALIDATION] = TaskFacts(
+        name=VALIDATION,
+        title="Validation loss",
+        metric="nats_per_token",
+        unit="nats per token",
+        higher_is_better=False,
+        n=max((result.n for result in results), default=0),
+    )
+    return found
+
+
+def _scores(results: dict[str, TaskResult], evidence: Evidence) -> dict[str, Estimate]:
+    """Leading scores by task, and the mean of the accuracies where all were measured."""
     scores = {}
     for name, result in results.items():
-        if name != VALIDATION:
-            metric = result.metrics[leading(result)]
-            scores[name] = {"value": metric.value, "stderr": metric.stderr, "n": result.n}
-    return scores
+        metric = result.metrics[leading(result)]
+        scores[name] = Estimate(metric.value, metric.stderr, result.n)
+    return _with_mean(scores, evidence)
 
 
-def _arm(name: str, evidence: Evidence) -> dict[str, Any]:
+def _with_mean(estimates: dict[str, Estimate], evidence: Evidence) -> dict[str, Estimate]:
+    """Add the mean of the accuracies (Biderman et al. 2024, section 3), if all are there."""
+    tasks = evidence.accuracies
+    if not tasks or any(task not in estimates for task in tasks):
+        return estimates
+    return {**estimates, MEAN: mean_of_tasks([estimates[task] for task in tasks])}
+
+
+def _arm(name: str, evidence: Evidence) -> ArmRow:
     arm = evidence.recipe.arms[name]
     settings = arm.identity({"method", "learning_rates"})
     if isinstance(arm, LoraArm):
         settings["alpha"] = arm.alpha_value
-    return {
-        "name": name,
-        "method": arm.method,
-        "settings": settings,
-        "trainable_parameters": evidence.facts["trainable_parameters"][name],
-        "learning_rates": evidence.rates(name),
-        "best_learning_rate": evidence.modal_rate(name),
-        "best_at_edge": bool(evidence.edge(name)),
-    }
+    return ArmRow(
+        name=name,
+        method=arm.method,
+        settings=settings,
+        trainable_parameters=evidence.facts["trainable_parameters"][name],
+        rates=evidence.rates(name),
+        best=evidence.best.get(name, {}),
+        edge=evidence.edge(name),
+    )
 
 
-def _run(run: RunFacts, evidence: Evidence) -> dict[str, Any]:
+def _run(run: RunFacts, evidence: Evidence) -> RunRow:
     rows = _longest_path(run.metrics())
     stride = max(1, len(rows) // CURVE_POINTS)
     budgets = [mark["budget"] for mark in run.record["points"]]
-    return {
-        "id": run.id,
-        "arm": run.arm,
-        "learning_rate": run.learning_rate,
-        "seed": run.seed,
-        "budget": budgets[0] if len(budgets) == 1 else None,
-        "state": run.state,
-        "reason": run.reason,
-        "loss_curve": [[row["tokens"], row["loss"]] for row in rows[::stride]],
-        "selected": evidence.best.get(run.arm, {}).get(run.seed) == run.learning_rate,
-    }
+    return RunRow(
+        id=run.id,
+        arm=run.arm,
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        budget=budgets[0] if len(budgets) == 1 else None,
+        state=run.state,
+        reason=run.reason or "",
+        loss_curve=[(row["tokens"], row["loss"]) for row in rows[::stride]],
+        selected=evidence.best.get(run.arm, {}).get(run.seed) == run.learning_rate,
+    )
 
 
 def _longest_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -375,57 +416,26 @@ def _longest_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r for r in rows if not r["leg"].startswith("branch") or r["step"] > fork]
 
 
-def _point(point: Point, evidence: Evidence) -> dict[str, Any]:
-    validation = point.results.get(VALIDATION)
-    metric = validation.metrics["nats_per_token"] if validation else None
-    return {
-        "run": point.run["id"],
-        "arm": point.arm,
-        "learning_rate": point.learning_rate,
-        "seed": point.seed,
-        "budget": point.budget,
-        "tokens": point.tokens,
-        "supervised_tokens": point.supervised_tokens,
-        **({"mix": point.mix} if point.mix else {}),
-        "step": point.step,
-        "selected": evidence.is_chosen(point),
-        "validation_loss": {"value": metric.value, "stderr": metric.stderr, "n": validation.n}
-        if metric and validation
-        else None,
-        "scores": _scores(point.results),
-        "learning": _changes(evidence.learning, point, evidence),
-        "forgetting": {
-            **_changes(evidence.forgetting, point, evidence),
-            **_mean_change(point, evidence),
-        },
-    }
-
-
-def _changes(tasks: Sequence[str], point: Point, evidence: Evidence) -> dict[str, Any]:
+def _point(point: Point, evidence: Evidence) -> PointRow:
     changes = {}
-    for task in tasks:
+    for task in (*evidence.learning, *evidence.forgetting):
         if task in point.results and task in evidence.base:
             before, after = evidence.base[task], point.results[task]
-            found = change(before, after, leading(before))
-            changes[task] = {"change": found.value, "stderr": found.stderr}
-    return changes
-
-
-def _mean_change(point: Point, evidence: Evidence) -> dict[str, Any]:
-    """Mean of the accuracies (Biderman et al. 2024, section 3) and its change from the base."""
-    tasks = evidence.accuracies
-    if not tasks or any(t not in point.results or t not in evidence.base for t in tasks):
-        return {}
-    metrics = {task: evidence.measures[task].metric for task in tasks}
-    estimates = [change(evidence.base[t], point.results[t], metrics[t]) for t in tasks]
-    moved = mean_of_tasks(estimates)
-    values = [point.results[t].metrics[metrics[t]].value for t in tasks]
-    value = sum(values) / len(values)
-    interval = mean_interval(
-        {t: [evidence.base[t]] for t in tasks}, {t: [point.results[t]] for t in tasks}
+            changes[task] = change(before, after, leading(before))
+    return PointRow(
+        run=point.run["id"],
+        arm=point.arm,
+        learning_rate=point.learning_rate,
+        seed=point.seed,
+        budget=point.budget,
+        tokens=point.tokens,
+        supervised_tokens=point.supervised_tokens,
+        mix=point.mix,
+        step=point.step,
+        selected=evidence.is_chosen(point),
+        scores=_scores(point.results, evidence),
+        changes=_with_mean(changes, evidence),
     )
-    found = {"value": value, "change": moved.value, "stderr": moved.stderr}
-    return {"mean": {**found, "interval": asdict(interval)}}
 
 
 def mean_interval(

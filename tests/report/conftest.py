@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from laura.report.study import Study, read_study
-from tests.report.gallery import crowd, write_gallery
+from tests.report.gallery import JUDGEMENT, crowd, write_gallery
 
 TASKS: dict[str, dict[str, Any]] = {
     "gsm8k": {"title": "GSM8K, strict match", "metric": "exact_match", "unit": "share"},
@@ -81,7 +81,7 @@ class Builder:
                             points.append(self.point(run))
         measured = [*self.learning, *self.forgetting]
         return {
-            "format": 1,
+            "format": 2,
             "name": "synthetic",
             "domain": "math",
             "regime": "instruct",
@@ -90,17 +90,12 @@ class Builder:
                 "model": "smollm2-135m-instruct-q4",
                 "fingerprint": "ab" * 32,
                 "parameters": 134_515_008,
-                "scores": {task: self.score(task, BASE[task]) for task in measured},
+                "scores": with_mean(
+                    {task: self.score(task, BASE[task]) for task in measured}, self.accuracies
+                ),
             },
             "measure": {"learning": list(self.learning), "forgetting": list(self.forgetting)},
-            "tasks": {
-                task: {
-                    **TASKS[task],
-                    "higher_is_better": TASKS[task]["unit"] == "share",
-                    "n": 200,
-                }
-                for task in measured
-            },
+            "tasks": self.tasks(measured),
             "budget": {"unit": "tokens", "points": list(self.budgets), "mode": "separate"},
             "arms": [
                 {
@@ -108,21 +103,41 @@ class Builder:
                     "method": method,
                     "settings": {"rank": 16, "alpha": 32.0} if method == "lora" else {},
                     "trainable_parameters": 4_884_480 if method == "lora" else 134_515_008,
-                    "learning_rates": rates,
-                    "best_learning_rate": best,
-                    "best_at_edge": best == max(rates),
+                    "rates": rates,
+                    "best": {} if best is None else {str(seed): best for seed in self.seeds},
+                    "edge": "high" if best == max(rates) else "",
                 }
                 for name, (method, rates, best) in self.arms.items()
             ],
             "runs": runs,
             "points": points,
-            "verdict": {
-                "headline": "LoRA forgets less here; full finetuning learns no more.",
-                "sentences": ["At 80k tokens both arms learn about the same."],
-                "others": ["Decay keeps a little of what full finetuning forgets."],
-                "caveats": ["200 questions cannot tell small differences apart."],
-            },
         }
+
+    @property
+    def accuracies(self) -> list[str]:
+        return [task for task in self.forgetting if TASKS[task]["unit"] == "share"]
+
+    def tasks(self, measured: list[str]) -> dict[str, Any]:
+        found = {
+            task: {
+                "name": task,
+                **TASKS[task],
+                "higher_is_better": TASKS[task]["unit"] == "share",
+                "n": 200,
+            }
+            for task in measured
+        }
+        if self.accuracies:
+            short = ", ".join(TASKS[task]["title"].split(",")[0] for task in self.accuracies)
+            found["mean"] = {
+                "name": "mean", "title": f"Source tasks: {short}", "unit": "share",
+                "higher_is_better": True, "n": 200 * len(self.accuracies),
+            }  # fmt: skip
+        found["validation_loss"] = {
+            "name": "validation_loss", "title": "Validation loss", "unit": "nats per token",
+            "higher_is_better": False, "n": 200,
+        }  # fmt: skip
+        return found
 
     def run(self, arm: str, rate: float, seed: int, budget: int, selected: bool) -> dict[str, Any]:
         diverged = (arm, rate) in self.diverged
@@ -140,7 +155,7 @@ class Builder:
             "seed": seed,
             "budget": budget,
             "state": "diverged" if diverged else "done",
-            "reason": "loss left the finite numbers at step 20" if diverged else None,
+            "reason": "loss left the finite numbers at step 20" if diverged else "",
             "loss_curve": curve,
             "selected": selected,
         }
@@ -174,20 +189,7 @@ class Builder:
             share = TASKS[task]["unit"] == "share"
             change = moves[task] + self.random.gauss(0, 0.006 if share else 0.008)
             scores[task] = self.score(task, max(0.0, BASE[task] + change))
-            changes[task] = {"change": change, "stderr": 0.012}
-        accuracies = [
-            task
-            for task in ("hellaswag", "arc_challenge", "winogrande")
-            if task in self.forgetting and task in scores
-        ]
-        forgetting = {task: changes[task] for task in self.forgetting if task in changes}
-        if accuracies:
-            k = len(accuracies)
-            forgetting["mean"] = {
-                "value": sum(scores[task]["value"] for task in accuracies) / k,
-                "change": sum(changes[task]["change"] for task in accuracies) / k,
-                "stderr": sum(changes[task]["stderr"] ** 2 for task in accuracies) ** 0.5 / k,
-            }
+            changes[task] = {"value": change, "stderr": 0.012, "n": 200}
         loss = 1.3 - 0.3 * grown + 0.08 * abs(heat - 1) + self.random.gauss(0, 0.003)
         return {
             **{key: run[key] for key in ("arm", "learning_rate", "seed", "budget", "selected")},
@@ -195,16 +197,18 @@ class Builder:
             "tokens": run["budget"],
             "supervised_tokens": run["budget"] // 2,
             "step": run["budget"] // 2000,
-            "validation_loss": {"value": loss, "stderr": 0.02, "n": 200},
-            "scores": scores,
-            "learning": {task: changes[task] for task in self.learning if task in changes},
-            "forgetting": forgetting,
+            "scores": {
+                "validation_loss": {"value": loss, "stderr": 0.02, "n": 200},
+                **with_mean(scores, self.accuracies),
+            },
+            "changes": with_mean(changes, self.accuracies),
         }
 
     @staticmethod
     def write(study: Path, summary: dict[str, Any], costs: bool = True) -> Path:
         """Make the study folder with recipe and costs."""
         study.mkdir()
+        (study / "claims.json").write_text(json.dumps(JUDGEMENT), encoding="utf-8")
         (study / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         (study / "recipe.yaml").write_text("name: synthetic\n# <script>alert(1)</script>\n")
         if costs:
@@ -246,8 +250,22 @@ def make_study(tmp_path: Path) -> Callable[..., Path]:
     return lambda summary, costs=True: Builder.write(tmp_path / "study", summary, costs)
 
 
+def with_mean(scores: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
+    """Add the plain mean of the tasks, where all are there."""
+    if not tasks or any(task not in scores for task in tasks):
+        return scores
+    own, k = [scores[task] for task in tasks], len(tasks)
+    mean = {
+        "value": sum(one["value"] for one in own) / k,
+        "stderr": sum(one["stderr"] ** 2 for one in own) ** 0.5 / k,
+        "n": sum(one["n"] for one in own),
+    }
+    return {**scores, "mean": mean}
+
+
 def cost_value(summary: dict[str, Any]) -> dict[str, Any]:
     return {
+        "format": 2,
         "machine": {"processor": "test & test", "cores": 2},
         "runs": [
             {

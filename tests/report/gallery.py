@@ -26,6 +26,13 @@ ARMS: Arms = {
     "lora-alpha": ("lora", [1e-4, 3e-4], 3e-4, {"alpha": 8.0}),
 }
 ANALYSED = ("full", "lora-r16")  # arms whose weights were, where there are few
+JUDGEMENT: dict[str, Any] = {
+    "format": 2,
+    "answer": "LoRA forgets less here; full finetuning learns no more.",
+    "sentences": ["At 80k tokens both arms learn about the same."],
+    "others": ["Decay keeps a little of what full finetuning forgets."],
+    "caveats": ["200 questions cannot tell small differences apart."],
+}
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"
 
 
@@ -63,11 +70,12 @@ def analysis_of(summary: dict[str, Any]) -> dict[str, Any]:
     ranks = {arm["name"]: arm["settings"].get("rank") for arm in summary["arms"]}
     sampled = [None, *(point for point in last if point["arm"] in analysed)]
     return {
-        "format": 1,
+        "format": 2,
         "tradeoff": _tradeoff(points),
         "efficiency": [
-            {"arm": arm, "task": "gsm8k", "level": 0.05, "unit": "tokens", "needed": needed,
-             "at_most": most, "interval": interval}
+            {"arm": arm, "task": "gsm8k", "level": 0.05, "share": 0.5, "unit": "tokens",
+             "needed": needed, "at_most": most, "interval": interval, "reached": 0.9,
+             "rates": [3e-4], "seeds": 2, "n": 200}
             for arm, needed, most, interval in (
                 ("full", 20_000.0, True, [20_000.0, 31_000.0]),
                 ("lora-r16", 42_000.0, False, [30_000.0, None]),
@@ -104,22 +112,21 @@ def _spikes(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tradeoff(points: list[dict[str, Any]]) -> dict[str, Any]:
-    best = sorted(points, key=lambda point: -point["learning"]["gsm8k"]["change"])[:3]
+    """The front: three arms at their best rate and largest budget."""
+    front = []
+    for arm in ("full", "lora-r16", "lora-r64"):
+        own = [p for p in points if p["arm"] == arm and p["budget"] == 80_000]
+        front.append(
+            {"arm": arm, "learning_rate": own[0]["learning_rate"], "budget": 80_000,
+             "learning": 0.08, "forgetting": 0.01, "seeds": [p["seed"] for p in own],
+             "runs": [p["run"] for p in own]}
+        )  # fmt: skip
     return {
         "learning": "gsm8k",
         "forgetting": "mean",
-        "front": [
-            {"run": p["run"], "arm": p["arm"], "budget": p["budget"], "learning": 0.08,
-             "forgetting": 0.01}
-            for p in best
-        ],
-        "area": {"full": {"value": 0.41, "interval": [0.3, 0.5]},
-                 "lora-r16": {"value": 0.52, "interval": None}},
-        "matched": [
-            {"arms": ["full", "lora-r16"], "level": 0.04, "forgetting": [0.03, 0.012],
-             "difference": 0.018, "interval": [0.006, 0.031], "seeds": 2, "n": 600,
-             "curve": "best_rate", "method": "at the arm's best rate"}
-        ],
+        "front": front,
+        "area": {"full": {"value": 0.41, "interval": [0.3, 0.5], "seeds": 2},
+                 "lora-r16": {"value": 0.52, "interval": None, "seeds": 2}},
     }  # fmt: skip
 
 
@@ -142,7 +149,11 @@ def _counts(point: dict[str, Any] | None) -> dict[str, Any]:
 def _passes(point: dict[str, Any] | None) -> dict[str, Any]:
     ks = [1, 4, 16]
     values = [0.05, 0.15, 0.4] if point is None else [0.1, 0.2, 0.3]
-    return {**_whose(point), "k": ks, "value": values, "stderr": [0.02] * 3, "n": 100}
+    at_k = {
+        str(k): {"value": value, "stderr": 0.02, "n": 100}
+        for k, value in zip(ks, values, strict=True)
+    }
+    return {**_whose(point), "at_k": at_k}
 
 
 def _spectra(point: dict[str, Any], most: int | None) -> dict[str, Any]:
@@ -172,43 +183,64 @@ def _spectra(point: dict[str, Any], most: int | None) -> dict[str, Any]:
 
 def claims_value() -> dict[str, Any]:
     """claims.json with every verdict."""
-    evidence = {
-        "setting": "synthetic", "arms": ["lora-r16", "full"], "what": "forgetting at 80k",
-        "value": 0.02, "unit": "share", "interval": [0.01, 0.03], "n": 600, "seeds": 2,
-        "p": 0.01, "verdict": "supported", "decides": True,
-    }  # fmt: skip
-    common = {"source": "Biderman et al. 2024", "level": 0.95, "test": "Student's t"}
-    clear = {"effect": 0.02, "unit": "share", "interval": [0.01, 0.03], "n": 600, "seeds": 2}
-    absent = {"effect": None, "unit": "", "interval": None, "n": 0, "seeds": 0}
+    effect = {"value": 0.02, "unit": "share", "stderr": 0.005, "interval": [0.01, 0.03], "n": 600,
+              "seeds": 2}  # fmt: skip
+    evidence = {"setting": "synthetic", "arms": ["lora-r16", "full"], "what": "forgetting at 80k",
+                "effect": effect, "verdict": "supported", "decides": True}  # fmt: skip
+    common = {"source": "Biderman et al. 2024", "question": "tuned", "test": "Student's t"}
+
+    def claim(id: str, statement: str, verdict: str, reason: str, **more: Any) -> dict[str, Any]:
+        alone = {"alone": verdict, "reason": reason, **common}
+        return {"id": id, "statement": statement, "verdict": verdict, **alone, **more}
+
     return {
-        "format": 1,
+        **JUDGEMENT,
+        "comparisons": [
+            {"arms": ["full", "lora-r16"], "budget": 80_000, "learning": effect,
+             "forgetting": {**effect, "value": 0.018, "interval": [0.006, 0.031]},
+             "equal_learning": {**effect, "value": -0.034, "interval": [-0.05, -0.01]},
+             "levels": [0.02, 0.06], "edge": True},
+            {"arms": ["full", "lora-r64"], "reason": "one seed only"},
+        ],
         "claims": [
-            {"id": "forgets-less", "statement": "LoRA forgets less than full finetuning.",
-             "verdict": "supported", "reason": "the interval lies above 0", **clear, **common,
-             "holm": {"p": 0.02, "verdict": "supported"}, "evidence": [evidence]},
-            {"id": "learns-less", "statement": "LoRA learns less than full finetuning.",
-             "verdict": "contradicted", "reason": "the interval lies below 0", **clear, **common,
-             "holm": {"p": 0.2, "verdict": "too thin"}, "evidence": []},
-            {"id": "keeps-diversity", "statement": "LoRA keeps more distinct outputs.",
-             "verdict": "too thin", "reason": "no samples", **absent, **common, "evidence": []},
+            claim("forgets-less", "LoRA forgets less than full finetuning.", "supported",
+                  "the interval lies above 0", effect=effect, evidence=[evidence]),
+            claim("learns-less", "LoRA learns less than full finetuning.", "contradicted",
+                  "the interval lies below 0", effect=effect, edge=True),
+            claim("learns-less-code", "LoRA learns less in code.", "undecided",
+                  "not clear when all statements are counted", effect=effect,
+                  alone="supported", would_decide="3 more seeds"),
+            claim("rank-along", "Rank moves along the trade-off.", "mixed", "settings disagree"),
+            claim("rate-ten-times", "LoRA needs a higher rate.", "suggested", "one seed chose"),
+            claim("keeps-diversity", "LoRA keeps more distinct outputs.", "undecided",
+                  "no samples", missing=["no task was sampled"], would_decide="measure.extras"),
         ],
     }  # fmt: skip
 
 
 def recommendation_value() -> dict[str, Any]:
     """recommendation.json as `laura recommend` writes it."""
-    effect = {"value": 0.06, "stderr": 0.01, "interval": [0.04, 0.08], "n": 200, "seeds": 3}
-    chosen = {"arm": "lora-r16", "learning_rate": 3e-4, "budget": 80_000, "seeds": [0, 1, 2],
-              "learning": effect, "forgetting": {**effect, "value": 0.005},
+    effect = {"value": 0.06, "unit": "share", "stderr": 0.01, "interval": [0.04, 0.08], "n": 200,
+              "seeds": 3}  # fmt: skip
+    chosen = {"arm": "lora-r16", "method": "lora", "learning_rate": 3e-4, "budget": 80_000,
+              "seeds": [0, 1, 2], "runs": ["a", "b", "c"], "confirmed": True, "learning": effect,
+              "forgetting": {**effect, "value": 0.005}, "learnt": 0.06, "forgot": 0.005,
               "cost": {"tokens": 80_000, "train_seconds": 125.0}}  # fmt: skip
+    other = {**chosen, "arm": "full", "method": "full", "why_not": "it may forget more than asked",
+             "confirmed": False, "seeds": [0], "learning": None, "forgetting": None,
+             "forgot": 0.355}  # fmt: skip
     return {
-        "format": 1,
-        "wish": {"max_forgetting": 0.02, "min_learning": None, "memory_bytes": None},
+        "format": 2,
+        "answer": "Take lora-r16 at 3e-4.",
+        "study": "synthetic",
+        "asked": {"max_forgetting": 0.02},
         "state": "recommended",
         "measures": {"learning": {"unit": "share"}, "forgetting": {"unit": "share"}},
         "candidates": 5,
+        "level": 0.99,
         "chosen": chosen,
-        "alternatives": [{**chosen, "arm": "full", "why_not": "it may forget more than 0.02"}],
+        "alternatives": [other],
+        "confirm": "laura compare R --confirm full@3e-5",
         "not_tried": ["a higher rank"],
     }
 

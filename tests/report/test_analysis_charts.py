@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from laura.report.arms import families, regulariser
+from laura.report.blocks import Table
 from laura.report.charts import (
     alphas,
     diversity,
@@ -24,8 +25,9 @@ from laura.report.charts import (
     tradeoff,
 )
 from laura.report.charts.panel import Panel
-from laura.report.reading import parse_summary
+from laura.report.pages import overview
 from laura.report.study import Study
+from laura.results.schema import Summary
 
 Build = Callable[..., dict[str, Any]]
 
@@ -38,7 +40,7 @@ def rows_of(panel: Panel) -> list[dict[str, Any]]:
 def final(study: Study, arm: str, name: str) -> list[float]:
     """An arm's scores at its best rate and largest budget, one a seed, in per cent."""
     points = [p for p in study.summary.points if p.arm == arm and p.selected and p.budget == 80_000]
-    found = [point.value(name) for point in points]
+    found = [point.scores.get(name) for point in points]
     return [100 * one.value for one in found if one is not None]
 
 
@@ -54,13 +56,28 @@ def test_the_front_rings_the_points_that_were_found(full_study: Study) -> None:
     front = full_study.analysis.tradeoff.front
     [ring] = rings(panel)
     rows = panel.drawing.to_dict(validate=False)["datasets"][ring["data"]["name"]]
-    points = [p for p in full_study.summary.points if (p.run, p.budget) in front]
-    assert sorted(row["y"] for row in rows) == pytest.approx(
-        sorted(100 * point.changes["gsm8k"].value for point in points)
-    )
-    assert len(rows) == 3
-    alone = replace(full_study, analysis=replace(full_study.analysis, tradeoff=None))
+    means = [
+        statistics.fmean(100 * p.changes["gsm8k"].value for p in full_study.summary.points
+                         if p.run in one.runs and p.budget == one.budget)
+        for one in front
+    ]  # fmt: skip
+    assert sorted(row["y"] for row in rows) == pytest.approx(sorted(means))
+    # Each is named by arm, rate and budget: at the point, and for who cannot see it.
+    names = {"full 3e-5 80k", "lora-r16 3e-4 80k", "lora-r64 3e-4 80k"}
+    assert {row["front_label"] for row in rows} == names
+    assert all(name in panel.description for name in names)
+    analysis = full_study.analysis.model_copy(update={"tradeoff": None})
+    alone = replace(full_study, analysis=analysis)
     assert rings(tradeoff.draw(alone)[0]) == []
+
+
+def test_the_table_names_the_front_too(full_study: Study) -> None:
+    [table] = [b for b in overview.blocks(full_study)
+               if isinstance(b, Table) and b.name == "front-table"]  # fmt: skip
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        [arm, rate, "80k tokens", "8.0", "1.0", "2"]
+        for arm, rate in (("full", "3e-5"), ("lora-r16", "3e-4"), ("lora-r64", "3e-4"))
+    ]
 
 
 def test_ranks_are_means_over_seeds_beside_the_noise(full_study: Study) -> None:
@@ -69,7 +86,7 @@ def test_ranks_are_means_over_seeds_beside_the_noise(full_study: Study) -> None:
         rows = rows_of(panel)
         for row in rows:
             ranks_found = [
-                matrix.rank
+                matrix.rank_kept
                 for one in full_study.analysis.spectra
                 for matrix in one.matrices
                 if (one.arm, one.budget, matrix.module, str(matrix.layer))
@@ -153,7 +170,7 @@ def test_pass_at_k_is_in_per_cent(full_study: Study) -> None:
 
 
 def test_a_study_without_analyses_draws_none_of_these(build: Build) -> None:
-    study = Study(parse_summary(build()))
+    study = Study(Summary.model_validate(build()))
     for chart in (regularisers, spectra, singular_values, intruders, diversity, pass_at_k,
                   replay, ranks, alphas):  # fmt: skip
         assert chart.draw(study) == []

@@ -10,10 +10,9 @@ from laura.report import formats
 from laura.report.blocks import Prose
 from laura.report.charts import CHARTS, tradeoff
 from laura.report.charts.style import PALETTE, SHAPES
-from laura.report.costs import Costs
 from laura.report.pages import cost
-from laura.report.reading import Summary, parse_summary
 from laura.report.study import Study
+from laura.results.schema import Costs, Summary
 
 Build = Callable[..., dict[str, Any]]
 
@@ -36,7 +35,8 @@ def test_no_title_is_wider_than_a_phone(chart: Any, full_study: Study) -> None:
 
 def test_epochs_and_machines_are_told_in_words(full_study: Study) -> None:
     assert formats.budget(2.3760712, "epochs") == "2.376 epochs"
-    costs = Costs({"cores": 2, "packages": {"torch": "2.13", "numpy": "2.4"}}, [], None)
+    machine = {"cores": 2, "packages": {"torch": "2.13", "numpy": "2.4"}}
+    costs = Costs(machine=machine, runs=[])
     told = [b.text for b in cost.blocks(replace(full_study, costs=costs)) if isinstance(b, Prose)]
     assert told[0] == "Machine: cores 2; packages torch 2.13, numpy 2.4."
 
@@ -49,25 +49,35 @@ def rows_of(summary: Summary, place: int = 0) -> list[dict[str, Any]]:
 def test_trade_off_points_are_the_changes_of_the_summary(build: Build) -> None:
     value = build(seeds=(0,))
     point = next(p for p in value["points"] if p["selected"] and p["budget"] == 80_000)
-    [row] = [row for row in rows_of(parse_summary(value)) if row.get("run") == point["run"]]
-    change, mean = point["learning"]["gsm8k"], point["forgetting"]["mean"]
-    assert row["y"] == pytest.approx(100 * change["change"])
+    rows = rows_of(Summary.model_validate(value))
+    [row] = [row for row in rows if row.get("run") == point["run"]]
+    change, mean = point["changes"]["gsm8k"], point["changes"]["mean"]
+    assert row["y"] == pytest.approx(100 * change["value"])
     assert row["y_high"] - row["y"] == pytest.approx(100 * change["stderr"])
-    assert row["x"] == pytest.approx(100 * mean["change"])
+    # What was lost is told as a number above zero.
+    assert row["x"] == pytest.approx(-100 * mean["value"])
+    assert row["forgetting_change"].startswith("forgot ")
+    assert row["forgetting_change"].endswith(" points")
     assert row["x"] - row["x_low"] == pytest.approx(100 * mean["stderr"])
 
 
-def test_losses_are_drawn_on_reversed_axes(build: Build) -> None:
-    panel = tradeoff.draw(Study(parse_summary(build())))[1]
+def test_losses_too_are_told_as_learnt_and_forgotten(build: Build) -> None:
+    value = build(seeds=(0,))
+    panel = tradeoff.draw(Study(Summary.model_validate(value)))[1]
     assert panel.name == "target_loss-source_loss"
-    layers = panel.drawing.to_dict()["layer"]
-    scales = [
-        layer["encoding"][axis]["scale"]["reverse"]
-        for layer in layers
+    drawn = panel.drawing.to_dict()
+    reversed_axes = {
+        axis: layer["encoding"][axis]["scale"].get("reverse", False)
+        for layer in drawn["layer"]
         for axis in ("x", "y")
         if "scale" in layer["encoding"].get(axis, {})
-    ]
-    assert scales and all(scales)
+    }
+    assert reversed_axes == {"x": True, "y": False}
+    point = next(p for p in value["points"] if p["selected"] and p["budget"] == 80_000)
+    rows = [row for rows in drawn["datasets"].values() for row in rows]
+    [row] = [row for row in rows if row.get("run") == point["run"]]
+    assert row["y"] == pytest.approx(-point["changes"]["target_loss"]["value"]) and row["y"] > 0
+    assert row["x"] == pytest.approx(point["changes"]["source_loss"]["value"]) and row["x"] > 0
 
 
 @pytest.mark.parametrize(
@@ -93,7 +103,7 @@ def test_pairs_that_make_sense(
     forgetting: tuple[str, ...],
     expected: list[tuple[str, str]],
 ) -> None:
-    summary = parse_summary(build(learning=learning, forgetting=forgetting))
+    summary = Summary.model_validate(build(learning=learning, forgetting=forgetting))
     assert tradeoff.pairs(summary) == expected
     assert [panel.name for panel in tradeoff.draw(Study(summary))] == [
         "-".join(p) for p in expected
@@ -107,10 +117,9 @@ def test_every_chart_survives_every_gap(build: Build) -> None:
         build(learning=("target_loss",), forgetting=("kl",)),
         build(arms={}),
     ]
-    studies[0]["tasks"] = {}
-    studies[1]["base"] = {}
+    studies[1]["base"]["scores"] = {}
     for value in studies:
-        summary = parse_summary(value)
+        summary = Summary.model_validate(value)
         for chart in CHARTS:
             for panel in chart.draw(Study(summary)):
                 panel.drawing.to_dict(validate=False)
@@ -120,7 +129,7 @@ def test_colours_differ_and_follow_the_arm(build: Build) -> None:
     assert len(set(PALETTE)) == len(PALETTE) and len(set(SHAPES)) == len(SHAPES)
     scales = []
     for chart in CHARTS:
-        for panel in chart.draw(Study(parse_summary(build()))):
+        for panel in chart.draw(Study(Summary.model_validate(build()))):
             for layer in panel.drawing.to_dict(validate=False)["layer"]:
                 color = layer["encoding"].get("color", {})
                 if "scale" in color:

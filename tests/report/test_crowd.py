@@ -6,7 +6,6 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +16,10 @@ from laura.report.charts import CHARTS, cost, drift, intruders, learning_curves,
 from laura.report.charts import singular_values as values
 from laura.report.charts.panel import Panel
 from laura.report.charts.style import LEGEND_LETTERS, PALETTE, hue
-from laura.report.costs import read_costs
 from laura.report.pages import learning_rate, overview
 from laura.report.pages.spectra import blocks as spectra_blocks
-from laura.report.reading import parse_summary
 from laura.report.study import Study
+from laura.results.schema import Costs, RunCost, Summary
 
 Build = Callable[..., dict[str, Any]]
 STAND = ["full", "lora-r4", "lora-r16", "lora-r64"]
@@ -47,7 +45,8 @@ def test_plain_arms_stand_for_all(crowd_study: Study, full_study: Study) -> None
     # Few are all drawn, in the study's order.
     assert representatives(summary, ["full-l2sp", "lora-r16-mlp"]) == ["lora-r16-mlp", "full-l2sp"]
     # Told by settings: names say nothing.
-    named = replace(summary, arms=[replace(a, name=f"arm {n}") for n, a in enumerate(summary.arms)])
+    arms = [arm.model_copy(update={"name": f"arm {n}"}) for n, arm in enumerate(summary.arms)]
+    named = summary.model_copy(update={"arms": arms})
     assert representatives(named) == ["arm 0", "arm 1", "arm 2", "arm 3"]
     assert representatives(full_study.summary) == ["full", "lora-r16", "lora-r64"]
 
@@ -58,7 +57,7 @@ def test_ranks_are_taken_evenly(build: Build) -> None:
     value = build(arms={**arms, "all": ("full", [1e-4], 1e-4)}, budgets=(20_000,), seeds=(0,))
     for arm, rank in zip(value["arms"], ranks, strict=False):
         arm["settings"] = {"rank": rank, "alpha": 2.0 * rank, "targets": "all"}
-    assert representatives(parse_summary(value)) == ["r256", "r2", "r32", "all"]
+    assert representatives(Summary.model_validate(value)) == ["r256", "r2", "r32", "all"]
 
 
 def test_spectra_have_a_panel_an_arm_on_common_axes(crowd_study: Study) -> None:
@@ -95,7 +94,7 @@ def test_charts_of_weights_say_whom_they_leave_to_the_table(crowd_study: Study) 
 
 
 def test_few_arms_are_all_drawn_and_nothing_is_said(build: Build) -> None:
-    study = Study(parse_summary(build()))
+    study = Study(Summary.model_validate(build()))
     assert all(chart.caption(study) == chart.explanation for chart in CHARTS)
 
 
@@ -148,23 +147,21 @@ def test_divergences_have_a_chart_of_their_own(crowd_study: Study) -> None:
     assert len(found) == 2 and row == pytest.approx(statistics.fmean(found))
 
 
-def test_cost_is_that_of_the_file(tmp_path: Path, full_study: Study) -> None:
+def test_cost_is_that_of_the_runs(full_study: Study) -> None:
     speeds = {"full": [100.0, 300.0, 120.0], "lora-r16": [250.0]}
     runs = [
-        {"arm": arm, "tokens_per_second": speed, "peak_memory_bytes": place * 2**30}
+        RunCost(id=f"{arm}-{place}", arm=arm, learning_rate=1e-3, seed=place, train_seconds=1,
+                tokens_per_second=speed, peak_memory_bytes=place * 2**30, flops=2)
         for arm, own in speeds.items()
         for place, speed in enumerate(own, start=1)
-    ]
-    (tmp_path / "cost.json").write_text(json.dumps({"runs": runs}))
-    study = replace(full_study, costs=read_costs(tmp_path))
+    ]  # fmt: skip
+    study = replace(full_study, costs=Costs(runs=runs))
     speed, memory = cost.draw(study)
     rows = [max(drawn(panel)["datasets"].values(), key=len) for panel in (speed, memory)]
     assert {row["arm"]: row["x"] for row in rows[0]} == {"full": 120.0, "lora-r16": 250.0}
     assert {row["arm"]: row["x"] for row in rows[1]} == {"full": 3.0, "lora-r16": 1.0}
     assert "full 120 tokens/s" in speed.description
-    unrecorded = {"runs": [{"arm": "full", "tokens_per_second": 5.0}]}
-    (tmp_path / "cost.json").write_text(json.dumps(unrecorded))
-    assert [p.name for p in cost.draw(replace(study, costs=read_costs(tmp_path)))] == ["speed"]
+    assert cost.draw(replace(study, costs=None)) == []
 
 
 def test_spikes_stand_beside_the_rates(full_study: Study) -> None:
@@ -173,17 +170,19 @@ def test_spikes_stand_beside_the_rates(full_study: Study) -> None:
     # Full finetuning at 1e-4 has one spike in both its runs of forty steps.
     assert rows["full", "1e-4"] == ["", "2", "2", "25.00", "1.25"]
     assert rows["full", "3e-5"] == ["yes", "4", "0", "0.00", "–"]
-    tried = {(arm.name, rate) for arm in full_study.summary.arms for rate in arm.learning_rates}
+    tried = {(arm.name, rate) for arm in full_study.summary.arms for rate in arm.rates}
     assert len(rows) == len(tried)
     calm = [one for one in full_study.analysis.spikes if not one.count]
-    quiet = replace(full_study, analysis=replace(full_study.analysis, spikes=calm))
+    analysis = full_study.analysis.model_copy(update={"spikes": calm})
+    quiet = replace(full_study, analysis=analysis)
     told = learning_rate.blocks(quiet)[-1]
     assert isinstance(told, Prose) and told.text.startswith(f"None in {len(calm)} runs.")
 
 
 def test_the_overview_tells_of_two_arms_and_folds_the_others(crowd_study: Study) -> None:
-    verdict = crowd_study.summary.verdict
+    judged = crowd_study.judgement
+    assert judged is not None
     found = overview.blocks(crowd_study)
-    assert found[: len(verdict.sentences)] == [Prose(text) for text in verdict.sentences]
+    assert found[: len(judged.sentences)] == [Prose(text) for text in judged.sentences]
     [fold] = [b for b in found if isinstance(b, Fold) and b.title.startswith("The other arms")]
-    assert [block.text for block in fold.blocks if isinstance(block, Prose)] == verdict.others
+    assert [block.text for block in fold.blocks if isinstance(block, Prose)] == judged.others

@@ -17,6 +17,7 @@ from laura.report.charts import CHARTS
 from laura.report.figures import script_json
 from laura.report.page import write_report
 from laura.report.png import smaller
+from tests.report.gallery import JUDGEMENT
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"
 # Charts that every study has something for.
@@ -89,7 +90,7 @@ Whole = tuple[Path, dict[str, Any]]
 def test_a_whole_study_gives_page_and_figures(whole: Whole) -> None:
     study, summary = whole
     page = read(study / "report.html")
-    assert summary["verdict"]["headline"] in page.words
+    assert JUDGEMENT["answer"] in page.words
     assert summary["verdict"]["caveats"][0] in page.words
     assert "loss left the finite numbers" in page.words
     assert "lora-r16" in page.words and "3e-4" in page.words
@@ -137,10 +138,11 @@ def test_the_same_study_gives_the_same_bytes(whole: Whole) -> None:
 def test_hostile_names_stay_text(build: Build, make_study: MakeStudy) -> None:
     arms = {HOSTILE: ("lora", [1e-4], 1e-4)}
     summary = small(build, arms=arms, diverged=())
-    summary["verdict"]["headline"] = HOSTILE
     summary["tasks"]["target_loss"]["title"] = HOSTILE
     summary["runs"][0]["reason"] = HOSTILE
-    page = read(write_report(make_study(summary)))
+    study = make_study(summary)
+    (study / "claims.json").write_text(json.dumps({**JUDGEMENT, "answer": HOSTILE}))
+    page = read(write_report(study))
     assert HOSTILE in page.words
     assert "img" not in page.tags and page.handlers == []
     assert HOSTILE in json.dumps(page.json[0]).encode().decode("unicode_escape")
@@ -170,14 +172,14 @@ def test_gaps_are_named_and_do_not_stop_the_page(build: Build, make_study: MakeS
     )
     study = make_study(summary)
     (study / "recipe.yaml").unlink()
-    (study / "cost.json").write_text('{"runs": [{"id": "x"}]}')
+    (study / "cost.json").write_text('{"format": 2, "runs": [{"id": "x"}]}')
     words = read(write_report(study)).words
     assert "Arm full has no measured run" in words
     assert "WinoGrande, acc was not measured on any tuned model" in words
     assert "Only one seed at the best learning rate for lora-r16" in words
     assert "lora-r16 at learning rate 1e-3: not finished" in words
     assert "no readable recipe.yaml" in words
-    assert "Costs are not shown" in words and "runs[0].arm is missing" in words
+    assert "Costs are not shown" in words and "runs.0.arm: Field required" in words
     assert "What each arm cost on this machine" not in words
 
 

@@ -11,26 +11,30 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from laura.errors import StoreError
+from laura.errors import StoreError, UsageError
 from laura.report import formats
+from laura.report.charts import CHARTS
 from laura.report.gaps import gaps
-from laura.report.groups import final_groups, selected_groups
-from laura.report.reading import MEAN, Task, parse_summary, read_summary
+from laura.report.groups import final_groups, groups, selected_groups
+from laura.report.study import Study, read_summary
+from laura.report.tables import markdown_table
+from laura.results.schema import Summary, TaskFacts
 from laura.results.statistics import Estimate
 
 Build = Callable[..., dict[str, Any]]
-SHARE = Task("gsm8k", "GSM8K", "share", True, 200)
-LOSS = Task("kl", "KL", "nats per token", False, 200)
+SHARE = TaskFacts(name="gsm8k", title="GSM8K", unit="share", higher_is_better=True, n=200)
+LOSS = TaskFacts(name="kl", title="KL", unit="nats per token", higher_is_better=False, n=200)
 
 
 def test_seeds_are_taken_together(build: Build) -> None:
     value = build()
-    summary = parse_summary(value)
+    summary = Summary.model_validate(value)
     group = final_groups(summary)[0]
     assert (group.arm, group.budget, group.seeds) == ("lora-r16", 80_000, [0, 1, 2])
     changes = [
-        point["learning"]["gsm8k"]["change"]
+        point["changes"]["gsm8k"]["value"]
         for point in value["points"]
         if point["arm"] == "lora-r16" and point["selected"] and point["budget"] == 80_000
     ]
@@ -40,30 +44,53 @@ def test_seeds_are_taken_together(build: Build) -> None:
     assert found.stderr == pytest.approx(expected)
 
 
-def test_mean_of_the_base_is_the_plain_mean(build: Build) -> None:
-    base = parse_summary(build()).base(MEAN)
-    assert base is not None and base.value == pytest.approx((0.42 + 0.29 + 0.53) / 3)
+def at_their_own_rates(build: Build) -> Summary:
+    """Seeds 0 and 2 of LoRA choose 3e-4, seed 1 chooses 1e-3."""
+    value = build(budgets=(20_000,), arms={"lora": ("lora", [3e-4, 1e-3], 3e-4)}, diverged=())
+    for row in (*value["points"], *value["runs"]):
+        if row["seed"] == 1:
+            row["learning_rate"] = 1e-3
+    value["arms"][0]["best"] = {"0": 3e-4, "1": 1e-3, "2": 3e-4}
+    return Summary.model_validate(value)
 
 
-def test_mean_counts_only_what_was_measured(build: Build) -> None:
-    assert parse_summary(build(seeds=(0,))).task(MEAN).n == 600
-    assert parse_summary(build(seeds=(0,), missing=("winogrande",))).task(MEAN).n == 400
+def test_seeds_at_rates_of_their_own_are_one_group(build: Build) -> None:
+    summary = at_their_own_rates(build)
+    [group] = selected_groups(summary)
+    assert group.seeds == [0, 1, 2] and group.rate == "3e-4 (2 seeds), 1e-3"
+    rates = {(group.learning_rate, group.rate): group.seeds for group in groups(summary)}
+    assert rates == {(3e-4, "3e-4"): [0, 2], (1e-3, "1e-3"): [0, 1]}
+    for chart in CHARTS:
+        chart.draw(Study(summary))
+    assert "| lora | 3e-4 (2 seeds), 1e-3 | 20k tokens | 3 |" in markdown_table(summary)
+
+
+def test_a_task_that_is_not_known_is_a_fault(build: Build) -> None:
+    value = build(seeds=(0,))
+    del value["tasks"]["kl"]
+    with pytest.raises(ValueError, match="tasks lacks kl"):
+        Summary.model_validate(value)
+    assert Summary.model_validate(build()).task("only_an_extra").title == "only_an_extra"
 
 
 def test_a_change_that_is_not_given_is_the_plain_difference(build: Build) -> None:
     value = build(seeds=(0,), budgets=(20_000,))
     for point in value["points"]:
-        point["learning"] = {}
-    summary = parse_summary(value)
+        del point["changes"]["gsm8k"]
+    summary = Summary.model_validate(value)
     group = selected_groups(summary)[0]
-    change, tuned, base = group.change("gsm8k"), group.value("gsm8k"), summary.base("gsm8k")
+    change, tuned, base = (
+        group.change("gsm8k"),
+        group.value("gsm8k"),
+        summary.base.scores.get("gsm8k"),
+    )
     assert change is not None and tuned is not None and base is not None
     assert change.value == pytest.approx(tuned.value - base.value)
     assert change.stderr == pytest.approx(math.hypot(tuned.stderr, base.stderr))
 
 
 def test_arms_keep_their_order(build: Build) -> None:
-    assert [group.arm for group in selected_groups(parse_summary(build()))] == (
+    assert [group.arm for group in selected_groups(Summary.model_validate(build()))] == (
         ["lora-r16"] * 3 + ["full"] * 3
     )
 
@@ -71,25 +98,55 @@ def test_arms_keep_their_order(build: Build) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda s: s.pop("points"), "points is missing"),
-        (lambda s: s.update(name=3), "name is 3, text is needed"),
-        (lambda s: s.update(format=2), "format 2, this Laura reads 1"),
-        (lambda s: s["arms"][0].pop("name"), r"arms\[0\].name is missing"),
-        (lambda s: s["points"][1].update(seed="x"), r"points\[1\].seed is 'x'"),
-        (lambda s: s["points"][0]["scores"]["kl"].update(value=None), "scores.kl.value is missing"),
-        (lambda s: s["points"][0].update(scores=[]), r"points\[0\].scores is \[\]"),
-        (lambda s: s["runs"][0].update(learning_rate=math.nan), "learning_rate is nan"),
-        (lambda s: s["verdict"].update(caveats=[1]), r"verdict.caveats\[0\] is 1"),
+        (lambda s: s.pop("points"), "points: Field required"),
+        (lambda s: s.update(name=3), "name: Input should be a valid string"),
+        (lambda s: s.update(format=3), "format: Input should be 2"),
+        (lambda s: s["arms"][0].pop("name"), r"arms\.0\.name: Field required"),
+        (
+            lambda s: s["points"][1].update(seed="x"),
+            r"points\.1\.seed: Input should be a valid int",
+        ),
+        (lambda s: s["points"][0]["scores"]["kl"].update(value=None), r"scores\.kl\.value"),
+        (lambda s: s["points"][0]["scores"]["kl"].update(stderr=-1), r"stderr -1 and n 200 must"),
+        (lambda s: s["points"][0].update(scores=[]), r"points\.0\.scores"),
+        (lambda s: s["runs"][0].update(learning_rate=math.nan), "learning_rate: .* finite number"),
+        (lambda s: s["arms"][0].update(surprise=1), "surprise: Extra inputs"),
     ],
 )
-def test_damage_is_named(build: Build, damage: Callable[[Any], Any], message: str) -> None:
+def test_damage_is_named(
+    build: Build, damage: Callable[[Any], Any], message: str, tmp_path: Path
+) -> None:
     value = copy.deepcopy(build(seeds=(0,)))
     damage(value)
-    with pytest.raises(StoreError, match=message):
-        parse_summary(value)
+    (tmp_path / "summary.json").write_text(json.dumps(value))
+    with pytest.raises(StoreError, match=f"is damaged: .*{message}"):
+        read_summary(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 1', b"\xff\xfe", b"null"])
+def test_every_fault_is_named_at_once(build: Build, tmp_path: Path) -> None:
+    value = build(seeds=(0,))
+    value["name"], value["domain"] = 3, []
+    (tmp_path / "summary.json").write_text(json.dumps(value))
+    with pytest.raises(StoreError, match=r"name: .*; domain: "):
+        read_summary(tmp_path)
+
+
+@pytest.mark.parametrize("old", [1, None])
+def test_an_older_format_is_one_line_with_the_command(
+    build: Build, old: Any, tmp_path: Path
+) -> None:
+    value = build(seeds=(0,))
+    value["format"] = old
+    if old is None:
+        del value["format"]
+    (tmp_path / "summary.json").write_text(json.dumps(value))
+    (tmp_path / "recipe.yaml").write_text("name: s")
+    with pytest.raises(UsageError, match=r"older format; `laura compare .*recipe\.yaml") as told:
+        read_summary(tmp_path)
+    assert "\n" not in str(told.value) and f"--out {tmp_path}" in str(told.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 2', b"\xff\xfe", b"null"])
 def test_a_file_that_is_not_a_summary(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "summary.json").write_bytes(content)
     with pytest.raises(StoreError, match=r"summary\.json"):
@@ -119,23 +176,30 @@ def test_no_mutation_ends_in_a_traceback(data: st.DataObject) -> None:
             break
         place = inner
     try:
-        summary = parse_summary(value)
-    except StoreError:
+        summary = Summary.model_validate(value)
+    except ValidationError:
         return
     gaps(summary)
-    [group.change(name) for group in selected_groups(summary) for name in summary.forgetting]
+    measures = summary.measure.forgetting
+    [group.change(name) for group in selected_groups(summary) for name in measures]
+    markdown_table(summary)
 
 
-SMALL = """{"format": 1, "name": "s", "arms": [{"name": "a", "learning_rates": [1e-4],
- "best_learning_rate": 1e-4}], "base": {"model": "m", "scores": {"kl": {"value": 0, "stderr": 0}}},
+SMALL = """{"format": 2, "name": "s", "arms": [{"name": "a", "method": "lora", "rates": [1e-4],
+ "best": {"0": 1e-4}}], "base": {"model": "m", "fingerprint": "f",
+ "scores": {"kl": {"value": 0, "stderr": 0, "n": 3}}},
  "measure": {"learning": ["gsm8k"], "forgetting": ["winogrande", "kl"]},
- "tasks": {"kl": {"title": "KL", "unit": "nats per token", "n": 3}},
+ "tasks": {"kl": {"name": "kl", "title": "KL", "unit": "nats per token",
+   "higher_is_better": false, "n": 3},
+  "gsm8k": {"name": "gsm8k", "title": "G", "unit": "share", "higher_is_better": true},
+  "winogrande": {"name": "winogrande", "title": "W", "unit": "share", "higher_is_better": true}},
  "budget": {"unit": "tokens", "points": [5]},
- "runs": [{"id": "x", "arm": "a", "learning_rate": 1e-4, "loss_curve": [[1, 2]]}],
- "points": [{"run": "x", "arm": "a", "learning_rate": 1e-4, "seed": 0, "budget": 5,
-  "selected": true,
-  "scores": {"winogrande": {"value": 0.5, "stderr": 0.1}},
-  "forgetting": {"winogrande": {"change": 0.1, "stderr": 0.1}}}]}"""
+ "runs": [{"id": "x", "arm": "a", "learning_rate": 1e-4, "seed": 0, "state": "done",
+  "loss_curve": [[1, 2]]}],
+ "points": [{"run": "x", "arm": "a", "learning_rate": 1e-4, "seed": 0, "budget": 5, "tokens": 5,
+  "step": 1, "selected": true,
+  "scores": {"winogrande": {"value": 0.5, "stderr": 0.1, "n": 3}},
+  "changes": {"winogrande": {"value": 0.1, "stderr": 0.1, "n": 3}}}]}"""
 
 
 @pytest.mark.parametrize(
@@ -158,6 +222,25 @@ SMALL = """{"format": 1, "name": "s", "arms": [{"name": "a", "learning_rates": [
         (formats.change(Estimate(-0.0001, 0.007, 200), SHARE), "0.0 ± 0.7"),
         (formats.change(Estimate(0.12345, 0.00042, 200), LOSS), "+0.12345 ± 0.00042"),
         (formats.value(None, LOSS), "–"),
+        (
+            formats.moved_words(Estimate(-0.355, 0.02, 200), SHARE, False),
+            "forgot 35.5 ± 2.0 points",
+        ),
+        (formats.moved_words(Estimate(0.93, 0.02, 200), SHARE, True), "learnt 93.0 ± 2.0 points"),
+        (
+            formats.moved_words(Estimate(0.25, 0.1, 9), LOSS, False),
+            "forgot 0.250 ± 0.100 nats per token",
+        ),
+        (
+            formats.moved_words(Estimate(-0.25, 0.1, 9), LOSS, True),
+            "learnt 0.250 ± 0.100 nats per token",
+        ),
+        (formats.moved_words(None, LOSS, True), "–"),
+        (formats.rates([1e-3, 2e-3, 1e-3]), "1e-3 (2 seeds), 2e-3"),
+        (formats.rates([1e-3, 1e-3]), "1e-3"),
+        (formats.points(-0.355, "share"), "−35.5 points"),
+        (formats.points(-0.0001, "share"), "0.0 points"),
+        (formats.points(0.0213, "log10"), "+0.0213 log10"),
     ],
 )
 def test_numbers_as_text(text: str, expected: str) -> None:

@@ -12,7 +12,7 @@ from laura.errors import StoreError
 from laura.report.page import write_report
 from laura.report.series import write_series_report
 from laura.store import SeriesStore
-from tests.report.gallery import claims_value
+from tests.report.gallery import JUDGEMENT, claims_value
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,9 @@ def series(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> Path:
             learning=("target_loss",), forgetting=("winogrande",), seeds=(0,), budgets=(20_000,)
         ).build()
         summary |= {"domain": domain}
-        summary["verdict"]["headline"] = f"Verdict of {name}."
         study = builder.write(store.setting(name).folder, summary)
+        judged = {**JUDGEMENT, "answer": f"Verdict of {name}."}
+        (study / "claims.json").write_text(json.dumps(judged))
         write_report(study)
         write_report(study, form="md")
     (folder / "claims.json").write_text(json.dumps(claims_value()))
@@ -40,7 +41,7 @@ def test_every_setting_has_verdict_figure_and_link(series: Path) -> None:
     assert 'href="settings/code-instruct/report.html"' in html
     assert "math &lt;b&gt;" in html and "math <b>" not in html
     assert "Setting late was not carried out yet" in html
-    assert "1 supported, 1 contradicted, 1 too thin" in html
+    assert "1 supported, 1 contradicted, 1 mixed, 1 suggested, 2 undecided" in html
     assert "LoRA forgets less than full finetuning." in html
     identities = [part.split('"')[0] for part in html.split(' id="')[1:]]
     assert len(identities) == len(set(identities))
@@ -52,11 +53,10 @@ def test_a_damaged_setting_is_named_and_the_others_are_shown(series: Path) -> No
     judged = claims.read_text()
     gaps = ["math <b>: is left out, since x", "code-instruct: is left out, since run.json is bad",
             "late: was not carried out", "seen: lora at 0.1, seed 1: diverged"]  # fmt: skip
+    seen = {"name": "seen", "domain": "d", "regime": "r", "arms": []}
     try:
         summary.write_text("{")
-        claims.write_text(
-            json.dumps({**claims_value(), "settings": [{"name": "seen"}], "gaps": gaps})
-        )
+        claims.write_text(json.dumps({**claims_value(), "settings": [seen], "gaps": gaps}))
         html = write_series_report(series).read_text(encoding="utf-8")
     finally:
         summary.write_text(kept)

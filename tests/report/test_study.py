@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 
-from laura.errors import StoreError
+from laura.errors import StoreError, UsageError
 from laura.report import formats
-from laura.report.analysis import Analysis, read_analysis
-from laura.report.claims import read_claims, read_recommendation
 from laura.report.pages import PAGES
 from laura.report.side_by_side import MOST_CHARACTERS, MOST_ITEMS, MOST_MODELS
 from laura.report.study import Study, read_study
+from laura.results.schema import (
+    Analysis,
+    Costs,
+    Judgement,
+    Recommendation,
+    read_file,
+    write_file,
+)
 from laura.store import read_lines_gz, write_lines_gz
 from tests.report.gallery import write_gallery
 
@@ -28,17 +34,16 @@ def folder(tmp_path: Path, builder: Any) -> Path:
 def test_every_part_of_an_analysis_is_read(full_study: Study) -> None:
     found = full_study.analysis
     assert found.tradeoff is not None and len(found.tradeoff.front) == 3
-    assert found.tradeoff.matched[0].interval == (0.006, 0.031)
     assert [row.needed for row in found.efficiency] == [20_000.0, 42_000.0, None]
     assert found.efficiency[1].interval == (30_000.0, None)  # open: beyond the last budget
     assert {one.arm for one in found.diversity} == {None, "full", "lora-r16"}
     assert [one.arms for one in found.diversity_differences] == [
         ("full", None), ("lora-r16", None)
     ]  # fmt: skip
-    assert found.pass_at_k[0].curve[2][0] == 16
-    assert len(found.spectra) == 2 * 2 * 2 and found.spectra[0].matrices[0].noise_rank == 400
-    assert sum(one.count for one in found.spikes) == 2 and found.spikes[0].looked_at == 40
-    assert [one.k for one in found.overlaps] == [8, 8]  # an update of zero has no directions
+    assert list(found.pass_at_k[0].at_k) == [1, 4, 16]
+    assert len(found.spectra) == 2 * 2 * 2 and found.spectra[0].matrices[0].noise_kept == 400
+    assert sum(one.count for one in found.spikes) == 2 and found.spikes[0].n == 40
+    assert [one.k for one in found.subspaces if one.overlap is not None] == [8, 8]
 
 
 def test_intervals_in_words() -> None:
@@ -49,31 +54,54 @@ def test_intervals_in_words() -> None:
     assert formats.ends((None, None), show) == formats.ends(None, show) == ""
 
 
+KINDS = {
+    "analysis": Analysis, "claims": Judgement, "recommendation": Recommendation, "cost": Costs,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "value", "fault"),
     [
-        ("analysis", {"format": 2}, "format 2"),
-        ("analysis", {"format": 1, "spectra": [{"run": "a"}]}, r"spectra\[0\]\.arm is missing"),
-        ("analysis", {"format": 1, "efficiency": [
-            {"arm": "a", "task": "t", "level": 1, "interval": [1]}]}, "two numbers"),
-        ("claims", {"format": 1, "claims": [{"id": "a"}]}, r"claims\[0\]\.verdict is missing"),
-        ("recommendation", {"format": 1, "chosen": {}}, "chosen.* is missing"),
+        ("analysis", {"format": 3}, "format: Input should be 2"),
+        ("analysis", {"format": 2, "spectra": [{"run": "a"}]}, r"spectra\.0\.arm: Field required"),
+        ("analysis", {"format": 2, "efficiency": [{"interval": [1]}]}, r"efficiency\.0\.interval"),
+        ("claims", {"format": 2, "answer": "a", "claims": [{"id": "a"}]}, r"claims\.0\.verdict"),
+        ("recommendation", {"format": 2, "chosen": {}}, "answer: Field required.*chosen"),
+        ("cost", {"format": 2, "runs": [{"id": "x"}]}, r"runs\.0\.arm: Field required"),
     ],
-)  # fmt: skip
+)
 def test_damage_names_the_field(tmp_path: Path, name: str, value: Any, fault: str) -> None:
     (tmp_path / f"{name}.json").write_text(json.dumps(value))
-    readers = {
-        "analysis": read_analysis,
-        "claims": read_claims,
-        "recommendation": read_recommendation,
-    }
-    with pytest.raises(StoreError, match=fault):
-        readers[name](tmp_path)
+    with pytest.raises(StoreError, match=f"is damaged: .*{fault}"):
+        read_file(KINDS[name], tmp_path / f"{name}.json")
 
 
-def test_what_is_not_there_is_empty(tmp_path: Path) -> None:
-    assert read_analysis(tmp_path) == Analysis()
-    assert read_claims(tmp_path) == [] and read_recommendation(tmp_path) is None
+@pytest.mark.parametrize("name", KINDS)
+def test_every_file_is_read_as_it_was_written(folder: Path, tmp_path: Path, name: str) -> None:
+    read = read_file(KINDS[name], folder / f"{name}.json")
+    write_file(tmp_path / "again.json", read)
+    assert read_file(KINDS[name], tmp_path / "again.json") == read
+    before = json.loads((folder / f"{name}.json").read_text())
+    after = json.loads((tmp_path / "again.json").read_text())
+    assert before.keys() <= after.keys()
+    with pytest.raises(UsageError, match="older format"):
+        (tmp_path / "again.json").write_text(json.dumps({**after, "format": 1}))
+        read_file(KINDS[name], tmp_path / "again.json")
+
+
+def test_what_is_not_there_is_empty(folder: Path) -> None:
+    for name in KINDS:
+        (folder / f"{name}.json").unlink()
+    study = read_study(folder)
+    assert study.analysis == Analysis() and study.faults == []
+    assert study.judgement is None and study.recommendation is None and study.costs is None
+    assert "laura claims" in study.answer
+
+
+def test_files_of_an_older_format_beside_the_summary_become_sentences(folder: Path) -> None:
+    (folder / "claims.json").write_text('{"format": 1, "claims": []}')
+    [fault] = read_study(folder).faults
+    assert "Claims are not shown" in fault and "laura compare" in fault
 
 
 def test_damage_beside_the_summary_becomes_a_sentence(folder: Path) -> None:

@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from laura.errors import StoreError
+from laura.report.study import Study
 from laura.report.tables import markdown_table, summary_table
+from laura.results.schema import Judgement, Summary
+from tests.report.gallery import JUDGEMENT
 
 Build = Callable[..., dict[str, Any]]
 
 
 def printed(summary: dict[str, Any], width: int = 140) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(summary_table(summary))
+    judged = Judgement.model_validate(JUDGEMENT)
+    console.print(summary_table(Study(Summary.model_validate(summary), judgement=judged)))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return str(text)
 
@@ -23,8 +26,8 @@ def printed(summary: dict[str, Any], width: int = 140) -> str:
 def test_terminal_table_holds_verdict_arms_and_gaps(build: Build) -> None:
     summary = build()
     text = printed(summary)
-    assert summary["verdict"]["headline"] in text and summary["verdict"]["caveats"][0] in text
-    assert "GSM8K (%)" in text and "forgetting mean" in text
+    assert text.startswith(JUDGEMENT["answer"]) and JUDGEMENT["caveats"][0] in text
+    assert "GSM8K (%)" in text and "learnt (points)" in text and "forgot (points)" in text
     assert text.count("lora-r16") == 3 and "3e-5" in text
     assert "diverged" in text
 
@@ -42,13 +45,15 @@ def test_terminal_table_fits(build: Build, width: int) -> None:
 
 def test_an_arm_without_runs_is_a_row_of_gaps(build: Build) -> None:
     summary = build(arms={"full": ("full", [1e-4], None)}, seeds=(0,))
-    assert "| full | – | – | 0 | – | – | – | – | – |" in markdown_table(summary)
+    assert "| full | – | – | 0 | – | – | – | – | – |" in markdown_table(
+        Summary.model_validate(summary)
+    )
 
 
 def test_markdown_table_is_rectangular_and_safe(build: Build) -> None:
     name = "a|b\n<b>"
     summary = build(arms={name: ("lora", [1e-4], 1e-4)}, seeds=(0,), budgets=(20_000,))
-    rows = markdown_table(summary).splitlines()
+    rows = markdown_table(Summary.model_validate(summary)).splitlines()
     assert len(rows) == 4
     assert {row.replace("\\|", "").count("|") for row in rows} == {10}
     assert "a\\|b &lt;b&gt;" in rows[-1]
@@ -60,6 +65,12 @@ def test_edge_rates_are_marked(build: Build) -> None:
     assert "1e-4 *" in text and "try further out" in text
 
 
-def test_damaged_summary_is_refused() -> None:
-    with pytest.raises(StoreError, match="is missing"):
-        markdown_table({"format": 1})
+def test_what_was_lost_is_told_above_zero(build: Build) -> None:
+    summary = build(
+        arms={"full": ("full", [1e-4], 1e-4)}, seeds=(0,), budgets=(80_000,), diverged=()
+    )
+    [point] = summary["points"]
+    row = markdown_table(Summary.model_validate(summary)).splitlines()[-1]
+    for name, sign in (("gsm8k", 1), ("mean", -1)):
+        moved = point["changes"][name]
+        assert f" {100 * sign * moved['value']:.1f} ± {100 * moved['stderr']:.1f} " in row

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from laura.errors import StoreError
-from laura.record import RECORD_FILE, Record
+from laura.results.schema import RECORD_FILE, Record
 from laura.serve.bases import base_facts
 from laura.serve.short_record import short_record
 from laura.store import file_hash

@@ -15,7 +15,7 @@ from laura.models.adapters import save_adapter
 from laura.models.live_pass import LivePass
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, attach, lora_layers
-from laura.record import Record, write_record
+from laura.results.schema import Record, write_record
 from laura.serve.chat_in_process import LoadedPanel
 from laura.serve.chatting import Chat, Sampling, Turn
 from tests.test_record import VALUE

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from laura.errors import UsageError
-from laura.record import Record
+from laura.results.schema import Record
 from laura.serve.policy import Judgement, Policy
 from tests.test_record import VALUE
 

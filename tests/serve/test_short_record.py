@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from laura.record import Record
+from laura.results.schema import Record
 from laura.serve.short_record import short_record
 from tests.serve.page_server import RECORD
 from tests.test_record import VALUE
@@ -16,7 +16,7 @@ def test_numbers_with_errors_base_and_verdicts() -> None:
     assert json.loads(json.dumps(short)) == short
     for name in ("base", "scores", "learning", "forgetting", "arm", "method", "learning_rate"):
         assert short[name] == VALUE[name]
-    assert short["claims"] == {"forgets-less": "too thin"}
+    assert short["claims"] == {"forgets-less": "undecided"}
     assert not {"recipe", "weights", "versions"} & short.keys()
     # What the page's and the chat's tests show is of this form.
     assert short.keys() == RECORD.keys()

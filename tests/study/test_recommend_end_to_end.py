@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from laura import cli
-from laura.record import read_record
+from laura.results.schema import read_record
 from laura.report.claims import read_recommendation
 from laura.store import StudyStore, check_folder, file_hash, read_json
 from laura.study.claims.table import CLAIMS

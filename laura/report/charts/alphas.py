@@ -7,8 +7,8 @@ from laura.report.arms import families, setting
 from laura.report.charts import series, style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import groups
-from laura.report.reading import Arm, Summary
 from laura.report.study import Study
+from laura.results.schema import ArmRow, Summary
 
 TOOLTIPS = {
     "series": "alpha",
@@ -34,7 +34,7 @@ def draw(study: Study) -> list[Panel]:
 
 
 def _panel(
-    summary: Summary, measure: str, place: int, family: str, arms: list[Arm]
+    summary: Summary, measure: str, place: int, family: str, arms: list[ArmRow]
 ) -> Panel | None:
     import altair
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
-from laura.report.costs import ArmCost
 from laura.report.study import Study
+from laura.results.schema import ArmCost
 
 TOOLTIPS = {"arm": "arm", "value": "cost", "runs": "runs"}
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from laura.report.analysis import Sampled
+from collections.abc import Sequence
+from typing import TypeVar
+
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
-from laura.report.reading import Summary
 from laura.report.study import Study
+from laura.results.schema import DiversityRow, SampledRow, Summary
 from laura.results.statistics import Estimate, over_seeds
 
 BASE = "base"
+S = TypeVar("S", bound=SampledRow)
 KINDS = {"distinct": "all", "distinct_passed": "of those that pass",
          "distinct_failed": "of those that fail"}  # fmt: skip
 TOOLTIPS = {
@@ -21,26 +24,26 @@ TOOLTIPS = {
 }
 
 
-def by_model(found: list[Sampled], extra: str) -> dict[str, list[Sampled]]:
+def by_model(found: Sequence[S], extra: str) -> dict[str, list[S]]:
     """The base and every arm at its largest budget, a list over seeds."""
     own = [one for one in found if one.extra == extra]
     last = {
         one.arm: max(other.budget or 0.0 for other in own if other.arm == one.arm) for one in own
     }
-    models: dict[str, list[Sampled]] = {}
+    models: dict[str, list[S]] = {}
     for one in own:
         if (one.budget or 0.0) == last[one.arm]:
             models.setdefault(one.arm or BASE, []).append(one)
     return models
 
 
-def count(seeds: list[Sampled], name: str) -> Estimate | None:
+def count(seeds: list[DiversityRow], name: str) -> Estimate | None:
     """A count over the seeds that have it."""
-    own = [one.counts[name] for one in seeds if name in one.counts]
+    own = [found for one in seeds if (found := getattr(one, name)) is not None]
     return over_seeds(own) if own else None
 
 
-def extras(found: list[Sampled]) -> list[str]:
+def extras(found: Sequence[SampledRow]) -> list[str]:
     """Names of the extras, in the order of the recipe."""
     return list(dict.fromkeys(one.extra for one in found))
 
@@ -52,7 +55,7 @@ def draw(study: Study) -> list[Panel]:
     return [panel for panel in panels if panel is not None]
 
 
-def _panel(summary: Summary, extra: str, models: dict[str, list[Sampled]]) -> Panel | None:
+def _panel(summary: Summary, extra: str, models: dict[str, list[DiversityRow]]) -> Panel | None:
     import altair
 
     rows = []

@@ -11,7 +11,7 @@ from laura.report.study import Study
 def draw(study: Study) -> list[Panel]:
     """One panel for each divergence that was measured: forward and reverse, target and source."""
     summary = study.summary
-    measured = {*summary.learning, *summary.forgetting}
+    measured = {*summary.measure.learning, *summary.measure.forgetting}
     return learning_curves.panels(summary, [name for name in DRIFT if name in measured])
 
 

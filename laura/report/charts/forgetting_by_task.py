@@ -6,13 +6,13 @@ from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import final_groups
-from laura.report.reading import MEAN, Summary, Task
 from laura.report.study import Study
+from laura.results.schema import MEAN, Summary, TaskFacts
 
 TOOLTIPS = {
     "arm": "arm",
     "task": "task",
-    "change": "change from base",
+    "change": "against the base",
     "value": "score",
     "base": "base",
     "rate": "learning rate",
@@ -40,22 +40,23 @@ def draw(study: Study) -> list[Panel]:
     return [panel for panel in panels if panel is not None]
 
 
-def _rows(summary: Summary, tasks: list[Task]) -> list[style.Row]:
+def _rows(summary: Summary, tasks: list[TaskFacts]) -> list[style.Row]:
     rows = []
     for task in tasks:
         for group in final_groups(summary):
             change = group.change(task.name)
-            if change is None:
+            lost = formats.lost(change, task)
+            if change is None or lost is None:
                 continue
             rows.append(
                 {
                     "arm": group.arm,
                     "task": _label(task),
-                    **style.spread("x", change, task),
-                    "change": formats.change(change, task, True),
+                    **style.spread("x", lost, task),
+                    "change": formats.moved_words(change, task, learnt=False),
                     "value": formats.value(group.value(task.name), task, True),
-                    "base": formats.value(summary.base(task.name), task, True),
-                    "rate": formats.rate(group.learning_rate),
+                    "base": formats.value(summary.base.scores.get(task.name), task, True),
+                    "rate": group.rate,
                     "seeds": formats.seeds(group.seeds),
                     "budget": formats.budget_of(summary, group.budget),
                     "run": ", ".join(group.runs),
@@ -65,7 +66,7 @@ def _rows(summary: Summary, tasks: list[Task]) -> list[style.Row]:
     return rows
 
 
-def _label(task: Task) -> str:
+def _label(task: TaskFacts) -> str:
     return "Mean of these" if task.name == MEAN else task.short_title
 
 
@@ -79,12 +80,11 @@ def _panel(summary: Summary, name: str, title: str, names: list[str]) -> Panel |
     first = tasks[0]
     labels = [_label(task) for task in tasks]
     arms = [arm.name for arm in summary.arms]
-    reversed_text = "" if first.higher_is_better else ", axis reversed"
     x = altair.X(
         "x:Q",
-        title=f"change from base ({formats.change_unit(first)}{reversed_text}); right is better",
-        scale=style.value_scale(first),
-        axis=style.signed_axis(),
+        title=f"forgot ({formats.change_unit(first)}); right is better",
+        scale=style.forgotten_scale(),
+        axis=style.amount_axis(),
     )
     y = altair.Y(
         "task:N",
@@ -124,8 +124,8 @@ CHART = Chart(
     name="forgetting_by_task",
     title="Forgetting, task by task",
     explanation=(
-        "Every arm at its best learning rate and largest budget. Left of the dashed line "
-        "something was lost. A mean can hide that one task fell while another rose."
+        "Every arm at its best learning rate and largest budget. Left of the dashed line, which "
+        "is the base, something was lost. A mean can hide that one task fell while another rose."
     ),
     draw=draw,
 )

@@ -28,7 +28,7 @@ def draw(study: Study) -> list[Panel]:
     for one in found:
         if one.budget == largest[one.arm]:
             for matrix in one.matrices:
-                if matrix.intruders is not None:
+                if matrix.intruders is not None and matrix.layer is not None:
                     counts.setdefault((one.arm, matrix.layer), []).append(matrix.intruders)
     rows: list[style.Row] = [
         {

@@ -7,8 +7,8 @@ from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import selected_groups
-from laura.report.reading import Summary
 from laura.report.study import Study
+from laura.results.schema import Summary
 
 TOOLTIPS = {
     "arm": "arm",
@@ -26,7 +26,7 @@ TOOLTIPS = {
 def draw(study: Study) -> list[Panel]:
     """One panel for each learning task and each measure of forgetting but the divergences."""
     summary = study.summary
-    names = [*summary.learning, *summary.forgetting_measures]
+    names = [*summary.measure.learning, *summary.forgetting_measures]
     return panels(summary, [name for name in names if name not in DRIFT])
 
 
@@ -58,7 +58,7 @@ def _rows(summary: Summary, name: str, arms: list[str] | None) -> list[style.Row
                 **style.spread("y", score, task),
                 "value": formats.value(score, task, True),
                 "change": formats.change(group.change(name), task, True),
-                "rate": formats.rate(group.learning_rate),
+                "rate": group.rate,
                 "seeds": formats.seeds(group.seeds),
                 "budget": formats.budget_of(summary, group.budget),
                 "tokens_text": formats.count(group.tokens),
@@ -94,7 +94,7 @@ def _panel(summary: Summary, name: str, arms: list[str] | None) -> Panel | None:
             tooltip=style.tooltips(**TOOLTIPS),
         ),
     ]
-    side = "learning" if name in summary.learning else "forgetting"
+    side = "learning" if name in summary.measure.learning else "forgetting"
     subtitle = f"{side.capitalize()}: {style.direction(task)}. Bars: ± 1 standard error."
     return Panel(
         name,

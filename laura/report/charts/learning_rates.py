@@ -9,8 +9,8 @@ from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import Group, groups
-from laura.report.reading import Summary, Task
 from laura.report.study import Study
+from laura.results.schema import Summary, TaskFacts
 from laura.results.task_result import VALIDATION
 
 if TYPE_CHECKING:
@@ -52,14 +52,13 @@ def _last_groups(summary: Summary) -> list[Group]:
     return list({(group.arm, group.learning_rate): group for group in groups(summary)}.values())
 
 
-def _rows(summary: Summary, task: Task) -> list[style.Row]:
-    best = {arm.name: arm.best_learning_rate for arm in summary.arms}
+def _rows(summary: Summary, task: TaskFacts) -> list[style.Row]:
     rows = []
     for group in _last_groups(summary):
         score = group.value(task.name)
         if score is None:
             continue
-        chosen = group.learning_rate == best.get(group.arm)
+        chosen = sum(point.selected for point in group.points)
         rows.append(
             {
                 "arm": group.arm,
@@ -69,7 +68,7 @@ def _rows(summary: Summary, task: Task) -> list[style.Row]:
                 **style.spread("y", score, task),
                 "value": formats.value(score, task, True),
                 "change": formats.change(group.change(task.name), task, True),
-                "chosen": "yes" if chosen else "no",
+                "chosen": f"with {chosen} of {len(group.points)} seeds" if chosen else "no",
                 "seeds": formats.seeds(group.seeds),
                 "budget": formats.budget_of(summary, group.budget),
                 "run": ", ".join(group.runs),
@@ -98,7 +97,7 @@ def _lost_rows(summary: Summary) -> list[style.Row]:
 def _rate_axis(summary: Summary) -> altair.X:
     import altair
 
-    rates = sorted({rate for arm in summary.arms for rate in arm.learning_rates})
+    rates = sorted({rate for arm in summary.arms for rate in arm.rates})
     rates = rates or sorted({run.learning_rate for run in summary.runs})
     return altair.X(
         "rate:Q",
@@ -119,7 +118,7 @@ def _panel(summary: Summary, name: str) -> Panel | None:
     y = altair.Y("y:Q", title=style.value_title(task), scale=altair.Scale(zero=False, padding=14))
     rows, others = style.of_arms(rows, style.coloured(summary))
     tint, drawn = style.color(summary), style.chart(rows)
-    chosen = style.chart([row for row in rows if row["chosen"] == "yes"])
+    chosen = style.chart([row for row in rows if row["chosen"] != "no"])
     layers = [
         *style.grey_lines(others, x, y, TOOLTIPS),
         *style.base_layers(summary, name),
@@ -170,9 +169,9 @@ CHART = Chart(
     name="learning_rates",
     title="Scores against learning rate",
     explanation=(
-        "Every learning rate tried, at the largest budget it was measured at. The rate with the "
-        "lowest validation loss, or the one that a search found best by its own objective, is "
-        "chosen (ringed) and goes on to further seeds. A ring at the "
+        "Every learning rate tried, at the largest budget it was measured at. For each seed the "
+        "rate with the lowest validation loss, or the one that a search found best by its own "
+        "objective, is chosen; rates chosen with any seed are ringed. A ring at the "
         "end of its line means that the best rate may lie outside the range tried. Arms are "
         "compared at their own best rates, never at a shared one."
     ),

@@ -8,8 +8,8 @@ from laura.report import formats
 from laura.report.arms import who_is_drawn
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
-from laura.report.reading import Run, Summary
 from laura.report.study import Study
+from laura.results.schema import RunRow, Summary
 
 if TYPE_CHECKING:
     import altair
@@ -63,16 +63,16 @@ def draw(study: Study) -> list[Panel]:
     ]
 
 
-def _longest(runs: list[Run]) -> list[Run]:
+def _longest(runs: list[RunRow]) -> list[RunRow]:
     """Of every arm, rate and seed the run with the largest budget; shorter ones only cover it."""
-    found: dict[tuple[str, float, int], Run] = {}
+    found: dict[tuple[str, float, int], RunRow] = {}
     for run in sorted(runs, key=lambda run: run.budget or 0.0):
         if run.loss_curve:
             found[run.arm, run.learning_rate, run.seed] = run
     return list(found.values())
 
 
-def _ceiling(runs: list[Run]) -> float:
+def _ceiling(runs: list[RunRow]) -> float:
     """Top of the axis: the highest loss of the runs that did not diverge, with some air."""
     calm = [run for run in runs if run.state != "diverged"] or runs
     losses = [loss for run in calm for _, loss in run.loss_curve]
@@ -85,7 +85,7 @@ def _thin(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept if kept[-1] == curve[-1] else [*kept, curve[-1]]
 
 
-def _row(summary: Summary, run: Run, tokens: float, loss: float) -> style.Row:
+def _row(summary: Summary, run: RunRow, tokens: float, loss: float) -> style.Row:
     return {
         "arm": run.arm,
         "run": run.id,
@@ -101,7 +101,7 @@ def _row(summary: Summary, run: Run, tokens: float, loss: float) -> style.Row:
 
 
 def _line_layers(
-    summary: Summary, runs: list[Run], x: altair.X, y: altair.Y, opacity: float, width: float
+    summary: Summary, runs: list[RunRow], x: altair.X, y: altair.Y, opacity: float, width: float
 ) -> list[altair.Chart]:
     rows = [
         _row(summary, run, tokens, loss) for run in runs for tokens, loss in _thin(run.loss_curve)
@@ -122,7 +122,7 @@ def _line_layers(
     ]
 
 
-def _end_layers(summary: Summary, runs: list[Run], ceiling: float) -> list[altair.Chart]:
+def _end_layers(summary: Summary, runs: list[RunRow], ceiling: float) -> list[altair.Chart]:
     rows = []
     for run in runs:
         tokens, loss = run.loss_curve[-1]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from laura.report.analysis import Sampled
 from laura.report.arms import who_is_drawn
 from laura.report.charts import series, style
 from laura.report.charts.diversity import BASE, by_model, extras
 from laura.report.charts.panel import Chart, Panel
-from laura.report.reading import Summary
 from laura.report.study import Study
+from laura.results.schema import PassAtKRow, Summary
 from laura.results.statistics import Estimate, over_seeds
 
 TOOLTIPS = {"series": "model", "x_text": "k", "value": "pass@k", "seeds": "seeds", "n": "n"}
@@ -18,7 +17,7 @@ def draw(study: Study) -> list[Panel]:
     """One panel for each extra that has more than one k."""
     arms = [BASE, *style.coloured(study.summary)]
     found = [
-        one for one in study.analysis.pass_at_k if len(one.curve) > 1 and (one.arm or BASE) in arms
+        one for one in study.analysis.pass_at_k if len(one.at_k) > 1 and (one.arm or BASE) in arms
     ]
     return [_panel(study.summary, extra, by_model(found, extra)) for extra in extras(found)]
 
@@ -29,16 +28,16 @@ def _note(study: Study) -> str:
     return who_is_drawn(drawn, sampled, "The table below has")
 
 
-def at_k(seeds: list[Sampled]) -> dict[float, Estimate]:
+def at_k(seeds: list[PassAtKRow]) -> dict[int, Estimate]:
     """pass@k over the seeds, by k."""
-    every: dict[float, list[Estimate]] = {}
+    every: dict[int, list[Estimate]] = {}
     for one in seeds:
-        for k, found in one.curve:
+        for k, found in one.at_k.items():
             every.setdefault(k, []).append(found)
     return {k: over_seeds(found) for k, found in sorted(every.items())}
 
 
-def _panel(summary: Summary, extra: str, models: dict[str, list[Sampled]]) -> Panel:
+def _panel(summary: Summary, extra: str, models: dict[str, list[PassAtKRow]]) -> Panel:
     import altair
 
     rows = [

@@ -6,8 +6,8 @@ from laura.report.arms import setting, words
 from laura.report.charts import series, style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.groups import final_groups
-from laura.report.reading import Arm, Summary
 from laura.report.study import Study
+from laura.results.schema import ArmRow, Summary
 
 TOOLTIPS = {
     "series": "modules",
@@ -22,14 +22,14 @@ TOOLTIPS = {
 }
 
 
-def compared(summary: Summary) -> list[Arm]:
+def compared(summary: Summary) -> list[ArmRow]:
     """Plain arms of LoRA; empty where they differ neither in rank nor in modules."""
     arms = [arm for arm in summary.arms if arm.method == "lora" and setting(arm, "rank")]
     ranks = {setting(arm, "rank") for arm in arms}
     return arms if len(ranks) > 1 or len({targets(arm) for arm in arms}) > 1 else []
 
 
-def targets(arm: Arm) -> str:
+def targets(arm: ArmRow) -> str:
     """Which modules an arm adapts, and what else is special about it, in words."""
     told = [words(arm.settings.get("targets", "all"))]
     for name in ("rslora", "dora"):
@@ -55,7 +55,7 @@ def draw(study: Study) -> list[Panel]:
     return [panel for panel in panels if panel is not None]
 
 
-def _panel(summary: Summary, name: str, arms: list[Arm]) -> Panel | None:
+def _panel(summary: Summary, name: str, arms: list[ArmRow]) -> Panel | None:
     import altair
 
     task, found = summary.task(name), {group.arm: group for group in final_groups(summary)}

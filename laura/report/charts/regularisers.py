@@ -5,8 +5,8 @@ from __future__ import annotations
 from laura.report.arms import is_regularised, representatives
 from laura.report.charts import learning_curves
 from laura.report.charts.panel import Chart, Panel
-from laura.report.reading import Summary
 from laura.report.study import Study
+from laura.results.schema import Summary
 
 
 def compared(summary: Summary) -> list[str]:

@@ -53,7 +53,7 @@ def _panel(study: Study, name: str) -> Panel | None:
         *style.base_layers(summary, name),
         *series.lines(rows, list(named), x, y, tooltips=TOOLTIPS),
     ]
-    side = "Learning" if name in summary.learning else "Forgetting"
+    side = "Learning" if name in summary.measure.learning else "Forgetting"
     subtitle = f"{side}: {style.direction(task)}. Bars: ± 1 standard error."
     return Panel(
         name,

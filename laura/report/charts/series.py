@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from laura.report import formats
 from laura.report.charts import style
 from laura.report.groups import Group
-from laura.report.reading import Task
+from laura.results.schema import TaskFacts
 
 if TYPE_CHECKING:
     import altair
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 TOOLTIPS = {"series": "what", "x_text": "at", "value": "value", "n": "n"}
 
 
-def score_row(group: Group, name: str, task: Task) -> style.Row | None:
+def score_row(group: Group, name: str, task: TaskFacts) -> style.Row | None:
     """What rows of charts over arms have in common; None where the arm was not measured.
 
     Args:
@@ -32,7 +32,7 @@ def score_row(group: Group, name: str, task: Task) -> style.Row | None:
         **style.spread("y", score, task),
         "value": formats.value(score, task, True),
         "change": formats.change(group.change(name), task, True),
-        "rate": formats.rate(group.learning_rate),
+        "rate": group.rate,
         "seeds": formats.seeds(group.seeds),
         "n": f"{score.n} {task.items}",
     }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from laura.report import formats
-from laura.report.analysis import Matrix, Spectra
 from laura.report.charts import series, style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.charts.spectra import arms_note, of_representatives
-from laura.report.reading import Summary
 from laura.report.study import Study
+from laura.results.schema import CheckpointSpectra, MatrixSpectra, Summary
 
 MOST_PANELS, POINTS_OF_A_CURVE = 8, 120
 KINDS = ("base", "tuned", "update")
@@ -17,10 +16,10 @@ TOOLTIPS = {"series": "matrix", "place": "number", "value": "singular value"}
 
 def draw(study: Study) -> list[Panel]:
     """The first matrices whose values were kept, a panel an arm, at the largest budget."""
-    last: dict[tuple[str, str], tuple[Spectra, Matrix]] = {}
+    last: dict[tuple[str, str], tuple[CheckpointSpectra, MatrixSpectra]] = {}
     for one in sorted(of_representatives(study), key=lambda one: (one.budget, -one.seed)):
         for matrix in one.matrices:
-            if matrix.values:
+            if matrix.kept_values:
                 last[matrix.name, one.arm] = (one, matrix)
     order = {arm.name: place for place, arm in enumerate(study.summary.arms)}
     names = list(dict.fromkeys(name for name, _ in last))
@@ -29,11 +28,11 @@ def draw(study: Study) -> list[Panel]:
     return [_panel(study.summary, place, *pair) for place, pair in enumerate(pairs)]
 
 
-def _panel(summary: Summary, place: int, one: Spectra, matrix: Matrix) -> Panel:
+def _panel(summary: Summary, place: int, one: CheckpointSpectra, matrix: MatrixSpectra) -> Panel:
     import altair
 
     rows = []
-    for kind, values in matrix.values.items():
+    for kind, values in matrix.kept_values.items():
         stride = -(-len(values) // POINTS_OF_A_CURVE)
         for number in range(0, len(values), stride):
             if values[number] > 0:  # zero has no place on a logarithmic axis

@@ -7,12 +7,11 @@ import math
 from typing import TYPE_CHECKING
 
 from laura.report import formats
-from laura.report.analysis import Matrix, Spectra
 from laura.report.arms import representatives, who_is_drawn
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
-from laura.report.reading import Summary
 from laura.report.study import Study
+from laura.results.schema import CheckpointSpectra, MatrixSpectra, Summary
 
 if TYPE_CHECKING:
     import altair
@@ -34,24 +33,33 @@ HEIGHT = 230
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def at_best_rates(study: Study) -> list[Spectra]:
+def at_best_rates(study: Study) -> list[CheckpointSpectra]:
     """Checkpoints at each arm's best rate; every one where no rate was chosen."""
-    best = {arm.name: arm.best_learning_rate for arm in study.summary.arms}
+    best = {arm.name: arm.best for arm in study.summary.arms}
     return [
         one
         for one in study.analysis.spectra
-        if best.get(one.arm) is None or one.learning_rate == best[one.arm]
+        if not best.get(one.arm) or best[one.arm].get(one.seed) == one.learning_rate
     ]
 
 
-def modules(found: list[Spectra]) -> list[str]:
+def of_layers(one: CheckpointSpectra) -> list[tuple[MatrixSpectra, int, int]]:
+    """Matrices within layers whose update has a rank: matrix, layer, rank at 90 %."""
+    return [
+        (matrix, matrix.layer, matrix.rank_kept)
+        for matrix in one.matrices
+        if matrix.layer is not None and matrix.rank_kept is not None
+    ]
+
+
+def modules(found: list[CheckpointSpectra]) -> list[str]:
     """Names of the modules, in the order of the layer."""
-    names = {matrix.module for one in found for matrix in one.matrices}
+    names = {matrix.module for one in found for matrix, _, _ in of_layers(one)}
     places = {name: place for place, name in enumerate(ORDER)}
     return sorted(names, key=lambda name: (places.get(name, len(ORDER)), name))
 
 
-def of_representatives(study: Study) -> list[Spectra]:
+def of_representatives(study: Study) -> list[CheckpointSpectra]:
     """Checkpoints at the best rates of the arms that stand for all."""
     found = at_best_rates(study)
     arms = representatives(study.summary, {one.arm for one in found})
@@ -73,18 +81,20 @@ def draw(study: Study) -> list[Panel]:
     return [_panel(study.summary, place, arm, rows) for place, arm in enumerate(arms)]
 
 
-def _rows(summary: Summary, found: list[Spectra]) -> list[style.Row]:
-    cells: dict[tuple[str, float, str, int], list[tuple[Spectra, Matrix]]] = {}
+def _rows(summary: Summary, found: list[CheckpointSpectra]) -> list[style.Row]:
+    cells: dict[
+        tuple[str, float, str, int], list[tuple[CheckpointSpectra, MatrixSpectra, int]]
+    ] = {}
     for one in found:
-        for matrix in one.matrices:
-            key = (one.arm, one.budget, matrix.module, matrix.layer)
-            cells.setdefault(key, []).append((one, matrix))
+        for matrix, layer, rank in of_layers(one):
+            key = (one.arm, one.budget, matrix.module, layer)
+            cells.setdefault(key, []).append((one, matrix, rank))
     bands = {module: place for place, module in enumerate(modules(found))}
     last = max((layer for *_, layer in cells), default=0)
     rows = []
     for (arm, budget, module, layer), pairs in sorted(cells.items()):
-        rank = math.fsum(matrix.rank for _, matrix in pairs) / len(pairs)
-        one, matrix = pairs[0]
+        mean = math.fsum(rank for *_, rank in pairs) / len(pairs)
+        one, matrix, _ = pairs[0]
         rows.append(
             {
                 "arm": arm,
@@ -93,13 +103,13 @@ def _rows(summary: Summary, found: list[Spectra]) -> list[style.Row]:
                 "x": bands[module] + (layer + 0.5) / (last + 1),
                 "budget": budget,
                 "budget_text": formats.budget_of(summary, budget),
-                "y": rank,
-                "rank_text": f"{rank:g}",
-                "noise": matrix.noise_rank,
-                "noise_text": formats.count(matrix.noise_rank),
+                "y": mean,
+                "rank_text": f"{mean:g}",
+                "noise": matrix.noise_kept,
+                "noise_text": formats.count(matrix.noise_kept),
                 "shape_text": f"{matrix.shape[0]} × {matrix.shape[1]}",
-                "rate": formats.rate(one.learning_rate),
-                "seeds": formats.seeds(sorted({own.seed for own, _ in pairs})),
+                "rate": formats.rates([own.learning_rate for own, *_ in pairs]),
+                "seeds": formats.seeds(sorted({own.seed for own, *_ in pairs})),
             }
         )
     return rows

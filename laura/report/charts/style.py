@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from laura.report import formats
 from laura.report.arms import representatives, who_is_drawn
-from laura.report.reading import Summary, Task
 from laura.report.study import Study
+from laura.results.schema import Summary, TaskFacts
 from laura.results.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def tooltips(**names: str) -> list[altair.Tooltip]:
     return [altair.Tooltip(f"{field}:N", title=label) for field, label in names.items()]
 
 
-def spread(prefix: str, estimate: Estimate, task: Task) -> Row:
+def spread(prefix: str, estimate: Estimate, task: TaskFacts) -> Row:
     """PREFIX, PREFIX_low and PREFIX_high: a value and one standard error around it, as shown."""
     center, error = estimate.value * task.scale, estimate.stderr * task.scale
     return {prefix: center, f"{prefix}_low": center - error, f"{prefix}_high": center + error}
@@ -177,7 +177,7 @@ def base_layers(summary: Summary, name: str) -> list[altair.Chart]:
     """The base's score as a dashed line with its name; nothing where it was not measured."""
     import altair
 
-    task, score = summary.task(name), summary.base(name)
+    task, score = summary.task(name), summary.base.scores.get(name)
     if score is None:
         return []
     here = chart([{"y": score.value * task.scale, "value": formats.value(score, task, True)}])
@@ -189,28 +189,32 @@ def base_layers(summary: Summary, name: str) -> list[altair.Chart]:
     ]
 
 
-def value_title(task: Task) -> list[str]:
+def value_title(task: TaskFacts) -> list[str]:
     """Axis title of a score, in lines no longer than a chart is high."""
     lines = [f"{task.short_title} ({formats.unit(task)})", formats.items(task)]
     text = ", ".join(lines)
     return lines if len(text) > AXIS_LETTERS else [text]
 
 
-def change_title(task: Task) -> list[str]:
-    """Axis title of a change against the base, in lines short enough for a phone."""
+def moved_title(verb: str, task: TaskFacts) -> list[str]:
+    """Axis title of what was learnt or forgotten, in lines short enough for a phone.
+
+    Args:
+        verb: `learnt` or `forgot`.
+        task: What it is told by.
+    """
     counted = f", {formats.items(task)}" if task.n else ""
     return [
         *textwrap.wrap(task.title, 40, break_on_hyphens=False),
-        f"change in {formats.change_unit(task)}{counted}",
+        f"{verb}, {formats.change_unit(task)}{counted}",
     ]
 
 
-def signed_axis() -> altair.Axis:
-    """Axis of a change: a sign on every number but zero, few enough ticks for a phone."""
+def amount_axis() -> altair.Axis:
+    """Axis of what was learnt or forgotten: few enough ticks for a phone."""
     import altair
 
-    label = "datum.value == 0 ? '0' : format(datum.value, '+~g')"
-    return altair.Axis(labelExpr=label, tickCount=6)
+    return altair.Axis(format="~g", tickCount=6)
 
 
 def token_axis(most: float) -> altair.X:
@@ -225,16 +229,23 @@ def token_axis(most: float) -> altair.X:
     )
 
 
-def direction(task: Task) -> str:
+def direction(task: TaskFacts) -> str:
     """Which way is good, in words."""
     return "higher is better" if task.higher_is_better else "lower is better"
 
 
-def value_scale(task: Task) -> altair.Scale:
-    """Scale of a change on which better is always up or right."""
+def learnt_scale() -> altair.Scale:
+    """Scale of what was learnt: more is up."""
     import altair
 
-    return altair.Scale(reverse=not task.higher_is_better, zero=False, padding=14)
+    return altair.Scale(zero=False, padding=14)
+
+
+def forgotten_scale() -> altair.Scale:
+    """Scale of what was forgotten: less is right, so that better is."""
+    import altair
+
+    return altair.Scale(reverse=True, zero=False, padding=14)
 
 
 def configuration(background: str | None) -> dict[str, Any]:

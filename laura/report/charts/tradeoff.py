@@ -1,4 +1,4 @@
-"""Forgetting on x, learning on y: one line an arm, one marker a budget, the base at the origin."""
+"""What was forgotten on x, learnt on y: one line an arm, a marker a budget, the base at zero."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel
-from laura.report.groups import Group, selected_groups
-from laura.report.reading import MEAN, Point, Summary, Task
+from laura.report.groups import Group, groups, selected_groups
 from laura.report.study import Study
+from laura.results.schema import MEAN, PointRow, Summary, TaskFacts
 
 if TYPE_CHECKING:
     import altair
@@ -18,9 +18,9 @@ BASE_TEXT = "base"
 TOOLTIPS = {
     "arm": "arm",
     "learning": "learning",
-    "learning_change": "change from base",
-    "forgetting": "forgetting",
-    "forgetting_change": "change from base ",
+    "learning_change": "against the base",
+    "forgetting": "source",
+    "forgetting_change": "against the base ",
     "rate": "learning rate",
     "seeds": "seeds",
     "budget_text": "budget",
@@ -41,8 +41,8 @@ def pairs(summary: Summary) -> list[tuple[str, str]]:
     found = []
     if MEAN in summary.forgetting_measures:
         found.append((summary.primary, MEAN))
-    if "source_loss" in summary.forgetting:
-        loss = "target_loss" if "target_loss" in summary.learning else summary.primary
+    if "source_loss" in summary.measure.forgetting:
+        loss = "target_loss" if "target_loss" in summary.measure.learning else summary.primary
         found.append((loss, "source_loss"))
     found += [
         (summary.primary, name)
@@ -68,7 +68,7 @@ def _panel(study: Study, learning: str, forgetting: str) -> Panel | None:
     means, others = style.of_arms(means, arms)
     single = [_alone(summary, point) for point in summary.points if point.selected]
     seeds, _ = style.of_arms(_rows(single, up, right), arms)
-    front = _rows(_front(study, learning, forgetting), up, right)
+    front = _front(study, up, right)
     layers = [
         *_origin_layers(),
         *_front_layers(front),
@@ -79,29 +79,34 @@ def _panel(study: Study, learning: str, forgetting: str) -> Panel | None:
         *_word_layers(),
     ]
     title = f"{up.short_title} against {_inside_a_title(right.short_title)}"
-    reversed_axes = [axis for axis, task in (("x", right), ("y", up)) if not task.higher_is_better]
     lines = ["Better is up and right; markers grow with budget.", "Bars: ± 1 standard error."]
     if front:
-        lines.append("Dotted, with rings: Pareto front of all runs, every rate and seed.")
-    if reversed_axes:
-        lines[1] += f" {' and '.join(reversed_axes)} reversed."
+        lines.append("Dotted, with rings: Pareto front, named arm, rate, budget.")
     description = (
-        f"Scatter of {up.title} against {right.title}, both as change from the base, "
+        f"Scatter of what was learnt ({up.title}) against what was forgotten ({right.title}) "
         f"for {len(summary.arms)} arms."
     )
+    if front:
+        named = "; ".join(row["front_label"] for row in front)
+        description += f" Pareto front: {named}."
     return Panel(f"{learning}-{forgetting}", style.titled(layers, title, *lines), description)
 
 
-def _front(study: Study, learning: str, forgetting: str) -> list[Group]:
-    """The points that none beats in both, where this is the pair that was analysed."""
+def _front(study: Study, up: TaskFacts, right: TaskFacts) -> list[style.Row]:
+    """Rows of what none beats in both, where this is the pair that was analysed.
+
+    Each is the mean over the seeds of one arm, rate and budget, and is named by these.
+    """
     tradeoff = study.analysis.tradeoff
-    if tradeoff is None or (tradeoff.learning, tradeoff.forgetting) != (learning, forgetting):
+    if tradeoff is None or (tradeoff.learning, tradeoff.forgetting) != (up.name, right.name):
         return []
-    return [
-        _alone(study.summary, point)
-        for point in study.summary.points
-        if (point.run, point.budget) in tradeoff.front
-    ]
+    wanted = {(one.arm, one.learning_rate, one.budget) for one in tradeoff.front}
+    rows = []
+    for group in groups(study.summary):
+        if (group.arm, group.learning_rate, group.budget) in wanted:
+            label = f"{group.arm} {group.rate} {formats.count(group.budget)}"
+            rows += [{**row, "front_label": label} for row in _rows([group], up, right)]
+    return rows
 
 
 def _front_layers(rows: list[style.Row]) -> list[altair.Chart]:
@@ -112,9 +117,11 @@ def _front_layers(rows: list[style.Row]) -> list[altair.Chart]:
     drawn = style.chart(rows)
     line = drawn.mark_line(strokeDash=[2, 3], strokeWidth=1.8, color=style.GREY)
     ring = drawn.mark_point(shape="circle", size=330, strokeWidth=1.6, color=style.GREY, opacity=1)
+    word = drawn.mark_text(align="left", dx=12, dy=-8, fontSize=10.5)
     return [
         line.encode(x="x:Q", y="y:Q", order=altair.Order("x:Q")),
         ring.encode(x="x:Q", y="y:Q", tooltip=style.tooltips(**TOOLTIPS)),
+        word.encode(x="x:Q", y="y:Q", text="front_label:N"),
     ]
 
 
@@ -123,27 +130,28 @@ def _inside_a_title(words: str) -> str:
     return words if words[1:2].isupper() else words[:1].lower() + words[1:]
 
 
-def _alone(summary: Summary, point: Point) -> Group:
-    return Group(summary, point.arm, point.learning_rate, point.budget, (point,))
+def _alone(summary: Summary, point: PointRow) -> Group:
+    return Group(summary, point.arm, point.budget, (point,))
 
 
-def _rows(found: list[Group], up: Task, right: Task) -> list[style.Row]:
+def _rows(found: list[Group], up: TaskFacts, right: TaskFacts) -> list[style.Row]:
     rows = []
     for group in found:
-        learnt, kept = group.change(up.name), group.change(right.name)
-        if learnt is None or kept is None:
+        moved = group.change(up.name), group.change(right.name)
+        learnt, lost = formats.gained(moved[0], up), formats.lost(moved[1], right)
+        if learnt is None or lost is None:
             continue
         score, kept_score = group.value(up.name), group.value(right.name)
         rows.append(
             {
                 "arm": group.arm,
                 **style.spread("y", learnt, up),
-                **style.spread("x", kept, right),
+                **style.spread("x", lost, right),
                 "learning": f"{up.title}: {formats.value(score, up, True)}",
-                "learning_change": formats.change(learnt, up, True),
+                "learning_change": formats.moved_words(moved[0], up, learnt=True),
                 "forgetting": f"{right.title}: {formats.value(kept_score, right, True)}",
-                "forgetting_change": formats.change(kept, right, True),
-                "rate": formats.rate(group.learning_rate),
+                "forgetting_change": formats.moved_words(moved[1], right, learnt=False),
+                "rate": group.rate,
                 "seeds": formats.seeds(group.seeds),
                 "budget": group.budget,
                 "order": group.budget,
@@ -151,20 +159,26 @@ def _rows(found: list[Group], up: Task, right: Task) -> list[style.Row]:
                 "budget_text": formats.budget_of(group.summary, group.budget),
                 "tokens": formats.count(group.tokens),
                 "run": ", ".join(group.runs),
-                "n": f"{learnt.n} {up.items}, {kept.n} {right.items}",
+                "n": f"{learnt.n} {up.items}, {lost.n} {right.items}",
             }
         )
     return rows
 
 
-def _axes(up: Task, right: Task) -> tuple[altair.X, altair.Y]:
+def _axes(up: TaskFacts, right: TaskFacts) -> tuple[altair.X, altair.Y]:
     import altair
 
-    x_scale, y_scale = style.value_scale(right), style.value_scale(up)
-    axis = style.signed_axis()
+    axis = style.amount_axis()
     return (
-        altair.X("x:Q", title=style.change_title(right), scale=x_scale, axis=axis),
-        altair.Y("y:Q", title=style.change_title(up), scale=y_scale, axis=axis),
+        altair.X(
+            "x:Q",
+            title=style.moved_title("forgot", right),
+            scale=style.forgotten_scale(),
+            axis=axis,
+        ),
+        altair.Y(
+            "y:Q", title=style.moved_title("learnt", up), scale=style.learnt_scale(), axis=axis
+        ),
     )
 
 
@@ -222,7 +236,7 @@ def _size_legend(summary: Summary) -> altair.Legend:
     import altair
 
     return altair.Legend(
-        title=f"budget ({summary.budget_unit})",
+        title=f"budget ({summary.budget.unit})",
         orient="bottom",
         symbolFillColor=style.GREY,
         symbolStrokeColor=style.GREY,
@@ -232,7 +246,7 @@ def _size_legend(summary: Summary) -> altair.Legend:
 
 
 def _mean_layers(
-    summary: Summary, rows: list[style.Row], up: Task, right: Task
+    summary: Summary, rows: list[style.Row], up: TaskFacts, right: TaskFacts
 ) -> list[altair.Chart]:
     import altair
 
@@ -264,12 +278,12 @@ CHART = Chart(
     name="tradeoff",
     title="The trade-off: what was learnt, what was lost",
     explanation=(
-        "Every marker is an arm at its best learning rate after one budget, as change from the "
-        "base, which is the grey diamond at zero. Up means more learnt, right means less "
+        "Every marker is an arm at its best learning rate after one budget, beside the base, "
+        "which is the grey diamond at zero. Up means more learnt, right means less "
         "forgotten; an arm that lies above and to the right of another is better in both. Bars "
         "are one standard error either way: a difference no longer than the bars may be chance. "
-        "Small pale markers are single seeds. Where lower numbers are better the axis runs "
-        "backwards, so up and right are always better."
+        "Small pale markers are single seeds. Rings are the Pareto front: means over the seeds of "
+        "an arm at one rate and budget, among all rates, that none beats in both."
     ),
     draw=draw,
     note=style.colour_note,

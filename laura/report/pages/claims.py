@@ -6,80 +6,85 @@ from collections import Counter
 
 from laura.report import formats
 from laura.report.blocks import Block, Cell, Column, Fold, Prose, ReportPage, Table, Tone
-from laura.report.claims import Claim, Effect, Piece
 from laura.report.study import Study
+from laura.results.schema import Claim, ClaimRow, Estimated
 
-TONES: dict[str, Tone] = {"supported": "good", "contradicted": "bad", "too thin": "soft"}
+TONES: dict[str, Tone] = {
+    "supported": "good",
+    "contradicted": "bad",
+    "mixed": "bad",
+    "suggested": "soft",
+    "undecided": "soft",
+}
+EDGE = "edge: a best rate lies at the end of its list"
 
 
 def missing(study: Study) -> str:
     """Why there is nothing to show."""
-    if study.claims:
+    if study.judgement is not None and study.judgement.claims:
         return ""
     return "the claims were not judged; `laura claims STUDY` does it from the folder alone"
 
 
 def blocks(study: Study) -> list[Block]:
     """What stands on the page."""
-    return claims_blocks(study.claims)
+    return claims_blocks(study.judgement.claims if study.judgement else [])
 
 
 def claims_blocks(claims: list[Claim]) -> list[Block]:
     """The table of claims, and the evidence for each that has some."""
     found: list[Block] = [
         Prose(
-            "A claim is supported where the interval of its effect lies on the claimed side, "
-            "contradicted where it lies on the other, and too thin to say where it holds both, "
-            "or where seeds, items or arms are missing. None was tuned to agree."
+            "Supported: the 95 % interval lies inside what the statement says. Contradicted: "
+            "inside its opposite. Mixed: established in some settings, its opposite in others. "
+            "Suggested: what was run can hint at it and no more. Undecided: the rest, with what "
+            "would decide it. The verdict counts all statements that were tested (Holm, 5 %); "
+            "what each says alone stands beside it. None was tuned to agree."
         ),
         _table(claims),
     ]
-    if any(not claim.jointly for claim in claims):
-        text = "* Not clear any more when all claims that were tested are counted (Holm, 5 %)."
-        found.append(Prose(text, soft=True))
     for claim in claims:
-        if any(piece.effect.value is not None for piece in claim.evidence):
+        if any(row.effect is not None for row in claim.evidence):
             found.append(Fold(f"Evidence: {claim.statement}", [_evidence(claim)]))
     return found
 
 
 def counted(claims: list[Claim]) -> Counter[str]:
-    """How many claims have each verdict."""
+    """How many claims have each joint verdict."""
     return Counter(claim.verdict for claim in claims)
 
 
-def effect_text(effect: Effect) -> str:
-    """An effect in words: `+0.03 share (+0.01 to +0.05, n = 200, 3 seeds)`."""
-    if effect.value is None:
-        return ""
-    ends = formats.ends(effect.interval, formats.signed)
-    told = [ends] if ends else []
-    told += [f"n = {effect.n}", f"{effect.seeds} seed{'' if effect.seeds == 1 else 's'}"]
-    return f"{formats.signed(effect.value)} {effect.unit} ({', '.join(told)})"
+def open_words(claim: Claim) -> str:
+    """Why a claim's design could not have spoken, and what would decide it."""
+    told = []
+    if claim.missing:
+        told.append(f"this design could not say: {'; '.join(claim.missing)}")
+    if claim.would_decide:
+        told.append(f"would decide: {claim.would_decide}")
+    return ". ".join(one[0].upper() + one[1:].rstrip(".") for one in told)
 
 
 def _table(claims: list[Claim]) -> Table:
     columns = [
         Column("claim", wide=True),
-        Column("verdict", filter=True),
+        Column("verdict", "all counted", filter=True),
+        Column("alone"),
         Column("effect", "interval", numeric=True),
         Column("n", numeric=True),
         Column("seeds", numeric=True),
         Column("why", wide=True),
+        Column("could not say, would decide", wide=True),
         Column("test", wide=True),
         Column("source", wide=True),
     ]
     rows = [
         [
             Cell(claim.statement, title=claim.id),
-            Cell(
-                claim.verdict + ("" if claim.jointly else " *"),
-                tone=TONES.get(claim.verdict, ""),
-            ),
-            _effect(claim.effect),
-            Cell(str(claim.effect.n or formats.ABSENT), order=claim.effect.n),
-            Cell(str(claim.effect.seeds or formats.ABSENT), order=claim.effect.seeds),
+            Cell(claim.verdict, "edge" if claim.edge else "", tone=TONES[claim.verdict]),
+            Cell(claim.alone),
+            *effect_cells(claim.effect),
             Cell(claim.reason),
+            Cell(open_words(claim)),
             Cell(claim.test),
             Cell(claim.source),
         ]
@@ -88,11 +93,16 @@ def _table(claims: list[Claim]) -> Table:
     return Table("claims-table", "Claims and their verdicts", columns, rows, True)
 
 
-def _effect(effect: Effect) -> Cell:
-    if effect.value is None:
-        return Cell(formats.ABSENT)
-    text = f"{formats.signed(effect.value)} {effect.unit}".strip()
-    return Cell(text, formats.ends(effect.interval, formats.signed), order=effect.value)
+def effect_cells(effect: Estimated | None) -> list[Cell]:
+    """An estimate with its interval, its items and its seeds."""
+    if effect is None:
+        return [Cell(formats.ABSENT)] * 3
+    text = formats.points(effect.value, effect.unit)
+    return [
+        Cell(text, formats.interval(effect), order=effect.value),
+        Cell(str(effect.n), order=effect.n),
+        Cell(str(effect.seeds), order=effect.seeds),
+    ]
 
 
 def _evidence(claim: Claim) -> Table:
@@ -104,22 +114,22 @@ def _evidence(claim: Claim) -> Table:
         Column("n", numeric=True),
         Column("seeds", numeric=True),
         Column("verdict"),
+        Column("decides"),
         Column("why", wide=True),
     ]
-    rows = [_piece(piece) for piece in claim.evidence]
+    rows = [_evidence_row(row) for row in claim.evidence]
     return Table(f"evidence-{claim.id}", f"Evidence: {claim.statement}", columns, rows)
 
 
-def _piece(piece: Piece) -> list[Cell]:
+def _evidence_row(row: ClaimRow) -> list[Cell]:
     return [
-        Cell(piece.setting),
-        Cell(", ".join(piece.arms) or formats.ABSENT),
-        Cell(piece.what),
-        _effect(piece.effect),
-        Cell(str(piece.effect.n or formats.ABSENT)),
-        Cell(str(piece.effect.seeds or formats.ABSENT)),
-        Cell(piece.verdict, tone=TONES.get(piece.verdict, "")),
-        Cell(piece.reason),
+        Cell(row.setting),
+        Cell(", ".join(row.arms) or formats.ABSENT),
+        Cell(row.what),
+        *effect_cells(row.effect),
+        Cell(row.verdict, "edge" if row.edge else "", tone=TONES[row.verdict]),
+        Cell("yes" if row.decides else ""),
+        Cell(row.reason),
     ]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from laura.report import formats
-from laura.report.analysis import Needed
 from laura.report.blocks import Block, Cell, Column, Figure, Heading, Prose, ReportPage, Table
-from laura.report.costs import Costs
 from laura.report.study import Study
+from laura.results.schema import Costs, NeededRow
 
 
 def missing(study: Study) -> str:
@@ -95,12 +94,12 @@ def _needed(study: Study) -> list[Block]:
             Prose(text, soft=True)]  # fmt: skip
 
 
-def _level(study: Study, row: Needed) -> str:
+def _level(study: Study, row: NeededRow) -> str:
     task = study.summary.task(row.task)
     return f"{row.level * task.scale:.{1 if task.is_share else 3}f} {formats.unit(task)}"
 
 
-def _amount(row: Needed) -> Cell:
+def _amount(row: NeededRow) -> Cell:
     if row.needed is None:
         return Cell("not reached")
     ends = formats.ends(row.interval, lambda end: formats.budget(end, row.unit))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from laura.report import formats
-from laura.report.analysis import COUNTS
 from laura.report.blocks import Block, Cell, Column, Figure, ReportPage, Table
 from laura.report.charts.diversity import by_model, count, extras
 from laura.report.charts.pass_at_k import at_k
 from laura.report.study import Study
 
-HEADINGS = {
+COUNTS = {
     "distinct": "distinct",
     "distinct_passed": "distinct that pass",
     "distinct_failed": "distinct that fail",
@@ -36,7 +35,7 @@ def blocks(study: Study) -> list[Block]:
         found += [_counts(study, extra) for extra in extras(study.analysis.diversity)]
     if study.analysis.diversity_differences:
         found.append(_differences(study))
-    if any(len(one.curve) > 1 for one in study.analysis.pass_at_k):
+    if any(len(one.at_k) > 1 for one in study.analysis.pass_at_k):
         found.append(Figure("pass_at_k"))
     return [*found, *(_passes(study, extra) for extra in extras(study.analysis.pass_at_k))]
 
@@ -45,7 +44,7 @@ def _counts(study: Study, extra: str) -> Table:
     models = by_model(study.analysis.diversity, extra)
     first = next(iter(models.values()))[0]
     columns = [Column("model"), Column("seeds", numeric=True), Column("prompts", numeric=True)]
-    columns += [Column(HEADINGS[name], numeric=True) for name in COUNTS]
+    columns += [Column(heading, numeric=True) for heading in COUNTS.values()]
     rows = []
     for model, seeds in models.items():
         found = {name: count(seeds, name) for name in COUNTS}

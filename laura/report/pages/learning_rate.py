@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from laura.report import formats
-from laura.report.analysis import Spikes
 from laura.report.blocks import (
     Block,
     Cell,
@@ -16,6 +15,7 @@ from laura.report.blocks import (
     always,
 )
 from laura.report.study import Study
+from laura.results.schema import RunSpikes
 
 
 def blocks(study: Study) -> list[Block]:
@@ -43,8 +43,8 @@ def _spikes(study: Study) -> list[Block]:
 
 def _table(study: Study) -> Table:
     order = {arm.name: place for place, arm in enumerate(study.summary.arms)}
-    best = {arm.name: arm.best_learning_rate for arm in study.summary.arms}
-    cells: dict[tuple[str, float], list[Spikes]] = {}
+    best = {(arm.name, rate) for arm in study.summary.arms for rate in arm.best.values()}
+    cells: dict[tuple[str, float], list[RunSpikes]] = {}
     for one in study.analysis.spikes:
         cells.setdefault((one.arm, one.learning_rate), []).append(one)
     columns = [
@@ -60,7 +60,7 @@ def _table(study: Study) -> Table:
         [
             Cell(arm),
             Cell(formats.rate(rate), order=rate),
-            Cell("yes" if rate == best.get(arm) else ""),
+            Cell("yes" if (arm, rate) in best else ""),
             Cell(str(len(own)), order=len(own)),
             *_counts(own),
         ]
@@ -71,9 +71,9 @@ def _table(study: Study) -> Table:
     return Table("spikes-table", "Loss spikes by arm and learning rate", columns, rows, True)
 
 
-def _counts(own: list[Spikes]) -> list[Cell]:
+def _counts(own: list[RunSpikes]) -> list[Cell]:
     """Number of spikes, how often, and the largest."""
-    found, steps = sum(one.count for one in own), sum(one.looked_at for one in own)
+    found, steps = sum(one.count for one in own), sum(one.n for one in own)
     often = 1000 * found / steps if steps else None
     worst = max((one.worst for one in own if one.worst is not None), default=None)
     return [

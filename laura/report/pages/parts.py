@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from laura.report import formats
 from laura.report.blocks import Cell, Column, Table
 from laura.report.groups import final_groups
-from laura.report.reading import Summary
+from laura.results.schema import Summary
 
 
 def scores_table(
@@ -23,14 +23,21 @@ def scores_table(
         arms: Name to remark, in order.
     """
     names = [*([summary.primary] if summary.primary else []), *summary.forgetting_measures[:3]]
-    tasks = [summary.task(task) for task in names]
+    tasks, learning = [summary.task(task) for task in names], summary.measure.learning
     found = {group.arm: group for group in final_groups(summary)}
     columns = [
         Column("arm"),
         Column(heading, wide=True),
         Column("rate", numeric=True),
         Column("seeds", numeric=True),
-        *(Column(f"{t.short_title}, {formats.unit(t)}", "change from base", True) for t in tasks),
+        *(
+            Column(
+                f"{t.short_title}, {formats.unit(t)}",
+                "learnt" if t.name in learning else "forgot",
+                True,
+            )
+            for t in tasks
+        ),
     ]
     rows = []
     for arm, remark in arms.items():
@@ -38,11 +45,13 @@ def scores_table(
         cells = [
             Cell(
                 formats.value(group.value(task.name) if group else None, task),
-                formats.change(group.change(task.name), task) if group else "",
+                formats.moved(group.change(task.name), task, task.name in learning)
+                if group
+                else "",
             )
             for task in tasks
         ]
-        rate = formats.rate(group.learning_rate) if group else formats.ABSENT
+        rate = group.rate if group else formats.ABSENT
         seeds = str(len(group.seeds)) if group else "0"
         rows.append([Cell(arm), Cell(remark), Cell(rate), Cell(seeds), *cells])
     return Table(name, caption, columns, rows)

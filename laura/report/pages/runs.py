@@ -5,8 +5,8 @@ from __future__ import annotations
 from laura.report import formats
 from laura.report.blocks import Block, Cell, Column, Figure, Heading, ReportPage, Table, always
 from laura.report.gaps import STATE_WORDS
-from laura.report.reading import Run, Summary
 from laura.report.study import Study
+from laura.results.schema import RunRow, Summary
 
 
 def blocks(study: Study) -> list[Block]:
@@ -30,7 +30,7 @@ def _table(summary: Summary) -> Table:
     return Table("runs-table", "Every run of the study", columns, rows, True)
 
 
-def _row(summary: Summary, run: Run) -> list[Cell]:
+def _row(summary: Summary, run: RunRow) -> list[Cell]:
     loss = run.loss_curve[-1][1] if run.loss_curve else None
     return [
         Cell(run.id, code=True),

@@ -1,12 +1,9 @@
-"""Every score task by task, against tokens, and arms at the same learning."""
+"""Every score task by task, against tokens, and arms beside one another."""
 
 from __future__ import annotations
 
-from functools import partial
-
 from laura.recipe_tasks import DRIFT
 from laura.report import formats
-from laura.report.analysis import Area, Matched
 from laura.report.blocks import (
     Block,
     Cell,
@@ -18,25 +15,25 @@ from laura.report.blocks import (
     Table,
     always,
 )
-from laura.report.reading import Task
+from laura.report.pages.claims import EDGE
 from laura.report.study import Study
+from laura.results.schema import Area, Comparison, Estimated
 
 
 def blocks(study: Study) -> list[Block]:
     """What stands on the page."""
     found: list[Block] = [Figure("forgetting_by_task"), Figure("learning_curves")]
-    if any(name in DRIFT for name in (*study.summary.learning, *study.summary.forgetting)):
+    if any(
+        name in DRIFT
+        for name in (*study.summary.measure.learning, *study.summary.measure.forgetting)
+    ):
         found.append(Figure("drift"))
-    if study.analysis.drift_fits:
+    if study.analysis.drift_fit:
         found += _fits(study)
-    tradeoff = study.analysis.tradeoff
-    if tradeoff is None:
-        return found
-    learning, forgetting = (study.summary.task(n) for n in (tradeoff.learning, tradeoff.forgetting))
-    if tradeoff.matched:
-        found += _matched(tradeoff.matched, learning, forgetting)
-    if tradeoff.areas:
-        found += _areas(tradeoff.areas)
+    if study.judgement is not None and study.judgement.comparisons:
+        found += _compared(study.judgement.comparisons)
+    if study.analysis.tradeoff is not None and study.analysis.tradeoff.area:
+        found += _areas(study.analysis.tradeoff.area)
     return found
 
 
@@ -54,68 +51,83 @@ def _fits(study: Study) -> list[Block]:
             Cell(f"{row.r_squared:.2f}"),
             Cell(str(row.n)),
         ]
-        for row in study.analysis.drift_fits
+        for row in study.analysis.drift_fit
     ]
     caption = "How well a divergence from the base tells what was forgotten"
     return [Heading(caption, "drift"), Table("drift-table", caption, columns, rows)]
 
 
-def _matched(rows: list[Matched], learning: Task, forgetting: Task) -> list[Block]:
-    unit, show = formats.change_unit(forgetting), partial(signed, task=forgetting)
+def _compared(rows: list[Comparison]) -> list[Block]:
     columns = [
-        Column("arms"),
-        Column("at learning", formats.change_unit(learning), numeric=True),
-        Column("forgetting of the first", unit, numeric=True),
-        Column("of the second", unit, numeric=True),
-        Column("difference", "95 % interval", numeric=True),
+        Column("arms", "first minus second"),
+        Column("learnt", "each at its best rate", numeric=True),
+        Column("forgot", "each at its best rate", numeric=True),
+        Column("forgot at equal learning", "over all rates and budgets", numeric=True),
+        Column("levels of learning", "that both reach", numeric=True),
         Column("seeds", numeric=True),
         Column("n", numeric=True),
-        Column("method", wide=True),
+        Column("to bear in mind", wide=True),
     ]
     cells = [
         [
             Cell(" − ".join(row.arms)),
-            Cell(signed(row.level, learning)),
-            *(Cell(signed(value, forgetting)) for value in row.forgetting),
-            Cell(signed(row.difference, forgetting), formats.ends(row.interval, show)),
-            Cell(str(row.seeds)),
-            Cell(str(row.n)),
-            Cell(row.method),
+            *map(_estimate, (row.learning, row.forgetting, row.equal_learning)),
+            Cell(_levels(row)),
+            *_behind(row),
+            Cell(". ".join(part for part in (EDGE if row.edge else "", row.reason) if part)),
         ]
         for row in rows
     ]
     text = (
-        f"Forgetting ({forgetting.title}) of two arms where both have learnt as much "
-        f"({learning.title}). Above zero: forgotten. A difference whose interval holds zero may "
-        "be chance."
+        "Two questions. Each tuned: both arms at the rate that validation chose, seed by seed. At "
+        "equal learning: the least that each forgets over all its rates and budgets, where both "
+        "have learnt as much. Below zero under “forgot”, the first arm forgot less. Intervals "
+        "hold the errors over seeds and items; one that holds zero tells nothing apart."
     )
-    caption = "Forgetting at the same learning"
-    return [Heading(caption, "matched"), Table("matched-table", caption, columns, cells, True),
+    caption = "Two arms beside one another"
+    return [Heading(caption, "compared"), Table("compared-table", caption, columns, cells, True),
             Prose(text, soft=True)]  # fmt: skip
 
 
-def _areas(areas: list[Area]) -> list[Block]:
+def _estimate(found: Estimated | None) -> Cell:
+    if found is None:
+        return Cell(formats.ABSENT)
+    text = formats.points(found.value, found.unit)
+    return Cell(text, formats.interval(found), order=found.value)
+
+
+def _levels(row: Comparison) -> str:
+    if row.levels is None:
+        return formats.ABSENT
+    unit = row.learning.unit if row.learning is not None else ""
+    return formats.ends(row.levels, lambda level: formats.points(level, unit))
+
+
+def _behind(row: Comparison) -> list[Cell]:
+    """The fewest seeds and items behind the estimates of a row."""
+    found = [one for one in (row.learning, row.forgetting, row.equal_learning) if one is not None]
+    if not found:
+        return [Cell(formats.ABSENT)] * 2
+    seeds, items = (min(getattr(one, name) for one in found) for name in ("seeds", "n"))
+    return [Cell(str(seeds), order=seeds), Cell(str(items), order=items)]
+
+
+def _areas(areas: dict[str, Area]) -> list[Block]:
     caption = "Area under the trade-off of each arm"
     columns = [Column("arm"), Column("area", "95 % interval", numeric=True)]
     rows = [
         [
-            Cell(area.arm),
+            Cell(arm),
             Cell(
                 f"{area.value:.3f}",
                 formats.ends(area.interval, "{:.3f}".format),
             ),
         ]
-        for area in areas
+        for arm, area in areas.items()
     ]
     text = "Larger is better: more learnt for what was forgotten. It compares arms of one study."
     return [Heading(caption, "areas"), Table("areas-table", caption, columns, rows),
             Prose(text, soft=True)]  # fmt: skip
-
-
-def signed(value: float, task: Task) -> str:
-    """A change in the unit in which it is shown."""
-    digits = 1 if task.is_share else 3
-    return f"{value * task.scale:+.{digits}f}".replace("-", "−")
 
 
 PAGE = ReportPage("scores", "Learning and forgetting", always, blocks)

@@ -17,12 +17,13 @@ from laura.report.blocks import (
     Table,
     always,
 )
-from laura.report.reading import Summary
 from laura.report.study import Study
+from laura.results.schema import Summary
 
 READING = (
-    ("Learning", "is the change of the target scores, forgetting the change of what the base "
-     "could do before. Both are measured by the same function, before and after."),
+    ("Learning", "is how much better the target scores became, forgetting how much worse what "
+     "the base could do before: above zero, something was learnt, or lost. Both are measured by "
+     "the same function, before and after."),
     ("±", "is one standard error: if the measurement were repeated with other questions or "
      "documents, about two results in three would fall within it. Differences smaller than two "
      "standard errors should not be relied on. With several seeds it also holds the spread "
@@ -31,8 +32,8 @@ READING = (
     ("Change", "is paired: the same items before and after, which makes its error smaller than "
      "that of the scores themselves."),
     ("n", "is the number of questions, or of documents for losses."),
-    ("Best learning rate", "is chosen for each arm on validation loss, which is not among the "
-     "scores reported."),
+    ("Best learning rate", "is chosen for each arm and seed on validation loss, which is not "
+     "among the scores reported."),
     ("Nats per token", "say how surprised the model is by the text; lower is better."),
     ("KL", "says how far the tuned model’s predictions have moved from the base’s; zero is the "
      "base."),
@@ -48,8 +49,8 @@ def blocks(study: Study) -> list[Block]:
     """What stands on the page."""
     summary = study.summary
     reading = list(READING)
-    if summary.budget_mode in MODES:
-        reading.append(("Budgets", MODES[summary.budget_mode]))
+    if summary.budget.mode in MODES:
+        reading.append(("Budgets", MODES[summary.budget.mode]))
     recipe: Block = Prose("The study folder holds no readable recipe.yaml.", soft=True)
     if study.recipe:
         recipe = Fold("The recipe (recipe.yaml)", [Source(study.recipe)])
@@ -79,8 +80,8 @@ def _arms(summary: Summary) -> Table:
             Cell(arm.method),
             Cell(", ".join(f"{name} {words(value)}" for name, value in arm.settings.items())),
             Cell(formats.count(arm.trainable_parameters)),
-            Cell(", ".join(formats.rate(rate) for rate in arm.learning_rates)),
-            Cell(formats.rate(arm.best_learning_rate)),
+            Cell(", ".join(formats.rate(rate) for rate in arm.rates)),
+            Cell(formats.rates(list(arm.best.values())) if arm.best else formats.ABSENT),
         ]
         for arm in summary.arms
     ]
@@ -97,7 +98,10 @@ def _tasks(summary: Summary) -> Table:
         Column("base", numeric=True),
     ]
     rows = []
-    for side, names in (("learning", summary.learning), ("forgetting", summary.forgetting)):
+    for side, names in (
+        ("learning", summary.measure.learning),
+        ("forgetting", summary.measure.forgetting),
+    ):
         for task in map(summary.task, names):
             rows.append(
                 [
@@ -106,7 +110,7 @@ def _tasks(summary: Summary) -> Table:
                     Cell("share, shown in %" if task.is_share else task.unit),
                     Cell("higher" if task.higher_is_better else "lower"),
                     Cell(str(task.n) if task.n else formats.ABSENT),
-                    Cell(formats.value(summary.base(task.name), task, True)),
+                    Cell(formats.value(summary.base.scores.get(task.name), task, True)),
                 ]
             )
     return Table("tasks-table", "What was measured, and on how much", columns, rows)

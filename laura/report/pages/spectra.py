@@ -7,11 +7,10 @@ import statistics
 from collections.abc import Iterable
 
 from laura.report import formats
-from laura.report.analysis import Matrix, Spectra
 from laura.report.blocks import Block, Cell, Column, Figure, Heading, Notice, ReportPage, Table
 from laura.report.charts.spectra import TABLE, at_best_rates
-from laura.report.reading import Summary
 from laura.report.study import Study
+from laura.results.schema import CheckpointSpectra, MatrixSpectra, SubspaceOverlap, Summary
 
 
 def missing(study: Study) -> str:
@@ -32,15 +31,15 @@ def blocks(study: Study) -> list[Block]:
     if warnings:
         every.append(Notice("To bear in mind", warnings))
     matrices = [matrix for one in found for matrix in one.matrices]
-    if any(matrix.values for matrix in matrices):
+    if any(matrix.kept_values for matrix in matrices):
         every.append(Figure("singular_values"))
     if any(matrix.intruders is not None for matrix in matrices):
         every.append(Figure("intruders"))
     return [*every, *_overlaps(study)]
 
 
-def _sizes(summary: Summary, found: list[Spectra]) -> Table:
-    cells: dict[tuple[str, float], list[Matrix]] = {}
+def _sizes(summary: Summary, found: list[CheckpointSpectra]) -> Table:
+    cells: dict[tuple[str, float], list[MatrixSpectra]] = {}
     order = {arm.name: place for place, arm in enumerate(summary.arms)}
     for one in sorted(found, key=lambda one: (order.get(one.arm, len(order)), one.budget)):
         cells.setdefault((one.arm, one.budget), []).extend(one.matrices)
@@ -59,8 +58,8 @@ def _sizes(summary: Summary, found: list[Spectra]) -> Table:
             Cell(arm),
             Cell(formats.budget_of(summary, budget)),
             Cell(str(len(own))),
-            Cell(_median(matrix.rank for matrix in own)),
-            Cell(_median(m.rank / m.noise_rank if m.noise_rank else None for m in own)),
+            Cell(_median(matrix.rank_kept for matrix in own)),
+            Cell(_median(map(_of_noise, own))),
             Cell(_median(matrix.effective_rank for matrix in own)),
             Cell(_median(matrix.relative_frobenius for matrix in own)),
             Cell(_mean(matrix.intruders for matrix in own)),
@@ -68,6 +67,12 @@ def _sizes(summary: Summary, found: list[Spectra]) -> Table:
         for (arm, budget), own in cells.items()
     ]
     return Table("update-sizes", TABLE, columns, rows)
+
+
+def _of_noise(matrix: MatrixSpectra) -> float | None:
+    """Rank of an update as a share of that of noise."""
+    rank, noise = matrix.rank_kept, matrix.noise_kept
+    return rank / noise if rank is not None and noise else None
 
 
 def _median(values: Iterable[float | None]) -> str:
@@ -81,13 +86,14 @@ def _mean(values: Iterable[float | None]) -> str:
 
 
 def _overlaps(study: Study) -> list[Block]:
-    if not study.analysis.overlaps:
+    # Where an update is zero it has no directions to compare.
+    found = [one for one in study.analysis.subspaces if one.overlap is not None]
+    if not found:
         return []
     runs = {run.id: run for run in study.summary.runs}
-    cells: dict[tuple[tuple[str, str], str], list[tuple[float, float | None, int]]] = {}
-    for one in study.analysis.overlaps:
-        key = (one.runs, one.name.rsplit(".", 1)[-1])
-        cells.setdefault(key, []).append((one.overlap, one.noise_overlap, one.k))
+    cells: dict[tuple[tuple[str, str], str], list[SubspaceOverlap]] = {}
+    for one in found:
+        cells.setdefault((one.runs, one.name.rsplit(".", 1)[-1]), []).append(one)
     columns = [
         Column("runs"),
         Column("module"),
@@ -104,9 +110,9 @@ def _overlaps(study: Study) -> list[Block]:
                 Cell(" and ".join(told), title=" and ".join(pair)),
                 Cell(module),
                 Cell(str(len(own))),
-                Cell(str(max(k for _, _, k in own))),
-                Cell(_mean(overlap for overlap, _, _ in own)),
-                Cell(_mean(noise for _, noise, _ in own)),
+                Cell(str(max(one.k for one in own))),
+                Cell(_mean(one.overlap for one in own)),
+                Cell(_mean(one.noise_overlap for one in own)),
             ]
         )
     caption = "Share of the leading directions that two updates have in common"
