@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from laura.results.schema import Judgement
+    from laura.study.claims.settings import Setting
 
 
 def claims(
@@ -50,9 +52,9 @@ def claims(
         from laura.results.schema import write_file
         from laura.store import SeriesStore
         from laura.study.claims.judgement import (
-            build_judgement,
+            judge,
             judge_series,
-            read_study,
+            read_setting,
             write_claims,
             write_series_claims,
         )
@@ -64,7 +66,7 @@ def claims(
             found = judge_series(studies[0])
             write_file(out, found)
         else:
-            found = build_judgement(_named([read_study(folder) for folder in studies], studies))
+            found = judge(_named([read_setting(folder) for folder in studies], studies))
             if out is not None:
                 write_file(out, found)
         desk.answer(found.model_dump(mode="json"), claims_table(found))
@@ -107,7 +109,7 @@ def claims_table(found: Judgement) -> RenderableType:
     return Group(*parts)
 
 
-def _named(read: list[Any], folders: list[Path]) -> list[Any]:
+def _named(read: list[Setting], folders: list[Path]) -> list[Setting]:
     """Settings under names that differ: the recipes', or else the folders'.
 
     Raises:
@@ -116,9 +118,6 @@ def _named(read: list[Any], folders: list[Path]) -> list[Any]:
     whole = [folder.resolve() for folder in folders]
     if len(set(whole)) < len(whole):
         raise UsageError("a study is named twice; name each once")
-    if len({name for name, _, _ in read}) == len(read):
+    if len({one.name for one in read}) == len(read):
         return read
-    return [
-        (str(f), evidence, analysis)
-        for f, (_, evidence, analysis) in zip(folders, read, strict=True)
-    ]
+    return [replace(one, name=str(folder)) for folder, one in zip(folders, read, strict=True)]

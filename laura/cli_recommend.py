@@ -13,35 +13,29 @@ from laura.door import opened
 from laura.errors import EXIT_GATE, EvidenceError, UsageError
 
 if TYPE_CHECKING:
-    from laura.study.recommend import Wish
+    from laura.results.schema import Constraint, Estimated, Recommendation
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="Study folder.")]
 ForgettingOption = Annotated[
-    float | None,
+    str | None,
     typer.Option(
         "--max-forgetting",
         metavar="X",
-        help="Forget at most X, as a share: 0.02 is two points. The whole interval must keep it.",
+        help="Forget at most X: 0.02, 2% or '2 points' of the score; '0.1 nats' of a loss.",
     ),
 ]
 LearningOption = Annotated[
-    float | None,
+    str | None,
     typer.Option(
         "--min-learning",
         metavar="Y",
-        help="Gain at least Y over the base, its whole interval; by default anything above 0.",
+        help="Gain at least Y over the base, written alike; by default anything above 0.",
     ),
 ]
 MemoryOption = Annotated[
     str | None,
     typer.Option(
         "--memory", metavar="SIZE", help="Peak memory of training as measured, such as 16GB."
-    ),
-]
-SeedsOption = Annotated[
-    int,
-    typer.Option(
-        "--seeds-at-least", metavar="N", min=2, help="Seeds a configuration needs to count."
     ),
 ]
 ArmOption = Annotated[str | None, typer.Option("--arm", metavar="NAME", help="Only this arm.")]
@@ -54,7 +48,6 @@ def recommend(
     max_forgetting: ForgettingOption = None,
     min_learning: LearningOption = None,
     memory: MemoryOption = None,
-    seeds: SeedsOption = 3,
     arm: ArmOption = None,
     out: Annotated[
         Path | None,
@@ -77,33 +70,32 @@ def recommend(
 ) -> None:
     """Say which configuration to take, and why.
 
-    Only what was run with enough seeds is considered. A bound must hold for the whole
-    interval, which allows for having chosen among several. Where the evidence is too thin,
-    or nothing keeps the bound, it says so, says what to run, and exits with 2.
+    Every measured configuration that could keep the bound is named, also with one seed; the
+    best is suggested, with the command that confirms it on fresh seeds. It is recommended
+    once their whole interval keeps the bound. Where nothing does, it says so and exits with 2.
 
     \b
     Example:
-      laura recommend studies/micro --max-forgetting 0.05 --adapter best
+      laura recommend studies/micro --max-forgetting 5% --adapter best
     """
     with opened(json) as desk:
-        wish = _wish(max_forgetting, min_learning, memory, seeds, arm)
-        from laura.store import write_json
-        from laura.study.handover import decision_json, write_recipe, write_weights
-        from laura.study.recommend import NOT_MET, not_met_text
-        from laura.study.recommend import recommend as decide
+        constraint = _constraint(max_forgetting, min_learning, memory, arm)
+        from laura.results.schema import RECOMMENDATION_FILE, write_file
+        from laura.study.handover import recommendation_of, write_recipe, write_weights
+        from laura.study.recommend import not_met_text
+        from laura.study.recommend import recommend as choose
 
-        decision = decide(study, wish)
-        if decision.state == NOT_MET:
+        decision = choose(study, constraint)
+        if decision.chosen is None:
             raise EvidenceError(not_met_text(decision))
         recipe = out or study / "recommended.yaml"
-        written = {"recipe": str(recipe), "adapter": None if adapter is None else str(adapter)}
         # First what may be refused, then what cannot.
         if adapter is not None:
             write_weights(decision, study, adapter)
         write_recipe(decision, recipe)
-        write_json(study / "recommendation.json", decision_json(decision))
-        value = {**decision_json(decision), **written}
-        desk.answer(value, _text(value))
+        found = recommendation_of(decision, recipe, adapter)
+        write_file(study / RECOMMENDATION_FILE, found)
+        desk.answer(found.model_dump(mode="json"), _text(found))
 
 
 def gate(
@@ -111,34 +103,59 @@ def gate(
     max_forgetting: ForgettingOption = None,
     min_learning: LearningOption = None,
     memory: MemoryOption = None,
-    seeds: SeedsOption = 3,
     arm: ArmOption = None,
     json: JsonOption = False,
 ) -> None:
     """Judge like `recommend`, as an exit code.
 
-    0: a configuration keeps the bounds. 4: the evidence suffices, and none does. 2: the
-    evidence is too thin, or the command is mistaken. Nothing is written.
+    0: a configuration surely keeps the bounds. 4: none that was measured does. 2: the best
+    one is not confirmed yet (the command that would is told), or the command is mistaken.
+    Nothing is written.
 
     \b
     Example:
-      laura gate studies/micro --arm lora-r16 --max-forgetting 0.02
+      laura gate studies/micro --arm lora-r16 --max-forgetting '2 points'
     """
     with opened(json) as desk:
-        wish = _wish(max_forgetting, min_learning, memory, seeds, arm)
-        from laura.study.handover import decision_json
-        from laura.study.recommend import RECOMMENDED, describe, not_met_text
-        from laura.study.recommend import recommend as decide
+        constraint = _constraint(max_forgetting, min_learning, memory, arm)
+        from laura.study.handover import recommendation_of
+        from laura.study.recommend import answer_of, not_met_text
+        from laura.study.recommend import recommend as choose
 
-        decision = decide(study, wish)
-        passed = decision.state == RECOMMENDED
-        if decision.chosen is not None:
-            words = f"passed: {describe(decision.chosen)}"
-        else:
-            words = f"not passed: {not_met_text(decision)}"
-        desk.answer({"passed": passed, "reason": words, **decision_json(decision)}, words)
+        decision = choose(study, constraint)
+        if decision.state == "suggested":
+            raise EvidenceError(
+                f"neither passed nor failed: {answer_of(decision)} Its interval does not settle "
+                f"the bound. Confirm it: {decision.confirm}"
+            )
+        passed = decision.state == "recommended"
+        words = (
+            f"passed: {answer_of(decision)}" if passed else f"not passed: {not_met_text(decision)}"
+        )
+        found = recommendation_of(decision, None, None).model_dump(mode="json")
+        desk.answer({"passed": passed, "reason": words, **found}, words)
     if not passed:
         raise typer.Exit(EXIT_GATE)
+
+
+def bound(option: str, text: str | None) -> float | None:
+    """A bound out of `0.02`, `2%`, `2 points` or `0.1 nats`, in the unit of the measure.
+
+    Raises:
+        UsageError: it is no bound, or 1 or more without a unit: is `2` two points or all?
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*(%|points?|nats)?", text.strip())
+    if not found:
+        raise UsageError(f"{option} takes a bound such as 0.02, 2% or '2 points', came {text!r}")
+    value, unit = float(found[1]), found[2] or ""
+    if not unit and abs(value) >= 1:
+        raise UsageError(
+            f"{option} {text} has no unit: write {text}% or '{text} points' of a score, or "
+            f"'{text} nats' of a loss"
+        )
+    return value / 100 if unit in ("%", "point", "points") else value
 
 
 def memory_bytes(text: str) -> int:
@@ -154,53 +171,71 @@ def memory_bytes(text: str) -> int:
     return int(size)
 
 
-def _wish(
-    max_forgetting: float | None,
-    min_learning: float | None,
-    memory: str | None,
-    seeds: int,
-    arm: str | None,
-) -> Wish:
+def _constraint(
+    max_forgetting: str | None, min_learning: str | None, memory: str | None, arm: str | None
+) -> Constraint:
+    limits = bound("--max-forgetting", max_forgetting), bound("--min-learning", min_learning)
     limit = None if memory is None else memory_bytes(memory)
-    from laura.study.recommend import Wish
+    from laura.results.schema import Constraint
 
-    return Wish(max_forgetting, min_learning, limit, seeds, arm)
+    return Constraint(max_forgetting=limits[0], min_learning=limits[1], memory_bytes=limit, arm=arm)
 
 
-def _text(value: dict[str, Any]) -> str:
-    """A recommendation for people."""
-    chosen, measures = value["chosen"], value["measures"]
-    lines = [f"Take {_configuration(chosen)}, {len(chosen['seeds'])} seeds:"]
-    for side in ("learning", "forgetting"):
-        tasks = ", ".join(measures[side]["tasks"])
-        lines.append(f"  {side:<11}{_estimate(chosen[side])} {measures[side]['unit']} ({tasks})")
-    lines.append(f"  cost       {_cost_text(chosen['cost'])}")
-    lines.append(
-        f"\nChosen among {value['candidates']} configurations; intervals hold for all of them "
-        "together with 95 %."
-    )
-    lines.append("The estimate of what was chosen as best is a little too good.")
-    if value["alternatives"]:
-        lines.append("\nNearest alternatives")
-        for one in value["alternatives"]:
-            numbers = f"learning {one['learning']['value']:+.3f}"
-            numbers += f", forgetting {one['forgetting']['value']:+.3f}"
-            lines.append(f" - {_configuration(one)}: {numbers}; {one['why_not']}")
+def _text(found: Recommendation) -> str:
+    """A recommendation for people: the answer first."""
+    chosen = found.chosen
+    assert chosen is not None, "a decision without one is refused before"
+    lines = [found.answer, ""]
+    for side, told, mean in (("learnt", chosen.learning, chosen.learnt),
+                             ("forgot", chosen.forgetting, chosen.forgot)):  # fmt: skip
+        measure = found.measures["learning" if side == "learnt" else "forgetting"]
+        tasks, unit = ", ".join(measure["tasks"]), measure["unit"]
+        lines.append(f"  {side:<8}{_effect(told, mean, unit)} ({tasks})")
+    lines.append(f"  cost    {_cost_text(chosen.cost)}")
+    if found.state == "suggested":
+        lines.append("\nSuggested by its mean over the seeds it was chosen on. To confirm it:")
+        lines.append(f"  {found.confirm}")
+    elif chosen.confirmed:
+        lines.append("\nConfirmed on fresh seeds, which had no part in the choice.")
+    else:
+        lines.append(
+            f"\nIts interval holds together with those of all {found.candidates} configurations."
+        )
+    if found.alternatives:
+        lines.append("\nAlternatives")
+        for one in found.alternatives:
+            units = [found.measures[side]["unit"] for side in ("learning", "forgetting")]
+            numbers = (
+                f"learnt {_signed(one.learnt, units[0])}, forgot {_signed(one.forgot, units[1])}"
+            )
+            seeds = f"{len(one.seeds)} seed{'' if len(one.seeds) == 1 else 's'}"
+            lines.append(
+                f" - {one.arm} at {one.learning_rate:g}, budget {one.budget:,g}: {numbers} "
+                f"({seeds}); {one.why_not}"
+            )
     lines.append("\nNot tried")
-    lines += [f" - {told}" for told in value["not_tried"]]
-    lines.append(f"\nRecipe: {value['recipe']}")
-    if value["adapter"]:
-        lines.append(f"Weights: {value['adapter']}")
+    lines += [f" - {told}" for told in found.not_tried]
+    lines.append(f"\nRecipe: {found.recipe}")
+    if found.adapter:
+        lines.append(f"Weights: {found.adapter}")
     return "\n".join(lines)
 
 
-def _configuration(one: dict[str, Any]) -> str:
-    return f"{one['arm']}, learning rate {one['learning_rate']:g}, budget {one['budget']:,g}"
+def _effect(told: Estimated | None, mean: float, unit: str) -> str:
+    if told is None:
+        return f"{_signed(mean, unit)}, too few seeds for an interval"
+    low, high = told.interval
+    unit_words = "points" if unit == "share" else unit
+    return (
+        f"{_signed(mean, unit)} {unit_words} ({_signed(low, unit)} to {_signed(high, unit)}, "
+        f"n = {told.n})"
+    )
 
 
-def _estimate(effect: dict[str, Any]) -> str:
-    value, low, high = (n + 0.0 for n in (effect["value"], *effect["interval"]))
-    return f"{value:+.3f} ({low:+.3f} to {high:+.3f}, n={effect['n']})"
+def _signed(value: float, unit: str) -> str:
+    from laura.study.claims.answer import signed
+
+    return signed(value, unit)
 
 
 def _cost_text(cost: dict[str, Any]) -> str:
@@ -209,8 +244,8 @@ def _cost_text(cost: dict[str, Any]) -> str:
     told = f"{cost['tokens']:,} tokens"
     if "train_seconds" in cost:
         told += f", {duration_text(cost['train_seconds'])} of training"
-        if cost["peak_memory_bytes"]:
-            told += f", {cost['peak_memory_bytes'] / 1e9:.2f} GB at most"
+        if cost.get("peak_memory_bytes"):
+            told += f", {cost['peak_memory_bytes'] / 2**30:.2f} GiB at most"
         points = cost["budgets_of_the_run"]
         if len(points) > 1:
             told += f" (the whole run, with {len(points)} budget points)"

@@ -784,7 +784,6 @@ class Recommendation(File):
     state: Literal["recommended", "suggested", "not met"]
     measures: dict[str, dict[str, Any]]
     candidates: int
-    level: FiniteFloat
     chosen: Candidate | None = None
     alternatives: list[Candidate] = []
     confirm: str = ""
@@ -832,7 +831,8 @@ class Record(File):
     So whoever serves or judges them knows the base, the recipe, the scores with their
     errors, and which of the paper's statements held there. `recipe` is the study's, with
     every default filled in, as it was read by the version that trained; `budget` is in
-    `budget_unit`; `weights` maps each file to its SHA-256.
+    `budget_unit`; `confirmed` says that learning and forgetting come from seeds that had no
+    part in the choice; `weights` maps each file to its SHA-256.
     """
 
     format: Literal[2] = 2
@@ -849,6 +849,7 @@ class Record(File):
     step: Count
     run: str
     scores: dict[str, TaskScores]
+    confirmed: bool
     learning: EstimatedTasks
     forgetting: EstimatedTasks
     claims: list[RecordedClaim]

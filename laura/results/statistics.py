@@ -381,7 +381,7 @@ def upper_tail(t: float, freedom: float) -> float:
 
 
 def quantile(share: float, freedom: float) -> float:
-    """The value that Student's t stays below with a chance, by bisection of `upper_tail`.
+    """The value that Student's t stays below with a chance.
 
     Args:
         share: Chance in (0, 1).
@@ -392,17 +392,38 @@ def quantile(share: float, freedom: float) -> float:
     """
     if not 0 < share < 1:
         raise ValueError(f"a quantile needs a share between 0 and 1, came {share}")
+    if not freedom > 0:
+        raise ValueError(f"Student's t with {freedom} degrees of freedom has no quantile")
     if share < 0.5:
-        return -quantile(1 - share, freedom)
+        return -_at_tail(share, freedom)
+    return _at_tail(1 - share, freedom)
+
+
+def _at_tail(tail: float, freedom: float) -> float:
+    """The value that Student's t exceeds with a chance of one half at most.
+
+    Newton's steps on the logarithm of the tail, kept within what is known to hold it.
+    """
+    if tail >= 0.5:
+        return 0.0
+    if freedom >= NORMAL_FROM:
+        return NormalDist().inv_cdf(1 - tail) if tail > 1e-9 else -NormalDist().inv_cdf(tail)
+    half = freedom / 2
+    scale = math.lgamma(half + 0.5) - math.lgamma(half) - 0.5 * math.log(freedom * math.pi)
     low, high = 0.0, 1.0
-    while upper_tail(high, freedom) > 1 - share:
+    while upper_tail(high, freedom) > tail:
         low, high = high, 2 * high
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if upper_tail(middle, freedom) > 1 - share else (low, middle)
-    return high
+    t = (low + high) / 2
+    for _ in range(_STEPS):
+        found = upper_tail(t, freedom)
+        low, high = (t, high) if found > tail else (low, t)
+        density = math.exp(scale - (half + 0.5) * math.log1p(t * t / freedom))
+        step = t + math.log(found / tail) * found / density if found > 0 and density > 0 else low
+        after = step if low < step < high else (low + high) / 2
+        if abs(after - t) <= 1e-14 * after:
+            return after
+        t = after
+    return t
 
 
 def _incomplete_beta(x: float, a: float, b: float) -> float:
@@ -808,17 +829,6 @@ def _quantiles(freedom: float) -> NDArray[Any]:
     if math.isinf(freedom):
         return np.array(_Z) ** 2
     return np.array([_at_tail(0.5 * math.erfc(z / math.sqrt(2)), freedom) for z in _Z]) ** 2
-
-
-def _at_tail(tail: float, freedom: float) -> float:
-    """The value that Student's t exceeds with a small chance."""
-    low, high = 0.0, 1.0
-    while upper_tail(high, freedom) > tail:
-        low, high = high, 2 * high
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if upper_tail(middle, freedom) > tail else (low, middle)
-    return high
 
 
 def _tail(distance: float, sources: Sequence[tuple[float, float]]) -> float:

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from laura.errors import EvidenceError, UsageError
 from laura.recipe_reading import recipe_yaml
-from laura.results import schema
 from laura.results.schema import (
     RECORD_FILE,
     BaseIdentity,
-    Constraint,
-    Estimated,
+    Candidate,
     EstimatedTasks,
     Recommendation,
     Record,
@@ -24,7 +21,7 @@ from laura.results.schema import (
     TaskScores,
     write_record,
 )
-from laura.results.statistics import Estimate
+from laura.results.statistics import Estimate, count
 from laura.results.task_result import TaskResult, change
 from laura.store import (
     MANIFEST,
@@ -36,40 +33,40 @@ from laura.store import (
     write_folder,
     write_text,
 )
-from laura.study.claims.judgement import build_judgement, read_analysis
+from laura.study.claims.judgement import judge
 from laura.study.claims.settings import FORGETTING, LEARNING, Setting
-from laura.study.effects import Effect
+from laura.study.claims.verdicts import estimated
 from laura.study.measures import leading
-from laura.study.recommend import Candidate, Decision, describe
+from laura.study.recommend import Configuration, Decision, answer_of, describe
 from laura.study.summary import Evidence, Point
+from laura.study.untried import untried
 
 NAME_ENDING, LONGEST_NAME = "-recommended", 64
 
 
-def decision_json(decision: Decision) -> dict[str, Any]:
-    """A decision as one JSON value."""
-    setting, chosen, wish = decision.setting, decision.chosen, decision.wish
-    found = Recommendation(
-        answer=f"Take {describe(chosen)}." if chosen else "Nothing measured keeps what is asked.",
+def recommendation_of(
+    decision: Decision, recipe: Path | None, adapter: Path | None
+) -> Recommendation:
+    """A decision as `recommendation.json` holds it, with where recipe and weights went."""
+    setting, chosen = decision.setting, decision.chosen
+    gaps = untried(setting, chosen.arm if chosen else None, chosen.budget if chosen else None)
+    return Recommendation(
+        answer=answer_of(decision),
         study=setting.name,
-        asked=Constraint(
-            max_forgetting=wish.max_forgetting,
-            min_learning=wish.min_learning,
-            memory_bytes=wish.memory_bytes,
-            arm=wish.arm,
-        ),
-        state="recommended" if chosen else "not met",
+        asked=decision.constraint,
+        state=decision.state,
         measures={
             name: {"tasks": setting.tasks(name), "unit": setting.unit(name)}
             for name in (LEARNING, FORGETTING)
         },
         candidates=decision.candidates,
-        level=decision.level,
-        chosen=_candidate(chosen, decision, "") if chosen else None,
-        alternatives=[_candidate(one, decision, why) for one, why in decision.others],
-        not_tried=decision.not_tried,
+        chosen=_candidate(chosen, setting, "") if chosen else None,
+        alternatives=[_candidate(one, setting, why) for one, why in decision.others],
+        confirm=decision.confirm,
+        not_tried=gaps,
+        recipe=None if recipe is None else str(recipe),
+        adapter=None if adapter is None else str(adapter),
     )
-    return found.model_dump(mode="json")
 
 
 def write_recipe(decision: Decision, path: Path) -> None:
@@ -135,26 +132,18 @@ def write_weights(decision: Decision, study: Path, folder: Path) -> Record:
     return record
 
 
-def _chosen(decision: Decision) -> Candidate:
+def _chosen(decision: Decision) -> Configuration:
     if decision.chosen is None:
         raise ValueError("nothing was recommended, so there is nothing to hand over")
     return decision.chosen
 
 
-def _candidate(one: Candidate, decision: Decision, why: str) -> schema.Candidate:
+def _candidate(one: Configuration, setting: Setting, why: str) -> Candidate:
     sides = {
-        name: Estimated(
-            value=effect.value,
-            unit=decision.setting.unit(name),
-            stderr=effect.stderr,
-            interval=effect.interval(decision.level),
-            level=decision.level,
-            n=effect.n,
-            seeds=effect.seeds,
-        )
-        for name, effect in ((LEARNING, one.learning), (FORGETTING, one.forgetting))
+        name: None if found is None else estimated(found, setting.unit(name), one.level)
+        for name, found in ((LEARNING, one.learning), (FORGETTING, one.forgetting))
     }
-    return schema.Candidate(
+    return Candidate(
         arm=one.arm.name,
         method=one.arm.method,
         settings=dict(one.arm.settings),
@@ -162,11 +151,11 @@ def _candidate(one: Candidate, decision: Decision, why: str) -> schema.Candidate
         budget=one.budget,
         seeds=list(one.points),
         runs=[point.run["id"] for point in one.points.values()],
-        confirmed=False,
+        confirmed=one.confirmed,
         learning=sides[LEARNING],
         forgetting=sides[FORGETTING],
-        learnt=one.learning.value,
-        forgot=one.forgetting.value,
+        learnt=one.learnt,
+        forgot=one.forgot,
         cost=one.cost,
         why_not=why,
     )
@@ -176,7 +165,7 @@ def _record(decision: Decision, study: Path, point: Point, weights: dict[str, st
     setting, chosen = decision.setting, _chosen(decision)
     evidence = setting.evidence
     base = evidence.facts["base"]
-    judged = build_judgement([(setting.name, evidence, read_analysis(study))]).claims
+    judged = judge([setting]).claims
     return Record(
         study=setting.name,
         base=BaseIdentity(**base),
@@ -191,8 +180,9 @@ def _record(decision: Decision, study: Path, point: Point, weights: dict[str, st
         step=point.step,
         run=str(point.run["id"]),
         scores=_scores(evidence, point),
-        learning=_estimated(setting, LEARNING, chosen.learning, decision.level),
-        forgetting=_estimated(setting, FORGETTING, chosen.forgetting, decision.level),
+        confirmed=chosen.confirmed,
+        learning=_estimated(setting, LEARNING, chosen),
+        forgetting=_estimated(setting, FORGETTING, chosen),
         claims=[
             RecordedClaim(id=c.id, statement=c.statement, verdict=c.verdict, reason=c.reason)
             for c in judged
@@ -202,17 +192,15 @@ def _record(decision: Decision, study: Path, point: Point, weights: dict[str, st
     )
 
 
-def _estimated(setting: Setting, measure: str, effect: Effect, level: float) -> EstimatedTasks:
-    return EstimatedTasks(
-        tasks=setting.tasks(measure),
-        unit=setting.unit(measure),
-        value=effect.value,
-        stderr=effect.stderr,
-        interval=effect.interval(level),
-        level=level,
-        n=effect.n,
-        seeds=effect.seeds,
-    )
+def _estimated(setting: Setting, measure: str, one: Configuration) -> EstimatedTasks:
+    found = one.learning if measure == LEARNING else one.forgetting
+    if found is None:
+        raise EvidenceError(
+            f"{describe(one)} has {count(len(one.points), 'seed')}, which do not tell how much "
+            "seeds differ, so its weights get no record; confirm it first, as `laura recommend` says"
+        )
+    told = estimated(found, setting.unit(measure), one.level)
+    return EstimatedTasks(tasks=setting.tasks(measure), **told.model_dump())
 
 
 def _scores(evidence: Evidence, point: Point) -> dict[str, TaskScores]:

@@ -224,7 +224,7 @@ def _configuration(
     seeds = [s for s in tuned[LEARNING].seeds if s in tuned[FORGETTING].seeds]
     if not seeds:
         return None
-    means, contrasts = [], []
+    means, contrasts = list[float](), list[Contrast]()
     for measure, sign in ((LEARNING, 1.0), (FORGETTING, -1.0)):
         rows, start = tuned[measure].rows(seeds), base[measure].rows(seeds)
         moved = [float(rows[task].mean() - start[task].mean()) for task in rows]
@@ -232,9 +232,9 @@ def _configuration(
         try:
             contrasts.append(setting.contrast([(sign, tuned[measure]), (-sign, base[measure])]))
         except TooThin:
-            contrasts.append(None)
+            continue
     points_of = {seed: by_seed[seed] for seed in seeds}
-    both = None not in contrasts
+    both = len(contrasts) == 2
     return Configuration(
         arm, learning_rate, budget, points_of, means[0], means[1],
         contrasts[0] if both else None, contrasts[1] if both else None,

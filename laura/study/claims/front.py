@@ -176,7 +176,8 @@ def _difference(
         whole = [one for one in found if one is not None]
         if not whole:
             return None
-        weights.append([np.mean([one[side] for one in whole], axis=0) for side in (0, 1)])
+        weights.append((np.mean([one[0] for one in whole], axis=0),
+                        np.mean([one[1] for one in whole], axis=0)))  # fmt: skip
         ranges += [one[2] for one in whole]
     tables = {}
     for task in first.items:

@@ -346,6 +346,10 @@ class Setting:
         sides = [self.arm_scores(arm, budget, measure) for budget in (late, early)]
         return self.contrast([(1.0, sides[0]), (-1.0, sides[1])])
 
+    def remember(self, result: TaskResult, indices: tuple[int, ...], values: NDArray[Any]) -> None:
+        """Take a result's items as given: shares of right, one an index, in order."""
+        self._read[id(result)] = (indices, values, True)
+
     def _items(self, result: TaskResult) -> tuple[tuple[int, ...], NDArray[Any], bool]:
         """Indices and values of a result's items, higher better; whether they are bounded."""
         import numpy as np

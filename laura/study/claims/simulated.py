@@ -90,7 +90,7 @@ def simulate(
     scores = _Scores(world, list(recipe.arms), draw)
     runs, points = [], []
     for arm, rate, seed in wanted:
-        marks = [
+        marks: list[dict[str, Any]] = [
             {"budget": b, "step": n + 1, "tokens": 1000 * (n + 1), "supervised_tokens": 500}
             for n, b in enumerate(budgets)
         ]
@@ -107,7 +107,10 @@ def simulate(
     }
     evidence = evidence_of(recipe, facts, scores.base(), runs, points)
     analysis = world.analysis(evidence, draw) if world.analysis else None
-    return Setting(name, evidence, analysis)
+    setting = Setting(name, evidence, analysis)
+    for result, right in scores.drawn:
+        setting.remember(result, tuple(range(len(right))), right.astype(float))
+    return setting
 
 
 class _Scores:
@@ -115,6 +118,8 @@ class _Scores:
 
     def __init__(self, world: World, arms: Sequence[str], draw: np.random.Generator) -> None:
         self._world, self._draw = world, draw
+        # What was drawn, so that nobody needs to read it out of the items again.
+        self.drawn: list[tuple[TaskResult, np.ndarray[Any, Any]]] = []
         recipe = world.recipe
         self._learning = result_names(recipe.measure.learning)
         self._source = result_names(recipe.measure.forgetting)
@@ -150,19 +155,25 @@ class _Scores:
         own = 0.0 if arm is None else self._own[task, arm]
         chance = np.clip(mean + self._hard[task] + own, 0, 1)
         right = self._draw.random(len(chance)) < chance
-        return _answers(task, arm or "base", right)
+        # A run's items are given to the setting as they are: to write and read them by item is
+        # most of the time, and has tests of its own.
+        result = _answers(task, arm or "base", right, whole=arm is None)
+        self.drawn.append((result, right))
+        return result
 
 
-def _answers(task: str, model: str, right: np.ndarray[Any, Any]) -> TaskResult:
+def _answers(task: str, model: str, right: np.ndarray[Any, Any], whole: bool) -> TaskResult:
     known = TASKS[task]
     items: list[Item]
-    if known.kind == "choice":
+    if not whole:
+        items = []
+    elif known.kind == "choice":
         choices = [0.0] * CHOICES
         items = [{"index": i, known.metric: int(x), "loglikelihoods": choices}
                  for i, x in enumerate(right)]  # fmt: skip
     else:
         items = [{"index": i, known.metric: int(x)} for i, x in enumerate(right)]
-    n = len(items)
+    n = len(right)
     value = float(right.mean())
     stderr = math.sqrt(value * (1 - value) / (n - 1))
     return TaskResult(task, "1", model, n, {known.metric: Metric(value, stderr, True)}, items)

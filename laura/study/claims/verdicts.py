@@ -262,19 +262,31 @@ def would_decide(one: Statement, tests: int) -> str:
         tests: How many are tested together; the level is Bonferroni's.
     """
     level = 1 - ALPHA / max(1, tests)
-    seeds = next((k for k in range(one.contrast.seeds, MOST_SEEDS + 1)
-                  if _is_clear(one, one.contrast.with_seeds(k), level)), None)  # fmt: skip
-    if seeds is not None and seeds > one.contrast.seeds:
-        return f"about {seeds} seeds instead of {one.contrast.seeds} would decide it"
-    for times in (2, 4, MOST_ITEMS):
-        larger = one.contrast.with_items(times)
-        for seeds in range(one.contrast.seeds, MOST_SEEDS + 1):
-            if _is_clear(one, larger.with_seeds(seeds), level):
-                return f"about {seeds} seeds and {times} times the items would decide it"
+    own = one.contrast.seeds
+    for times in (1, 2, 4, MOST_ITEMS):
+        larger = one.contrast if times == 1 else one.contrast.with_items(times)
+        seeds = _fewest_seeds(one, larger, level)
+        if seeds is None or (times == 1 and seeds <= own):
+            continue
+        if times == 1:
+            return f"about {seeds} seeds instead of {own} would decide it"
+        return f"about {seeds} seeds and {times} times the items would decide it"
     return (
         f"neither {MOST_SEEDS} seeds nor {MOST_ITEMS} times the items would decide it: the truth "
         "is too near the border"
     )
+
+
+def _fewest_seeds(one: Statement, contrast: Contrast, level: float) -> int | None:
+    """The fewest seeds with which a contrast would be clear; None where the most are too few."""
+    low, high = max(2, contrast.seeds), MOST_SEEDS
+    if not _is_clear(one, contrast.with_seeds(high), level):
+        return None
+    while low < high:  # more seeds only narrow the interval
+        middle = (low + high) // 2
+        clear = _is_clear(one, contrast.with_seeds(middle), level)
+        low, high = (low, middle) if clear else (middle + 1, high)
+    return low
 
 
 def _is_clear(one: Statement, contrast: Contrast, level: float) -> bool:
