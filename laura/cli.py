@@ -91,13 +91,24 @@ def compare(
         ),
     ] = None,
     only: SettingOption = None,
+    confirm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ARM@RATE",
+            help="Also run this arm at this rate with fresh seeds, which had no part in choosing "
+            "it. Repeatable.",
+        ),
+    ] = None,
+    confirm_seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, max=100, help="Fresh seeds of each --confirm.")
+    ] = 3,
     json: JsonOption = False,
 ) -> None:
     """Compare arms: what each learns, what it forgets.
 
-    Evaluates the base, trains every arm at every learning rate, measures, and
-    writes summary.json and report.html into the study folder. Stopped or
-    killed, the same command continues; finished runs are never repeated.
+    Evaluates the base, trains every arm at every learning rate with every seed,
+    measures, and writes summary.json and report.html into the study folder.
+    Stopped or killed, the same command continues; finished runs are never repeated.
     A series is carried out setting by setting, each a study of its own.
 
     \b
@@ -108,7 +119,9 @@ def compare(
         # First the recipe: whoever mistyped it should not wait for torch to be told.
         chosen = read_chosen(recipe, settings, data_dir, only)
         study = out or Path("studies") / chosen.name
-        carry_out(chosen, study, data_dir, device, workers, desk.progress)
+        carry_out(
+            chosen, study, data_dir, device, workers, desk.progress, confirm or (), confirm_seeds
+        )
         draw_and_answer(desk, study)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +68,25 @@ def carry_out(
     device: str | None,
     workers: int | None,
     progress: Progress,
+    confirm: Sequence[str] = (),
+    confirm_seeds: int = 3,
 ) -> None:
-    """Carry out a recipe or a series in its folder."""
-    from laura.recipe import Recipe
+    """Carry out a recipe or a series in its folder.
 
+    Raises:
+        UsageError: what is to be confirmed, ARM@RATE, is not of it, or of several settings.
+    """
+    from laura.recipe import Recipe
+    from laura.study.confirming import check_configurations, read_configurations
+
+    # Also this before torch is loaded.
+    wanted = read_configurations(confirm)
+    recipes = [chosen] if isinstance(chosen, Recipe) else list(chosen.settings.values())
+    if wanted and len(recipes) > 1:
+        names = ", ".join(recipe.name for recipe in recipes)
+        raise UsageError(f"--confirm is of one setting; say which with --setting, one of: {names}")
+    for recipe in recipes:
+        check_configurations(wanted, confirm_seeds, recipe)
     if isinstance(chosen, Recipe):
         from laura.study.compare import compare
 
@@ -80,13 +96,22 @@ def carry_out(
             data_dir=data_dir,
             device=device,
             workers=workers,
+            confirm=wanted,
+            confirm_seeds=confirm_seeds,
             progress=progress,
         )
         return
     from laura.study.series import compare_series
 
     compare_series(
-        chosen, folder=study, data_dir=data_dir, device=device, workers=workers, progress=progress
+        chosen,
+        folder=study,
+        data_dir=data_dir,
+        device=device,
+        workers=workers,
+        confirm=wanted,
+        confirm_seeds=confirm_seeds,
+        progress=progress,
     )
 
 

@@ -1,4 +1,4 @@
-"""`laura compare`: base, grids, longer lists, further seeds, extras, analysis, summary, report.
+"""`laura compare`: base, grids, longer lists, further and fresh seeds, extras, analysis, report.
 
 A short program: each step leaves files, and a step whose files stand is not
 done again, so a comparison that is stopped at any moment goes on with the same
@@ -20,6 +20,13 @@ from laura.store import StudyStore, read_json, write_json
 from laura.study.analysing import analyse
 from laura.study.claims.judgement import write_claims
 from laura.study.cohorts import remark
+from laura.study.confirming import (
+    FRESH_SEEDS,
+    Configuration,
+    check_configurations,
+    check_run,
+    fresh_seeds,
+)
 from laura.study.extras import extra_jobs, most_jobs
 from laura.study.findings import write_findings
 from laura.study.opening import open_study
@@ -40,6 +47,8 @@ def compare(
     data_dir: Path | None = None,
     device: str | None = None,
     workers: int | None = 1,
+    confirm: Sequence[Configuration] = (),
+    confirm_seeds: int = FRESH_SEEDS,
     progress: Progress = SILENT,
 ) -> Summary:
     """Carry out a whole comparison, continuing what stands in the folder.
@@ -51,55 +60,82 @@ def compare(
         device: Device name; None for the best there is.
         workers: Runs carried out side by side, each in a process; None for as many
             as pay (one, but for a tiny base on a processor).
+        confirm: Arms and rates that are run with fresh seeds too, when the rest is done.
+        confirm_seeds: How many these are.
         progress: Where to report.
 
     Returns:
         The content of `summary.json`, which is written beside `analysis.json` and
         `cost.json`.
+
+    Raises:
+        UsageError: what is to be confirmed is not of this study.
+        LauraError: what stopped it; the same command continues.
     """
+    check_configurations(confirm, confirm_seeds, recipe)
     start = time.monotonic()
-    searched = recipe.search.sampler != "grid"
     with open_study(recipe, study, data_dir, device, progress) as session:
         grid = grid_of(session)
         session.check(grid)
-        search = _search(session) if searched else None
+        search = _search(session) if recipe.search.sampler != "grid" else None
         if told := remark(grid, recipe):
             progress.say(told)
         progress.say(announcement(session))
-        # What stands is not counted, or the time left would be judged by its speed.
-        due = [spec for spec in grid if not searched or recipe.arms[spec.arm].external]
-        grid, before = _left(session, due)
-        ended, trials = search.counts() if search else (0, 0)
-        before, tries = before + ended, len(grid) + trials
-        each, further = each_of(recipe), further_seeds(recipe)
-        stages = 1 + tries + len(further) * len(recipe.arms) * each + most_jobs(recipe)
-        with progress.bar("study", stages, "stages") as bar:
-            session.base_results()
-            bar.advance()
-            with Crew(session, data_dir, device, workers) as crew:
-                crew.carry_out(grid, bar)
-                if search is not None:
-                    search.carry_out(crew, bar)
-                longer = _lengthen(session, crew)
-                more, finished = _left(session, _further_seeds(session))
-                bar.advance(finished)
-                crew.carry_out(more, bar)
-                extras, measured = extra_jobs(session)
-                bar.advance(measured)
-                crew.carry_out(extras, bar)
+        fresh = [
+            spec
+            for seed in (fresh_seeds(recipe, confirm_seeds) if confirm else ())
+            for arm, rate in confirm
+            for spec in session.specs(arm, rate, seed)
+        ]
+        crew = Crew(session, data_dir, device, workers)
+        runs, before = _carry_out(crew, grid, search, fresh, confirm)
         with held(session.store.folder / "analysis" / LOCK):
             analyse(session)
         summary = write_summary(session.store, recipe)
         # A command that found all done, or was helped, says nothing of how long it takes.
-        if (tries or longer or more) and session.alone and not crew.shared:
-            timing = {
-                "seconds": time.monotonic() - start,
-                "workers": crew.workers,
-                "runs": len(grid) + trials * each + longer + len(more),
-                "runs_before": before + finished,
-            }
-            write_json(session.store.folder / TIMING, timing)
+        if runs and session.alone and not crew.shared:
+            seconds = time.monotonic() - start
+            timing = {"seconds": seconds, "workers": crew.workers, "runs": runs}
+            write_json(session.store.folder / TIMING, {**timing, "runs_before": before})
         return summary
+
+
+def _carry_out(
+    crew: Crew,
+    grid: Sequence[RunSpec],
+    search: Any,
+    fresh: Sequence[RunSpec],
+    confirm: Sequence[Configuration],
+) -> tuple[int, int]:
+    """All runs and extras of a study; how many runs were carried out, and how many stood."""
+    session = crew.session
+    recipe = session.recipe
+    # What stands is not counted, or the time left would be judged by its speed.
+    due = [spec for spec in grid if search is None or recipe.arms[spec.arm].external]
+    left, before = _left(session, due)
+    ended, trials = search.counts() if search else (0, 0)
+    each, further = each_of(recipe), further_seeds(recipe)
+    stages = 1 + len(left) + trials + len(further) * len(recipe.arms) * each
+    stages += most_jobs(recipe) + len(fresh)
+    with session.progress.bar("study", stages, "stages") as bar, crew:
+        session.base_results()
+        bar.advance()
+        crew.carry_out(left, bar)
+        if search is not None:
+            search.carry_out(crew, bar)
+        runs, before = len(left) + trials * each + _lengthen(crew), before + ended
+        more, finished = _left(session, _further_seeds(session))
+        bar.advance(finished)
+        crew.carry_out(more, bar)
+        extras, measured = extra_jobs(session)
+        bar.advance(measured)
+        crew.carry_out(extras, bar)
+        if confirm:
+            check_run(confirm, gather(session.store, recipe))
+        last, stood = _left(session, fresh)
+        bar.advance(stood)
+        crew.carry_out(last, bar)
+    return runs + len(more) + len(last), before + finished + stood
 
 
 def write_summary(store: StudyStore, recipe: Recipe) -> Summary:
@@ -133,19 +169,20 @@ def _search(session: Session) -> Any:
     return Search(session)
 
 
-def _left(session: Session, specs: list[RunSpec]) -> tuple[list[RunSpec], int]:
+def _left(session: Session, specs: Sequence[RunSpec]) -> tuple[list[RunSpec], int]:
     """Those not finished, and how many are."""
     left = [spec for spec in specs if not session.finished(spec)]
     return left, len(specs) - len(left)
 
 
-def _lengthen(session: Session, crew: Crew) -> int:
+def _lengthen(crew: Crew) -> int:
     """Carry out the rates that lists grow by, round by round; how many runs these were.
 
     A round begins when the one before has ended with every seed, whoever carried it out:
     what it asks for depends on what was measured alone.
     """
-    count, recipe = 0, session.recipe
+    count, session = 0, crew.session
+    recipe = session.recipe
     for _ in range(recipe.search.extend):
         choices = gather(session.store, recipe).choices
         for arm, choice in choices.items():

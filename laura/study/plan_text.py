@@ -63,7 +63,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     total = plan["totals"]
     rows.append(["all", "", "", *_sums(total)])
     lines += table(rows)
-    lines += ["", evaluation_line(total)]
+    lines += ["", *longer_line(total), evaluation_line(total)]
     lines += [disk_line(total), *plan["notes"]]
     return "\n".join(lines)
 
@@ -76,8 +76,8 @@ def series_text(series: dict[str, Any]) -> str:
     for name, plan in series["settings"].items():
         rows.append([name, size_text(plan["totals"]["peak"]), *_sums(plan["totals"])])
     rows.append(["all", size_text(total["peak"]), *_sums(total)])
-    words = [f"{series['name']}, all settings together", *table(rows), "", evaluation_line(total)]
-    words.append(disk_line(total))
+    words = [f"{series['name']}, all settings together", *table(rows), ""]
+    words += [*longer_line(total), evaluation_line(total), disk_line(total)]
     if total["unknown"]:
         names = ", ".join(total["unknown"])
         words.append(f"Without the training of {names}: give --setting and --epoch-tokens.")
@@ -111,11 +111,20 @@ def plan_line(plan_totals: dict[str, Any], peaks: dict[str, int]) -> str:
     """One line on what a comparison will take."""
     sizes = ", ".join(f"{name} {size_text(peak)}" for name, peak in peaks.items())
     memory = f"memory beside torch's own {sizes}" if sizes else "nothing is trained"
+    longer = f" (and up to {plan_totals['longer']} more)" if plan_totals["longer"] else ""
     return (
-        f"Plan: {plan_totals['runs']} runs, {count_text(plan_totals['tokens'])} tokens, "
+        f"Plan: {plan_totals['runs']} runs{longer}, {count_text(plan_totals['tokens'])} tokens, "
         f"{count_text(plan_totals['flops'])} operations; {memory}; "
         f"{size_text(plan_totals['disk']['all'])} of disk at most"
     )
+
+
+def longer_line(total: dict[str, Any]) -> list[str]:
+    """How many runs may come on top of what is counted; nothing where none may."""
+    if not total["longer"]:
+        return []
+    runs = f"{total['longer']} more run{'s' * (total['longer'] > 1)}"
+    return [f"Not counted: up to {runs}, where a best rate is at the end of its list"]
 
 
 def paper_text(parameters: float, devices: Sequence[int], share: float) -> str:

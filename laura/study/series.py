@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from laura.results.schema import Summary
 from laura.store import SeriesStore
 from laura.study.claims.judgement import write_series_claims
 from laura.study.compare import compare, grid_of
+from laura.study.confirming import FRESH_SEEDS, Configuration
 from laura.study.opening import open_study
 
 
@@ -23,6 +24,8 @@ def compare_series(
     data_dir: Path | None = None,
     device: str | None = None,
     workers: int | None = 1,
+    confirm: Sequence[Configuration] = (),
+    confirm_seeds: int = FRESH_SEEDS,
     progress: Progress = SILENT,
 ) -> dict[str, Summary]:
     """Carry out every setting, continuing what stands in the folder.
@@ -36,6 +39,8 @@ def compare_series(
         data_dir: Folder of data sets that wins over the Hub.
         device: Device name; None for the best there is.
         workers: Runs carried out side by side; None for as many as pay.
+        confirm: As for `compare`, in every setting.
+        confirm_seeds: As for `compare`.
         progress: Where to report.
 
     Returns:
@@ -66,6 +71,8 @@ def compare_series(
                     data_dir=data_dir,
                     device=device,
                     workers=workers,
+                    confirm=confirm,
+                    confirm_seeds=confirm_seeds,
                     progress=progress,
                 )
             bar.advance(runs[name])

@@ -61,6 +61,7 @@ class Crew:
         workers: How many runs go on at once; None for as many as pay.
 
     Attributes:
+        session: The open study.
         workers: The number settled on.
         shared: Whether another command was met at one of the runs.
     """
@@ -68,7 +69,7 @@ class Crew:
     def __init__(
         self, session: Session, data_dir: Path | None, device: str | None, workers: int | None
     ) -> None:
-        self._session, self._progress = session, session.progress
+        self.session, self._progress = session, session.progress
         self.workers = choose_workers(session) if workers is None else workers
         self._setup = {
             "recipe": session.recipe.model_dump_json(),
@@ -100,7 +101,7 @@ class Crew:
         Raises:
             LauraError: what stopped one of them; the others save where they are.
         """
-        left = deque(_grouped(specs, self._session.recipe, self.workers))
+        left = deque(_grouped(specs, self.session.recipe, self.workers))
 
         def work(carry: Carry) -> None:
             passed_over = 0
@@ -142,7 +143,7 @@ class Crew:
             return
         # Also a single one goes to a worker: with other threads its sums would round otherwise.
         while len(self._crew) < min(self.workers, most):
-            self._crew.append(_Worker(self._setup, self._session.lock, self._progress))
+            self._crew.append(_Worker(self._setup, self.session.lock, self._progress))
         faults = list[BaseException]()
 
         def guarded(worker: _Worker) -> None:
@@ -172,8 +173,8 @@ class Crew:
 
     def _carry_out_here(self, group: Group, points: int | None) -> list[str]:
         if isinstance(group, ExtraJob):
-            return [measure_extras(self._session, group)]
-        return self._session.carry_out_cohort(group, points)
+            return [measure_extras(self.session, group)]
+        return self.session.carry_out_cohort(group, points)
 
     def wait(self) -> None:
         """Called by `work` where what is left is in other hands: let some time pass."""

@@ -100,7 +100,7 @@ def test_a_cohort_is_a_count(recipe_text: str, cohort: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "rates", "trainings"), [(1, "0.01, 0.02, 0.03", 10), (2, "0.02, 0.03", 12)]
+    ("count", "rates", "trainings"), [(1, "0.01, 0.02, 0.03", 12), (2, "0.02, 0.03", 16)]
 )
 def test_a_study_with_cohorts_is_the_study_without(
     apart: Any, tmp_path: Path, count: int, rates: str, trainings: int
@@ -109,7 +109,7 @@ def test_a_study_with_cohorts_is_the_study_without(
     heard = Heard()
     study = tmp_path / "cohorts"
     assert compare(a_recipe(text, 8), study=study, workers=count, progress=heard) == summary
-    assert heard.advanced["study"] == 1 + 14
+    assert heard.advanced["study"] == 1 + 20
     # The rates of LoRA with the first seed are a cohort for each of two budgets.
     training = [title for title in heard.bars if title.startswith("training ")]
     assert training.count(f"training lora at {rates}") == 2 and len(training) == trainings

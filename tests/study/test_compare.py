@@ -208,3 +208,110 @@ def test_runs_of_an_arm_that_was_changed_since_do_not_count(
     }
     assert len(runs["first"]) == len(runs["changed"]) and not runs["first"] & runs["changed"]
     assert compare(parse_recipe(recipe_text, short), study=study) == first
+
+
+def test_a_list_grows_round_by_round_and_a_second_command_comes_to_the_same(
+    recipe_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates far too low: the best is always the highest. Killed within the second round."""
+    from laura.study import session
+
+    text = recipe_text.replace("extend: 0", "extend: 2").replace("[1e-3, 3e-3]", "[1e-6, 2e-6]")
+    recipe = parse_recipe(text, ["budget.tokens=[300]", "arms.lora.learning_rates=[1e-2]"])
+    whole = compare(recipe, study=tmp_path / "whole")
+    full = next(arm for arm in whole["arms"] if arm["name"] == "full")
+    assert full["learning_rates"] == [1e-6, 2e-6, 4e-6, 8e-6] and full["best_at_edge"]
+    runs = {(r["learning_rate"], r["seed"]) for r in whole["runs"] if r["arm"] == "full"}
+    assert runs == {(rate, seed) for rate in full["learning_rates"] for seed in (0, 1)}
+    real, begun = session.Session.carry_out_cohort, []
+
+    def killed(self: Any, specs: Any, points: int | None = None) -> list[str]:
+        begun.append(specs[0].learning_rate)
+        if begun.count(8e-6) == 2:
+            raise KeyboardInterrupt
+        return real(self, specs, points)
+
+    monkeypatch.setattr(session.Session, "carry_out_cohort", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare(recipe, study=tmp_path / "again")
+    monkeypatch.undo()
+    assert compare(recipe, study=tmp_path / "again") == whole
+    assert len(list((tmp_path / "again" / "runs").iterdir())) == len(whole["runs"])
+
+
+def test_a_configuration_is_confirmed_with_fresh_seeds(
+    recipe_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from laura.study import session
+    from laura.study.summary import gather
+
+    recipe = parse_recipe(recipe_text, ["seeds=[1]", "budget.tokens=[300, 600]"])
+    study = tmp_path / "study"
+    plain = compare(recipe, study=study)
+    real, begun = session.Session.carry_out_cohort, []
+
+    def killed(self: Any, specs: Any, points: int | None = None) -> list[str]:
+        begun.append((specs[0].arm, specs[0].learning_rate, specs[0].seed))
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return real(self, specs, points)
+
+    monkeypatch.setattr(session.Session, "carry_out_cohort", killed)
+    asked = {"confirm": [("lora", 1e-2)], "confirm_seeds": 2}
+    with pytest.raises(KeyboardInterrupt):
+        compare(recipe, study=study, **asked)
+    monkeypatch.undo()
+    confirmed = compare(recipe, study=study, **asked)
+    # Nothing of the study itself is changed by it.
+    assert {**confirmed, "runs": [], "points": []} == {**plain, "runs": [], "points": []}
+    assert (confirmed["runs"], confirmed["points"]) == (plain["runs"], plain["points"])
+    assert begun[0] == ("lora", 1e-2, 0)
+    fresh = gather(StudyStore(study), recipe).confirming
+    assert [(p.arm, p.learning_rate, p.seed, p.budget) for p in fresh] == [
+        ("lora", 1e-2, seed, budget) for seed in (0, 2) for budget in (300, 600)
+    ]  # fmt: skip
+    assert all({"target_loss", "validation_loss"} <= p.results.keys() for p in fresh)
+    costs = {row["seed"] for row in read_json(study / "cost.json")["runs"]}
+    assert costs == {0, 1, 2}
+    before = {p: p.stat().st_mtime_ns for p in (study / "runs").rglob("*") if p.is_file()}
+    assert compare(recipe, study=study, **asked) == confirmed
+    after = {p: p.stat().st_mtime_ns for p in (study / "runs").rglob("*") if p.is_file()}
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("lroa@1e-2", "no such arm; it has full, lora"),
+        ("lora@5e-2", "lora is run at 0.00333, 0.01, 0.03, 0.09; give one of these"),
+        ("lora", "wants an arm and a learning rate, as in"),
+        ("@1e-2", "wants an arm and a learning rate, as in"),
+        ("lora@nan", "give one of these"),
+        ("lora@0.09", "lora was run at 0.01, 0.03; confirm one of these"),
+        ("made@1e-3", "made elsewhere, so none can be added"),
+    ],
+)
+def test_what_cannot_be_confirmed_is_told(
+    asked: str, words: str, recipe_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from laura.study import confirming
+    from laura.study.summary import Point, evidence_of
+    from tests.study.test_choosing import measured, run_of
+
+    made = "arms.made={method: lora, external: [{model: x, budget: 600, learning_rate: 1e-3}]}"
+    recipe = parse_recipe(recipe_text, [made, "search.extend=1"])
+    with pytest.raises(UsageError, match=words):
+        wanted = confirming.read_configurations([asked])
+        confirming.check_configurations(wanted, 3, recipe)
+        run = run_of("lora", 1e-2, 0, "done")
+        points = [Point(run.record, 1200, 9, 9, 9, {"validation_loss": measured(1.0)})]
+        confirming.check_run(wanted, evidence_of(recipe, {}, {}, [run], points))
+
+
+def test_fresh_seeds_are_the_smallest_that_the_recipe_has_not(recipe_text: str) -> None:
+    from laura.study.confirming import check_configurations, fresh_seeds
+
+    recipe = parse_recipe(recipe_text, ["seeds=[1, 3, 0]"])
+    assert fresh_seeds(recipe, 4) == [2, 4, 5, 6]
+    with pytest.raises(UsageError, match="at least 1, came 0"):
+        check_configurations([("lora", 1e-2)], 0, recipe)

@@ -23,6 +23,7 @@ from laura.study.plan_data import Survey
 from laura.study.plan_memory import training_parts
 from laura.study.plan_paper import TABLES, paper_rows, state_bytes
 from laura.study.plan_shapes import shapes_from
+from laura.study.plan_text import plan_line, plan_text
 from laura.study.plan_work import arm_work, trained_tokens, work_of
 from laura.train.flops import count_work
 from tests.conftest import make_tiny_model
@@ -190,11 +191,31 @@ def test_runs_are_the_grid_and_the_further_seeds() -> None:
     recipe = make_recipe()
     full = arm_work(recipe, "full", shapes, known, 4)
     lora = arm_work(recipe, "lora", shapes, known, 4)
-    # (rates + 2 seeds) x 2 budgets that are runs of their own
-    assert (full.runs, lora.runs) == (8, 10)
-    assert full.checkpoint_bytes == 8 * 4 * shapes.parameters
-    assert lora.checkpoint_bytes == 10 * 4 * 39_976_960
+    # rates x 3 seeds x 2 budgets that are runs of their own
+    assert (full.runs, lora.runs) == (12, 18)
+    assert full.checkpoint_bytes == 12 * 4 * shapes.parameters
+    assert lora.checkpoint_bytes == 18 * 4 * 39_976_960
     assert full.resume_bytes == 3 * 4 * shapes.parameters
+    # A list may grow by three rates, each with 3 seeds at 2 budgets; but by none above 1.
+    assert (full.longer, lora.longer) == (18, 18)
+    arms = {"x": {"method": "full", "learning_rates": [0.3, 0.9]}}
+    for extend, rates in ((3, 3), (1, 1), (0, 0)):
+        grown = make_recipe(arms=arms, search={"extend": extend})
+        assert arm_work(grown, "x", shapes, known, 4).longer == rates * 3 * 2
+    first = make_recipe(search={"seeds": "first"})
+    # (rates + 2 seeds) x 2 budgets, and three rates more with the first seed
+    works = [arm_work(first, name, shapes, known, 4) for name in ("full", "lora")]
+    assert [(work.runs, work.longer) for work in works] == [(8, 6), (10, 6)]
+
+
+def test_runs_that_may_come_on_top_are_told_beside_those_that_are_counted() -> None:
+    recipe = make_recipe()
+    found = plan(recipe, gpus=[1])
+    assert (found["totals"]["runs"], found["totals"]["longer"]) == (30, 36)
+    assert "Not counted: up to 36 more runs, where a best rate is at the end" in plan_text(found)
+    assert "30 runs (and up to 36 more)" in plan_line(found["totals"], {})
+    short = plan(make_recipe(search={"extend": 0}), gpus=[1])
+    assert "Not counted" not in plan_text(short) and "30 runs, " in plan_line(short["totals"], {})
 
 
 def test_a_plan_for_gpus_needs_config_json_only(tmp_path: Path) -> None:

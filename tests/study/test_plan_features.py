@@ -77,9 +77,9 @@ def test_an_external_arm_is_measured_only() -> None:
     assert (full["runs"], full["models"], full["tokens"], full["checkpoint_bytes"]) == (0, 2, 0, 0)
     assert full["devices"][0]["training"] is None
     assert full["devices"][0]["evaluation"]["peak"] > 0
-    # The base, two made elsewhere, and (2 rates + 1 seed) at 2 points.
-    assert found["totals"]["evaluation"]["models"] == 1 + 2 + 6
-    assert found["totals"]["runs"] == lora["runs"] == 6
+    # The base, two made elsewhere, and 2 rates x 2 seeds at 2 points.
+    assert found["totals"]["evaluation"]["models"] == 1 + 2 + 8
+    assert found["totals"]["runs"] == lora["runs"] == 8 and full["longer"] == 0
     assert found["totals"]["disk"]["elsewhere"] == 2 * 4 * shapes.parameters
 
 
@@ -209,8 +209,8 @@ def test_a_comparison_announces_what_is_trained_only() -> None:
         return announcement(session)
 
     assert "nothing is trained" in told(make_recipe(arms=arms))
-    words = told(make_recipe())  # (1 + 3 rates, a seed more for each) at 2 points
-    assert "memory beside torch's own full" in words and "12 runs" in words
+    words = told(make_recipe())  # (1 + 3 rates) x 2 seeds at 2 points
+    assert "memory beside torch's own full" in words and "16 runs (and up to 12 more)" in words
 
 
 @pytest.mark.parametrize(
