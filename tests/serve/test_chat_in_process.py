@@ -95,7 +95,6 @@ def test_a_stopped_answer_leaves_the_model_as_it_was(
     # the answers before bring four tokens a pass. So that none has ended by itself in the third:
     monkeypatch.setattr(panel._engine, "drafts", False)
     monkeypatch.setattr(panel._engine, "end_ids", frozenset())
-    monkeypatch.setattr(panel, "_stops", tuple)
     chat = Chat(panel, Sampling(max_tokens=12))
     before = chat.ask("Where does Ada live?", lambda turn: None)
     chat.turns.clear()
