@@ -205,12 +205,13 @@ def _estimate(effect: dict[str, Any]) -> str:
 
 def _cost_text(cost: dict[str, Any]) -> str:
     from laura.progress import duration_text
+    from laura.units import memory_text
 
     told = f"{cost['tokens']:,} tokens"
     if "train_seconds" in cost:
         told += f", {duration_text(cost['train_seconds'])} of training"
         if cost["peak_memory_bytes"]:
-            told += f", {cost['peak_memory_bytes'] / 1e9:.2f} GB at most"
+            told += f", {memory_text(cost['peak_memory_bytes'])} at most"
         points = cost["budgets_of_the_run"]
         if len(points) > 1:
             told += f" (the whole run, with {len(points)} budget points)"

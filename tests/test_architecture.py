@@ -40,6 +40,7 @@ FLOORS: dict[str, int] = {
     "results": 0,
     "shipped": 0,
     "store": 0,
+    "units": 0,
     "models": 1,
     "data": 1,
     "train": 2,
