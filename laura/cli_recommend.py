@@ -240,12 +240,13 @@ def _signed(value: float, unit: str) -> str:
 
 def _cost_text(cost: dict[str, Any]) -> str:
     from laura.progress import duration_text
+    from laura.units import memory_text
 
     told = f"{cost['tokens']:,} tokens"
     if "train_seconds" in cost:
         told += f", {duration_text(cost['train_seconds'])} of training"
         if cost.get("peak_memory_bytes"):
-            told += f", {cost['peak_memory_bytes'] / 2**30:.2f} GiB at most"
+            told += f", {memory_text(cost['peak_memory_bytes'])} at most"
         points = cost["budgets_of_the_run"]
         if len(points) > 1:
             told += f" (the whole run, with {len(points)} budget points)"

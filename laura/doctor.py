@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from laura.units import memory_text
+
 State = Literal["ok", "limited", "missing"]
 
 GIB = 1024**3
@@ -95,7 +97,7 @@ def _devices() -> Finding:
 
     found = [
         f"cuda:{index} {torch.cuda.get_device_name(index)}, "
-        f"{torch.cuda.get_device_properties(index).total_memory / GIB:.0f} GiB"
+        + memory_text(torch.cuda.get_device_properties(index).total_memory)
         for index in range(torch.cuda.device_count())
     ]
     if torch.backends.mps.is_available():
@@ -135,7 +137,7 @@ def _memory() -> Finding:
     total, free = _memory_bytes()
     if total is None:
         return Finding("memory", "limited", "unknown on this system")
-    found = f"{total / GIB:.1f} GiB" + (f", {free / GIB:.1f} GiB free" if free else "")
+    found = memory_text(total) + (f", {memory_text(free)} free" if free else "")
     if (free or total) < COMFORTABLE_MEMORY_BYTES:
         advice = (
             "full finetuning of a 135M model wants about 6 GiB; close other programs, or lower "
@@ -161,7 +163,7 @@ def _memory_bytes() -> tuple[int | None, int | None]:
 def _disk() -> Finding:
     here = Path.cwd()
     free = shutil.disk_usage(here).free
-    found = f"{free / GIB:.1f} GiB free at {here}"
+    found = f"{memory_text(free)} free at {here}"
     if not os.access(here, os.W_OK):
         return Finding("disk", "limited", f"{here} may not be written", "give --out another folder")
     if free < COMFORTABLE_DISK_BYTES:

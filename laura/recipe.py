@@ -53,7 +53,7 @@ class BaseSection(Section):
     )
     revision: str | None = Field(None, description="Hub branch, tag or commit; null for main.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Type the weights are held in; full finetuning wants float32."
+        "float32", description="Type the weights are held in; full finetuning needs float32."
     )
 
 

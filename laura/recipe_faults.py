@@ -148,6 +148,27 @@ def _arm_faults(recipe: Recipe) -> Iterable[Fault]:
             yield Fault(f"{where}.{key}", problem)
 
 
+def _dtype_faults(recipe: Recipe) -> Iterable[Fault]:
+    """Full finetuning of weights that are held in bfloat16.
+
+    In 50 steps 1.7 to 8.6 % of such weights changed, against 100 % in float32, and the loss rose.
+    """
+    full = [
+        name
+        for name, arm in recipe.arms.items()
+        if isinstance(arm, FullArm) and arm.external is None
+    ]
+    if full and recipe.base.dtype == "bfloat16":
+        arms = f"arm{'s' * (len(full) > 1)} {', '.join(full)}"
+        yield Fault(
+            "base.dtype",
+            f"is bfloat16, in which full finetuning ({arms}) loses every update below half of a "
+            "bfloat16 step of its weight: most weights never change, and the loss may rise. Use "
+            "base.dtype: float32 with train.precision: bf16 (float32 master weights, bf16 "
+            "arithmetic), or LoRA arms alone, whose adapters are float32 over a bfloat16 base",
+        )
+
+
 def _external_faults(recipe: Recipe) -> Iterable[Fault]:
     for name, arm in recipe.arms.items():
         if arm.external is None:
@@ -279,6 +300,7 @@ _CHECKS: tuple[tuple[set[str], Callable[[Recipe], Iterable[Fault]]], ...] = (
     ({"train"}, _train_faults),
     ({"train", "search"}, _cohort_faults),
     ({"arms"}, _arm_faults),
+    ({"base", "arms"}, _dtype_faults),
     ({"arms", "budget", "seeds", "search"}, _external_faults),
     ({"search"}, _seed_rule_faults),
     ({"arms", "search"}, _shared_rate_faults),

@@ -19,6 +19,7 @@ DOORS = ["door", *sorted(path.stem for path in PACKAGE.glob("cli*.py"))]
 # Rooms of one floor never import one another; a floor imports itself and what is below.
 FLOORS: dict[str, int] = {
     "laura": 0,
+    "end_tokens": 0,
     "errors": 0,
     "interrupts": 0,
     "progress": 0,
@@ -39,6 +40,7 @@ FLOORS: dict[str, int] = {
     "results": 0,
     "shipped": 0,
     "store": 0,
+    "units": 0,
     "models": 1,
     "data": 1,
     "train": 2,

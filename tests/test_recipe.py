@@ -172,6 +172,23 @@ def test_each_mistake(old: str, new: str, path: str, words: str) -> None:
     assert words in faults[path], faults
 
 
+def test_full_finetuning_of_bfloat16_weights_is_refused_with_all_other_faults() -> None:
+    text = GOOD.replace("model: smollm2-135m", "model: smollm2-135m\n  dtype: bfloat16")
+    faults = faults_of(text.replace("seeds: [0, 1]", "seeds: [0, 0]"))
+    assert set(faults) == {"base.dtype", "seeds"}
+    assert "full finetuning (arm full) loses every update below half" in faults["base.dtype"]
+    assert "base.dtype: float32 with train.precision: bf16" in faults["base.dtype"]
+    assert "LoRA arms alone, whose adapters are float32" in faults["base.dtype"]
+    assert lines_of(text)["base.dtype"] == text.splitlines().index("  dtype: bfloat16") + 1
+    alone = yaml.safe_load(text)
+    del alone["arms"]["full"]
+    assert parse_recipe(yaml.safe_dump(alone)).base.dtype == "bfloat16"
+    # Weights that were trained elsewhere are only measured here.
+    made = "{method: full, external: [{model: x, learning_rate: 1e-5, budget: 2e4}]}"
+    elsewhere = text.replace("{method: full, learning_rates: [1e-5, 1e-4]}", made)
+    assert parse_recipe(elsewhere).base.dtype == "bfloat16"
+
+
 def test_arms_at_one_shared_rate_need_consent() -> None:
     text = GOOD.replace("[1e-4, 1e-3]", "[1e-4]").replace("[1e-5, 1e-4]", "[1e-4]")
     assert "misleads" in faults_of(text)["arms"]

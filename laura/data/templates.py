@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from laura.data.examples import Example
+from laura.end_tokens import end_tokens
 from laura.errors import DataError
 
 Template = Literal["chat", "plain"]
@@ -126,16 +127,6 @@ def check_end_token(encoded: Sequence[Encoded], tokenizer: Any) -> None:
                 "model would not learn to stop; do not truncate instruct examples (overlong: "
                 "drop), or use template: plain"
             )
-
-
-def end_tokens(tokenizer: Any) -> frozenset[int]:
-    """Ids that can end an answer: the end token, and special tokens the chat template writes."""
-    written = str(tokenizer.chat_template or "")
-    known = tokenizer.added_tokens_decoder.items()
-    special = {i for i, token in known if token.special and token.content in written}
-    others = {tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id}
-    end = {tokenizer.eos_token_id} - {None}
-    return frozenset((special - others) | end)
 
 
 class _Encoder:

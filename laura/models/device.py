@@ -66,7 +66,25 @@ def has_bf16_arithmetic(device: torch.device) -> bool:
         return bool(torch.backends.mps.is_macos_or_newer(14, 0))
     check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     arm = sys.platform == "darwin" or os.uname().machine == "aarch64"
-    return bool(check and check()) or (arm and torch.backends.mkldnn.is_available())
+    return (arm or bool(check and check())) and has_bf16_kernels()
+
+
+def has_bf16_kernels() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor at all, in hardware or emulated.
+
+    On x86 that needs AVX-512 (BW, VL and DQ) or AVX-NE-CONVERT; a processor with AVX2 only has
+    neither, and every operation of oneDNN on bfloat16 raises a RuntimeError there. torch's own
+    products still work.
+    """
+    check = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return torch.backends.mkldnn.is_available() and bool(check and check())
+
+
+def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this number format here, so that products need no copy."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype != torch.bfloat16 or has_bf16_kernels()
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -120,15 +120,3 @@ class Encoder:
                 "cannot be scored; set bos_token or eos_token in tokenizer_config.json"
             )
         return token
-
-
-def end_ids_of(generation_config: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: the tokenizer's, and those the model was made with.
-
-    Args:
-        generation_config: The model's; None where it has none.
-        tokenizer: Its tokenizer.
-    """
-    listed = getattr(generation_config, "eos_token_id", None)
-    ids = list(listed) if isinstance(listed, list | tuple) else [listed]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from laura.end_tokens import end_tokens
 from laura.errors import ModelError, UsageError
 from laura.models.decoding import Answer, Generation, Segments
 from laura.models.device import autocast, cache_budget, linear, pass_tokens
-from laura.models.encoding import Encoder, end_ids_of
+from laura.models.encoding import Encoder
 from laura.models.evaluating import evaluating
 from laura.models.key_values import Geometry, geometry_of
 from laura.models.lora import route
@@ -177,8 +178,8 @@ class Engine:
                     self._texts,
                     done,
                     geometry=self._geometry(),
-                    end_ids=end_ids_of(
-                        getattr(self.model, "generation_config", None), self.tokenizer
+                    end_ids=end_tokens(
+                        self.tokenizer, getattr(self.model, "generation_config", None)
                     ),
                     budget_bytes=self.cache_bytes,
                     row_tokens=self.row_tokens,

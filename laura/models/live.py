@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laura.end_tokens import end_tokens
 from laura.models.beginnings import Beginnings, common_length
 from laura.models.continuation import Continuation, News, extend, scores_of
 from laura.models.device import free_rows, pass_tokens
 from laura.models.drafts import Drafts, allot
-from laura.models.encoding import Encoder, end_ids_of
+from laura.models.encoding import Encoder
 from laura.models.evaluating import evaluating
 from laura.models.key_values import geometry_of
 from laura.models.lanes import Lanes, Row
@@ -87,7 +88,7 @@ class LiveEngine:
         weight = output_head(model).weight.detach()
         self.device, self._output = weight.device, PackedMap(weight, shared=True)
         self.context_tokens = Encoder(tokenizer, model.config).context_tokens
-        self.end_ids = end_ids_of(getattr(model, "generation_config", None), tokenizer)
+        self.end_ids = end_tokens(tokenizer, getattr(model, "generation_config", None))
         self._decode = decoder_of(tokenizer)
         self._special = {tokenizer.decode([one]): one for one in tokenizer.all_special_ids}
         joined, self._board = join_maps(model, precision)

@@ -3,7 +3,8 @@
 oneDNN packs a weight once and then needs no further copy of it in any pass. Two rows or
 more: each row's result is the same to the last bit whatever its neighbours are, which an
 answer in a batch owes to the same answer alone; so a single row is computed as two. The
-same holds for a weight that is not packed, with the same bits.
+same holds for a weight that is not packed, with the same bits. Where oneDNN packs nothing of the
+weight's format (`device.packs_weights`) the product is torch's own, without that promise.
 
 oneDNN makes a kernel for every number of rows, in milliseconds, and keeps a thousand of
 them. Rows are filled up, so that passes of all lengths need few (`filled_rows`).
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from laura.models.device import linear
+from laura.models.device import linear, packs_weights
 
 # Each number of rows up to this has kernels of its own: filling up would cost more.
 FEW_ROWS = 8
@@ -41,7 +42,7 @@ class PackedMap:
     ) -> None:
         self.dtype, self.bias = weight_OI.dtype, bias_O
         self.bytes = weight_OI.numel() * weight_OI.element_size()
-        self._plain = weight_OI.device.type != "cpu" or not torch.backends.mkldnn.is_available()
+        self._plain = not packs_weights(weight_OI.device, self.dtype)
         stays = shared or self._plain
         self._weight = weight_OI if stays else _OPS._reorder_linear_weight(weight_OI)
 

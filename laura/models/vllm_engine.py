@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
+from laura.end_tokens import end_tokens
 from laura.errors import AdapterError, DataError, ModelError, UsageError
 from laura.models.adapters import read_settings
-from laura.models.encoding import Encoder, end_ids_of
+from laura.models.encoding import Encoder
 from laura.models.load import check_model_folder, describe_model, quiet_transformers
 from laura.models.requests import (
     FORGET,
@@ -329,7 +330,7 @@ def end_ids(folder: Path, config: Any, tokenizer: Any) -> frozenset[int]:
             settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
         except OSError:
             settings = GenerationConfig.from_model_config(config)
-    return end_ids_of(settings, tokenizer)
+    return end_tokens(tokenizer, settings)
 
 
 def _lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:

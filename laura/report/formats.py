@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from laura.results.schema import Ends, Estimated, Summary, TaskFacts
 from laura.results.statistics import Estimate
+from laura.units import memory_text
 
 ABSENT = "–"
 _LARGE = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
@@ -43,10 +44,8 @@ def count(value: float | None) -> str:
 
 
 def memory(value: float | None) -> str:
-    """Bytes in GiB or MiB."""
-    if value is None:
-        return ABSENT
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+    """Bytes in GiB, or MiB where they are few."""
+    return ABSENT if value is None else memory_text(value)
 
 
 def duration(seconds: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from laura.data.templates import chat_prompts, end_tokens
+from laura.data.templates import chat_prompts
 from laura.errors import UsageError
 from laura.interrupts import interrupts_postponed
 from laura.models.adapters import read_adapter
@@ -110,7 +110,7 @@ class LoadedPanel:
             )
         request = GenerateRequest(
             text,
-            self._stops(),
+            (),
             sampling.max_tokens,
             temperature=sampling.temperature,
             seed=sampling.seed,
@@ -122,7 +122,6 @@ class LoadedPanel:
             limit=sampling.max_tokens,
             slot=self._slots[name],
             draw=draw_of(request),
-            stop=request.stop,
         )
 
     def _prompt(self, messages: Messages) -> str:
@@ -130,13 +129,6 @@ class LoadedPanel:
             return chat_prompts(self._base.tokenizer)(messages)
         # Such a base was never taught what a conversation is: each question stands alone.
         return messages[-1]["content"] + "\n\n"
-
-    def _stops(self) -> tuple[str, ...]:
-        """Special tokens that end an answer in the chat template, beside the end token."""
-        if not self._has_template:
-            return ()
-        tokenizer = self._base.tokenizer
-        return tuple(tokenizer.convert_ids_to_tokens(sorted(end_tokens(tokenizer))))
 
 
 def _tell(news: News, reply: Reply) -> None:

@@ -259,7 +259,7 @@ def _notes(
         notes.append(
             "On GPUs: weights, gradients and optimiser over N devices as FSDP would (the paper's "
             "1/N); activations are each device's own. This version trains a run on one device. "
-            "The CUDA context (some hundred MB) and keys and values of generation (half of what "
+            "The CUDA context (some hundred MiB) and keys and values of generation (half of what "
             "is free) come on top; precision auto is taken as bf16."
         )
     return notes

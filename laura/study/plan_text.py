@@ -7,26 +7,13 @@ from typing import Any
 
 from laura.progress import duration_text
 from laura.study.plan_paper import paper_rows
+from laura.units import memory_text
 
 TRAINING = (
     "runtime", "weights", "adapter", "anchor", "gradients", "optimiser", "activations", "logits",
     "working", "allocator", "peak",
 )  # fmt: skip
 EVALUATION = ("runtime", "weights", "adapter", "cache", "logits", "working", "peak")
-
-
-def size_text(count: float | None) -> str:
-    """Bytes as people read them, in powers of ten as the paper's tables."""
-    if count is None:
-        return "?"
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return (
-                f"{count / size:.3g} {unit}"
-                if count < 1e3 * size
-                else f"{count / size:,.0f} {unit}"
-            )
-    return f"{count:.0f} B"
 
 
 def count_text(count: float | None) -> str:
@@ -57,7 +44,7 @@ def plan_text(plan: dict[str, Any]) -> str:
                 count_text(arm["tokens"]),
                 count_text(arm["flops"]),
                 _time(arm["devices"][0]["seconds"]),
-                size_text(arm["checkpoint_bytes"]),
+                memory_text(arm["checkpoint_bytes"]),
             ]
         )
     total = plan["totals"]
@@ -74,8 +61,8 @@ def series_text(series: dict[str, Any]) -> str:
     total = series["totals"]
     rows = [["setting", "peak", "runs", "tokens", "operations", "time", "checkpoints"]]
     for name, plan in series["settings"].items():
-        rows.append([name, size_text(plan["totals"]["peak"]), *_sums(plan["totals"])])
-    rows.append(["all", size_text(total["peak"]), *_sums(total)])
+        rows.append([name, memory_text(plan["totals"]["peak"]), *_sums(plan["totals"])])
+    rows.append(["all", memory_text(total["peak"]), *_sums(total)])
     words = [f"{series['name']}, all settings together", *table(rows), ""]
     words += [*longer_line(total), evaluation_line(total), disk_line(total)]
     if total["unknown"]:
@@ -97,25 +84,27 @@ def evaluation_line(total: dict[str, Any]) -> str:
 def disk_line(total: dict[str, Any]) -> str:
     """Disk by kind of file."""
     sizes = {key: size for key, size in total["disk"].items() if key != "elsewhere" or size}
-    return "Disk, at most: " + ", ".join(f"{key} {size_text(size)}" for key, size in sizes.items())
+    return "Disk, at most: " + ", ".join(
+        f"{key} {memory_text(size)}" for key, size in sizes.items()
+    )
 
 
 def _sums(total: dict[str, Any]) -> list[str]:
     return [
         str(total["runs"]), count_text(total["tokens"]), count_text(total["flops"]),
-        _time(total["seconds"]), size_text(total["disk"]["checkpoints"]),
+        _time(total["seconds"]), memory_text(total["disk"]["checkpoints"]),
     ]  # fmt: skip
 
 
 def plan_line(plan_totals: dict[str, Any], peaks: dict[str, int]) -> str:
     """One line on what a comparison will take."""
-    sizes = ", ".join(f"{name} {size_text(peak)}" for name, peak in peaks.items())
+    sizes = ", ".join(f"{name} {memory_text(peak)}" for name, peak in peaks.items())
     memory = f"memory beside torch's own {sizes}" if sizes else "nothing is trained"
     longer = f" (and up to {plan_totals['longer']} more)" if plan_totals["longer"] else ""
     return (
         f"Plan: {plan_totals['runs']} runs{longer}, {count_text(plan_totals['tokens'])} tokens, "
         f"{count_text(plan_totals['flops'])} operations; {memory}; "
-        f"{size_text(plan_totals['disk']['all'])} of disk at most"
+        f"{memory_text(plan_totals['disk']['all'])} of disk at most"
     )
 
 
@@ -128,12 +117,13 @@ def longer_line(total: dict[str, Any]) -> list[str]:
 
 
 def paper_text(parameters: float, devices: Sequence[int], share: float) -> str:
-    """The paper's table for any number of parameters, share p and GPUs."""
+    """The paper's table for any number of parameters, share p and GPUs, in its own unit."""
     head = [f"{parameters / 1e9:g}B, p={share:g}", *(f"{n} GPU" for n in devices)]
     rows = [head]
     for row in paper_rows(parameters, devices, share):
-        rows.append([row["case"], *(f"{size / 1e9:.5g} GB" for size in row["bytes"])])
-    return "\n".join(["Model state of one GPU (Biderman et al. 2024, appendix H)", *table(rows)])
+        rows.append([row["case"], *(f"{size / 1e9:.5g}" for size in row["bytes"])])
+    title = "Model state of one GPU in GB of 10^9 bytes (Biderman et al. 2024, appendix H)"
+    return "\n".join([title, *table(rows)])
 
 
 def _memory(title: str, plan: dict[str, Any], kind: str, parts: Sequence[str]) -> list[str]:
@@ -147,7 +137,7 @@ def _memory(title: str, plan: dict[str, Any], kind: str, parts: Sequence[str]) -
         return [f"{title}: nothing is trained"]
     shown = [part for part in parts if any(sizes[part] for _, sizes in found)]
     rows = [["arm", *shown]]
-    rows += [[name, *(size_text(sizes[part]) for part in shown)] for name, sizes in found]
+    rows += [[name, *(memory_text(sizes[part]) for part in shown)] for name, sizes in found]
     return [title, *table(rows)]
 
 

@@ -35,6 +35,7 @@ from laura.study.claims.answer import amount, points, rate
 from laura.study.claims.judgement import read_setting
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
 from laura.study.summary import Point
+from laura.units import memory_text
 
 State = Literal["recommended", "suggested", "not met"]
 
@@ -351,8 +352,8 @@ def _within_memory(found: list[Configuration], limit: int) -> list[Configuration
     if not fits:
         least = min(found, key=lambda one: float(one.cost["peak_memory_bytes"]))
         raise EvidenceError(
-            f"nothing that was run stayed within {limit / 2**30:.3g} GiB; the least was "
-            f"{least.cost['peak_memory_bytes'] / 2**30:.3g} GiB with {describe(least)}. Lower "
+            f"nothing that was run stayed within {memory_text(limit)}; the least was "
+            f"{memory_text(least.cost['peak_memory_bytes'])} with {describe(least)}. Lower "
             "train.rows_per_pass or train.row_tokens, or try LoRA of a lower rank"
         )
     return fits

@@ -16,7 +16,8 @@ from laura.data.mixing import Pool, Replay
 from laura.data.packing import fit
 from laura.data.sources import count_examples, is_endless, stream_examples, too_large
 from laura.data.splits import fingerprint_of, measured_rows, refuse_measured
-from laura.data.templates import Encoded, end_tokens
+from laura.data.templates import Encoded
+from laura.end_tokens import end_tokens
 from laura.errors import DataError
 from laura.models.device import resolve_precision
 from laura.models.engine import Engine

@@ -61,6 +61,7 @@ class Trainer:
         failure: Why it cannot go on; None while it can.
         parameters: What is trained, by name.
         updating: Whether its weights are between those of two steps.
+        owed: The last step's row of metrics, while its validation is not yet measured.
     """
 
     model: Any
@@ -77,6 +78,7 @@ class Trainer:
     failure: str | None = field(init=False, default=None)
     parameters: dict[str, nn.Parameter] = field(init=False)
     updating: bool = field(init=False, default=False)
+    owed: dict[str, Any] | None = field(init=False, default=None)
     _state: dict[str, Tensor] = field(init=False)
     _work: Work = field(init=False)
     _recent: list[float] = field(init=False, default_factory=list)
@@ -103,19 +105,21 @@ class Trainer:
         self.step = leg.start
         if (folder / leg.name).is_dir():
             facts = load_state(folder / leg.name, self._state, self.optimiser)
-            self.step = int(facts["step"])
+            self.step, self.owed = int(facts["step"]), facts.get("owed")
         elif leg.origin is not None:
             load_state(folder / leg.origin, self._state, self.optimiser)
         bar.advance(self.plan.tokens[self.step] - self.plan.tokens[leg.start])
-        self.run.keep_metrics(lambda row: row["leg"] != leg.name or row["step"] <= self.step)
-        rows = self.run.metrics()
+        known = self.step if self.owed is None else self.step - 1
+        self.run.keep_metrics(lambda row: row["leg"] != leg.name or row["step"] <= known)
+        rows = [*self.run.metrics(), *([self.owed] if self.owed else [])]
         self._first = rows[0]["loss"] if rows else None
         self._recent = [row["loss"] for row in rows if row["leg"] == leg.name]
 
     def save(self, leg: Leg) -> None:
         """Write the state it can go on from."""
         folder = self.run.folder / "resume" / leg.name
-        save_state(folder, self._state, self.optimiser, {"step": self.step, "leg": leg.name})
+        facts = {"step": self.step, "leg": leg.name, "owed": self.owed}
+        save_state(folder, self._state, self.optimiser, facts)
 
     def give_up(self, error: DivergenceError) -> None:
         """Record that this run has diverged."""
@@ -123,14 +127,20 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         write_json(self.run.folder / "failed.json", {"kind": "diverged", "reason": self.failure})
 
-    def update(self, leg: Leg, batch: list[Row], loss_sum: float, seconds: float) -> dict[str, Any]:
-        """Change the parameters by their gradients; returns the step's row of metrics.
+    def update(
+        self, leg: Leg, batch: list[Row], loss_sum: float, seconds: float, runs: int
+    ) -> float:
+        """Take a step: change the parameters by their gradients, which `record` then writes down.
 
         Args:
             leg: Where the run is.
             batch: Rows of the step.
             loss_sum: Nats of their supervised tokens.
             seconds: What the gradients took.
+            runs: How many take this step together.
+
+        Returns:
+            The mean loss in nats.
 
         Raises:
             DivergenceError: the loss or a gradient stopped being finite, or the
@@ -148,7 +158,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         seconds += time.perf_counter() - started
         tokens = self.plan.tokens[step + 1] - self.plan.tokens[step]
-        metrics = {
+        self.owed = {
             "leg": leg.name,
             "step": step + 1,
             "loss": loss_nats,
@@ -161,12 +171,27 @@ class Trainer:
             "flops": step_flops(self._work, batch),
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }
+        if runs > 1:
+            # Its time is a share of the cohort's, and the memory is that of all of them.
+            self.owed["cohort"] = runs
+        self.step += 1
+        self.updating = False
+        return loss_nats
+
+    def record(self) -> None:
+        """Write down the last step, with its validation where it is due.
+
+        Whoever is interrupted here keeps the step; what is owed is measured when the run goes on.
+        """
+        if self.owed is None:
+            return
         every = self.section.validate_every
-        if self.validate is not None and every and (step + 1) % every == 0:
+        if self.validate is not None and every and self.step % every == 0:
             self.lend()
-            metrics["validation_loss"] = self.validate()
+            self.owed["validation_loss"] = self.validate()
             self.model.train()
-        return metrics
+        self.run.append_metrics(self.owed)
+        self.owed = None
 
     @property
     def labels(self) -> int:
@@ -221,7 +246,8 @@ def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Ba
     """
     for trainer in trainers:
         trainer.begin(leg, bar)
-        # Ctrl-C may have come between the last step and keeping its weights.
+        # Ctrl-C may have come between the last step and its validation, or keeping its weights.
+        trainer.record()
         if trainer.step in leg.points and not trainer.run.checkpoint(trainer.step).is_dir():
             trainer.lend()
             trainer.keep(trainer.step)
@@ -258,18 +284,13 @@ def _take_step(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar:
     losses: list[float] = []
     for trainer, loss_sum, seconds in gradients(trainers, batch):
         try:
-            metrics = trainer.update(leg, batch, loss_sum, seconds + share)
+            loss = trainer.update(leg, batch, loss_sum, seconds + share, len(trainers))
         except DivergenceError as error:
             trainer.give_up(error)
             continue
-        if len(trainers) > 1:
-            # Its time is a share of the cohort's, and the memory is that of all of them.
-            metrics["cohort"] = len(trainers)
-        trainer.run.append_metrics(metrics)
-        trainer.step += 1
-        trainer.updating = False
+        trainer.record()
         bar.advance(trainer.plan.tokens[step + 1] - trainer.plan.tokens[step])
-        losses.append(metrics["loss"])
+        losses.append(loss)
         bar.note(_loss_words(losses))
         if trainer.step in leg.points:
             trainer.lend()

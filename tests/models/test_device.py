@@ -1,15 +1,24 @@
-"""What is asked of the C library's memory, and that it does it."""
+"""What the processor can, what follows from it, and what is asked of the C library's memory."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from laura.models import device
-from laura.models.device import MALLOC_OPTIONS, keep_freed_memory
+from laura.models.device import (
+    MALLOC_OPTIONS,
+    has_bf16_arithmetic,
+    keep_freed_memory,
+    packs_weights,
+    resolve_precision,
+)
 
 PROGRAM = """
 import resource, sys, torch
@@ -55,3 +64,67 @@ def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(device.ctypes, "CDLL", library)
         keep_freed_memory()
     assert asked == list(MALLOC_OPTIONS)
+
+
+@pytest.mark.parametrize("hardware", [False, True])
+@pytest.mark.parametrize("kernels", [False, True])
+def test_auto_is_bf16_only_where_hardware_and_kernels_are(
+    monkeypatch: pytest.MonkeyPatch, hardware: bool, kernels: bool
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(device.sys, "platform", "linux")
+    monkeypatch.setattr(device.os, "uname", lambda: os.uname_result(["Linux", *"abc", "x86_64"]))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: hardware, raising=False)
+    monkeypatch.setattr(device, "has_bf16_kernels", lambda: kernels)
+    assert has_bf16_arithmetic(cpu) is (hardware and kernels)
+    expected = torch.bfloat16 if hardware and kernels else torch.float32
+    assert resolve_precision("auto", cpu) == expected
+    assert resolve_precision("bf16", cpu) == torch.bfloat16
+    assert packs_weights(cpu, torch.bfloat16) is kernels
+    assert packs_weights(cpu, torch.float32)
+    assert not packs_weights(torch.device("meta"), torch.float32)
+
+
+# Serving, measuring and a step of training, all in bf16; oneDNN itself refuses bf16 where it is
+# told to use nothing beyond AVX2.
+BF16_PROGRAM = """
+import sys, torch
+from laura.models.device import autocast, has_bf16_arithmetic, resolve_precision
+from laura.models.continuation import Continuation
+from laura.models.engine import Engine
+from laura.models.live import LiveEngine
+from laura.models.requests import GenerateRequest, ScoreRequest
+from tests.conftest import make_tiny_model, make_tiny_tokenizer
+cpu, tokenizer = torch.device("cpu"), make_tiny_tokenizer()
+bf16 = resolve_precision("bf16", cpu)
+model = make_tiny_model()
+with LiveEngine(model, tokenizer, precision=bf16, cache_bytes=2**25) as live:
+    live.add(Continuation("t", tuple(tokenizer.encode("the dog ran")), 8, ignore_end=True))
+    told = sum(len(live.step()) for _ in range(8))
+engine = Engine(model, tokenizer, bf16)
+engine.score([ScoreRequest("the dog", " ran")])
+engine.generate([GenerateRequest("the dog", (), 8)])
+model.train()
+with autocast(cpu, bf16):
+    loss = model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss
+loss.backward()
+kernels = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+print(told, kernels, has_bf16_arithmetic(cpu), resolve_precision("auto", cpu))
+"""
+
+
+def test_bf16_works_on_a_processor_with_avx2_only() -> None:
+    root = Path(__file__).resolve().parents[2]
+    limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", BF16_PROGRAM],
+        env={**os.environ, **limits, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told, kernels, hardware, auto = done.stdout.split()
+    assert told == "8"
+    if platform.machine() == "x86_64":
+        assert (kernels, hardware, auto) == ("False", "False", "torch.float32")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from laura.models import device, packed
 from laura.models.packed import PackedMap, filled_rows
 
 
@@ -54,3 +55,21 @@ def test_a_shared_weight_is_held_once() -> None:
     own, shared = PackedMap(weight.clone()), PackedMap(weight, shared=True)
     weight.zero_()
     assert not shared(x).any() and own(x).any()
+
+
+def test_nothing_is_packed_in_bf16_where_the_processor_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Refusing:
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError(f"mkldnn {name}: bf16 path needs the cpu support avx512bw")
+
+    monkeypatch.setattr(device, "has_bf16_kernels", lambda: False)
+    monkeypatch.setattr(packed, "_OPS", Refusing())
+    weight, x = torch.randn(16, 32).bfloat16(), torch.randn(3, 32).bfloat16()
+    for shared in (False, True):
+        assert PackedMap(weight, shared=shared)(x).equal(linear(x, weight))
+    # What the processor can is packed as ever.
+    if torch.backends.mkldnn.is_available():
+        with pytest.raises(RuntimeError, match="reorder_linear_weight"):
+            PackedMap(weight.float())

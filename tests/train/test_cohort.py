@@ -23,8 +23,10 @@ from laura.train.run import train_runs
 from tests.conftest import make_tiny_model
 from tests.train.test_loop import (
     Interrupter,
+    Validator,
     make_plan,
     make_section,
+    table,
     train,
     weight_writer,
     weights,
@@ -32,7 +34,6 @@ from tests.train.test_loop import (
 
 HERE = Path(__file__).parent
 RATES = (3e-3, 1e-2, 3e-2)
-SAME = ("leg", "step", "loss", "gradient_norm", "learning_rate", "tokens", "validation_loss")
 
 
 def adapted(dropout: float = 0.0, **changes: Any) -> Any:
@@ -60,12 +61,6 @@ def apart(
     """Train the same runs one by one, each on a model of its own."""
     for rate in rates:
         train(adapted(dropout), folder / str(rate), section, plan, learning_rate=rate)
-
-
-def table(folder: Path) -> list[dict[str, Any]]:
-    """What a run's metrics say but for time and memory."""
-    rows = RunStore(folder).metrics()
-    return [{key: row[key] for key in SAME if key in row} for row in rows]
 
 
 def assert_equal(one: Path, other: Path, rates: tuple[float, ...] = RATES) -> None:
@@ -207,6 +202,29 @@ def test_runs_stopped_at_different_steps_come_together_again(
         together(folder, section, plan, rates, progress=Interrupter(8))
     assert together(folder, section, plan, rates) == ["done"] * 4
     (assert_close if share else assert_equal)(folder, tmp_path / "apart", rates)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_ctrl_c_in_the_validation_of_one_leaves_the_others_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: bool
+) -> None:
+    monkeypatch.setattr(cohort, "gains_from_larger_passes", lambda device: share)
+    section = make_section(validate_every=2)
+    plan = make_plan(section)
+    for way, stops in (("whole", ()), ("cut", (5, 2))):
+        for stop_at in (*stops, 0):
+            model = adapted()
+            found = Validator(model, stop_at)
+            if stop_at:
+                with pytest.raises(KeyboardInterrupt):
+                    together(tmp_path / way, section, plan, model=model, validate=found)
+            else:
+                together(tmp_path / way, section, plan, model=model, validate=found)
+    for rate in RATES:
+        rows = table(tmp_path / "cut" / str(rate))
+        assert [row["step"] for row in rows] == list(range(1, plan.points[-1] + 1))
+        assert all(("validation_loss" in row) == (row["step"] % 2 == 0) for row in rows)
+    (assert_close if share else assert_equal)(tmp_path / "cut", tmp_path / "whole")
 
 
 @pytest.mark.slow

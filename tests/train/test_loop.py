@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from laura.models.adapters import save_adapter
 from laura.models.lora import LoraSettings, attach, detach
 from laura.progress import Silent
 from laura.recipe import BudgetSection, TrainSection
-from laura.store import RunStore
+from laura.store import RunStore, read_json
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.flops import count_work, step_flops
 from laura.train.loop import model_inputs
@@ -217,6 +218,67 @@ def test_ctrl_c_before_the_weights_of_a_point_are_kept_does_not_lose_them(tmp_pa
     assert train(make_tiny_model(), tmp_path / "cut", section, plan) == "done"
     one, other = weights(tmp_path / "whole", last), weights(tmp_path / "cut", last)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Validator:
+    """Loss of one document as the model then is; Ctrl-C in the middle of the n-th, if asked."""
+
+    def __init__(self, model: Any, stop_at: int = 0) -> None:
+        self.model, self.stop_at, self.calls = model, stop_at, 0
+
+    def __call__(self) -> float:
+        self.model.eval()
+        self.calls += 1
+        if self.calls == self.stop_at:
+            signal.raise_signal(signal.SIGINT)
+        ids = torch.tensor([make_examples(1)[0].token_ids])
+        with torch.no_grad():
+            return float(self.model(ids, labels=ids).loss)
+
+
+SAME = ("leg", "step", "loss", "gradient_norm", "learning_rate", "tokens", "validation_loss")
+
+
+def table(folder: Path) -> list[dict[str, Any]]:
+    """What a run's metrics say but for time and memory."""
+    rows = RunStore(folder).metrics()
+    return [{key: row[key] for key in SAME if key in row} for row in rows]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "trapezoidal"])
+def test_ctrl_c_in_a_validation_keeps_the_step_before_it(tmp_path: Path, schedule: str) -> None:
+    from tests.conftest import make_tiny_model
+
+    section = make_section(schedule=schedule, warmup=0.0, validate_every=2)
+    plan = make_plan(section, (600, 1200))
+
+    def run(folder: Path, stop_at: int = 0) -> int:
+        model = make_tiny_model()
+        validator = Validator(model, stop_at)
+        if stop_at:
+            with pytest.raises(KeyboardInterrupt):
+                train(model, folder, section, plan, validate=validator)
+        else:
+            assert train(model, folder, section, plan, validate=validator) == "done"
+        return validator.calls
+
+    count = run(tmp_path / "whole")
+    assert count >= 5
+    for stop_at in range(1, count + 1):
+        folder = tmp_path / str(stop_at)
+        run(folder, stop_at)
+        last = table(folder)[-1]["step"]
+        states = [read_json(one) for one in sorted(folder.glob("resume/*/manifest.json"))]
+        # The step that was to be validated is the last, and nothing was trained in vain.
+        assert last + 1 in [state["facts"]["step"] for state in states]
+        assert (last + 1) % 2 == 0
+        # Stopped again in the very same validation, and then not.
+        run(folder, 1)
+        assert run(folder) == count - stop_at + 1
+        assert table(folder) == table(tmp_path / "whole")
+        for point in plan.points:
+            one, other = weights(tmp_path / "whole", point), weights(folder, point)
+            assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_branches_share_the_trunk_and_equal_a_run_of_their_own(tmp_path: Path) -> None:
