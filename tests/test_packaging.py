@@ -1,10 +1,12 @@
-"""Names: the distribution is laura-lab, and no text installs another project's `laura`."""
+"""Names and set-up: no text installs another project's `laura`; make installs what it needs."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import re
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,3 +119,61 @@ def test_every_missing_extra_says_what_to_install() -> None:
                 assert named, f"{path}:{node.lineno} names no extra: {words}"
                 assert Requirement(named[1]).extras <= set(PROJECT["optional-dependencies"])
     assert found >= 4
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+TARGETS = dict(re.findall(r"^([a-z-]+):(.*?)##", (ROOT / "Makefile").read_text("utf-8"), re.M))
+PRODUCT_ONLY = {"demo"}
+NOTHING = {"help", "browser", "clean"}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with what make reads, and no `.venv` yet."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def would_install(checkout: Path, *targets: str) -> list[str]:
+    """What `make` would hand pip, by its dry run."""
+    call = ["make", "-n", *targets, "PYTHON=python3"]
+    done = subprocess.run(call, cwd=checkout, capture_output=True, text=True, check=True)
+    installs = [line.split() for line in done.stdout.splitlines() if " -m pip install" in line]
+    for words in installs:
+        assert words[words.index("--constraint") + 1] == "constraints.txt"
+    return [words[-1].strip("'") for words in installs]
+
+
+@needs_make
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_a_target_installs_what_it_needs(target: str, checkout: Path) -> None:
+    wanted = [] if target in NOTHING else ["."] if target in PRODUCT_ONLY else [".[dev]"]
+    assert would_install(checkout, target) == wanted
+
+
+@needs_make
+def test_what_is_installed_is_not_installed_again(checkout: Path) -> None:
+    """The tools include the product; the product's stamp says nothing of the tools."""
+    binaries = checkout / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "python").write_text("#!/bin/sh\n")  # pip and all else does nothing
+    (binaries / "python").chmod(0o755)
+    (checkout / ".venv" / ".laura-installed").touch()
+    assert would_install(checkout, "demo") == []
+    assert would_install(checkout, "check") == [".[dev]"]
+    subprocess.run(["make", "setup"], cwd=checkout, capture_output=True, check=True)
+    assert would_install(checkout, "demo", "check", "test") == []
+    (checkout / "pyproject.toml").touch()
+    assert would_install(checkout, "demo") == ["."]
+    assert would_install(checkout, "check") == [".[dev]"]
+
+
+@needs_make
+def test_help_tells_every_target(checkout: Path) -> None:
+    call = ["make", "help", "PYTHON=python3"]
+    done = subprocess.run(call, cwd=checkout, capture_output=True, text=True, check=True)
+    told = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert {name for name, _ in told} == set(TARGETS)
+    phony = re.search(r"\.PHONY:((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text("utf-8"))
+    assert phony and set(phony[1].replace("\\", "").split()) == set(TARGETS)
