@@ -23,8 +23,8 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 pyth
 	if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	>/dev/null 2>&1; then echo $$candidate; break; fi; done)
 
-.PHONY: help setup demo test test-fast test-slow test-gpu browser check format bench parity micro-base docs \
-	lock clean
+.PHONY: help setup demo test test-fast test-slow test-gpu browser check format bench parity micro-base \
+	calibration docs lock clean
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,9 @@ parity: $(DEV)  ## Compare 200 items a task with lm-eval (LAURA_DATA, or else th
 
 micro-base: $(DEV)  ## Pretrain the micro laboratory's base anew (about 6 minutes)
 	$(BIN)/python scripts/make_micro_base.py
+
+calibration: $(PRODUCT)  ## Check the judge's error rates on simulated studies (about 5 minutes)
+	$(BIN)/python scripts/calibrate.py
 
 docs: $(DEV)  ## Write docs/recipe.md from the recipe's own descriptions
 	$(BIN)/python scripts/write_recipe_reference.py
