@@ -1,10 +1,16 @@
 # Every target sets up .venv by itself; when it exists and nothing changed, that costs nothing.
+# Targets share it and take all cores on their own, so they never run side by side (make -j).
+.NOTPARALLEL:
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.laura-installed
+# What is installed: the product alone, or with all that development needs. pip would compile every
+# file on one core; the demo compiles what it imports, and for the tests all cores compile.
+PRODUCT := $(VENV)/.laura-installed
+DEV := $(VENV)/.laura-dev-installed
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 DEMO := recipes/micro.yaml
 COVERAGE_FLOOR := 80
 # Tests of one file stay together; each process computes with one thread.
@@ -17,31 +23,39 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 pyth
 	if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	>/dev/null 2>&1; then echo $$candidate; break; fi; done)
 
-.PHONY: help setup demo test test-fast test-slow test-gpu browser check format bench parity micro-base docs \
-	lock clean
+.PHONY: help setup demo test test-fast test-slow test-gpu browser check format bench parity micro-base \
+	calibration docs lock clean
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt
+$(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Laura needs Python 3.11, 3.12 or 3.13, none was found;" \
 		"install one, or say make PYTHON=/path/to/python" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+
+$(PRODUCT): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) .
 	touch $@
 
-setup: $(STAMP)  ## Make .venv with everything in it
+# Some packages hold files of other Pythons, which do not compile.
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	touch $(PRODUCT) $@
 
-demo: $(STAMP)  ## Compare LoRA and full finetuning on the micro laboratory (under 9 minutes)
+setup: $(DEV)  ## Make .venv with everything in it, the tools for development too
+
+demo: $(PRODUCT)  ## Compare LoRA and full finetuning on the micro laboratory (under 9 minutes)
 	$(BIN)/laura compare $(DEMO)
 
 test: test-fast test-slow  ## Run every test but those that need a GPU
 
-test-fast: $(STAMP)  ## Run the unit tests (about eight minutes on two cores)
+test-fast: $(DEV)  ## Run the unit tests (about eight minutes on two cores)
 	$(PYTEST) -m "not slow and not gpu" \
 		--cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR)
 
-test-slow: $(STAMP)  ## Run the tests that load the real model, kill runs, and so on
+test-slow: $(DEV)  ## Run the tests that load the real model, kill runs, and so on
 	$(PYTEST) -m "slow and not gpu" --durations=10
 
 browser:  ## Install Chromium for the browser tests (Debian, Ubuntu; as root or by sudo)
@@ -50,35 +64,38 @@ browser:  ## Install Chromium for the browser tests (Debian, Ubuntu; as root or 
 	as=; if [ "$$(id -u)" != 0 ]; then as=sudo; fi; \
 	$$as apt-get update && $$as apt-get install -y --no-install-recommends chromium
 
-test-gpu: $(STAMP)  ## Run the tests that need a CUDA device
+test-gpu: $(DEV)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-check: $(STAMP)  ## Lint, formatting, types
+check: $(DEV)  ## Lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)  ## Format the code and mend what ruff can mend
+format: $(DEV)  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Time Laura beside its peers (long; installs them for this alone)
+bench: $(DEV)  ## Time Laura beside its peers (long; installs them for this alone)
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/spectra.py
 	$(BIN)/python benchmarks/cohort.py
 	$(BIN)/python benchmarks/serving.py
 
-parity: $(STAMP)  ## Compare 200 items a task with lm-eval (LAURA_DATA, or else the Hub)
+parity: $(DEV)  ## Compare 200 items a task with lm-eval (LAURA_DATA, or else the Hub)
 	$(BIN)/python benchmarks/parity_lm_eval.py
 
-micro-base: $(STAMP)  ## Pretrain the micro laboratory's base anew (about 6 minutes)
+micro-base: $(DEV)  ## Pretrain the micro laboratory's base anew (about 6 minutes)
 	$(BIN)/python scripts/make_micro_base.py
 
-docs: $(STAMP)  ## Write docs/recipe.md from the recipe's own descriptions
+calibration: $(PRODUCT)  ## Check the judge's error rates on simulated studies (about 5 minutes)
+	$(BIN)/python scripts/calibrate.py
+
+docs: $(DEV)  ## Write docs/recipe.md from the recipe's own descriptions
 	$(BIN)/python scripts/write_recipe_reference.py
 
-lock: $(STAMP)  ## Write the installed versions to constraints.txt
+lock: $(DEV)  ## Write the installed versions to constraints.txt
 	$(BIN)/python scripts/write_constraints.py
 
 clean:  ## Remove .venv, caches and builds (studies and the model cache stay)

@@ -13,7 +13,7 @@ FOREIGN = {"ignore_unknown_options": True, "allow_extra_args": True, "help_optio
 def lm_eval(context: typer.Context) -> None:
     """Run lm-eval's own command line with Laura's engine as the model "laura".
 
-    Every option is lm-eval's; needs the extra laura[lm-eval].
+    Every option is lm-eval's; needs the extra laura-lab[lm-eval].
 
     \b
     Example:

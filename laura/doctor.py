@@ -23,7 +23,6 @@ LIBRARIES = (
     "torch", "transformers", "datasets", "safetensors", "gguf", "numpy", "pydantic", "altair",
     "vl-convert-python",
 )  # fmt: skip
-EXTRAS = {"peft": ("peft", "laura[test]"), "lm-eval": ("lm_eval", "laura[lm-eval]")}
 COMFORTABLE_MEMORY_BYTES = 8 * GIB
 COMFORTABLE_DISK_BYTES = 10 * GIB
 HUB_SECONDS = 10.0
@@ -64,10 +63,11 @@ def examine(data_dir: Path | None = None, network: bool = False) -> list[Finding
         _cache,
         lambda: _data(data_dir),
         _sandbox,
+        _lm_eval,
     ]
     if network:
         looks.append(_hub)
-    return [look() for look in looks] + [_extra(name) for name in EXTRAS]
+    return [look() for look in looks]
 
 
 def _python() -> Finding:
@@ -231,9 +231,8 @@ def _hub() -> Finding:
         return Finding("hub", "limited", f"{address} does not answer ({reason})", advice)
 
 
-def _extra(name: str) -> Finding:
-    module, requirement = EXTRAS[name]
-    if importlib.util.find_spec(module):
-        return Finding(f"extra {name}", "ok", metadata.version(name))
-    advice = f"optional: python -m pip install '{requirement}'"
-    return Finding(f"extra {name}", "limited", "not installed", advice)
+def _lm_eval() -> Finding:
+    if importlib.util.find_spec("lm_eval"):
+        return Finding("extra lm-eval", "ok", metadata.version("lm-eval"))
+    advice = "optional: python -m pip install 'laura-lab[lm-eval]'"
+    return Finding("extra lm-eval", "limited", "not installed", advice)

@@ -30,7 +30,7 @@ def main() -> None:
     for name, extra in project["optional-dependencies"].items():
         # vLLM pins its own torch, lives in an environment of its own, and is tested from there.
         if name != "vllm":
-            wanted += [line for line in extra if not line.startswith("laura[")]
+            wanted += [line for line in extra if Requirement(line).name != project["name"]]
     pins = {name: f"{name}=={version}" for name, version in installed_closure(wanted).items()}
     pins |= RANGES
     lines = "".join(f"{pins[name]}\n" for name in sorted(pins))

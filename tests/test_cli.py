@@ -357,7 +357,7 @@ def test_doctor_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     found = {finding["name"]: finding for finding in answer["findings"]}
     assert ended.exit_code == 0 and answer["usable"] is True
     expected = {"python", "libraries", "devices", "bf16 arithmetic", "cores", "memory", "disk"}
-    assert expected | {"cache", "data", "sandbox", "extra peft", "extra lm-eval"} == set(found)
+    assert expected | {"cache", "data", "sandbox", "extra lm-eval"} == set(found)
     assert "--data-dir" in found["data"]["advice"]
     assert "laura fetch" in found["cache"]["advice"]
     assert not (tmp_path / "cache").exists(), "the doctor changes nothing"

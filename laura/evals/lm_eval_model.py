@@ -1,6 +1,6 @@
 """lm-eval asks Laura's engine: the model "laura" of EleutherAI's evaluation harness.
 
-Importing this file needs the extra `laura[lm-eval]` and registers the model with
+Importing this file needs the extra `laura-lab[lm-eval]` and registers the model with
 lm-eval, so that `lm_eval.simple_evaluate(model="laura", ...)` finds it; an engine at
 hand is given to it as `LauraLM(engine)`. For lm-eval's own command line see
 `lm_eval_door`. Numbers equal those of lm-eval's "hf" model on the same weights.
@@ -27,7 +27,7 @@ try:
 except ImportError as missing:
     raise MissingExtraError(
         f"lm-eval's tasks need lm-eval, which is not there ({missing}); install it with: "
-        "pip install 'laura[lm-eval]'"
+        "pip install 'laura-lab[lm-eval]'"
     ) from missing
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own, where a task states none

@@ -2,7 +2,7 @@
 
 lm-eval's own task object makes the prompts, filters the answers and grades them;
 Laura's engine answers, and the result stands in TASK.json as every other. Importing
-this file needs the extra `laura[lm-eval]`.
+this file needs the extra `laura-lab[lm-eval]`.
 
 What is measured. Metrics that are a mean over the items, since only these have a
 standard error and a paired difference item by item; and of tasks that read whole

