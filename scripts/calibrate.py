@@ -426,8 +426,8 @@ def report(tallies: Mapping[str, Tally], power: Mapping[tuple[float, int, int], 
         lines.append(f"| {claim} | {' | '.join(cells)} |")
     if power:
         lines += ["", "Power: how often the joint verdict is \"supported\" where full forgets more "
-                  "by so many points at every rate (choice certain, run luck 1 point, two budgets), "
-                  "tuned / at equal learning, in percent:", "",
+                  "by so many points at every rate (choice certain, run luck 1 point, two "
+                  "budgets), tuned / at equal learning, in percent:", "",
                   "| seeds | questions a task | 2 points | 5 points | 10 points |",
                   "|---|---|---|---|---|"]  # fmt: skip
         each = max(1, studies // 10)

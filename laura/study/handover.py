@@ -196,8 +196,8 @@ def _estimated(setting: Setting, measure: str, one: Configuration) -> EstimatedT
     found = one.learning if measure == LEARNING else one.forgetting
     if found is None:
         raise EvidenceError(
-            f"{describe(one)} has {count(len(one.points), 'seed')}, which do not tell how much "
-            "seeds differ, so its weights get no record; confirm it first, as `laura recommend` says"
+            f"{describe(one)} has {count(len(one.points), 'seed')}: too few to tell how much seeds "
+            "differ, so its weights get no record; confirm it first, as `laura recommend` says"
         )
     told = estimated(found, setting.unit(measure), one.level)
     return EstimatedTasks(tasks=setting.tasks(measure), **told.model_dump())
