@@ -225,7 +225,7 @@ def _configuration(
     except TooThin:
         return None
     seeds = [s for s in tuned[LEARNING].seeds if s in tuned[FORGETTING].seeds]
-    if not seeds:
+    if not seeds or any(tuned[m].items != base[m].items for m in tuned):
         return None
     means, contrasts = list[float](), list[Contrast]()
     for measure, sign in ((LEARNING, 1.0), (FORGETTING, -1.0)):

@@ -334,6 +334,8 @@ def _mean_change(setting: Setting, own: Mapping[int, Point], measure: str) -> fl
         base = setting.base_scores(measure)
     except TooThin:
         return None
+    if tuned.items != base.items:
+        return None
     values = [
         float(table.mean()) - float(base.tables[task].mean())
         for task, table in tuned.tables.items()
