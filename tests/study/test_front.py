@@ -64,7 +64,7 @@ def naive(made: Setting, first: Kind, second: Kind) -> list[float]:
                                 if gain >= level]  # fmt: skip
                         best = min(
                             able, key=lambda p: sum(own[half::2].mean() for own in sides[s][p][1])
-                        )  # noqa: B023
+                        )
                         # Chosen on one half of the items, told on the other.
                         tasks = [own[1 - half :: 2].mean() for own in sides[s][best][1]]
                         lost.append(sum(tasks) / len(tasks))
@@ -138,7 +138,7 @@ def test_more_points_of_pure_noise_win_no_more_often() -> None:
 
 def test_without_a_level_that_both_reach_it_says_so() -> None:
     made = setting({"full": lambda place, budget: 0.8, "lora": lambda place, budget: 0.3})
-    with pytest.raises(TooThin, match="share a level of learning.*0 seeds.*add rates or budgets"):
+    with pytest.raises(TooThin, match=r"share a level of learning.*0 seeds.*add rates or budgets"):
         equal_learning(made, made.full(), made.lora())
 
 

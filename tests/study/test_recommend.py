@@ -150,8 +150,9 @@ FRESH = (3, 4, 5)
 def explored(kept: float, fresh: float | None, **more: Any) -> Setting:
     """One cheap seed over three rates of full, of which the middle one is confirmed or not."""
     made = setting(
-        {"full": lambda p, b: 0.7}, {"full": lambda p, b: kept}, arms={"full": FULL},
-        own={"seeds": [0], "budgets": (2, 4)}, items=400, luck=0.001, hardness=0.0, interaction=0.0,
+        {"full": lambda p, b: (0.4, 0.7, 0.5)[p] - 0.1 * (b == 0)}, {"full": lambda p, b: kept},
+        arms={"full": FULL},
+        own={"seeds": [0], "budgets": (2, 4)}, items=2000, luck=0.001, hardness=0.0, interaction=0.0,
         fresh=[("full", 5e-4, FRESH)] if fresh is not None else (), **more,
     )  # fmt: skip
     if fresh is None:
@@ -159,7 +160,7 @@ def explored(kept: float, fresh: float | None, **more: Any) -> Setting:
     # Fresh seeds of another truth, so that whose figures are told can be seen.
     other = setting(
         {"full": lambda p, b: 0.6}, {"full": lambda p, b: fresh}, arms={"full": FULL},
-        own={"seeds": [0], "budgets": (2, 4)}, items=400, luck=0.001, hardness=0.0, interaction=0.0,
+        own={"seeds": [0], "budgets": (2, 4)}, items=2000, luck=0.001, hardness=0.0, interaction=0.0,
         fresh=[("full", 5e-4, FRESH)],
     )  # fmt: skip
     both = rebuilt(made, points=[*made.evidence.points, *other.evidence.confirming])
@@ -369,7 +370,7 @@ def test_the_command_answers_people_and_machines(study: Any, tmp_path: Path) -> 
         assert words in told.stdout
     assert (tmp_path / "recommended.yaml").is_file()
     value = json.loads(run("recommend", folder, "--max-forgetting", 0.25, "--json").stdout)
-    assert value["chosen"]["arm"] == "lora" and value["chosen"]["learning"]["seeds"] == 3
+    assert value["chosen"]["arm"] == "lora" and value["chosen"]["learning"]["seeds"] == 6
     refused = run("recommend", folder, "--max-forgetting", 0.0)
     assert refused.exit_code == 2 and "Nearest: small" in " ".join(refused.stderr.split())
     suggested = run("recommend", study(explored(0.8, None)), "--max-forgetting", 0.1)
