@@ -11,8 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from laura import cli
-from laura.results.schema import read_record
-from laura.report.claims import read_recommendation
+from laura.results.schema import RECOMMENDATION_FILE, Recommendation, read_file, read_record
 from laura.store import StudyStore, check_folder, file_hash, read_json
 from laura.study.claims.table import CLAIMS
 
@@ -40,8 +39,8 @@ def test_compare_writes_claims_and_they_can_be_made_again(study: Path) -> None:
     written = (study / "claims.json").read_bytes()
     found = json.loads(written)
     assert [claim["id"] for claim in found["claims"]] == [claim.id for claim in CLAIMS]
-    forgets = next(c for c in found["claims"] if c["id"] == "forgets-less")
-    assert forgets["seeds"] == 3 and forgets["n"] == 180 and forgets["interval"]
+    pair = found["comparisons"][0]["forgetting"]
+    assert pair["seeds"] == 3 and pair["n"] == 180 and pair["interval"]
     told = run("claims", study)
     assert told.exit_code == 0 and "could be tested" in told.stdout
     assert (study / "claims.json").read_bytes() == written
@@ -63,14 +62,14 @@ def test_two_studies_are_judged_together(study: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_recommended_weights_come_with_their_record(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "adapter"
-    answer = run("recommend", study, "--max-forgetting", 1, "--arm", "lora-r4", "--adapter", out,
-                 "--out", tmp_path / "ready.yaml", "--json")  # fmt: skip
+    answer = run("recommend", study, "--max-forgetting", "100%", "--arm", "lora-r4",
+                 "--adapter", out, "--out", tmp_path / "ready.yaml", "--json")  # fmt: skip
     assert answer.exit_code == 0, answer.stderr
     chosen = json.loads(answer.stdout)["chosen"]
-    advice = read_recommendation(study)  # what the report will show
-    assert advice is not None and advice.chosen is not None
-    assert list(advice.chosen.learning.interval or ()) == chosen["learning"]["interval"]
-    assert advice.asked == "forgetting at most 1" and advice.not_tried
+    advice = read_file(Recommendation, study / RECOMMENDATION_FILE)  # what the report will show
+    assert advice.chosen is not None and advice.chosen.learning is not None
+    assert list(advice.chosen.learning.interval) == chosen["learning"]["interval"]
+    assert advice.asked.max_forgetting == 1 and advice.not_tried
     record, summary = read_record(out), read_json(study / "summary.json")
     point = next(p for p in summary["points"] if p["run"] == record.run)
     assert (record.arm, record.seed, record.step) == ("lora-r4", 0, point["step"])
@@ -87,11 +86,11 @@ def test_the_recommended_weights_come_with_their_record(study: Path, tmp_path: P
     from peft import PeftConfig
 
     assert PeftConfig.from_pretrained(out).r == 4
-    again = run("recommend", study, "--max-forgetting", 1, "--adapter", out, "--json")
+    again = run("recommend", study, "--max-forgetting", "100%", "--adapter", out, "--json")
     assert again.exit_code == 0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    refused = run("recommend", study, "--max-forgetting", 1, "--adapter", tmp_path / "mine")
+    refused = run("recommend", study, "--max-forgetting", "100%", "--adapter", tmp_path / "mine")
     assert refused.exit_code == 2 and "holds something else" in refused.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
@@ -99,7 +98,7 @@ def test_the_recommended_weights_come_with_their_record(study: Path, tmp_path: P
 @pytest.mark.slow
 def test_the_ready_recipe_trains(study: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "ready.yaml"
-    wish = ["--max-forgetting", 1, "--arm", "lora-r4", "--out", recipe, "--json"]
+    wish = ["--max-forgetting", "100%", "--arm", "lora-r4", "--out", recipe, "--json"]
     assert run("recommend", study, *wish).exit_code == 0
     made = run("train", recipe, "--arm", "lora-r4", "--out", tmp_path / "again", "--json")
     assert made.exit_code == 0, made.stderr
@@ -114,19 +113,23 @@ def test_a_study_with_gaps_is_judged_and_they_are_named(study: Path, tmp_path: P
     copy = tmp_path / "gaps"
     shutil.copytree(study, copy)
     full = [r for r in read_json(study / "summary.json")["runs"] if r["arm"] == "full"]
-    shutil.rmtree(copy / "runs" / next(r["id"] for r in full if r["seed"] == 2))
-    broken = copy / "runs" / next(r["id"] for r in full if r["seed"] == 1)
-    (broken / "done.json").unlink()
-    (broken / "failed.json").write_text('{"kind": "failed", "reason": "power"}')
+    for run_of in full:
+        folder = copy / "runs" / run_of["id"]
+        if run_of["seed"] == 2:
+            shutil.rmtree(folder)
+        elif run_of["seed"] == 1:
+            (folder / "done.json").unlink()
+            (folder / "failed.json").write_text('{"kind": "failed", "reason": "power"}')
     found = json.loads(run("claims", copy, "--json").stdout)
     assert any("seed 1: failed" in gap for gap in found["gaps"])
-    assert any("has 2 of 3 seeds" in gap for gap in found["gaps"])
+    assert any("full has 1 of 3 seeds" in gap for gap in found["gaps"])
     forgets = next(c for c in found["claims"] if c["id"] == "forgets-less")
-    assert forgets["verdict"] == "too thin" and "at most 2 seeds" in forgets["reason"]
-    thin = run("gate", copy, "--max-forgetting", 1, "--arm", "full")
-    assert thin.exit_code == 2 and "too thin" in thin.stderr
+    assert forgets["verdict"] == "undecided" and "at most 1 seed" in forgets["reason"]
+    thin = run("gate", copy, "--max-forgetting", "100%", "--arm", "full")
+    assert thin.exit_code == 2 and "neither passed nor failed" in " ".join(thin.stderr.split())
     shutil.rmtree(copy / "runs")
     empty = json.loads(run("claims", copy, "--json").stdout)
-    assert {claim["verdict"] for claim in empty["claims"]} == {"too thin"}
-    nothing = run("recommend", copy, "--max-forgetting", 1)
-    assert nothing.exit_code == 2 and "no run was measured" in nothing.stderr
+    assert {claim["verdict"] for claim in empty["claims"]} == {"undecided"}
+    nothing = run("recommend", copy, "--max-forgetting", "100%")
+    assert nothing.exit_code == 2
+    assert "no configuration has both" in " ".join(nothing.stderr.split())
