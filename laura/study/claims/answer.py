@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from laura.results.schema import Claim, Comparison, Estimated
-from laura.results.statistics import ALPHA, MARGIN, TooThin, count
+from laura.results.statistics import ALPHA, LEVEL, MARGIN, TooThin, count
 from laura.study.choosing import search_caveats, why_none
 from laura.study.claims.capability import learnt, off_floor
 from laura.study.claims.front import equal_learning
@@ -86,23 +86,23 @@ def pairs_of(setting: Setting) -> list[tuple[Kind, Kind]]:
     return found
 
 
-def compare_pair(setting: Setting, first: Kind, second: Kind) -> Comparison:
+def compare_pair(setting: Setting, first: Kind, second: Kind, level: float = LEVEL) -> Comparison:
     """Two arms, tuned and at equal learning; what cannot be told says why."""
     found: dict[str, Estimated] = {}
     reasons, levels, budget = [], None, None
     try:
         budget = setting.common_budget(first, second)
         more = setting.difference(first, second, LEARNING, budget)
-        found["learning"] = estimated(more, setting.unit(LEARNING))
+        found["learning"] = estimated(more, setting.unit(LEARNING), level)
         lost = setting.difference(second, first, FORGETTING, budget)
-        found["forgetting"] = estimated(lost, setting.unit(FORGETTING))
+        found["forgetting"] = estimated(lost, setting.unit(FORGETTING), level)
         learnt(setting, budget, first, second)
         off_floor(setting, budget, first, second)
     except TooThin as reason:
         reasons.append(str(reason))
     try:
         equal = equal_learning(setting, first, second)
-        found["equal_learning"] = estimated(equal.difference, setting.unit(FORGETTING))
+        found["equal_learning"] = estimated(equal.difference, setting.unit(FORGETTING), level)
         levels = equal.levels
     except TooThin as reason:
         reasons.append(str(reason))
