@@ -18,9 +18,8 @@ from laura.errors import RecipeError, StoreError, UsageError
 from laura.recipe_reading import parse_recipe
 from laura.results.task_result import TaskResult
 from laura.store import StudyStore, read_json, write_json
-from laura.study.compare import compare, write_summary
 from laura.study.opening import open_study
-from laura.study.single import train
+from tests.study.carried_out import best_rate, compare, judgement, train, write_summary
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +34,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_d
 
 
 def test_every_arm_has_its_grid_its_best_rate_and_its_seeds(finished: Any) -> None:
-    _, _, summary = finished
+    _, folder, summary = finished
     for arm, rates in (("full", [1e-3, 3e-3]), ("lora", [1e-2, 3e-2])):
         points = [p for p in summary["points"] if p["arm"] == arm]
         # two rates x two budgets with the first seed, the best rate x two budgets with the second
         assert len(points) == 6
         last = [p for p in points if p["budget"] == 1200 and p["seed"] == 0]
         assert sorted(p["learning_rate"] for p in last) == rates
-        best = min(last, key=lambda p: p["validation_loss"]["value"])["learning_rate"]
+        best = min(last, key=lambda p: p["scores"]["validation_loss"]["value"])["learning_rate"]
         assert {p["learning_rate"] for p in points if p["seed"] == 1} == {best}
         known = next(a for a in summary["arms"] if a["name"] == arm)
-        assert known["best_learning_rate"] == best
+        assert best_rate(known) == best
         assert all(p["selected"] == (p["learning_rate"] == best) for p in points)
-    assert summary["verdict"]["headline"] and summary["verdict"]["caveats"]
+    judged = judgement(folder)
+    assert judged.answer and judged.caveats
 
 
 def test_changes_are_taken_against_the_base_item_by_item(finished: Any) -> None:
@@ -61,11 +61,11 @@ def test_changes_are_taken_against_the_base_item_by_item(finished: Any) -> None:
             sum(i["nats"] for i in r.items) / sum(i["tokens"] for i in r.items)
             for r in (base, tuned)
         ]
-        change = point["learning"]["target_loss"]
-        assert change["change"] == pytest.approx(totals[1] - totals[0])
+        change = point["changes"]["target_loss"]
+        assert change["value"] == pytest.approx(totals[1] - totals[0])
         assert change["stderr"] > 0
         assert point["scores"]["target_loss"]["n"] == len(base.items) == 10
-        assert point["forgetting"]["kl"]["change"] > 0
+        assert point["changes"]["kl"]["value"] > 0
 
 
 def test_the_base_is_measured_before_anything_is_trained(finished: Any) -> None:

@@ -13,7 +13,7 @@ from scipy import stats
 from laura.recipe import Recipe
 from laura.recipe_reading import parse_recipe
 from laura.results.task_result import TaskResult, summarise
-from laura.study.summary import Evidence, Point, build_summary
+from laura.study.summary import Evidence, Point
 from laura.study.verdict import build_verdict, compare_means
 
 RECIPE = """
@@ -82,21 +82,6 @@ def scipy_interval(differences: list[np.ndarray]) -> tuple[float, float]:
 
 
 GENERAL = ("hellaswag", "arc_challenge", "winogrande")
-
-
-def test_the_change_of_the_forgetting_mean_has_an_interval(evidence: Evidence) -> None:
-    summary = build_summary(evidence, build_verdict(evidence))
-    assert summary == build_summary(evidence, build_verdict(evidence))
-    for point, told in zip(evidence.points, summary["points"], strict=True):
-        mean = told["forgetting"]["mean"]
-        differences = [item_values([point.results], t) - item_values([evidence.base], t)
-                       for t in GENERAL]  # fmt: skip
-        low, high = scipy_interval(differences)
-        interval = mean["interval"]
-        assert interval["low"] == pytest.approx(low, abs=0.05 * (high - low))
-        assert interval["high"] == pytest.approx(high, abs=0.05 * (high - low))
-        assert interval["level"] == 0.95
-        assert interval["low"] < mean["change"] < interval["high"]
 
 
 def test_arms_are_compared_with_an_interval_over_items(evidence: Evidence) -> None:
