@@ -21,8 +21,8 @@ from laura.recipe_reading import parse_recipe
 from laura.store import RunStore
 from laura.study import workers
 from laura.study.cohorts import cohorts, remark
-from laura.study.compare import compare
 from laura.study.session import RunSpec
+from tests.study.carried_out import compare
 from tests.study.conftest import RECIPE
 from tests.study.test_workers import Heard
 

@@ -11,8 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from laura import cli
-from laura.results.schema import read_record
-from laura.report.claims import read_recommendation
+from laura.results.schema import RECOMMENDATION_FILE, Recommendation, read_file, read_record
 from laura.store import StudyStore, check_folder, file_hash, read_json
 from laura.study.claims.table import CLAIMS
 
@@ -67,10 +66,11 @@ def test_the_recommended_weights_come_with_their_record(study: Path, tmp_path: P
                  "--out", tmp_path / "ready.yaml", "--json")  # fmt: skip
     assert answer.exit_code == 0, answer.stderr
     chosen = json.loads(answer.stdout)["chosen"]
-    advice = read_recommendation(study)  # what the report will show
-    assert advice is not None and advice.chosen is not None
-    assert list(advice.chosen.learning.interval or ()) == chosen["learning"]["interval"]
-    assert advice.asked == "forgetting at most 1" and advice.not_tried
+    # What the report will show.
+    advice = read_file(Recommendation, study / RECOMMENDATION_FILE)
+    assert advice.chosen is not None and advice.chosen.learning is not None
+    assert list(advice.chosen.learning.interval) == chosen["learning"]["interval"]
+    assert advice.asked.max_forgetting == 1 and advice.not_tried
     record, summary = read_record(out), read_json(study / "summary.json")
     point = next(p for p in summary["points"] if p["run"] == record.run)
     assert (record.arm, record.seed, record.step) == ("lora-r4", 0, point["step"])
@@ -122,11 +122,11 @@ def test_a_study_with_gaps_is_judged_and_they_are_named(study: Path, tmp_path: P
     assert any("seed 1: failed" in gap for gap in found["gaps"])
     assert any("has 2 of 3 seeds" in gap for gap in found["gaps"])
     forgets = next(c for c in found["claims"] if c["id"] == "forgets-less")
-    assert forgets["verdict"] == "too thin" and "at most 2 seeds" in forgets["reason"]
+    assert forgets["verdict"] == "undecided" and "at most 2 seeds" in forgets["reason"]
     thin = run("gate", copy, "--max-forgetting", 1, "--arm", "full")
     assert thin.exit_code == 2 and "too thin" in thin.stderr
     shutil.rmtree(copy / "runs")
     empty = json.loads(run("claims", copy, "--json").stdout)
-    assert {claim["verdict"] for claim in empty["claims"]} == {"too thin"}
+    assert {claim["verdict"] for claim in empty["claims"]} == {"undecided"}
     nothing = run("recommend", copy, "--max-forgetting", 1)
     assert nothing.exit_code == 2 and "no run was measured" in nothing.stderr

@@ -21,10 +21,10 @@ from laura.errors import CheckpointError, LauraError, StoreError
 from laura.progress import SILENT
 from laura.recipe_reading import parse_recipe
 from laura.study import workers
-from laura.study.compare import compare
 from laura.study.opening import open_study
 from laura.study.worker import SentProgress, _Line
 from laura.study.workers import Crew, choose_workers
+from tests.study.carried_out import compare
 from tests.study.conftest import RECIPE, damaged_copy
 
 ROOT = Path(__file__).parents[2]
