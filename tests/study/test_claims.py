@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from laura.study.effects import TooThin
 from scipy import stats
 
 from laura.errors import StoreError
@@ -23,7 +24,6 @@ from laura.study.claims.judgement import (
 from laura.study.claims.settings import LEARNING, Setting
 from laura.study.claims.table import CLAIMS
 from laura.study.claims.verdicts import holm
-from laura.study.effects import TooThin
 from tests.study.fabricated import (
     FULL,
     LEARN,

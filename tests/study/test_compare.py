@@ -19,7 +19,7 @@ from laura.recipe_reading import parse_recipe
 from laura.results.task_result import TaskResult
 from laura.store import StudyStore, read_json, write_json
 from laura.study.opening import open_study
-from tests.study.carried_out import best_rate, compare, judgement, train, write_summary
+from tests.study.carried_out import compare, judgement, train, write_summary
 
 
 @pytest.fixture(scope="module")
