@@ -7,7 +7,7 @@ from typing import Any
 
 from laura.results.schema import CLAIMS_FILE, Judgement, read_file
 from laura.study import compare as comparing
-from laura.study import single
+from laura.study import single, spectra_results
 
 
 def compare(*given: Any, **asked: Any) -> dict[str, Any]:
@@ -24,6 +24,16 @@ def train(*given: Any, **asked: Any) -> dict[str, Any]:
     """`train`, its summary as the value of summary.json."""
     made = single.train(*given, **asked)
     return {**made, "summary": made["summary"].model_dump(mode="json")}
+
+
+def read_spectra(*given: Any) -> list[dict[str, Any]]:
+    """`read_spectra`, as values of analysis.json."""
+    return [one.model_dump(mode="json") for one in spectra_results.read_spectra(*given)]
+
+
+def read_subspaces(*given: Any) -> list[dict[str, Any]]:
+    """`read_subspaces`, as values of analysis.json."""
+    return [one.model_dump(mode="json") for one in spectra_results.read_subspaces(*given)]
 
 
 def judgement(study: Path) -> Judgement:

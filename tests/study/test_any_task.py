@@ -134,7 +134,7 @@ def test_the_summary_tells_what_stands_in_the_results(finished: Any) -> None:
             found = tuned.metrics[metric]
             assert (score["value"], score["stderr"]) == (found.value, found.stderr)
             assert score["n"] == len(tuned.items) == summary["tasks"][name]["n"]
-            moved = point["learning" if name in LEARNING else "forgetting"][name]
+            moved = point["changes"][name]
             pairs = zip(tuned.items, base.items, strict=True)
             differences = [after[metric] - before[metric] for after, before in pairs]
             assert moved["value"] == pytest.approx(np.mean(differences))

@@ -125,7 +125,7 @@ def test_a_run_stopped_early_can_be_finished_by_another_command(
     ]
     assert len(found[0]) == 2 and found[0] == found[1]
     row = next(r for r in made["summary"]["runs"] if r["id"] == stopped["id"])
-    assert (row["state"], row["reason"]) == ("done", None)
+    assert (row["state"], row["reason"]) == ("done", "")
 
 
 def test_budgets_that_are_runs_of_their_own_can_be_stopped_too(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from laura.report import formats
 from laura.report.charts import style
@@ -81,7 +81,7 @@ def _panel(study: Study, learning: str, forgetting: str) -> Panel | None:
     title = f"{up.short_title} against {_inside_a_title(right.short_title)}"
     lines = ["Better is up and right; markers grow with budget.", "Bars: ± 1 standard error."]
     if front:
-        lines.append("Dotted, with rings: Pareto front, named arm, rate, budget.")
+        lines.append("Dotted, with rings: Pareto front (arm, rate, budget).")
     description = (
         f"Scatter of what was learnt ({up.title}) against what was forgotten ({right.title}) "
         f"for {len(summary.arms)} arms."
@@ -117,11 +117,27 @@ def _front_layers(rows: list[style.Row]) -> list[altair.Chart]:
     drawn = style.chart(rows)
     line = drawn.mark_line(strokeDash=[2, 3], strokeWidth=1.8, color=style.GREY)
     ring = drawn.mark_point(shape="circle", size=330, strokeWidth=1.6, color=style.GREY, opacity=1)
-    word = drawn.mark_text(align="left", dx=12, dy=-8, fontSize=10.5)
     return [
         line.encode(x="x:Q", y="y:Q", order=altair.Order("x:Q")),
         ring.encode(x="x:Q", y="y:Q", tooltip=style.tooltips(**TOOLTIPS)),
-        word.encode(x="x:Q", y="y:Q", text="front_label:N"),
+        *_front_names(rows),
+    ]
+
+
+def _front_names(rows: list[style.Row]) -> list[altair.Chart]:
+    """Names of the front's points: above them, where nothing lies, and towards the middle."""
+    middle = (min(row["x"] for row in rows) + max(row["x"] for row in rows)) / 2
+    sides: dict[Literal["left", "right"], list[style.Row]] = {
+        # More forgotten is further left.
+        "left": [row for row in rows if row["x"] >= middle],
+        "right": [row for row in rows if row["x"] < middle],
+    }
+    return [
+        style.chart(own)
+        .mark_text(align=align, dx=12 if align == "left" else -4, dy=-13, fontSize=10.5)
+        .encode(x="x:Q", y="y:Q", text="front_label:N")
+        for align, own in sides.items()
+        if own
     ]
 
 
