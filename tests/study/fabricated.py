@@ -1,154 +1,130 @@
-"""Studies with a known truth: scores are drawn item by item from means that a test sets."""
+"""Studies with a known truth, in a line each: a thin layer over `simulated.World`.
+
+A truth is what an arm scores at the best place of its list and the largest budget: its
+learning score, and its source score. By default three rates, of which the middle one is
+surely best by validation, and learning and forgetting that grow with the rate and budget.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from laura.recipe import Recipe
 from laura.recipe_reading import parse_recipe
-from laura.results.task_result import TaskResult, summarise
-from laura.study.summary import Evidence, Point, RunFacts, evidence_of
+from laura.results.schema import Claim
+from laura.study.claims.judgement import judge_claims
+from laura.study.claims.settings import Setting
+from laura.study.claims.simulated import World, simulate
+from laura.study.summary import Evidence, evidence_of
 
-HEAD = """
+RATES = (2.5e-4, 5e-4, 1e-3)
+BASE_LEARNT, BASE_KEPT = 0.1, 0.85
+FULL: dict[str, Any] = {"method": "full"}
+LORA: dict[str, Any] = {"method": "lora", "rank": 16}
+PAIR: dict[str, dict[str, Any]] = {"full": FULL, "lora": LORA}
+# Of what is learnt and forgotten at most, at each rate and after each budget.
+LEARNT_AT, LOST_AT, GROWN = (0.8, 1.0, 0.9), (0.6, 1.0, 1.4), (0.35, 0.5, 0.75, 1.0)
+BEST_INSIDE = (0.34, 0.30, 0.36)
+
+Level = float | Callable[[int, int], float]
+"""A score at the best rate and the largest budget, or one by place of the rate and budget."""
+
+TEXT = """
 name: fabricated
 base: {{model: m}}
 domain: {domain}
 regime: {regime}
-data: {{train: gsm8k, source_text: wikitext}}
+data: {{train: gsm8k, source_text: wikitext{replay}}}
 budget: {{epochs: {budgets}}}
-arms:
-{arms}
+arms: {arms}
 seeds: {seeds}
-measure:
-  learning: [{learning}]
-  forgetting: [{forgetting}]
+measure: {{learning: [{learning}], forgetting: [{forgetting}]}}
+search: {{seeds: {search}, allow_shared_rate: true}}
 """
-FULL = "  full: {method: full, learning_rates: [1e-4]}"
-LORA = "  lora: {method: lora, rank: 16, learning_rates: [1e-3]}"
-METRIC = {"gsm8k": "exact_match", "hellaswag": "acc_norm", "winogrande": "acc",
-          "humaneval": "pass@1", "arc_challenge": "acc_norm"}  # fmt: skip
 
 
-LEARN, KEEP = "humaneval", ("hellaswag", "winogrande")
+def recipe(
+    arms: Mapping[str, Mapping[str, Any]],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    budgets: Sequence[float] = (1, 2, 4),
+    domain: str = "code",
+    regime: str = "instruct",
+    search: str = "all",
+    learning: str = "humaneval",
+    forgetting: Sequence[str] = ("hellaswag", "winogrande"),
+) -> Recipe:
+    """A recipe of these arms; those without rates get three."""
+    whole = {name: {"learning_rates": list(RATES), **own} for name, own in arms.items()}
+    replayed = any("replay" in own for own in arms.values())
+    text = TEXT.format(
+        domain=domain, regime=regime, budgets=list(budgets), seeds=list(seeds), search=search,
+        arms=json.dumps(whole), learning=learning, forgetting=", ".join(forgetting),
+        replay=", replay: [{source: base_samples, count: 9}]" if replayed else "",
+    )  # fmt: skip
+    return parse_recipe(text)
 
 
-@dataclass
-class World:
-    """What is true of a fabricated study.
+def world(
+    own: Recipe,
+    learnt: Mapping[str, Level],
+    kept: Mapping[str, Level],
+    validation: Mapping[str, Sequence[float]] | None = None,
+    **more: Any,
+) -> World:
+    """A world from each arm's level of learning and of what it keeps; `more` goes to World."""
+    budgets = len(own.budget.epochs or [])
 
-    Attributes:
-        truth: (task, arm or "base", budget) to the chance that an item is right; a key
-            without budget, or without arm, stands for all.
-        seed_spread: Standard deviation of a run's own luck, added to every item's chance.
-        item_spread: How much items differ in what an arm does to them.
-        grid_seeds: `search.seeds`.
-        hardness_spread: How much harder one item is than another, for every arm.
-    """
+    def at(table: Mapping[str, Level], base: float, by_rate: Sequence[float]) -> Any:
+        def truth(arm: str, place: int, budget: int) -> float:
+            level = table.get(arm, base)
+            if callable(level):
+                return level(place, budget)
+            return base + (level - base) * by_rate[place] * GROWN[budget - budgets]
 
-    truth: Mapping[Any, float]
-    arms: Sequence[str] = (FULL, LORA)
-    budgets: Sequence[float] = (1,)
-    seeds: Sequence[int] = (0, 1, 2)
-    items: int = 200
-    domain: str = "code"
-    regime: str = "instruct"
-    learning: str = "humaneval"
-    forgetting: str = "hellaswag, winogrande"
-    seed_spread: float = 0.02
-    item_spread: float = 0.2
-    hardness_spread: float = 0.3
-    losses: Mapping[tuple[str, float], float] = field(default_factory=dict)
-    grid_seeds: str = "all"
+        return truth
 
-    def evidence(self, chance: int = 0) -> Evidence:
-        """Draw the study."""
-        draw = np.random.default_rng(chance)
-        recipe = parse_recipe(
-            HEAD.format(
-                domain=self.domain, regime=self.regime, budgets=list(self.budgets),
-                arms="\n".join(self.arms), seeds=list(self.seeds), learning=self.learning,
-                forgetting=self.forgetting,
-            ),
-            ["search.allow_shared_rate=true", f"search.seeds={self.grid_seeds}"],
-        )  # fmt: skip
-        tasks = [name.strip() for name in f"{self.learning}, {self.forgetting}".split(",")]
-        easy = {(task, who): draw.normal(0, self.item_spread, self.items) for task in tasks
-                for who in ["base", *recipe.arms]}  # fmt: skip
-        hard = {task: draw.normal(0, self.hardness_spread, self.items) for task in tasks}
-
-        def result(task: str, who: str, budget: float) -> TaskResult:
-            known = self.truth
-            mean = known.get((task, who, budget), known.get((task, who), known.get(task, 0.5)))
-            luck = 0.0 if who == "base" else draw.normal(0, self.seed_spread)
-            chances = np.clip(mean + luck + easy[task, who] + hard[task], 0, 1)
-            name = METRIC[task]
-            items: list[dict[str, Any]] = [
-                {"index": i, name: int(right)}
-                for i, right in enumerate(draw.random(self.items) < chances)
-            ]
-            return TaskResult(task, "1", who, self.items, {name: summarise(items, name, True)},
-                              items)  # fmt: skip
-
-        points, runs = [], []
-        for name, rate, seed in self._planned(recipe):
-            known = {"id": f"{name}-{rate}-{seed}", "arm": name, "learning_rate": rate,
-                     "seed": seed, "points": []}  # fmt: skip
-            runs.append(RunFacts(known, "done"))
-            for budget in recipe.budget.epochs or []:
-                results = {task: result(task, name, budget) for task in tasks}
-                results["validation_loss"] = _loss(self.losses.get((name, rate), 1.0))
-                points.append(Point(known, budget, 10, 1000, 500, results))
-        base = {task: result(task, "base", 0) for task in tasks}
-        facts = {"base": {"model": "m", "fingerprint": "f", "parameters": 9},
-                 "trainable_parameters": dict.fromkeys(recipe.arms, 1)}  # fmt: skip
-        return evidence_of(recipe, facts, base, runs, points)
-
-    def _planned(self, recipe: Recipe) -> Iterator[tuple[str, float, int]]:
-        """The runs that `compare` would carry out, without longer lists."""
-        for name, arm in recipe.arms.items():
-            rates = sorted(arm.learning_rates)
-            best = min(rates, key=lambda rate: self.losses.get((name, rate), 1.0))
-            for rate in rates:
-                every = rate == best or self.grid_seeds == "all"
-                for seed in recipe.seeds if every else recipe.seeds[:1]:
-                    yield name, rate, seed
+    losses = validation or {}
+    return World(
+        own,
+        learnt=at(learnt, BASE_LEARNT, LEARNT_AT),
+        kept=at(kept, BASE_KEPT, LOST_AT),
+        validation=lambda arm, place, budget: losses.get(arm, BEST_INSIDE)[place],
+        **{"items": 150, "luck": 0.01, "validation_luck": 0.002, "base_learnt": BASE_LEARNT,
+           "base_kept": BASE_KEPT, **more},
+    )  # fmt: skip
 
 
-def forgetting(arm: str, value: float) -> dict[Any, float]:
-    return {(task, arm): value for task in KEEP}
+def setting(
+    learnt: Mapping[str, Level] | None = None,
+    kept: Mapping[str, Level] | None = None,
+    *,
+    arms: Mapping[str, Mapping[str, Any]] = PAIR,
+    number: int = 0,
+    name: str = "one",
+    fresh: Sequence[tuple[str, float, Sequence[int]]] = (),
+    validation: Mapping[str, Sequence[float]] | None = None,
+    own: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Setting:
+    """Draw one study. `own` goes to `recipe`, `more` to `World`; arms untold do as the base."""
+    made = world(recipe(arms, **(own or {})), learnt or {}, kept or {}, validation, **more)
+    return simulate(made, np.random.default_rng([7, number]), name, fresh)
 
 
-def lora(name: str, **settings: Any) -> str:
-    settings = {"method": "lora", "learning_rates": [1e-3], **settings}
-    return f"  {name}: {json.dumps(settings)}"
+def claims(*settings: Setting) -> dict[str, Claim]:
+    """Every claim by its id."""
+    return {claim.id: claim for claim in judge_claims(settings)}
 
 
-def full(name: str, **settings: Any) -> str:
-    settings = {"method": "full", "learning_rates": [1e-4], **settings}
-    return f"  {name}: {json.dumps(settings)}"
-
-
-def targets(order: tuple[float, float, float]) -> World:
-    arms = [lora(name, rank=4, targets=name) for name in ("all", "mlp", "attention")]
-    names = ("all", "mlp", "attention")
-    return World({(LEARN, n): v for n, v in zip(names, order, strict=True)}, arms)
-
-
-def math_and_code(math_share: float, code_share: float) -> tuple[World, World]:
-    def world(domain: str, share: float) -> World:
-        task = "gsm8k" if domain == "math" else LEARN
-        truth = {(task, "base"): 0.2, (task, "full"): 0.7, (task, "lora"): 0.2 + 0.5 * share}
-        return World(truth, domain=domain, learning=task, item_spread=0.1, items=400)
-
-    return world("math", math_share), world("code", code_share)
-
-
-def _loss(value: float) -> TaskResult:
-    items = [{"index": i, "nats": value * 10, "tokens": 10} for i in range(4)]
-    metric = summarise(items, "nats_per_token", False)
-    return TaskResult("validation_loss", "1", "m", 4, {"nats_per_token": metric}, items)
+def rebuilt(old: Setting, **changes: Any) -> Setting:
+    """The setting with other runs, points, base or facts; what was drawn stays known."""
+    was: Evidence = old.evidence
+    parts = {"recipe": was.recipe, "facts": was.facts, "base": was.base,
+             "runs": [*was.runs, *was.confirming_runs],
+             "points": [*was.points, *was.confirming], **changes}  # fmt: skip
+    return Setting(old.name, evidence_of(**parts), old.analysis, old._read)

@@ -26,6 +26,7 @@ from laura.results.statistics import (
     crossed,
 )
 from laura.results.task_result import TaskResult
+from laura.study.claims.capability import learnt
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Scores, Setting
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def equal_learning(setting: Setting, first: Kind, second: Kind) -> EqualLearning
     """Compare the fronts of two arms.
 
     Raises:
-        TooThin: too few seeds, items, or no level of learning above the base's that both reach.
+        TooThin: too few seeds, items, no level of learning above the base's that both reach, or
+            an arm that, tuned, has not surely learnt anything: noise would be the level.
     """
     key = ("fronts", first.name, second.name)
     if key not in setting.known:
@@ -100,6 +102,7 @@ def _compare(setting: Setting, first: Kind, second: Kind) -> EqualLearning:
             f"{count(len(rows), 'seed')} only; {MIN_SEEDS} are needed: add rates or budgets "
             "between them"
         )
+    learnt(setting, setting.common_budget(first, second), first, second)
     tables = [np.stack([row[task] for row in rows]) for task in rows[0]]
     if sum(table.shape[1] for table in tables) < MIN_ITEMS:
         raise TooThin(f"fewer than {MIN_ITEMS} items of forgetting")

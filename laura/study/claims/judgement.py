@@ -86,6 +86,9 @@ def _claim(claim: Claimed, found: Finding, joint: float | None, tested: int) -> 
     sure = joint is not None and joint <= ALPHA
     verdict: Verdict = found.toward if sure else "undecided"
     one = found.statement
+    reason = found.reason
+    if verdict != found.verdict:
+        reason = f"{found.verdict} by itself, but not among {tested} that were tested: {reason}"
     undecided = verdict == "undecided" and one is not None
     return Claim(
         id=claim.id,
@@ -95,7 +98,7 @@ def _claim(claim: Claimed, found: Finding, joint: float | None, tested: int) -> 
         test=claim.test,
         verdict=verdict,
         alone=found.verdict,
-        reason=found.reason,
+        reason=reason,
         missing=found.missing,
         would_decide=would_decide(one, tested) if undecided and one else "",
         effect=estimated(one.contrast, one.unit) if one else None,

@@ -105,16 +105,26 @@ def _once(
     return [Statement((setting.full().name,), what, effect, "share of noise rank")]
 
 
-def _of_noise(matrix: MatrixSpectra) -> float:
-    return (matrix.rank_kept or 0) / (matrix.noise_kept or math.nan)
+def _of_noise(matrix: MatrixSpectra) -> float | None:
+    return (matrix.rank_kept or 0) / matrix.noise_kept if matrix.noise_kept else None
 
 
 def _of_width(matrix: MatrixSpectra) -> float:
     return (matrix.rank_kept or 0) / min(matrix.shape)
 
 
-def _mean_share(matrices: list[MatrixSpectra], share: Callable[[MatrixSpectra], float]) -> float:
-    return fmean([share(matrix) for matrix in matrices])
+def _mean_share(
+    matrices: list[MatrixSpectra], share: Callable[[MatrixSpectra], float | None]
+) -> float:
+    """Mean share of the matrices that have one.
+
+    Raises:
+        TooThin: none has, since no noise of its shape stands beside it.
+    """
+    found = [value for matrix in matrices if (value := share(matrix)) is not None]
+    if not found:
+        raise TooThin("no rank of noise beside the spectra; make them again")
+    return fmean(found)
 
 
 def _matrices(by_seed: dict[int, list[MatrixSpectra]]) -> int:
