@@ -40,7 +40,8 @@ def test_compare_writes_claims_and_they_can_be_made_again(study: Path) -> None:
     found = json.loads(written)
     assert [claim["id"] for claim in found["claims"]] == [claim.id for claim in CLAIMS]
     forgets = next(c for c in found["claims"] if c["id"] == "forgets-less")
-    assert forgets["seeds"] == 3 and forgets["n"] == 180 and forgets["interval"]
+    effect = forgets["effect"]
+    assert effect["seeds"] == 3 and effect["n"] == 180 and effect["interval"]
     told = run("claims", study)
     assert told.exit_code == 0 and "could be tested" in told.stdout
     assert (study / "claims.json").read_bytes() == written

@@ -77,6 +77,7 @@ def _panel(study: Study, learning: str, forgetting: str) -> Panel | None:
         *_seed_layers(summary, seeds if len(seeds) > len(means) else []),
         *_mean_layers(summary, means, up, right),
         *_word_layers(),
+        *_front_names(front),
     ]
     title = f"{up.short_title} against {_inside_a_title(right.short_title)}"
     lines = ["Better is up and right; markers grow with budget.", "Bars: ± 1 standard error."]
@@ -120,21 +121,23 @@ def _front_layers(rows: list[style.Row]) -> list[altair.Chart]:
     return [
         line.encode(x="x:Q", y="y:Q", order=altair.Order("x:Q")),
         ring.encode(x="x:Q", y="y:Q", tooltip=style.tooltips(**TOOLTIPS)),
-        *_front_names(rows),
     ]
 
 
 def _front_names(rows: list[style.Row]) -> list[altair.Chart]:
-    """Names of the front's points: above them, where nothing lies, and towards the middle."""
-    middle = (min(row["x"] for row in rows) + max(row["x"] for row in rows)) / 2
+    """Names of the front's points: above and beyond them, where nothing else can lie.
+
+    Near the right edge, where little was forgotten, they stand to the left.
+    """
+    edge = 0.75 * min(0.0, *(row["x"] for row in rows)) if rows else 0.0
+    edge += 0.25 * max((row["x"] for row in rows), default=0.0)
     sides: dict[Literal["left", "right"], list[style.Row]] = {
-        # More forgotten is further left.
-        "left": [row for row in rows if row["x"] >= middle],
-        "right": [row for row in rows if row["x"] < middle],
+        "left": [row for row in rows if row["x"] >= edge],
+        "right": [row for row in rows if row["x"] < edge],
     }
     return [
         style.chart(own)
-        .mark_text(align=align, dx=12 if align == "left" else -4, dy=-13, fontSize=10.5)
+        .mark_text(align=align, dx=12 if align == "left" else -12, dy=-9, fontSize=10.5)
         .encode(x="x:Q", y="y:Q", text="front_label:N")
         for align, own in sides.items()
         if own
