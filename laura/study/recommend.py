@@ -134,8 +134,10 @@ def decide(
     nearest = [one for one in ordered if one not in could]
     nearest.sort(key=lambda one: _excess(one, constraint))
     fresh = {_place(one): one for one in confirmed}
-    others = [(one, _why_not(fresh.get(_place(one), one), constraint, True)) for one in rest]
-    others += [(one, _why_not(one, constraint, False)) for one in nearest[:3]]
+    others = [
+        (one, _why_not(fresh.get(_place(one), one), constraint, True, setting)) for one in rest
+    ]
+    others += [(one, _why_not(one, constraint, False, setting)) for one in nearest[:3]]
     to_confirm = chosen if state == "suggested" else None
     confirm = _command(to_confirm, study) if to_confirm else ""
     return Decision(state, chosen, others, len(explored), confirm, constraint, setting)
@@ -147,8 +149,8 @@ def answer_of(decision: Decision) -> str:
     if chosen is None:
         nearest, _ = decision.others[0]
         return (
-            f"Lower the rate or the budget, or add replay: nothing measured keeps the bound; "
-            f"nearest is {describe(nearest)}, forgetting {points(nearest.forgot)}."
+            f"Lower rate or budget, or add replay: nothing measured keeps the bound; nearest: "
+            f"{describe(nearest)}, forgetting {_size(nearest.forgot, unit(FORGETTING))}."
         )
     learnt = _size(chosen.learnt, unit(LEARNING))
     forgot = _size(chosen.forgot, unit(FORGETTING))
@@ -223,7 +225,7 @@ def _configuration(
     except TooThin:
         return None
     seeds = [s for s in tuned[LEARNING].seeds if s in tuned[FORGETTING].seeds]
-    if not seeds:
+    if not seeds or any(tuned[m].items != base[m].items for m in tuned):
         return None
     means, contrasts = list[float](), list[Contrast]()
     for measure, sign in ((LEARNING, 1.0), (FORGETTING, -1.0)):
@@ -297,7 +299,7 @@ def _preference(one: Configuration, constraint: Constraint) -> tuple[float, floa
 def _breaks_by_mean(one: Configuration, constraint: Constraint) -> bool:
     most, least = constraint.max_forgetting, constraint.min_learning
     over = most is not None and one.forgot > most
-    return over or one.learnt <= 0 or (least is not None and one.learnt < least)
+    return over or (one.learnt <= 0 if least is None else one.learnt < least)
 
 
 def _breaks(one: Configuration, constraint: Constraint) -> bool:
@@ -307,7 +309,7 @@ def _breaks(one: Configuration, constraint: Constraint) -> bool:
     most, least = constraint.max_forgetting, constraint.min_learning
     over = most is not None and one.forgetting.interval(one.level)[1] > most
     low = one.learning.interval(one.level)[0]
-    return over or low <= 0 or (least is not None and low < least)
+    return over or (low <= 0 if least is None else low < least)
 
 
 def _excess(one: Configuration, constraint: Constraint) -> float:
@@ -318,26 +320,28 @@ def _excess(one: Configuration, constraint: Constraint) -> float:
     return over + max(0.0, (constraint.min_learning or 0.0) - one.learnt)
 
 
-def _why_not(one: Configuration, constraint: Constraint, could: bool) -> str:
+def _why_not(one: Configuration, constraint: Constraint, could: bool, setting: Setting) -> str:
     if one.confirmed and _breaks(one, constraint):
         return "its fresh seeds do not surely keep the bound"
     if could:
         return "it forgets more" if constraint.max_forgetting is None else "it learns less"
-    if one.learnt <= 0:
+    if constraint.min_learning is None and one.learnt <= 0:
         return "it learnt nothing"
     broken = []
     if constraint.max_forgetting is not None and one.forgot > constraint.max_forgetting:
-        broken.append(f"it forgot {points(one.forgot)}")
+        broken.append(f"it forgot {_size(one.forgot, setting.unit(FORGETTING))}")
     if constraint.min_learning is not None and one.learnt < constraint.min_learning:
-        broken.append(f"it learnt {points(one.learnt)}")
+        broken.append(f"it learnt {_size(one.learnt, setting.unit(LEARNING))}")
     return " and ".join(broken)
 
 
 def _command(one: Configuration, study: Path) -> str:
-    """The command that trains a configuration with fresh seeds."""
+    """The command that trains a configuration with fresh seeds; with more where it had some."""
+    more = f" --confirm-seeds {2 * len(one.points)}" if one.confirmed else ""
     return (
         f"laura compare {shlex.quote(str(study / 'recipe.yaml'))} "
         f"--out {shlex.quote(str(study))} --confirm {one.arm.name}@{one.learning_rate:g}"
+        f"{more}"
     )
 
 

@@ -128,3 +128,17 @@ def rebuilt(old: Setting, **changes: Any) -> Setting:
              "runs": [*was.runs, *was.confirming_runs],
              "points": [*was.points, *was.confirming], **changes}  # fmt: skip
     return Setting(old.name, evidence_of(**parts), old.analysis, old._read)
+
+
+def filled(made: Setting) -> Setting:
+    """The same setting, its results with the items that were drawn, as files would have them."""
+    for point in (*made.evidence.points, *made.evidence.confirming):
+        for result in point.results.values():
+            known = made._read.get(id(result))
+            if not result.items and known is not None:
+                metric = next(iter(result.metrics))
+                result.items.extend(
+                    {"index": index, metric: int(value)}
+                    for index, value in zip(known[0], known[1], strict=True)
+                )
+    return made

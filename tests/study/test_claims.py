@@ -109,7 +109,10 @@ def ranks(learnt: Mapping[int, float], kept: Mapping[int, float]) -> Sequence[Se
 
 def curves(full: Sequence[float], lora: Sequence[float], **own: Any) -> Sequence[Setting]:
     """Learning by budget."""
-    learnt = {"full": lambda place, budget: full[budget], "lora": lambda place, budget: lora[budget]}
+    learnt = {
+        "full": lambda place, budget: full[budget],
+        "lora": lambda place, budget: lora[budget],
+    }
     return [setting(learnt, own={**FIVE, "budgets": (1, 2, 4, 8), **own}, **SURE)]
 
 

@@ -177,8 +177,8 @@ def test_holm_is_the_textbooks() -> None:
 
 
 def test_what_would_decide_does_decide() -> None:
-    one = Statement((), "x", Contrast(0.05, (Variance("seeds", 0.0009, 2),
-                                             Variance("items", 0.0001, math.inf)), 300, 3), "share")  # fmt: skip
+    parts = (Variance("seeds", 0.0009, 2), Variance("items", 0.0001, math.inf))
+    one = Statement((), "x", Contrast(0.05, parts, 300, 3), "share")
     told = would_decide(one, 4)
     seeds = int(told.split()[1])
     level = 1 - 0.05 / 4

@@ -62,8 +62,9 @@ def naive(made: Setting, first: Kind, second: Kind) -> list[float]:
                     for s in (0, 1):
                         able = [p for p, gain in zip(chosen[s], gains[s], strict=True)
                                 if gain >= level]  # fmt: skip
-                        best = min(able, key=lambda p: sum(
-                            own[half::2].mean() for own in sides[s][p][1]))  # noqa: B023
+                        best = min(
+                            able, key=lambda p: sum(own[half::2].mean() for own in sides[s][p][1])
+                        )
                         # Chosen on one half of the items, told on the other.
                         tasks = [own[1 - half :: 2].mean() for own in sides[s][best][1]]
                         lost.append(sum(tasks) / len(tasks))
@@ -108,7 +109,7 @@ def test_the_truth_at_equal_learning_is_found_though_the_tuned_rates_tell_anothe
         made = setting(dict.fromkeys(PAIR, curve), dict.fromkeys(PAIR, kept), validation=losses,
                        number=number, own={"budgets": (1,)})  # fmt: skip
         tuned = made.difference(made.lora(), made.full(), FORGETTING, 1)
-        assert tuned.interval()[0] > 0.2
+        assert tuned.interval()[0] > 0.1
         values.append(equal_learning(made, made.full(), made.lora()).difference.value)
     assert abs(stats.ttest_1samp(values, 0.0).statistic) < stats.t.ppf(0.9995, 14)
 
@@ -137,7 +138,7 @@ def test_more_points_of_pure_noise_win_no_more_often() -> None:
 
 def test_without_a_level_that_both_reach_it_says_so() -> None:
     made = setting({"full": lambda place, budget: 0.8, "lora": lambda place, budget: 0.3})
-    with pytest.raises(TooThin, match="share a level of learning.*0 seeds.*add rates or budgets"):
+    with pytest.raises(TooThin, match=r"share a level of learning.*0 seeds.*add rates or budgets"):
         equal_learning(made, made.full(), made.lora())
 
 

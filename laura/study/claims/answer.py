@@ -21,6 +21,8 @@ from laura.study.summary import Point
 MOST_WORDS = 25
 STILL_LEARNT = 0.9  # of what the tuned configuration learnt
 SHORT_REASON = 14  # words
+# Statements whose parts are each of two arms, tuned, of which the first does more if they hold.
+STATED = {"learnt": ("targets-order",), "forgot": ("stronger-regulariser", "replay-mitigates")}
 
 
 # ----- numbers in words -----
@@ -182,8 +184,8 @@ def _undecided(matched: Claim) -> str:
     if effect is None:
         reason = (matched.missing or [matched.reason])[0].split(";")[0]
         words = reason.split()
-        short = " ".join(words[:SHORT_REASON]) + ("…" if len(words) > SHORT_REASON else "")
-        return f"Run more before you choose: {short}."
+        short = " ".join(words[:SHORT_REASON]) + ("…" if len(words) > SHORT_REASON else ".")
+        return f"Run more before you choose: {short}"
     unit = "points" if effect.unit == "share" else effect.unit
     at = f"at equal learning full finetuning minus LoRA forgot {ends(effect)} {unit}"
     if matched.would_decide.startswith("about"):
@@ -200,7 +202,9 @@ def _everywhere(settings: Sequence[Setting]) -> str:
 def _gentler(setting: Setting) -> str:
     """A lower rate or budget of a method that kept its learning and forgot surely less; or ""."""
     pair = main_pair(setting)
-    if pair is None or setting.unit(FORGETTING) != "share" or setting.unit(LEARNING) != "share":
+    if pair is None or setting.suggests_only:
+        return ""
+    if {setting.unit(FORGETTING), setting.unit(LEARNING)} != {"share"}:
         return ""
     found = []
     for arm in pair:
@@ -292,10 +296,10 @@ def sentences_of(
             _by_claim(claims["forgets-less-matched"], comparisons[0], "forgot", True),
         ]
     else:
-        told += _by_interval(setting, comparisons[0], len(comparisons))
+        told += _by_interval(setting, comparisons[0], len(comparisons), claims)
     others = []
     for one in comparisons[1:]:
-        others += [_figures(setting, one), *_by_interval(setting, one, len(comparisons))]
+        others += [_figures(setting, one), *_by_interval(setting, one, len(comparisons), claims)]
     return told, others
 
 
@@ -330,6 +334,8 @@ def _mean_change(setting: Setting, own: Mapping[int, Point], measure: str) -> fl
         base = setting.base_scores(measure)
     except TooThin:
         return None
+    if tuned.items != base.items:
+        return None
     values = [
         float(table.mean()) - float(base.tables[task].mean())
         for task, table in tuned.tables.items()
@@ -358,8 +364,28 @@ def _by_claim(claim: Claim, pair: Comparison, verb: str, equal: bool = False) ->
     )
 
 
-def _by_interval(setting: Setting, found: Comparison, pairs: int) -> list[str]:
-    """Sentences on two arms that no statement speaks of, by their corrected intervals."""
+def _settled(claims: Mapping[str, Claim], verb: str) -> dict[frozenset[str], str]:
+    """Two arms to the one that, tuned, did more by a statement's joint verdict; "" for neither.
+
+    A sentence of its own correction beside such a verdict could say the opposite.
+    """
+    found: dict[frozenset[str], str] = {}
+    for name in STATED[verb]:
+        claim = claims[name]
+        rows = [row for row in claim.evidence if row.decides and row.effect is not None]
+        for row in rows:
+            more, less = row.arms
+            if claim.verdict == "supported":
+                found[frozenset(row.arms)] = more
+            elif len(rows) == 1:  # of several parts none is settled by itself
+                found[frozenset(row.arms)] = less if claim.verdict == "contradicted" else ""
+    return found
+
+
+def _by_interval(
+    setting: Setting, found: Comparison, pairs: int, claims: Mapping[str, Claim]
+) -> list[str]:
+    """Sentences on two arms, by their corrected intervals where no statement speaks of them."""
     told = []
     for verb, where, effect in (
         ("learnt", "Tuned", found.learning),
@@ -369,6 +395,9 @@ def _by_interval(setting: Setting, found: Comparison, pairs: int) -> list[str]:
         if effect is None:
             continue
         word = 0 if setting.suggests_only else _direction(effect, pairs)
+        settled = _settled(claims, verb) if where == "Tuned" else {}
+        if frozenset(found.arms) in settled:
+            word = {found.arms[0]: 1, found.arms[1]: -1}.get(settled[frozenset(found.arms)], 0)
         first, second = found.arms if word >= 0 else reversed(found.arms)
         size, interval = amount(effect.value, effect.unit), ends(effect, turned=word < 0)
         if word:

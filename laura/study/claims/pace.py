@@ -238,6 +238,8 @@ def _gains(setting: Setting, arm: Kind) -> dict[int, list[float]]:
         if not setting.points(arm, budget):
             continue
         own = setting.arm_scores(arm, budget, LEARNING)
+        if own.items != base.items:
+            raise TooThin(f"{arm.name} and the base were measured on different items")
         for place, seed in enumerate(own.seeds):
             score = sum(float(t[place].mean()) for t in own.tables.values()) / len(own.tables)
             found.setdefault(seed, []).append(score - start)
@@ -288,9 +290,12 @@ def _curves(setting: Setting, arm: Kind) -> dict[int, NDArray[Any]]:
     import numpy as np
 
     found: dict[int, list[NDArray[Any]]] = {}
+    items = setting.base_scores(LEARNING).items
     for budget in setting.budgets:
         if setting.points(arm, budget):
             own = setting.arm_scores(arm, budget, LEARNING)
+            if own.items != items:
+                raise TooThin(f"{arm.name} and the base were measured on different items")
             (table,) = own.tables.values()
             for place, seed in enumerate(own.seeds):
                 found.setdefault(seed, []).append(table[place])

@@ -285,6 +285,8 @@ class Setting:
             read = [self._items(own[task]) for own in whole.values()]
             if len({indices for indices, _, _ in read}) > 1:
                 raise TooThin(f"{task} was measured on different items; measure both on the same")
+            if not read[0][0]:
+                raise TooThin(f"{task} of {who} holds no items; measure it again")
             tables[task] = np.stack([values for _, values, _ in read])
             items[task] = read[0][0]
             if all(within for _, _, within in read):
