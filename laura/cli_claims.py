@@ -86,7 +86,8 @@ def claims_table(found: Judgement) -> RenderableType:
     for heading in ("claim", "verdict", "effect", "why"):
         table.add_column(heading)
     colours = {"supported": "green", "contradicted": "red", "mixed": "yellow"}
-    for claim in found.claims:
+    tested = [claim for claim in found.claims if not claim.missing]
+    for claim in tested:
         verdict = claim.verdict + (" (edge)" if claim.edge else "")
         why = ". ".join(part for part in (claim.reason.rstrip("."), open_words(claim)) if part)
         table.add_row(
@@ -103,6 +104,10 @@ def claims_table(found: Judgement) -> RenderableType:
         notes += f" {EDGE[0].upper()}{EDGE[1:]}."
     parts: list[RenderableType] = [Text(found.answer, style="bold"), Text(), table]
     parts.append(Text(notes, style="dim"))
+    silent = [claim for claim in found.claims if claim.missing]
+    if silent:
+        parts.append(Text("\nWhat this design could not judge", style="bold"))
+        parts += [Text(f" - {claim.id}: {'; '.join(claim.missing)}") for claim in silent]
     if found.gaps:
         parts.append(Text("\nMissing", style="bold"))
         parts += [Text(f" - {gap}") for gap in found.gaps]

@@ -190,7 +190,9 @@ def _text(found: Recommendation) -> str:
                              ("forgot", chosen.forgetting, chosen.forgot)):  # fmt: skip
         measure = found.measures["learning" if side == "learnt" else "forgetting"]
         tasks, unit = ", ".join(measure["tasks"]), measure["unit"]
-        lines.append(f"  {side:<8}{_effect(told, mean, unit)} ({tasks})")
+        # What was chosen on its own seeds has no interval of its own until it is confirmed.
+        shown = told if found.state == "recommended" else None
+        lines.append(f"  {side:<8}{_effect(shown, mean, unit)} ({tasks})")
     lines.append(f"  cost    {_cost_text(chosen.cost)}")
     if found.state == "suggested":
         lines.append("\nSuggested by its mean over the seeds it was chosen on. To confirm it:")
@@ -223,7 +225,7 @@ def _text(found: Recommendation) -> str:
 
 def _effect(told: Estimated | None, mean: float, unit: str) -> str:
     if told is None:
-        return f"{_signed(mean, unit)}, too few seeds for an interval"
+        return f"{_signed(mean, unit)} {'points' if unit == 'share' else unit}"
     low, high = told.interval
     unit_words = "points" if unit == "share" else unit
     return (

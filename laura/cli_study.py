@@ -123,7 +123,10 @@ def judge_again(desk: Desk, folder: Path) -> None:
 
     settings = SeriesStore(folder).settings()
     for study in settings.values():
-        rebuild(study.folder, desk.progress)
+        try:
+            rebuild(study.folder, desk.progress)
+        except UsageError as error:
+            desk.progress.say(str(error))
     if settings:
         write_series_claims(folder)
     else:

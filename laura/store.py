@@ -13,7 +13,8 @@
         analysis/STEP/spectra.json
         analysis/STEP/NAME.diversity.json   each prompt's numbers of an extra; made again if deleted
       base/analysis/spectra.json  analysis/subspaces.json
-      summary.json  analysis.json  claims.json  recommendation.json
+      summary.json  analysis.json  claims.json  cost.json  recommendation.json
+                          one class each in laura/results/schema.py, which writes and reads them
       report.html  report.md  figures/*.svg, *.png
 
     SERIES/

@@ -18,6 +18,7 @@ import laura
 from laura import cli, door, shipped
 from laura.errors import DataError, RecipeError, UsageError
 from laura.recipe import MeasureSection, Recipe
+from laura.results.schema import Summary
 from laura.store import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,11 +34,19 @@ budget: {epochs: [1]}
 arms:
   lora: {method: lora}
 """
-SUMMARY = {
+RUN = {"id": "a1", "arm": "lora", "learning_rate": 1e-3, "seed": 0, "state": "done"}
+SUMMARY: dict[str, Any] = {
+    "format": 2,
     "name": "tiny",
-    "runs": [{"id": "a1", "state": "done", "loss_curve": [[1, 2.0]] * 100}],
-    "verdict": {"headline": "LoRA forgets less.", "sentences": ["By a lot."], "caveats": ["n=1"]},
+    "base": {"model": "m", "fingerprint": "f"},
+    "measure": {"learning": [], "forgetting": []},
+    "tasks": {},
+    "budget": {"unit": "epochs", "points": [1]},
+    "arms": [],
+    "runs": [{**RUN, "loss_curve": [[1, 2.0]] * 100}],
+    "points": [],
 }
+JUDGED = {"format": 2, "answer": "Take LoRA: it forgets less.", "sentences": ["By a lot."]}
 
 
 def run(*arguments: str) -> Result:
@@ -85,17 +94,17 @@ def calls(stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     seen: list[dict[str, Any]] = []
     monkeypatch.chdir(tmp_path)
 
-    def compare(recipe: Recipe, **asked: Any) -> dict[str, Any]:
+    def compare(recipe: Recipe, **asked: Any) -> None:
         seen.append({"recipe": recipe, **asked})
         write_json(asked["study"] / "summary.json", SUMMARY)
-        return SUMMARY
+        write_json(asked["study"] / "claims.json", JUDGED)
 
     def write_report(study: Path, progress: Any = None, form: str = "html") -> Path:
         return study / f"report.{form}"
 
     stand_in("laura.study.compare", "compare", compare)
     stand_in("laura.report.page", "write_report", write_report)
-    stand_in("laura.report.tables", "summary_table", lambda summary: "TABLE")
+    stand_in("laura.report.tables", "summary_table", lambda study: f"TABLE {study.answer}")
     return seen
 
 
@@ -140,7 +149,7 @@ def test_compare_hands_everything_on(
     assert asked["recipe"].train.clip is None and asked["recipe"].seeds == [7]
     assert asked["study"] == tmp_path / "out"
     assert (asked["data_dir"], asked["device"]) == (tmp_path, "cpu")
-    assert "TABLE" in ended.stdout and "report.html" in ended.stdout
+    assert f"TABLE {JUDGED['answer']}" in ended.stdout and "report.html" in ended.stdout
 
 
 def test_defaults_and_environment(
@@ -159,9 +168,32 @@ def test_json_is_one_object_on_standard_output(
 ) -> None:
     ended = run("compare", recipe_file, "--json")
     answer = json.loads(ended.stdout)
-    assert answer["verdict"] == SUMMARY["verdict"]
+    assert answer["judgement"]["answer"] == JUDGED["answer"]
     assert answer["report"].endswith("report.html")
-    assert answer["runs"] == [{"id": "a1", "state": "done"}], "curves are in summary.json"
+    [known] = answer["runs"]
+    assert known.items() >= RUN.items() and "loss_curve" not in known, "they are in summary.json"
+
+
+def test_a_study_of_an_older_format_is_one_line(
+    recipe_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "old"
+    (study / "runs").mkdir(parents=True)
+    for name in ("recipe.yaml", "study.json"):
+        (study / name).write_text(RECIPE if name == "recipe.yaml" else "{}")
+    for name in ("summary.json", "analysis.json", "claims.json"):
+        write_json(study / name, {"format": 1})
+    before = {path: path.read_bytes() for path in study.iterdir() if path.is_file()}
+    for command in (
+        ("report",), ("claims",), ("recommend", "--max-forgetting", "0.02"),
+        ("gate", "--max-forgetting", "0.02"),
+    ):  # fmt: skip
+        ended = run(command[0], str(study), *command[1:])
+        assert ended.exit_code == 2, (command, ended.stderr)
+        told = ended.stderr.strip()
+        assert "older format" in told and "laura compare" in told, told
+        assert len(told.splitlines()) == 1 and "Traceback" not in told
+    assert before == {path: path.read_bytes() for path in study.iterdir() if path.is_file()}
 
 
 def test_the_report_comes_in_two_formats(calls: list[dict[str, Any]], recipe_file: str) -> None:
@@ -181,7 +213,7 @@ def test_train_and_evaluate_and_merge_and_fetch(
     def train(recipe: Recipe, **asked: Any) -> dict[str, Any]:
         seen.update(asked)
         runs = [{"id": "a1", "state": "done", "folder": "runs/a1"}]
-        return {"runs": runs, "summary": SUMMARY}
+        return {"runs": runs, "summary": Summary.model_validate(SUMMARY)}
 
     def evaluate_model(model: str, **asked: Any) -> dict[str, Any]:
         seen.update(asked)

@@ -17,6 +17,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -901,12 +902,13 @@ F = TypeVar("F", bound=File)
 def refuse_older(study: Path) -> None:
     """Refuse a study folder whose files are of an older format, before any is written anew.
 
+    What is damaged is told by whoever reads it.
+
     Raises:
         UsageError: they are; the message says what makes them anew.
-        StoreError: a file is no JSON.
     """
     for name in (SUMMARY_FILE, ANALYSIS_FILE):
-        if (study / name).is_file():
+        with suppress(StoreError):
             _refuse_older(read_json(study / name), study / name)
 
 

@@ -16,6 +16,7 @@ from laura.models.registry import MODELS, PackagedModel
 from laura.models.targets import GROUPS, is_named
 from laura.recipe import Arm, BaseSection, LoraArm, Recipe
 from laura.study.plan_arms import adapted_maps, trainable_parameters
+from laura.study.plan_claims import could_decide
 from laura.study.plan_data import Survey, survey
 from laura.study.plan_evaluation import evaluation_parts
 from laura.study.plan_machine import Machine, measure_machine
@@ -81,16 +82,27 @@ def plan(
     peak = max(part["peak"] for part in parts if part is not None)
     return {
         "name": recipe.name,
-        "base": {"model": recipe.base.model, "parameters": shapes.parameters, **asdict(shapes)},
+        "base": {
+            "model": recipe.base.model,
+            "parameters": shapes.parameters,
+            "least_width": least_width(shapes),
+            **asdict(shapes),
+        },
         "machine": {**asdict(machine), "measured": gpus is None, "gpus": list(counts)},
         "data": asdict(known),
         "arms": arms,
         "totals": {**whole, "seconds": _seconds(whole["flops"], rate, counts[0]), "peak": peak},
+        "decides": could_decide({recipe.name: recipe}, least_width(shapes)),
         "notes": [
             *_notes(recipe, known, gpus, rate, flops_per_second, machine),
             *_warmup_notes(recipe, works.values()),
         ],
     }
+
+
+def least_width(shapes: Shapes) -> int:
+    """Fewest directions that a matrix of the base has."""
+    return min(min(shape) for shape in shapes.maps.values())
 
 
 def refuse_arms(recipe: Recipe, shapes: Shapes) -> None:

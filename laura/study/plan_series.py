@@ -8,6 +8,7 @@ from typing import Any
 from laura.errors import UsageError
 from laura.recipe_series import Series
 from laura.study.plan import plan
+from laura.study.plan_claims import could_decide
 
 
 def plan_series(
@@ -21,7 +22,7 @@ def plan_series(
         options: As for `plan`.
 
     Returns:
-        {"name", "settings": {name: plan}, "totals"}.
+        {"name", "settings": {name: plan}, "totals", "decides"}.
 
     Raises:
         UsageError: `epoch_tokens` with several settings.
@@ -37,7 +38,9 @@ def plan_series(
         for name, recipe in series.settings.items()
     }
     totals = series_totals({name: found["totals"] for name, found in plans.items()})
-    return {"name": series.name, "settings": plans, "totals": totals}
+    width = min(found["base"]["least_width"] for found in plans.values())
+    decides = could_decide(series.settings, width)
+    return {"name": series.name, "settings": plans, "totals": totals, "decides": decides}
 
 
 def series_totals(totals: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

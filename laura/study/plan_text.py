@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from laura.progress import duration_text
+from laura.study.plan_claims import claims_lines
 from laura.study.plan_paper import paper_rows
 from laura.units import memory_text
 
@@ -51,7 +52,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     rows.append(["all", "", "", *_sums(total)])
     lines += table(rows)
     lines += ["", *longer_line(total), evaluation_line(total)]
-    lines += [disk_line(total), *plan["notes"]]
+    lines += [disk_line(total), *plan["notes"], "", *claims_lines(plan["decides"])]
     return "\n".join(lines)
 
 
@@ -68,6 +69,7 @@ def series_text(series: dict[str, Any]) -> str:
     if total["unknown"]:
         names = ", ".join(total["unknown"])
         words.append(f"Without the training of {names}: give --setting and --epoch-tokens.")
+    words += ["", *claims_lines(series["decides"])]
     return "\n\n\n".join([*parts, "\n".join(words)])
 
 

@@ -21,7 +21,6 @@ def rebuild(folder: Path, progress: Progress = SILENT) -> None:
 
     Raises:
         UsageError: the study's files are of an older format.
-        StoreError: one of them is no JSON.
     """
     refuse_older(folder)
     if not is_carried_out(folder):

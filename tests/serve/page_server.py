@@ -38,7 +38,7 @@ RECORD: dict[str, Any] = {
                          "base": {"value": 0.1, "stderr": 0.02, "n": 50},
                          "tuned": {"value": 0.3, "stderr": 0.03, "n": 50},
                          "change": {"value": 0.2, "stderr": 0.01, "n": 50}}},
-    "claims": {"forgets-less": "supported", "learns-less": "too thin"},
+    "claims": {"forgets-less": "supported", "learns-less": "undecided"},
 }  # fmt: skip
 STATE: dict[str, Any] = {
     "ready": True, "why_not": "", "slots_total": 4, "tokens_per_second": 41.26,

@@ -195,7 +195,7 @@ def test_the_record_of_an_adapter_is_told(visit: Visit) -> None:
         "Learned: +20.0 ± 1.0 percentage points on gsm8k, 95 % interval 10.0 to 30.0; seeds: 3",
         "Forgot: −1.2 ± 0.5 percentage points on hellaswag, 95 % interval −3.0 to 1.0; seeds: 3",
         "On tiny-llama; lora, arm lora-all, learning rate 2e−4",
-        "Claims: 1 supported, 1 too thin",
+        "Claims: 1 supported, 1 undecided",
     ):
         assert words in shown
     cards.nth(1).get_by_text("Scores", exact=True).click()
@@ -367,7 +367,7 @@ def test_everything_can_be_reached_by_keyboard_in_order(visit: Visit) -> None:
             )
         )
     assert order == [
-        "Adapter 1", "Adapter 2", "Settings", "Scores", "Claims: 1 supported, 1 too thin",
+        "Adapter 1", "Adapter 2", "Settings", "Scores", "Claims: 1 supported, 1 undecided",
         "mark", "Your question", "Ask", "Clear",
     ]  # fmt: skip
     page.get_by_role("link", name="Live").focus()

@@ -15,15 +15,10 @@ from laura.errors import RecipeError
 from laura.recipe import Recipe
 from laura.recipe_reading import parse_recipe
 from laura.store import MANIFEST, StudyStore, file_hash, read_json, write_json
-from laura.study.compare import compare, write_summary
-from laura.study.spectra_results import (
-    base_spectra_file,
-    read_spectra,
-    read_subspaces,
-    subspaces_file,
-)
+from laura.study.spectra_results import base_spectra_file, subspaces_file
 from laura.study.summary import gather
 from tests.analysis.test_weights import layer_maps, ranks
+from tests.study.carried_out import compare, read_spectra, read_subspaces, write_summary
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"

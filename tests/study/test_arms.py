@@ -15,8 +15,8 @@ from laura.models.registry import MICRO_BASE
 from laura.recipe import BaseSection, FullArm, LoraArm, TrainSection
 from laura.recipe_reading import parse_recipe
 from laura.store import StudyStore
-from laura.study.compare import compare
 from laura.study.workbench import Workbench
+from tests.study.carried_out import compare
 
 RECIPE = """
 name: arms
@@ -73,10 +73,10 @@ def test_every_arm_is_trained_and_measured(finished: tuple[Path, dict[str, Any]]
     _, summary = finished
     assert len(summary["points"]) == len(summary["arms"]) == 12
     assert {run["state"] for run in summary["runs"]} == {"done"}
-    learnt = {p["arm"]: p["learning"]["target_loss"]["change"] for p in summary["points"]}
+    learnt = {p["arm"]: p["changes"]["target_loss"]["value"] for p in summary["points"]}
     assert all(change < 0 for change in learnt.values()), learnt
     assert len({round(change, 6) for change in learnt.values()}) == 12, "no two are the same"
-    assert all(p["forgetting"]["kl"]["change"] > 0 for p in summary["points"])
+    assert all(p["changes"]["kl"]["value"] > 0 for p in summary["points"])
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_an_arm_that_asks_for_a_layer_too_many_stops_before_anything_is_measured
 def test_every_arm_trains_in_bf16_autocast(tmp_path: Path) -> None:
     summary = compare(parse_recipe(RECIPE.format(precision="bf16")), study=tmp_path / "arms")
     assert {run["state"] for run in summary["runs"]} == {"done"}
-    learnt = {p["arm"]: p["learning"]["target_loss"]["change"] for p in summary["points"]}
+    learnt = {p["arm"]: p["changes"]["target_loss"]["value"] for p in summary["points"]}
     assert all(change < 0 for change in learnt.values()), learnt
 
 

@@ -21,8 +21,8 @@ from laura.recipe_reading import parse_recipe
 from laura.store import RunStore
 from laura.study import workers
 from laura.study.cohorts import cohorts, remark
-from laura.study.compare import compare
 from laura.study.session import RunSpec
+from tests.study.carried_out import compare
 from tests.study.conftest import RECIPE
 from tests.study.test_workers import Heard
 
@@ -110,9 +110,9 @@ def test_a_study_with_cohorts_is_the_study_without(
     study = tmp_path / "cohorts"
     assert compare(a_recipe(text, 8), study=study, workers=count, progress=heard) == summary
     assert heard.advanced["study"] == 1 + 20
-    # The rates of LoRA with the first seed are a cohort for each of two budgets.
+    # The rates of LoRA are a cohort for each of two seeds and two budgets.
     training = [title for title in heard.bars if title.startswith("training ")]
-    assert training.count(f"training lora at {rates}") == 2 and len(training) == trainings
+    assert training.count(f"training lora at {rates}") == 4 and len(training) == trainings
     assert any(f"lora, rates {rates}, seed 0" in text for text in heard.said)
     costs = json.loads((study / "cost.json").read_text())["runs"]
     together = [run["learning_rate"] for run in costs if "cohort" in run]

@@ -18,9 +18,8 @@ from laura.errors import RecipeError, StoreError, UsageError
 from laura.recipe_reading import parse_recipe
 from laura.results.task_result import TaskResult
 from laura.store import StudyStore, read_json, write_json
-from laura.study.compare import compare, write_summary
 from laura.study.opening import open_study
-from laura.study.single import train
+from tests.study.carried_out import compare, judgement, train, write_summary
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_d
 
 
 def test_every_rate_is_run_with_every_seed_and_each_seed_has_its_best(finished: Any) -> None:
-    _, _, summary = finished
+    _, folder, summary = finished
     for arm, rates in (("full", [1e-3, 3e-3]), ("lora", [1e-2, 3e-2])):
         points = [p for p in summary["points"] if p["arm"] == arm]
         # two rates x two seeds x two budgets, and a choice for each seed
@@ -44,9 +43,10 @@ def test_every_rate_is_run_with_every_seed_and_each_seed_has_its_best(finished: 
             own = [p for p in points if p["seed"] == seed]
             last = [p for p in own if p["budget"] == 1200]
             assert sorted(p["learning_rate"] for p in last) == rates
-            best = min(last, key=lambda p: p["validation_loss"]["value"])["learning_rate"]
+            best = min(last, key=lambda p: p["scores"]["validation_loss"]["value"])["learning_rate"]
             assert all(p["selected"] == (p["learning_rate"] == best) for p in own)
-    assert summary["verdict"]["headline"] and summary["verdict"]["caveats"]
+    judged = judgement(folder)
+    assert judged.answer and judged.caveats
 
 
 def test_changes_are_taken_against_the_base_item_by_item(finished: Any) -> None:
@@ -60,11 +60,11 @@ def test_changes_are_taken_against_the_base_item_by_item(finished: Any) -> None:
             sum(i["nats"] for i in r.items) / sum(i["tokens"] for i in r.items)
             for r in (base, tuned)
         ]
-        change = point["learning"]["target_loss"]
-        assert change["change"] == pytest.approx(totals[1] - totals[0])
+        change = point["changes"]["target_loss"]
+        assert change["value"] == pytest.approx(totals[1] - totals[0])
         assert change["stderr"] > 0
         assert point["scores"]["target_loss"]["n"] == len(base.items) == 10
-        assert point["forgetting"]["kl"]["change"] > 0
+        assert point["changes"]["kl"]["value"] > 0
 
 
 def test_the_base_is_measured_before_anything_is_trained(finished: Any) -> None:

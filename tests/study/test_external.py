@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from laura.errors import AdapterError, CheckpointError, ModelError, RecipeError
 from laura.recipe_reading import parse_recipe, recipe_yaml
 from laura.store import StudyStore
-from laura.study.compare import compare
+from tests.study.carried_out import best_rate, compare, judgement
 from tests.study.conftest import RECIPE
 
 SHORT = ("arms.full.learning_rates=[1e-3]", "arms.lora.learning_rates=[1e-2]")
@@ -58,8 +58,8 @@ def test_they_score_as_where_they_were_trained(trained: Any, tmp_path: Path) -> 
         return {(p["arm"], p["seed"], p["budget"]): p["scores"] for p in of["points"]}
 
     assert scores(found) == scores(summary) and len(found["points"]) == 8
-    assert [arm["best_learning_rate"] for arm in found["arms"]] == [1e-3, 1e-2]
-    assert found["verdict"]["headline"] == summary["verdict"]["headline"]
+    assert [best_rate(arm) for arm in found["arms"]] == [1e-3, 1e-2]
+    assert judgement(tmp_path / "study").answer == judgement(folder).answer
     weights = [p for p in (tmp_path / "study").rglob("*.safetensors") if "corpus" not in p.parts]
     assert not weights, "checkpoints made elsewhere are not copied"
     assert compare(made, study=tmp_path / "study") == found

@@ -11,7 +11,7 @@ import pytest
 from laura.recipe_reading import parse_recipe
 from laura.results.task_result import TaskResult
 from laura.study import workers
-from laura.study.compare import compare
+from tests.study.carried_out import compare
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """

@@ -121,7 +121,8 @@ class Made:
         TaskResult("drawn", "v", model, 5, metrics, items).write(path, rows)
 
     def findings(self) -> dict[str, Any]:
-        return build_findings(gather(self.store, self.recipe), self.store)
+        found = build_findings(gather(self.store, self.recipe), self.store)
+        return found.model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
@@ -142,14 +143,6 @@ def test_the_truth_is_found(made: Made) -> None:
     assert found["gaps"] == []
     tradeoff = found["tradeoff"]
     assert (tradeoff["learning"], tradeoff["forgetting"]) == ("gsm8k", "mean")
-    assert {row["curve"] for row in tradeoff["matched"]} == {"best_rate", "grid"}
-    for row in tradeoff["matched"]:
-        assert row["arms"] == ["full", "lora"] and row["n"] == 2 * ITEMS
-        assert row["seeds"] == (3 if row["curve"] == "best_rate" else row["seeds"])
-        assert row["score"] - row["level"] == pytest.approx(0.1, abs=0.01)
-        assert row["difference"] == pytest.approx(0.3 * row["level"], abs=0.02)
-        assert row["interval"][0] < row["difference"] < row["interval"][1]
-        assert row["interval"][1] - row["interval"][0] < 0.04
     area = tradeoff["area"]
     assert area["full"]["value"] < area["lora"]["value"] < 1
     needed = [row for row in found["efficiency"] if row["task"] == "gsm8k"]
@@ -167,43 +160,97 @@ def test_the_truth_is_found(made: Made) -> None:
     assert fits["kl"] > 0.98 and fits["kl_source"] > 0.9
 
 
-def test_matched_intervals_are_those_of_a_naive_bootstrap(made: Made) -> None:
-    """Items and seeds drawn one draw after the other, at the best rate of each arm."""
-    found = made.findings()["tradeoff"]
-    row = [r for r in found["matched"] if r["curve"] == "best_rate"][1]
+RUNS = {
+    (arm, rate): [f"{arm}-{rate:g}-{seed}" for seed in seeds]
+    for arm, rates in (("full", (1e-4, 1e-3)), ("lora", (1e-3, 1e-2)))
+    for rate, seeds in zip(rates, ((0,), (0, 1, 2)), strict=True)
+}
+
+
+def values(path: Path, task: str) -> np.ndarray:
+    return np.array(list(TaskResult.read(path).values(METRICS[task]).values()))
+
+
+def tables_of(made: Made) -> dict[Any, np.ndarray]:
+    """Every item's score by (run or "base", step, task)."""
+    found = {
+        (run, step, task): values(made.store.run(run).evaluation(step, task), task)
+        for runs in RUNS.values() for run in runs for step in (1, 2, 4) for task in METRICS
+    }  # fmt: skip
+    base = {("base", 0, task): values(made.store.base_evaluation(task), task) for task in METRICS}
+    return found | base
+
+
+def test_the_front_is_of_means_over_seeds_and_names_them(made: Made) -> None:
+    tables = tables_of(made)
+
+    def mean(runs: list[str], step: int, task: str) -> float:
+        return float(np.mean([tables[run, step, task].mean() for run in runs]))
+
+    every = {}
+    for (arm, rate), runs in RUNS.items():
+        for budget, step in STEPS.items():
+            learnt = mean(runs, step, "gsm8k") - mean(["base"], 0, "gsm8k")
+            lost = [mean(["base"], 0, t) - mean(runs, step, t) for t in ("winogrande", "hellaswag")]
+            every[arm, rate, budget] = learnt, float(np.mean(lost))
+    expected = {
+        key for key, (learnt, lost) in every.items()
+        if not any(x >= learnt and y <= lost and (x, y) != (learnt, lost)
+                   for x, y in every.values())
+    }  # fmt: skip
+    front = made.findings()["tradeoff"]["front"]
+    assert {(p["arm"], p["learning_rate"], p["budget"]) for p in front} == expected
+    assert len(front) == len(expected) > 3
+    for point in front:
+        learnt, lost = every[point["arm"], point["learning_rate"], point["budget"]]
+        assert (point["learning"], point["forgetting"]) == pytest.approx((learnt, lost), abs=1e-9)
+        runs = RUNS[point["arm"], point["learning_rate"]]
+        assert point["runs"] == runs and point["seeds"] == [int(run[-1]) for run in runs]
+
+
+def test_intervals_of_areas_are_those_of_a_naive_bootstrap(made: Made) -> None:
+    """Items and seeds drawn one draw after the other; the area by its definition."""
+    found, tables = made.findings()["tradeoff"]["area"], tables_of(made)
     generator = np.random.default_rng(9)
 
-    def values(path: Path, task: str) -> np.ndarray:
-        return np.array(list(TaskResult.read(path).values(METRICS[task]).values()))
+    def cells(arm: str, items: dict[str, Any], draw: Any) -> list[tuple[float, float]]:
+        base = {task: tables["base", 0, task][items[task]].mean() for task in METRICS}
+        points = []
+        for (own, _), runs in RUNS.items():
+            if own == arm:
+                chosen = draw(len(runs))
+                for step in (1, 2, 4):
+                    moved = {
+                        task: np.mean([tables[runs[n], step, task][items[task]].mean()
+                                       for n in chosen]) - base[task]
+                        for task in METRICS
+                    }  # fmt: skip
+                    lost = -(moved["winogrande"] + moved["hellaswag"]) / 2
+                    points.append((moved["gsm8k"], lost))
+        return points
 
-    tables = {
-        (arm, seed, step, task): values(
-            made.store.run(f"{arm}-{rate:g}-{seed}").evaluation(step, task), task
+    def area(points: list[tuple[float, float]], most: tuple[float, float]) -> float:
+        grid = np.linspace(0, most[0], 3001)[1:] - most[0] / 6000
+        least = np.full(len(grid), most[1])
+        for learnt, lost in points:
+            least[grid <= learnt] = np.minimum(least[grid <= learnt], np.clip(lost, 0, most[1]))
+        return float((most[1] - least).mean() / most[1])
+
+    whole = {task: np.arange(ITEMS) for task in METRICS}
+    measured = [p for arm in ("full", "lora") for p in cells(arm, whole, np.arange)]
+    most = max(x for x, _ in measured), max(y for _, y in measured)
+    for arm in ("full", "lora"):
+        assert found[arm]["value"] == pytest.approx(
+            area(cells(arm, whole, np.arange), most), abs=2e-3
         )
-        for arm, rate in (("full", 1e-3), ("lora", 1e-2))
-        for seed in range(3) for step in (1, 2, 4) for task in METRICS
-    }  # fmt: skip
-    base = {task: values(made.store.base_evaluation(task), task) for task in METRICS}
-    level = row["score"]
-    differences = []
-    for _ in range(1500):
-        items = {task: generator.integers(0, ITEMS, ITEMS) for task in METRICS}
-        forgot = {}
-        for arm in ("full", "lora"):
-            seeds = generator.integers(0, 3, 3)
-            curve = []
-            for step in (1, 2, 4):
-                means = {
-                    task: np.mean([tables[arm, s, step, task][items[task]].mean() for s in seeds])
-                    for task in METRICS
-                }
-                lost = [base[t][items[t]].mean() - means[t] for t in ("winogrande", "hellaswag")]
-                curve.append((means["gsm8k"], np.mean(lost)))
-            forgot[arm] = np.interp(level, *zip(*curve, strict=True))
-        differences.append(forgot["full"] - forgot["lora"])
-    ends = np.quantile(differences, [0.025, 0.975])
-    width = ends[1] - ends[0]
-    assert row["interval"] == pytest.approx(list(ends), abs=0.1 * width)
+        drawn = []
+        for _ in range(600):
+            items = {task: generator.integers(0, ITEMS, ITEMS) for task in METRICS}
+            own = cells(arm, items, lambda k: generator.integers(0, k, k))
+            drawn.append(area(own, most))
+        ends = np.quantile(drawn, [0.025, 0.975])
+        width = ends[1] - ends[0]
+        assert found[arm]["interval"] == pytest.approx(list(ends), abs=0.2 * width + 2e-3)
 
 
 def test_samples_are_counted_and_the_counts_are_kept(made: Made) -> None:
@@ -215,9 +262,11 @@ def test_samples_are_counted_and_the_counts_are_kept(made: Made) -> None:
     assert rows["lora", 0]["answer_entropy"]["value"] == pytest.approx(np.log(2))
     assert rows["lora", 0]["distinct_passed"]["value"] == 2  # answers 0 and 3
     assert rows["lora", 0]["rarefied_passed"] is None  # two are fewer than five
-    assert rows["lora", 0]["rarefied"]["samples"] == 5
-    curve = found["pass_at_k"][0]
-    assert curve["k"] == [1, 3] and curve["value"] == pytest.approx([1 / 3, 1 - 4 / 20])
+    assert rows["lora", 0]["rarefied_to"] == 5 and rows["lora", 0]["self_bleu_of"] == 6
+    curve = found["pass_at_k"][0]["at_k"]
+    assert {k: one["value"] for k, one in curve.items()} == {
+        "1": pytest.approx(1 / 3), "3": pytest.approx(1 - 4 / 20)
+    }  # fmt: skip
     change = next(
         row for row in found["diversity_differences"]
         if row["arms"] == ["lora", None] and row["measure"] == "distinct"
@@ -251,8 +300,12 @@ def test_what_is_missing_is_named_and_nothing_crashes(made: Made) -> None:
     (runs / "full-0.001-0" / "evals" / "00000004" / "drawn.samples.jsonl.gz").write_bytes(b"x")
     made.store.base_evaluation("drawn").unlink()
     spectra = runs / "lora-0.01-0" / "analysis" / "00000004" / "spectra.json"
-    entry = {"run": "lora-0.01-0", "budget": 4000, "matrices": [{"name": "m"}]}
+    matrix = {"name": "m", "layer": 0, "module": "q_proj", "shape": [4, 4], "rank": {"90": 2}}
+    entry = {"format": 1, "run": "lora-0.01-0", "arm": "lora", "seed": 0, "learning_rate": 0.01,
+             "budget": 4000, "step": 4, "matrices": [matrix]}  # fmt: skip
     write_json(spectra, entry)
+    half = runs / "lora-0.01-2" / "analysis" / "00000004" / "spectra.json"
+    write_json(half, {key: value for key, value in entry.items() if key != "arm"})
     damaged = runs / "lora-0.01-1" / "analysis" / "00000004" / "spectra.json"
     damaged.parent.mkdir(parents=True, exist_ok=True)
     damaged.write_text("{", encoding="utf-8")
@@ -271,11 +324,14 @@ def test_what_is_missing_is_named_and_nothing_crashes(made: Made) -> None:
         "samples of drawn on lora at 0.01, seed 1",
         "samples of drawn on full at 0.001, seed 0",
         "spectra.json is not JSON",
+        "spectra.json is damaged: arm: Field required",
     ):
         assert words in told, told
     assert str(made.folder) not in told
     [one] = found["spectra"]
-    assert (one["run"], one["budget"], one["matrices"]) == ("lora-0.01-0", 4000, [{"name": "m"}])
+    assert (one["run"], one["budget"], one["matrices"][0]["rank"]) == (
+        "lora-0.01-0", 4000, {"90": 2}
+    )  # fmt: skip
     json.dumps(found, allow_nan=False)
 
 
@@ -287,7 +343,7 @@ def test_an_arm_with_one_point_and_a_base_without_scores(made: Made) -> None:
                 path.unlink()
     found = made.findings()
     assert "lora has one point only, so it has no curve of learning and forgetting" in found["gaps"]
-    assert found["tradeoff"]["matched"] == [] and found["tradeoff"]["front"]
+    assert found["tradeoff"]["front"]
     made.store.base_evaluation("winogrande").unlink()
     found = made.findings()
     assert found["tradeoff"] is None
@@ -300,7 +356,7 @@ def test_a_study_without_any_run(made: Made) -> None:
         path.unlink()
     found = made.findings()
     assert found["tradeoff"] == {
-        "learning": "gsm8k", "forgetting": "mean", "front": [], "area": {}, "matched": [],
+        "learning": "gsm8k", "forgetting": "mean", "front": [], "area": {},
     }  # fmt: skip
     assert found["efficiency"] == found["drift"] == found["spectra"] == found["subspaces"] == []
     assert "full has no finished run at the largest budget, so no best rate" in found["gaps"]
@@ -334,10 +390,11 @@ def test_loss_spikes_of_a_trunk_and_of_its_branches(made: Made) -> None:
 
 def test_it_is_rebuilt_from_the_folder_alone_without_torch(made: Made) -> None:
     write_json(
-        made.folder / "analysis" / "subspaces.json", {"matrices": [{"name": "q", "overlap": 0.5}]}
+        made.folder / "analysis" / "subspaces.json",
+        {"matrices": [{"runs": ["a", "b"], "name": "q", "k": 2, "overlap": 0.5}]},
     )
     written = write_findings(gather(made.store, made.recipe), made.store)
-    assert written["subspaces"] == [{"name": "q", "overlap": 0.5}]
+    assert [(one.name, one.overlap) for one in written.subspaces] == [("q", 0.5)]
     before = (made.folder / "analysis.json").read_bytes()
     (made.folder / "analysis.json").unlink()
     code = (

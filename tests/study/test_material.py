@@ -19,9 +19,9 @@ from laura.errors import DataError, StoreError
 from laura.recipe import Source
 from laura.recipe_reading import parse_recipe
 from laura.study import material, opening
-from laura.study.compare import compare
 from laura.study.material import Encoder, prepare
 from laura.study.opening import open_study
+from tests.study.carried_out import compare
 
 CHANGED_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n"
@@ -65,7 +65,7 @@ def test_pretraining_reads_an_endless_source_as_far_as_its_budget(
     assert all(point["tokens"] >= point["budget"] for point in summary["points"])
     assert len(summary["points"]) == 8
     # Held out of what was read, and not trained on: 12 documents, of which 10 are measured.
-    assert {point["validation_loss"]["n"] for point in summary["points"]} == {10}
+    assert {point["scores"]["validation_loss"]["n"] for point in summary["points"]} == {10}
     count = len(read)
     assert compare(recipe, study=tmp_path / "s") == summary
     assert len(read) == count, "the corpus was read again"

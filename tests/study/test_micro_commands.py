@@ -49,8 +49,8 @@ def test_a_comparison_ends_with_its_report_and_verdict(compared: Any) -> None:
     assert summary["base"]["scores"]["micro_facts"]["value"] > 0.7
     assert summary["base"]["scores"]["micro_code"]["value"] == 0
     for point in summary["points"]:
-        assert point["learning"]["target_loss"]["change"] < -1
-    assert answer["verdict"]["headline"]
+        assert point["changes"]["target_loss"]["value"] < -1
+    assert answer["judgement"]["answer"]
 
 
 def test_one_run_and_its_report_again(compared: Any, tmp_path: Path) -> None:

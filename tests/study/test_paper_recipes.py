@@ -26,8 +26,8 @@ from laura.recipe_reading import parse_recipe, recipe_yaml
 from laura.recipe_series import Series, read_study
 from laura.shipped import shipped_recipes
 from laura.store import StudyStore, read_json
-from laura.study.compare import compare
 from laura.train.schedules import plan_legs
+from tests.study.carried_out import best_rate, compare
 
 # Biderman et al. 2024, arXiv:2405.09673v2: length, sequences a step, rates of full, of r <= 64 and
 # of r = 256, weight decay.
@@ -281,7 +281,7 @@ def test_checkpoints_of_others_stand_where_the_released_do(
     base = summary["base"]["scores"]["target_loss"]["value"]
     assert [point["arm"] for point in summary["points"]] == list(shipped.arms)
     assert all(p["scores"]["target_loss"]["value"] != base for p in summary["points"])
-    assert [arm["best_learning_rate"] for arm in summary["arms"]] == [
+    assert [best_rate(arm) for arm in summary["arms"]] == [
         arm.learning_rates[0] for arm in shipped.arms.values()
     ]
 

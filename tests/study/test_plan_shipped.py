@@ -121,3 +121,23 @@ def test_released_checkpoints_are_measured_only(llama_2_7b: Path) -> None:
     assert found["totals"]["runs"] == 0 and found["totals"]["flops"] == 0
     assert found["totals"]["disk"]["elsewhere"] > 4 * 4 * 6.7e9
     assert "nothing is trained" in series_text(found)
+
+
+def test_the_demo_is_every_rate_with_every_seed() -> None:
+    found = planned("micro", None)
+    assert found["totals"]["runs"] == 2 * 4 * 3 and found["totals"]["longer"] == 2 * 3 * 3
+
+
+def test_every_arm_of_the_micro_study_has_rates_of_its_own_and_lists_overlap() -> None:
+    """Neither an arm that was not tuned nor two lists that do not meet may decide a verdict."""
+    series = read_study(shipped_recipes()["micro/paper"])
+    assert not isinstance(series, Recipe)
+    single = {name: read_study(shipped_recipes()[name]) for name in ("micro", "micro-math")}
+    for name, recipe in [*series.settings.items(), *single.items()]:
+        assert isinstance(recipe, Recipe)
+        assert len(recipe.seeds) >= 3 and recipe.search.seeds_value == "all", name
+        lists = [set(arm.learning_rates) for arm in recipe.arms.values()]
+        assert min(map(len, lists)) >= 3 and len(set.intersection(*lists)) >= 2, name
+    code = series.settings["code-instruct"].arms
+    plain = code["full"].learning_rates
+    assert all(arm.learning_rates == plain for arm in code.values() if arm.method == "full")

@@ -10,8 +10,8 @@ import pytest
 from laura.recipe_reading import parse_recipe
 from laura.store import StudyStore
 from laura.study.opening import open_study
-from laura.study.single import train
 from laura.train import loop
+from tests.study.carried_out import train
 from tests.study.test_material import endless_text, pretraining
 from tests.study.test_replay import Stopper
 

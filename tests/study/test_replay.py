@@ -18,10 +18,9 @@ from laura.progress import Silent
 from laura.recipe import Recipe
 from laura.recipe_reading import parse_recipe
 from laura.store import read_json, read_lines_gz
-from laura.study.compare import compare
 from laura.study.opening import join_study, open_study
 from laura.study.session import RunSpec, Session
-from laura.study.single import train
+from tests.study.carried_out import compare, judgement, train
 from tests.study.test_material import endless_text
 
 TEXTS = [f"a dog number {i} ran to the mat and sat on an apple" for i in range(30)]
@@ -139,7 +138,7 @@ def test_the_mix_is_told_in_run_json_and_summary(replayed: Any, tmp_path: Path) 
         assert text["supervised_tokens"] == text["tokens"] - text["documents"]
         assert chat["supervised_tokens"] < chat["tokens"] / 2
     assert text["repeats"] >= 1
-    assert any("began it anew" in caveat for caveat in summary["verdict"]["caveats"])
+    assert any("began it anew" in caveat for caveat in judgement(tmp_path / "s").caveats)
     settings = {arm["name"]: arm["settings"].get("replay") for arm in summary["arms"]}
     assert settings == {"full": None, "lora": 0.3}
 

@@ -13,8 +13,8 @@ from laura import cli
 from laura.errors import DataError
 from laura.recipe_series import Series, read_study
 from laura.store import SeriesStore
-from laura.study.compare import compare
 from laura.study.series import compare_series
+from tests.study.carried_out import compare
 
 SHORT = ("budget.tokens=[300]", "seeds=[0]", "arms.full.learning_rates=[1e-3]")
 
@@ -36,7 +36,8 @@ def test_each_setting_is_the_study_it_would_be_alone(recipe_text: str, tmp_path:
     path = series_of(recipe_text, tmp_path, "{domain: other, regime: pretrain}")
     series = read_study(path, SHORT)
     assert isinstance(series, Series)
-    found = compare_series(series, folder=tmp_path / "study")
+    made = compare_series(series, folder=tmp_path / "study")
+    found = {name: summary.model_dump(mode="json") for name, summary in made.items()}
     assert list(found) == ["first", "second"]
     alone = compare(series.settings["second"], study=tmp_path / "alone")
     assert found["second"] == alone and alone["regime"] == "pretrain"

@@ -18,10 +18,9 @@ import pytest
 from laura.errors import StoreError
 from laura.recipe_reading import parse_recipe
 from laura.study import sharing
-from laura.study.compare import compare
 from laura.study.opening import open_study
 from laura.study.sharing import BUSY, LOCK, StudyLock, claimed, held
-from laura.study.single import train
+from tests.study.carried_out import compare, train
 
 ROOT = Path(__file__).parents[2]
 

@@ -153,8 +153,9 @@ ANSWERS: list[tuple[str, str]] = [
     ("mixed", r"^Choose for each domain: at equal learning LoRA forgot less in some settings, "
               r"more in others\.$"),
     ("same", r"^Choose by cost: at equal learning.* forgot the same within 2 points\.$"),
-    ("gentler", r"^Lower the rate before you change the method: \S+ at \S+ forgot [\d.]+ points? "
-                r"instead of [\d.]+ and still learnt [\d.]+\.$"),
+    ("gentler", r"^(Lower the rate before you change the method|Method undecided; try this): \S+ at "
+            r"\S+ forgot [\d.]+ points? "
+            r"instead of [\d.]+ and still learnt [\d.]+\.$"),
     ("suggested", r"^Try LoRA first and confirm it: .* seems to forget [\d.]+ points? more\.$"),
     ("run", r"^Run (about )?\d+ seeds.* before you choose: at equal learning full finetuning minus "
             r"LoRA forgot \S+ to \S+ points\.$"),

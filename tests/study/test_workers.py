@@ -21,10 +21,10 @@ from laura.errors import CheckpointError, LauraError, StoreError
 from laura.progress import SILENT
 from laura.recipe_reading import parse_recipe
 from laura.study import workers
-from laura.study.compare import compare
 from laura.study.opening import open_study
 from laura.study.worker import SentProgress, _Line
 from laura.study.workers import Crew, choose_workers
+from tests.study.carried_out import compare
 from tests.study.conftest import RECIPE, damaged_copy
 
 ROOT = Path(__file__).parents[2]
@@ -105,12 +105,12 @@ def test_their_progress_is_shown_and_adds_up(side_by_side: Any) -> None:
     _, folder, _, heard = side_by_side
     assert heard.advanced["study"] == 1 + 16
     training = [title for title in heard.bars if title.startswith("training ")]
-    # Four rates with the first seed, the two best with the second; each budget is a run.
-    assert len(training) == 12
+    # Four rates with two seeds; each budget is a run.
+    assert len(training) == 16
     assert heard.advanced["training full at 0.001"] >= 600 + 1200
     assert any("lora, rate 0.01, seed 0" in text for text in heard.said)
     timing = json.loads((folder / "timing.json").read_text())
-    assert (timing["workers"], timing["runs"], timing["runs_before"]) == (2, 12, 0)
+    assert (timing["workers"], timing["runs"], timing["runs_before"]) == (2, 16, 0)
 
 
 def test_a_bar_whose_work_was_stopped_does_not_say_that_it_has_finished() -> None:

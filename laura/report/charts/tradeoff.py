@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from laura.report import formats
 from laura.report.charts import style
@@ -77,11 +77,12 @@ def _panel(study: Study, learning: str, forgetting: str) -> Panel | None:
         *_seed_layers(summary, seeds if len(seeds) > len(means) else []),
         *_mean_layers(summary, means, up, right),
         *_word_layers(),
+        *_front_names(front),
     ]
     title = f"{up.short_title} against {_inside_a_title(right.short_title)}"
     lines = ["Better is up and right; markers grow with budget.", "Bars: ± 1 standard error."]
     if front:
-        lines.append("Dotted, with rings: Pareto front, named arm, rate, budget.")
+        lines.append("Dotted, with rings: Pareto front (arm, rate, budget).")
     description = (
         f"Scatter of what was learnt ({up.title}) against what was forgotten ({right.title}) "
         f"for {len(summary.arms)} arms."
@@ -117,11 +118,29 @@ def _front_layers(rows: list[style.Row]) -> list[altair.Chart]:
     drawn = style.chart(rows)
     line = drawn.mark_line(strokeDash=[2, 3], strokeWidth=1.8, color=style.GREY)
     ring = drawn.mark_point(shape="circle", size=330, strokeWidth=1.6, color=style.GREY, opacity=1)
-    word = drawn.mark_text(align="left", dx=12, dy=-8, fontSize=10.5)
     return [
         line.encode(x="x:Q", y="y:Q", order=altair.Order("x:Q")),
         ring.encode(x="x:Q", y="y:Q", tooltip=style.tooltips(**TOOLTIPS)),
-        word.encode(x="x:Q", y="y:Q", text="front_label:N"),
+    ]
+
+
+def _front_names(rows: list[style.Row]) -> list[altair.Chart]:
+    """Names of the front's points: above and beyond them, where nothing else can lie.
+
+    Near the right edge, where little was forgotten, they stand to the left.
+    """
+    edge = 0.75 * min(0.0, *(row["x"] for row in rows)) if rows else 0.0
+    edge += 0.25 * max((row["x"] for row in rows), default=0.0)
+    sides: dict[Literal["left", "right"], list[style.Row]] = {
+        "left": [row for row in rows if row["x"] >= edge],
+        "right": [row for row in rows if row["x"] < edge],
+    }
+    return [
+        style.chart(own)
+        .mark_text(align=align, dx=12 if align == "left" else -12, dy=-9, fontSize=10.5)
+        .encode(x="x:Q", y="y:Q", text="front_label:N")
+        for align, own in sides.items()
+        if own
     ]
 
 

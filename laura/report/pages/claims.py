@@ -57,8 +57,12 @@ def counted(claims: list[Claim]) -> Counter[str]:
 def open_words(claim: Claim) -> str:
     """Why a claim's design could not have spoken, and what would decide it."""
     told = []
-    if claim.missing:
-        told.append(f"this design could not say: {'; '.join(claim.missing)}")
+    missing = "; ".join(claim.missing)
+    if missing:
+        # Where nothing was tested the reason is what is missing, and is not told twice.
+        told.append(
+            "this design could not say" + ("" if missing == claim.reason else f": {missing}")
+        )
     if claim.would_decide:
         told.append(f"would decide: {claim.would_decide}")
     return ". ".join(one[0].upper() + one[1:].rstrip(".") for one in told)

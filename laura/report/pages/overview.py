@@ -89,7 +89,7 @@ def _in_short(claim: Claim, named: bool = True) -> str:
     if claim.edge:
         parts.append(f"{EDGE[0].upper()}{EDGE[1:]}")
     parts.append(open_words(claim))
-    return " ".join(f"{part.rstrip('.')}." for part in parts if part)
+    return " ".join(f"{part[0].upper()}{part[1:].rstrip('.')}." for part in parts if part)
 
 
 def _front(tradeoff: Tradeoff, summary: Summary) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from laura.results.schema import Claim, Comparison, Estimated
-from laura.results.statistics import ALPHA, MARGIN, TooThin, count
+from laura.results.statistics import ALPHA, LEVEL, MARGIN, TooThin, count
 from laura.study.choosing import search_caveats, why_none
 from laura.study.claims.capability import learnt, off_floor
 from laura.study.claims.front import equal_learning
@@ -88,23 +88,23 @@ def pairs_of(setting: Setting) -> list[tuple[Kind, Kind]]:
     return found
 
 
-def compare_pair(setting: Setting, first: Kind, second: Kind) -> Comparison:
+def compare_pair(setting: Setting, first: Kind, second: Kind, level: float = LEVEL) -> Comparison:
     """Two arms, tuned and at equal learning; what cannot be told says why."""
     found: dict[str, Estimated] = {}
     reasons, levels, budget = [], None, None
     try:
         budget = setting.common_budget(first, second)
         more = setting.difference(first, second, LEARNING, budget)
-        found["learning"] = estimated(more, setting.unit(LEARNING))
+        found["learning"] = estimated(more, setting.unit(LEARNING), level)
         lost = setting.difference(second, first, FORGETTING, budget)
-        found["forgetting"] = estimated(lost, setting.unit(FORGETTING))
+        found["forgetting"] = estimated(lost, setting.unit(FORGETTING), level)
         learnt(setting, budget, first, second)
         off_floor(setting, budget, first, second)
     except TooThin as reason:
         reasons.append(str(reason))
     try:
         equal = equal_learning(setting, first, second)
-        found["equal_learning"] = estimated(equal.difference, setting.unit(FORGETTING))
+        found["equal_learning"] = estimated(equal.difference, setting.unit(FORGETTING), level)
         levels = equal.levels
     except TooThin as reason:
         reasons.append(str(reason))
@@ -200,13 +200,13 @@ def _everywhere(settings: Sequence[Setting]) -> str:
 
 
 def _gentler(setting: Setting) -> str:
-    """A lower rate or budget of a method that kept its learning and forgot surely less; or ""."""
+    """A lower rate of a method that kept its learning and forgot less, surely or by its mean; or ""."""
     pair = main_pair(setting)
     if pair is None or setting.suggests_only:
         return ""
     if {setting.unit(FORGETTING), setting.unit(LEARNING)} != {"share"}:
         return ""
-    found = []
+    found: list[tuple[bool, float, str]] = []
     for arm in pair:
         try:
             found += _gentler_points(setting, arm)
@@ -214,11 +214,15 @@ def _gentler(setting: Setting) -> str:
             continue
     if not found:
         return ""
-    saved, words = max(found)
-    return words if saved > MARGIN else ""
+    sure, saved, words = max(found)
+    if saved <= MARGIN:
+        return ""
+    lead = "Lower the rate before you change the method" if sure else "Method undecided; try this"
+    return f"{lead}: {words}."
 
 
-def _gentler_points(setting: Setting, arm: Kind) -> list[tuple[float, str]]:
+def _gentler_points(setting: Setting, arm: Kind) -> list[tuple[bool, float, str]]:
+    """Whether it is sure, how much less was forgotten, and the words, of each lower rate."""
     budget = setting.common_budget(arm)
     tuned = {m: setting.arm_scores(arm, budget, m) for m in (LEARNING, FORGETTING)}
     gain, lost = setting.gain(arm, LEARNING, budget), setting.gain(arm, FORGETTING, budget)
@@ -227,7 +231,7 @@ def _gentler_points(setting: Setting, arm: Kind) -> list[tuple[float, str]]:
     level = 1 - ALPHA / max(1, len(places))  # any of them might have been told
     found = []
     for (learning_rate, at), by_seed in places.items():
-        if at != budget or learning_rate >= min(best):
+        if at != budget or learning_rate >= max(best):
             continue
         if len(by_seed) < len(setting.points(arm, budget)):
             continue
@@ -235,14 +239,13 @@ def _gentler_points(setting: Setting, arm: Kind) -> list[tuple[float, str]]:
                for m in tuned}  # fmt: skip
         learning = setting.contrast([(1.0, own[LEARNING]), (-1.0, setting.base_scores(LEARNING))])
         saved = setting.contrast([(1.0, own[FORGETTING]), (-1.0, tuned[FORGETTING])])
-        if learning.value >= STILL_LEARNT * gain.value and saved.interval(level)[0] > 0:
-            forgot = -lost.value - saved.value
-            found.append(
-                (saved.value,
-                 f"Lower the rate before you change the method: {arm.name} at "
-                 f"{rate(learning_rate)} forgot {amount(max(0.0, forgot), 'share')} instead of "
-                 f"{points(lost.value)} and still learnt {points(learning.value)}.")
-            )  # fmt: skip
+        if learning.value >= STILL_LEARNT * gain.value:
+            forgot = max(0.0, -lost.value - saved.value)
+            words = (
+                f"{arm.name} at {rate(learning_rate)} forgot {amount(forgot, 'share')} instead of "
+                f"{points(lost.value)} and still learnt {points(learning.value)}"
+            )
+            found.append((saved.interval(level)[0] > 0, saved.value, words))
     return found
 
 
@@ -349,7 +352,7 @@ def _by_claim(claim: Claim, pair: Comparison, verb: str, equal: bool = False) ->
     effect = claim.effect
     where = "At equal learning" if equal else "Tuned"
     if effect is None:
-        return f"{where}, nothing can be said of what was {verb}: {claim.reason}."
+        return f"{where}, nothing can be said of which {verb} more: {claim.reason}."
     size, told = amount(effect.value, effect.unit), ends(effect)
     more = f"{first} {verb} {size} more than {second} ({told})"
     if claim.verdict == "supported":

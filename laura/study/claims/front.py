@@ -119,7 +119,10 @@ def _points_of(setting: Setting, arm: Kind) -> dict[int, _Points]:
     base = {m: setting.base_scores(m) for m in (LEARNING, FORGETTING)}
     learnt: dict[int, list[NDArray[Any]]] = {}
     kept: dict[int, list[Mapping[str, NDArray[Any]]]] = {}
-    for by_seed in setting.configurations(arm).values():
+    listed = setting.evidence.rates(arm.name)
+    for (rate, _), by_seed in setting.configurations(arm).items():
+        if rate not in listed:
+            continue  # trained by hand: nobody may add points to one arm's front alone
         results = {s: p.results for s, p in by_seed.items()}
         sides = [_scores(setting, results, m, arm) for m in (LEARNING, FORGETTING)]
         if sides[0] is None or sides[1] is None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from laura.evals.tasks import TASKS
-from laura.recipe import Recipe
+from laura.recipe import Arm, Recipe
 from laura.results.schema import Analysis
 from laura.results.task_result import VALIDATION, Item, Metric, TaskResult
 from laura.study.claims.settings import Setting
@@ -80,11 +80,12 @@ def simulate(
     recipe = world.recipe
     budgets = list(recipe.budget.tokens or recipe.budget.epochs or [])
     seeds = recipe.seeds[:1] if recipe.search.seeds_value == "first" else recipe.seeds
+    lists = {arm: rates_of(own, recipe) for arm, own in recipe.arms.items()}
     wanted = [
         (arm, rate, seed)
         for arm, own in recipe.arms.items()
-        for rate in sorted(own.learning_rates)
-        for seed in seeds
+        for rate in lists[arm]
+        for seed in (recipe.seeds if own.external else seeds)
     ]
     wanted += [(arm, rate, seed) for arm, rate, own in fresh for seed in own]
     scores = _Scores(world, list(recipe.arms), draw)
@@ -97,7 +98,7 @@ def simulate(
         known = {"id": f"{arm}-{rate:g}-{seed}", "arm": arm, "learning_rate": rate, "seed": seed,
                  "points": marks}  # fmt: skip
         runs.append(RunFacts(known, "done"))
-        place = sorted(recipe.arms[arm].learning_rates).index(rate)
+        place = lists[arm].index(rate)
         for mark, results in zip(marks, scores.run(arm, place, len(budgets)), strict=True):
             points.append(Point(known, results=results, **mark))
     facts = {
@@ -154,6 +155,9 @@ class _Scores:
     def _result(self, task: str, mean: float, arm: str | None = None) -> TaskResult:
         own = 0.0 if arm is None else self._own[task, arm]
         chance = np.clip(mean + self._hard[task] + own, 0, 1)
+        known = TASKS.get(task)
+        if known is not None and known.kind in ("loss", "divergence"):
+            return _losses(task, arm or "base", 3.0 - 2.0 * chance)
         right = self._draw.random(len(chance)) < chance
         # A run's items are given to the setting as they are: to write and read them by item is
         # most of the time, and has tests of its own.
@@ -162,24 +166,37 @@ class _Scores:
         return result
 
 
+def rates_of(arm: Arm, recipe: Recipe) -> list[float]:
+    """The rates that an arm is simulated at: its list, five of a search's range, or as made."""
+    if arm.external is not None:
+        return sorted({point.learning_rate for point in arm.external})
+    rates = sorted(arm.learning_rates)
+    if recipe.search.sampler == "grid" or rates[0] == rates[-1]:
+        return rates
+    return [rates[0] * (rates[-1] / rates[0]) ** (step / 4) for step in range(5)]
+
+
 def _answers(task: str, model: str, right: np.ndarray[Any, Any], whole: bool) -> TaskResult:
-    known = TASKS[task]
-    items: list[Item]
-    if not whole:
-        items = []
-    elif known.kind == "choice":
-        choices = [0.0] * CHOICES
-        items = [{"index": i, known.metric: int(x), "loglikelihoods": choices}
-                 for i, x in enumerate(right)]  # fmt: skip
-    else:
-        items = [{"index": i, known.metric: int(x)} for i, x in enumerate(right)]
-    n = len(right)
-    value = float(right.mean())
+    known = TASKS.get(task)
+    metric = known.metric if known else "acc"
+    items: list[Item] = []
+    if whole:
+        extra = {"loglikelihoods": [0.0] * CHOICES} if known and known.kind == "choice" else {}
+        items = [{"index": i, metric: int(x), **extra} for i, x in enumerate(right)]
+    n, value = len(right), float(right.mean())
     stderr = math.sqrt(value * (1 - value) / (n - 1))
-    return TaskResult(task, "1", model, n, {known.metric: Metric(value, stderr, True)}, items)
+    return TaskResult(task, "1", model, n, {metric: Metric(value, stderr, True)}, items)
+
+
+def _losses(task: str, model: str, nats: np.ndarray[Any, Any]) -> TaskResult:
+    metric = TASKS[task].metric
+    items: list[Item] = [
+        {"index": i, "nats": float(x) * TOKENS, "tokens": TOKENS, "bytes": TOKENS, metric: float(x)}
+        for i, x in enumerate(nats)
+    ]
+    found = Metric(float(nats.mean()), float(nats.std(ddof=1)) / math.sqrt(len(nats)), False)
+    return TaskResult(task, "1", model, len(nats), {metric: found}, items)
 
 
 def _loss(value: float) -> TaskResult:
-    items: list[Item] = [{"index": i, "nats": value * TOKENS, "tokens": TOKENS} for i in range(2)]
-    metric = {"nats_per_token": Metric(value, 0.0, False)}
-    return TaskResult(VALIDATION, "1", "simulated", 2, metric, items)
+    return _losses(VALIDATION, "simulated", np.array([value, value]))
