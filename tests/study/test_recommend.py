@@ -21,11 +21,11 @@ from laura.results.schema import Constraint, read_record
 from laura.results.task_result import Metric, TaskResult
 from laura.store import StudyStore, write_folder
 from laura.study import recommend as module
-from laura.study.claims.settings import LEARNING, Setting
+from laura.study.claims.settings import Setting
 from laura.study.confirming import check_configurations, read_configurations
 from laura.study.handover import recommendation_of, write_recipe
 from laura.study.recommend import Decision, answer_of, decide, recommend
-from tests.study.fabricated import FULL, LORA, PAIR, filled, rebuilt, setting
+from tests.study.fabricated import FULL, PAIR, filled, rebuilt, setting
 
 # Full learns most and forgets most; the small LoRA least of both.
 SMALL = {"method": "lora", "rank": 2}
