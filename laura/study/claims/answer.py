@@ -199,7 +199,7 @@ def _everywhere(settings: Sequence[Setting]) -> str:
 
 
 def _gentler(setting: Setting) -> str:
-    """A lower rate that kept its method's learning and forgot less, surely or by its mean; or ""."""
+    """A lower rate at which a method kept its learning and forgot less by its mean, or ""."""
     pair = main_pair(setting)
     if pair is None or setting.suggests_only:
         return ""
