@@ -21,6 +21,7 @@ VALUE: dict[str, Any] = {
     "scores": {"gsm8k": {"title": "GSM8K", "unit": "share", "higher_is_better": True,
                          "base": None, "tuned": {"value": 0.5, "stderr": 0.1, "n": 9},
                          "change": None}},
+    "confirmed": True,
     "learning": {"tasks": ["gsm8k"], "unit": "share", "value": 0.2, "stderr": 0.01,
                  "interval": [0.1, 0.3], "level": 0.95, "n": 100, "seeds": 3},
     "forgetting": {"tasks": ["hellaswag"], "unit": "share", "value": 0.2, "stderr": 0.01,

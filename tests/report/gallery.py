@@ -237,7 +237,6 @@ def recommendation_value() -> dict[str, Any]:
         "state": "recommended",
         "measures": {"learning": {"unit": "share"}, "forgetting": {"unit": "share"}},
         "candidates": 5,
-        "level": 0.99,
         "chosen": chosen,
         "alternatives": [other],
         "confirm": "laura compare R --confirm full@3e-5",

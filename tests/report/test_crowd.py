@@ -40,7 +40,7 @@ def arms_of(panel: Panel) -> set[str]:
 
 def test_plain_arms_stand_for_all(crowd_study: Study, full_study: Study) -> None:
     summary = crowd_study.summary
-    assert len(summary.arms) == 17 and representatives(summary) == STAND
+    assert len(summary.arms) == 12 and representatives(summary) == STAND
     assert [arm.name for arm in summary.arms if variations(arm) == 0] == STAND
     # Few are all drawn, in the study's order.
     assert representatives(summary, ["full-l2sp", "lora-r16-mlp"]) == ["lora-r16-mlp", "full-l2sp"]
@@ -84,12 +84,12 @@ def test_charts_of_weights_say_whom_they_leave_to_the_table(crowd_study: Study) 
         panels = chart.draw(crowd_study)
         assert set().union(*map(arms_of, panels)) <= set(STAND) and len(panels) <= 8
         told = chart.caption(crowd_study)
-        assert f"Drawn are {', '.join(STAND)}:" in told and "has all 17 arms." in told
+        assert f"Drawn are {', '.join(STAND)}:" in told and "has all 12 arms." in told
     [table] = [
         block for block in spectra_blocks(crowd_study)
         if isinstance(block, Table) and block.name == "update-sizes"
     ]  # fmt: skip
-    assert len({row[0].text for row in table.rows}) == 17
+    assert len({row[0].text for row in table.rows}) == 12
     assert f"“{table.caption}” has" in spectra.CHART.caption(crowd_study)
 
 
@@ -130,7 +130,7 @@ def test_grey_lines_keep_every_arm(crowd_study: Study) -> None:
             assert all(arms_of(panel) == names for panel in chart.draw(crowd_study))
     [panel] = pass_at_k.draw(crowd_study)
     series = {row["series"] for rows in drawn(panel)["datasets"].values() for row in rows}
-    assert series == {"base", *STAND} and "has all 17 arms" in pass_at_k.CHART.caption(crowd_study)
+    assert series == {"base", *STAND} and "has all 12 arms" in pass_at_k.CHART.caption(crowd_study)
 
 
 def test_divergences_have_a_chart_of_their_own(crowd_study: Study) -> None:

@@ -220,9 +220,9 @@ def test_a_list_grows_round_by_round_and_a_second_command_comes_to_the_same(
     recipe = parse_recipe(text, ["budget.tokens=[300]", "arms.lora.learning_rates=[1e-2]"])
     whole = compare(recipe, study=tmp_path / "whole")
     full = next(arm for arm in whole["arms"] if arm["name"] == "full")
-    assert full["learning_rates"] == [1e-6, 2e-6, 4e-6, 8e-6] and full["best_at_edge"]
+    assert full["rates"] == [1e-6, 2e-6, 4e-6, 8e-6] and full["edge"]
     runs = {(r["learning_rate"], r["seed"]) for r in whole["runs"] if r["arm"] == "full"}
-    assert runs == {(rate, seed) for rate in full["learning_rates"] for seed in (0, 1)}
+    assert runs == {(rate, seed) for rate in full["rates"] for seed in (0, 1)}
     real, begun = session.Session.carry_out_cohort, []
 
     def killed(self: Any, specs: Any, points: int | None = None) -> list[str]:

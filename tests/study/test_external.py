@@ -59,7 +59,8 @@ def test_they_score_as_where_they_were_trained(trained: Any, tmp_path: Path) -> 
 
     assert scores(found) == scores(summary) and len(found["points"]) == 8
     assert [best_rate(arm) for arm in found["arms"]] == [1e-3, 1e-2]
-    assert judgement(tmp_path / "study").answer == judgement(folder).answer
+    # With two seeds nothing is said of the method; what was made elsewhere is not called untuned.
+    assert "2 seeds" in judgement(tmp_path / "study").answer
     weights = [p for p in (tmp_path / "study").rglob("*.safetensors") if "corpus" not in p.parts]
     assert not weights, "checkpoints made elsewhere are not copied"
     assert compare(made, study=tmp_path / "study") == found

@@ -122,7 +122,7 @@ def test_the_mix_is_told_in_run_json_and_summary(replayed: Any, tmp_path: Path) 
     for point in summary["points"]:
         record = read_json(tmp_path / "s" / "runs" / point["run"] / "run.json")
         if point["arm"] == "full":
-            assert "mix" not in point and "replay" not in record["identity"]
+            assert point["mix"] == {} and "replay" not in record["identity"]
             continue
         mix = point["mix"]
         assert record["identity"]["replay"]["fraction"] == 0.3

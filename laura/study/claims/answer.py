@@ -182,8 +182,7 @@ def _of_methods(settings: Sequence[Setting], claims: Mapping[str, Claim]) -> str
 def _undecided(matched: Claim) -> str:
     effect = matched.effect
     if effect is None:
-        reason = (matched.missing or [matched.reason])[0].split(";")[0]
-        words = reason.split()
+        words = (matched.missing or [matched.reason])[0].split()
         short = " ".join(words[:SHORT_REASON]) + ("…" if len(words) > SHORT_REASON else ".")
         return f"Run more before you choose: {short}"
     unit = "points" if effect.unit == "share" else effect.unit
@@ -200,7 +199,7 @@ def _everywhere(settings: Sequence[Setting]) -> str:
 
 
 def _gentler(setting: Setting) -> str:
-    """A lower rate of a method that kept its learning and forgot less, surely or by its mean; or ""."""
+    """A lower rate at which a method kept its learning and forgot less by its mean, or ""."""
     pair = main_pair(setting)
     if pair is None or setting.suggests_only:
         return ""

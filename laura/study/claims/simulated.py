@@ -119,6 +119,10 @@ class _Scores:
 
     def __init__(self, world: World, arms: Sequence[str], draw: np.random.Generator) -> None:
         self._world, self._draw = world, draw
+        # A choice within a bound of forgetting, or by learning, is made item by item.
+        self._whole = world.recipe.search.max_forgetting is not None or (
+            world.recipe.search.sampler != "grid" or bool(world.recipe.search.families)
+        )
         # What was drawn, so that nobody needs to read it out of the items again.
         self.drawn: list[tuple[TaskResult, np.ndarray[Any, Any]]] = []
         recipe = world.recipe
@@ -161,7 +165,7 @@ class _Scores:
         right = self._draw.random(len(chance)) < chance
         # A run's items are given to the setting as they are: to write and read them by item is
         # most of the time, and has tests of its own.
-        result = _answers(task, arm or "base", right, whole=arm is None)
+        result = _answers(task, arm or "base", right, whole=self._whole or arm is None)
         self.drawn.append((result, right))
         return result
 
