@@ -30,7 +30,7 @@ from laura.study.handover import recommendation_of
 from laura.study.recommend import answer_of as advice_of
 from laura.study.recommend import decide
 from laura.study.summary import build_summary
-from tests.study.fabricated import FULL, LORA, PAIR, filled, setting
+from tests.study.fabricated import FULL, LORA, PAIR, RATES, filled, rebuilt, setting
 
 Said = dict[tuple[str, str, frozenset[str]], set[str]]
 """When ("Tuned", "At equal learning"), verb and pair, to who did more: an arm, or "" for nobody."""
@@ -153,8 +153,8 @@ ANSWERS: list[tuple[str, str]] = [
     ("mixed", r"^Choose for each domain: at equal learning LoRA forgot less in some settings, "
               r"more in others\.$"),
     ("same", r"^Choose by cost: at equal learning.* forgot the same within 2 points\.$"),
-    ("gentler", r"^(Lower the rate before you change the method|Method undecided; try this): \S+ at "
-            r"\S+ forgot [\d.]+ points? "
+    ("gentler", r"^(Lower the rate before you change the method|Method undecided; try this): "
+            r"\S+ at \S+ forgot [\d.]+ points? "
             r"instead of [\d.]+ and still learnt [\d.]+\.$"),
     ("suggested", r"^Try LoRA first and confirm it: .* seems to forget [\d.]+ points? more\.$"),
     ("run", r"^Run (about )?\d+ seeds.* before you choose: at equal learning full finetuning minus "
@@ -259,6 +259,71 @@ def many(studies: int, start: int = 0, report_every: int = 10) -> Counter[str]:
     for number in range(start, start + studies):
         found[check(np.random.default_rng([11, number]), number % report_every == 0)] += 1
     return found
+
+
+def _pair(full: float, lora: float, luck: float = 0.003, **own: Any) -> Setting:
+    """Both learn alike; what each keeps is told."""
+    alike = {"full": 0.7, "lora": 0.7}
+    return setting(alike, {"full": full, "lora": lora}, luck=luck, items=200, own={**FIVE, **own})
+
+
+def _ranks(first: float, second: float, **own: Any) -> Setting:
+    arms = {"small": {"method": "lora", "rank": 4}, "large": {"method": "lora", "rank": 64}}
+    levels = {"small": first, "large": second}
+    return setting(dict.fromkeys(arms, 0.7), levels, arms=arms, luck=0.003, items=200,
+                   own={**FIVE, **own})  # fmt: skip
+
+
+def _without_runs(state: str) -> Setting:
+    made = _pair(0.5, 0.5)
+    runs = [replace(run, state=state) for run in made.evidence.runs]
+    return rebuilt(made, runs=runs, points=[])
+
+
+def _gentle() -> Setting:
+    learnt, kept = (0.68, 0.7, 0.5), (0.84, 0.6, 0.5)
+    return setting(dict.fromkeys(PAIR, lambda place, budget: learnt[place]),
+                   dict.fromkeys(PAIR, lambda place, budget: kept[place]),
+                   luck=0.01, own={**FIVE, "budgets": (4,)})  # fmt: skip
+
+
+def _on_one_seed() -> Setting:
+    fresh = [(name, rate, (1, 2, 3, 4)) for name in PAIR for rate in RATES]
+    return setting(dict.fromkeys(PAIR, 0.7), {"full": 0.3, "lora": 0.75}, luck=0.003, items=200,
+                   fresh=fresh, own={**FIVE, "search": "first"})  # fmt: skip
+
+
+FIVE: dict[str, Any] = {"seeds": (0, 1, 2, 3, 4)}
+BRANCHES: dict[str, Callable[[], list[Setting]]] = {
+    "LoRA": lambda: [_pair(0.3, 0.75)],
+    "full": lambda: [_pair(0.75, 0.3)],
+    "mixed": lambda: [replace(_pair(*kept), name=str(kept)) for kept in ((0.3, 0.75), (0.75, 0.3))],
+    "same": lambda: [setting(dict.fromkeys(PAIR, 0.7), dict.fromkeys(PAIR, 0.7), items=12_000,
+                             luck=0.0, own={**FIVE, "budgets": (2, 4)})],
+    "gentler": lambda: [_gentle()],
+    "suggested": lambda: [_on_one_seed()],
+    "run": lambda: [_pair(0.82, 0.84, luck=0.02, seeds=(0, 1, 2))],
+    "undecided": lambda: [setting(dict.fromkeys(PAIR, 0.7), dict.fromkeys(PAIR, 0.84), luck=0.02,
+                                  number=1)],
+    "missing": lambda: [_pair(0.3, 0.75, seeds=(0, 1))],
+    "pair": lambda: [_ranks(0.3, 0.75)],
+    "cost": lambda: [_ranks(0.8, 0.8)],
+    "pair missing": lambda: [_ranks(0.3, 0.75, seeds=(0, 1))],
+    "alone": lambda: [setting(arms={"full": FULL})],
+    "diverged": lambda: [_without_runs("diverged")],
+    "again": lambda: [_without_runs("open")],
+    "none": list,
+}  # fmt: skip
+
+
+def test_every_branch_is_listed() -> None:
+    assert {*BRANCHES} == {name for name, _ in ANSWERS}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_each_branch_of_the_answer_is_reached_and_fits_the_verdict(name: str) -> None:
+    found = judge(BRANCHES[name]())
+    assert read_answer(found.answer, found, {}) == name, found.answer
 
 
 def test_no_two_sentences_of_a_study_contradict() -> None:
