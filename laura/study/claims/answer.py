@@ -360,6 +360,8 @@ def _by_claim(claim: Claim, pair: Comparison, verb: str, equal: bool = False) ->
         turned = f"{second} {verb} {size} more than {first} ({ends(effect, turned=True)})"
         return f"{where}, {turned}: contradicted, that is{_edge(claim.edge)}."
     decide = f"; {claim.would_decide}" if claim.would_decide else ""
+    if claim.verdict == "undecided" and claim.alone != "undecided":
+        decide = f", clear by itself but not among all that were tested{decide}"
     return (
         f"{where}, which of the two {verb} more is {claim.verdict}: {first} minus {second} "
         f"{signed(effect.value, effect.unit)} ({told}){_edge(claim.edge)}{decide}."
