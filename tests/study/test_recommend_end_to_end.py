@@ -124,7 +124,8 @@ def test_a_study_with_gaps_is_judged_and_they_are_named(study: Path, tmp_path: P
     assert any("seed 1: failed" in gap for gap in found["gaps"])
     assert any("full has 1 of 3 seeds" in gap for gap in found["gaps"])
     forgets = next(c for c in found["claims"] if c["id"] == "forgets-less")
-    assert forgets["verdict"] == "undecided" and "at most 1 seed" in forgets["reason"]
+    assert forgets["verdict"] == "undecided" and forgets["missing"]
+    assert "at most 1 seed" in found["comparisons"][0]["reason"]
     thin = run("gate", copy, "--max-forgetting", "100%", "--arm", "full")
     assert thin.exit_code == 2 and "neither passed nor failed" in " ".join(thin.stderr.split())
     shutil.rmtree(copy / "runs")
