@@ -160,7 +160,7 @@ ANSWERS: list[tuple[str, str]] = [
     ("run", r"^Run (about )?\d+ seeds.* before you choose: at equal learning full finetuning minus "
             r"LoRA forgot \S+ to \S+ points\.$"),
     ("undecided", r"^Undecided: at equal learning full finetuning minus LoRA forgot \S+ to \S+ "
-                  r"points; more seeds would hardly tell, so choose by cost\.$"),
+                  r"points; add seeds and items, or choose by cost\.$"),
     ("missing", r"^Run more before you choose: .*[.…]$"),
     ("pair", r"^Choose (\S+): at equal learning (\S+) forgot [\d.]+ points? more\.$"),
     ("cost", r"^Choose between (\S+) and (\S+) by cost: at equal learning no difference in "

@@ -191,7 +191,7 @@ def _undecided(matched: Claim) -> str:
         # What would decide it leads, since it is what to do.
         needed = matched.would_decide.removeprefix("about ").split(" instead")[0].split(" would")[0]
         return f"Run {needed} before you choose: {at}."
-    return f"Undecided: {at}; more seeds would hardly tell, so choose by cost."
+    return f"Undecided: {at}; add seeds and items, or choose by cost."
 
 
 def _everywhere(settings: Sequence[Setting]) -> str:

@@ -68,6 +68,26 @@ def off_floor(setting: Setting, budget: float, *arms: Kind) -> str:
     return " and ".join(at_floor)
 
 
+def off_floor_somewhere(setting: Setting, *arms: Kind) -> None:
+    """Some arm keeps more than guessing at some rate and budget, or no front can be told apart.
+
+    Raises:
+        TooThin: at every point of every arm the score of forgetting is within 2 points of guessing.
+    """
+    chance = chance_of(setting)
+    if chance is None:
+        return
+    for arm in arms:
+        for by_seed in setting.configurations(arm).values():
+            results = {seed: point.results for seed, point in by_seed.items()}
+            kept = setting.scores(results, FORGETTING, arm.name)
+            score = sum(float(table.mean()) for table in kept.tables.values()) / len(kept.tables)
+            if score > chance + MARGIN:
+                return
+    names = " and ".join(arm.name for arm in arms)
+    raise TooThin(f"{names} are at guessing at every rate and budget; lower the rates")
+
+
 def below_ceiling(setting: Setting, budget: float, *arms: Kind) -> None:
     """Some arm's score of learning can still rise.
 

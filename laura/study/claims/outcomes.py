@@ -13,7 +13,13 @@ import math
 from collections.abc import Sequence
 
 from laura.results.statistics import MARGIN, TooThin
-from laura.study.claims.capability import below_ceiling, learnt, off_floor, tuned
+from laura.study.claims.capability import (
+    below_ceiling,
+    learnt,
+    off_floor,
+    off_floor_somewhere,
+    tuned,
+)
 from laura.study.claims.front import equal_learning
 from laura.study.claims.settings import DROPOUTS, FORGETTING, LEARNING, Kind, Setting
 from laura.study.claims.verdicts import Finding, Statement, look_at_each
@@ -196,6 +202,7 @@ def four_epochs_or_more(settings: Sequence[Setting]) -> Finding:
             raise TooThin("there are no budget points on both sides of four epochs")
         tuned(setting, lora)
         early, late = before[-1], after[0]
+        learnt(setting, late, lora)
         gained = setting.change(lora, LEARNING, early, late)
         what = f"learning of {lora.name} at {late:g} epochs minus {early:g}"
         return [Statement((lora.name,), what, gained, setting.unit(LEARNING))]
@@ -271,6 +278,7 @@ def _at_equal_learning(setting: Setting, low: float, high: float) -> Statement:
     tuned(setting, full, lora)
     found = equal_learning(setting, full, lora)
     off_floor(setting, max(setting.budgets))
+    off_floor_somewhere(setting, full, lora)
     what = f"forgetting of {full.name} minus {lora.name} at equal learning"
     return Statement((full.name, lora.name), what, found.difference, setting.unit(FORGETTING),
                      low, high)  # fmt: skip
