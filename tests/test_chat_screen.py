@@ -66,7 +66,7 @@ def test_the_record_of_each_adapter_is_told() -> None:
     text = shown(introduction(MEMBERS), 150)
     assert "learned +20.0 ± 1.0 points on gsm8k, 95 % interval 10.0 to 30.0, seeds: 3" in text
     assert "forgot -1.2 ± 0.5 points on hellaswag, 95 % interval -3.0 to 1.0, seeds: 3" in text
-    assert "claims: 1 supported, 1 too thin" in text
+    assert "claims: 1 supported, 1 undecided" in text
     assert "plain  no laura.json" in text
 
 

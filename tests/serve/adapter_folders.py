@@ -434,12 +434,12 @@ settings_case("no method", {"peft_type": None}, "bad is a None adapter; Laura re
 settings_case("the base a number", {"base_model_name_or_path": 7}, "base_model_name_or_path is no")
 settings_case("DoRA without lengths", {"use_dora": True}, "use_dora: True, but no lora_magnitude")
 # The record
-text_case("record empty", RECORD, b"", "laura.json is no record of format 1.*or delete it")
-text_case("record a list", RECORD, b"[1]", "laura.json is no record of format 1")
-text_case("record deep", RECORD, lambda: b"[" * 500_000, "laura.json is no record of format 1")
-text_case("record not UTF-8", RECORD, b'{"\xff": 1}', "laura.json is no record of format 1")
-record_case("record NaN", {"learning_rate": float("nan")}, "no record of format 1.*finite number")
-record_case("record with more", {"surprise": 1}, "laura.json is no record of format 1.*surprise")
+text_case("record empty", RECORD, b"", "laura.json is no record of format 2.*or delete it")
+text_case("record a list", RECORD, b"[1]", "laura.json is no record of format 2")
+text_case("record deep", RECORD, lambda: b"[" * 500_000, "laura.json is no record of format 2")
+text_case("record not UTF-8", RECORD, b'{"\xff": 1}', "laura.json is no record of format 2")
+record_case("record NaN", {"learning_rate": float("nan")}, "no record of format 2.*finite number")
+record_case("record with more", {"surprise": 1}, "laura.json is no record of format 2.*surprise")
 record_case("record of other weights", {"weights": {WEIGHTS: "0" * 64, CONFIG: "0" * 64}},
             "laura.json belongs to other files: it says another SHA-256")  # fmt: skip
 record_case("record of no weights", {"weights": {}}, "belongs to other files: it says nothing of")

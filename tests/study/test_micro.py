@@ -92,7 +92,8 @@ def test_the_recipes_are_sound_and_give_both_arms_as_many_rates(name: str) -> No
     grids = [sorted(arm.learning_rates) for arm in recipe.arms.values()]
     assert len({len(grid) for grid in grids}) == 1
     steps = [b / a for grid in grids for a, b in pairwise(grid)]
-    assert all(step == pytest.approx(2) for step in steps)
+    # Equal steps, or how much a step off costs could not be compared.
+    assert all(step == pytest.approx(2.5) for step in steps)
 
 
 @pytest.mark.slow
