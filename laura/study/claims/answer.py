@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from laura.results.schema import Claim, Comparison, Estimated
-from laura.results.statistics import ALPHA, LEVEL, MARGIN, TooThin, count
+from laura.results.statistics import ALPHA, LEVEL, MARGIN, TooThin, cached_quantile, count
 from laura.study.choosing import search_caveats, why_none
 from laura.study.claims.capability import learnt, off_floor
 from laura.study.claims.front import equal_learning
@@ -18,7 +18,6 @@ from laura.study.claims.verdicts import estimated
 from laura.study.run_record import repeat_caveats
 from laura.study.summary import Point
 
-MOST_WORDS = 25
 STILL_LEARNT = 0.9  # of what the tuned configuration learnt
 SHORT_REASON = 14  # words
 # Statements whose parts are each of two arms, tuned, of which the first does more if they hold.
@@ -136,8 +135,7 @@ def answer_of(
         return _alone(settings[0])
     if len(settings) == 1 and not _methods_differ(settings[0]):
         return _of_pair(settings[0], comparisons[0], len(comparisons))
-    found = _of_methods(settings, claims)
-    return found if len(found.split()) <= MOST_WORDS else " ".join(found.split()[:MOST_WORDS])
+    return _of_methods(settings, claims)
 
 
 def _methods_differ(setting: Setting) -> bool:
@@ -271,8 +269,6 @@ def _direction(effect: Estimated, pairs: int) -> int:
     The interval at the corrected level is the told one stretched by the quantiles' ratio of
     the fewest seeds, so it is too wide rather than too narrow.
     """
-    from laura.results.statistics import cached_quantile
-
     freedom = max(1, effect.seeds - 1)
     share = 1 - ALPHA / (6 * pairs)
     stretch = cached_quantile(share, freedom) / cached_quantile(0.975, freedom)
