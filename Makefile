@@ -46,7 +46,7 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 
 setup: $(DEV)  ## Make .venv with everything in it, the tools for development too
 
-demo: $(PRODUCT)  ## Compare LoRA and full finetuning on the micro laboratory (under 9 minutes)
+demo: $(PRODUCT)  ## Compare LoRA and full finetuning on the micro laboratory (about 8 minutes)
 	$(BIN)/laura compare $(DEMO)
 
 test: test-fast test-slow  ## Run every test but those that need a GPU
@@ -89,7 +89,7 @@ parity: $(DEV)  ## Compare 200 items a task with lm-eval (LAURA_DATA, or else th
 micro-base: $(DEV)  ## Pretrain the micro laboratory's base anew (about 6 minutes)
 	$(BIN)/python scripts/make_micro_base.py
 
-calibration: $(PRODUCT)  ## Check the judge's error rates on simulated studies (about 5 minutes)
+calibration: $(PRODUCT)  ## Check the judge's error rates on simulated studies (3 to 5 minutes)
 	$(BIN)/python scripts/calibrate.py
 
 docs: $(DEV)  ## Write docs/recipe.md from the recipe's own descriptions

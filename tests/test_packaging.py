@@ -171,7 +171,7 @@ def test_what_is_installed_is_not_installed_again(checkout: Path) -> None:
 
 @needs_make
 def test_help_tells_every_target(checkout: Path) -> None:
-    call = ["make", "help", "PYTHON=python3"]
+    call = ["make", "--no-print-directory", "help", "PYTHON=python3"]
     done = subprocess.run(call, cwd=checkout, capture_output=True, text=True, check=True)
     told = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
     assert {name for name, _ in told} == set(TARGETS)
