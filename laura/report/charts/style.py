@@ -214,7 +214,7 @@ def amount_axis() -> altair.Axis:
     """Axis of what was learnt or forgotten: few enough ticks for a phone."""
     import altair
 
-    return altair.Axis(format="~g", tickCount=6)
+    return altair.Axis(format="~r", tickCount=6)
 
 
 def token_axis(most: float) -> altair.X:
