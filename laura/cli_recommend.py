@@ -119,19 +119,20 @@ def gate(
     with opened(json) as desk:
         constraint = _constraint(max_forgetting, min_learning, memory, arm)
         from laura.study.handover import recommendation_of
-        from laura.study.recommend import answer_of, not_met_text
+        from laura.study.recommend import answer_of, describe, not_met_text
         from laura.study.recommend import recommend as choose
 
         decision = choose(study, constraint)
-        if decision.state == "suggested":
+        passed = decision.sure is not None
+        if decision.state == "suggested" and not passed:
             raise EvidenceError(
                 f"neither passed nor failed: {answer_of(decision)} Its interval does not settle "
                 f"the bound. Confirm it: {decision.confirm}"
             )
-        passed = decision.state == "recommended"
-        words = (
-            f"passed: {answer_of(decision)}" if passed else f"not passed: {not_met_text(decision)}"
-        )
+        if decision.sure is not None:
+            words = f"passed: {describe(decision.sure)} surely keeps the bounds"
+        else:
+            words = f"not passed: {not_met_text(decision)}"
         found = recommendation_of(decision, None, None).model_dump(mode="json")
         desk.answer({"passed": passed, "reason": words, **found}, words)
     if not passed:

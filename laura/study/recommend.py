@@ -81,7 +81,8 @@ class Decision:
         others: The others that could keep the bounds, best first, and then the nearest; each
             with why it was not chosen.
         candidates: How many were measured.
-        confirm: The command that would confirm the chosen one, or the nearest; "" where it is.
+        confirm: The command that would confirm the chosen one; "" where it is.
+        sure: The first that surely keeps the bounds, whether anybody would take it or not.
         constraint: What was asked.
         setting: The study.
     """
@@ -91,6 +92,7 @@ class Decision:
     others: list[tuple[Configuration, str]]
     candidates: int
     confirm: str
+    sure: Configuration | None
     constraint: Constraint
     setting: Setting
 
@@ -140,7 +142,9 @@ def decide(
     others += [(one, _why_not(one, constraint, False, setting)) for one in nearest[:3]]
     to_confirm = chosen if state == "suggested" else None
     confirm = _command(to_confirm, study) if to_confirm else ""
-    return Decision(state, chosen, others, len(explored), confirm, constraint, setting)
+    told = [fresh.get(_place(one), one) for one in could]
+    sure = next((one for one in told if not _breaks(one, constraint)), None)
+    return Decision(state, chosen, others, len(explored), confirm, sure, constraint, setting)
 
 
 def answer_of(decision: Decision) -> str:
@@ -268,17 +272,22 @@ def _confirmed(
 def _choose(
     could: Sequence[Configuration], confirmed: Sequence[Configuration], constraint: Constraint
 ) -> tuple[State, Configuration | None]:
-    """In the order of preference: a confirmed one that keeps, one that surely keeps, the best."""
+    """A confirmed one that keeps the bounds, or else the best by its means, surely or not.
+
+    One that surely keeps them and learns next to nothing is not what anybody would take.
+    """
     fresh = {_place(one): one for one in confirmed}
     for one in could:
-        told = fresh.get(_place(one), one)
-        if told.forgetting is not None and not _breaks(told, constraint):
+        told = fresh.get(_place(one))
+        if told is not None and not _breaks(told, constraint):
             return "recommended", told
     # What fresh seeds have refuted is no suggestion any more.
     left = [one for one in could if _place(one) not in fresh]
     left += [one for one in confirmed if not _breaks_by_mean(one, constraint)]
     left.sort(key=lambda one: _preference(one, constraint))
-    return ("suggested", left[0]) if left else ("not met", None)
+    if not left:
+        return "not met", None
+    return ("suggested" if _breaks(left[0], constraint) else "recommended"), left[0]
 
 
 def _place(one: Configuration) -> tuple[str, float, float]:

@@ -380,7 +380,7 @@ def test_replay_on_the_micro_base_from_its_own_texts(tmp_path: Path) -> None:
         point = last[arm]
         assert point["scores"]["source_loss"]["n"] == 60
         assert point["scores"]["target_loss"]["value"] < 3
-        mix = point.get("mix", {"replay_tokens": 0})
+        mix = point["mix"] or {"replay_tokens": 0}
         assert abs(mix["replay_tokens"] - fraction * point["tokens"]) <= 128
     assert last["none"]["scores"]["source_loss"] != last["quarter"]["scores"]["source_loss"]
     # Nothing is left that a second command would do.
