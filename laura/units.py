@@ -1,4 +1,4 @@
-"""Sizes in memory and on disk for people: one unit everywhere, powers of 1024."""
+"""Sizes and learning rates for people: one unit, one way to write them everywhere."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ def memory_text(count: float | None) -> str:
             digits = 2 if value < 10 else 1 if value < 100 else 0
             return f"{value:,.{digits}f} {unit}"
     return f"{count:.0f} B"
+
+
+def rate_text(value: float) -> str:
+    """A learning rate: 0.0003 is `3e-4`, 2.5e-05 is `2.5e-5`."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

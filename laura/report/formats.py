@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from laura.results.schema import Ends, Estimated, Summary, TaskFacts
 from laura.results.statistics import Estimate
-from laura.units import memory_text
+from laura.units import memory_text, rate_text
 
 ABSENT = "–"
 _LARGE = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
@@ -16,10 +16,7 @@ _LARGE = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 def rate(value: float | None) -> str:
     """A learning rate: 0.0003 is `3e-4`, 2.5e-05 is `2.5e-5`."""
-    if value is None:
-        return ABSENT
-    mantissa, exponent = f"{value:e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return ABSENT if value is None else rate_text(value)
 
 
 def rates(values: Sequence[float]) -> str:

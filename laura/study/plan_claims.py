@@ -14,7 +14,7 @@ import numpy as np
 
 from laura.recipe import Recipe
 from laura.results.schema import Analysis, CheckpointSpectra, DiversityRow, MatrixSpectra
-from laura.results.statistics import ALPHA, Estimate, TooThin
+from laura.results.statistics import ALPHA, Estimate
 from laura.study.claims.answer import amount, compare_pair, main_pair
 from laura.study.claims.judgement import judge_claims
 from laura.study.claims.settings import GROUPS
@@ -108,10 +108,7 @@ def _smallest(
         pair = main_pair(setting)
         if pair is None:
             return None
-        try:
-            told = compare_pair(setting, *pair, level=1 - ALPHA / tested)
-        except TooThin:
-            return None
+        told = compare_pair(setting, *pair, level=1 - ALPHA / tested)
         for key, values in found.items():
             effect = getattr(told, key)
             if effect is not None and effect.unit == "share":

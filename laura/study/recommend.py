@@ -31,11 +31,11 @@ from typing import Any, Literal
 from laura.errors import EvidenceError, UsageError
 from laura.results.schema import COST_FILE, Constraint, Costs, RunCost, read_file
 from laura.results.statistics import ALPHA, LEVEL, MIN_SEEDS, Contrast, TooThin
-from laura.study.claims.answer import amount, points, rate
+from laura.study.claims.answer import amount, points
 from laura.study.claims.judgement import read_setting
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
 from laura.study.summary import Point
-from laura.units import memory_text
+from laura.units import memory_text, rate_text
 
 State = Literal["recommended", "suggested", "not met"]
 
@@ -175,7 +175,7 @@ def not_met_text(decision: Decision) -> str:
 
 def describe(one: Configuration) -> str:
     """A configuration in a few words."""
-    return f"{one.arm.name} at {rate(one.learning_rate)}, budget {one.budget:,g}"
+    return f"{one.arm.name} at {rate_text(one.learning_rate)}, budget {one.budget:,g}"
 
 
 def costs_of(study: Path) -> dict[str, RunCost]:

@@ -6,8 +6,7 @@ continued gives the same summary as one that was not. Costs are in `cost.json`.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,11 +29,9 @@ from laura.results.schema import (
 )
 from laura.results.statistics import (
     Estimate,
-    Interval,
     mean_of_tasks,
-    paired_bootstrap_of_tasks,
 )
-from laura.results.task_result import RATIO_FIELDS, VALIDATION, TaskResult, change
+from laura.results.task_result import VALIDATION, TaskResult, change
 from laura.store import RunStore, StudyStore, read_json
 from laura.study.choosing import Choice, choices, search_table
 from laura.study.measures import (
@@ -48,7 +45,6 @@ from laura.study.measures import (
 from laura.study.run_record import is_of, read_record
 
 CURVE_POINTS = 200
-BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -182,11 +178,6 @@ class Evidence:
     def is_chosen(self, point: Point) -> bool:
         """Whether a point is at the best rate of its arm with its seed."""
         return self.best.get(point.arm, {}).get(point.seed) == point.learning_rate
-
-    def modal_rate(self, arm: str) -> float | None:
-        """The rate that is best with most seeds, of several the lowest; None where none is."""
-        counts = Counter(self.best.get(arm, {}).values())
-        return min(counts, key=lambda rate: (-counts[rate], rate), default=None)
 
     @property
     def learning(self) -> list[str]:
@@ -436,37 +427,3 @@ def _point(point: Point, evidence: Evidence) -> PointRow:
         scores=_scores(point.results, evidence),
         changes=_with_mean(changes, evidence),
     )
-
-
-def mean_interval(
-    before: Mapping[str, Sequence[TaskResult]], after: Mapping[str, Sequence[TaskResult]]
-) -> Interval:
-    """Interval of the change of the mean of several accuracies, by resampling their items.
-
-    Args:
-        before: Task to its results, of the base or of an arm, one a seed.
-        after: The same tasks of what is compared with it.
-
-    Returns:
-        The bootstrap's interval; seeds are averaged item by item first, so it holds
-        the error over items and not that over seeds.
-    """
-    sides = [
-        {task: item_means(results, leading(results[0])) for task, results in side.items()}
-        for side in (before, after)
-    ]
-    return paired_bootstrap_of_tasks(sides[0], sides[1], seed=BOOTSTRAP_SEED)
-
-
-def item_means(results: Sequence[TaskResult], metric: str) -> dict[int, float]:
-    """Every item's value, averaged over seeds; losses as nats a token of the document."""
-    tables = []
-    for result in results:
-        if metric in RATIO_FIELDS:
-            # Documents weigh by their tokens, so that the mean is the reported ratio.
-            sums = result.sums(metric)
-            average = sum(bottom for _, bottom in sums.values()) / len(sums)
-            tables.append({index: top / average for index, (top, _) in sums.items()})
-        else:
-            tables.append(result.values(metric))
-    return {index: sum(t[index] for t in tables) / len(tables) for index in tables[0]}

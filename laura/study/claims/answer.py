@@ -17,6 +17,7 @@ from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
 from laura.study.claims.verdicts import estimated
 from laura.study.run_record import repeat_caveats
 from laura.study.summary import Point
+from laura.units import rate_text
 
 STILL_LEARNT = 0.9  # of what the tuned configuration learnt
 SHORT_REASON = 14  # words
@@ -51,12 +52,6 @@ def ends(effect: Estimated, turned: bool = False) -> str:
     if turned:
         low, high = -high, -low
     return f"{signed(low, effect.unit)} to {signed(high, effect.unit)}"
-
-
-def rate(value: float) -> str:
-    """A learning rate: 0.0003 is `3e-4`."""
-    mantissa, exponent = f"{value:e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 # ----- two arms beside one another -----
@@ -239,8 +234,8 @@ def _gentler_points(setting: Setting, arm: Kind) -> list[tuple[bool, float, str]
         if learning.value >= STILL_LEARNT * gain.value:
             forgot = max(0.0, -lost.value - saved.value)
             words = (
-                f"{arm.name} at {rate(learning_rate)} forgot {amount(forgot, 'share')} instead of "
-                f"{points(lost.value)} and still learnt {points(learning.value)}"
+                f"{arm.name} at {rate_text(learning_rate)} forgot {amount(forgot, 'share')} "
+                f"instead of {points(lost.value)} and still learnt {points(learning.value)}"
             )
             found.append((saved.interval(level)[0] > 0, saved.value, words))
     return found
@@ -313,7 +308,7 @@ def _figures(setting: Setting, found: Comparison) -> str:
         seeds.append(len(own))
         changes = [_mean_change(setting, own, measure) for measure in (LEARNING, FORGETTING)]
         rates = sorted(set(setting.evidence.best.get(name, {}).values()))
-        told = " or ".join(rate(value) for value in rates)
+        told = " or ".join(rate_text(value) for value in rates)
         words = []
         for verb, change, measure in (("learnt", changes[0], LEARNING),
                                       ("forgot", changes[1], FORGETTING)):  # fmt: skip
@@ -455,7 +450,7 @@ def caveats_of(setting: Setting) -> list[str]:
             f"{count(min(seeds), 'seed')} for some arm: with fewer than three nothing is clear."
         )
     diverged = sorted(
-        {f"{run.record['arm']} at {rate(float(run.record['learning_rate']))}"
+        {f"{run.record['arm']} at {rate_text(float(run.record['learning_rate']))}"
          for run in evidence.runs if run.state == "diverged"}
     )  # fmt: skip
     if diverged:

@@ -6,8 +6,7 @@ that can still move: above the floor of guessing, below the ceiling.
 
 from __future__ import annotations
 
-from laura.recipe import Recipe
-from laura.results.statistics import MARGIN, MIN_SEEDS, TooThin, count
+from laura.results.statistics import MARGIN, TooThin, count
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
 
 FEWEST_RATES = 3  # so that a rate can be inside its list
@@ -118,19 +117,3 @@ def chance_of(setting: Setting) -> float | None:
             return None
         shares.append(sum(1 / len(i["loglikelihoods"]) for i in result.items) / result.n)
     return sum(shares) / len(shares) if shares else None
-
-
-def missing_in(recipe: Recipe, kinds: list[Kind]) -> list[str]:
-    """What a recipe lacks for any statement on methods to be judged, before a run."""
-    lacks = []
-    if len(recipe.seeds) < MIN_SEEDS:
-        lacks.append(f"{count(len(recipe.seeds), 'seed')}; {MIN_SEEDS} or more are needed")
-    if recipe.search.seeds_value == "first":
-        lacks.append("rates are chosen on one seed (search.seeds: first): suggested at most")
-    for arm in kinds:
-        rates = len(recipe.arms[arm.name].learning_rates)
-        if rates < FEWEST_RATES and not arm.settings.get("external"):
-            lacks.append(
-                f"{arm.name} has {count(rates, 'rate')}; {FEWEST_RATES} or more are needed"
-            )
-    return lacks

@@ -20,9 +20,7 @@ from laura.results.statistics import (
     TooThin,
     Variance,
     count,
-    mean,
     over_runs,
-    quantile,
 )
 from laura.study.claims.capability import learnt, tuned
 from laura.study.claims.settings import LEARNING, Kind, Setting
@@ -199,9 +197,7 @@ def _surely_inside(
                 worse.append(own[end] - own[best])
         if len(worse) < len(table):
             continue  # it diverged: no end is surer
-        told = mean(worse)
-        reach = quantile(0.975, len(worse) - 1) * told.stderr
-        if told.value - reach <= 0:
+        if over_runs(worse, len(worse)).interval()[0] <= 0:
             raise TooThin(
                 f"{arm.name}: the rate {end:g} at the end of its list may be as good as its best "
                 "by validation; widen the list, or add seeds"

@@ -59,13 +59,13 @@ class Statement:
     @property
     def p_for(self) -> float:
         """One-sided p of the statement: small when the truth is surely inside."""
-        above = self.contrast.chance_below(self.low) if self.low > -math.inf else 0.0
+        above = self.contrast.chance_below(self.low)
         return above if math.isinf(self.high) else max(above, self._chance_above(self.high))
 
     @property
     def p_against(self) -> float:
         """One-sided p of the opposite: small when the truth is surely outside."""
-        below = self._chance_above(self.low) if self.low > -math.inf else 1.0
+        below = self._chance_above(self.low)
         if math.isinf(self.high):
             return below
         return min(1.0, below, self.contrast.chance_below(self.high))
