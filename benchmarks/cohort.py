@@ -125,7 +125,7 @@ def sweep(options: argparse.Namespace, scratch: Path) -> list[dict[str, float]]:
         for workers in (1, 2):
             study = scratch / f"sweep-{turn}-{workers}"
             command = [
-                sys.executable, "-m", "laura.cli", "compare", options.recipe, "--out", str(study),
+                sys.executable, "-m", "laura", "compare", options.recipe, "--out", str(study),
                 "--workers", str(workers), *(f"--set={change}" for change in options.changes),
             ]  # fmt: skip
             environment = os.environ | {

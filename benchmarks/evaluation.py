@@ -40,8 +40,8 @@ SANDBOX_WORKERS = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; what the user can mend ends in one line and exit code 2."""
-    from laura.errors import LauraError
     from laura.models.load import resolve_model
+    from laura.results.errors import LauraError
 
     options = read_options(arguments)
     try:

@@ -18,12 +18,12 @@ from typing import Any
 from parity_lm_eval import CHOICE_TASKS, FEWSHOT_SEED, reference_task
 
 from laura.data.sources import load_rows
-from laura.errors import UsageError
+from laura.engine.requests import GenerateRequest
 from laura.evals import tasks
 from laura.evals.asking import Ask
 from laura.evals.tasks import gsm8k, humaneval
-from laura.models.requests import GenerateRequest
-from laura.recipe import MeasureSection
+from laura.recipe.sections import MeasureSection
+from laura.results.errors import UsageError
 
 SHOTS = 5
 TEMPERATURE, TOP_P = 0.2, 0.95

@@ -30,7 +30,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         study = Path(place) / "study"
-        command = [sys.executable, "-m", "laura.cli", "compare", options.recipe]
+        command = [sys.executable, "-m", "laura", "compare", options.recipe]
         subprocess.run([*command, "--out", str(study)], check=True, stdout=subprocess.DEVNULL)
         tell(study)
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.sources import load_rows
+from laura.engine.engine import Engine
 from laura.evals import tasks
 from laura.evals.scoring import choice_item
 from laura.evals.tasks import gsm8k
-from laura.models.engine import Engine
 
 CHOICE_TASKS = ("hellaswag", "arc_challenge", "winogrande")
 FEWSHOT_SEED = 1234

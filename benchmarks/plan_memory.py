@@ -82,7 +82,7 @@ def predicted(case: Case, runtime: int) -> dict[str, int]:
     """Bytes of each part, as the plan counts them."""
     from workers.plan_memory import arm_of
 
-    from laura.recipe import BaseSection
+    from laura.recipe.sections import BaseSection
     from laura.study.plan_activations import Pass
     from laura.study.plan_memory import training_parts
     from laura.study.plan_shapes import shapes_of
@@ -136,7 +136,7 @@ def compare(
 
 def main() -> int:
     """Run the cases, print the table; 1 if any is off by more than a tenth."""
-    from laura.recipe import BaseSection
+    from laura.recipe.sections import BaseSection
     from laura.study.plan_machine import measure_machine
     from laura.study.plan_shapes import shapes_of
 

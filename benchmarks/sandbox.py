@@ -25,9 +25,9 @@ from statistics import median
 from typing import Any
 
 from laura.data.sources import find_data_dir, load_rows
-from laura.errors import LauraError
 from laura.evals.confinement import interpreter
 from laura.evals.sandbox import Limits, Sandbox, require_sandbox
+from laura.results.errors import LauraError
 
 EMPTY = 100
 

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, installed or not
 from evaluation_work import write_adapters  # noqa: E402
 from sides import start  # noqa: E402
 
-from laura.errors import LauraError, UsageError  # noqa: E402
+from laura.results.errors import LauraError, UsageError  # noqa: E402
 
 MODEL = "smollm2-135m-instruct-q4"
 TIME_LIMIT_SECONDS = 1800

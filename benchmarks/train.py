@@ -85,7 +85,7 @@ def peer_settings() -> list[Setting]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; what the user can mend ends in one line and exit code 2."""
-    from laura.errors import LauraError
+    from laura.results.errors import LauraError
 
     options = read_options(arguments)
     try:
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> None:
     """Prepare, run in turns, print the tables."""
-    from laura.errors import UsageError
+    from laura.results.errors import UsageError
 
     laura = laura_setting(options.precision)
     settings = [s for s in peer_settings() if not options.only or options.only in s.title]
@@ -200,7 +200,7 @@ class Runner:
         from laura.data.sources import load_examples
         from laura.data.templates import encode_all
         from laura.models.load import resolve_model
-        from laura.recipe import Source
+        from laura.recipe.sections import Source
 
         folder = resolve_model(MODEL)
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from laura.data.sources import load_rows
+from laura.engine.engine import Engine
+from laura.engine.requests import GenerateAnswer, GenerateRequest, ScoreRequest
+from laura.engine.vllm_engine import VllmEngine
 from laura.evals import tasks
 from laura.evals.tasks.gsm8k import STOP
-from laura.models.engine import Engine
 from laura.models.load import Base, load_base
-from laura.models.requests import GenerateAnswer, GenerateRequest, ScoreRequest
-from laura.models.vllm_engine import VllmEngine
 
 TIE_NATS = 1e-3
 SHOTS, NEW_TOKENS = 5, 256

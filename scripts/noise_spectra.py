@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laura.report.png import smaller
-from laura.store import write_bytes, write_json, write_text
+from laura.results.store import write_bytes, write_json, write_text
 
 SHOWN = 0.1
 FACTORS = tuple(10 ** (exponent / 2) for exponent in range(-12, 1))

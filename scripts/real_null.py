@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from laura.bars import open_progress
-from laura.recipe import Recipe
-from laura.recipe_reading import read_recipe
+from laura.cli.bars import open_progress
+from laura.recipe.reading import read_recipe
+from laura.recipe.sections import Recipe
+from laura.recipe.shipped import find_recipe
 from laura.results.schema import Claim
-from laura.shipped import find_recipe
-from laura.store import StudyStore
+from laura.results.store import StudyStore
 from laura.study.claims.judgement import judge
 from laura.study.claims.settings import Setting
 from laura.study.compare import compare

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from laura.results.schema import COST_FILE, ArmCost, Costs, read_optional
-from laura.store import SeriesStore
+from laura.results.store import SeriesStore
 
 
 def tables(series: Path) -> str:

@@ -1,4 +1,4 @@
-"""Write docs/recipe.md, the reference of every recipe key, from laura/recipe.py itself.
+"""Write docs/recipe.md, the reference of every recipe key, from laura/recipe/sections.py itself.
 
 Use: make docs
 """
@@ -14,7 +14,8 @@ from pydantic import WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from laura.recipe import (
+from laura.recipe.arms import ExternalPoint
+from laura.recipe.sections import (
     AnalysisSection,
     BaseSection,
     BudgetSection,
@@ -30,7 +31,6 @@ from laura.recipe import (
     Source,
     TrainSection,
 )
-from laura.recipe_arms import ExternalPoint
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
 HEADER = """\

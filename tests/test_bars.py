@@ -8,8 +8,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from laura.bars import Pace, PlainLines, RichBars, speed_text
-from laura.progress import duration_text
+from laura.cli.bars import Pace, PlainLines, RichBars, speed_text
+from laura.results.progress import duration_text
 
 
 class Clock:

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console, RenderableType
 
-from laura.chat_screen import drawn, growing, introduction
+from laura.cli.chat_screen import drawn, growing, introduction
 from laura.serve.chatting import Chat, Member, Reply, Sampling, Turn
 from tests.serve.page_server import RECORD
 

@@ -15,11 +15,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import laura
-from laura import cli, door, shipped
-from laura.errors import DataError, RecipeError, UsageError
-from laura.recipe import MeasureSection, Recipe
+from laura.cli import app as cli
+from laura.cli import console
+from laura.recipe import shipped
+from laura.recipe.sections import MeasureSection, Recipe
+from laura.results.errors import DataError, RecipeError, UsageError
 from laura.results.schema import Summary
-from laura.store import write_json
+from laura.results.store import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
@@ -57,7 +59,7 @@ def run(*arguments: str) -> Result:
 def run_apart(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "laura.cli", *arguments],
+        [sys.executable, "-m", "laura", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -303,13 +305,13 @@ def test_a_bug_exits_1_and_asks_for_a_report(stand_in: Any) -> None:
     ],
 )
 def test_what_users_can_mend(error: Exception, words: str) -> None:
-    message = door.mistake(error)
+    message = console.mistake(error)
     assert message is not None and words in message
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), OSError(2, "x"), ValueError()])
 def test_what_only_we_can_mend(error: Exception) -> None:
-    assert door.mistake(error) is None
+    assert console.mistake(error) is None
 
 
 def test_interrupting_exits_130(stand_in: Any) -> None:
@@ -348,7 +350,7 @@ def test_signals_stop_politely(number: signal.Signals) -> None:
 
 
 def test_a_reader_that_has_enough_is_no_bug() -> None:
-    script = f"{sys.executable} -m laura.cli schema | head -c 10"
+    script = f"{sys.executable} -m laura schema | head -c 10"
     ended = subprocess.run(
         ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -398,7 +400,7 @@ def test_doctor_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 
 def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from laura import doctor
+    from laura.cli import doctor
 
     monkeypatch.setattr(doctor, "LIBRARIES", ("no-such-library",))
     monkeypatch.setenv("HF_ENDPOINT", "ftp://nowhere")
@@ -411,7 +413,7 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_quiet_libraries_leaves_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
-    door._quiet_libraries()
+    console._quiet_libraries()
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "debug"
 
 

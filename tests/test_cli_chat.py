@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from laura import cli
+from laura.cli import app as cli
 from tests.serve.page_server import ANSWERS, BASE, KEY, POET, QUESTION, Behaviour, served
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +112,7 @@ class Terminal:
     def __init__(self, *words: str) -> None:
         self.end, other = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "laura.cli", "chat", *words],
+            [sys.executable, "-m", "laura", "chat", *words],
             cwd=ROOT,
             stdin=other,
             stdout=other,

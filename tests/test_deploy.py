@@ -14,7 +14,7 @@ import click
 import pytest
 import typer.main
 
-from laura.cli import app
+from laura.cli.app import app
 from laura.serve.settings import check_address
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +84,7 @@ def test_the_command_is_one_that_laura_serve_takes(command: Any, tmp_path: Path)
 
 
 def test_the_unit_leaves_answers_their_time_and_does_not_repeat_mistakes(tmp_path: Path) -> None:
-    from laura.errors import EXIT_USER
+    from laura.results.errors import EXIT_USER
     from laura.serve.running import FLUSH_SECONDS
 
     found = service()

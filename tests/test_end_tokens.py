@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from laura.data.end_tokens import end_tokens
 from laura.data.examples import Example
 from laura.data.templates import encode
-from laura.end_tokens import end_tokens
-from laura.models.continuation import Continuation
-from laura.models.engine import Engine
-from laura.models.live import LiveEngine
+from laura.engine.continuation import Continuation
+from laura.engine.engine import Engine
+from laura.engine.live import LiveEngine
+from laura.engine.requests import GenerateRequest
+from laura.engine.vllm_engine import end_ids
 from laura.models.load import describe_model, load_base, resolve_model
-from laura.models.requests import GenerateRequest
-from laura.models.vllm_engine import end_ids
 from laura.serve.chat_in_process import LoadedPanel
 from laura.serve.chatting import Chat, Sampling
 from tests.models.live_twin import one_answer, tiny

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import laura.errors
-from laura.errors import (
+import laura.results.errors
+from laura.results.errors import (
     EXIT_BUG,
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -21,7 +21,7 @@ from laura.errors import (
 
 LEAVES = [
     value
-    for value in vars(laura.errors).values()
+    for value in vars(laura.results.errors).values()
     if inspect.isclass(value) and issubclass(value, LauraError) and value is not LauraError
 ]
 
@@ -33,10 +33,10 @@ def test_each_leaf_is_a_standard_exception_too(leaf: type[LauraError]) -> None:
 
 
 def test_the_drawn_tree_is_the_tree() -> None:
-    assert laura.errors.__doc__
+    assert laura.results.errors.__doc__
     for leaf in LEAVES:
         base = leaf.__mro__[2].__name__
-        assert f"── {leaf.__name__} ({base})" in laura.errors.__doc__
+        assert f"── {leaf.__name__} ({base})" in laura.results.errors.__doc__
 
 
 def test_exit_codes() -> None:
@@ -57,7 +57,7 @@ def test_faults_as_people_read_them() -> None:
 
 def test_nobody_raises_the_root() -> None:
     """`LauraError` itself says nothing; code raises a leaf."""
-    package = Path(laura.errors.__file__).parent
+    package = Path(laura.results.errors.__file__).parent
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):

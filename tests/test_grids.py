@@ -11,12 +11,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laura.errors import RecipeError
-from laura.recipe import LoraArm, Recipe
-from laura.recipe_grids import MOST_ARMS, expand_grids
-from laura.recipe_reading import parse_recipe, recipe_yaml
-from laura.recipe_search import families_of
-from laura.recipe_tasks import NAME_PATTERN
+from laura.recipe.grids import MOST_ARMS, expand_grids
+from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.recipe.search import families_of
+from laura.recipe.sections import LoraArm, Recipe
+from laura.recipe.tasks import NAME_PATTERN
+from laura.results.errors import RecipeError
 
 BASE = """\
 name: demo

@@ -12,10 +12,10 @@ import pytest
 import typer.main
 import yaml
 
-from laura.cli import app
-from laura.recipe_reading import load_mapping, read_measure_section
-from laura.recipe_series import read_study
-from laura.shipped import find_recipe, shipped_recipes
+from laura.cli.app import app
+from laura.recipe.reading import load_mapping, read_measure_section
+from laura.recipe.series import read_study
+from laura.recipe.shipped import find_recipe, shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

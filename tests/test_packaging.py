@@ -85,7 +85,7 @@ def test_no_text_installs_the_other_project() -> None:
 
 
 def test_distribution_command_and_extras() -> None:
-    assert PROJECT["name"] == "laura-lab" and PROJECT["scripts"] == {"laura": "laura.cli:main"}
+    assert PROJECT["name"] == "laura-lab" and PROJECT["scripts"] == {"laura": "laura.cli.app:main"}
     extras = PROJECT["optional-dependencies"]
     named = {
         (path, extra)

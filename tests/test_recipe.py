@@ -17,17 +17,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from laura.errors import EXIT_USER, LauraError, RecipeError
-from laura.recipe import FullArm, LoraArm, Recipe
-from laura.recipe_reading import (
+from laura.recipe.reading import (
     parse_recipe,
     read_measure_section,
     read_recipe,
     recipe_schema,
     recipe_yaml,
 )
-from laura.recipe_series import Series, read_study
-from laura.shipped import shipped_recipes
+from laura.recipe.sections import FullArm, LoraArm, Recipe
+from laura.recipe.series import Series, read_study
+from laura.recipe.shipped import shipped_recipes
+from laura.results.errors import EXIT_USER, LauraError, RecipeError
 
 GOOD = """\
 name: demo

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from laura.errors import RecipeError
-from laura.recipe_reading import parse_recipe, recipe_yaml
+from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.results.errors import RecipeError
 from tests.test_recipe import GOOD
 
 ARM = GOOD.replace("rank: 8,", "rank: 8, replay: 0.25,")

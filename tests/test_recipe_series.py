@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from laura.errors import RecipeError
-from laura.recipe import Recipe
-from laura.recipe_reading import parse_recipe, recipe_yaml
-from laura.recipe_series import Series, read_study
+from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.recipe.sections import Recipe
+from laura.recipe.series import Series, read_study
+from laura.results.errors import RecipeError
 
 COMMON = """\
 name: both

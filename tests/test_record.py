@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from laura.errors import StoreError
+from laura.results.errors import StoreError
 from laura.results.schema import RECORD_FILE, Record, read_record, write_record
 
 VALUE: dict[str, Any] = {

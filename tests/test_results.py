@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laura import store
-from laura.errors import StoreError
+from laura.results import store
+from laura.results.errors import StoreError
 from laura.results.task_result import Metric, TaskResult, change, samples_file, summarise
 
 

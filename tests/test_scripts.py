@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from laura.analysis.noise import noise_rank
-from laura.store import SeriesStore, write_json
+from laura.results.store import SeriesStore, write_json
 from scripts import noise_spectra, throughput_table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from laura import cli
+from laura.cli import app as cli
+from laura.results.store import StudyStore, write_json
 from laura.results.task_result import TaskResult, samples_file, summarise
-from laura.store import StudyStore, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]é \u202e\x9b31m"
@@ -72,7 +72,7 @@ def in_terminal(*arguments: str | Path, keys: bytes = b"", **changes: str) -> tu
     """
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "laura.cli", "show", *map(str, arguments)],
+        [sys.executable, "-m", "laura", "show", *map(str, arguments)],
         cwd=ROOT,
         env=environment(**changes),
         stdin=follower,
@@ -177,7 +177,7 @@ def test_a_reader_that_has_enough_is_no_bug(study: Path) -> None:
     metrics = {"exact_match": summarise(items, "exact_match", True)}
     result = TaskResult("gsm8k", "1", "base", 3000, metrics, items, 1.0)
     result.write(study / "base/evals/gsm8k.json", rows)
-    script = f"{sys.executable} -m laura.cli show {study} | head -n 3; echo ${{PIPESTATUS[0]}}"
+    script = f"{sys.executable} -m laura show {study} | head -n 3; echo ${{PIPESTATUS[0]}}"
     ended = subprocess.run(
         ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -186,7 +186,7 @@ def test_a_reader_that_has_enough_is_no_bug(study: Path) -> None:
 
 def test_letters_that_the_output_lacks_are_escaped(study: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "laura.cli", "show", str(study), "--index", "0"],
+        [sys.executable, "-m", "laura", "show", str(study), "--index", "0"],
         cwd=ROOT,
         env=environment(PYTHONIOENCODING="ascii"),
         capture_output=True,
@@ -244,8 +244,8 @@ def test_less_pages_and_is_left_with_q(study: Path) -> None:
 def test_a_stop_ends_the_pager_too(study: Path) -> None:
     code = (
         "import os, signal, sys, threading\n"
-        "from laura.door import listen_for_stop\n"
-        "from laura.pager import paged\n"
+        "from laura.cli.console import listen_for_stop\n"
+        "from laura.cli.pager import paged\n"
         "listen_for_stop()\n"
         "os.environ['PAGER'] = 'sleep 60'\n"
         "threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laura import store
-from laura.errors import CheckpointError, HubError, StoreError
-from laura.store import MANIFEST, RunStore, StudyStore
+from laura.results import store
+from laura.results.errors import CheckpointError, HubError, StoreError
+from laura.results.store import MANIFEST, RunStore, StudyStore
 
 FACTS = {"step": 3}
 ROOT = str(Path(__file__).parents[1])
@@ -279,7 +279,7 @@ def test_no_permission(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from laura import store
+from laura.results import store
 moment, calls = int(sys.argv[2]), 0
 def dying(function):
     def call(*positional, **named):

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from laura.cli_recommend import memory_bytes
-from laura.units import memory_text
+from laura.cli.recommend import memory_bytes
+from laura.results.units import memory_text
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from laura_train import plan_of
 def train_all(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
     """Train every rate for the same steps; loading and writing weights are not timed."""
     from laura.models.device import peak_memory_bytes
-    from laura.recipe import BaseSection, LoraArm, TrainSection
-    from laura.store import RunStore
+    from laura.recipe.sections import BaseSection, LoraArm, TrainSection
+    from laura.results.store import RunStore
     from laura.study.workbench import Workbench
     from laura.train import cohort
     from laura.train.run import train_runs

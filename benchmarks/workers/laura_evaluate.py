@@ -26,8 +26,8 @@ class Laura:
     def __init__(self, work: dict[str, Any]) -> None:
         import torch
 
+        from laura.engine.engine import Engine
         from laura.models.adapters import load_adapters
-        from laura.models.engine import Engine
         from laura.models.load import load_base
 
         base = load_base(work["model"], device="cpu")
@@ -42,7 +42,7 @@ class Laura:
 
     def score(self, pairs: list[list[str]]) -> list[float]:
         """Log-likelihoods, adapter by adapter."""
-        from laura.models.requests import ScoreRequest
+        from laura.engine.requests import ScoreRequest
 
         requests = [ScoreRequest(*pair, adapter=name) for name in self.names for pair in pairs]
         return [answer.loglikelihood for answer in self.engine.score(requests)]
@@ -54,7 +54,7 @@ class Laura:
             questions: The fields of each question's requests.
             most: New tokens at most; 0 for what the requests say.
         """
-        from laura.models.requests import GenerateRequest
+        from laura.engine.requests import GenerateRequest
 
         requests = []
         for name in self.names:

@@ -56,8 +56,8 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
     import torch
 
     from laura.models.device import peak_memory_bytes
-    from laura.recipe import BaseSection, FullArm, LoraArm, TrainSection
-    from laura.store import RunStore
+    from laura.recipe.sections import BaseSection, FullArm, LoraArm, TrainSection
+    from laura.results.store import RunStore
     from laura.study.workbench import Workbench
     from laura.train.run import train_run
 

@@ -39,7 +39,7 @@ def rows(options: argparse.Namespace, vocabulary: int) -> list[list[Any]]:
 
 def arm_of(rank: int, targets: str, more: dict[str, Any]) -> Any:
     """The arm that is trained; rank 0 is full finetuning."""
-    from laura.recipe import FullArm, LoraArm
+    from laura.recipe.sections import FullArm, LoraArm
 
     if not rank:
         return FullArm.model_validate({"method": "full", **more})
@@ -49,8 +49,8 @@ def arm_of(rank: int, targets: str, more: dict[str, Any]) -> Any:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train `--steps` steps; what the last one's row of metrics says."""
     from laura.models.device import peak_memory_bytes, pick_device
-    from laura.recipe import BaseSection, TrainSection
-    from laura.store import RunStore
+    from laura.recipe.sections import BaseSection, TrainSection
+    from laura.results.store import RunStore
     from laura.study.workbench import Workbench
     from laura.train.batches import BatchPlan
     from laura.train.run import train_run

@@ -13,12 +13,12 @@ from torch import Tensor
 from laura.analysis.measuring import SPECTRA_ALONE, Wanted, each_matrix, measure_spectra, warnings
 from laura.analysis.subspaces import factor_directions, overlap, update_directions
 from laura.analysis.weights import Matrix, StoredModel, Tuned, open_tuned
-from laura.errors import UsageError
 from laura.models.adapter_files import CONFIG, WEIGHTS
 from laura.models.device import spectral_device
 from laura.models.load import resolve_model, weight_files
-from laura.progress import SILENT, Progress
-from laura.store import content_hash, file_hash, write_json
+from laura.results.errors import UsageError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import content_hash, file_hash, write_json
 
 FORMAT = 1
 

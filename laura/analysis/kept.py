@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laura.store import disk_faults, write_text
+from laura.results.store import disk_faults, write_text
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from laura.analysis.kept import kept_results
 from laura.analysis.noise import noise_rank
 from laura.analysis.spectra import ENERGIES, product_spectrum, spectrum
 from laura.analysis.weights import Matrix, StoredModel, Tuned
-from laura.progress import SILENT, Progress
+from laura.results.progress import SILENT, Progress
 
 NARROW = {"BF16": "bfloat16", "F16": "float16"}
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laura.errors import ModelError, ShapeError
+from laura.results.errors import ModelError, ShapeError
 
 ENERGIES = (0.5, 0.9, 0.99)
 # How far float32's eigenvalues are taken to be off, in units of its epsilon times the largest;

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from laura.analysis.intruders import leading_directions
-from laura.errors import ModelError
+from laura.results.errors import ModelError
 
 
 @dataclass(frozen=True)

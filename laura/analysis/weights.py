@@ -18,11 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from laura.errors import AdapterError, ModelError, ShapeError
 from laura.models.adapter_files import CONFIG, PREFIX, WEIGHTS
 from laura.models.adapters import read_settings
 from laura.models.load import WEIGHT_INDEX, weight_files
 from laura.models.load import WEIGHTS as MODEL_WEIGHTS
+from laura.results.errors import AdapterError, ModelError, ShapeError
 
 # Elements of a matrix that are read together: 16 MiB in float32.
 PART_ELEMENTS = 2**22

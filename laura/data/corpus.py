@@ -28,9 +28,9 @@ import numpy as np
 
 from laura.data.examples import Example
 from laura.data.templates import Encoded
-from laura.errors import DataError
-from laura.progress import SILENT, Progress
-from laura.store import disk_faults, read_json, write_json
+from laura.results.errors import DataError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import disk_faults, read_json, write_json
 
 FORMAT = 1  # counts up when the same examples would give other tokens or digests
 CHUNK = 500  # examples tokenised between two signs of progress

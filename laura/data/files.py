@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from laura.errors import DataError
+from laura.results.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from laura.errors import DataError, HubError, LauraError
+from laura.results.errors import DataError, HubError, LauraError
 
 ANSWER_SECONDS = 15.0
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from laura.data.packing import Fitted, Row, arrange
 from laura.data.templates import Encoded
-from laura.errors import DataError
+from laura.results.errors import DataError
 
 TARGET = 0  # number of the target's pool; those of the replay sources follow
 

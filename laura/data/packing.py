@@ -21,8 +21,8 @@ from math import inf
 from typing import Literal, Protocol, runtime_checkable
 
 from laura.data.templates import Encoded
-from laura.errors import DataError
-from laura.progress import SILENT, Progress
+from laura.results.errors import DataError
+from laura.results.progress import SILENT, Progress
 
 IGNORED = -100
 WINDOW = 256

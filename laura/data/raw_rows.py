@@ -12,8 +12,8 @@ from laura.data.files import missing_file, read_rows
 from laura.data.hub import hub_rows
 from laura.data.named import BENCHMARK_ROWS, NAMED
 from laura.data.sources import load_rows, source_file
-from laura.errors import DataError
-from laura.recipe import Source
+from laura.recipe.sections import Source
+from laura.results.errors import DataError
 
 Placed = tuple[str, dict[str, Any]]
 

@@ -20,8 +20,8 @@ from laura.data.examples import Example
 from laura.data.files import count_rows, kind_of, missing_file, read_rows
 from laura.data.hub import hub_rows
 from laura.data.named import BENCHMARK_ROWS, NAMED, NamedSource
-from laura.errors import DataError
-from laura.recipe import Source
+from laura.recipe.sections import Source
+from laura.results.errors import DataError
 
 BUILTIN = Path(__file__).parent / "builtin"
 ROLES = ("system", "user", "assistant")

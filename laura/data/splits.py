@@ -17,8 +17,8 @@ import numpy as np
 
 from laura.data.examples import Example, Known
 from laura.data.sources import load_examples
-from laura.errors import DataError
-from laura.recipe import DataSection, Source
+from laura.recipe.sections import DataSection, Source
+from laura.results.errors import DataError
 
 SALT = "laura hold-out"
 INSTRUCTION_SHARE = 100

@@ -16,9 +16,9 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Literal
 
+from laura.data.end_tokens import end_tokens
 from laura.data.examples import Example
-from laura.end_tokens import end_tokens
-from laura.errors import DataError
+from laura.results.errors import DataError
 
 Template = Literal["chat", "plain"]
 Regime = Literal["instruct", "pretrain"]

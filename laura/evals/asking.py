@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laura.recipe import Extra, MeasureSection
+from laura.recipe.sections import Extra, MeasureSection
 
 Message = dict[str, str]
 Chat = Callable[[list[Message]], str]

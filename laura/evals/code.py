@@ -16,12 +16,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.drawing import sampled
 from laura.evals.sandbox import Limits, Sandbox, Verdict
-from laura.models.requests import GenerateAnswer, GenerateRequest
-from laura.progress import SILENT, Progress
-from laura.recipe import MeasureSection
-from laura.recipe_extras import pass_names
+from laura.recipe.extras import pass_names
+from laura.recipe.sections import MeasureSection
+from laura.results.progress import SILENT, Progress
 from laura.results.statistics import pass_at_k
 from laura.results.task_result import Item
 

@@ -13,9 +13,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from laura.models.requests import GenerateRequest
-from laura.recipe import Extra
-from laura.recipe_extras import pass_names
+from laura.engine.requests import GenerateRequest
+from laura.recipe.extras import pass_names
+from laura.recipe.sections import Extra
 from laura.results.statistics import pass_at_k
 from laura.results.task_result import Item
 

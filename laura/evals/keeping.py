@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from laura.models.requests import (
+from laura.engine.requests import (
     FORGET,
     GenerateAnswer,
     GenerateFound,
@@ -27,7 +27,7 @@ from laura.models.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.store import disk_faults
+from laura.results.store import disk_faults
 
 Request = TypeVar("Request", ScoreRequest, GenerateRequest)
 Answer = TypeVar("Answer", ScoreAnswer, GenerateAnswer)

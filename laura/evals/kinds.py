@@ -15,17 +15,17 @@ from typing import Any
 
 from laura.data.sources import load_rows
 from laura.data.templates import chat_prompts
-from laura.errors import DataError, UsageError
+from laura.engine.engine import Reference
+from laura.engine.requests import MeasuringEngine, TokenDocument
 from laura.evals import tasks
 from laura.evals.asking import Ask
 from laura.evals.scoring import choice_item, choice_sample
 from laura.evals.subsets import chosen
 from laura.evals.tasks import TaskEntry
-from laura.models.engine import Reference
-from laura.models.requests import MeasuringEngine, TokenDocument
-from laura.recipe import Extra, MeasureSection
-from laura.recipe_extras import pass_names
-from laura.recipe_tasks import is_lm_eval, result_name
+from laura.recipe.extras import pass_names
+from laura.recipe.sections import Extra, MeasureSection
+from laura.recipe.tasks import is_lm_eval, result_name
+from laura.results.errors import DataError, UsageError
 from laura.results.task_result import Item
 
 RowProvider = Callable[[str, str], list[dict[str, Any]]]

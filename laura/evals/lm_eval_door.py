@@ -19,7 +19,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from laura.errors import EXIT_USER, LauraError
+from laura.results.errors import EXIT_USER, LauraError
 
 
 def command_line(arguments: Sequence[str]) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from laura.errors import MissingExtraError, UsageError
-from laura.models.requests import GenerateRequest, MeasuringEngine, ScoreRequest, TokenDocument
+from laura.engine.requests import GenerateRequest, MeasuringEngine, ScoreRequest, TokenDocument
+from laura.results.errors import MissingExtraError, UsageError
 
 try:
     from lm_eval.api.model import LM, TemplateLM
@@ -274,9 +274,9 @@ def _loaded(
     device: str | None = None,
 ) -> LauraLM:
     """Load model and adapter from where they lie."""
+    from laura.engine.engine import Engine
     from laura.models.adapters import load_adapter
     from laura.models.device import resolve_precision
-    from laura.models.engine import Engine
     from laura.models.load import load_base
 
     if precision not in PRECISIONS:

@@ -31,16 +31,15 @@ from typing import Any
 
 import numpy as np
 
-from laura.errors import DataError, LauraError, UsageError
-
 # Before anything of lm-eval: it says what to install where lm-eval is missing.
 from laura.evals.lm_eval_model import LauraLM  # isort: split
 
 from lm_eval.api.metrics import mean, nanmean
 from lm_eval.tasks import TaskManager
 
+from laura.engine.requests import MeasuringEngine
 from laura.evals.scoring import require_finite
-from laura.models.requests import MeasuringEngine
+from laura.results.errors import DataError, LauraError, UsageError
 from laura.results.task_result import Item
 
 PREFIX = "lm_eval:"

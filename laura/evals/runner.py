@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laura.errors import DataError, StoreError, UsageError
+from laura.engine.requests import MeasuringEngine
 from laura.evals.keeping import Keeper, partial_file
 from laura.evals.kinds import (
     Material,
@@ -25,10 +25,10 @@ from laura.evals.kinds import (
     file_rows,
     plan_task,
 )
-from laura.models.requests import MeasuringEngine
-from laura.progress import SILENT, Progress
+from laura.results.errors import DataError, StoreError, UsageError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import disk_faults
 from laura.results.task_result import TaskResult, summarise
-from laura.store import disk_faults
 
 __all__ = ["Material", "Subject", "check_name", "evaluate", "evaluate_all", "file_rows"]
 

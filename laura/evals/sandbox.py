@@ -27,11 +27,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from laura.errors import SandboxError
 from laura.evals import confinement
 from laura.evals.confinement import Walls
 from laura.evals.sandbox_run import Limits, NotStartedError, Run, Verdict
-from laura.interrupts import interrupts_postponed
+from laura.results.errors import SandboxError
+from laura.results.interrupts import interrupts_postponed
 
 __all__ = ["Limits", "Sandbox", "Verdict", "require_sandbox"]
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laura.errors import DataError, DivergenceError
-from laura.models.requests import ScoreAnswer, ScoreRequest, TokenDocument
+from laura.engine.requests import ScoreAnswer, ScoreRequest, TokenDocument
+from laura.results.errors import DataError, DivergenceError
 from laura.results.task_result import Item
 
 

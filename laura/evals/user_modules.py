@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from laura.data.raw_rows import Placed, raw_rows
-from laura.errors import DataError
+from laura.engine.requests import GenerateAnswer, GenerateRequest, ScoreRequest
 from laura.evals.asking import Ask, Chat, Message
 from laura.evals.field_templates import FieldFault, FieldPath, Template, as_text
 from laura.evals.scoring import ChoiceQuestion
 from laura.evals.user_yaml import ChoiceFile, MatchFile, TaskFile
-from laura.models.requests import GenerateAnswer, GenerateRequest, ScoreRequest
+from laura.results.errors import DataError
 from laura.results.task_result import Item
 
 FORMAT_VERSION = "1"

@@ -12,12 +12,12 @@ from types import ModuleType
 from typing import Any, Literal
 
 from laura.data.raw_rows import Placed, raw_rows
-from laura.errors import DataError, LauraError, UsageError
+from laura.engine.requests import GenerateRequest
 from laura.evals.asking import Ask
 from laura.evals.scoring import ChoiceQuestion
 from laura.evals.user_modules import hash_of
-from laura.models.requests import GenerateRequest
-from laura.recipe import Source
+from laura.recipe.sections import Source
+from laura.results.errors import DataError, LauraError, UsageError
 from laura.results.task_result import Item
 
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -131,7 +131,7 @@ class PythonModule:
             if not right or not isinstance(getattr(question, "index", None), int):
                 raise DataError(
                     f"{self.path}: prepare() gave {repr(question)[:80]}; a question needs "
-                    "index (its row) and requests, a tuple of laura.models.requests."
+                    "index (its row) and requests, a tuple of laura.engine.requests."
                     "GenerateRequest (prompt: text, stop: tuple of texts, max_new_tokens: number)"
                 )
         return self._marked(str(version)), questions

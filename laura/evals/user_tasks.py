@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.sources import find_data_dir
-from laura.errors import UsageError
 from laura.evals.tasks import TaskEntry
 from laura.evals.user_modules import ChoiceModule, MatchModule
 from laura.evals.user_python import PythonModule
 from laura.evals.user_yaml import ChoiceFile, MatchFile, kind_of
-from laura.recipe_reading import read_section
-from laura.recipe_tasks import file_name_fault, is_task_file, task_file
+from laura.recipe.reading import read_section
+from laura.recipe.tasks import file_name_fault, is_task_file, task_file
+from laura.results.errors import UsageError
 
 SPLIT = "file"  # the only split a user's task has
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from laura.evals.field_templates import FieldPath, Template
-from laura.recipe import Section, SourceField
+from laura.recipe.sections import Section, SourceField
 
 KINDS = ("multiple_choice", "exact_match")
 

@@ -15,8 +15,8 @@ from math import ceil
 from random import Random
 from typing import Any
 
-from laura.errors import DataError
 from laura.micro.settings import QUESTIONS, Known, WorldSettings
+from laura.results.errors import DataError
 
 CHOICES = 4
 PLACES = ("yard", "barn", "kitchen", "cellar", "porch", "workshop", "attic", "shed")

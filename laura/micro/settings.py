@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Generic, TypeVar
 
-from laura.errors import DataError
+from laura.results.errors import DataError
 
 Thing = TypeVar("Thing")
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
-from laura.errors import DataError
 from laura.micro.arithmetic import Problem, problems
 from laura.micro.functions import NAME, Function, functions
 from laura.micro.settings import WorldSettings
+from laura.results.errors import DataError
 
 Domain = Literal["math", "code"]
 DOMAINS: tuple[Domain, ...] = ("math", "code")

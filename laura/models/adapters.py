@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from laura.errors import AdapterError
 from laura.models.adapter_files import (
     CONFIG,
     FLOATS,
@@ -46,7 +45,8 @@ from laura.models.lora import (
     unmerge,
 )
 from laura.models.pissa import plain_settings
-from laura.store import disk_faults, read_json, write_json
+from laura.results.errors import AdapterError
+from laura.results.store import disk_faults, read_json, write_json
 
 
 def save_adapter(

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laura.errors import CheckpointError, StoreError
-from laura.progress import SILENT, Progress
-from laura.store import (
+from laura.results.errors import CheckpointError, StoreError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import (
     MANIFEST,
     check_folder,
     disk_faults,

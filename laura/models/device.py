@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from laura.errors import UsageError
+from laura.results.errors import UsageError
 
 # Rows up to which `linear` takes the other way.
 FEW_ROWS = 512

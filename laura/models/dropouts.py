@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from laura.errors import ModelError
 from laura.models.layers import decoder_layers
+from laura.results.errors import ModelError
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from laura.errors import DataError, ModelError, UsageError
+from laura.results.errors import DataError, ModelError, UsageError
 
 # Where neither config nor tokenizer states a context length, as in lm-eval.
 DEFAULT_CONTEXT_TOKENS = 2048

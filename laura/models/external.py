@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from laura.errors import AdapterError, CheckpointError, ModelError
 from laura.models.adapter_files import CONFIG
 from laura.models.adapters import read_settings
 from laura.models.load import check_model_folder, resolve_model, weight_files
-from laura.progress import SILENT, Progress
-from laura.recipe import Arm, LoraArm
-from laura.recipe_arms import ExternalPoint
-from laura.store import file_hash, read_json, write_json
+from laura.recipe.arms import ExternalPoint
+from laura.recipe.sections import Arm, LoraArm
+from laura.results.errors import AdapterError, CheckpointError, ModelError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import file_hash, read_json, write_json
 
 NOTE = "external.json"
 # What must agree between a checkpoint's config and the base's, for the same inputs and tokens.

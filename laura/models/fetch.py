@@ -16,12 +16,12 @@ import time
 import zipfile
 from pathlib import Path
 
-from laura.errors import HubError
 from laura.models.cache import is_intact, is_whole, locked, model_entry, write_entry
 from laura.models.hub import download
 from laura.models.registry import PackagedModel, WheelModel, named_model
-from laura.progress import SILENT, Progress
-from laura.store import disk_faults, file_hash
+from laura.results.errors import HubError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import disk_faults, file_hash
 
 POLL_SECONDS = 0.2
 

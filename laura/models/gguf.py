@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laura.errors import ModelError
 from laura.models.cache import is_whole, locked, model_entry, write_entry
 from laura.models.gguf_tokenizer import save_tokenizer
-from laura.progress import SILENT, Progress
-from laura.store import disk_faults, file_hash, write_json
+from laura.results.errors import ModelError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import disk_faults, file_hash, write_json
 
 SHARD_BYTES = 4 * 1024**3
 

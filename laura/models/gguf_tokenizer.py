@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from laura.errors import ModelError
-from laura.store import read_json, write_json
+from laura.results.errors import ModelError
+from laura.results.store import read_json, write_json
 
 # llama.cpp's token types
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laura.errors import HubError
 from laura.models.registry import FETCHABLE_ANYWHERE
-from laura.progress import SILENT, Bar, Progress
-from laura.store import disk_faults
+from laura.results.errors import HubError
+from laura.results.progress import SILENT, Bar, Progress
+from laura.results.store import disk_faults
 
 WANTED = [
     "config.json",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from laura.errors import ModelError
+from laura.results.errors import ModelError
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

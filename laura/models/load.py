@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from laura.errors import ModelError, StoreError, UsageError
 from laura.models import attention
 from laura.models.device import pick_device
 from laura.models.fetch import fetched
 from laura.models.gguf import converted
 from laura.models.hub import download
 from laura.models.registry import MODELS, HubModel, named_model
-from laura.progress import SILENT, Progress
-from laura.store import content_hash, file_hash, read_json
+from laura.results.errors import ModelError, StoreError, UsageError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import content_hash, file_hash, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from laura.errors import AdapterError
 from laura.models.layers import names_within
 from laura.models.lora_product import lora_product, lora_products
 from laura.models.targets import GROUPS, is_named
+from laura.results.errors import AdapterError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from laura.errors import ModelError
+from laura.results.errors import ModelError
 
 CHUNK_POSITIONS = 128
 # Positions whose slopes enter the gradient of the output map together, a multiple of

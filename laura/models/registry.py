@@ -9,7 +9,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from laura.errors import ModelError
+from laura.results.errors import ModelError
 
 
 @dataclass(frozen=True)

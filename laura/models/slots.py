@@ -26,9 +26,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from laura.errors import AdapterError
 from laura.models.adapter_files import PREFIX
 from laura.models.lora import LoraSettings
+from laura.results.errors import AdapterError
 
 # torch computes a product of fewer multiplications in a loop of its own, whose last bit may be
 # another than that of MKL's; that one is the same for every number of tokens from eight on.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laura.progress import SILENT, Progress
 from laura.report.charts import (
     CHARTS,
     Chart,
@@ -19,7 +18,8 @@ from laura.report.charts import (
 )
 from laura.report.png import smaller
 from laura.report.study import Study
-from laura.store import disk_faults, write_bytes, write_text
+from laura.results.progress import SILENT, Progress
+from laura.results.store import disk_faults, write_bytes, write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from laura.results.schema import Ends, Estimated, Summary, TaskFacts
 from laura.results.statistics import Estimate
-from laura.units import memory_text, rate_text
+from laura.results.units import memory_text, rate_text
 
 ABSENT = "–"
 _LARGE = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laura.recipe_tasks import DRIFT
+from laura.recipe.tasks import DRIFT
 from laura.report import formats
 from laura.report.groups import selected_groups
 from laura.results.schema import MEAN, RunRow, Summary

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laura.errors import StoreError, UsageError
 from laura.evals.tasks import TASKS
 from laura.report.formats import rate
 from laura.report.visible import visible_line
+from laura.results.errors import StoreError, UsageError
+from laura.results.store import RunStore, disk_faults, read_json
 from laura.results.task_result import samples_file
-from laura.store import RunStore, disk_faults, read_json
 
 BASE = "base"
 MOST_LISTED = 40

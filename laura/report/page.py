@@ -8,15 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from laura.progress import SILENT, Progress
 from laura.report import formats
 from laura.report.blocks import Block, ReportPage
 from laura.report.figures import DrawnChart, draw_figures, inline_svg
 from laura.report.markdown import Document, document_text
 from laura.report.pages import PAGES
 from laura.report.study import Study, read_study
+from laura.results.progress import SILENT, Progress
 from laura.results.schema import Summary
-from laura.store import write_text
+from laura.results.store import write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laura.errors import UsageError
 from laura.evals.tasks import TASKS
 from laura.report.measured import (
     Measured,
@@ -21,6 +20,7 @@ from laura.report.measured import (
 from laura.report.sample_text import Page, loss_lines, page, plain_lines
 from laura.report.samples import Samples, Selection, Wish, select, stream
 from laura.report.visible import visible_line
+from laura.results.errors import UsageError
 from laura.results.task_result import samples_file
 
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from laura.errors import StoreError, UsageError
 from laura.evals.tasks import TASKS
 from laura.report.measured import Measured
 from laura.report.visible import visible_line
+from laura.results.errors import StoreError, UsageError
+from laura.results.store import disk_message
 from laura.results.task_result import Item, TaskResult, samples_file
-from laura.store import disk_message
 
 Key = tuple[int, int]
 """Index of the item, and number of the sample of it."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from laura import __version__
-from laura.errors import StoreError, UsageError
 from laura.report import formats
 from laura.report.blocks import (
     Block,
@@ -26,8 +25,9 @@ from laura.report.page import Format, Laid, render
 from laura.report.pages.claims import claims_blocks, counted
 from laura.report.study import read_summary
 from laura.report.tables import lines, measured
+from laura.results.errors import StoreError, UsageError
 from laura.results.schema import CLAIMS_FILE, VERDICTS, Judgement, Summary, read_optional
-from laura.store import SeriesStore, StudyStore, disk_faults, read_json, write_text
+from laura.results.store import SeriesStore, StudyStore, disk_faults, read_json, write_text
 
 FIGURE = "tradeoff"
 

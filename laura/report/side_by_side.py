@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from laura.errors import UsageError
 from laura.report import formats
 from laura.report.measured import BASE, Measured
 from laura.report.sample_text import Block, Page, page
 from laura.report.samples import Samples, Selection, Wish, select, stream
+from laura.results.errors import UsageError
 from laura.results.schema import Summary
+from laura.results.store import StudyStore
 from laura.results.task_result import samples_file
-from laura.store import StudyStore
 
 MOST_TASKS, MOST_ITEMS, MOST_MODELS, MOST_CHARACTERS = 3, 6, 8, 900
 

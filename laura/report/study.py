@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from laura.errors import StoreError, UsageError
 from laura.report.gaps import gaps
 from laura.report.side_by_side import Examples, read_examples
+from laura.results.errors import StoreError, UsageError
 from laura.results.schema import (
     ANALYSIS_FILE,
     CLAIMS_FILE,
@@ -24,7 +24,7 @@ from laura.results.schema import (
     read_file,
     read_optional,
 )
-from laura.store import disk_faults
+from laura.results.store import disk_faults
 
 T = TypeVar("T")
 

@@ -31,9 +31,9 @@ from pydantic import (
     model_validator,
 )
 
-from laura.errors import StoreError, UsageError
+from laura.results.errors import StoreError, UsageError
 from laura.results.statistics import Estimate
-from laura.store import disk_faults, read_json, write_json, write_text
+from laura.results.store import disk_faults, read_json, write_json, write_text
 
 FORMAT = 2
 MEAN = "mean"  # of the accuracies among the forgetting tasks

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from laura import store
-from laura.errors import StoreError
+from laura.results import store
+from laura.results.errors import StoreError
 from laura.results.statistics import Estimate, mean, paired_difference, ratio, ratio_difference
 
 Item = dict[str, Any]

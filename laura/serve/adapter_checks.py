@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laura.errors import AdapterError, StoreError
 from laura.models.adapter_files import (
     CONFIG,
     FLOATS,
@@ -41,12 +40,13 @@ from laura.models.adapter_files import (
     resolved,
 )
 from laura.models.lora import LoraSettings
+from laura.results.errors import AdapterError, StoreError
 from laura.results.schema import RECORD_FILE, Record, parse_record
+from laura.results.store import content_hash
 from laura.serve.bases import BaseFacts
 from laura.serve.engines import AdapterFiles
 from laura.serve.safe_files import Mark, OpenFolder, ReadOnce, changed, strict_json
 from laura.serve.tensor_places import Place, read_places
-from laura.store import content_hash
 
 MOST_TEXT_BYTES = 1024**2
 # So few numbers are looked at in this thread: torch's pool is busy with answers meanwhile, and

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from laura.errors import StoreError
+from laura.results.errors import StoreError
 from laura.serve.audit import BEGUN
 from laura.serve.engines import EngineError
 from laura.serve.faults import HttpFault, bad_request, of_engine, unknown_model

@@ -8,8 +8,8 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from laura.results.store import disk_faults
 from laura.serve.tenants import without_keys
-from laura.store import disk_faults
 
 MOST_CHARACTERS = 200
 BEGUN = "begun"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from laura.errors import StoreError
+from laura.results.errors import StoreError
 from laura.results.schema import RECORD_FILE, Record, read_record
-from laura.store import disk_faults, file_hash
+from laura.results.store import disk_faults, file_hash
 
 
 @dataclass(frozen=True)

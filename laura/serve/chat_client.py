@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from laura.errors import LauraError, UsageError
+from laura.results.errors import LauraError, UsageError
 from laura.serve.chatting import Member, Messages, Reply, Sampling
 from laura.serve.settings import is_loopback
 

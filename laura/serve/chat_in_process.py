@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from laura.data.templates import chat_prompts
-from laura.errors import UsageError
-from laura.interrupts import interrupts_postponed
+from laura.engine.continuation import Continuation, News
+from laura.engine.live import LiveEngine
+from laura.engine.requests import GenerateRequest
+from laura.engine.sampling import check_settings, draw_of
 from laura.models.adapters import read_adapter
-from laura.models.continuation import Continuation, News
 from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
 from laura.models.encoding import Encoder
-from laura.models.live import LiveEngine
 from laura.models.load import Base, load_base
-from laura.models.requests import GenerateRequest
-from laura.models.sampling import check_settings, draw_of
 from laura.models.slots import Slot
-from laura.progress import SILENT, Progress
+from laura.results.errors import UsageError
+from laura.results.interrupts import interrupts_postponed
+from laura.results.progress import SILENT, Progress
 from laura.results.schema import RECORD_FILE, read_record
 from laura.serve.chatting import Member, Messages, Reply, Sampling
 from laura.serve.short_record import short_record

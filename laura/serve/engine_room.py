@@ -16,12 +16,12 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from laura.errors import AdapterError
-from laura.models.continuation import Continuation
-from laura.models.continuation import News as LiveNews
-from laura.models.live import LiveEngine
-from laura.models.live_text import Score
-from laura.models.sampling import draw_of
+from laura.engine.continuation import Continuation
+from laura.engine.continuation import News as LiveNews
+from laura.engine.live import LiveEngine
+from laura.engine.live_text import Score
+from laura.engine.sampling import draw_of
+from laura.results.errors import AdapterError
 from laura.serve.engines import (
     AdapterFiles,
     Ended,

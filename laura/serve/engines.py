@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from laura.errors import LauraError
+from laura.results.errors import LauraError
 
 Finish = Literal["stop", "length", "cancelled"]
 

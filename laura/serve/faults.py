@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from laura.errors import LauraError
+from laura.results.errors import LauraError
 from laura.serve.engines import EngineError
 from laura.serve.limits import LimitError
 from laura.serve.wire import UnsupportedError

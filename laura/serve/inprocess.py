@@ -12,15 +12,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from laura.errors import AdapterError
 from laura.models.encoding import Encoder
+from laura.results.errors import AdapterError
 from laura.serve.ask_checks import check_ask, check_rank
 from laura.serve.engines import AdapterFiles, Ask, EngineError, EngineState, Event
 from laura.serve.fairness import FairQueue, QueueFull
 from laura.serve.tickets import GONE, Events, Ticket
 
 if TYPE_CHECKING:
-    from laura.models.live import LiveEngine
+    from laura.engine.live import LiveEngine
     from laura.serve.engine_room import EngineRoom
     from laura.serve.loading import Read
 
@@ -169,8 +169,8 @@ def open_inprocess(
         HubError: it cannot be downloaded.
         UsageError: there is no such device.
     """
+    from laura.engine.live import LiveEngine
     from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
-    from laura.models.live import LiveEngine
     from laura.models.load import load_base
     from laura.serve.adapter_checks import read_checked
 

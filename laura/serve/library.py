@@ -15,8 +15,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from laura.errors import AdapterError, LauraError, StoreError
 from laura.models.adapter_files import CONFIG
+from laura.results.errors import AdapterError, LauraError, StoreError
 from laura.results.schema import Record
 from laura.serve.adapter_checks import Bounds, Outline, marks, outline, read_through
 from laura.serve.bases import BaseFacts

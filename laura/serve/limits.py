@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from laura.errors import LauraError
+from laura.results.errors import LauraError
 from laura.serve.tenants import Tenant, Tenants
 
 Which = Literal["requests", "tokens", "concurrent"]

@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
 
-from laura.errors import AdapterError
 from laura.models.lora import LoraSettings
 from laura.models.slots import Slot, Slots
+from laura.results.errors import AdapterError
 from laura.serve.engines import AdapterFiles
 
 Adapter = tuple[LoraSettings, Mapping[str, Tensor]]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from laura.errors import UsageError
 from laura.models.load import check_model_folder, resolve_model
-from laura.progress import Progress
+from laura.results.errors import UsageError
+from laura.results.progress import Progress
 from laura.serve.bases import base_facts
 from laura.serve.library import Library
 from laura.serve.policy import Policy

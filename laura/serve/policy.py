@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from laura.errors import UsageError
+from laura.results.errors import UsageError
 from laura.results.schema import Record
 
 Unrecorded = Literal["allow", "warn", "refuse"]

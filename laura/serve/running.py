@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from laura.errors import UsageError
+from laura.results.errors import UsageError
 from laura.serve.engines import ServingEngine
 from laura.serve.service import Service
 from laura.serve.settings import ServeSettings

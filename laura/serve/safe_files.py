@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from laura.errors import AdapterError
+from laura.results.errors import AdapterError
 
 KINDS = {
     stat.S_IFLNK: "a link",

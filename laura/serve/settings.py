@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from laura.errors import UsageError
+from laura.results.errors import UsageError
 
 LOOPBACK = "127.0.0.1"
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from laura.errors import RecipeError, StoreError, UsageError
-from laura.recipe_faults import validate
-from laura.recipe_reading import load_mapping
+from laura.recipe.faults import validate
+from laura.recipe.reading import load_mapping
+from laura.results.errors import RecipeError, StoreError, UsageError
+from laura.results.store import disk_faults, write_bytes
 from laura.serve.tenants import (
     MOST_BYTES,
     MOST_KEYS,
@@ -26,7 +27,6 @@ from laura.serve.tenants import (
     read_tenants_text,
 )
 from laura.serve.yaml_edit import put, with_value
-from laura.store import disk_faults, write_bytes
 
 HEADER = """\
 # Who may use `laura serve`. Change it with `laura tenants`, or here: `laura tenants list` tells

@@ -33,11 +33,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from laura.errors import Fault, RecipeError, StoreError
-from laura.recipe_faults import short, validate
-from laura.recipe_reading import load_mapping, placed
-from laura.recipe_section import Section
-from laura.store import disk_faults
+from laura.recipe.faults import short, validate
+from laura.recipe.reading import load_mapping, placed
+from laura.recipe.section import Section
+from laura.results.errors import Fault, RecipeError, StoreError
+from laura.results.store import disk_faults
 
 KEY_START = "sk-laura-"
 MOST_KEYS = 2

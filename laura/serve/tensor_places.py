@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from laura.errors import AdapterError
+from laura.results.errors import AdapterError
 from laura.serve.safe_files import ReadOnce, strict_json
 
 # A 70B model's adapter on every map, with metadata, has 0.2 million bytes of header.

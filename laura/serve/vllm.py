@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laura.errors import ModelError, UsageError
+from laura.engine.vllm_engine import end_ids
+from laura.engine.vllm_limits import RANKS, TARGETS, longer_positions
 from laura.models.encoding import Encoder
 from laura.models.load import check_model_folder, describe_model, fingerprint
-from laura.models.vllm_engine import end_ids
-from laura.models.vllm_limits import RANKS, TARGETS, longer_positions
+from laura.results.errors import ModelError, UsageError
+from laura.results.store import read_json
 from laura.serve.ask_checks import check_ask, check_rank
 from laura.serve.engines import AdapterFiles, Ask, EngineError, EngineState, Event
 from laura.serve.tickets import Events
@@ -34,7 +35,6 @@ from laura.serve.vllm_job import Job, settled
 from laura.serve.vllm_places import Places, ReadChecked, all_pinned
 from laura.serve.vllm_server import End, Patience, ServerSettings, VllmServer, find_vllm
 from laura.serve.vllm_start import Starter
-from laura.store import read_json
 
 LOG = logging.getLogger(__name__)
 # As many adapters as vLLM computes in one batch; further ones wait in the host's memory.

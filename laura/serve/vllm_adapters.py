@@ -11,11 +11,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laura.errors import AdapterError
+from laura.engine.vllm_limits import TARGETS, adapter_fault
 from laura.models.adapter_files import CONFIG, PREFIX, WEIGHTS, linear_shapes
 from laura.models.load import empty_model
-from laura.models.vllm_limits import TARGETS, adapter_fault
-from laura.store import disk_faults, write_json
+from laura.results.errors import AdapterError
+from laura.results.store import disk_faults, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

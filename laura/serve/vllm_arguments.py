@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laura.errors import UsageError
+from laura.results.errors import UsageError
 
 OPTION = "--vllm-argument"
 _SOCKET = "vLLM listens on a private socket with a random key; --host and --port are the door's"

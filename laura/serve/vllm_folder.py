@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from laura.errors import StoreError
+from laura.results.errors import StoreError
 from laura.serve import vllm_folder_keeper
 
 # Removing a folder with thousands of files on a slow disk.

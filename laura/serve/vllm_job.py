@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from laura.models.live_text import Score, TextStream, Told
+from laura.engine.live_text import Score, TextStream, Told
 from laura.serve.engines import (
     AdapterFiles,
     Ask,

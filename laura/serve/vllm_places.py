@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laura.errors import AdapterError, LauraError
+from laura.results.errors import AdapterError, LauraError
 from laura.serve.engines import AdapterFiles, EngineError, SlotState
 from laura.serve.vllm_adapters import write_plain
 from laura.serve.vllm_client import VllmClient, VllmFault

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from laura.errors import MissingExtraError, ModelError, UsageError
-from laura.models.vllm_process import ENVIRONMENT, INSTALL, ROOM, VARIABLE, first_error
-from laura.models.vllm_worker import OLDEST
+from laura.engine.vllm_process import ENVIRONMENT, INSTALL, ROOM, VARIABLE, first_error
+from laura.engine.vllm_worker import OLDEST
+from laura.results.errors import MissingExtraError, ModelError, UsageError
 from laura.serve import vllm_keeper
 from laura.serve.vllm_client import BASE, VllmClient, VllmFault
 

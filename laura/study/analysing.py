@@ -16,12 +16,12 @@ import torch
 from laura.analysis.comparison import compare_subspaces
 from laura.analysis.measuring import Wanted, base_spectra, measure_spectra, warnings
 from laura.analysis.weights import StoredModel, open_tuned
-from laura.errors import AdapterError, ModelError, ShapeError
 from laura.models.device import spectral_device
 from laura.models.external import weights_folder
 from laura.models.load import DTYPES, resolve_model
-from laura.recipe import FullArm, LoraArm
-from laura.store import check_folder, read_json, write_json
+from laura.recipe.sections import FullArm, LoraArm
+from laura.results.errors import AdapterError, ModelError, ShapeError
+from laura.results.store import check_folder, read_json, write_json
 from laura.study.session import Session
 from laura.study.spectra_results import (
     FORMAT,

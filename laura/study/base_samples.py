@@ -20,13 +20,13 @@ from typing import Any
 from laura.data.examples import Example
 from laura.data.sources import stream_examples
 from laura.data.templates import prompt_render
-from laura.errors import DataError
+from laura.engine.engine import Engine
+from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.keeping import Keeper, partial_file
-from laura.models.engine import Engine
-from laura.models.requests import GenerateAnswer, GenerateRequest
-from laura.progress import Progress
-from laura.recipe import ReplaySource
-from laura.store import (
+from laura.recipe.sections import ReplaySource
+from laura.results.errors import DataError
+from laura.results.progress import Progress
+from laura.results.store import (
     check_folder,
     content_hash,
     disk_faults,

@@ -23,13 +23,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from laura.errors import UsageError
 from laura.models.device import peak_memory_bytes
 from laura.models.load import quiet_transformers
-from laura.progress import SILENT, Progress
-from laura.recipe import LoraArm, Recipe
-from laura.recipe_reading import read_recipe
-from laura.store import MANIFEST, RunStore, read_json, run_id, write_folder, write_json
+from laura.recipe.reading import read_recipe
+from laura.recipe.sections import LoraArm, Recipe
+from laura.results.errors import UsageError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import MANIFEST, RunStore, read_json, run_id, write_folder, write_json
 from laura.study.compare import write_summary
 from laura.study.opening import open_study
 from laura.study.session import Session

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from laura.recipe import Recipe
-from laura.recipe_search import Family, families_of, grid_seeds, rates_beyond, reachable_rates
+from laura.recipe.search import Family, families_of, grid_seeds, rates_beyond, reachable_rates
+from laura.recipe.sections import Recipe
 from laura.results.schema import FamilyTable, SearchTable, TrialRow
 from laura.results.statistics import mean_of_tasks
 from laura.results.task_result import change

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import ceil
 
-from laura.recipe import LoraArm, Recipe
+from laura.recipe.sections import LoraArm, Recipe
 from laura.study.session import RunSpec
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from laura.progress import SILENT, Progress
-from laura.recipe import Recipe
-from laura.recipe_search import grid_seeds
+from laura.recipe.search import grid_seeds
+from laura.recipe.sections import Recipe
+from laura.results.progress import SILENT, Progress
 from laura.results.schema import COST_FILE, Summary, write_file
-from laura.store import StudyStore, read_json, write_json
+from laura.results.store import StudyStore, read_json, write_json
 from laura.study.analysing import analyse
 from laura.study.claims.judgement import write_claims
 from laura.study.cohorts import remark

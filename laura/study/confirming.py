@@ -10,9 +10,9 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from laura.errors import UsageError
-from laura.recipe import Recipe
-from laura.recipe_search import reachable_rates
+from laura.recipe.search import reachable_rates
+from laura.recipe.sections import Recipe
+from laura.results.errors import UsageError
 
 if TYPE_CHECKING:
     from laura.study.summary import Evidence

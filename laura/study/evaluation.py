@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.sources import load_examples
-from laura.errors import UsageError
+from laura.engine.engine import Engine
+from laura.engine.forecast import forecast, measure_pace
+from laura.engine.requests import MeasuringEngine
 from laura.evals.kinds import Plan
 from laura.evals.runner import Material, Subject, check_name, evaluate_all, file_rows
 from laura.evals.tasks import TASKS
 from laura.models.adapter_files import CONFIG, WEIGHTS
 from laura.models.adapters import load_adapters
 from laura.models.device import pick_device, resolve_precision
-from laura.models.engine import Engine
-from laura.models.forecast import forecast, measure_pace
 from laura.models.load import fingerprint, load_base, resolve_model
-from laura.models.requests import MeasuringEngine
-from laura.progress import SILENT, Progress, duration_text
-from laura.recipe import MeasureSection, Source
+from laura.recipe.sections import MeasureSection, Source
+from laura.results.errors import UsageError
+from laura.results.progress import SILENT, Progress, duration_text
+from laura.results.store import content_hash, file_hash
 from laura.results.task_result import RATIO_FIELDS, TaskResult, change
-from laura.store import content_hash, file_hash
 from laura.study.material import Encoder, documents_of
 
 BASE = "base"
@@ -121,7 +121,7 @@ def _opened(
 ) -> Iterator[tuple[MeasuringEngine, str]]:
     """The engine with its adapters, and the fingerprint of the model."""
     if section.engine == "vllm":
-        from laura.models.vllm_engine import VllmEngine
+        from laura.engine.vllm_engine import VllmEngine
 
         precision = resolve_precision(section.precision, pick_device(device))
         folder = resolve_model(model, progress=progress)

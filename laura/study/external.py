@@ -9,10 +9,10 @@ from typing import Any
 
 from laura.data.templates import Encoded
 from laura.models.external import find_external, write_note
-from laura.progress import SILENT, Progress
-from laura.recipe import Arm, BudgetSection, Recipe
-from laura.recipe_arms import ExternalPoint
-from laura.store import RunStore, write_folder, write_json
+from laura.recipe.arms import ExternalPoint
+from laura.recipe.sections import Arm, BudgetSection, Recipe
+from laura.results.progress import SILENT, Progress
+from laura.results.store import RunStore, write_folder, write_json
 
 
 def budget_of(arm: Arm, learning_rate: float, seed: int, budget: BudgetSection) -> BudgetSection:

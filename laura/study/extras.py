@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laura.recipe import Recipe
+from laura.recipe.sections import Recipe
+from laura.results.store import StudyStore
 from laura.results.task_result import TaskResult
-from laura.store import StudyStore
 from laura.study.measures import is_current
 from laura.study.summary import Evidence, Point, gather
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from laura.errors import StoreError
+from laura.engine.engine import Engine
 from laura.evals.kinds import Material, RowProvider, check_name, plan_task
 from laura.evals.tasks import TASKS
 from laura.models.device import resolve_precision
-from laura.models.engine import Engine
-from laura.recipe import Recipe
-from laura.store import StudyStore, read_json, write_json
+from laura.recipe.sections import Recipe
+from laura.results.errors import StoreError
+from laura.results.store import StudyStore, read_json, write_json
 from laura.study.measures import all_tasks
 from laura.study.workbench import Workbench
 

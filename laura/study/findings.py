@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from laura.analysis.drift import explained
-from laura.recipe_tasks import DRIFT
+from laura.recipe.tasks import DRIFT
 from laura.results.schema import ANALYSIS_FILE, Analysis, DriftFit, DriftRow, write_file
 from laura.results.statistics import Estimate
-from laura.store import StudyStore
+from laura.results.store import StudyStore
 from laura.study.choosing import choice_gaps
 from laura.study.curves import build_curves
 from laura.study.measures import leading

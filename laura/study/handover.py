@@ -8,8 +8,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from laura.errors import EvidenceError, UsageError
-from laura.recipe_reading import recipe_yaml
+from laura.recipe.reading import recipe_yaml
+from laura.results.errors import EvidenceError, UsageError
 from laura.results.schema import (
     RECORD_FILE,
     BaseIdentity,
@@ -22,8 +22,7 @@ from laura.results.schema import (
     write_record,
 )
 from laura.results.statistics import Estimate, count
-from laura.results.task_result import TaskResult, change
-from laura.store import (
+from laura.results.store import (
     MANIFEST,
     StudyStore,
     check_folder,
@@ -33,6 +32,7 @@ from laura.store import (
     write_folder,
     write_text,
 )
+from laura.results.task_result import TaskResult, change
 from laura.study.claims.judgement import judge
 from laura.study.claims.settings import FORGETTING, LEARNING, Setting
 from laura.study.claims.verdicts import estimated

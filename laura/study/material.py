@@ -20,12 +20,12 @@ from laura.data.sources import (
 )
 from laura.data.splits import load_held_out, make_splits
 from laura.data.templates import Encoded, check_end_token, encode_all
-from laura.errors import DataError
-from laura.models.requests import TokenDocument
-from laura.progress import SILENT, Progress
-from laura.recipe import BudgetSection, DataSection, MeasureSection, Source
-from laura.recipe_tasks import DRIFT
-from laura.store import content_hash
+from laura.engine.requests import TokenDocument
+from laura.recipe.sections import BudgetSection, DataSection, MeasureSection, Source
+from laura.recipe.tasks import DRIFT
+from laura.results.errors import DataError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import content_hash
 
 RESERVE = 100  # documents of an endless source that are read beyond those needed
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from laura.evals.tasks import TASKS
-from laura.recipe import Recipe
-from laura.recipe_tasks import result_name
+from laura.recipe.sections import Recipe
+from laura.recipe.tasks import result_name
 from laura.results.task_result import VALIDATION, TaskResult
 
 _RATIO_UNITS = {"nats_per_token": "nats per token", "nats_per_byte": "nats per byte"}

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laura.engine.engine import Engine
 from laura.evals.kinds import Material
 from laura.evals.runner import evaluate
 from laura.models.device import resolve_precision
-from laura.models.engine import Engine
-from laura.store import RunStore
+from laura.results.store import RunStore
 
 if TYPE_CHECKING:
     from laura.study.session import Session

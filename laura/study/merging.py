@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from laura.errors import StoreError
 from laura.models.adapters import load_adapter, merge_check
 from laura.models.load import load_base, quiet_transformers
 from laura.models.lora import detach, lora_layers
-from laura.progress import SILENT, Progress
-from laura.store import write_folder
+from laura.results.errors import StoreError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import write_folder
 
 PROBE = "The quick brown fox jumps over the lazy dog. 12 + 30 = 42."
 

@@ -22,7 +22,6 @@ from typing import Any
 from laura.data.corpus import Enough, write_corpus
 from laura.data.examples import Example
 from laura.data.packing import fit
-from laura.errors import ModelError
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DEFAULT, DOMAINS, SPLITS, rows, running_text
 from laura.micro.tokenizer import pieces, train_tokenizer
@@ -30,9 +29,10 @@ from laura.micro.world import EARLY, SHARES, World
 from laura.models import attention
 from laura.models.device import pick_device
 from laura.models.load import WEIGHTS, quiet_transformers
-from laura.progress import SILENT, Progress
-from laura.recipe import BudgetSection, TrainSection
-from laura.store import (
+from laura.recipe.sections import BudgetSection, TrainSection
+from laura.results.errors import ModelError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import (
     RunStore,
     content_hash,
     file_hash,

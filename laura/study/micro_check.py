@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.sources import load_rows
-from laura.errors import ModelError
 from laura.evals.tasks import find
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DOMAINS, SPLITS, forms, running_text
 from laura.micro.tokenizer import pieces
 from laura.micro.world import World
 from laura.models.load import load_base
-from laura.progress import SILENT, Progress
-from laura.recipe import MeasureSection
-from laura.store import StudyStore, read_json
+from laura.recipe.sections import MeasureSection
+from laura.results.errors import ModelError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import StudyStore, read_json
 from laura.study.compare import TIMING
 from laura.study.evaluation import evaluate_model
 from laura.study.micro_base import check_card, text_of

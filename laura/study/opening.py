@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laura.errors import StoreError
 from laura.evals.kinds import file_rows
 from laura.models.device import pick_device
-from laura.progress import SILENT, Progress
-from laura.recipe import Recipe
-from laura.recipe_reading import recipe_yaml
-from laura.store import (
+from laura.recipe.reading import recipe_yaml
+from laura.recipe.sections import Recipe
+from laura.results.errors import StoreError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import (
     StudyStore,
     disk_faults,
     read_json,

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from laura.errors import Fault, RecipeError, UsageError
 from laura.models.cache import model_entry
 from laura.models.registry import MODELS, PackagedModel
 from laura.models.targets import GROUPS, is_named
-from laura.recipe import Arm, BaseSection, LoraArm, Recipe
+from laura.recipe.sections import Arm, BaseSection, LoraArm, Recipe
+from laura.results.errors import Fault, RecipeError, UsageError
 from laura.study.plan_arms import adapted_maps, trainable_parameters
 from laura.study.plan_claims import could_decide
 from laura.study.plan_data import Survey, survey

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from laura.recipe import Arm, LoraArm
+from laura.recipe.sections import Arm, LoraArm
 from laura.study.plan_arms import FLOAT32, adapted_maps, first_trained, learning_maps
 from laura.study.plan_shapes import Shapes
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from laura.errors import ModelError
 from laura.models.device import pick_device, resolve_precision
+from laura.results.errors import ModelError
 from laura.study.plan_data import Survey
 from laura.study.plan_memory import pass_of, training_parts
 from laura.study.plan_shapes import read_shapes

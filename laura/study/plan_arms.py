@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from laura.models.targets import GROUPS, is_named
-from laura.recipe import Arm, LoraArm, Recipe
+from laura.recipe.sections import Arm, LoraArm, Recipe
 from laura.study.plan_shapes import Shapes
 
 FLOAT32 = 4

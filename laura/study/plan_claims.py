@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from laura.recipe import Recipe
+from laura.recipe.sections import Recipe
 from laura.results.schema import Analysis, CheckpointSpectra, DiversityRow, MatrixSpectra
 from laura.results.statistics import ALPHA, Estimate
 from laura.study.claims.answer import amount, compare_pair, main_pair

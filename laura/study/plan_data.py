@@ -14,8 +14,8 @@ from typing import Any
 
 from laura.data.examples import Example
 from laura.data.sources import count_examples, is_endless, source_file, stream_examples
-from laura.errors import DataError, HubError
-from laura.recipe import Recipe, Source
+from laura.recipe.sections import Recipe, Source
+from laura.results.errors import DataError, HubError
 
 LOOKED_AT = 500
 CHARACTERS_A_TOKEN = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from laura.evals.tasks import TASKS
-from laura.recipe import Arm, LoraArm, MeasureSection, Recipe
+from laura.recipe.sections import Arm, LoraArm, MeasureSection, Recipe
 from laura.study.plan_arms import FLOAT32, adapter_numbers
 from laura.study.plan_memory import CHUNK_POSITIONS
 from laura.study.plan_shapes import Shapes

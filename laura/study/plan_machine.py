@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from laura.errors import StoreError, UsageError
+from laura.results.errors import StoreError, UsageError
 from laura.study.plan_shapes import Shapes
 
 REPEATS = 7
@@ -114,8 +114,8 @@ def _runtime(device_name: str) -> int:
 
     from laura.data.packing import Row
     from laura.models.registry import MICRO_BASE
-    from laura.recipe import BaseSection, FullArm, TrainSection
-    from laura.store import RunStore
+    from laura.recipe.sections import BaseSection, FullArm, TrainSection
+    from laura.results.store import RunStore
     from laura.study.workbench import Workbench
     from laura.train.batches import BatchPlan
     from laura.train.run import train_run
@@ -168,7 +168,7 @@ def _rates(device: Any, dtype: Any, inner: int, outer: int) -> list[float]:
 
 
 def _main() -> None:
-    from laura.errors import LauraError
+    from laura.results.errors import LauraError
 
     try:
         answer = asdict(_measure(json.loads(sys.argv[1])))

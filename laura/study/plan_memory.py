@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from laura.recipe import Arm, FullArm, LoraArm, Recipe
+from laura.recipe.sections import Arm, FullArm, LoraArm, Recipe
 from laura.study.plan_activations import Pass, activation_bytes, keeping_layers, lasting_casts
 from laura.study.plan_arms import (
     FLOAT32,

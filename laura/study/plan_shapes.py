@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laura.errors import HubError, ModelError, StoreError
 from laura.models.cache import model_entry
 from laura.models.registry import MODELS, HubModel, PackagedModel, WheelModel, named_model
-from laura.recipe import BaseSection
-from laura.store import read_json
+from laura.recipe.sections import BaseSection
+from laura.results.errors import HubError, ModelError, StoreError
+from laura.results.store import read_json
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 CONFIG_ONLY = (

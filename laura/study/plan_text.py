@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from laura.progress import duration_text
+from laura.results.progress import duration_text
+from laura.results.units import memory_text
 from laura.study.plan_claims import claims_lines
 from laura.study.plan_paper import paper_rows
-from laura.units import memory_text
 
 TRAINING = (
     "runtime", "weights", "adapter", "anchor", "gradients", "optimiser", "activations", "logits",

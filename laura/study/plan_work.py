@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from laura.recipe import Arm, LoraArm, Recipe
-from laura.recipe_search import families_of, grid_seeds, rates_beyond
+from laura.recipe.search import families_of, grid_seeds, rates_beyond
+from laura.recipe.sections import Arm, LoraArm, Recipe
 from laura.study.plan_arms import (
     FLOAT32,
     adapted_maps,

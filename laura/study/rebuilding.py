@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from laura.errors import RecipeError, StoreError, first_line
-from laura.progress import SILENT, Progress
+from laura.results.errors import RecipeError, StoreError, first_line
+from laura.results.progress import SILENT, Progress
 from laura.results.schema import ANALYSIS_FILE, CLAIMS_FILE, refuse_older
-from laura.store import StudyStore
+from laura.results.store import StudyStore
 from laura.study.claims.judgement import is_carried_out, stored_evidence, write_claims
 from laura.study.findings import write_findings
 

@@ -28,14 +28,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from laura.errors import EvidenceError, UsageError
+from laura.results.errors import EvidenceError, UsageError
 from laura.results.schema import COST_FILE, Constraint, Costs, RunCost, read_file
 from laura.results.statistics import ALPHA, LEVEL, MIN_SEEDS, Contrast, TooThin
+from laura.results.units import memory_text, rate_text
 from laura.study.claims.answer import amount, points
 from laura.study.claims.judgement import read_setting
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
 from laura.study.summary import Point
-from laura.units import memory_text, rate_text
 
 State = Literal["recommended", "suggested", "not met"]
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.corpus import Corpus, Enough, Subset, write_corpus
+from laura.data.end_tokens import end_tokens
 from laura.data.examples import Example, Known
 from laura.data.mixing import Pool, Replay
 from laura.data.packing import fit
 from laura.data.sources import count_examples, is_endless, stream_examples, too_large
 from laura.data.splits import fingerprint_of, measured_rows, refuse_measured
 from laura.data.templates import Encoded
-from laura.end_tokens import end_tokens
-from laura.errors import DataError
+from laura.engine.engine import Engine
 from laura.models.device import resolve_precision
-from laura.models.engine import Engine
-from laura.progress import SILENT, Progress
-from laura.recipe import Recipe, ReplaySource
-from laura.store import content_hash, disk_faults
+from laura.recipe.sections import Recipe, ReplaySource
+from laura.results.errors import DataError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import content_hash, disk_faults
 from laura.study.base_samples import base_samples, load_prompts
 from laura.study.material import RESERVE, Encoder, corpus_identity
 from laura.study.workbench import Workbench

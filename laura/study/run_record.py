@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from laura.data.mixing import Dealt
-from laura.errors import StoreError
-from laura.recipe import FullArm, LoraArm, Recipe
-from laura.store import RunStore, read_json
+from laura.recipe.sections import FullArm, LoraArm, Recipe
+from laura.results.errors import StoreError
+from laura.results.store import RunStore, read_json
 from laura.train.batches import BatchPlan
 
 _NEEDED = {"id", "arm", "learning_rate", "seed", "points"}

@@ -16,11 +16,11 @@ from typing import Any
 from laura.analysis import diversity
 from laura.analysis.diversity import Prompt
 from laura.analysis.passk import curve
-from laura.errors import StoreError
+from laura.results.errors import StoreError
 from laura.results.schema import CountDifference, DiversityRow, PassAtKRow
 from laura.results.statistics import Estimate, seed_error
+from laura.results.store import StudyStore, file_hash, read_json, read_lines_gz, write_json
 from laura.results.task_result import TaskResult, samples_file
-from laura.store import StudyStore, file_hash, read_json, read_lines_gz, write_json
 from laura.study.curves import describe
 from laura.study.extras import extra_points
 from laura.study.measures import is_current

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 
-from laura.progress import Bar
-from laura.recipe_search import Family, families_of
+from laura.recipe.search import Family, families_of
+from laura.results.progress import Bar
+from laura.results.store import disk_faults, read_json, write_json
 from laura.results.task_result import VALIDATION, TaskResult
-from laura.store import disk_faults, read_json, write_json
 from laura.study.choosing import LOST, Outcome, outcome_of
 from laura.study.session import RunSpec, Session
 from laura.study.sharing import BUSY

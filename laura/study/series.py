@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from laura.errors import LauraError
-from laura.progress import SILENT, Progress
-from laura.recipe_series import Series
+from laura.recipe.series import Series
+from laura.results.errors import LauraError
+from laura.results.progress import SILENT, Progress
 from laura.results.schema import Summary
-from laura.store import SeriesStore
+from laura.results.store import SeriesStore
 from laura.study.claims.judgement import write_series_claims
 from laura.study.compare import compare, grid_of
 from laura.study.confirming import FRESH_SEEDS, Configuration

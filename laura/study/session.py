@@ -16,16 +16,16 @@ from laura.data.packing import Fitted, fit
 from laura.evals.kinds import RowProvider
 from laura.evals.tasks import TASKS
 from laura.models.device import pick_device, resolve_precision
-from laura.progress import SILENT, Progress
-from laura.recipe import BudgetSection, Recipe
-from laura.results.task_result import TaskResult
-from laura.store import (
+from laura.recipe.sections import BudgetSection, Recipe
+from laura.results.progress import SILENT, Progress
+from laura.results.store import (
     RunStore,
     StudyStore,
     content_hash,
     run_id,
     write_json,
 )
+from laura.results.task_result import TaskResult
 from laura.study.external import adopt, budget_of, check_external, epoch_size, marks_of
 from laura.study.material import StudyData
 from laura.study.measures import all_tasks, is_current, result_names

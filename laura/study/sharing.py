@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from laura.errors import StoreError
-from laura.progress import SILENT, Progress
-from laura.store import disk_faults
+from laura.results.errors import StoreError
+from laura.results.progress import SILENT, Progress
+from laura.results.store import disk_faults
 
 LOCK = ".lock"
 BUSY = "busy"

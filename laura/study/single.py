@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from laura.errors import UsageError
-from laura.progress import SILENT, Progress
-from laura.recipe import Recipe
+from laura.recipe.sections import Recipe
+from laura.results.errors import UsageError
+from laura.results.progress import SILENT, Progress
 from laura.study.compare import write_summary
 from laura.study.opening import open_study
 from laura.study.sharing import BUSY, WAIT_SECONDS

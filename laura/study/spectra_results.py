@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from laura.errors import StoreError
+from laura.results.errors import StoreError
 from laura.results.schema import CheckpointSpectra, F, SubspaceOverlap, faults_of
-from laura.store import StudyStore, read_json
+from laura.results.store import StudyStore, read_json
 from laura.study.summary import Evidence, Point
 
 FORMAT = 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import laura
-from laura.recipe import LoraArm, Recipe
+from laura.recipe.sections import LoraArm, Recipe
 from laura.results.schema import (
     MEAN,
     ArmRow,
@@ -31,8 +31,8 @@ from laura.results.statistics import (
     Estimate,
     mean_of_tasks,
 )
+from laura.results.store import RunStore, StudyStore, read_json
 from laura.results.task_result import VALIDATION, TaskResult, change
-from laura.store import RunStore, StudyStore, read_json
 from laura.study.choosing import Choice, choices, search_table
 from laura.study.measures import (
     Measure,

@@ -19,9 +19,9 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from laura.errors import StoreError
-from laura.recipe_search import RATE_DIGITS, Family, SearchSection
-from laura.store import content_hash, disk_faults
+from laura.recipe.search import RATE_DIGITS, Family, SearchSection
+from laura.results.errors import StoreError
+from laura.results.store import content_hash, disk_faults
 from laura.study.choosing import Outcome
 from laura.study.sharing import claimed, held
 

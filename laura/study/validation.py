@@ -10,7 +10,7 @@ import torch
 from laura.models.attention import Documents
 from laura.models.device import autocast, resolve_precision
 from laura.models.losses import packed_loss_sum
-from laura.recipe import TrainSection
+from laura.recipe.sections import TrainSection
 from laura.results.task_result import VALIDATION
 from laura.study.material import StudyData
 

@@ -22,9 +22,9 @@ from laura.models.layers import chosen_layers
 from laura.models.load import Base, load_base, quiet_transformers
 from laura.models.lora import LoraSettings, attach, detach, route
 from laura.models.lora_plus import rate_ratios
-from laura.progress import SILENT, Progress
-from laura.recipe import Arm, BaseSection, FullArm, LoraArm
-from laura.store import check_folder
+from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
+from laura.results.progress import SILENT, Progress
+from laura.results.store import check_folder
 from laura.train.optimisers import StepRule
 
 Reference = Callable[[], AbstractContextManager[object]] | Any

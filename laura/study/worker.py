@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from laura.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauraError
-from laura.progress import Bar
+from laura.results.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauraError
+from laura.results.progress import Bar
 
 ADVANCE_SECONDS = 0.3
 
@@ -119,7 +119,7 @@ def _listen(runs: queue.Queue[dict[str, Any]]) -> None:
 def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line) -> None:
     import torch
 
-    from laura.recipe import BudgetSection, Recipe
+    from laura.recipe.sections import BudgetSection, Recipe
     from laura.study.extras import ExtraJob, measure_extras
     from laura.study.opening import join_study
     from laura.study.session import RunSpec

@@ -23,11 +23,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from laura import errors
-from laura.errors import LauraError, StoreError
 from laura.models.device import threads
-from laura.progress import Bar, Progress
-from laura.recipe import Recipe
+from laura.recipe.sections import Recipe
+from laura.results import errors
+from laura.results.errors import LauraError, StoreError
+from laura.results.progress import Bar, Progress
 from laura.study.cohorts import cohorts
 from laura.study.extras import ExtraJob, measure_extras
 from laura.study.session import RunSpec, Session

@@ -15,8 +15,8 @@ from itertools import pairwise
 from laura.data.mixing import TARGET, Dealt, Mixer, Pool, Replay, refuse_repeats
 from laura.data.packing import IGNORED, Fitted, Row, epoch_rows, step_ends
 from laura.data.templates import Encoded
-from laura.errors import DataError
-from laura.recipe import BudgetSection, TrainSection
+from laura.recipe.sections import BudgetSection, TrainSection
+from laura.results.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from laura.errors import CheckpointError
-from laura.store import check_folder, write_folder
+from laura.results.errors import CheckpointError
+from laura.results.store import check_folder, write_folder
 
 STATE = "state.safetensors"
 

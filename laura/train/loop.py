@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from laura.data.packing import Row
-from laura.errors import DivergenceError
 from laura.models.attention import Documents
 from laura.models.device import autocast, peak_memory_bytes, resolve_precision
 from laura.models.losses import packed_loss_sum
-from laura.progress import Bar
-from laura.recipe import TrainSection
-from laura.store import RunStore, content_hash, write_json
+from laura.recipe.sections import TrainSection
+from laura.results.errors import DivergenceError
+from laura.results.progress import Bar
+from laura.results.store import RunStore, content_hash, write_json
 from laura.train.batches import BatchPlan
 from laura.train.checkpoints import load_state, save_state
 from laura.train.flops import count_work, step_flops

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laura.recipe import TrainSection
+from laura.recipe.sections import TrainSection
 from laura.train.decay import Decay
 
 

@@ -9,9 +9,16 @@ from typing import Any
 
 from laura.models.device import reset_peak_memory
 from laura.models.lean import lean
-from laura.progress import SILENT, Progress
-from laura.recipe import TrainSection
-from laura.store import RunStore, disk_faults, read_json, remove_leftovers, write_folder, write_json
+from laura.recipe.sections import TrainSection
+from laura.results.progress import SILENT, Progress
+from laura.results.store import (
+    RunStore,
+    disk_faults,
+    read_json,
+    remove_leftovers,
+    write_folder,
+    write_json,
+)
 from laura.train.batches import BatchPlan
 from laura.train.cohort import ParameterSet, gradients_for
 from laura.train.loop import StoppedForNow, Trainer, in_turn, run_leg

@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laura.errors import Fault, RecipeError
-from laura.recipe import TrainSection
+from laura.recipe.sections import TrainSection
+from laura.results.errors import Fault, RecipeError
 
 
 @dataclass(frozen=True)

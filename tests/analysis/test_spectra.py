@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from laura.analysis import spectra
 from laura.analysis.noise import noise_rank
 from laura.analysis.spectra import ENERGIES, Spectrum, product_spectrum, spectrum
-from laura.errors import LauraError, ModelError, ShapeError
+from laura.results.errors import LauraError, ModelError, ShapeError
 
 
 def with_values(values: torch.Tensor, rows: int, columns: int, seed: int = 0) -> torch.Tensor:

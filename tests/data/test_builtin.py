@@ -10,7 +10,7 @@ import pytest
 
 from laura.data.examples import Example
 from laura.data.sources import BUILTIN, load_examples
-from laura.recipe import Source
+from laura.recipe.sections import Source
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_word_problems.py"
 

@@ -16,7 +16,7 @@ from laura.data.corpus import Corpus, Enough, Subset, write_corpus
 from laura.data.examples import Example
 from laura.data.packing import fit, pack
 from laura.data.templates import Encoded
-from laura.errors import DataError, StoreError
+from laura.results.errors import DataError, StoreError
 
 ASKED = [(("user", f"What is {i}?"), ("assistant", f"It is {i}.")) for i in range(1200)]
 EXAMPLES = [Example(3 * i, messages) for i, messages in enumerate(ASKED)]

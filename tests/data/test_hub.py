@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from laura.data.hub import hub_rows
-from laura.errors import DataError, HubError, LauraError
+from laura.results.errors import DataError, HubError, LauraError
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from laura.data.mixing import Mixer, Pool, Replay
 from laura.data.packing import Row, arrange, fit
 from laura.data.templates import Encoded
-from laura.errors import DataError
-from laura.recipe import BudgetSection, TrainSection
+from laura.recipe.sections import BudgetSection, TrainSection
+from laura.results.errors import DataError
 from laura.study.run_record import budget_marks, repeat_caveats
 from laura.train.batches import BatchPlan, plan_batches
 

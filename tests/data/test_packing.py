@@ -16,8 +16,8 @@ from laura.data.packing import (
     step_ends,
 )
 from laura.data.templates import Encoded
-from laura.errors import DataError
-from laura.progress import Silent
+from laura.results.errors import DataError
+from laura.results.progress import Silent
 
 
 def encoded(index: int, length: int, prompt: int = 1) -> Encoded:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from laura.data.examples import Example
 from laura.data.named import BENCHMARK_ROWS, NAMED, wikitext_articles
 from laura.data.sources import load_examples, load_rows, stream_examples
-from laura.errors import DataError, HubError, LauraError
-from laura.recipe import Source
+from laura.recipe.sections import Source
+from laura.results.errors import DataError, HubError, LauraError
 
 
 @pytest.fixture(autouse=True)

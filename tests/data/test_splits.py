@@ -11,8 +11,8 @@ import pytest
 from laura.data.examples import Example
 from laura.data.sources import load_examples
 from laura.data.splits import load_held_out, make_splits
-from laura.errors import DataError
-from laura.recipe import DataSection
+from laura.recipe.sections import DataSection
+from laura.results.errors import DataError
 
 
 def qa(question: str, answer: str) -> dict[str, str]:

@@ -19,19 +19,19 @@ import yaml
 
 from laura.data.sources import load_rows
 from laura.data.templates import chat_prompts
-from laura.errors import DataError, SandboxError
+from laura.engine.engine import Engine
+from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals import code, drawing
 from laura.evals.asking import Ask
 from laura.evals.code import CodeQuestion, fenced
 from laura.evals.runner import Material, evaluate, file_rows
 from laura.evals.sandbox import Verdict, require_sandbox
 from laura.evals.tasks import humaneval, load, mbpp
-from laura.models.engine import Engine
-from laura.models.requests import GenerateAnswer, GenerateRequest
-from laura.recipe import MeasureSection
+from laura.recipe.sections import MeasureSection
+from laura.results.errors import DataError, SandboxError
 from laura.results.statistics import clustered_mean
+from laura.results.store import read_lines_gz
 from laura.results.task_result import Item, samples_file, summarise
-from laura.store import read_lines_gz
 from tests.conftest import make_tiny_tokenizer
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from laura import store
+from laura.engine.engine import Engine
+from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals import drawing
 from laura.evals.asking import Ask
 from laura.evals.kinds import Material
 from laura.evals.runner import evaluate
 from laura.evals.tasks import gsm8k, load, micro_code, micro_math
 from laura.micro.targets import rows
-from laura.models.engine import Engine
-from laura.models.requests import GenerateAnswer, GenerateRequest
-from laura.recipe import Extra, MeasureSection
+from laura.recipe.sections import Extra, MeasureSection
+from laura.results import store
 from laura.results.task_result import TaskResult, samples_file
 
 EXTRA = Extra(task="micro_code", samples=4, temperature=0.7, top_p=0.9, k=[1, 2, 4])

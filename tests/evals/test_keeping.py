@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from laura.errors import StoreError
+from laura.engine.engine import Engine
+from laura.engine.requests import GenerateRequest, ScoreRequest
 from laura.evals.keeping import Keeper, partial_file
 from laura.evals.kinds import Material, file_rows, plan_task
 from laura.evals.runner import Subject, evaluate_all
 from laura.evals.subsets import chosen
-from laura.models.engine import Engine
-from laura.models.requests import GenerateRequest, ScoreRequest
-from laura.recipe import MeasureSection
+from laura.recipe.sections import MeasureSection
+from laura.results.errors import StoreError
+from laura.results.store import read_lines_gz
 from laura.results.task_result import TaskResult, samples_file
-from laura.store import read_lines_gz
 
 WORDS = ["the cat", "a dog ran", "question: how many", "an apple", "the mat", "1 2 3"]
 SCORES = [ScoreRequest(word, f" {other}") for word in WORDS for other in WORDS]

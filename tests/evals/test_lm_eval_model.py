@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from laura.errors import AdapterError, UsageError
-from laura.models.engine import Engine
-from laura.models.requests import GenerateAnswer, GenerateRequest
+from laura.engine.engine import Engine
+from laura.engine.requests import GenerateAnswer, GenerateRequest
+from laura.results.errors import AdapterError, UsageError
 from tests.evals.lm_eval_rows import WORDS, evaluated, plain, write_tasks
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.
@@ -204,8 +204,8 @@ def test_command_line_tells_a_mistake_in_words(tmp_path: Path) -> None:
 def test_without_lm_eval_the_error_names_the_extra() -> None:
     code = (
         "import sys; sys.modules['lm_eval'] = None\n"
-        "import laura.evals.runner, laura.cli\n"
-        "from laura.errors import MissingExtraError\n"
+        "import laura.evals.runner, laura.cli.app\n"
+        "from laura.results.errors import MissingExtraError\n"
         "try:\n"
         "    import laura.evals.lm_eval_model\n"
         "except MissingExtraError as error:\n"
@@ -218,7 +218,7 @@ def test_without_lm_eval_the_error_names_the_extra() -> None:
 
 def test_laura_itself_does_not_import_lm_eval() -> None:
     code = (
-        "import sys, laura.evals.runner, laura.study.evaluation, laura.cli\n"
+        "import sys, laura.evals.runner, laura.study.evaluation, laura.cli.app\n"
         "assert 'lm_eval' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

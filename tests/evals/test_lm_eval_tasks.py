@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from laura.data.sources import load_rows
-from laura.errors import DataError, DivergenceError, UsageError
+from laura.engine.engine import Engine
+from laura.engine.requests import ScoreAnswer
 from laura.evals.scoring import choice_item
 from laura.evals.tasks import arc_challenge, gsm8k
-from laura.models.engine import Engine
-from laura.models.requests import ScoreAnswer
+from laura.results.errors import DataError, DivergenceError, UsageError
 from laura.results.task_result import TaskResult, summarise
 from tests.evals.lm_eval_rows import evaluated, plain, write_task, write_tasks
 

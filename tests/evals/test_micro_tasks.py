@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from laura.errors import DataError
+from laura.engine.requests import GenerateAnswer
 from laura.evals.asking import Ask
 from laura.evals.tasks import gsm8k, load, micro_code, micro_math
 from laura.micro.targets import rows, running_text
-from laura.models.requests import GenerateAnswer
-from laura.recipe import MeasureSection
+from laura.recipe.sections import MeasureSection
+from laura.results.errors import DataError
 
 
 def ask(form: str) -> Ask:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from laura.data.sources import load_rows
+from laura.engine.engine import Engine
+from laura.engine.requests import ScoreAnswer
 from laura.evals import tasks
 from laura.evals.scoring import choice_item
 from laura.evals.tasks import gsm8k
-from laura.models.engine import Engine
-from laura.models.requests import ScoreAnswer
 from laura.results.task_result import summarise
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from laura import store
-from laura.errors import DataError, StoreError, UsageError
-from laura.evals.runner import Material, evaluate, file_rows
-from laura.models.engine import Engine
-from laura.models.requests import (
+from laura.engine.engine import Engine
+from laura.engine.requests import (
     GenerateAnswer,
     GenerateRequest,
     ScoreAnswer,
     ScoreRequest,
     TokenDocument,
 )
-from laura.recipe import MeasureSection
+from laura.evals.runner import Material, evaluate, file_rows
+from laura.recipe.sections import MeasureSection
+from laura.results import store
+from laura.results.errors import DataError, StoreError, UsageError
 from laura.results.task_result import TaskResult, change, samples_file
 
 ROWS = {

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from laura import doctor
-from laura.errors import SandboxError
+from laura.cli import doctor
 from laura.evals import confinement, sandbox, sandbox_run
 from laura.evals.sandbox import Limits, Sandbox, Verdict, require_sandbox
+from laura.results.errors import SandboxError
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
 assert _spec is not None and _spec.loader is not None

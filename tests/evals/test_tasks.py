@@ -11,12 +11,12 @@ import pytest
 
 from laura.data.examples import Example
 from laura.data.templates import chat_prompts, encode
-from laura.errors import DataError, DivergenceError, UsageError
+from laura.engine.requests import GenerateAnswer, ScoreAnswer, ScoreRequest, TokenDocument
 from laura.evals import tasks
 from laura.evals.scoring import ChoiceQuestion, choice_item
 from laura.evals.tasks import arc_challenge, gsm8k, heldout_loss, hellaswag, kl, winogrande
-from laura.models.requests import GenerateAnswer, ScoreAnswer, ScoreRequest, TokenDocument
-from laura.recipe_tasks import BENCHMARKS, LOSSES
+from laura.recipe.tasks import BENCHMARKS, LOSSES
+from laura.results.errors import DataError, DivergenceError, UsageError
 from laura.results.task_result import summarise
 
 HELLASWAG = {

@@ -11,14 +11,14 @@ import pytest
 
 from laura.data.sources import load_rows
 from laura.data.templates import chat_prompts
-from laura.errors import DataError, RecipeError, UsageError
+from laura.engine.engine import Engine
+from laura.engine.requests import GenerateAnswer
 from laura.evals import user_tasks
 from laura.evals.asking import Ask
 from laura.evals.scoring import choice_item
 from laura.evals.tasks import arc_challenge, gsm8k
-from laura.models.engine import Engine
-from laura.models.requests import GenerateAnswer
-from laura.recipe import MeasureSection
+from laura.recipe.sections import MeasureSection
+from laura.results.errors import DataError, RecipeError, UsageError
 from laura.results.task_result import summarise
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -273,7 +273,7 @@ def test_names_of_results(tmp_path: Path) -> None:
 
 PYTHON_CHOICE = """
 from laura.evals.scoring import ChoiceQuestion
-from laura.models.requests import ScoreRequest
+from laura.engine.requests import ScoreRequest
 
 VERSION, METRICS, ROWS = "3", ("acc",), "rows.jsonl"
 TITLE = "Mine"
@@ -284,7 +284,7 @@ def question(row, index):
 """
 PYTHON_GENERATION = """
 from dataclasses import dataclass
-from laura.models.requests import GenerateRequest
+from laura.engine.requests import GenerateRequest
 
 METRICS, METRIC, HIGHER_IS_BETTER = ("words", "length"), "length", False
 

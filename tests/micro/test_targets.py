@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from laura.errors import DataError
 from laura.evals.tasks import load
 from laura.micro.arithmetic import problems
 from laura.micro.functions import functions
@@ -21,6 +20,7 @@ from laura.micro.targets import (
     rows,
     running_text,
 )
+from laura.results.errors import DataError
 
 TARGET_ITEMS = 625  # standard error 0.02 at one half
 

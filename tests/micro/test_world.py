@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from laura.errors import DataError
 from laura.evals.tasks import load
 from laura.micro.pronouns import DAYS
 from laura.micro.settings import LIMITS, WorldSettings
 from laura.micro.world import SHARES, World
+from laura.results.errors import DataError
 
 PIECES = (" plums", "return", " x", "7", "####")
 DOCUMENTS = 6000

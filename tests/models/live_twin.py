@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from laura.engine.continuation import Continuation
+from laura.engine.live import LiveEngine
+from laura.engine.live_text import Score
 from laura.models.adapters import PREFIX
-from laura.models.continuation import Continuation
-from laura.models.live import LiveEngine
-from laura.models.live_text import Score
 from laura.models.lora import LoraSettings
 from tests.conftest import make_tiny_model
 from tests.models.test_many_adapters import lively

@@ -90,10 +90,10 @@ def test_auto_is_bf16_only_where_hardware_and_kernels_are(
 BF16_PROGRAM = """
 import sys, torch
 from laura.models.device import autocast, has_bf16_arithmetic, resolve_precision
-from laura.models.continuation import Continuation
-from laura.models.engine import Engine
-from laura.models.live import LiveEngine
-from laura.models.requests import GenerateRequest, ScoreRequest
+from laura.engine.continuation import Continuation
+from laura.engine.engine import Engine
+from laura.engine.live import LiveEngine
+from laura.engine.requests import GenerateRequest, ScoreRequest
 from tests.conftest import make_tiny_model, make_tiny_tokenizer
 cpu, tokenizer = torch.device("cpu"), make_tiny_tokenizer()
 bf16 = resolve_precision("bf16", cpu)

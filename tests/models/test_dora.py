@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from laura.errors import AdapterError
+from laura.engine.engine import Engine
+from laura.engine.requests import GenerateRequest, ScoreRequest
 from laura.models.adapters import load_adapter, load_adapters, merge_check, save_adapter
 from laura.models.device import autocast
-from laura.models.engine import Engine
 from laura.models.lean import lean
 from laura.models.lora import LoraSettings, attach, detach, lora_layers, route
-from laura.models.requests import GenerateRequest, ScoreRequest
+from laura.results.errors import AdapterError
 from tests.conftest import make_tiny_model
 from tests.models import peft_twin as oracle
 
@@ -254,7 +254,7 @@ def test_files_that_contradict_themselves_are_refused(tmp_path: Path, tiny_model
 
 
 def test_vllm_refuses_it_by_name(folders: list[Path]) -> None:
-    from laura.models.vllm_engine import _lora_arguments
+    from laura.engine.vllm_engine import _lora_arguments
 
     with pytest.raises(AdapterError, match=r"adapter a has trained lengths \(DoRA\)"):
         _lora_arguments({"a": folders[0]})

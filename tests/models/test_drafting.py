@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from laura.models import live
-from laura.models.continuation import Continuation
-from laura.models.live import LiveEngine
-from laura.models.sampling import Draw
+from laura.engine import live
+from laura.engine.continuation import Continuation
+from laura.engine.live import LiveEngine
+from laura.engine.sampling import Draw
 from tests.conftest import make_tiny_model
 from tests.models.live_twin import (
     ATTENTION,

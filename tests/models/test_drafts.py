@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from laura.models.continuation import Continuation, News, extend
-from laura.models.drafts import GOES_ON, MOST_DRAFTED, NEWEST, SOURCES, WORTH, Drafts, Source, allot
-from laura.models.live_text import TextStream
-from laura.models.said import Said
-from laura.models.sampling import Draw
+from laura.engine.continuation import Continuation, News, extend
+from laura.engine.drafts import GOES_ON, MOST_DRAFTED, NEWEST, SOURCES, WORTH, Drafts, Source, allot
+from laura.engine.live_text import TextStream
+from laura.engine.said import Said
+from laura.engine.sampling import Draw
 from laura.models.slots import FEWEST_TOKENS
 
 CPU_FREE_ROWS, VOCABULARY = 12, 12

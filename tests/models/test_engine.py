@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from laura.errors import DataError, ModelError, UsageError
-from laura.models import decoding
-from laura.models.decoding import common_prefix
-from laura.models.engine import Engine
-from laura.models.key_values import attend_to_stem, joined_attention, partial_attention
-from laura.models.prefixes import packs
-from laura.models.requests import GenerateRequest, ScoreRequest, TokenDocument
+from laura.engine import decoding
+from laura.engine.decoding import common_prefix
+from laura.engine.engine import Engine
+from laura.engine.key_values import attend_to_stem, joined_attention, partial_attention
+from laura.engine.prefixes import packs
+from laura.engine.requests import GenerateRequest, ScoreRequest, TokenDocument
+from laura.results.errors import DataError, ModelError, UsageError
 
 PAIRS = [
     ("the cat sat on", " a mat and the dog"),

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from laura.errors import ModelError
 from laura.models.gguf import convert, converted
 from laura.models.load import load_base
+from laura.results.errors import ModelError
 from tests.conftest import make_tiny_model
 
 IDS = torch.tensor([[5, 9, 200, 33, 7, 450, 2, 81, 81, 300]])

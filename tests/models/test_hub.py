@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
 import json, sys
-from laura.errors import LauraError
+from laura.results.errors import LauraError
 from laura.models.hub import download
 
 class Bar:

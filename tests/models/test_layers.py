@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from laura.errors import ModelError
 from laura.models.adapters import load_adapter, save_adapter
 from laura.models.lora import LoraSettings, attach, detach, lora_layers
+from laura.results.errors import ModelError
 from tests.conftest import make_tiny_model
 from tests.models import peft_twin as oracle
 

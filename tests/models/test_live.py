@@ -12,11 +12,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from laura.models import live
+from laura.engine import live
+from laura.engine.continuation import Continuation
+from laura.engine.live import LiveEngine
+from laura.engine.sampling import Draw
 from laura.models.adapters import read_settings
-from laura.models.continuation import Continuation
-from laura.models.live import LiveEngine
-from laura.models.sampling import Draw
 from laura.models.slots import FEWEST_TOKENS
 from tests.models.live_twin import (
     ATTENTION,

@@ -20,11 +20,11 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from laura.engine.continuation import Continuation
+from laura.engine.live import LiveEngine
+from laura.engine.live_decoder import ModuleDecoder, PlainDecoder, live_decoder
+from laura.engine.live_maps import join_maps
 from laura.models import attention
-from laura.models.continuation import Continuation
-from laura.models.live import LiveEngine
-from laura.models.live_decoder import ModuleDecoder, PlainDecoder, live_decoder
-from laura.models.live_maps import join_maps
 from tests.models.live_twin import Heard, hear
 from tests.models.test_many_adapters import lively
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from laura.models.continuation import Continuation
-from laura.models.live import LiveEngine
+from laura.engine.continuation import Continuation
+from laura.engine.live import LiveEngine
 from tests.models.live_twin import ATTENTION, MLP, Heard, hear, made_adapter, one_answer, tiny
 
 TEXTS = ["the dog ran", "a cat", "question: how many cats? "]

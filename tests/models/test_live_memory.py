@@ -6,9 +6,9 @@ import random
 
 import torch
 
-from laura.models.beginnings import Beginnings
-from laura.models.key_values import Geometry
-from laura.models.lanes import Lanes, Row
+from laura.engine.beginnings import Beginnings
+from laura.engine.key_values import Geometry
+from laura.engine.lanes import Lanes, Row
 
 GEOMETRY = Geometry(2, 1, 4, torch.float32)
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from laura.models import live_plan
+from laura.engine import live_plan
+from laura.engine.live_maps import JoinedMaps, join_maps
+from laura.engine.live_plan import Plan, plan_of, slot_order
 from laura.models.adapters import PREFIX
-from laura.models.live_maps import JoinedMaps, join_maps
-from laura.models.live_plan import Plan, plan_of, slot_order
 from laura.models.lora import LoraSettings
 from laura.models.slots import FEWEST_TOKENS, Slot, Slots
 from tests.models.live_twin import ATTENTION, MLP, made_adapter, tiny

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from laura.models.live_text import Score, TextStream, decoder_of
+from laura.engine.live_text import Score, TextStream, decoder_of
 
 
 def told(stream: TextStream, tokens: list[int]) -> list[str]:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from laura.errors import HubError, ModelError, UsageError
 from laura.models.load import Base, fingerprint, load_base, resolve_model
 from laura.models.registry import MICRO_BASE
+from laura.results.errors import HubError, ModelError, UsageError
 
 IDS = torch.tensor([[5, 9, 200, 33, 7, 450, 2, 81]])
 

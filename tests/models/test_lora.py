@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from laura.errors import AdapterError
 from laura.models import lora
 from laura.models.adapters import load_adapter, merge_check, save_adapter
 from laura.models.lora import LoraSettings, attach, detach, lora_layers, merge, route, unmerge
+from laura.results.errors import AdapterError
 
 # PEFT 0.21, the oracle, still asks transformers for an attribute it has deprecated.
 PEFT_WARNING = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"

@@ -10,11 +10,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from laura.errors import AdapterError, UsageError
+from laura.engine.engine import Engine
+from laura.engine.requests import GenerateRequest, ScoreRequest, TokenDocument
 from laura.models.adapters import load_adapters
-from laura.models.engine import Engine
 from laura.models.lora import detach, lora_layers
-from laura.models.requests import GenerateRequest, ScoreRequest, TokenDocument
+from laura.results.errors import AdapterError, UsageError
 from tests.conftest import make_tiny_model
 
 pytestmark = pytest.mark.filterwarnings(

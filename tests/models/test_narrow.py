@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from laura.engine.engine import Engine
+from laura.engine.narrow import NarrowLinear, narrow
+from laura.engine.requests import GenerateRequest
 from laura.models.device import FEW_ROWS, linear
-from laura.models.engine import Engine
 from laura.models.lora import LoraSettings, attach, lora_layers
-from laura.models.narrow import NarrowLinear, narrow
-from laura.models.requests import GenerateRequest
 
 SHAPES = [(1,), (1, 1), (3, 1), (1, 5), (2, 3), (4, 1), (FEW_ROWS,), (FEW_ROWS + 1,), (0,)]
 
@@ -57,7 +57,7 @@ def test_the_model_is_as_it_was_afterwards(tiny_model: Any) -> None:
 def test_generation_takes_this_way(
     tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from laura.models import narrow as module
+    from laura.engine import narrow as module
 
     rows: list[int] = []
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from laura.models import device, packed
-from laura.models.packed import PackedMap, filled_rows
+from laura.engine import packed
+from laura.engine.packed import PackedMap, filled_rows
+from laura.models import device
 
 
 @pytest.mark.parametrize("shape", [(3072, 576), (576, 1536), (960, 576), (64, 128), (7, 5)])

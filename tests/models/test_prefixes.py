@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laura.models import branches
-from laura.models.engine import Engine
-from laura.models.prefixes import Pass, Reading, plan
-from laura.models.requests import ScoreAnswer, ScoreRequest
+from laura.engine import branches
+from laura.engine.engine import Engine
+from laura.engine.prefixes import Pass, Reading, plan
+from laura.engine.requests import ScoreAnswer, ScoreRequest
 
 # Few different tokens and runs of them, so that texts share beginnings of every length.
 RUNS = st.lists(st.tuples(st.integers(0, 1), st.integers(1, 40)), min_size=1, max_size=5)

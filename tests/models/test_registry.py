@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from laura.errors import HubError, ModelError
 from laura.models.cache import cache_root, is_intact, is_whole, model_entry, write_entry
 from laura.models.fetch import fetch
 from laura.models.registry import FETCHABLE_ANYWHERE, MODELS, WheelModel, named_model
+from laura.results.errors import HubError, ModelError
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from laura.models import said as module
-from laura.models.continuation import Continuation
-from laura.models.live import LiveEngine
-from laura.models.said import TOKEN_BITS, Books, Said
+from laura.engine import said as module
+from laura.engine.continuation import Continuation
+from laura.engine.live import LiveEngine
+from laura.engine.said import TOKEN_BITS, Books, Said
 from tests.models.live_twin import MLP, made_adapter, one_answer, tiny
 
 

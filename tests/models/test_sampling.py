@@ -14,11 +14,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from laura.errors import UsageError
-from laura.models import sampling
-from laura.models.engine import Engine
-from laura.models.requests import GenerateRequest
-from laura.models.sampling import Draw, choose, most_likely
+from laura.engine import sampling
+from laura.engine.engine import Engine
+from laura.engine.requests import GenerateRequest
+from laura.engine.sampling import Draw, choose, most_likely
+from laura.results.errors import UsageError
 
 SETTINGS = [
     (0.7, 1.0, 0),

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from laura.errors import AdapterError
-from laura.models.live_maps import join_maps
+from laura.engine.live_maps import join_maps
 from laura.models.slots import MapGroup, Slots, stacks_of
+from laura.results.errors import AdapterError
 from tests.models.live_twin import ATTENTION, MLP, made_adapter, tiny
 
 

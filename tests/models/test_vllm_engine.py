@@ -16,20 +16,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from laura.errors import AdapterError, DataError, MissingExtraError, ModelError, UsageError
-from laura.models import vllm_worker
-from laura.models.adapters import load_adapter, save_adapter
-from laura.models.engine import Engine
-from laura.models.load import load_base
-from laura.models.lora import LoraSettings, attach, lora_layers
-from laura.models.requests import (
+from laura.engine import vllm_worker
+from laura.engine.engine import Engine
+from laura.engine.requests import (
     GenerateAnswer,
     GenerateRequest,
     ScoreAnswer,
     ScoreRequest,
     TokenDocument,
 )
-from laura.models.vllm_engine import VllmEngine
+from laura.engine.vllm_engine import VllmEngine
+from laura.models.adapters import load_adapter, save_adapter
+from laura.models.load import load_base
+from laura.models.lora import LoraSettings, attach, lora_layers
+from laura.results.errors import AdapterError, DataError, MissingExtraError, ModelError, UsageError
 from tests.conftest import make_tiny_model, make_tiny_tokenizer
 
 PAIRS = [
@@ -182,7 +182,7 @@ def test_known_answers_are_not_computed_and_others_are_told(there: VllmEngine) -
 def test_more_requests_than_are_in_work_at_once(
     here: Engine, there: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("laura.models.vllm_engine.MOST_IN_WORK", 3)
+    monkeypatch.setattr("laura.engine.vllm_engine.MOST_IN_WORK", 3)
     agree(there.score(SCORES), here.score(SCORES))
 
 
@@ -392,8 +392,8 @@ def test_a_killed_command_leaves_no_process(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{root}")
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from laura.models.requests import ScoreRequest\n"
-        "from laura.models.vllm_engine import VllmEngine\n"
+        "from laura.engine.requests import ScoreRequest\n"
+        "from laura.engine.vllm_engine import VllmEngine\n"
         f"engine = VllmEngine(Path({str(folder)!r}))\n"
         "lines = engine._process._told()\n"
         "pid = next(line for line in lines if line.startswith('helper')).split()[1]\n"

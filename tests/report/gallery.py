@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from laura.recipe_reading import read_recipe
+from laura.recipe.reading import read_recipe
+from laura.recipe.shipped import find_recipe
+from laura.results.store import StudyStore, write_json, write_lines_gz
 from laura.results.task_result import Metric, TaskResult, samples_file
-from laura.shipped import find_recipe
-from laura.store import StudyStore, write_json, write_lines_gz
 
 LORA = {"rank": 16, "alpha": 32.0, "targets": "all", "dropout": 0.0, "weight_decay": 0.0}
 FULL: dict[str, Any] = {"weight_decay": 0.0, "attention_dropout": None, "residual_dropout": 0.0}

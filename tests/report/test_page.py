@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from laura.errors import StoreError
 from laura.report.charts import CHARTS
 from laura.report.figures import script_json
 from laura.report.page import write_report
 from laura.report.png import smaller
+from laura.results.errors import StoreError
 from tests.report.gallery import JUDGEMENT
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"

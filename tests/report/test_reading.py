@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from laura.errors import StoreError, UsageError
 from laura.report import formats
 from laura.report.charts import CHARTS
 from laura.report.gaps import gaps
 from laura.report.groups import final_groups, groups, selected_groups
 from laura.report.study import Study, read_summary
 from laura.report.tables import markdown_table
+from laura.results.errors import StoreError, UsageError
 from laura.results.schema import Summary, TaskFacts
 from laura.results.statistics import Estimate
 

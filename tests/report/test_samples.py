@@ -20,15 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from laura.errors import StoreError, UsageError
 from laura.report.measured import choose_models, find_results, models_of
 from laura.report.sample_pages import drawn
 from laura.report.sample_text import LINES_LEFT, page, plain_lines
 from laura.report.sample_view import Overview, View, open_view
 from laura.report.samples import Samples, Wish, verdict
 from laura.report.visible import visible, visible_json, visible_line
+from laura.results.errors import StoreError, UsageError
+from laura.results.store import StudyStore, write_json
 from laura.results.task_result import TaskResult, samples_file, summarise
-from laura.store import StudyStore, write_json
 
 Row = dict[str, Any]
 RUNS = {"aaaa11112222": ("lora", 3e-4, 0), "aabb33334444": ("full", 1e-5, 1)}

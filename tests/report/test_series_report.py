@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from laura.errors import StoreError
 from laura.report.page import write_report
 from laura.report.series import write_series_report
-from laura.store import SeriesStore
+from laura.results.errors import StoreError
+from laura.results.store import SeriesStore
 from tests.report.gallery import JUDGEMENT, claims_value
 
 

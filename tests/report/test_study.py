@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from laura.errors import StoreError, UsageError
 from laura.report import formats
 from laura.report.pages import PAGES
 from laura.report.side_by_side import MOST_CHARACTERS, MOST_ITEMS, MOST_MODELS
 from laura.report.study import Study, read_study
+from laura.results.errors import StoreError, UsageError
 from laura.results.schema import (
     Analysis,
     Costs,
@@ -21,7 +21,7 @@ from laura.results.schema import (
     read_file,
     write_file,
 )
-from laura.store import read_lines_gz, write_lines_gz
+from laura.results.store import read_lines_gz, write_lines_gz
 from tests.report.gallery import write_gallery
 
 

@@ -44,7 +44,7 @@ class RealServer:
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "laura.cli", "serve", *words]
+    return [sys.executable, "-m", "laura", "serve", *words]
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 
-from laura.errors import AdapterError
 from laura.models.adapters import copy_weights, load_adapter, save_adapter
 from laura.models.lora import LoraSettings, attach, detach, lora_layers
+from laura.results.errors import AdapterError
 from laura.serve import adapter_checks
 from laura.serve.adapter_checks import read_checked
 from laura.serve.bases import BaseFacts, base_facts

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from laura.errors import StoreError
+from laura.results.errors import StoreError
 from laura.serve.audit import BEGUN, Audit
 from laura.serve.metrics import MOST_PAIRS, MOST_TENANTS, Metrics
 from laura.serve.visits import Visit

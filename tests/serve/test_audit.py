@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from laura.errors import StoreError
+from laura.results.errors import StoreError
 from laura.serve.audit import Audit
 from laura.serve.tenants import new_key
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from laura.errors import UsageError
+from laura.results.errors import UsageError
 from laura.serve.chat_client import RefusedError, ServerPanel
 from laura.serve.chatting import Chat, Reply, Sampling, Turn
 from tests.serve.page_server import (

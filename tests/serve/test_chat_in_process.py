@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from laura.errors import AdapterError, UsageError
+from laura.engine.live_pass import LivePass
 from laura.models.adapters import save_adapter
-from laura.models.live_pass import LivePass
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, attach, lora_layers
+from laura.results.errors import AdapterError, UsageError
 from laura.results.schema import Record, write_record
 from laura.serve.chat_in_process import LoadedPanel
 from laura.serve.chatting import Chat, Sampling, Turn

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from laura.models.live import LiveEngine
+from laura.engine.live import LiveEngine
 from laura.serve.bases import base_facts
 from laura.serve.engines import (
     AdapterFiles,

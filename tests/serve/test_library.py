@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from laura.errors import StoreError
 from laura.models.adapters import read_settings
+from laura.results.errors import StoreError
 from laura.serve import library as library_module
 from laura.serve.adapter_checks import read_checked
 from laura.serve.library import AdapterRefusedError, Library, UnknownAdapterError

@@ -37,7 +37,7 @@ def run(*words: str) -> str:
 def measured(adapters: Path, data: Path, out: Path) -> dict[str, Any]:
     """What `laura evaluate` says of base and adapter, by name."""
     run(
-        "laura.cli", "evaluate", BASE, "--adapter", f"{ADAPTER}={adapters / ADAPTER}",
+        "laura", "evaluate", BASE, "--adapter", f"{ADAPTER}={adapters / ADAPTER}",
         "--tasks", "arc_challenge", "--limit", str(ITEMS), "--data-dir", str(data),
         "--out", str(out), "--set", "measure.precision=fp32", "--device", "cpu", "--json",
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from laura.errors import UsageError
+from laura.results.errors import UsageError
 from laura.results.schema import Record
 from laura.serve.policy import Judgement, Policy
 from tests.test_record import VALUE

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from laura.errors import UsageError
+from laura.results.errors import UsageError
 from laura.serve.running import listening_socket, url_of
 from laura.serve.settings import ServeSettings, check_address
 from tests.serve.houses import until
@@ -90,7 +90,7 @@ def test_a_stop_lets_running_answers_end(number: signal.Signals, code: int) -> N
     if number == signal.SIGTERM:
         assert (child.returncode, out.strip()) == (code, "ended 0 {}")
     else:
-        # KeyboardInterrupt, which `laura.door` makes an exit code of 130 of.
+        # KeyboardInterrupt, which `laura.cli.console` makes an exit code of 130 of.
         assert child.returncode in (code, 130)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from laura.errors import AdapterError
+from laura.results.errors import AdapterError
 from laura.serve import safe_files
 from laura.serve.safe_files import OpenFolder, UnreadableError, printable, strict_json
 

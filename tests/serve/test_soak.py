@@ -18,7 +18,7 @@ import pytest
 
 from laura.data.sources import load_examples
 from laura.models.registry import MICRO_BASE
-from laura.recipe import Source
+from laura.recipe.sections import Source
 from tests.serve.alone import ALL, Alone, Answer, Kind, write_adapters
 from tests.serve.houses import until
 from tests.serve.real_server import serving

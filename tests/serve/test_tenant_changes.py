@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from laura.errors import StoreError, UsageError
+from laura.results.errors import StoreError, UsageError
 from laura.serve import tenant_changes
 from laura.serve.tenant_changes import add, add_key, make_admin, remove, revoke_key, set_limits
 from laura.serve.tenants import Tenants, hash_of_key

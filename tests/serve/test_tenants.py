@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laura.errors import StoreError
+from laura.results.errors import StoreError
 from laura.serve import tenants as tenants_module
 from laura.serve.tenants import (
     LOCAL,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from laura import cli
+from laura.cli import app as cli
 from laura.serve.tenants import Tenants, hash_of_key, parse_tenants
 
 ROOT = Path(__file__).parents[2]

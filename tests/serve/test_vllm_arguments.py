@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from laura.errors import UsageError
+from laura.results.errors import UsageError
 from laura.serve.opening import EngineSettings
 from laura.serve.vllm_arguments import REFUSED, VllmArguments, read_arguments
 

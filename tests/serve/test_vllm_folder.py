@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from laura.errors import StoreError
+from laura.results.errors import StoreError
 from laura.serve.vllm_folder import PrivateFolder
 from laura.serve.vllm_folder_keeper import PREFIX
 

@@ -41,7 +41,7 @@ def door(
     base: Path, library: Path, world: World, temporary: Path
 ) -> Iterator[subprocess.Popen[str]]:
     """A running command; it is killed at the end, if it is not before."""
-    words = ["-m", "laura.cli", "serve", str(base), "--adapters", str(library)]
+    words = ["-m", "laura", "serve", str(base), "--adapters", str(library)]
     with subprocess.Popen(
         [sys.executable, *words, "--engine", "vllm", "--port", "0", "--json"],
         stdout=subprocess.PIPE,

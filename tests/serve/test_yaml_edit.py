@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laura.recipe_reading import load_mapping
+from laura.recipe.reading import load_mapping
 from laura.serve.yaml_edit import put, with_value
 
 TEXT = """\

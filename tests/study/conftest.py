@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from laura.store import StudyStore
+from laura.results.store import StudyStore
 
 RECIPE = """
 name: tiny

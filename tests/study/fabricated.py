@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from laura.recipe import Recipe
-from laura.recipe_reading import parse_recipe
+from laura.recipe.reading import parse_recipe
+from laura.recipe.sections import Recipe
 from laura.results.schema import Claim
 from laura.study.claims.judgement import judge_claims
 from laura.study.claims.settings import Setting

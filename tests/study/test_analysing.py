@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.linalg import subspace_angles
 
-from laura.errors import RecipeError
-from laura.recipe import Recipe
-from laura.recipe_reading import parse_recipe
-from laura.store import MANIFEST, StudyStore, file_hash, read_json, write_json
+from laura.recipe.reading import parse_recipe
+from laura.recipe.sections import Recipe
+from laura.results.errors import RecipeError
+from laura.results.store import MANIFEST, StudyStore, file_hash, read_json, write_json
 from laura.study.spectra_results import base_spectra_file, subspaces_file
 from laura.study.summary import gather
 from tests.analysis.test_weights import layer_maps, ranks

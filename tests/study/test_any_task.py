@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from laura.engine.engine import Engine
 from laura.evals.kinds import Material, file_rows, plan_task
-from laura.models.engine import Engine
-from laura.recipe import MeasureSection, Recipe
-from laura.recipe_reading import parse_recipe, recipe_yaml
+from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.recipe.sections import MeasureSection, Recipe
 from laura.report.charts import CHARTS
 from laura.report.page import write_report
 from laura.report.study import read_study
 from laura.report.tables import markdown_table
 from laura.results.schema import Summary
+from laura.results.store import StudyStore
 from laura.results.task_result import TaskResult
-from laura.store import StudyStore
 from laura.study.summary import gather
 from tests.study.carried_out import compare, train, write_summary
 
@@ -43,7 +43,7 @@ metric: acc_norm
 LENGTHS = '''
 """How long an answer is: a number that is no share, and better when small."""
 from dataclasses import dataclass
-from laura.models.requests import GenerateRequest
+from laura.engine.requests import GenerateRequest
 
 METRICS = ("empty", "length")
 METRIC = "length"
@@ -239,7 +239,7 @@ def test_a_result_of_the_file_before_it_changed_counts_as_not_measured(
 def test_a_files_mistake_is_told_before_data_are_read(
     finished: Any, tmp_path: Path, recipe_text: str
 ) -> None:
-    from laura.errors import RecipeError, UsageError
+    from laura.results.errors import RecipeError, UsageError
 
     write_files(tmp_path)
     recipe = recipe_of(recipe_text, tmp_path, tmp_path)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from laura.errors import ModelError
 from laura.models.registry import MICRO_BASE
-from laura.recipe import BaseSection, FullArm, LoraArm, TrainSection
-from laura.recipe_reading import parse_recipe
-from laura.store import StudyStore
+from laura.recipe.reading import parse_recipe
+from laura.recipe.sections import BaseSection, FullArm, LoraArm, TrainSection
+from laura.results.errors import ModelError
+from laura.results.store import StudyStore
 from laura.study.workbench import Workbench
 from tests.study.carried_out import compare
 

@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from laura.errors import UsageError
-from laura.recipe_reading import parse_recipe
-from laura.store import StudyStore, read_json
+from laura.recipe.reading import parse_recipe
+from laura.results.errors import UsageError
+from laura.results.store import StudyStore, read_json
 from laura.study.callback import LauraCallback
 
 pytestmark = pytest.mark.filterwarnings(

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from laura.errors import RecipeError
-from laura.recipe import Recipe
-from laura.recipe_reading import parse_recipe
-from laura.recipe_search import rates_beyond, reachable_rates
+from laura.recipe.reading import parse_recipe
+from laura.recipe.search import rates_beyond, reachable_rates
+from laura.recipe.sections import Recipe
+from laura.results.errors import RecipeError
 from laura.results.task_result import TaskResult, summarise
 from laura.study.choosing import choice_gaps, why_none
 from laura.study.summary import Evidence, Point, RunFacts, evidence_of

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from laura.errors import RecipeError
-from laura.recipe import BudgetSection, Recipe
-from laura.recipe_reading import parse_recipe
-from laura.store import RunStore
+from laura.recipe.reading import parse_recipe
+from laura.recipe.sections import BudgetSection, Recipe
+from laura.results.errors import RecipeError
+from laura.results.store import RunStore
 from laura.study import workers
 from laura.study.cohorts import cohorts, remark
 from laura.study.session import RunSpec
@@ -138,7 +138,7 @@ def test_killed_at_random_moments_gives_the_same_summary(
     text, _, summary = apart
     (tmp_path / "recipe.yaml").write_text(text)
     study = tmp_path / "study"
-    command = [sys.executable, "-m", "laura.cli", "compare", str(tmp_path / "recipe.yaml"),
+    command = [sys.executable, "-m", "laura", "compare", str(tmp_path / "recipe.yaml"),
                "--out", str(study), "--workers", "1"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     moments = random.Random(3)

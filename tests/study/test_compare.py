@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from laura.errors import RecipeError, StoreError, UsageError
-from laura.recipe_reading import parse_recipe
+from laura.recipe.reading import parse_recipe
+from laura.results.errors import RecipeError, StoreError, UsageError
+from laura.results.store import StudyStore, read_json, write_json
 from laura.results.task_result import TaskResult
-from laura.store import StudyStore, read_json, write_json
 from laura.study.opening import open_study
 from tests.study.carried_out import compare, judgement, train, write_summary
 
@@ -149,7 +149,7 @@ def test_one_shared_rate_needs_a_flag(recipe_text: str) -> None:
 def test_a_damaged_checkpoint_is_named_and_finished_runs_stay(
     finished: Any, tmp_path: Path
 ) -> None:
-    from laura.errors import CheckpointError
+    from laura.results.errors import CheckpointError
     from tests.study.conftest import damaged_copy
 
     recipe, folder, summary = finished
@@ -168,7 +168,7 @@ def test_killed_at_random_moments_gives_the_same_summary(
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=tiny_folder, folder=tiny_data))
     _, _, summary = finished
     command = [
-        sys.executable, "-m", "laura.cli", "compare", str(tmp_path / "recipe.yaml"),
+        sys.executable, "-m", "laura", "compare", str(tmp_path / "recipe.yaml"),
         "--out", str(tmp_path / "study"),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

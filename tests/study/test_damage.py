@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import settings as few
 from hypothesis import strategies as st
 
-from laura.errors import EvidenceError, StoreError, UsageError
+from laura.results.errors import EvidenceError, StoreError, UsageError
 from laura.results.schema import Constraint
+from laura.results.store import SeriesStore
 from laura.results.task_result import VALIDATION
-from laura.store import SeriesStore
 from laura.study.claims.judgement import (
     judge,
     read_analysis,

@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 import torch
 
-from laura.cli_answers import adapter_names, models_text
-from laura.cli_evaluate import _measure_section
-from laura.errors import RecipeError, StoreError, UsageError
+from laura.cli.answers import adapter_names, models_text
+from laura.cli.evaluate import _measure_section
+from laura.engine.engine import Engine
+from laura.engine.forecast import Pace, forecast, measure_pace
+from laura.engine.requests import GenerateRequest, ScoreRequest
 from laura.models.adapters import save_adapter
-from laura.models.engine import Engine
-from laura.models.forecast import Pace, forecast, measure_pace
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, attach, detach, lora_layers
-from laura.models.requests import GenerateRequest, ScoreRequest
-from laura.recipe import MeasureSection
-from laura.recipe_reading import read_measure_section
+from laura.recipe.reading import read_measure_section
+from laura.recipe.sections import MeasureSection
+from laura.results.errors import RecipeError, StoreError, UsageError
 from laura.results.task_result import TaskResult
 from laura.study.evaluation import evaluate_model
 
@@ -127,7 +127,7 @@ def test_results_of_other_arithmetic_are_measured_again(tmp_path: Path) -> None:
 def test_killed_and_started_again_gives_the_same_files(
     adapters: list[Path], tmp_path: Path
 ) -> None:
-    words = [sys.executable, "-m", "laura.cli", "evaluate", "micro", "--limit", "60"]
+    words = [sys.executable, "-m", "laura", "evaluate", "micro", "--limit", "60"]
     words += ["--tasks", "micro_facts,micro_math,micro_code"]
     for path in adapters:
         words += ["--adapter", str(path)]

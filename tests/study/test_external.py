@@ -12,9 +12,9 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from laura.errors import AdapterError, CheckpointError, ModelError, RecipeError
-from laura.recipe_reading import parse_recipe, recipe_yaml
-from laura.store import StudyStore
+from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.results.errors import AdapterError, CheckpointError, ModelError, RecipeError
+from laura.results.store import StudyStore
 from tests.study.carried_out import best_rate, compare, judgement
 from tests.study.conftest import RECIPE
 

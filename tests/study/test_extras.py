@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from laura.recipe_reading import parse_recipe
+from laura.recipe.reading import parse_recipe
 from laura.results.task_result import TaskResult
 from laura.study import workers
 from tests.study.carried_out import compare

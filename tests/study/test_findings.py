@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from laura.recipe_reading import parse_recipe, recipe_yaml
+from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.results.store import StudyStore, write_json
 from laura.results.task_result import Item, TaskResult, summarise
-from laura.store import StudyStore, write_json
 from laura.study.findings import build_findings, write_findings
 from laura.study.rebuilding import rebuild
 from laura.study.sampled import analysis_file

@@ -15,9 +15,9 @@ from laura.data import sources
 from laura.data.corpus import Corpus
 from laura.data.sources import load_examples
 from laura.data.templates import encode_all
-from laura.errors import DataError, StoreError
-from laura.recipe import Source
-from laura.recipe_reading import parse_recipe
+from laura.recipe.reading import parse_recipe
+from laura.recipe.sections import Source
+from laura.results.errors import DataError, StoreError
 from laura.study import material, opening
 from laura.study.material import Encoder, prepare
 from laura.study.opening import open_study

@@ -12,16 +12,16 @@ import pytest
 
 from laura.data.named import NAMED
 from laura.data.sources import BUILTIN, load_examples, load_rows
-from laura.errors import DataError, ModelError
 from laura.evals.asking import Ask
 from laura.evals.tasks import load
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DOMAINS, SPLITS, running_text
 from laura.models.registry import MICRO_BASE
-from laura.recipe import MeasureSection, Source
-from laura.recipe_reading import read_recipe
-from laura.shipped import find_recipe
-from laura.store import read_lines_gz
+from laura.recipe.reading import read_recipe
+from laura.recipe.sections import MeasureSection, Source
+from laura.recipe.shipped import find_recipe
+from laura.results.errors import DataError, ModelError
+from laura.results.store import read_lines_gz
 from laura.study.micro_base import STAGES, check_card, make_data
 from laura.study.micro_check import check_base
 

@@ -11,14 +11,14 @@ import pytest
 from laura.data.examples import Example
 from laura.data.sources import load_examples
 from laura.data.templates import encode_all
-from laura.errors import ModelError
 from laura.evals.tasks import load
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DOMAINS, SPLITS, forms
 from laura.micro.tokenizer import ASSISTANT, END, USER, pieces, train_tokenizer
 from laura.models.load import load_base
-from laura.recipe import Source
-from laura.store import file_hash, read_lines_gz
+from laura.recipe.sections import Source
+from laura.results.errors import ModelError
+from laura.results.store import file_hash, read_lines_gz
 from laura.study import micro_base as module
 from laura.study.micro_base import Stage, build_micro_base, check_card
 

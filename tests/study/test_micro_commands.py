@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from laura.models.registry import MICRO_BASE
-from laura.store import file_hash
+from laura.results.store import file_hash
 from laura.study.micro_check import Check, check_study
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 def laura(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "laura.cli", *words],
+        [sys.executable, "-m", "laura", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
@@ -91,7 +91,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> No
         "--set", "train.checkpoint_minutes=1e-6",
     ]  # fmt: skip
     assert laura(*words, "--out", str(tmp_path / "whole")).returncode == 0
-    command = [sys.executable, "-m", "laura.cli", *words, "--out", str(tmp_path / "stopped")]
+    command = [sys.executable, "-m", "laura", *words, "--out", str(tmp_path / "stopped")]
     process = subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

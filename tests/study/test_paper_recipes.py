@@ -19,13 +19,13 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from laura.errors import LauraError
 from laura.models.targets import GROUPS
-from laura.recipe import FullArm, LoraArm, Recipe
-from laura.recipe_reading import parse_recipe, recipe_yaml
-from laura.recipe_series import Series, read_study
-from laura.shipped import shipped_recipes
-from laura.store import StudyStore, read_json
+from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.recipe.sections import FullArm, LoraArm, Recipe
+from laura.recipe.series import Series, read_study
+from laura.recipe.shipped import shipped_recipes
+from laura.results.errors import LauraError
+from laura.results.store import StudyStore, read_json
 from laura.train.schedules import plan_legs
 from tests.study.carried_out import best_rate, compare
 

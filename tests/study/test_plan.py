@@ -10,11 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from laura import cli
-from laura.models import decoding, losses
-from laura.models.key_values import Geometry
+from laura.cli import app as cli
+from laura.engine import decoding
+from laura.engine.key_values import Geometry
+from laura.models import losses
 from laura.models.lora import LoraSettings, attach
-from laura.recipe import FullArm, LoraArm, Recipe
+from laura.recipe.sections import FullArm, LoraArm, Recipe
 from laura.study import plan_evaluation, plan_memory
 from laura.study.plan import plan
 from laura.study.plan_activations import Pass

@@ -16,7 +16,7 @@ from laura.models import losses
 from laura.models.device import autocast
 from laura.models.lean import lean
 from laura.models.lora import lora_layers, route
-from laura.recipe import Arm, BaseSection, FullArm, LoraArm
+from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
 from laura.study.plan_activations import Pass, activation_bytes
 from laura.study.plan_arms import start_numbers, trainable_parameters
 from laura.study.plan_shapes import shapes_from

@@ -11,11 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from laura import cli
+from laura.cli import app as cli
 from laura.evals.tasks import micro_code, micro_math
 from laura.models.registry import MICRO_BASE
-from laura.recipe import FullArm, LoraArm, Recipe
-from laura.recipe_reading import parse_recipe
+from laura.recipe.reading import parse_recipe
+from laura.recipe.sections import FullArm, LoraArm, Recipe
 from laura.study import extras, plan_evaluation
 from laura.study.cohorts import cohorts
 from laura.study.plan import plan

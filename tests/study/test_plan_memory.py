@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from laura.models.device import has_bf16_arithmetic
-from laura.recipe import BaseSection
+from laura.recipe.sections import BaseSection
 from laura.study.plan_machine import measure_machine
 from laura.study.plan_shapes import shapes_of
 

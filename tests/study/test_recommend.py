@@ -13,13 +13,13 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner, Result
 
-from laura import cli
-from laura.cli_recommend import bound, memory_bytes
-from laura.errors import EvidenceError, UsageError
-from laura.recipe_reading import parse_recipe, recipe_yaml
+from laura.cli import app as cli
+from laura.cli.recommend import bound, memory_bytes
+from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.results.errors import EvidenceError, UsageError
 from laura.results.schema import Constraint, read_record
+from laura.results.store import StudyStore, write_folder
 from laura.results.task_result import Metric, TaskResult
-from laura.store import StudyStore, write_folder
 from laura.study import recommend as module
 from laura.study.claims.settings import Setting
 from laura.study.confirming import check_configurations, read_configurations

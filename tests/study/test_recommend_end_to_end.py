@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from laura import cli
+from laura.cli import app as cli
 from laura.results.schema import RECOMMENDATION_FILE, Recommendation, read_file, read_record
-from laura.store import StudyStore, check_folder, file_hash, read_json
+from laura.results.store import StudyStore, check_folder, file_hash, read_json
 from laura.study.claims.table import CLAIMS
 
 SETTINGS = (

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from laura.recipe_reading import parse_recipe
-from laura.store import StudyStore
+from laura.recipe.reading import parse_recipe
+from laura.results.store import StudyStore
 from laura.study.opening import open_study
 from laura.train import loop
 from tests.study.carried_out import train

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from laura.data import sources
-from laura.errors import CheckpointError, DataError
-from laura.progress import Silent
-from laura.recipe import Recipe
-from laura.recipe_reading import parse_recipe
-from laura.store import read_json, read_lines_gz
+from laura.recipe.reading import parse_recipe
+from laura.recipe.sections import Recipe
+from laura.results.errors import CheckpointError, DataError
+from laura.results.progress import Silent
+from laura.results.store import read_json, read_lines_gz
 from laura.study.opening import join_study, open_study
 from laura.study.session import RunSpec, Session
 from tests.study.carried_out import compare, judgement, train
@@ -294,8 +294,8 @@ def test_the_base_writes_once_and_always_the_same(replayed: Any, tmp_path: Path)
 def test_samples_equal_the_engines_answers_and_another_setting_draws_others(
     replayed: Any, tmp_path: Path
 ) -> None:
-    from laura.models.engine import Engine
-    from laura.models.requests import GenerateRequest
+    from laura.engine.engine import Engine
+    from laura.engine.requests import GenerateRequest
 
     with opened(replayed(SAMPLED), tmp_path / "a") as session:
         engine = Engine(session.bench.base.model, session.bench.base.tokenizer)

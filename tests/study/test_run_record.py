@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from laura.recipe import Recipe
-from laura.recipe_reading import parse_recipe
+from laura.recipe.reading import parse_recipe
+from laura.recipe.sections import Recipe
 from laura.study.run_record import UNTRAINED, is_of
 
 RECIPE = """

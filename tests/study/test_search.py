@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from laura.recipe_reading import parse_recipe
+from laura.recipe.reading import parse_recipe
 from laura.report.page import write_report
-from laura.store import StudyStore, read_json
+from laura.results.store import StudyStore, read_json
 from laura.study import workers
 from tests.study.carried_out import best_rate, compare, judgement, write_summary
 
@@ -178,7 +178,7 @@ def test_killed_at_random_moments_gives_the_same_summary(
     _, _, summary = searched
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=tiny_folder, folder=tiny_data))
     command = [
-        sys.executable, "-m", "laura.cli", "compare", str(tmp_path / "recipe.yaml"),
+        sys.executable, "-m", "laura", "compare", str(tmp_path / "recipe.yaml"),
         "--out", str(tmp_path / "study"), "--workers", "1", "--device", "cpu",
         *(part for setting in SETTINGS for part in ("--set", setting)),
     ]  # fmt: skip
@@ -210,7 +210,7 @@ def test_killed_at_random_moments_gives_the_same_summary(
 def test_other_settings_are_another_search_and_external_arms_are_not_drawn(
     recipe_text: str, tmp_path: Path
 ) -> None:
-    from laura.errors import UsageError
+    from laura.results.errors import UsageError
     from tests.study.carried_out import train
 
     made = ["search={sampler: random, trials: 1}", "seeds=[0]", "budget.tokens=[300]"]

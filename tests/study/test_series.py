@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from laura import cli
-from laura.errors import DataError
-from laura.recipe_series import Series, read_study
-from laura.store import SeriesStore
+from laura.cli import app as cli
+from laura.recipe.series import Series, read_study
+from laura.results.errors import DataError
+from laura.results.store import SeriesStore
 from laura.study.series import compare_series
 from tests.study.carried_out import compare
 

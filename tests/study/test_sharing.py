@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from laura.errors import StoreError
-from laura.recipe_reading import parse_recipe
+from laura.recipe.reading import parse_recipe
+from laura.results.errors import StoreError
 from laura.study import sharing
 from laura.study.opening import open_study
 from laura.study.sharing import BUSY, LOCK, StudyLock, claimed, held
@@ -130,7 +130,7 @@ class Commands:
         self.folder, self.study = folder, folder / "study"
         (folder / "recipe.yaml").write_text(text)
         self._command = [
-            sys.executable, "-m", "laura.cli", "compare", str(folder / "recipe.yaml"),
+            sys.executable, "-m", "laura", "compare", str(folder / "recipe.yaml"),
             "--out", str(self.study), "--json", *options,
         ]  # fmt: skip
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

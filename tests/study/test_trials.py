@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from laura.errors import StoreError
-from laura.recipe_search import Family, SearchSection
+from laura.recipe.search import Family, SearchSection
+from laura.results.errors import StoreError
 from laura.study.choosing import LOST, Outcome
 from laura.study.trials import STARTUP_TRIALS, Trial, Trials
 

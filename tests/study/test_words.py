@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from laura.cli_claims import claims_table
-from laura.cli_recommend import _text
+from laura.cli.claims import claims_table
+from laura.cli.recommend import _text
 from laura.report.blocks import Figure
 from laura.report.markdown import Document, document_text
 from laura.report.page import PAGES, lay_out

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from laura.bars import PlainLines
-from laura.errors import CheckpointError, LauraError, StoreError
-from laura.progress import SILENT
-from laura.recipe_reading import parse_recipe
+from laura.cli.bars import PlainLines
+from laura.recipe.reading import parse_recipe
+from laura.results.errors import CheckpointError, LauraError, StoreError
+from laura.results.progress import SILENT
 from laura.study import workers
 from laura.study.opening import open_study
 from laura.study.worker import SentProgress, _Line
@@ -216,7 +216,7 @@ def test_killed_at_random_moments_leaves_no_worker_and_gives_the_same_summary(
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=tiny_folder, folder=tiny_data))
     _, _, summary, _ = side_by_side
     command = [
-        sys.executable, "-m", "laura.cli", "compare", str(tmp_path / "recipe.yaml"),
+        sys.executable, "-m", "laura", "compare", str(tmp_path / "recipe.yaml"),
         "--out", str(tmp_path / "study"), "--workers", "2",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from laura.models.lora import LoraSettings, attach
-from laura.progress import Silent
+from laura.results.progress import Silent
 from tests.conftest import make_tiny_model
 from tests.train.test_loop import make_plan, make_section, train
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from laura.errors import CheckpointError
 from laura.models import lora
 from laura.models.lora import LoraLinear, LoraSettings, attach
 from laura.models.lora_product import lora_products
-from laura.store import RunStore
+from laura.results.errors import CheckpointError
+from laura.results.store import RunStore
 from laura.train import cohort
 from laura.train.cohort import Together, fits_together, gradients_for
 from laura.train.loop import in_turn

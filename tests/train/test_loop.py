@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 
 from laura.data.packing import Row, fit
 from laura.data.templates import Encoded
-from laura.errors import CheckpointError, DataError
 from laura.models.adapters import save_adapter
 from laura.models.lora import LoraSettings, attach, detach
-from laura.progress import Silent
-from laura.recipe import BudgetSection, TrainSection
-from laura.store import RunStore, read_json
+from laura.recipe.sections import BudgetSection, TrainSection
+from laura.results.errors import CheckpointError, DataError
+from laura.results.progress import Silent
+from laura.results.store import RunStore, read_json
 from laura.train.batches import BatchPlan, plan_batches
 from laura.train.flops import count_work, step_flops
 from laura.train.loop import model_inputs

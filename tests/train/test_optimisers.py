@@ -10,7 +10,7 @@ import torch
 
 from laura.models.lora import LoraSettings, attach
 from laura.models.lora_plus import rate_ratios
-from laura.store import RunStore
+from laura.results.store import RunStore
 from laura.train.optimisers import StepRule, build_optimiser
 from laura.train.schedules import plan_legs, rate_factor
 from tests.conftest import make_tiny_model

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from laura.errors import RecipeError
-from laura.recipe import TrainSection
+from laura.recipe.sections import TrainSection
+from laura.results.errors import RecipeError
 from laura.train.optimisers import DecoupledLion
 from laura.train.schedules import plan_legs, rate_factor, refuse_long_warmup
 

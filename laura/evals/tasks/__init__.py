@@ -15,7 +15,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from laura.errors import UsageError
+from laura.results.errors import UsageError
 
 Kind = Literal["choice", "generation", "loss", "divergence"]
 Unit = Literal["share", "nats per token"]

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from laura.engine.requests import ScoreRequest
 from laura.evals.scoring import ChoiceQuestion, row_fault, text_field, text_list
-from laura.models.requests import ScoreRequest
 
 TASK = "arc_challenge"
 VERSION = "1.0"

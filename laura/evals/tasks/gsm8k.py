@@ -31,12 +31,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from laura.errors import DataError
+from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.asking import Ask, Chat, Message
 from laura.evals.drawing import drawn_item, draws, words
 from laura.evals.scoring import row_fault, text_field
-from laura.models.requests import GenerateAnswer, GenerateRequest
-from laura.recipe import Extra
+from laura.recipe.sections import Extra
+from laura.results.errors import DataError
 from laura.results.task_result import Item
 
 TASK = "gsm8k"

@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from laura.engine.requests import ScoreRequest
 from laura.evals.scoring import ChoiceQuestion, row_fault, text_field, text_list
-from laura.models.requests import ScoreRequest
 
 TASK = "hellaswag"
 VERSION = "1.0"

@@ -24,7 +24,7 @@ from laura.evals.asking import Ask, Chat
 from laura.evals.code import CodeQuestion, drawn, fenced, grades, metrics, sample_requests
 from laura.evals.sandbox import require_sandbox
 from laura.evals.scoring import row_fault, text_field
-from laura.recipe import MeasureSection
+from laura.recipe.sections import MeasureSection
 
 __all__ = ["METRICS", "grades", "metrics", "prepare", "solution"]
 

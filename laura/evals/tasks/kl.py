@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from laura.engine.requests import Direction, TokenDocument
 from laura.evals.scoring import document_item
-from laura.models.requests import Direction, TokenDocument
 from laura.results.task_result import Item
 
 VERSION = "1"

@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laura.errors import DataError
 from laura.evals.asking import Ask, Chat, Message
 from laura.evals.code import CodeQuestion, drawn, fenced, grades, metrics, sample_requests
 from laura.evals.sandbox import require_sandbox
 from laura.evals.scoring import row_fault, text_field, text_list
-from laura.recipe import MeasureSection
+from laura.recipe.sections import MeasureSection
+from laura.results.errors import DataError
 
 __all__ = ["METRICS", "grades", "metrics", "prepare"]
 

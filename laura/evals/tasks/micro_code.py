@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.asking import Ask
 from laura.evals.drawing import drawn_item, draws, words
 from laura.evals.programs import ProgramRunner, refused
 from laura.evals.scoring import row_fault, text_field
-from laura.models.requests import GenerateAnswer, GenerateRequest
 from laura.results.task_result import Item
 
 TASK = "micro_code"

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from laura.engine.requests import GenerateRequest
 from laura.evals.asking import Ask
 from laura.evals.drawing import words
 from laura.evals.tasks import gsm8k
-from laura.models.requests import GenerateRequest
 
 TASK = "micro_math"
 METRICS = gsm8k.METRICS

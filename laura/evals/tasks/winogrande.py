@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from laura.engine.requests import ScoreRequest
 from laura.evals.scoring import ChoiceQuestion, row_fault, text_field
-from laura.models.requests import ScoreRequest
 
 TASK = "winogrande"
 VERSION = "1.0"

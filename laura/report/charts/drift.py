@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laura.recipe_tasks import DRIFT
+from laura.recipe.tasks import DRIFT
 from laura.report.charts import learning_curves, style
 from laura.report.charts.panel import Chart, Panel
 from laura.report.study import Study

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from laura.recipe_tasks import DRIFT
+from laura.recipe.tasks import DRIFT
 from laura.report import formats
 from laura.report.charts import style
 from laura.report.charts.panel import Chart, Panel

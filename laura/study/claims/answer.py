@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from laura.results.schema import Claim, Comparison, Estimated
 from laura.results.statistics import ALPHA, LEVEL, MARGIN, TooThin, cached_quantile, count
+from laura.results.units import rate_text
 from laura.study.choosing import search_caveats, why_none
 from laura.study.claims.capability import learnt, off_floor
 from laura.study.claims.front import equal_learning
@@ -17,7 +18,6 @@ from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
 from laura.study.claims.verdicts import estimated
 from laura.study.run_record import repeat_caveats
 from laura.study.summary import Point
-from laura.units import rate_text
 
 STILL_LEARNT = 0.9  # of what the tuned configuration learnt
 SHORT_REASON = 14  # words

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from laura.errors import LauraError, RecipeError, StoreError, first_line
-from laura.recipe import Recipe
+from laura.recipe.sections import Recipe
+from laura.results.errors import LauraError, RecipeError, StoreError, first_line
 from laura.results.schema import (
     ANALYSIS_FILE,
     CLAIMS_FILE,
@@ -23,7 +23,7 @@ from laura.results.schema import (
     write_file,
 )
 from laura.results.statistics import ALPHA, holm
-from laura.store import SeriesStore, StudyStore
+from laura.results.store import SeriesStore, StudyStore
 from laura.study.claims.answer import (
     answer_of,
     caveats_of,
@@ -226,7 +226,7 @@ def _recipe(path: Path) -> Recipe:
     """The recipe of a study, whose user's task files need not lie here any more."""
     import yaml
 
-    from laura.recipe_faults import validate
+    from laura.recipe.faults import validate
 
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))

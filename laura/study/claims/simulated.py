@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from laura.evals.tasks import TASKS
-from laura.recipe import Arm, Recipe
+from laura.recipe.sections import Arm, Recipe
 from laura.results.schema import Analysis
 from laura.results.task_result import VALIDATION, Item, Metric, TaskResult
 from laura.study.claims.settings import Setting

@@ -1,0 +1,1 @@
+"""One engine that scores and generates, for evaluation, chat and the server."""
