@@ -67,10 +67,11 @@ browser:  ## Install Chromium for the browser tests (Debian, Ubuntu; as root or 
 test-gpu: $(DEV)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-check: $(DEV)  ## Lint, formatting, types
+check: $(DEV)  ## Lint, formatting, types, and the size of each room
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/size.py
 
 format: $(DEV)  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
