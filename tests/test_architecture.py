@@ -51,13 +51,15 @@ def room_of(path: Path) -> str:
     return "laura" if parts[0] == "__init__" else parts[0]
 
 
-def imports(path: Path, late_too: bool = True) -> Iterator[tuple[str, int]]:
-    """Modules a file imports, with lines; what only type checkers read is left out."""
+def imports(
+    path: Path, late_too: bool = True, types_too: bool = False
+) -> Iterator[tuple[str, int]]:
+    """Modules a file imports, with lines; within functions and for type checkers as asked."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     todo: list[ast.AST] = [tree]
     while todo:
         node = todo.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) and not types_too:
             todo += node.orelse
             continue
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not late_too:
@@ -98,7 +100,8 @@ def test_imports_point_down(path: Path) -> None:
         )
 
 
-def test_no_import_cycles_between_modules() -> None:
+def test_no_circles() -> None:
+    """Neither between folders nor within one; late imports and those of types count."""
     names = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for path in FILES
@@ -106,15 +109,25 @@ def test_no_import_cycles_between_modules() -> None:
     below = {
         name: {
             found
-            for found, _ in imports(path, late_too=False)
-            if found in names and found != name and found != "laura"
+            for found, _ in imports(path, types_too=True)
+            if found in names and found != name and names[found].stem != "__init__"
         }
         for name, path in names.items()
     }
     done: set[str] = set()
     while ready := {name for name, needs in below.items() if name not in done and needs <= done}:
         done |= ready
-    assert not below.keys() - done, "import cycle among these"
+    circles = {name: sorted(below[name] - done) for name in sorted(below.keys() - done)}
+    assert not circles, circles
+
+
+def test_a_class_name_means_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.strip("_"), []).append(str(path.relative_to(PACKAGE)))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
 @pytest.mark.parametrize("room", [room for room, floor in FLOORS.items() if floor < 3])
