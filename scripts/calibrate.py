@@ -40,7 +40,7 @@ from laura.results.schema import (
 from laura.results.statistics import Estimate
 from laura.study.claims.judgement import judge
 from laura.study.claims.settings import Setting
-from laura.study.claims.simulated import World, simulate
+from laura.study.claims.simulated import SimulatedWorld, simulate
 from laura.study.recommend import decide
 from laura.study.summary import Evidence
 
@@ -126,7 +126,7 @@ class Case:
 
     name: str
     words: str
-    worlds: Mapping[str, World]
+    worlds: Mapping[str, SimulatedWorld]
     false: Mapping[str, frozenset[str]] = field(default_factory=dict)
     truth: float | None = 0.0
     bound: float | None = None
@@ -139,10 +139,10 @@ def world(
     lost: Callable[[str, int], float] = lambda arm, place: LOST[place],
     validation: Callable[[str, int], float] = lambda arm, place: DOUBT[place],
     **more: Any,
-) -> World:
+) -> SimulatedWorld:
     """A world from what is true of an arm at a place of its list, at the largest budget."""
     shares = SHARE[-len(own.budget.epochs or []) :]
-    return World(
+    return SimulatedWorld(
         own,
         learnt=lambda arm, r, b: 0.1 + (learnt(arm, r) - 0.1) * shares[b],
         kept=lambda arm, r, b: 0.85 - lost(arm, r) * shares[b],
@@ -260,9 +260,9 @@ def _everything() -> Case:
     """Every claim in its null: ten arms in code, the pair in math and by pretraining."""
     learnt, lost = (0.7, 0.75, 0.7, 0.65), (0.15, 0.2, 0.25, 0.3)
 
-    def level(own: Recipe, shares: Sequence[float]) -> World:
+    def level(own: Recipe, shares: Sequence[float]) -> SimulatedWorld:
         # In code no budget gains or loses: "four epochs" and "longer" have their null there.
-        return World(own, learnt=lambda arm, r, b: 0.1 + (learnt[r] - 0.1) * shares[b],
+        return SimulatedWorld(own, learnt=lambda arm, r, b: 0.1 + (learnt[r] - 0.1) * shares[b],
                      kept=lambda arm, r, b: 0.85 - lost[r] * shares[b],
                      validation=lambda arm, r, b: CERTAIN[r], analysis=_null_analysis,
                      items=60)  # fmt: skip
@@ -349,7 +349,7 @@ def run_case(job: tuple[str, int, int]) -> tuple[str, Tally]:
 # ----- power -----
 
 
-def power_world(difference: float, seeds: int, items: int) -> World:
+def power_world(difference: float, seeds: int, items: int) -> SimulatedWorld:
     """Full forgets so much more than LoRA at every rate; what else is as measured."""
     own = recipe(PAIR, seeds, budgets=(1, 2))
     return world(own, validation=_certain, items=items, luck=0.01,

@@ -25,7 +25,7 @@ ROUNDING = 1e-9  # a smaller range of scores is none
 
 
 @dataclass(frozen=True)
-class Cell:
+class CurvePoint:
     """An arm at one rate and budget, the mean over its seeds.
 
     Attributes:
@@ -59,7 +59,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def area(cells: Sequence[Cell], base: Array, most: tuple[float, float]) -> Array:
+def area(cells: Sequence[CurvePoint], base: Array, most: tuple[float, float]) -> Array:
     """Share of the trade-off plane that an arm's cells dominate, (B,), 0 to 1.
 
     Formula: the area of the union of the rectangles that reach from each cell (gain g,
@@ -84,7 +84,7 @@ def area(cells: Sequence[Cell], base: Array, most: tuple[float, float]) -> Array
     return np.asarray((steps * kept).sum(axis=1) / (most[0] * most[1]))
 
 
-def areas(arms: Mapping[str, Sequence[Cell]], base: Array) -> dict[str, Area]:
+def areas(arms: Mapping[str, Sequence[CurvePoint]], base: Array) -> dict[str, Area]:
     """The area of every arm with its interval; empty where nobody learnt or forgot anything.
 
     The plane reaches as far as the cell that gained most and the one that forgot most.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from laura.data.examples import Example, Known
+from laura.data.examples import Example, ExampleIdentity
 from laura.data.sources import load_examples
 from laura.recipe.sections import DataSection, Source
 from laura.results.errors import DataError
@@ -76,7 +76,7 @@ class Splits:
     fingerprint: str
 
 
-def make_splits(section: DataSection, train: Sequence[Known], others: HeldOut) -> Splits:
+def make_splits(section: DataSection, train: Sequence[ExampleIdentity], others: HeldOut) -> Splits:
     """Keep what is learnt from apart from what is measured on.
 
     Two examples count as the same when their contents agree up to case and
@@ -109,7 +109,7 @@ def make_splits(section: DataSection, train: Sequence[Known], others: HeldOut) -
     else:
         _refuse_overlap("train", train, "validation", validation, questions)
         _refuse_overlap("validation", validation, "test", test, questions)
-    parts: dict[str, tuple[int, Iterable[Known]]] = {
+    parts: dict[str, tuple[int, Iterable[ExampleIdentity]]] = {
         "train": (len(kept), (train[place] for place in kept)),
         "held out": (len(held_out), (train[place] for place in held_out)),
         "validation": (len(validation), validation),
@@ -120,7 +120,7 @@ def make_splits(section: DataSection, train: Sequence[Known], others: HeldOut) -
 
 
 def measured_rows(
-    examples: Sequence[Known], measured: Mapping[str, Sequence[Known]]
+    examples: Sequence[ExampleIdentity], measured: Mapping[str, Sequence[ExampleIdentity]]
 ) -> dict[int, str]:
     """Place of each example that is measured on, and the name of the part where it stands.
 
@@ -140,7 +140,9 @@ def measured_rows(
 
 
 def refuse_measured(
-    name: str, examples: Sequence[Known], measured: Mapping[str, Sequence[Known]]
+    name: str,
+    examples: Sequence[ExampleIdentity],
+    measured: Mapping[str, Sequence[ExampleIdentity]],
 ) -> None:
     """Refuse to learn what is measured on; see `measured_rows`.
 
@@ -165,7 +167,7 @@ def refuse_measured(
         )
 
 
-def fingerprint_of(examples: Sequence[Known]) -> str:
+def fingerprint_of(examples: Sequence[ExampleIdentity]) -> str:
     """SHA-256 over the content of examples, in order."""
     return _fingerprint({"replay": (len(examples), examples)})
 
@@ -173,21 +175,21 @@ def fingerprint_of(examples: Sequence[Known]) -> str:
 class _Questions:
     """Tells by which keys an example is compared."""
 
-    def __init__(self, train: Sequence[Known]) -> None:
+    def __init__(self, train: Sequence[ExampleIdentity]) -> None:
         # Eight bytes tell the prompts of any training set apart, and take little memory.
         prompts = array("Q", (_start(known.prompt_digest) for known in train))
         most = max(INSTRUCTION_FLOOR, len(train) // INSTRUCTION_SHARE)
         starts, counts = np.unique(np.frombuffer(prompts, np.uint64), return_counts=True)
         self._shared = {int(start) for start in starts[counts > most]}
 
-    def keys(self, example: Known) -> set[str]:
+    def keys(self, example: ExampleIdentity) -> set[str]:
         """Digests of the content and, if it is a question, of the prompt."""
         prompt = example.prompt_digest
         if not prompt or _start(prompt) in self._shared:
             return {example.normal_digest}
         return {example.normal_digest, prompt}
 
-    def all_keys(self, examples: Iterable[Known]) -> set[str]:
+    def all_keys(self, examples: Iterable[ExampleIdentity]) -> set[str]:
         return {key for example in examples for key in self.keys(example)}
 
 
@@ -198,9 +200,9 @@ def _start(digest: str) -> int:
 
 def _refuse_overlap(
     name: str,
-    examples: Sequence[Known],
+    examples: Sequence[ExampleIdentity],
     other_name: str,
-    others: Sequence[Known],
+    others: Sequence[ExampleIdentity],
     questions: _Questions,
 ) -> None:
     there = questions.all_keys(others)
@@ -215,7 +217,7 @@ def _refuse_overlap(
 
 
 def _hold_out(
-    train: Sequence[Known], count: int, questions: _Questions
+    train: Sequence[ExampleIdentity], count: int, questions: _Questions
 ) -> tuple[array[int], list[int]]:
     """Places that stay, and places that are held out."""
     held_out: list[int] = []
@@ -237,7 +239,7 @@ def _hold_out(
     return kept, held_out
 
 
-def _drawn(train: Sequence[Known]) -> Iterator[int]:
+def _drawn(train: Sequence[ExampleIdentity]) -> Iterator[int]:
     """Places in the order of a draw by content, so that the order of rows does not matter."""
     lots = array("Q", (_lot(known) for known in train))
     order = np.argsort(np.frombuffer(lots, np.uint64), kind="stable")
@@ -246,12 +248,12 @@ def _drawn(train: Sequence[Known]) -> Iterator[int]:
         yield from sorted(same, key=lambda place: (train[place].digest, place))
 
 
-def _lot(known: Known) -> int:
+def _lot(known: ExampleIdentity) -> int:
     drawn = hashlib.sha256(f"{SALT} {known.normal_digest}".encode())
     return int.from_bytes(drawn.digest()[:8], "big")
 
 
-def _fingerprint(parts: dict[str, tuple[int, Iterable[Known]]]) -> str:
+def _fingerprint(parts: dict[str, tuple[int, Iterable[ExampleIdentity]]]) -> str:
     total = hashlib.sha256()
     for name, (count, examples) in parts.items():
         total.update(f"{name} {count}\n".encode())

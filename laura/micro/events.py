@@ -15,7 +15,7 @@ from math import ceil
 from random import Random
 from typing import Any
 
-from laura.micro.settings import QUESTIONS, Known, WorldSettings
+from laura.micro.settings import QUESTIONS, KnownThings, WorldSettings
 from laura.results.errors import DataError
 
 CHOICES = 4
@@ -90,7 +90,7 @@ class Events:
         ]
         self._settings, self._names = settings, tuple(names)
         weights = settings.weights(len(self.all), POWER)
-        self._known = Known(list(enumerate(self.all)), weights, CHOICES)
+        self._known = KnownThings(list(enumerate(self.all)), weights, CHOICES)
         self._asked_of = [chance.choice(self._names) for _ in self.all]
 
     def document(self, chance: Random, share: float = 1.0) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from laura.micro.settings import QUESTIONS, Known, WorldSettings
+from laura.micro.settings import QUESTIONS, KnownThings, WorldSettings
 
 CHOICES = 4
 
@@ -106,7 +106,7 @@ class Facts:
                 for name, attribute in ATTRIBUTES.items()
             ]
         self._settings = settings
-        self._known = Known(self.animals, settings.weights(len(self.animals)), CHOICES)
+        self._known = KnownThings(self.animals, settings.weights(len(self.animals)), CHOICES)
 
     def document(self, chance: Random, share: float = 1.0) -> str:
         """A few sentences on an animal of the first `share` of them, with some answers taught."""

@@ -14,7 +14,7 @@ from itertools import combinations
 from random import Random
 from typing import Any
 
-from laura.micro.settings import QUESTIONS, Known, WorldSettings
+from laura.micro.settings import QUESTIONS, KnownThings, WorldSettings
 
 ROWS_PER_CAUSE = 4
 # A model learns who is who with few people, and then goes on to more; not with many at once.
@@ -98,7 +98,7 @@ class Pronouns:
         self.schemas = chance.sample(SCHEMAS, len(SCHEMAS))
         self._settings = settings
         weights = settings.weights(len(self.schemas), POWER)
-        self._known = Known(self.schemas, weights, FIRST_SCHEMAS)
+        self._known = KnownThings(self.schemas, weights, FIRST_SCHEMAS)
         self._names = tuple(names)
         pairs = list(combinations(names, 2))
         asked = [pair for pair in pairs if pair[1] not in names[:FIRST_CAST]]

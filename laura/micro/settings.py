@@ -81,7 +81,7 @@ class WorldSettings:
         return [self.rarity ** (power * (1 - place / (count - 1))) for place in range(count)]
 
 
-class Known(Generic[Thing]):
+class KnownThings(Generic[Thing]):
     """Things by how often they are met, of which the first may be all there are yet.
 
     Args:

@@ -34,14 +34,14 @@ from laura.results.store import (
     write_folder,
     write_lines_gz,
 )
-from laura.study.material import Encoder
+from laura.study.material import ExampleEncoder
 
 FORMAT = 1  # counts up when the same recipe would draw other texts
 FILE = "samples.jsonl.gz"
 
 
 @dataclass(frozen=True)
-class Samples:
+class BaseSamples:
     """What a base wrote.
 
     Attributes:
@@ -78,11 +78,11 @@ def base_samples(
     source: ReplaySource,
     prompts: Sequence[Example],
     engine: Engine,
-    encoder: Encoder,
+    encoder: ExampleEncoder,
     base: str,
     folder: Path,
     progress: Progress,
-) -> Samples:
+) -> BaseSamples:
     """Draw the texts of a source, going on with or reusing what stands in the folder.
 
     Args:
@@ -121,7 +121,7 @@ def _draw(
     source: ReplaySource,
     prompts: Sequence[Example],
     engine: Engine,
-    encoder: Encoder,
+    encoder: ExampleEncoder,
     place: Path,
     identity: dict[str, Any],
     progress: Progress,
@@ -155,7 +155,9 @@ def _draw(
     return rows
 
 
-def _openings(source: ReplaySource, prompts: Sequence[Example], encoder: Encoder) -> Iterator[str]:
+def _openings(
+    source: ReplaySource, prompts: Sequence[Example], encoder: ExampleEncoder
+) -> Iterator[str]:
     """What the base is given to continue."""
     tokenizer = encoder.tokenizer
     if not prompts:
@@ -204,7 +206,7 @@ def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     return text
 
 
-def _read(rows: list[dict[str, Any]], source: ReplaySource) -> Samples:
+def _read(rows: list[dict[str, Any]], source: ReplaySource) -> BaseSamples:
     examples, cut = [], set()
     for row in rows:
         messages = tuple((m["role"], m["content"]) for m in row.get("messages", ()))
@@ -219,4 +221,4 @@ def _read(rows: list[dict[str, Any]], source: ReplaySource) -> Samples:
             f"all {len(rows)} texts that the base wrote are blank, so there is nothing to replay; "
             f"name prompts, or raise data.replay tokens ({source.tokens})"
         )
-    return Samples(examples, frozenset(cut), len(rows) - len(examples))
+    return BaseSamples(examples, frozenset(cut), len(rows) - len(examples))

@@ -17,7 +17,7 @@ import numpy as np
 
 from laura.analysis import efficiency, tradeoff
 from laura.analysis.resampling import DRAWS, Array, ItemTable, resample_items, resample_seeds
-from laura.analysis.tradeoff import Cell
+from laura.analysis.tradeoff import CurvePoint
 from laura.results.schema import MEAN, FrontPoint, NeededRow, Tradeoff
 from laura.results.task_result import RATIO_FIELDS, TaskResult
 from laura.study.summary import Evidence, Point
@@ -26,7 +26,7 @@ MOST_TOLD = 3  # points that lack one task, in words
 
 
 @dataclass(frozen=True)
-class Scores:
+class DrawnScores:
     """One score of the base and of every point that has it, turned so that higher is better.
 
     Attributes:
@@ -86,7 +86,7 @@ def build_curves(evidence: Evidence, gaps: list[str]) -> Curves:
 
 def _tradeoff(
     evidence: Evidence,
-    learnt: Scores,
+    learnt: DrawnScores,
     forgetting: str,
     forgotten: Mapping[int, Array],
     gaps: list[str],
@@ -120,7 +120,9 @@ def _tradeoff(
     return Tradeoff(learning=evidence.learning[0], forgetting=forgetting, front=front, area=areas)
 
 
-def _efficiency(task: str, learnt: Scores, evidence: Evidence, gaps: list[str]) -> list[NeededRow]:
+def _efficiency(
+    task: str, learnt: DrawnScores, evidence: Evidence, gaps: list[str]
+) -> list[NeededRow]:
     recipe = evidence.recipe
     chosen = [at for at, point in enumerate(evidence.points) if evidence.is_chosen(point)]
     curves = {}
@@ -173,7 +175,7 @@ def _cells(
     learnt: Mapping[int, Array],
     forgotten: Mapping[int, Array],
     together: bool = False,
-) -> list[Cell]:
+) -> list[CurvePoint]:
     """An arm's points at these places by rate and budget, means over resampled seeds.
 
     `together` takes the seeds of a budget as one cell, whatever their rates.
@@ -197,11 +199,11 @@ def _cells(
         ]
         means = [(side * weights).sum(axis=1) for side in sides]
         runs = tuple(str(point.run["id"]) for point in own)
-        cells.append(Cell(rates, budget, tuple(seeds), runs, means[0], means[1]))
+        cells.append(CurvePoint(rates, budget, tuple(seeds), runs, means[0], means[1]))
     return cells
 
 
-def _kept(name: str, evidence: Evidence, gaps: list[str]) -> Scores | None:
+def _kept(name: str, evidence: Evidence, gaps: list[str]) -> DrawnScores | None:
     """The forgetting score: one task's, or the plain mean of the accuracies."""
     if name != MEAN:
         return _scores(name, evidence, gaps)
@@ -213,10 +215,10 @@ def _kept(name: str, evidence: Evidence, gaps: list[str]) -> Scores | None:
     k = len(whole)
     points = {i: np.asarray(sum(part.points[i] for part in whole) / k) for i in sorted(places)}
     base = np.asarray(sum(part.base for part in whole) / k)
-    return Scores(base, points, sum(part.items for part in whole), 1.0)
+    return DrawnScores(base, points, sum(part.items for part in whole), 1.0)
 
 
-def _scores(task: str, evidence: Evidence, gaps: list[str]) -> Scores | None:
+def _scores(task: str, evidence: Evidence, gaps: list[str]) -> DrawnScores | None:
     """A task's scores; points that lack it, or have it not whole or of other items, are gaps."""
     measure, base = evidence.measures[task], evidence.base.get(task)
     fields = RATIO_FIELDS.get(measure.metric, (measure.metric,))
@@ -239,7 +241,7 @@ def _scores(task: str, evidence: Evidence, gaps: list[str]) -> Scores | None:
     drawn = resample_items(table, DRAWS, _generator(task))
     sign = 1.0 if measure.higher_is_better else -1.0
     points = {place: sign * drawn[:, 1 + number] for number, place in enumerate(places)}
-    return Scores(sign * drawn[:, 0], points, len(first[0]), sign)
+    return DrawnScores(sign * drawn[:, 0], points, len(first[0]), sign)
 
 
 def _columns(result: TaskResult, fields: Sequence[str]) -> list[Array] | None:

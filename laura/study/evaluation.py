@@ -24,7 +24,7 @@ from laura.results.errors import UsageError
 from laura.results.progress import SILENT, Progress, duration_text
 from laura.results.store import content_hash, file_hash
 from laura.results.task_result import RATIO_FIELDS, TaskResult, change
-from laura.study.material import Encoder, documents_of
+from laura.study.material import ExampleEncoder, documents_of
 
 BASE = "base"
 MARK = 8  # characters of a fingerprint in a model's name
@@ -149,7 +149,7 @@ def _documents(
     if "source_loss" not in tasks:
         return {}
     texts = Source(source="c4", split="validation", limit=section.loss_documents)
-    encoded = Encoder(tokenizer, "plain", "pretrain")(load_examples(texts, data_dir))
+    encoded = ExampleEncoder(tokenizer, "plain", "pretrain")(load_examples(texts, data_dir))
     return {"source_loss": documents_of(encoded, tokenizer, section.loss_tokens)}
 
 

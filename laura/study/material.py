@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.corpus import Enough, Subset, write_corpus
-from laura.data.examples import Example, Known
+from laura.data.examples import Example, ExampleIdentity
 from laura.data.sources import (
     count_examples,
     is_endless,
@@ -48,14 +48,14 @@ class StudyData:
 
     train: Sequence[Encoded]
     documents: dict[str, list[TokenDocument]]
-    measured: dict[str, Sequence[Known]]
+    measured: dict[str, Sequence[ExampleIdentity]]
     fingerprint: str
     encoding: str
     corpus_folder: Path
 
 
 @dataclass(frozen=True)
-class Encoder:
+class ExampleEncoder:
     """How the examples of a study become tokens.
 
     Attributes:
@@ -102,7 +102,7 @@ def prepare(
     section: DataSection,
     measure: MeasureSection,
     budget: BudgetSection,
-    encoder: Encoder,
+    encoder: ExampleEncoder,
     folder: Path,
     data_dir: Path | None,
     progress: Progress = SILENT,
@@ -142,7 +142,7 @@ def prepare(
     splits = make_splits(section, corpus.identities, others)
     count = measure.loss_documents
     held_out = [corpus[place] for place in splits.held_out[:count]]
-    texts = Encoder(encoder.tokenizer, encoder.template, "pretrain")
+    texts = ExampleEncoder(encoder.tokenizer, encoder.template, "pretrain")
     parts = {
         "validation_loss": held_out or encoder(others.validation[:count]),
         "target_loss": encoder(others.test[:count]),
@@ -158,7 +158,7 @@ def prepare(
         if name in measure.forgetting and text in documents:
             documents[name] = documents[text]
     train = Subset(corpus, splits.train)
-    measured: dict[str, Sequence[Known]] = {
+    measured: dict[str, Sequence[ExampleIdentity]] = {
         "data.validation": [corpus.identities[row] for row in splits.held_out] or others.validation,
         "data.test": others.test,
         "data.source_text": others.source_text,
@@ -167,7 +167,7 @@ def prepare(
 
 
 def _identity(
-    section: DataSection, budget: BudgetSection, encoder: Encoder, data_dir: Path | None
+    section: DataSection, budget: BudgetSection, encoder: ExampleEncoder, data_dir: Path | None
 ) -> tuple[dict[str, Any], Enough | None]:
     """What determines the training tokens, and when an endless source is enough."""
     source, enough = section.train, None
@@ -181,7 +181,7 @@ def _identity(
 
 
 def corpus_identity(
-    source: Source, enough: Enough | None, encoder: Encoder, data_dir: Path | None
+    source: Source, enough: Enough | None, encoder: ExampleEncoder, data_dir: Path | None
 ) -> dict[str, Any]:
     """What determines the tokens of a source that is read so far."""
     path = source_file(source, data_dir)

@@ -40,7 +40,7 @@ from laura.results.store import (
     write_json,
     write_lines_gz,
 )
-from laura.study.material import Encoder
+from laura.study.material import ExampleEncoder
 from laura.train.batches import plan_batches
 from laura.train.run import train_run
 
@@ -106,7 +106,7 @@ def build_micro_base(
     known = pieces(running_text(row) for d in DOMAINS for s in SPLITS for row in data[f"{d}_{s}"])
     sample = islice(world.documents("tokenizer", known), TOKENIZER_DOCUMENTS)
     tokenizer = train_tokenizer([*(text_of(row) for row in sample), *texts])
-    encoder = Encoder(tokenizer, "chat", "pretrain")
+    encoder = ExampleEncoder(tokenizer, "chat", "pretrain")
     model = _random_model(tokenizer, settings.seed, device)
     hashes = []
     for number, stage in enumerate(stages):

@@ -24,7 +24,7 @@ from laura.results.store import (
 )
 from laura.study.environment import describe
 from laura.study.facts import refuse_another, task_facts, write_facts
-from laura.study.material import Encoder, prepare
+from laura.study.material import ExampleEncoder, prepare
 from laura.study.replay import prepare_replay
 from laura.study.session import Session
 from laura.study.sharing import StudyLock
@@ -92,7 +92,7 @@ def _read_all(
 ) -> tuple[Session, dict[str, Any]]:
     """Base and data, checked against what the folder holds, and the study's identity."""
     store, bench = StudyStore(folder), Workbench(recipe.base, device, progress)
-    encoder = Encoder(bench.base.tokenizer, recipe.data.template, recipe.regime)
+    encoder = ExampleEncoder(bench.base.tokenizer, recipe.data.template, recipe.regime)
     identity = {
         "base": bench.base.fingerprint,
         # It was measured so, and every run is compared with that.

@@ -18,7 +18,7 @@ from laura.results.statistics import ALPHA, Estimate
 from laura.study.claims.answer import amount, compare_pair, main_pair
 from laura.study.claims.judgement import judge_claims
 from laura.study.claims.settings import GROUPS
-from laura.study.claims.simulated import World, rates_of, simulate
+from laura.study.claims.simulated import SimulatedWorld, rates_of, simulate
 from laura.study.summary import Evidence
 
 LUCK = 0.03  # of a run: as measured on the micro laboratory
@@ -71,7 +71,7 @@ def claims_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _going_well(recipe: Recipe, width: int) -> World:
+def _going_well(recipe: Recipe, width: int) -> SimulatedWorld:
     """Every arm learns, forgets and is best in the middle of its list."""
 
     def away(arm: str, place: int) -> float:
@@ -86,7 +86,7 @@ def _going_well(recipe: Recipe, width: int) -> World:
             return (budget + 1) / points
         return 0.9 if budget == points - 1 else (budget + 1) / (points - 1)
 
-    return World(
+    return SimulatedWorld(
         recipe,
         learnt=lambda arm, r, b: 0.2 + (0.5 - 0.04 * abs(away(arm, r))) * grown(b),
         kept=lambda arm, r, b: 0.75 - 0.04 * (away(arm, r) + 3) * (b + 1) / points,

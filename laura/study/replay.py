@@ -12,7 +12,7 @@ from typing import Any
 
 from laura.data.corpus import Corpus, Enough, Subset, write_corpus
 from laura.data.end_tokens import end_tokens
-from laura.data.examples import Example, Known
+from laura.data.examples import Example, ExampleIdentity
 from laura.data.mixing import Pool, Replay
 from laura.data.packing import fit
 from laura.data.sources import count_examples, is_endless, stream_examples, too_large
@@ -25,7 +25,7 @@ from laura.results.errors import DataError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import content_hash, disk_faults
 from laura.study.base_samples import base_samples, load_prompts
-from laura.study.material import RESERVE, Encoder, corpus_identity
+from laura.study.material import RESERVE, ExampleEncoder, corpus_identity
 from laura.study.workbench import Workbench
 
 
@@ -108,8 +108,8 @@ class ReplayData:
 def prepare_replay(
     recipe: Recipe,
     bench: Workbench,
-    encoder: Encoder,
-    measured: Mapping[str, Sequence[Known]],
+    encoder: ExampleEncoder,
+    measured: Mapping[str, Sequence[ExampleIdentity]],
     folder: Path,
     data_dir: Path | None,
     progress: Progress = SILENT,
@@ -140,8 +140,8 @@ class _Reader:
 
     recipe: Recipe
     bench: Workbench
-    encoder: Encoder
-    measured: Mapping[str, Sequence[Known]]
+    encoder: ExampleEncoder
+    measured: Mapping[str, Sequence[ExampleIdentity]]
     folder: Path
     data_dir: Path | None
     progress: Progress
@@ -225,7 +225,7 @@ class _Reader:
 
     def _encode(self, examples: list[Example]) -> list[Encoded]:
         """Tokens of examples: of conversations as the regime learns them, of texts all."""
-        texts = Encoder(self.encoder.tokenizer, self.encoder.template, "pretrain")
+        texts = ExampleEncoder(self.encoder.tokenizer, self.encoder.template, "pretrain")
         chats = iter(self.encoder.to_learn([e for e in examples if e.messages]))
         plain = iter(texts.to_learn([e for e in examples if not e.messages]))
         return [next(chats if example.messages else plain) for example in examples]

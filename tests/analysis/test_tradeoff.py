@@ -10,20 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laura.analysis import tradeoff
-from laura.analysis.tradeoff import Cell
+from laura.analysis.tradeoff import CurvePoint
 from laura.results.schema import Area
 
 NUMBERS = st.integers(-4, 4).map(float)
 POINTS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=12)
 
 
-def cell(rate: float, budget: float, learnt: Any, forgotten: Any, seeds: int = 1) -> Cell:
+def cell(rate: float, budget: float, learnt: Any, forgotten: Any, seeds: int = 1) -> CurvePoint:
     arrays = [np.atleast_1d(np.asarray(value, float)) for value in (learnt, forgotten)]
     own = tuple(range(seeds))
-    return Cell((rate,), budget, own, tuple(map(str, own)), *arrays)
+    return CurvePoint((rate,), budget, own, tuple(map(str, own)), *arrays)
 
 
-def drawn(rate: float, budget: float, learnt: float, forgotten: float, seeds: int = 1) -> Cell:
+def drawn(
+    rate: float, budget: float, learnt: float, forgotten: float, seeds: int = 1
+) -> CurvePoint:
     """A cell without noise: the data as they are, and two draws."""
     return cell(rate, budget, [learnt] * 3, [forgotten] * 3, seeds)
 

@@ -1,4 +1,4 @@
-"""Studies with a known truth, in a line each: a thin layer over `simulated.World`.
+"""Studies with a known truth, in a line each: a thin layer over `simulated.SimulatedWorld`.
 
 A truth is what an arm scores at the best place of its list and the largest budget: its
 learning score, and its source score. By default three rates, of which the middle one is
@@ -18,7 +18,7 @@ from laura.recipe.sections import Recipe
 from laura.results.schema import Claim
 from laura.study.claims.judgement import judge_claims
 from laura.study.claims.settings import Setting
-from laura.study.claims.simulated import World, simulate
+from laura.study.claims.simulated import SimulatedWorld, simulate
 from laura.study.summary import Evidence, evidence_of
 
 RATES = (2.5e-4, 5e-4, 1e-3)
@@ -75,8 +75,8 @@ def world(
     kept: Mapping[str, Level],
     validation: Mapping[str, Sequence[float]] | None = None,
     **more: Any,
-) -> World:
-    """A world from each arm's level of learning and of what it keeps; `more` goes to World."""
+) -> SimulatedWorld:
+    """A world from each arm's level of learning and of what it keeps; `more` goes to it too."""
     budgets = len(own.budget.epochs or [])
 
     def at(table: Mapping[str, Level], base: float, by_rate: Sequence[float]) -> Any:
@@ -89,7 +89,7 @@ def world(
         return truth
 
     losses = validation or {}
-    return World(
+    return SimulatedWorld(
         own,
         learnt=at(learnt, BASE_LEARNT, LEARNT_AT),
         kept=at(kept, BASE_KEPT, LOST_AT),
@@ -111,7 +111,7 @@ def setting(
     own: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Setting:
-    """Draw one study. `own` goes to `recipe`, `more` to `World`; arms untold do as the base."""
+    """Draw one study. `own` goes to `recipe`, `more` to `world`; arms untold do as the base."""
     made = world(recipe(arms, **(own or {})), learnt or {}, kept or {}, validation, **more)
     return simulate(made, np.random.default_rng([7, number]), name, fresh)
 

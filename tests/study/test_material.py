@@ -19,7 +19,7 @@ from laura.recipe.reading import parse_recipe
 from laura.recipe.sections import Source
 from laura.results.errors import DataError, StoreError
 from laura.study import material, opening
-from laura.study.material import Encoder, prepare
+from laura.study.material import ExampleEncoder, prepare
 from laura.study.opening import open_study
 from tests.study.carried_out import compare
 
@@ -84,7 +84,7 @@ def test_training_tokens_are_those_of_the_examples(
     recipe_text: str, tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = parse_recipe(recipe_text)
-    encoder = Encoder(tiny_tokenizer, "chat", "instruct")
+    encoder = ExampleEncoder(tiny_tokenizer, "chat", "instruct")
     sections = (recipe.data, recipe.measure, recipe.budget)
     data = prepare(*sections, encoder, tmp_path, None)
     whole = encode_all(load_examples(recipe.data.train), tiny_tokenizer, "chat", "instruct")
@@ -146,7 +146,7 @@ def test_another_chat_template_makes_other_runs(
         before = session.run_store(spec).folder.name
         tokenizer = session.bench.base.tokenizer
         monkeypatch.setattr(session.bench.base.tokenizer, "chat_template", CHANGED_TEMPLATE)
-        encoder = Encoder(tokenizer, recipe.data.template, recipe.regime)
+        encoder = ExampleEncoder(tokenizer, recipe.data.template, recipe.regime)
         sections = (recipe.data, recipe.measure, recipe.budget)
         session.data = prepare(*sections, encoder, tmp_path / "b", None)
         assert session.run_store(spec).folder.name != before
@@ -158,7 +158,7 @@ def test_small_sources_are_read_before_anything_is_tokenised(
     recipe = parse_recipe(recipe_text)
     missing = Source(source=str(tmp_path / "missing.jsonl"))
     section = recipe.data.model_copy(update={"test": missing})
-    encoder = Encoder(tiny_tokenizer, "chat", "instruct")
+    encoder = ExampleEncoder(tiny_tokenizer, "chat", "instruct")
     with pytest.raises(DataError, match="does not exist"):
         prepare(section, recipe.measure, recipe.budget, encoder, tmp_path / "corpora", None)
     assert not (tmp_path / "corpora").exists()
@@ -169,7 +169,7 @@ def test_a_pipe_can_be_learnt_from_and_is_never_taken_for_an_earlier_one(
 ) -> None:
     recipe = parse_recipe(recipe_text)
     lines = Path(recipe.data.train.source).read_bytes()
-    encoder = Encoder(tiny_tokenizer, "chat", "instruct")
+    encoder = ExampleEncoder(tiny_tokenizer, "chat", "instruct")
     pipe = tmp_path / "pipe.jsonl"
     os.mkfifo(pipe)
     section = recipe.data.model_copy(update={"train": Source(source=str(pipe))})

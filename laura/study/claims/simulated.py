@@ -30,7 +30,7 @@ Truth = Callable[[str, int, int], float]
 
 
 @dataclass(frozen=True)
-class World:
+class SimulatedWorld:
     """What is true of a simulated study.
 
     Attributes:
@@ -64,7 +64,7 @@ class World:
 
 
 def simulate(
-    world: World,
+    world: SimulatedWorld,
     draw: np.random.Generator,
     name: str = "simulated",
     fresh: Sequence[tuple[str, float, Sequence[int]]] = (),
@@ -117,7 +117,9 @@ def simulate(
 class _Scores:
     """The items of one study and every model's answers to them."""
 
-    def __init__(self, world: World, arms: Sequence[str], draw: np.random.Generator) -> None:
+    def __init__(
+        self, world: SimulatedWorld, arms: Sequence[str], draw: np.random.Generator
+    ) -> None:
         self._world, self._draw = world, draw
         # A choice within a bound of forgetting, or by learning, is made item by item.
         self._whole = world.recipe.search.max_forgetting is not None or (
