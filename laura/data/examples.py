@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Protocol
 
 
-class Known(Protocol):
+class ExampleIdentity(Protocol):
     """What tells examples apart: of an example itself, or of one that lies on the disk."""
 
     @property
