@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from laura.results.errors import LauraError
+from laura.serve.errors import ApiError
 from laura.serve.tenants import Tenant, Tenants
 
 Which = Literal["requests", "tokens", "concurrent"]
@@ -29,7 +29,7 @@ CONCURRENT_RETRY_SECONDS = 1.0
 """When one place of many will be free, nobody knows; asking once a second harms nobody."""
 
 
-class LimitError(LauraError, RuntimeError):
+class LimitError(ApiError):
     """A tenant's limit is reached.
 
     Args:
@@ -44,11 +44,13 @@ class LimitError(LauraError, RuntimeError):
         if which == "concurrent":
             what = f"{limit:,} requests at the same time"
         if retry_after is None:
+            # Trying again never helps, and clients try again after a 429.
             message = f"this asks for more than your limit of {what}; ask for fewer new tokens"
+            super().__init__(400, message, "more_than_limit", "max_tokens")
         else:
             message = f"your limit of {what} is reached; try again in {retry_after:.3g} seconds"
-        super().__init__(message)
-        self.which, self.limit, self.retry_after = which, limit, retry_after
+            super().__init__(429, message, "rate_limit_exceeded", retry_after=retry_after)
+        self.which, self.limit = which, limit
 
 
 @dataclass(frozen=True)

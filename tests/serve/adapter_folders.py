@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from laura.serve.bases import BaseFacts
+from laura.models.adapter_files import BaseFacts
 from tests.test_record import VALUE
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "laura.json"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from laura.results.errors import StoreError
-from laura.serve.audit import Audit
+from laura.serve.admin import Audit
 from laura.serve.tenants import new_key
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from laura.models.adapter_files import base_facts
 from laura.results.errors import StoreError
 from laura.results.schema import RECORD_FILE, Record
 from laura.results.store import file_hash
-from laura.serve.bases import base_facts
-from laura.serve.short_record import short_record
+from laura.serve.library import short_record
 from tests.serve.houses import BASE, build
 from tests.serve.test_app import ask
 from tests.test_record import VALUE

@@ -16,12 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from laura.models.adapters import read_settings
+from laura.models.adapter_files import read_settings
 from laura.results.errors import StoreError
 from laura.serve import library as library_module
-from laura.serve.adapter_checks import read_checked
-from laura.serve.library import AdapterRefusedError, Library, UnknownAdapterError
-from laura.serve.policy import Policy
+from laura.serve.library import (
+    AdapterRefusedError,
+    Library,
+    Policy,
+    UnknownAdapterError,
+    read_checked,
+)
 from tests.serve.adapter_folders import (
     BASE,
     CASES,

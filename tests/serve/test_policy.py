@@ -9,7 +9,7 @@ import pytest
 
 from laura.results.errors import UsageError
 from laura.results.schema import Record
-from laura.serve.policy import Judgement, Policy
+from laura.serve.library import Judgement, Policy
 from tests.test_record import VALUE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from laura.results.schema import Record
-from laura.serve.short_record import short_record
+from laura.serve.library import short_record
 from tests.serve.page_server import RECORD
 from tests.test_record import VALUE
 

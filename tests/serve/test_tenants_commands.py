@@ -162,7 +162,7 @@ def test_every_command_shows_an_example(command: str) -> None:
         "sys.argv = ['laura', 'tenants', 'add', '--help']\n"
         "try:\n    cli.main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
         "heavy += ['yaml', 'rich', 'filelock', 'laura.serve']\n",
-        "from laura.serve import audit, limits, tenant_changes\n",
+        "from laura.serve import limits, tenant_changes\n",
     ],
     ids=["help", "changes"],
 )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from laura.serve.wire import ChatRequest, CompletionRequest
+from laura.serve.schemas import ChatCompletionRequest, CompletionRequest
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 TEXT = {"model": "m", "prompt": "hello"}
@@ -75,7 +75,7 @@ def test_anything_else_is_no_prompt(prompt: Any) -> None:
     ],
 )
 def test_what_would_change_the_answer_is_refused_by_name(field: str, value: Any) -> None:
-    place, words = fault(ChatRequest, {**HELLO, field: value})
+    place, words = fault(ChatCompletionRequest, {**HELLO, field: value})
     assert place == field and "does not support" in words
 
 
@@ -86,7 +86,7 @@ def test_what_asks_for_nothing_special_passes() -> None:
         "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "stop": None, "n": None,
         "seed": None, "stream": None, "temperature": None, "max_tokens": None,
     }  # fmt: skip
-    assert ChatRequest.model_validate(body).stop == []
+    assert ChatCompletionRequest.model_validate(body).stop == []
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_asks_for_nothing_special_passes() -> None:
     ],
 )  # fmt: skip
 def test_wrong_types_and_ranges(field: str, value: Any) -> None:
-    assert fault(ChatRequest, {**HELLO, field: value})[0].split(".")[0] == field
+    assert fault(ChatCompletionRequest, {**HELLO, field: value})[0].split(".")[0] == field
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_wrong_types_and_ranges(field: str, value: Any) -> None:
 )
 def test_messages_that_nobody_here_understands(message: Any, place: str | None) -> None:
     with pytest.raises(ValidationError) as caught:
-        ChatRequest.model_validate({**HELLO, "messages": [message]})
+        ChatCompletionRequest.model_validate({**HELLO, "messages": [message]})
     first = ".".join(map(str, caught.value.errors()[0]["loc"]))
     assert first == place if place else first.startswith("messages.0")
 
@@ -130,15 +130,23 @@ def test_an_answer_of_the_openai_client_can_be_sent_back() -> None:
         "function_call": None, "tool_calls": None,
     }  # fmt: skip
     body = {**HELLO, "messages": [*HELLO["messages"], answer]}  # type: ignore[misc]
-    assert ChatRequest.model_validate(body).messages[1].content == "hi"
+    assert ChatCompletionRequest.model_validate(body).messages[1].content == "hi"
 
 
 @pytest.mark.parametrize(
     ("kind", "body", "word"),
     [
-        (ChatRequest, {**HELLO, "top_logprobs": 2}, "top_logprobs"),
-        (ChatRequest, {**HELLO, "max_tokens": 2, "max_completion_tokens": 3}, "max_tokens"),
-        (ChatRequest, {**HELLO, "stream_options": {"include_usage": True}}, "stream_options"),
+        (ChatCompletionRequest, {**HELLO, "top_logprobs": 2}, "top_logprobs"),
+        (
+            ChatCompletionRequest,
+            {**HELLO, "max_tokens": 2, "max_completion_tokens": 3},
+            "max_tokens",
+        ),
+        (
+            ChatCompletionRequest,
+            {**HELLO, "stream_options": {"include_usage": True}},
+            "stream_options",
+        ),
         (CompletionRequest, {**TEXT, "best_of": 2}, "best_of"),
         (CompletionRequest, {**TEXT, "max_tokens": 0}, "max_tokens"),
         (CompletionRequest, {**TEXT, "suffix": "x"}, "support"),
