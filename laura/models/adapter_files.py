@@ -171,7 +171,6 @@ def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
     if not folder.is_dir():
         raise AdapterError(f"{folder} is not a folder; give the folder holding {CONFIG}")
     with OpenFolder(folder, folder, links=True) as opened:
-        _check_there(opened)
         settings, tensors = _read(opened)
     for name, tensor in tensors.items():
         peak(name, tensor, folder / WEIGHTS)
@@ -212,8 +211,11 @@ def read_checked(
 def _read(
     opened: OpenFolder, digest: str | None = None, size: int | None = None
 ) -> tuple[LoraSettings, dict[str, Tensor]]:
-    text, config_hash = opened.read(CONFIG, MOST_TEXT_BYTES)
-    config = _config(text, opened.label) if digest is None else None
+    text, config_hash = _config_text(opened)
+    config = None
+    if digest is None:  # else what does not fit has changed, whatever it is now
+        config = _config(text, opened.label)
+        _check_weights(opened)
     with opened.opened(WEIGHTS, sys.maxsize) as file:
         if size not in (None, file.size):
             raise changed(opened.label, SINCE)
@@ -234,9 +236,9 @@ def outline(opened: OpenFolder, base: BaseFacts, bounds: Bounds) -> Outline:
         AdapterError: what is wrong with it, and what to do.
         UnreadableError: its files cannot be read now.
     """
-    _check_there(opened)
-    text, config_hash = opened.read(CONFIG, MOST_TEXT_BYTES)
+    text, config_hash = _config_text(opened)
     config = _config(text, opened.label)
+    _check_weights(opened)
     record = _record(opened)
     warnings = _check_base(config, record, base, opened.label)
     with opened.opened(WEIGHTS, bounds.max_bytes) as file:
@@ -394,9 +396,13 @@ def _damaged(label: Path, why: str) -> NoReturn:
 # ----- checks -----
 
 
-def _check_there(opened: OpenFolder) -> None:
+def _config_text(opened: OpenFolder) -> tuple[bytes, str]:
     if opened.mark(CONFIG) is None:
         raise AdapterError(f"{opened.label} has no {CONFIG}; it is not a PEFT adapter folder")
+    return opened.read(CONFIG, MOST_TEXT_BYTES)
+
+
+def _check_weights(opened: OpenFolder) -> None:
     if opened.mark(WEIGHTS) is None:
         pickled = opened.mark(PICKLED) is not None
         hint = f" ({PICKLED} is pickled and is not read)" if pickled else ""

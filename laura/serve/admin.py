@@ -27,7 +27,7 @@ from laura.serve.tenants import LOCAL, Tenants, without_keys
 MOST_CHARACTERS = 200
 BEGUN = "begun"
 """Outcome of the line that stands on the disk before anything is done."""
-Answer = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 class Audit:
@@ -114,7 +114,7 @@ class Admin:
     def __init__(self, service: Service, audit: Audit, tenants_file: Path | None) -> None:
         self._service, self._audit, self._tenants_file = service, audit, tenants_file
 
-    async def state(self) -> Answer:
+    async def state(self) -> JsonObject:
         """What the engine is doing, the adapters there are, and what each tenant used."""
         service = self._service
         tenants = service.tenants
@@ -138,31 +138,31 @@ class Admin:
             "tenants": {one.name: asdict(service.limits.usage(one)) for one in known},
         }
 
-    async def load(self, name: str) -> Answer:
+    async def load(self, name: str) -> JsonObject:
         """Bring an adapter into memory; one that is pinned stays so."""
         return await self._load(name, pin=self._is_pinned(name))
 
-    async def pin(self, name: str) -> Answer:
+    async def pin(self, name: str) -> JsonObject:
         """Bring an adapter into memory and keep it there."""
         return await self._load(name, pin=True)
 
-    async def unpin(self, name: str) -> Answer:
+    async def unpin(self, name: str) -> JsonObject:
         """Let an adapter leave when its place is needed."""
         if not self._is_pinned(name):
             raise bad_request(f"{name!r} is not pinned", "name")
         return await self._load(name, pin=False)
 
-    async def unload(self, name: str) -> Answer:
+    async def unload(self, name: str) -> JsonObject:
         """Free an adapter's place."""
         self._check_name(name)
         return {"adapter": name, "unloaded": await self._service.engine.unload(name)}
 
-    async def rescan(self) -> Answer:
+    async def rescan(self) -> JsonObject:
         """Look for new, changed and gone adapters."""
         await self._service.rescan()
         return {"adapters": self._service.library.names()}
 
-    async def reload_tenants(self) -> Answer:
+    async def reload_tenants(self) -> JsonObject:
         """Read the tenants file anew; what tenants have used is kept."""
         if self._tenants_file is None:
             raise bad_request("this server was started without a tenants file")
@@ -179,8 +179,8 @@ class Admin:
         context: RequestContext,
         action: str,
         subject: str,
-        work: Callable[[], Awaitable[Answer]],
-    ) -> Answer:
+        work: Callable[[], Awaitable[JsonObject]],
+    ) -> JsonObject:
         """Do it, with a line in the audit log before and another after it.
 
         The first is on the disk before anything is done, so that no deed is without a trace,
@@ -224,7 +224,7 @@ class Admin:
                 told = f"{action} {subject}: {outcome}; the audit log says only that it began"
                 raise ApiError(500, f"{told}: {error}", "audit_failed") from error
 
-    async def _load(self, name: str, pin: bool) -> Answer:
+    async def _load(self, name: str, pin: bool) -> JsonObject:
         self._check_name(name)
         await self._service.engine.load(await self._service.files(name), pin)
         return {"adapter": name, "pinned": pin}
@@ -242,25 +242,25 @@ def admin_routes(admin: Admin) -> APIRouter:
     routes = APIRouter(prefix="/admin", tags=["admin"])
 
     @routes.get("/state")
-    async def state(request: Request) -> Answer:
+    async def state(request: Request) -> JsonObject:
         """What the server is doing."""
         context_of(request).need_admin()
         return await admin.state()
 
     @routes.post("/tenants/reload")
-    async def reload_tenants(request: Request) -> Answer:
+    async def reload_tenants(request: Request) -> JsonObject:
         """Read the tenants file anew."""
         context = context_of(request)
         return await admin.audited(context, "tenants.reload", "tenants", admin.reload_tenants)
 
     @routes.post("/adapters/rescan")
-    async def rescan(request: Request) -> Answer:
+    async def rescan(request: Request) -> JsonObject:
         """Look for new, changed and gone adapters."""
         context = context_of(request)
         return await admin.audited(context, "adapters.rescan", "adapters", admin.rescan)
 
-    def add(action: str, work: Callable[[str], Awaitable[Answer]]) -> None:
-        async def act(request: Request, name: str) -> Answer:
+    def add(action: str, work: Callable[[str], Awaitable[JsonObject]]) -> None:
+        async def act(request: Request, name: str) -> JsonObject:
             context = context_of(request)
             return await admin.audited(context, f"adapter.{action}", name, partial(work, name))
 

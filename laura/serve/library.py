@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -54,7 +54,7 @@ class AdapterRefusedError(AdapterError):
 
 
 @dataclass(frozen=True)
-class Judgement:
+class PolicyVerdict:
     """What a policy says of an adapter.
 
     Attributes:
@@ -95,20 +95,20 @@ class Policy:
             if value not in choices:
                 raise UsageError(f"{name} is {value!r}; allowed are {', '.join(choices)}")
 
-    def judge(self, record: Record | None) -> Judgement:
+    def judge(self, record: Record | None) -> PolicyVerdict:
         """Judge an adapter by its record; None where it has none."""
         if record is None:
             return self._of_unrecorded()
         found, bound = record.forgetting, self.max_forgetting
         low, high = found.interval
         if not low <= found.value <= high:
-            return Judgement(
+            return PolicyVerdict(
                 f"its laura.json contradicts itself: forgetting of {found.value:+.3g} lies "
                 f"outside its own interval, {low:+.3g} to {high:+.3g}; write it again with "
                 "`laura recommend STUDY --adapter DIR`"
             )
         if bound is None or high <= bound:
-            return Judgement()
+            return PolicyVerdict()
         sure = "forgot more than" if low > bound else "may have forgotten more than"
         return self._broken(
             f"it {sure} --max-forgetting {bound:g} allows: the upper end of the interval, "
@@ -116,16 +116,16 @@ class Policy:
             f"{found.level:.1%} interval {low:+.3g} to {high:+.3g}, on {', '.join(found.tasks)})"
         )
 
-    def _of_unrecorded(self) -> Judgement:
+    def _of_unrecorded(self) -> PolicyVerdict:
         why = "it has no laura.json, so what it learned and forgot is not known"
         if self.max_forgetting is not None:
             why += f" and --max-forgetting {self.max_forgetting:g} cannot be checked"
         if self.unrecorded == "refuse":
-            return Judgement(f"{why}; `laura recommend STUDY --adapter DIR` writes one")
-        return Judgement(warnings=(why,) if self.unrecorded == "warn" else ())
+            return PolicyVerdict(f"{why}; `laura recommend STUDY --adapter DIR` writes one")
+        return PolicyVerdict(warnings=(why,) if self.unrecorded == "warn" else ())
 
-    def _broken(self, why: str) -> Judgement:
-        return Judgement(why) if self.action == "refuse" else Judgement(warnings=(why,))
+    def _broken(self, why: str) -> PolicyVerdict:
+        return PolicyVerdict(why) if self.action == "refuse" else PolicyVerdict(warnings=(why,))
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class Entry:
 
     Attributes:
         name: Its folder's name.
-        record: Its `laura.json`; None where it has none, or where it was refused before.
         refused: Why it is not served; None where nothing is known against it.
+        record: Its `laura.json`; None where it has none, or where it was refused before.
         warnings: What its users should know.
         digest: Of its files, once all of them have been read (`Library.open`); None before.
         rank: Largest rank of a module; 0 where it was refused before.
@@ -144,13 +144,13 @@ class Entry:
     """
 
     name: str
-    record: Record | None
-    refused: str | None
-    warnings: tuple[str, ...]
-    digest: str | None
-    rank: int
-    bytes: int
-    created: int
+    refused: str | None = None
+    record: Record | None = None
+    warnings: tuple[str, ...] = ()
+    digest: str | None = None
+    rank: int = 0
+    bytes: int = 0
+    created: int = 0
 
 
 class _Found:
@@ -169,9 +169,8 @@ class _Found:
         self.marks: tuple[FileMark | None, ...] | None = None
         self.settled = False
         self.outline: Outline | None = None
-        self.warnings: tuple[str, ...] = ()
         self.files: AdapterFiles | None = None
-        self.refused = self.by_name
+        self.entry = Entry(self.name, self.by_name)
 
     def keep(
         self, known: Outline, files: AdapterFiles | None = None, refused: str | None = None
@@ -179,21 +178,8 @@ class _Found:
         """Remember what reading all of it gave, if it has not changed since."""
         with self.lock:
             if self.outline is known:
-                self.files, self.refused = files, refused
-
-    def entry(self) -> Entry:
-        """What is known now."""
-        known, files = self.outline, self.files
-        return Entry(
-            name=self.name,
-            record=known.record if known else None,
-            refused=self.refused,
-            warnings=tuple(map(printable, self.warnings)),
-            digest=files.digest if files else None,
-            rank=known.settings.largest_rank if known else 0,
-            bytes=known.bytes if known else 0,
-            created=known.created if known else 0,
-        )
+                digest = files.digest if files else None
+                self.files, self.entry = files, replace(self.entry, digest=digest, refused=refused)
 
 
 class Library:
@@ -242,7 +228,7 @@ class Library:
         found = self._get(name)
         with found.lock:
             self._look(found)
-            return found.entry()
+            return found.entry
 
     def open(self, name: str) -> AdapterFiles:
         """Check an adapter through, so that an engine may load it (`read_checked`).
@@ -258,7 +244,7 @@ class Library:
         with found.reading:
             with found.lock:
                 self._look(found, whole=True)
-                known, refused, files = found.outline, found.refused, found.files
+                known, refused, files = found.outline, found.entry.refused, found.files
             if files is not None:
                 return files
             if known is None or refused is not None:
@@ -273,18 +259,6 @@ class Library:
                 raise AdapterRefusedError(refused) from error
             found.keep(known, files=files)
             return files
-
-    def check_all(self) -> dict[str, str]:
-        """Check every adapter through now; why, by name, those that are not served are not."""
-        refused = {}
-        for name in self.names():
-            try:
-                self.open(name)
-            except AdapterRefusedError as error:
-                refused[name] = str(error)
-            except UnknownAdapterError:  # gone with a rescan meanwhile
-                continue
-        return refused
 
     def rescan(self) -> None:
         """See which adapters there are; what is known of unchanged ones stays.
@@ -342,14 +316,17 @@ class Library:
                 if current == found.marks and (found.settled or not whole):
                     return
                 found.forget()
-                found.outline = outline(folder, self.base, self.bounds)
-            judged = self.policy.judge(found.outline.record)
-            found.warnings = found.outline.warnings + judged.warnings
-            if judged.refused is not None:
-                found.refused = printable(f"{found.name}: {judged.refused}")
+                found.outline = known = outline(folder, self.base, self.bounds)
+            judged = self.policy.judge(known.record)
+            refused = judged.refused and printable(f"{found.name}: {judged.refused}")
+            warnings = tuple(map(printable, known.warnings + judged.warnings))
+            rank, size = known.settings.largest_rank, known.bytes
+            found.entry = Entry(
+                found.name, refused, known.record, warnings, None, rank, size, known.created
+            )
         except AdapterError as error:
             found.forget()
-            found.refused = printable(str(error))
+            found.entry = Entry(found.name, printable(str(error)))
             if isinstance(error, UnreadableError):
                 return
         found.marks = current

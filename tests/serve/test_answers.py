@@ -62,12 +62,6 @@ def test_an_end_token_without_a_score_still_has_its_entry() -> None:
     assert logprobs.text_offset[-1] == len("a cat")
 
 
-def test_echo_without_scores() -> None:
-    choice = whole(form(logprobs=False), NewText(" sat"), Ended("length", 2, 1))
-    assert choice.text == "a cat sat" and choice.logprobs is None
-    assert choice.finish_reason == "length"
-
-
 def test_what_json_cannot_write_becomes_openais_least_number() -> None:
     token = TokenScore(5, float("-inf"), ((6, float("nan")), (7, -0.5)))
     choice = whole(form(echoes=None), NewText("x", (token,)), Ended("stop", 2, 1))

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from laura.serve.schemas import ChatCompletionRequest, CompletionRequest
+from laura.serve.schemas import ChatCompletionRequest as ChatRequest
+from laura.serve.schemas import CompletionRequest
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 TEXT = {"model": "m", "prompt": "hello"}
@@ -36,46 +37,22 @@ def test_a_prompt_in_each_of_its_four_forms(prompt: Any, prompts: Any) -> None:
     assert CompletionRequest.model_validate({**TEXT, "prompt": prompt}).prompt == prompts
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        None,
-        1,
-        True,
-        {},
-        [],
-        [[]],
-        [1, "a"],
-        ["a", [1]],
-        [1.5],
-        [True],
-        [-1],
-        [[-1]],
-        [2**63],
-        ["\ud800"],
-    ],
-)
+@pytest.mark.parametrize("prompt", [
+    None, 1, True, {}, [], [[]], [1, "a"], ["a", [1]], [1.5], [True], [-1], [[-1]], [2**63],
+    ["\ud800"],
+])  # fmt: skip
 def test_anything_else_is_no_prompt(prompt: Any) -> None:
     assert fault(CompletionRequest, {**TEXT, "prompt": prompt})[0] == "prompt"
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("functions", [{}]),
-        ("logit_bias", {"1": 5}),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -1),
-        ("reasoning_effort", "high"),
-        ("modalities", ["audio"]),
-        ("audio", {"voice": "alloy"}),
-        ("web_search_options", {}),
-    ],
-)
+@pytest.mark.parametrize(("field", "value"), [
+    ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("functions", [{}]),
+    ("logit_bias", {"1": 5}), ("presence_penalty", 0.5), ("frequency_penalty", -1),
+    ("reasoning_effort", "high"), ("modalities", ["audio"]), ("audio", {"voice": "alloy"}),
+    ("web_search_options", {}),
+])  # fmt: skip
 def test_what_would_change_the_answer_is_refused_by_name(field: str, value: Any) -> None:
-    place, words = fault(ChatCompletionRequest, {**HELLO, field: value})
+    place, words = fault(ChatRequest, {**HELLO, field: value})
     assert place == field and "does not support" in words
 
 
@@ -86,7 +63,7 @@ def test_what_asks_for_nothing_special_passes() -> None:
         "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "stop": None, "n": None,
         "seed": None, "stream": None, "temperature": None, "max_tokens": None,
     }  # fmt: skip
-    assert ChatCompletionRequest.model_validate(body).stop == []
+    assert ChatRequest.model_validate(body).stop == []
 
 
 @pytest.mark.parametrize(
@@ -103,7 +80,7 @@ def test_what_asks_for_nothing_special_passes() -> None:
     ],
 )  # fmt: skip
 def test_wrong_types_and_ranges(field: str, value: Any) -> None:
-    assert fault(ChatCompletionRequest, {**HELLO, field: value})[0].split(".")[0] == field
+    assert fault(ChatRequest, {**HELLO, field: value})[0].split(".")[0] == field
 
 
 @pytest.mark.parametrize(
@@ -119,7 +96,7 @@ def test_wrong_types_and_ranges(field: str, value: Any) -> None:
 )
 def test_messages_that_nobody_here_understands(message: Any, place: str | None) -> None:
     with pytest.raises(ValidationError) as caught:
-        ChatCompletionRequest.model_validate({**HELLO, "messages": [message]})
+        ChatRequest.model_validate({**HELLO, "messages": [message]})
     first = ".".join(map(str, caught.value.errors()[0]["loc"]))
     assert first == place if place else first.startswith("messages.0")
 
@@ -130,20 +107,20 @@ def test_an_answer_of_the_openai_client_can_be_sent_back() -> None:
         "function_call": None, "tool_calls": None,
     }  # fmt: skip
     body = {**HELLO, "messages": [*HELLO["messages"], answer]}  # type: ignore[misc]
-    assert ChatCompletionRequest.model_validate(body).messages[1].content == "hi"
+    assert ChatRequest.model_validate(body).messages[1].content == "hi"
 
 
 @pytest.mark.parametrize(
     ("kind", "body", "word"),
     [
-        (ChatCompletionRequest, {**HELLO, "top_logprobs": 2}, "top_logprobs"),
+        (ChatRequest, {**HELLO, "top_logprobs": 2}, "top_logprobs"),
         (
-            ChatCompletionRequest,
+            ChatRequest,
             {**HELLO, "max_tokens": 2, "max_completion_tokens": 3},
             "max_tokens",
         ),
         (
-            ChatCompletionRequest,
+            ChatRequest,
             {**HELLO, "stream_options": {"include_usage": True}},
             "stream_options",
         ),
