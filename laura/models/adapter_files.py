@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -477,7 +477,6 @@ def _settings(
             "modules can have; it was made for another base"
         )
     _check_tensors(tensors, path)
-    check_modules(_module_names(tensors), base.linears, label)
     _check_patterns(config.get("alpha_pattern"), len(base.linears), label)
     settings = resolved(config, _shapes(tensors), label)
     if settings.dora and not bounds.dora:
@@ -492,7 +491,7 @@ def _settings(
                 f"{label}: rank {rank} of {name} is above this server's limit of "
                 f"{bounds.max_rank}; lower the rank or raise the limit"
             )
-    check_shapes(settings, _shapes(tensors), base.linears, label)
+    check_fit(settings, _shapes(tensors), base.linears, label)
     return settings
 
 
@@ -594,10 +593,6 @@ def _shapes(tensors: Mapping[str, StoredTensor]) -> dict[str, Shape]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _module_names(names: Iterable[str]) -> list[str]:
-    return sorted({name[len(PREFIX) :].rsplit(".lora_", 1)[0] for name in names})
-
-
 # ----- settings -----
 
 
@@ -612,7 +607,7 @@ def resolved(config: dict[str, Any], shapes: Mapping[str, Shape], folder: Path) 
     Raises:
         AdapterError: a setting is unusable, or the weights contradict it or one another.
     """
-    names = _module_names(shapes)
+    names = sorted({name[len(PREFIX) :].rsplit(".lora_", 1)[0] for name in shapes})
     dora, rslora = _flag(config, "use_dora", folder), _flag(config, "use_rslora", folder)
     rank, alpha = config.get("r"), _number(config.get("lora_alpha"), "lora_alpha", folder)
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -693,37 +688,29 @@ def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
-def check_modules(names: list[str], linears: Mapping[str, Shape], folder: Path) -> None:
-    """Check that a base has the modules that an adapter changes.
-
-    Raises:
-        AdapterError: it lacks some of them.
-    """
-    missing = [name for name in names if name not in linears]
-    if missing:
-        raise AdapterError(
-            f"{folder} was made for another base: {len(missing)} of the {len(names)} "
-            f"modules it changes are not in this one, such as {missing[0]}"
-        )
-
-
-def check_shapes(
+def check_fit(
     settings: LoraSettings,
     shapes: Mapping[str, Shape],
     linears: Mapping[str, tuple[int, int]],
     folder: Path,
 ) -> None:
-    """Check that an adapter's tensors have the shapes that a base needs.
+    """Check that a base has the modules that an adapter changes, in the shapes that it has.
 
     Args:
-        settings: As `resolved` gives them; `check_modules` has passed their targets.
+        settings: As `resolved` gives them.
         shapes: Shape of every tensor by its name in the file.
         linears: (out, in) by full module name, as `linear_shapes` gives them.
         folder: For the message.
 
     Raises:
-        AdapterError: a shape differs.
+        AdapterError: a module is missing, or a shape differs.
     """
+    missing = [name for name in settings.targets if name not in linears]
+    if missing:
+        raise AdapterError(
+            f"{folder} was made for another base: {len(missing)} of the {len(settings.targets)} "
+            f"modules it changes are not in this one, such as {missing[0]}"
+        )
     for name in settings.targets:
         (rank, _), (rows, columns) = settings.for_module(name), linears[name]
         needed: dict[str, Shape] = {

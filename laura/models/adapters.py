@@ -15,8 +15,7 @@ from laura.models.adapter_files import (
     MAGNITUDE,
     PREFIX,
     WEIGHTS,
-    check_modules,
-    check_shapes,
+    check_fit,
     linear_shapes,
     read_adapter,
 )
@@ -160,10 +159,8 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
 def _check_base(
     model: nn.Module, settings: LoraSettings, tensors: dict[str, Tensor], folder: Path
 ) -> None:
-    linears = linear_shapes(model)
-    check_modules(list(settings.targets), linears, folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    check_shapes(settings, shapes, linears, folder)
+    check_fit(settings, shapes, linear_shapes(model), folder)
 
 
 def _fill_slot(
