@@ -85,7 +85,7 @@ def test_the_command_is_one_that_laura_serve_takes(command: Any, tmp_path: Path)
 
 def test_the_unit_leaves_answers_their_time_and_does_not_repeat_mistakes(tmp_path: Path) -> None:
     from laura.results.errors import EXIT_USER
-    from laura.serve.running import FLUSH_SECONDS
+    from laura.serve.server import FLUSH_SECONDS
 
     found = service()
     grace = values(unit_command(), tmp_path)["grace"]

@@ -23,7 +23,7 @@ class Laura:
     """
 
     def __init__(self, work: dict[str, Any], way: Way) -> None:
-        from laura.serve.bases import base_facts
+        from laura.models.adapter_files import base_facts
         from laura.serve.engines import AdapterFiles
         from laura.serve.inprocess import open_inprocess
         from laura.serve.library import Library

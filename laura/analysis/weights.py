@@ -18,8 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from laura.models.adapter_files import CONFIG, PREFIX, WEIGHTS
-from laura.models.adapters import read_settings
+from laura.models.adapter_files import CONFIG, PREFIX, WEIGHTS, read_settings
 from laura.models.load import WEIGHT_INDEX, weight_files
 from laura.models.load import WEIGHTS as MODEL_WEIGHTS
 from laura.results.errors import AdapterError, ModelError, ShapeError

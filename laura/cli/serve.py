@@ -11,10 +11,8 @@ from laura.cli.console import Desk, opened
 from laura.cli.options import DeviceOption, JsonOption
 
 if TYPE_CHECKING:
-    from laura.serve.library import Entry, Library
-    from laura.serve.opening import EngineSettings
-    from laura.serve.policy import Policy
-    from laura.serve.settings import ServeSettings
+    from laura.serve.library import Entry, Library, Policy
+    from laura.serve.settings import EngineSettings, ServeSettings
 
 SHOWN_ADAPTERS = 20
 
@@ -143,12 +141,17 @@ def serve(
       laura serve smollm2-135m-instruct-q4 --adapters adapters
     """
     with opened(json) as desk:
-        from laura.serve.opening import EngineSettings, model_name
-        from laura.serve.policy import Policy
-        from laura.serve.settings import ServeSettings, check_address
+        from laura.serve.settings import (
+            EngineSettings,
+            ServeSettings,
+            check_address,
+            model_name,
+        )
         from laura.serve.vllm_arguments import read_arguments
 
         check_address(host, tenants is not None)
+        from laura.serve.library import Policy  # with torch: not before what needs none of it
+
         policy = Policy(max_forgetting=max_forgetting, unrecorded=unrecorded, action=forgetful)
         door = ServeSettings(
             base=model_name(base),
@@ -180,10 +183,16 @@ def _open_and_run(
     policy: Policy,
     places: tuple[Path | None, Path | None, Path | None],
 ) -> None:
+    from laura.serve.admin import Audit
     from laura.serve.app import create_app
-    from laura.serve.audit import Audit
-    from laura.serve.opening import open_base, open_engine, open_library
-    from laura.serve.running import listening_socket, run, url_of
+    from laura.serve.server import (
+        listening_socket,
+        open_base,
+        open_engine,
+        open_library,
+        run,
+        url_of,
+    )
     from laura.serve.tenants import Tenants
 
     adapters, tenants_file, audit_file = places

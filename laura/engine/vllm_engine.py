@@ -39,7 +39,7 @@ from laura.engine.vllm_limits import (
     longer_positions,
 )
 from laura.engine.vllm_process import VllmProcess
-from laura.models.adapters import read_settings
+from laura.models.adapter_files import read_settings
 from laura.models.encoding import Encoder
 from laura.models.load import check_model_folder, describe_model, quiet_transformers
 from laura.results.errors import AdapterError, DataError, ModelError, UsageError

@@ -1,8 +1,4 @@
-"""Adapter files in PEFT's format, both ways.
-
-A folder holds adapter_config.json and adapter_model.safetensors; `adapter_files.py` says
-what they may hold.
-"""
+"""Adapters between models and PEFT folders, both ways; `adapter_files.py` reads the folders."""
 
 from __future__ import annotations
 
@@ -11,26 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from laura.models.adapter_files import (
     CONFIG,
-    FLOATS,
     MAGNITUDE,
-    PICKLED,
     PREFIX,
     WEIGHTS,
-    check_kind,
-    check_modules,
-    check_names,
-    check_shapes,
-    checked_config,
+    check_fit,
     linear_shapes,
-    missing_weights,
-    peak,
-    resolved,
+    read_adapter,
 )
 from laura.models.dora import DoraLinear
 from laura.models.layers import names_within
@@ -46,7 +33,7 @@ from laura.models.lora import (
 )
 from laura.models.pissa import plain_settings
 from laura.results.errors import AdapterError
-from laura.results.store import disk_faults, read_json, write_json
+from laura.results.store import disk_faults, write_json
 
 
 def save_adapter(
@@ -172,9 +159,8 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
 def _check_base(
     model: nn.Module, settings: LoraSettings, tensors: dict[str, Tensor], folder: Path
 ) -> None:
-    linears = linear_shapes(model)
-    check_modules(list(settings.targets), linears, folder)
-    check_shapes(settings, _shapes(tensors), linears, folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_fit(settings, shapes, linear_shapes(model), folder)
 
 
 def _fill_slot(
@@ -196,29 +182,6 @@ def _fill_slot(
         with torch.no_grad():
             for key, place in places.items():
                 place.copy_(tensors[f"{PREFIX}{name}.{key}"])
-
-
-def read_settings(folder: Path) -> LoraSettings:
-    """Settings of the adapter in a PEFT folder, its targets as full names.
-
-    Raises:
-        AdapterError: as `load_adapter`, except that no base is looked at.
-    """
-    return read_adapter(folder)[0]
-
-
-def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
-    """A PEFT adapter's settings, with full module names, and its weights by their names there.
-
-    Raises:
-        AdapterError: as `load_adapter`, but for what only a model could tell.
-    """
-    config, tensors = _read_config(folder), _read_weights(folder)
-    return resolved(config, _shapes(tensors), folder), tensors
-
-
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def copy_weights(model: nn.Module, tensors: dict[str, Tensor], slot: int = 0) -> None:
@@ -250,31 +213,6 @@ def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:
         "unmerged": float((beside - after).abs().max()),
         "update": float((beside - base).abs().max()),
     }
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise AdapterError(f"{folder} is not a folder; give the folder holding {CONFIG}")
-    if not (folder / CONFIG).is_file():
-        raise AdapterError(f"{folder} has no {CONFIG}; it is not a PEFT adapter folder")
-    return checked_config(read_json(folder / CONFIG), folder)
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise missing_weights(folder, (folder / PICKLED).exists())
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} is damaged ({error}); copy it again") from error
-    check_names(tensors, path)
-    for name, tensor in tensors.items():
-        known = tensor.dtype in FLOATS.values()
-        check_kind(name, tuple(tensor.shape), known, str(tensor.dtype), path)
-        peak(name, tensor, path)
-    return tensors
 
 
 def _names_ending(model: nn.Module, kinds: list[str]) -> list[str]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from laura.models.adapter_files import CONFIG
-from laura.models.adapters import read_settings
+from laura.models.adapter_files import CONFIG, WEIGHTS, read_settings
 from laura.models.load import check_model_folder, resolve_model, weight_files
 from laura.recipe.arms import ExternalPoint
 from laura.recipe.sections import Arm, LoraArm
@@ -80,7 +79,7 @@ def weights_folder(checkpoint: Path, progress: Progress = SILENT) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [folder / "adapter_model.safetensors"] if _is_adapter(folder) else weight_files(folder)
+    return [folder / WEIGHTS] if _is_adapter(folder) else weight_files(folder)
 
 
 def _is_adapter(folder: Path) -> bool:

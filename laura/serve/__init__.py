@@ -1,1 +1,1 @@
-"""One base, many adapters, many tenants: the HTTP door, its rules, and the engines behind it."""
+"""One base, many adapters, many tenants: the HTTP server, its rules, and the engines behind it."""

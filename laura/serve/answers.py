@@ -8,124 +8,121 @@ from __future__ import annotations
 
 import codecs
 import math
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
-from laura.serve.chats import TokenTexts
+from laura.serve.context import RequestContext
 from laura.serve.engines import Ended, Event, NewText, PromptScores, TokenScore
-from laura.serve.replies import (
-    AnswerMessage,
-    CachedTokens,
+from laura.serve.prompts import TokenTexts
+from laura.serve.schemas import (
+    AssistantMessage,
     ChatChoice,
-    ChatChunk,
-    ChatChunkChoice,
-    ChatLogprobs,
-    ChatReply,
-    ChosenToken,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChoiceDelta,
+    ChoiceLogprobs,
+    ChunkChoice,
+    Completion,
     CompletionChoice,
     CompletionLogprobs,
-    CompletionReply,
-    Delta,
+    CompletionUsage,
     FinishReason,
-    TopToken,
-    Usage,
+    PromptTokensDetails,
+    TokenLogprob,
+    TopLogprob,
 )
-from laura.serve.visits import Visit
 
 # What OpenAI writes for a probability that is no number above it; JSON has no infinities.
 LEAST_LOGPROB = -9999.0
 
-Chunk = ChatChunk | CompletionReply
+Chunk = ChatCompletionChunk | Completion
 
 
-@dataclass(frozen=True)
-class Heading:
-    """What every answer and every chunk begins with."""
-
-    id: str
-    model: str
-    system_fingerprint: str
-    created: int = field(default_factory=lambda: int(time.time()))
-
-
-class Form(Protocol):
-    """How the events of one request are written."""
-
-    def begin(self) -> list[Chunk]:
-        """Chunks that come before any event."""
-
-    def chunk(self, index: int, event: Event) -> Chunk | None:
-        """The chunk of an event of sequence `index`, if it has one."""
-
-    def usage(self, visit: Visit) -> Chunk:
-        """The chunk that tells what was used."""
-
-    def whole(self, chunks: Sequence[Chunk], visit: Visit) -> ChatReply | CompletionReply:
-        """All chunks as one answer."""
-
-
-class ChatForm:
-    """Answers to a conversation.
+class Serializer(ABC):
+    """How the events of one request are written.
 
     Args:
-        heading: What every chunk begins with.
+        heading: What every chunk begins with: id, created, model, system_fingerprint.
         texts: What tokens stand for.
         choices: How many answers there are.
         logprobs: Whether log-probabilities are told.
     """
 
-    def __init__(self, heading: Heading, texts: TokenTexts, choices: int, logprobs: bool) -> None:
+    _chunk_type: type[ChatCompletionChunk] | type[Completion]
+
+    def __init__(
+        self, heading: dict[str, Any], texts: TokenTexts, choices: int, logprobs: bool
+    ) -> None:
         self._heading, self._texts = heading, texts
         self._choices, self._logprobs = choices, logprobs
 
+    @abstractmethod
+    def begin(self) -> list[Chunk]:
+        """Chunks that come before any event."""
+
+    @abstractmethod
+    def chunk(self, index: int, event: Event) -> Chunk | None:
+        """The chunk of an event of sequence `index`, if it has one."""
+
+    @abstractmethod
+    def whole(
+        self, chunks: Sequence[Chunk], context: RequestContext
+    ) -> ChatCompletion | Completion:
+        """All chunks as one answer."""
+
+    def usage(self, context: RequestContext) -> Chunk:
+        """The chunk that says what was used, with no choice beside it."""
+        return self._chunk_type(**self._heading, choices=[], usage=_usage(context))
+
+    def _by_choice(self, chunks: Sequence[Chunk]) -> list[list[Any]]:
+        parts = [part for chunk in chunks for part in chunk.choices]
+        return [[one for one in parts if one.index == index] for index in range(self._choices)]
+
+
+class ChatSerializer(Serializer):
+    """Answers to a conversation."""
+
+    _chunk_type = ChatCompletionChunk
+
     def begin(self) -> list[Chunk]:
         """The role of each answer."""
-        return [
-            self._chunk(ChatChunkChoice(index=index, delta=Delta(role="assistant", content="")))
-            for index in range(self._choices)
-        ]
+        role = ChoiceDelta(role="assistant", content="")
+        return [self._chunk(index, role) for index in range(self._choices)]
 
     def chunk(self, index: int, event: Event) -> Chunk | None:
         """New text, or how the answer ended."""
         if isinstance(event, NewText):
             scores = self._scores(event.tokens) if self._logprobs else None
-            delta = Delta(content=event.text)
-            return self._chunk(ChatChunkChoice(index=index, delta=delta, logprobs=scores))
+            return self._chunk(index, ChoiceDelta(content=event.text), logprobs=scores)
         if isinstance(event, Ended):
-            finish = _finish(event)
-            return self._chunk(ChatChunkChoice(index=index, delta=Delta(), finish_reason=finish))
+            return self._chunk(index, ChoiceDelta(), finish_reason=_finish(event))
         return None
 
-    def usage(self, visit: Visit) -> Chunk:
-        """What was used, with no choice beside it."""
-        return ChatChunk(**vars(self._heading), choices=[], usage=_usage(visit))
-
-    def whole(self, chunks: Sequence[Chunk], visit: Visit) -> ChatReply:
+    def whole(self, chunks: Sequence[Chunk], context: RequestContext) -> ChatCompletion:
         """One message an answer."""
         choices = []
-        parts = [one for chunk in chunks if isinstance(chunk, ChatChunk) for one in chunk.choices]
-        for index in range(self._choices):
-            mine = [part for part in parts if part.index == index]
-            scores = [one for part in mine if part.logprobs for one in part.logprobs.content]
+        for index, parts in enumerate(self._by_choice(chunks)):
+            text = "".join(one.delta.content or "" for one in parts)
+            scores = [one for part in parts if part.logprobs for one in part.logprobs.content]
             choices.append(
                 ChatChoice(
                     index=index,
-                    message=AnswerMessage(content="".join(one.delta.content or "" for one in mine)),
-                    logprobs=ChatLogprobs(content=scores) if self._logprobs else None,
-                    finish_reason=_last_finish(mine),
+                    message=AssistantMessage(content=text),
+                    logprobs=ChoiceLogprobs(content=scores) if self._logprobs else None,
+                    finish_reason=_last_finish(parts),
                 )
             )
-        return ChatReply(**vars(self._heading), choices=choices, usage=_usage(visit))
+        return ChatCompletion(**self._heading, choices=choices, usage=_usage(context))
 
-    def _chunk(self, choice: ChatChunkChoice) -> ChatChunk:
-        return ChatChunk(**vars(self._heading), choices=[choice])
+    def _chunk(self, index: int, delta: ChoiceDelta, **more: Any) -> ChatCompletionChunk:
+        choice = ChunkChoice(index=index, delta=delta, **more)
+        return ChatCompletionChunk(**self._heading, choices=[choice])
 
-    def _scores(self, tokens: Sequence[TokenScore]) -> ChatLogprobs:
-        return ChatLogprobs(
+    def _scores(self, tokens: Sequence[TokenScore]) -> ChoiceLogprobs:
+        return ChoiceLogprobs(
             content=[
-                ChosenToken(
+                TokenLogprob(
                     **vars(self._top(token.token_id, token.logprob)),
                     top_logprobs=[self._top(*one) for one in token.top],
                 )
@@ -133,36 +130,35 @@ class ChatForm:
             ]
         )
 
-    def _top(self, token_id: int, logprob: float | None) -> TopToken:
+    def _top(self, token_id: int, logprob: float | None) -> TopLogprob:
         found = self._texts.bytes_of(token_id)
-        return TopToken(
+        return TopLogprob(
             token=self._texts.text_of(token_id),
             logprob=_nats(logprob),
             bytes=None if found is None else list(found),
         )
 
 
-class CompletionForm:
+class CompletionSerializer(Serializer):
     """Completions of prompts, with the prompts themselves before them where echo is wanted.
 
     Args:
-        heading: What every chunk begins with.
-        texts: What tokens stand for.
-        choices: How many answers there are.
-        logprobs: Whether log-probabilities are told.
+        heading, texts, choices, logprobs: As of `Serializer`.
         echoes: The text each answer begins with; None without echo.
     """
 
+    _chunk_type = Completion
+
     def __init__(
         self,
-        heading: Heading,
+        heading: dict[str, Any],
         texts: TokenTexts,
         choices: int,
         logprobs: bool,
         echoes: Sequence[str] | None,
     ) -> None:
-        self._heading, self._texts = heading, texts
-        self._choices, self._logprobs, self._echoes = choices, logprobs, echoes
+        super().__init__(heading, texts, choices, logprobs)
+        self._echoes = echoes
         self._offsets = [Offsets() for _ in range(choices)]
         self._scored = [0] * choices
 
@@ -182,34 +178,36 @@ class CompletionForm:
             self._scored[index] += len(event.tokens)
             return self._chunk(index, event.text, event.tokens)
         last = self._chunk(index, "", (), _finish(event))
-        if self._echoes is not None and last.choices[0].logprobs is not None:
+        if self._echoes is not None and self._logprobs:
             # Whoever asks for echo, as lm-eval does, tells the prompt's tokens from the new
             # ones by their number: an end token, which has no score, counts too.
             missing = event.new_tokens - self._scored[index]
-            last.choices[0].logprobs = _unscored(missing, self._offsets[index].end)
+            last.choices[0].logprobs = CompletionLogprobs(
+                tokens=[""] * missing,
+                token_logprobs=[None] * missing,
+                top_logprobs=[None] * missing,
+                text_offset=[self._offsets[index].end] * missing,
+            )
         return last
 
-    def usage(self, visit: Visit) -> Chunk:
-        """What was used, with no choice beside it."""
-        return CompletionReply(**vars(self._heading), choices=[], usage=_usage(visit))
-
-    def whole(self, chunks: Sequence[Chunk], visit: Visit) -> CompletionReply:
+    def whole(self, chunks: Sequence[Chunk], context: RequestContext) -> Completion:
         """One text an answer."""
         choices = []
-        parts = [one for c in chunks if isinstance(c, CompletionReply) for one in c.choices]
-        for index in range(self._choices):
-            mine = [part for part in parts if part.index == index]
+        for index, parts in enumerate(self._by_choice(chunks)):
+            scores = [part.logprobs for part in parts if part.logprobs]
+            joined = {
+                name: [one for part in scores for one in getattr(part, name)]
+                for name in CompletionLogprobs.model_fields
+            }
             choices.append(
                 CompletionChoice(
                     index=index,
-                    text="".join(part.text for part in mine),
-                    logprobs=_joined([part.logprobs for part in mine if part.logprobs])
-                    if self._logprobs
-                    else None,
-                    finish_reason=_last_finish(mine),
+                    text="".join(part.text for part in parts),
+                    logprobs=CompletionLogprobs(**joined) if self._logprobs else None,
+                    finish_reason=_last_finish(parts),
                 )
             )
-        return CompletionReply(**vars(self._heading), choices=choices, usage=_usage(visit))
+        return Completion(**self._heading, choices=choices, usage=_usage(context))
 
     def _chunk(
         self,
@@ -217,22 +215,19 @@ class CompletionForm:
         text: str,
         tokens: Sequence[TokenScore] = (),
         finish: FinishReason | None = None,
-    ) -> CompletionReply:
+    ) -> Completion:
         scores = self._scores(tokens, text, self._offsets[index]) if self._logprobs else None
         choice = CompletionChoice(index=index, text=text, logprobs=scores, finish_reason=finish)
-        return CompletionReply(**vars(self._heading), choices=[choice])
+        return Completion(**self._heading, choices=[choice])
 
     def _scores(
         self, tokens: Sequence[TokenScore], text: str, offsets: Offsets
     ) -> CompletionLogprobs:
-        pieces = [self._texts.bytes_of(token.token_id) for token in tokens]
         return CompletionLogprobs(
-            tokens=[self._texts.text_of(token.token_id) for token in tokens],
-            token_logprobs=[
-                None if token.logprob is None else _nats(token.logprob) for token in tokens
-            ],
-            top_logprobs=[self._tops(token) for token in tokens],
-            text_offset=offsets.add(pieces, text),
+            tokens=[self._texts.text_of(one.token_id) for one in tokens],
+            token_logprobs=[None if one.logprob is None else _nats(one.logprob) for one in tokens],
+            top_logprobs=[self._tops(one) for one in tokens],
+            text_offset=offsets.add([self._texts.bytes_of(one.token_id) for one in tokens], text),
         )
 
     def _tops(self, token: TokenScore) -> dict[str, float] | None:
@@ -282,37 +277,19 @@ class Offsets:
         return places
 
 
-def _joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
-    return CompletionLogprobs(
-        tokens=[one for part in parts for one in part.tokens],
-        token_logprobs=[one for part in parts for one in part.token_logprobs],
-        top_logprobs=[one for part in parts for one in part.top_logprobs],
-        text_offset=[one for part in parts for one in part.text_offset],
-    )
-
-
-def _unscored(count: int, place: int) -> CompletionLogprobs:
-    """Entries of tokens that have neither text nor score."""
-    return CompletionLogprobs(
-        tokens=[""] * count,
-        token_logprobs=[None] * count,
-        top_logprobs=[None] * count,
-        text_offset=[place] * count,
-    )
-
-
-def _usage(visit: Visit) -> Usage:
-    return Usage(
-        prompt_tokens=visit.prompt_tokens,
-        completion_tokens=visit.new_tokens,
-        total_tokens=visit.prompt_tokens + visit.new_tokens,
-        prompt_tokens_details=CachedTokens(cached_tokens=visit.cached_tokens),
+def _usage(context: RequestContext) -> CompletionUsage:
+    return CompletionUsage(
+        prompt_tokens=context.prompt_tokens,
+        completion_tokens=context.new_tokens,
+        total_tokens=context.prompt_tokens + context.new_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=context.cached_tokens),
     )
 
 
 def _nats(logprob: float | None) -> float:
-    usable = logprob is not None and math.isfinite(logprob)
-    return max(logprob, LEAST_LOGPROB) if usable and logprob is not None else LEAST_LOGPROB
+    if logprob is None or not math.isfinite(logprob):
+        return LEAST_LOGPROB
+    return max(logprob, LEAST_LOGPROB)
 
 
 def _finish(ended: Ended) -> FinishReason:
@@ -320,5 +297,5 @@ def _finish(ended: Ended) -> FinishReason:
     return "length" if ended.finish == "length" else "stop"
 
 
-def _last_finish(parts: Sequence[ChatChunkChoice | CompletionChoice]) -> FinishReason:
+def _last_finish(parts: Sequence[ChunkChoice | CompletionChoice]) -> FinishReason:
     return next((one.finish_reason for one in reversed(parts) if one.finish_reason), "stop")

@@ -10,7 +10,7 @@ from laura.engine.continuation import Continuation, News
 from laura.engine.live import LiveEngine
 from laura.engine.requests import GenerateRequest
 from laura.engine.sampling import check_settings, draw_of
-from laura.models.adapters import read_adapter
+from laura.models.adapter_files import read_adapter
 from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
 from laura.models.encoding import Encoder
 from laura.models.load import Base, load_base
@@ -20,7 +20,7 @@ from laura.results.interrupts import interrupts_postponed
 from laura.results.progress import SILENT, Progress
 from laura.results.schema import RECORD_FILE, read_record
 from laura.serve.chatting import Member, Messages, Reply, Sampling
-from laura.serve.short_record import short_record
+from laura.serve.library import short_record
 
 BASE = "base"  # no adapter can be called so
 

@@ -172,7 +172,7 @@ def open_inprocess(
     from laura.engine.live import LiveEngine
     from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
     from laura.models.load import load_base
-    from laura.serve.adapter_checks import read_checked
+    from laura.serve.library import read_checked
 
     keep_freed_memory()
     base = load_base(model, revision=revision, device=device)

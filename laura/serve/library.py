@@ -1,30 +1,44 @@
-"""The adapters folder: what lies in it, what is wrong with it, and files an engine may load.
+"""The adapters folder: what lies in it, what is served of it, and files an engine may load.
 
 Names come from listing the folder, never from a request: a request only looks one up. What
 was checked is remembered until a file changes, so that asking again costs a few calls of
-`stat`. Every method may be called from any thread.
+`stat`. Every method may be called from any thread. Which of the adapters that fit are served
+is judged by what is recorded of them (`Policy`).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
-from laura.models.adapter_files import CONFIG
-from laura.results.errors import AdapterError, LauraError, StoreError
+from torch import Tensor
+
+from laura.models import adapter_files
+from laura.models.adapter_files import (
+    CONFIG,
+    BaseFacts,
+    Bounds,
+    Outline,
+    marks,
+    outline,
+    read_through,
+)
+from laura.models.lora import LoraSettings
+from laura.models.safe_files import FileMark, OpenFolder, UnreadableError, printable
+from laura.results.errors import AdapterError, LauraError, StoreError, UsageError
 from laura.results.schema import Record
-from laura.serve.adapter_checks import Bounds, Outline, marks, outline, read_through
-from laura.serve.bases import BaseFacts
 from laura.serve.engines import AdapterFiles
-from laura.serve.policy import Judgement, Policy
-from laura.serve.safe_files import Mark, OpenFolder, UnreadableError, printable
 from laura.serve.tenants import NAME_PATTERN
 
+Unrecorded = Literal["allow", "warn", "refuse"]
+Action = Literal["warn", "refuse"]
 MODEL_CONFIG = "config.json"
 MOST_NOTES = 20
 # A file that changes twice within a tick of the file system's clock keeps its times.
@@ -40,13 +54,88 @@ class AdapterRefusedError(AdapterError):
 
 
 @dataclass(frozen=True)
+class PolicyVerdict:
+    """What a policy says of an adapter.
+
+    Attributes:
+        refused: Why it is not served; None where it is.
+        warnings: What its users should know.
+    """
+
+    refused: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Conditions on an adapter's record.
+
+    Attributes:
+        max_forgetting: Most that may have been forgotten, in the unit of the record (0.02 of
+            a share). The upper end of the record's interval counts, not its value alone: an
+            adapter measured on few items must not pass by luck. None for no bound.
+        unrecorded: What to do with an adapter that has no `laura.json`.
+        action: What to do with one that breaks the bound.
+
+    Raises:
+        UsageError: the bound is not finite, or there is no such choice.
+    """
+
+    max_forgetting: float | None = None
+    unrecorded: Unrecorded = "warn"
+    action: Action = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.max_forgetting is not None and not math.isfinite(self.max_forgetting):
+            raise UsageError(f"max_forgetting is {self.max_forgetting}; give a finite number")
+        for name, value, choices in (
+            ("unrecorded", self.unrecorded, get_args(Unrecorded)),
+            ("action", self.action, get_args(Action)),
+        ):
+            if value not in choices:
+                raise UsageError(f"{name} is {value!r}; allowed are {', '.join(choices)}")
+
+    def judge(self, record: Record | None) -> PolicyVerdict:
+        """Judge an adapter by its record; None where it has none."""
+        if record is None:
+            return self._of_unrecorded()
+        found, bound = record.forgetting, self.max_forgetting
+        low, high = found.interval
+        if not low <= found.value <= high:
+            return PolicyVerdict(
+                f"its laura.json contradicts itself: forgetting of {found.value:+.3g} lies "
+                f"outside its own interval, {low:+.3g} to {high:+.3g}; write it again with "
+                "`laura recommend STUDY --adapter DIR`"
+            )
+        if bound is None or high <= bound:
+            return PolicyVerdict()
+        sure = "forgot more than" if low > bound else "may have forgotten more than"
+        return self._broken(
+            f"it {sure} --max-forgetting {bound:g} allows: the upper end of the interval, "
+            f"{high:+.3g}, is above it (forgetting {found.value:+.3g} {found.unit}, "
+            f"{found.level:.1%} interval {low:+.3g} to {high:+.3g}, on {', '.join(found.tasks)})"
+        )
+
+    def _of_unrecorded(self) -> PolicyVerdict:
+        why = "it has no laura.json, so what it learned and forgot is not known"
+        if self.max_forgetting is not None:
+            why += f" and --max-forgetting {self.max_forgetting:g} cannot be checked"
+        if self.unrecorded == "refuse":
+            return PolicyVerdict(f"{why}; `laura recommend STUDY --adapter DIR` writes one")
+        return PolicyVerdict(warnings=(why,) if self.unrecorded == "warn" else ())
+
+    def _broken(self, why: str) -> PolicyVerdict:
+        return PolicyVerdict(why) if self.action == "refuse" else PolicyVerdict(warnings=(why,))
+
+
+@dataclass(frozen=True)
 class Entry:
     """What is known of an adapter.
 
     Attributes:
         name: Its folder's name.
-        record: Its `laura.json`; None where it has none, or where it was refused before.
         refused: Why it is not served; None where nothing is known against it.
+        record: Its `laura.json`; None where it has none, or where it was refused before.
         warnings: What its users should know.
         digest: Of its files, once all of them have been read (`Library.open`); None before.
         rank: Largest rank of a module; 0 where it was refused before.
@@ -55,13 +144,13 @@ class Entry:
     """
 
     name: str
-    record: Record | None
-    refused: str | None
-    warnings: tuple[str, ...]
-    digest: str | None
-    rank: int
-    bytes: int
-    created: int
+    refused: str | None = None
+    record: Record | None = None
+    warnings: tuple[str, ...] = ()
+    digest: str | None = None
+    rank: int = 0
+    bytes: int = 0
+    created: int = 0
 
 
 class _Found:
@@ -77,12 +166,11 @@ class _Found:
 
     def forget(self) -> None:
         """Nothing is known any more."""
-        self.marks: tuple[Mark | None, ...] | None = None
+        self.marks: tuple[FileMark | None, ...] | None = None
         self.settled = False
         self.outline: Outline | None = None
-        self.judgement = Judgement()
         self.files: AdapterFiles | None = None
-        self.refused = self.by_name
+        self.entry = Entry(self.name, self.by_name)
 
     def keep(
         self, known: Outline, files: AdapterFiles | None = None, refused: str | None = None
@@ -90,24 +178,8 @@ class _Found:
         """Remember what reading all of it gave, if it has not changed since."""
         with self.lock:
             if self.outline is known:
-                self.files, self.refused = files, refused
-
-    def entry(self) -> Entry:
-        """What is known now."""
-        known, files = self.outline, self.files
-        return Entry(
-            name=self.name,
-            record=known.record if known else None,
-            refused=self.refused,
-            warnings=tuple(
-                printable(line)
-                for line in (*(known.warnings if known else ()), *self.judgement.warnings)
-            ),
-            digest=files.digest if files else None,
-            rank=known.rank if known else 0,
-            bytes=known.bytes if known else 0,
-            created=known.created if known else 0,
-        )
+                digest = files.digest if files else None
+                self.files, self.entry = files, replace(self.entry, digest=digest, refused=refused)
 
 
 class Library:
@@ -156,7 +228,7 @@ class Library:
         found = self._get(name)
         with found.lock:
             self._look(found)
-            return found.entry()
+            return found.entry
 
     def open(self, name: str) -> AdapterFiles:
         """Check an adapter through, so that an engine may load it (`read_checked`).
@@ -172,7 +244,7 @@ class Library:
         with found.reading:
             with found.lock:
                 self._look(found, whole=True)
-                known, refused, files = found.outline, found.refused, found.files
+                known, refused, files = found.outline, found.entry.refused, found.files
             if files is not None:
                 return files
             if known is None or refused is not None:
@@ -187,18 +259,6 @@ class Library:
                 raise AdapterRefusedError(refused) from error
             found.keep(known, files=files)
             return files
-
-    def check_all(self) -> dict[str, str]:
-        """Check every adapter through now; why, by name, those that are not served are not."""
-        refused = {}
-        for name in self.names():
-            try:
-                self.open(name)
-            except AdapterRefusedError as error:
-                refused[name] = str(error)
-            except UnknownAdapterError:  # gone with a rescan meanwhile
-                continue
-        return refused
 
     def rescan(self) -> None:
         """See which adapters there are; what is known of unchanged ones stays.
@@ -248,7 +308,7 @@ class Library:
         """
         if found.by_name is not None:
             return
-        current: tuple[Mark | None, ...] = ()
+        current: tuple[FileMark | None, ...] = ()
         now = time.time_ns()
         try:
             with OpenFolder(found.folder, Path(found.name)) as folder:
@@ -256,13 +316,17 @@ class Library:
                 if current == found.marks and (found.settled or not whole):
                     return
                 found.forget()
-                found.outline = outline(folder, self.base, self.bounds)
-            found.judgement = self.policy.judge(found.outline.record)
-            if found.judgement.refused is not None:
-                found.refused = printable(f"{found.name}: {found.judgement.refused}")
+                found.outline = known = outline(folder, self.base, self.bounds)
+            judged = self.policy.judge(known.record)
+            refused = judged.refused and printable(f"{found.name}: {judged.refused}")
+            warnings = tuple(map(printable, known.warnings + judged.warnings))
+            rank, size = known.settings.largest_rank, known.bytes
+            found.entry = Entry(
+                found.name, refused, known.record, warnings, None, rank, size, known.created
+            )
         except AdapterError as error:
             found.forget()
-            found.refused = printable(str(error))
+            found.entry = Entry(found.name, printable(str(error)))
             if isinstance(error, UnreadableError):
                 return
         found.marks = current
@@ -271,7 +335,8 @@ class Library:
     def _read(self, found: _Found, known: Outline) -> AdapterFiles:
         with OpenFolder(found.folder, Path(found.name)) as folder:
             digest = read_through(folder, known, self.bounds)
-        return AdapterFiles(found.name, found.folder, digest, known.rank, known.bytes)
+        rank = known.settings.largest_rank
+        return AdapterFiles(found.name, found.folder, digest, rank, known.bytes)
 
 
 def _adapters_in(root: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
@@ -336,3 +401,27 @@ def _has(folder: Path, name: str) -> bool:
     except OSError:  # not ours to read: found, and refused when it is looked at
         return True
     return True
+
+
+def read_checked(files: AdapterFiles) -> tuple[LoraSettings, dict[str, Tensor]]:
+    """Read an adapter that `Library.open` gave; see `adapter_files.read_checked`."""
+    return adapter_files.read_checked(files.folder, files.name, files.digest, files.bytes)
+
+
+def short_record(record: Record | None) -> dict[str, Any] | None:
+    """What the page, `/v1/models` and `laura chat` show of a record, ready for JSON.
+
+    Recipe, versions and file hashes are left out, of claims all but the verdict.
+
+    Returns:
+        `{"study", "base", "method", "arm", "learning_rate", "tokens", "learning",
+        "forgetting", "scores", "claims": {ID: VERDICT}}`; None where there is no record.
+    """
+    if record is None:
+        return None
+    kept = {
+        "study", "base", "method", "arm", "learning_rate", "tokens", "learning", "forgetting",
+        "scores",
+    }  # fmt: skip
+    claims = {claim.id: claim.verdict for claim in record.claims}
+    return {**record.model_dump(mode="json", include=kept), "claims": claims}

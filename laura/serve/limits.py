@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from laura.results.errors import LauraError
+from laura.serve.errors import ApiError
 from laura.serve.tenants import Tenant, Tenants
 
 Which = Literal["requests", "tokens", "concurrent"]
@@ -29,7 +29,7 @@ CONCURRENT_RETRY_SECONDS = 1.0
 """When one place of many will be free, nobody knows; asking once a second harms nobody."""
 
 
-class LimitError(LauraError, RuntimeError):
+class LimitError(ApiError):
     """A tenant's limit is reached.
 
     Args:
@@ -44,11 +44,13 @@ class LimitError(LauraError, RuntimeError):
         if which == "concurrent":
             what = f"{limit:,} requests at the same time"
         if retry_after is None:
+            # Trying again never helps, and clients try again after a 429.
             message = f"this asks for more than your limit of {what}; ask for fewer new tokens"
+            super().__init__(400, message, "more_than_limit", "max_tokens")
         else:
             message = f"your limit of {what} is reached; try again in {retry_after:.3g} seconds"
-        super().__init__(message)
-        self.which, self.limit, self.retry_after = which, limit, retry_after
+            super().__init__(429, message, "rate_limit_exceeded", retry_after=retry_after)
+        self.which, self.limit = which, limit
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,47 @@ class Bucket:
 class _Account:
     """What is known of one tenant."""
 
-    requests: Bucket | None = None
-    tokens: Bucket | None = None
+    buckets: dict[Which, Bucket] = field(default_factory=dict)
     concurrent: int | None = None
     running: int = 0
     admitted: int = 0
     refused: int = 0
     used: int = 0
+
+    def take_over(self, tenant: Tenant, now: int) -> None:
+        """The limits that a tenant has now; what was used stays used."""
+        limits: tuple[tuple[Which, int | None], ...] = (
+            ("requests", tenant.requests_per_minute),
+            ("tokens", tenant.tokens_per_minute),
+        )
+        for which, limit in limits:
+            if limit is None:
+                self.buckets.pop(which, None)
+            elif which in self.buckets:
+                self.buckets[which].change(limit, now)
+            else:
+                self.buckets[which] = Bucket(limit, now)
+        self.concurrent = tenant.concurrent
+
+    def refusal(self, amounts: dict[Which, int], now: int) -> LimitError | None:
+        """Of the limits that are in the way, the one that is longest."""
+        refusals: list[LimitError] = []
+        for which, bucket in self.buckets.items():
+            ticks = bucket.wait(amounts[which], now)
+            if ticks is None or ticks:
+                seconds = None if ticks is None else ticks / TICKS
+                refusals.append(LimitError(which, bucket.limit, seconds))
+        if self.concurrent is not None and self.running >= self.concurrent:
+            refusals.append(LimitError("concurrent", self.concurrent, CONCURRENT_RETRY_SECONDS))
+
+        def longest(one: LimitError) -> float:
+            return float("inf") if one.retry_after is None else one.retry_after
+
+        return max(refusals, key=longest, default=None)
+
+    def left(self, which: Which, now: int) -> int | None:
+        """Whole units in a bucket; None without one."""
+        return self.buckets[which].left(now) if which in self.buckets else None
 
 
 @dataclass(eq=False)
@@ -168,17 +204,16 @@ class Limits:
         Raises:
             LimitError: a limit is reached.
         """
-        assert tokens >= 0, "the door checks what clients ask for"
+        assert tokens >= 0, "the server checks what clients ask for"
         now = self._now()
         account = self._account(tenant, now)
-        refusal = _refusal(account, tokens, now)
+        amounts: dict[Which, int] = {"requests": 1, "tokens": tokens}
+        refusal = account.refusal(amounts, now)
         if refusal is not None:
             account.refused += 1
             raise refusal
-        if account.requests is not None:
-            account.requests.take(1, now)
-        if account.tokens is not None:
-            account.tokens.take(tokens, now)
+        for which, bucket in account.buckets.items():
+            bucket.take(amounts[which], now)
         account.running += 1
         account.admitted += 1
         return Admission(tokens, account)
@@ -199,8 +234,8 @@ class Limits:
         account = admission._account
         account.running -= 1
         account.used += tokens_used
-        if account.tokens is not None:
-            account.tokens.take(tokens_used - admission.tokens, self._now())
+        if "tokens" in account.buckets:
+            account.buckets["tokens"].take(tokens_used - admission.tokens, self._now())
 
     def usage(self, tenant: Tenant) -> Usage:
         """What a tenant has used."""
@@ -211,8 +246,8 @@ class Limits:
             requests=account.admitted,
             refused=account.refused,
             tokens=account.used,
-            requests_left=None if account.requests is None else account.requests.left(now),
-            tokens_left=None if account.tokens is None else account.tokens.left(now),
+            requests_left=account.left("requests", now),
+            tokens_left=account.left("tokens", now),
         )
 
     def update(self, tenants: Tenants) -> None:
@@ -224,7 +259,7 @@ class Limits:
         for name, account in list(self._accounts.items()):
             tenant = tenants.get(name)
             if tenant is not None:
-                _set_limits(account, tenant, now)
+                account.take_over(tenant, now)
             elif not account.running:
                 del self._accounts[name]
 
@@ -232,46 +267,8 @@ class Limits:
         account = self._accounts.get(tenant.name)
         if account is None:
             account = self._accounts[tenant.name] = _Account()
-            _set_limits(account, tenant, now)
+            account.take_over(tenant, now)
         return account
 
     def _now(self) -> int:
         return round(self._clock() * TICKS)
-
-
-def _set_limits(account: _Account, tenant: Tenant, now: int) -> None:
-    account.requests = _changed(account.requests, tenant.requests_per_minute, now)
-    account.tokens = _changed(account.tokens, tenant.tokens_per_minute, now)
-    account.concurrent = tenant.concurrent
-
-
-def _changed(bucket: Bucket | None, limit: int | None, now: int) -> Bucket | None:
-    if limit is None:
-        return None
-    if bucket is None:
-        return Bucket(limit, now)
-    bucket.change(limit, now)
-    return bucket
-
-
-def _refusal(account: _Account, tokens: int, now: int) -> LimitError | None:
-    """Of the limits that are in the way, the one that is longest."""
-    refusals: list[LimitError] = []
-    amounts: tuple[tuple[Which, Bucket | None, int], ...] = (
-        ("requests", account.requests, 1),
-        ("tokens", account.tokens, tokens),
-    )
-    for which, bucket, amount in amounts:
-        if bucket is None:
-            continue
-        ticks = bucket.wait(amount, now)
-        if ticks is None or ticks:
-            wait = None if ticks is None else ticks / TICKS
-            refusals.append(LimitError(which, bucket.limit, wait))
-    if account.concurrent is not None and account.running >= account.concurrent:
-        refusals.append(LimitError("concurrent", account.concurrent, CONCURRENT_RETRY_SECONDS))
-
-    def longest(one: LimitError) -> float:
-        return float("inf") if one.retry_after is None else one.retry_after
-
-    return max(refusals, key=longest, default=None)

@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from laura.serve.context import RequestContext
 from laura.serve.engines import EngineState
-from laura.serve.visits import Visit
 
 MOST_TENANTS, MOST_PAIRS = 200, 1000
 OTHER, NONE = "other", "-"
@@ -31,62 +31,49 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._tenants: set[str] = set()
         self._pairs: set[tuple[str, str]] = set()
-        pair = ["tenant", "adapter"]
-        self._requests = Counter(
-            "laura_requests", "Requests that are over.", [*pair, "status"], registry=registry
-        )
-        self._tokens = Counter(
-            "laura_tokens",
-            "Tokens: of prompts, of those the ones not computed anew, and new ones.",
-            [*pair, "kind"],
-            registry=registry,
-        )
-        self._refused = Counter(
-            "laura_refused_requests",
-            "Requests refused or broken off, by reason.",
-            ["tenant", "reason"],
-            registry=registry,
-        )
-        self._first = Histogram(
-            "laura_first_token_seconds",
-            "From a request's arrival to its first new text.",
-            ["tenant"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._whole = Histogram(
-            "laura_request_seconds",
-            "From a request's arrival to the end of its answer.",
-            ["tenant"],
-            buckets=SECONDS,
-            registry=registry,
-        )
+
+        def counter(name: str, words: str, *labels: str) -> Counter:
+            return Counter(name, words, labels, registry=registry)
+
+        def histogram(name: str, words: str) -> Histogram:
+            return Histogram(name, words, ["tenant"], buckets=SECONDS, registry=registry)
+
+        words = "Requests that are over."
+        self._requests = counter("laura_requests", words, "tenant", "adapter", "status")
+        words = "Tokens: of prompts, of those the ones not computed anew, and new ones."
+        self._tokens = counter("laura_tokens", words, "tenant", "adapter", "kind")
+        words = "Requests refused or broken off, by reason."
+        self._refused = counter("laura_refused_requests", words, "tenant", "reason")
+        words = "From a request's arrival to its first new text."
+        self._first = histogram("laura_first_token_seconds", words)
+        words = "From a request's arrival to the end of its answer."
+        self._whole = histogram("laura_request_seconds", words)
         registry.register(_EngineGauges(state))
 
-    def count(self, visit: Visit) -> None:
+    def count(self, context: RequestContext) -> None:
         """Count a request that is over."""
-        tenant, adapter = self._labels(visit)
-        self._requests.labels(tenant, adapter, str(visit.status)).inc()
-        if visit.code is not None:
-            self._refused.labels(tenant, visit.code).inc()
-        if visit.adapter is None:
+        tenant, adapter = self._labels(context)
+        self._requests.labels(tenant, adapter, str(context.status)).inc()
+        if context.code is not None:
+            self._refused.labels(tenant, context.code).inc()
+        if context.adapter is None:
             return
         for kind, tokens in (
-            ("prompt", visit.prompt_tokens if visit.new_by_sequence else 0),
-            ("cached", visit.cached_tokens),
-            ("new", visit.new_tokens),
+            ("prompt", context.prompt_tokens if context.new_by_sequence else 0),
+            ("cached", context.cached_tokens),
+            ("new", context.new_tokens),
         ):
             self._tokens.labels(tenant, adapter, kind).inc(tokens)
-        if visit.first_token is not None:
-            self._first.labels(tenant).observe(visit.first_token)
-            self._whole.labels(tenant).observe(visit.seconds)
+        if context.first_token is not None:
+            self._first.labels(tenant).observe(context.first_token)
+            self._whole.labels(tenant).observe(context.seconds)
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def _labels(self, visit: Visit) -> tuple[str, str]:
-        tenant, adapter = visit.tenant_name, visit.adapter or NONE
+    def _labels(self, context: RequestContext) -> tuple[str, str]:
+        tenant, adapter = context.tenant_name, context.adapter or NONE
         if tenant not in self._tenants:
             if len(self._tenants) >= MOST_TENANTS:
                 tenant = OTHER
@@ -104,29 +91,28 @@ class _EngineGauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         state = self._state()
-        by_tenant = ["tenant"]
-        for name, words, found in (
-            ("laura_running_sequences", "Sequences in work.", state.running),
-            ("laura_waiting_sequences", "Sequences that wait.", state.waiting),
+        running = dict(list(state.running.items())[:MOST_TENANTS])
+        waiting = dict(list(state.waiting.items())[:MOST_TENANTS])
+        for name, words, label, found in (
+            ("laura_running_sequences", "Sequences in work.", "tenant", running),
+            ("laura_waiting_sequences", "Sequences that wait.", "tenant", waiting),
+            ("laura_memory_bytes", "Memory of the engine.", "kind", state.memory_bytes),
         ):
-            gauge = GaugeMetricFamily(name, words, labels=by_tenant)
-            for tenant, count in list(found.items())[:MOST_TENANTS]:
-                gauge.add_metric([tenant], count)
+            gauge = GaugeMetricFamily(name, words, labels=[label])
+            for key, value in found.items():
+                gauge.add_metric([key], value)
             yield gauge
-        memory = GaugeMetricFamily("laura_memory_bytes", "Memory of the engine.", labels=["kind"])
-        for kind, size in state.memory_bytes.items():
-            memory.add_metric([kind], size)
-        yield memory
-        for name, words, value in (
-            ("laura_ready", "Whether the engine answers.", float(state.ready)),
-            ("laura_slots", "Places for adapters in memory.", state.slots_total),
-            ("laura_slots_used", "Adapters in memory.", len(state.slots)),
-            ("laura_tokens_per_second", "New tokens, last ten seconds.", state.tokens_per_second),
-            ("laura_cache_tokens", "Tokens in the cache of keys and values.", state.cache_tokens),
-        ):
-            yield GaugeMetricFamily(name, words, value=value)
-        for name, words, count in (
-            ("laura_drafted_tokens", "Tokens that Laura's engine drafted.", state.drafted_tokens),
-            ("laura_accepted_tokens", "Steps saved by right ones.", state.accepted_tokens),
-        ):
-            yield CounterMetricFamily(name, words, value=count)
+        for kind, name, words, number in (
+            (GaugeMetricFamily, "laura_ready", "Whether the engine answers.", state.ready),
+            (GaugeMetricFamily, "laura_slots", "Places for adapters in memory.", state.slots_total),
+            (GaugeMetricFamily, "laura_slots_used", "Adapters in memory.", len(state.slots)),
+            (GaugeMetricFamily, "laura_tokens_per_second", "New tokens, last ten seconds.",
+             state.tokens_per_second),
+            (GaugeMetricFamily, "laura_cache_tokens", "Tokens in the cache of keys and values.",
+             state.cache_tokens),
+            (CounterMetricFamily, "laura_drafted_tokens", "Tokens that Laura's engine drafted.",
+             state.drafted_tokens),
+            (CounterMetricFamily, "laura_accepted_tokens", "Steps saved by right ones.",
+             state.accepted_tokens),
+        ):  # fmt: skip
+            yield kind(name, words, value=float(number))

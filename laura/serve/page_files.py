@@ -1,4 +1,4 @@
-"""The page's files as a server gives them: types, validators, and headers that confine the page.
+"""The page's files as the server gives them: types, validators, and headers that confine the page.
 
 The page runs its own modules and nothing else, talks to its own server alone, and may not be
 framed. Names come from clients: only those of the files that are there have an answer.
@@ -7,9 +7,10 @@ framed. Names come from clients: only those of the files that are there have an 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from starlette.responses import Response
 
 PAGE = Path(__file__).parent / "page"
 INDEX = "index.html"
@@ -19,13 +20,12 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
-)
 HEADERS = {
-    "content-security-policy": POLICY,
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -35,16 +35,7 @@ HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class FileAnswer:
-    """What is sent for a file: HTTP status, headers (names in lower case) and body."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-def answer(name: str = INDEX, if_none_match: str | None = None) -> FileAnswer | None:
+def page_response(name: str = INDEX, if_none_match: str | None = None) -> Response | None:
     """The answer to a GET of one of the page's files.
 
     Args:
@@ -55,20 +46,14 @@ def answer(name: str = INDEX, if_none_match: str | None = None) -> FileAnswer | 
         200 with the file, 304 without a body where the client has it already, None where
         there is no such file.
     """
-    found = _files().get(name)
-    if found is None:
+    if name not in _files():
         return None
-    kind, tag, body = found
+    kind, tag, body = _files()[name]
     headers = {**HEADERS, "etag": tag}
     known = {one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")}
     if known & {tag, "*"}:
-        return FileAnswer(304, headers, b"")
-    return FileAnswer(200, {**headers, "content-type": kind}, body)
-
-
-def names() -> list[str]:
-    """Names of the files there are."""
-    return sorted(_files())
+        return Response(b"", 304, headers)
+    return Response(body, 200, {**headers, "content-type": kind})
 
 
 @cache

@@ -1,50 +1,49 @@
-"""Between the door and the engine: which model, whose turn, how much, then the work."""
+"""Between HTTP and the engine: which model, whose request, how much; then its sequences begin."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from laura.serve.answers import ChatForm, CompletionForm, Form, Heading
-from laura.serve.asks import asks_of, check_size, reserved_tokens
-from laura.serve.audit import Audit
-from laura.serve.chats import Prompter, TokenTexts
+from laura.serve.answers import ChatSerializer, CompletionSerializer, Serializer
+from laura.serve.context import RequestContext, RequestLog
 from laura.serve.engines import AdapterFiles, Ask, EngineError, Event, ServingEngine
-from laura.serve.faults import HttpFault, of_engine, of_limit, unknown_model
-from laura.serve.library import AdapterRefusedError, UnknownAdapterError
-from laura.serve.limits import LimitError, Limits
-from laura.serve.replies import ModelReply
+from laura.serve.errors import ApiError, adapter_refused, bad_request, of_engine, unknown_model
+from laura.serve.library import AdapterRefusedError, UnknownAdapterError, short_record
+from laura.serve.limits import Limits
+from laura.serve.prompts import Prompter, TokenTexts
+from laura.serve.schemas import INT64, ChatCompletionRequest, CompletionRequest, ModelCard
 from laura.serve.settings import ServeSettings
-from laura.serve.short_record import short_record
-from laura.serve.tenants import LOCAL, Found, Tenant, Tenants, may_use
-from laura.serve.visits import RequestLog, Visit
-from laura.serve.wire import ChatRequest, CompletionRequest
+from laura.serve.tenants import LOCAL, Tenant, Tenants, may_use
 from laura.serve.work import Work, close_streams
 
 if TYPE_CHECKING:
+    from laura.results.schema import Record
     from laura.serve.library import Entry, Library
 
-Wanted = ChatRequest | CompletionRequest
+GenerationRequest = ChatCompletionRequest | CompletionRequest
 T = TypeVar("T")
 
 DISK_THREADS = 4
+COMPLETION_TOKENS = 16  # OpenAI's default where a completion names no limit
+LEAST_TEMPERATURE = 1e-6
 
 
 class Service:
     """What the routes stand on.
 
     Args:
-        settings: Of the door.
-        engine: Answers asks.
+        settings: Of the HTTP server.
+        engine: Answers.
         library: The adapters there are.
         tenants: Who may come; None for a server of this machine alone.
-        audit: Where admin actions are written down.
-        log: Where requests are.
+        log: Where requests are written down.
 
     Attributes:
         stopping: Whether nothing new is taken.
@@ -56,49 +55,50 @@ class Service:
         engine: ServingEngine,
         library: Library,
         tenants: Tenants | None,
-        audit: Audit,
         log: RequestLog,
     ) -> None:
         self.settings, self.engine, self.library = settings, engine, library
-        self.tenants, self.audit, self.log = tenants, audit, log
+        self.tenants, self.log = tenants, log
         self.limits = Limits()
         self.started = time.time()
         self.stopping = False
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="laura-adapters")
         self._opening: dict[str, asyncio.Task[AdapterFiles]] = {}
         self._names = frozenset(library.names())
-        self._tongue: tuple[Prompter, TokenTexts] | None = None
+        self._prompter: Prompter | None = None
+        self._texts: TokenTexts | None = None
 
-    def identify(self, visit: Visit, key: str | None) -> None:
+    def identify(self, context: RequestContext, key: str | None) -> None:
         """Note whose request it is; nobody's without a valid key."""
         if self.tenants is None:
-            visit.tenant, visit.admin = LOCAL, True
+            context.tenant, context.admin = LOCAL, True
         elif key is not None:
-            found: Found = self.tenants.find(key)
-            visit.tenant = found.tenant if found.state == "valid" else None
-            visit.admin = self.tenants.is_admin(key)
+            found = self.tenants.find(key)
+            context.tenant = found.tenant if found.state == "valid" else None
+            context.admin = self.tenants.is_admin(key)
             if found.state == "expired" and found.tenant is not None:
-                visit.expired = found.tenant.name
+                context.expired = found.tenant.name
 
     def check_ready(self) -> None:
         """Refuse what cannot be answered now.
 
         Raises:
-            HttpFault: the engine is not ready, or the server is stopping.
+            ApiError: the engine is not ready, or the server is stopping.
         """
         if self.stopping:
-            raise HttpFault(503, "the server is stopping; try again", "stopping", retry_after=1)
+            raise ApiError(503, "the server is stopping; try again", "stopping", retry_after=1)
         state = self.engine.state()
         if not state.ready:
             why = f" ({state.why_not})" if state.why_not else ""
-            raise HttpFault(503, f"the server is not ready{why}", "not_ready", retry_after=2)
+            raise ApiError(503, f"the server is not ready{why}", "not_ready", retry_after=2)
 
-    def failed(self, visit: Visit, error: Exception) -> HttpFault:
+    def failed(self, context: RequestContext, error: Exception) -> ApiError:
         """Log a mistake of ours; what the client hears of it."""
-        self.log.failed(visit, "".join(traceback.format_exception(error)))
-        return HttpFault(
-            500, f"the server made a mistake; its log has more under {visit.id}", "server_error"
-        )
+        trace = "".join(traceback.format_exception(error))
+        self.log.write({"request_id": context.id, "bug": True, "traceback": trace})
+        context.code = "server_error"
+        words = f"the server made a mistake; its log has more under {context.id}"
+        return ApiError(500, words, context.code)
 
     def find(self, tenant: Tenant, name: str) -> str | None:
         """The adapter of a name that a tenant gave; None for the base.
@@ -107,36 +107,34 @@ class Service:
         are the same whether there is such an adapter or not.
 
         Raises:
-            HttpFault: there is none for this tenant.
+            ApiError: there is none for this tenant.
         """
         adapter = None if name == self.settings.base else name
-        if not may_use(tenant, adapter):
-            raise unknown_model(name)
-        if adapter is not None and adapter not in self._names:
+        if not may_use(tenant, adapter) or not (adapter is None or self.knows(adapter)):
             raise unknown_model(name)
         return adapter
 
-    async def models(self, tenant: Tenant) -> list[ModelReply]:
+    async def models(self, tenant: Tenant) -> list[ModelCard]:
         """The base and the adapters that a tenant may use, the base first."""
-        base = [self._base_reply()] if may_use(tenant, None) else []
+        base = [self._card(None)] if may_use(tenant, None) else []
         entries = await self.entries([name for name in self._names if may_use(tenant, name)])
-        return base + [self._reply(entry) for entry in entries if entry.refused is None]
+        return base + [self._card(entry) for entry in entries if entry.refused is None]
 
-    async def model(self, tenant: Tenant, name: str) -> ModelReply:
+    async def model(self, tenant: Tenant, name: str) -> ModelCard:
         """One of them.
 
         Raises:
-            HttpFault: there is none for this tenant, or it is refused.
+            ApiError: there is none for this tenant, or it is refused.
         """
         adapter = self.find(tenant, name)
         if adapter is None:
-            return self._base_reply()
+            return self._card(None)
         entries = await self.entries([adapter])
         if not entries:
             raise unknown_model(name)
         if entries[0].refused is not None:
-            raise _refused(entries[0].refused)
-        return self._reply(entries[0])
+            raise adapter_refused(entries[0].refused)
+        return self._card(entries[0])
 
     async def entries(self, names: Iterable[str] | None = None) -> list[Entry]:
         """What is known of adapters, by name; of all by default."""
@@ -155,7 +153,7 @@ class Service:
         """The checked files of an adapter.
 
         Raises:
-            HttpFault: a check failed, or it has gone.
+            ApiError: a check failed, or it has gone.
         """
         # Reading a large adapter takes a while: all who ask for it wait for one reading.
         opening = self._opening.get(adapter)
@@ -168,7 +166,7 @@ class Service:
         except UnknownAdapterError:
             raise unknown_model(adapter) from None
         except AdapterRefusedError as error:
-            raise _refused(str(error)) from error
+            raise adapter_refused(str(error)) from error
 
     def knows(self, adapter: str) -> bool:
         """Whether there is such an adapter."""
@@ -179,24 +177,25 @@ class Service:
         await self._from_disk(self.library.rescan)
         self._names = frozenset(self.library.names())
 
-    async def begin(self, visit: Visit, wanted: Wanted) -> tuple[Work, Form]:
-        """Put what is asked for into the engine's queue.
+    async def begin(
+        self, context: RequestContext, request: GenerationRequest
+    ) -> tuple[Work, Serializer]:
+        """Put what a request wants into the engine's queue.
 
         Raises:
-            HttpFault: it is refused; nothing of it is left anywhere.
+            ApiError: it is refused; nothing of it is left anywhere.
         """
-        tenant = visit.need_tenant()
+        tenant = context.need_tenant()
         self.check_ready()
-        adapter = self.find(tenant, wanted.model)
-        visit.adapter, visit.stream = adapter or "base", bool(wanted.stream)
-        check_size(wanted, self.settings)
-        prompts, echoes = await self._read(wanted)
-        asks = asks_of(visit, wanted, prompts, adapter, (self.settings, self.engine.context_tokens))
-        visit.prompt_tokens = sum(map(len, prompts))
-        try:
-            admission = self.limits.admit(tenant, reserved_tokens(asks))
-        except LimitError as error:
-            raise of_limit(error) from error
+        adapter = self.find(tenant, request.model)
+        context.adapter, context.stream = adapter or "base", bool(request.stream)
+        _check_size(request, self.settings)
+        prompts, echoes = await self._prompts(request)
+        asks = self._asks(context, request, prompts, adapter)
+        context.prompt_tokens = sum(map(len, prompts))
+        # The most that they can use.
+        tokens = sum(len(ask.prompt) + ask.max_new_tokens for ask in asks)
+        admission = self.limits.admit(tenant, tokens)
         try:
             files = None if adapter is None else await self.files(adapter)
             streams = await self._submit(asks, files)
@@ -204,18 +203,18 @@ class Service:
             self.limits.settle(admission, 0)
             raise
         work = Work(
-            visit,
+            context,
             streams,
             self.settings.request_seconds,
-            lambda: self.limits.settle(admission, visit.used_tokens),
+            lambda: self.limits.settle(admission, context.used_tokens),
         )
-        return work, self._form(visit, wanted, len(asks), echoes)
+        return work, self._serializer(context, request, len(asks), echoes)
 
     def close(self) -> None:
         """End the threads that read prompts and adapters."""
         self._disk.shutdown(wait=False, cancel_futures=True)
-        if self._tongue is not None:
-            self._tongue[0].close()
+        if self._prompter is not None:
+            self._prompter.close()
 
     async def _from_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
@@ -225,15 +224,86 @@ class Service:
         if not done.cancelled():
             done.exception()  # whoever waited has heard of it, or has gone
 
-    async def _read(self, wanted: Wanted) -> tuple[list[tuple[int, ...]], list[str] | None]:
-        prompter, _ = self._speech()
-        if isinstance(wanted, ChatRequest):
-            return [await prompter.chat(wanted.messages)], None
-        prompts = await prompter.texts(wanted.prompt)
-        if not wanted.echo:
+    async def _prompts(
+        self, request: GenerationRequest
+    ) -> tuple[list[tuple[int, ...]], list[str] | None]:
+        """Tokens of a request's prompts, and the texts that its answers begin with, if any."""
+        if self._prompter is None:
+            # The engine has its tokenizer once it is ready.
+            context = self.engine.context_tokens
+            most = min(self.settings.prompt_tokens or context, context)
+            self._prompter = Prompter(self.engine.tokenizer, most)
+        if isinstance(request, ChatCompletionRequest):
+            return [await self._prompter.chat(request.messages)], None
+        prompts = await self._prompter.texts(request.prompt)
+        if not request.echo:
             return prompts, None
-        texts = await prompter.echoes(wanted.prompt)
-        return prompts, [text for text in texts for _ in range(wanted.n or 1)]
+        texts = await self._prompter.echoes(request.prompt)
+        return prompts, [text for text in texts for _ in range(request.n or 1)]
+
+    def _asks(
+        self,
+        context: RequestContext,
+        request: GenerationRequest,
+        prompts: Sequence[tuple[int, ...]],
+        adapter: str | None,
+    ) -> list[Ask]:
+        """One sequence for each answer: all of the first prompt, then all of the second.
+
+        The first answer to a prompt has the request's own seed, so that it does not depend
+        on n or on the other prompts.
+        """
+        tenant = context.need_tenant()
+        seed = secrets.randbits(63) if request.seed is None else request.seed % INT64
+        if isinstance(request, CompletionRequest):
+            echo, top = bool(request.echo), request.logprobs
+        else:
+            echo, top = False, (request.top_logprobs or 0) if request.logprobs else None
+        budgets = [self._budget(request, len(prompt)) for prompt in prompts]
+        return [
+            Ask(
+                id=f"{context.id}-{place}-{choice}",
+                tenant=tenant.name,
+                prompt=prompt,
+                max_new_tokens=budget,
+                priority=tenant.priority,
+                adapter=adapter,
+                temperature=1.0 if request.temperature is None else float(request.temperature),
+                top_p=1.0 if request.top_p is None else float(request.top_p),
+                top_k=request.top_k or 0,
+                seed=(seed + choice) % INT64,
+                stop=tuple(request.stop),
+                top_logprobs=top,
+                # An answer of no tokens is wanted by way of the prompt's scores.
+                prompt_logprobs=echo and (top is not None or budget == 0),
+            )
+            for place, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True))
+            for choice in range(request.n or 1)
+        ]
+
+    def _budget(self, request: GenerationRequest, prompt: int) -> int:
+        """Most new tokens after a prompt of so many tokens."""
+        context, settings = self.engine.context_tokens, self.settings
+        left = context - prompt
+        most = left if settings.new_tokens is None else min(left, settings.new_tokens)
+        if isinstance(request, ChatCompletionRequest):
+            field, asked, default = "messages", request.most_new_tokens, settings.default_new_tokens
+        else:
+            field, asked, default = "prompt", request.max_tokens, COMPLETION_TOKENS
+        if asked is None:
+            asked = min(default, max(most, 1))
+        if asked > left:
+            raise bad_request(
+                f"the prompt has {prompt} tokens and {asked} new ones are asked for, but the model "
+                f"reads at most {context} together. Shorten the prompt or lower max_tokens",
+                field,
+                "context_length_exceeded",
+            )
+        if asked > most:
+            raise bad_request(
+                f"{asked} new tokens are asked for; this server gives at most {most}", "max_tokens"
+            )
+        return asked
 
     async def _submit(
         self, asks: Sequence[Ask], files: AdapterFiles | None
@@ -247,50 +317,55 @@ class Service:
             raise of_engine(error) from error
         return streams
 
-    def _form(self, visit: Visit, wanted: Wanted, choices: int, echoes: list[str] | None) -> Form:
-        kind = "chatcmpl" if isinstance(wanted, ChatRequest) else "cmpl"
-        heading = Heading(f"{kind}-{visit.id}", wanted.model, self.fingerprint)
-        _, texts = self._speech()
-        if isinstance(wanted, ChatRequest):
-            return ChatForm(heading, texts, choices, bool(wanted.logprobs))
-        logprobs = wanted.logprobs is not None
-        return CompletionForm(heading, texts, choices, logprobs, echoes)
+    def _serializer(
+        self,
+        context: RequestContext,
+        request: GenerationRequest,
+        choices: int,
+        echoes: list[str] | None,
+    ) -> Serializer:
+        self._texts = texts = self._texts or TokenTexts(self.engine.tokenizer)
+        kind = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
+        heading = {
+            "id": f"{kind}-{context.id}",
+            "created": int(time.time()),
+            "model": request.model,
+            "system_fingerprint": f"laura-{self.engine.fingerprint[:12]}",
+        }
+        if isinstance(request, ChatCompletionRequest):
+            return ChatSerializer(heading, texts, choices, bool(request.logprobs))
+        return CompletionSerializer(heading, texts, choices, request.logprobs is not None, echoes)
 
-    def _speech(self) -> tuple[Prompter, TokenTexts]:
-        """Made when first needed: the engine has its tokenizer once it is ready."""
-        if self._tongue is None:
-            context = self.engine.context_tokens
-            most = min(self.settings.prompt_tokens or context, context)
-            tokenizer = self.engine.tokenizer
-            self._tongue = Prompter(tokenizer, most), TokenTexts(tokenizer)
-        return self._tongue
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the base's weights in every answer."""
-        return f"laura-{self.engine.fingerprint[:12]}"
-
-    def _base_reply(self) -> ModelReply:
-        facts = {"record": short_record(self.library.base.record)}
-        return self._model_reply(self.settings.base, int(self.started), None, facts)
-
-    def _reply(self, entry: Entry) -> ModelReply:
-        facts = {"record": short_record(entry.record), "warnings": list(entry.warnings)}
-        return self._model_reply(entry.name, int(entry.created), self.settings.base, facts)
-
-    def _model_reply(
-        self, name: str, created: int, parent: str | None, facts: dict[str, Any]
-    ) -> ModelReply:
-        return ModelReply(
-            id=name,
+    def _card(self, entry: Entry | None) -> ModelCard:
+        """How an adapter, or the base, is listed."""
+        base = self.settings.base
+        record: Record | None = entry.record if entry else self.library.base.record
+        return ModelCard(
+            id=entry.name if entry else base,
             object="model",
-            created=created,
+            created=int(entry.created if entry else self.started),
             owned_by="laura",
-            root=self.settings.base,
-            parent=parent,
-            laura={"record": None, "warnings": [], **facts},
+            root=base,
+            parent=base if entry else None,
+            laura={
+                "record": short_record(record),
+                "warnings": list(entry.warnings) if entry else [],
+            },
         )
 
 
-def _refused(message: str) -> HttpFault:
-    return HttpFault(400, message, "adapter_refused", "model")
+def _check_size(request: GenerationRequest, settings: ServeSettings) -> None:
+    """Refuse what is too much or too little for one request, before anything is read."""
+    prompts = len(request.prompt) if isinstance(request, CompletionRequest) else 1
+    if prompts * (request.n or 1) > settings.sequences:
+        raise bad_request(
+            f"{prompts} prompts with n = {request.n or 1} came; {settings.sequences} answers are "
+            "the most of one request. Send several requests",
+            "prompt",
+        )
+    temperature = request.temperature
+    if temperature is not None and 0 < temperature < LEAST_TEMPERATURE:
+        raise bad_request(
+            f"temperature is {temperature:g}; allowed are 0 and {LEAST_TEMPERATURE:g} to 2",
+            "temperature",
+        )

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from laura.results.errors import UsageError
+from laura.serve.vllm_arguments import FORMAT, NO_ARGUMENTS, OPTION, VllmArguments
 
 LOOPBACK = "127.0.0.1"
+EngineName = Literal["inprocess", "vllm"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """Settings of the door; sizes in bytes, times in seconds."""
+    """Settings of the HTTP server; sizes in bytes, times in seconds."""
 
     base: str
     """Name of the base in `/v1/models` and in requests."""
@@ -38,6 +43,53 @@ class ServeSettings:
     """Most new tokens that may be asked for; None for as much as the model reads."""
     sequences: int = 128
     """Most answers of one request: prompts times n."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What is served, and with how much of the machine.
+
+    Attributes:
+        base: Registry name, folder, GGUF file or Hub id.
+        kind: In this process, or a vLLM server that is started.
+        slots: Adapters in memory at the same time; 0 where none is served.
+        max_rank: Largest rank of an adapter.
+        queue: Most sequences that wait.
+        precision: fp32, bf16, or auto for what suits the device.
+        device: As in `laura evaluate`; None for the best.
+        drafts: Whether answers are drafted ahead.
+        arguments: Further ones of vLLM's server.
+
+    Raises:
+        UsageError: settings that are not for this kind, or say two things.
+    """
+
+    base: str
+    kind: EngineName = "inprocess"
+    slots: int = 16
+    max_rank: int = 64
+    queue: int = 512
+    precision: Precision = "auto"
+    device: str | None = None
+    drafts: bool = True
+    arguments: VllmArguments = NO_ARGUMENTS
+
+    def __post_init__(self) -> None:
+        """Refuse what would have no effect."""
+        if self.kind == "inprocess" and self.arguments != NO_ARGUMENTS:
+            raise UsageError(f"{OPTION} is for --engine vllm")
+        if self.kind == "vllm" and self.device is not None:
+            raise UsageError("--device is for --engine inprocess; vLLM chooses its device itself")
+        if self.kind == "vllm" and not self.drafts:
+            raise UsageError("--no-drafts is for --engine inprocess; vLLM drafts nothing by itself")
+        if self.arguments.precision is not None and self.precision != "auto":
+            raise UsageError(f"give either --precision or {OPTION} {FORMAT}, not both")
+
+
+def model_name(base: str) -> str:
+    """What clients call a base: its name, or the name of its folder or file."""
+    path = Path(base).expanduser()
+    return path.resolve().name.removesuffix(".gguf") if path.exists() else base
 
 
 def is_loopback(host: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,15 @@ def add(path: Path, name: str, settings: dict[str, Any]) -> str:
         StoreError: the file has faults, others may write it, or it cannot be written.
     """
     key = new_key()
-
-    def changes(file: TenantsFile) -> Changes:
+    with _changing(path, new=True) as (file, changes):
         if name in file.tenants:
             instead = f"`laura tenants set {name}` changes it, `laura tenants key add {name}`"
             raise UsageError(f"there is a tenant {name} already; {instead} makes another key")
         checked, _ = validate(TenantSettings, settings)
         if checked is not None and checked.expired():
             raise UsageError(f"expires: {checked.expires:%Y-%m-%dT%H:%M:%SZ} has passed already")
-        return [(("tenants", name), {"keys": [hash_of_key(key)], **_written(settings)})]
-
-    _change(path, changes, new=True)
+        own = {"keys": [hash_of_key(key)], **_written(settings)}
+        changes.append((("tenants", name), own))
     return key
 
 
@@ -91,12 +89,9 @@ def set_limits(path: Path, name: str, settings: dict[str, Any]) -> None:
         UsageError: there is no such tenant, or a setting cannot be meant.
         StoreError: as `add`.
     """
-
-    def changes(file: TenantsFile) -> Changes:
+    with _changing(path) as (file, changes):
         _tenant(file, name)
-        return [(("tenants", name, field), one) for field, one in _written(settings).items()]
-
-    _change(path, changes)
+        changes += [(("tenants", name, field), one) for field, one in _written(settings).items()]
 
 
 def remove(path: Path, name: str) -> None:
@@ -106,12 +101,9 @@ def remove(path: Path, name: str) -> None:
         UsageError: there is no such tenant.
         StoreError: as `add`.
     """
-
-    def changes(file: TenantsFile) -> Changes:
+    with _changing(path) as (file, changes):
         _tenant(file, name)
-        return [(("tenants", name), None)]
-
-    _change(path, changes)
+        changes.append((("tenants", name), None))
 
 
 def add_key(path: Path, name: str) -> str:
@@ -121,11 +113,9 @@ def add_key(path: Path, name: str) -> str:
         UsageError: there is no such tenant, or it has two keys.
         StoreError: as `add`.
     """
-
-    def keys_of(file: TenantsFile) -> tuple[str, ...]:
-        return _tenant(file, name).keys
-
-    return _add_key(path, ("tenants", name, "keys"), keys_of, f"laura tenants key revoke {name}")
+    with _changing(path) as (file, changes):
+        keys, revoke = _tenant(file, name).keys, f"laura tenants key revoke {name}"
+        return _add_key(changes, ("tenants", name, "keys"), keys, revoke)
 
 
 def make_admin(path: Path) -> str:
@@ -135,12 +125,8 @@ def make_admin(path: Path) -> str:
         UsageError: there are two.
         StoreError: as `add`.
     """
-
-    def keys_of(file: TenantsFile) -> tuple[str, ...]:
-        return file.admin.keys
-
-    where = ("admin", "keys")
-    return _add_key(path, where, keys_of, "laura tenants admin --revoke", new=True)
+    with _changing(path, new=True) as (file, changes):
+        return _add_key(changes, ("admin", "keys"), file.admin.keys, "laura tenants admin --revoke")
 
 
 def revoke_key(path: Path, name: str | None, wanted: str) -> str:
@@ -158,41 +144,25 @@ def revoke_key(path: Path, name: str | None, wanted: str) -> str:
         UsageError: there is no such tenant, or it has no such key.
         StoreError: as `add`.
     """
-    gone: list[str] = []
-
-    def changes(file: TenantsFile) -> Changes:
+    with _changing(path) as (file, changes):
         keys = file.admin.keys if name is None else _tenant(file, name).keys
-        if len(wanted) >= 8:
-            gone[:] = [key for key in keys if key.startswith(wanted.lower())]
+        gone = [key for key in keys if len(wanted) >= 8 and key.startswith(wanted.lower())]
         if len(gone) != 1:
             # What came is not told: it may be the key itself, given by mistake.
             there = ", ".join(map(key_id, keys)) or "none"
             whose = "the admin" if name is None else name
             raise UsageError(f"{whose} has no key of this ID; give one of: {there}")
         where = ("admin", "keys") if name is None else ("tenants", name, "keys")
-        return [(where, [key for key in keys if key not in gone])]
-
-    _change(path, changes)
+        changes.append((where, [key for key in keys if key not in gone]))
     return key_id(gone[0])
 
 
-def _add_key(
-    path: Path,
-    where: tuple[str, ...],
-    keys_of: Callable[[TenantsFile], tuple[str, ...]],
-    revoke: str,
-    new: bool = False,
-) -> str:
+def _add_key(changes: Changes, where: tuple[str, ...], keys: tuple[str, ...], revoke: str) -> str:
+    if len(keys) >= MOST_KEYS:
+        advice = f"revoke the one that is used no more: `{revoke} {key_id(keys[0])}`"
+        raise UsageError(f"there are {len(keys)} keys already, the most there may be; {advice}")
     key = new_key()
-
-    def changes(file: TenantsFile) -> Changes:
-        keys = keys_of(file)
-        if len(keys) >= MOST_KEYS:
-            advice = f"revoke the one that is used no more: `{revoke} {key_id(keys[0])}`"
-            raise UsageError(f"there are {len(keys)} keys already, the most there may be; {advice}")
-        return [(where, [*keys, hash_of_key(key)])]
-
-    _change(path, changes, new)
+    changes.append((where, [*keys, hash_of_key(key)]))
     return key
 
 
@@ -204,8 +174,10 @@ def _tenant(file: TenantsFile, name: str) -> TenantSettings:
     return file.tenants[name]
 
 
-def _change(path: Path, changes: Callable[[TenantsFile], Changes], new: bool = False) -> None:
-    """Read, change and write the file while no other command does."""
+@contextmanager
+def _changing(path: Path, new: bool = False) -> Iterator[tuple[TenantsFile, Changes]]:
+    """Read the file, let changes be listed, and write it, while no other command does."""
+    changes: Changes = []
     # A link, such as one that a deployment places, stays a link.
     path = path.resolve()
     if not new:
@@ -215,7 +187,8 @@ def _change(path: Path, changes: Callable[[TenantsFile], Changes], new: bool = F
         text = read_tenants_text(path) if made else HEADER
         file = parse_tenants(text, str(path)) if made else TenantsFile()
         data = load_mapping(text, str(path), [])[0] if made else {}
-        content = _edited(text, data, changes(file), path).encode("utf-8")
+        yield file, changes
+        content = _edited(text, data, changes, path).encode("utf-8")
         if not made:
             write_bytes(path, content, 0o600)
             return

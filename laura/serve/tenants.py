@@ -232,11 +232,6 @@ class Tenants:
             return Found(tenant, "valid")
         return Found(tenant, "unknown" if tenant is None else "expired")
 
-    def of_key(self, key: str, at: datetime | None = None) -> Tenant | None:
-        """The tenant whom a key lets in; None for every other key."""
-        found = self.find(key, at)
-        return found.tenant if found.state == "valid" else None
-
     def is_admin(self, key: str) -> bool:
         """Whether a key opens the admin API."""
         return self._mark(hash_of_key(key)) in self._admins

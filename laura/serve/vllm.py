@@ -391,6 +391,6 @@ def _architecture(folder: Path, config: Any) -> dict[str, list[str]]:
 
 
 def _read_checked(files: AdapterFiles) -> Any:
-    from laura.serve.adapter_checks import read_checked
+    from laura.serve.library import read_checked
 
     return read_checked(files)

@@ -6,9 +6,9 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from laura.serve.context import RequestContext
 from laura.serve.engines import Ended, EngineError, Event
-from laura.serve.faults import HttpFault, of_engine
-from laura.serve.visits import Visit
+from laura.serve.errors import ApiError, of_engine
 
 Told = tuple[int, Event]
 """Which sequence, counted from 0, and what happened to it."""
@@ -18,7 +18,7 @@ class Work:
     """Reads several series of events side by side.
 
     Args:
-        visit: Told of every event.
+        context: Told of every event.
         streams: One a sequence, as `ServingEngine.submit` gave them. Each is closed when
             this is, whatever happens.
         seconds: All must be answered within this time.
@@ -27,15 +27,15 @@ class Work:
 
     def __init__(
         self,
-        visit: Visit,
+        context: RequestContext,
         streams: Sequence[AsyncIterator[Event]],
         seconds: float,
         done: Callable[[], None],
     ) -> None:
-        self._visit, self._streams, self._done = visit, streams, done
+        self._context, self._streams, self._done = context, streams, done
         self._seconds = seconds
         self.deadline = asyncio.get_running_loop().time() + seconds
-        self._told: asyncio.Queue[Told | HttpFault | Exception] = asyncio.Queue()
+        self._told: asyncio.Queue[Told | ApiError | Exception] = asyncio.Queue()
         self._held: Told | None = None
         self._open = len(streams)
         self._closed = False
@@ -51,7 +51,7 @@ class Work:
 
         Raises:
             TimeoutError: nothing happened for so long.
-            HttpFault: the engine failed, the work was cancelled, or took too long.
+            ApiError: the engine failed, the work was cancelled, or took too long.
         """
         if self._held is not None:
             told, self._held = self._held, None
@@ -65,7 +65,7 @@ class Work:
         except TimeoutError:
             if seconds is not None and seconds < left:
                 raise
-            raise HttpFault(
+            raise ApiError(
                 504,
                 f"the answer took longer than {self._seconds:g} seconds; ask for fewer tokens, "
                 "or try again when the server is less busy",
@@ -73,11 +73,11 @@ class Work:
             ) from None
         if isinstance(told_or_error, Exception):
             raise told_or_error
-        self._visit.saw(*told_or_error)
+        self._context.count(*told_or_error)
         if isinstance(told_or_error[1], Ended):
             self._open -= 1
             if told_or_error[1].finish == "cancelled":
-                raise HttpFault(
+                raise ApiError(
                     503,
                     "the answer was broken off because the server is stopping; try again",
                     "stopping",
@@ -89,7 +89,7 @@ class Work:
         """Wait until something happens, at most so long; `next` gives it once more.
 
         Raises:
-            HttpFault: as of `next`; what fails at once can still be answered with a status.
+            ApiError: as of `next`; what fails at once can still be answered with a status.
         """
         try:
             self._held = await self.next(seconds)

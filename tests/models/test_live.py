@@ -16,7 +16,7 @@ from laura.engine import live
 from laura.engine.continuation import Continuation
 from laura.engine.live import LiveEngine
 from laura.engine.sampling import Draw
-from laura.models.adapters import read_settings
+from laura.models.adapter_files import read_settings
 from laura.models.slots import FEWEST_TOKENS
 from tests.models.live_twin import (
     ATTENTION,

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from laura.serve.bases import BaseFacts
+from laura.models.adapter_files import BaseFacts
+from laura.serve.library import AdapterRefusedError, Library
 from tests.test_record import VALUE
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "laura.json"
@@ -76,6 +77,17 @@ def record(folder: Path, changes: dict[str, Any] | None = None) -> None:
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (CONFIG, WEIGHTS)
     }
     (folder / RECORD).write_text(json.dumps(value | (changes or {})))
+
+
+def refusals(library: Library) -> dict[str, str]:
+    """Check every adapter through; why, by name, those that are not served are not."""
+    refused = {}
+    for name in library.names():
+        try:
+            library.open(name)
+        except AdapterRefusedError as error:
+            refused[name] = str(error)
+    return refused
 
 
 def raw(header: Any, data: bytes, length: int | None = None) -> bytes:

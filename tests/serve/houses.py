@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import uvicorn
 
+from laura.models.adapter_files import BaseFacts
 from laura.serve.app import create_app
-from laura.serve.bases import BaseFacts
 from laura.serve.engines import AdapterFiles
 from laura.serve.library import AdapterRefusedError, UnknownAdapterError
 from laura.serve.settings import ServeSettings

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from laura.serve import page_files
+from laura.serve.page_files import page_response
 
 BASE, POET = "tiny-llama", "poet"
 HOSTILE = "<script>window.stolen=1</script>\u202e<img src=x onerror=alert(1)>"
@@ -91,11 +91,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.json(200, STATE)
         else:
             name = self.path.removeprefix("/static/") if self.path != "/" else "index.html"
-            found = page_files.answer(name, self.headers.get("if-none-match"))
+            found = page_response(name, self.headers.get("if-none-match"))
             if found is None:
                 self.json(404, {"error": {"message": "nothing here", "code": "not_found"}})
             else:
-                self.send(found.status, found.headers, found.body)
+                self.send(found.status_code, dict(found.headers), bytes(found.body))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -166,9 +166,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**headers, "content-length": str(len(body))}.items():
             self.send_header(name, value)
-        self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 

@@ -14,16 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 
+from laura.models import adapter_files
+from laura.models.adapter_files import BaseFacts, base_facts
 from laura.models.adapters import copy_weights, load_adapter, save_adapter
 from laura.models.lora import LoraSettings, attach, detach, lora_layers
+from laura.models.safe_files import ReadOnce
 from laura.results.errors import AdapterError
-from laura.serve import adapter_checks
-from laura.serve.adapter_checks import read_checked
-from laura.serve.bases import BaseFacts, base_facts
 from laura.serve.engines import AdapterFiles
-from laura.serve.library import AdapterRefusedError, Library
-from laura.serve.policy import Policy
-from laura.serve.safe_files import ReadOnce
+from laura.serve.library import AdapterRefusedError, Library, Policy, read_checked
 from tests.serve.adapter_folders import (
     BASE,
     CONFIG,
@@ -31,6 +29,7 @@ from tests.serve.adapter_folders import (
     WEIGHTS,
     key,
     record,
+    refusals,
     sparse,
     tensors,
     write,
@@ -116,9 +115,9 @@ def test_a_file_that_moves_while_it_is_read(
 def test_a_file_replaced_between_the_two_steps(
     tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, real = write(tmp_path / "one"), adapter_checks.outline
+    folder, real = write(tmp_path / "one"), adapter_files.outline
 
-    def outline(*arguments: Any) -> adapter_checks.Outline:
+    def outline(*arguments: Any) -> adapter_files.Outline:
         found = real(*arguments)
         if file == CONFIG:
             (folder / CONFIG).write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 99}')
@@ -195,7 +194,7 @@ def test_whatever_is_let_through_reads_as_safetensors_reads_it(tmp_path: Path, s
         name = f"n{attempt}"
         write(tmp_path / name, bytes(content))
     library = library_of(tmp_path)
-    refused = library.check_all()
+    refused = refusals(library)
     for name in library.names():
         content = (tmp_path / name / WEIGHTS).read_bytes()
         if name in refused:

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from laura.results.errors import StoreError
-from laura.serve.audit import BEGUN, Audit
+from laura.serve.admin import BEGUN, Audit
+from laura.serve.context import RequestContext
 from laura.serve.metrics import MOST_PAIRS, MOST_TENANTS, Metrics
-from laura.serve.visits import Visit
 from tests.serve.houses import BASE, House, build, key, tenant
 from tests.serve.test_app import ask, complete
 
@@ -205,7 +205,7 @@ def test_labels_do_not_grow_without_bound(micro_tokenizer: Any, names: int) -> N
     metrics = Metrics(house.engine.state)
     for number in range(names):
         who = tenant(f"t{number % (2 * MOST_TENANTS)}")
-        metrics.count(Visit("POST", "/", tenant=who, adapter=f"a{number}", status=200))
+        metrics.count(RequestContext("POST", "/", tenant=who, adapter=f"a{number}", status=200))
     found = [one for one in samples(metrics.text().decode()) if one[0] == "laura_requests_total"]
     assert len(found) <= MOST_PAIRS + MOST_TENANTS + 1
     assert len({one[3] for one in found}) <= MOST_TENANTS + 1

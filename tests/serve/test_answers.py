@@ -7,15 +7,15 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laura.serve.answers import CompletionForm, Heading, Offsets
-from laura.serve.chats import TokenTexts
+from laura.serve.answers import CompletionSerializer, Offsets
+from laura.serve.context import RequestContext
 from laura.serve.engines import Ended, NewText, PromptScores, TokenScore
-from laura.serve.visits import Visit
+from laura.serve.prompts import TokenTexts
 from tests.conftest import make_tiny_tokenizer
 
 TINY = make_tiny_tokenizer()
 TEXTS = TokenTexts(TINY)
-HEADING = Heading("cmpl-1", "m", "laura-x")
+HEADING = {"id": "cmpl-1", "created": 1, "model": "m", "system_fingerprint": "laura-x"}
 
 
 @given(st.text(max_size=40), st.integers(0, 40))
@@ -36,13 +36,13 @@ def test_tokens_that_are_not_in_the_text_take_no_room() -> None:
     assert Offsets().add([b"<s>", b" he", b"llo", b"</s>"], "hello") == [0, 0, 2, 5]
 
 
-def form(logprobs: bool = True, echoes: Any = ("a cat",)) -> CompletionForm:
-    return CompletionForm(HEADING, TEXTS, 1, logprobs, echoes)
+def form(logprobs: bool = True, echoes: Any = ("a cat",)) -> CompletionSerializer:
+    return CompletionSerializer(HEADING, TEXTS, 1, logprobs, echoes)
 
 
-def whole(one: CompletionForm, *events: Any) -> Any:
+def whole(one: CompletionSerializer, *events: Any) -> Any:
     chunks = [*one.begin(), *[c for e in events if (c := one.chunk(0, e))]]
-    return one.whole(chunks, Visit("POST", "/")).choices[0]
+    return one.whole(chunks, RequestContext("POST", "/")).choices[0]
 
 
 def scored(text: str, top: int = 1) -> list[TokenScore]:
@@ -60,12 +60,6 @@ def test_an_end_token_without_a_score_still_has_its_entry() -> None:
     assert logprobs.token_logprobs == [None, *[one.logprob for one in prompt[1:]], None]
     assert len(logprobs.tokens) == len(prompt) + 1 == len(logprobs.top_logprobs)
     assert logprobs.text_offset[-1] == len("a cat")
-
-
-def test_echo_without_scores() -> None:
-    choice = whole(form(logprobs=False), NewText(" sat"), Ended("length", 2, 1))
-    assert choice.text == "a cat sat" and choice.logprobs is None
-    assert choice.finish_reason == "length"
 
 
 def test_what_json_cannot_write_becomes_openais_least_number() -> None:

@@ -157,19 +157,6 @@ def test_what_cannot_be_meant(
     assert not house.engine.asked
 
 
-def test_stop_texts_end_an_answer(micro_tokenizer: Any) -> None:
-    answer = complete(build(micro_tokenizer), "a b c d", stop=["c", "zz"], max_tokens=50).json()
-    assert answer["choices"][0]["text"] == "a b "
-    assert answer["choices"][0]["finish_reason"] == "stop"
-
-
-def test_echo_of_nothing_new(micro_tokenizer: Any) -> None:
-    house = build(micro_tokenizer)
-    answer = complete(house, "a b", echo=True, max_tokens=0).json()["choices"][0]
-    assert answer["text"] == "a b" and answer["logprobs"] is None
-    assert answer["finish_reason"] == "length"
-
-
 @pytest.mark.parametrize(
     ("raised", "status", "code"),
     [

@@ -5,48 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 import threading
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from laura.results.errors import StoreError
-from laura.serve.audit import Audit
+from laura.serve.admin import Audit
 from laura.serve.tenants import new_key
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def test_a_line_an_action(tmp_path: Path) -> None:
-    path = tmp_path / "logs" / "audit.jsonl"
-    audit = Audit(path)
-    audit.write("adapter.load", "admin", "maths", "done", seconds=0.5, pinned=True, slot=3)
-    audit.write("adapter.unload", "admin", "mäths\n{}", "in use", rank=None)
-    first, second = rows(path)
-    when = datetime.fromisoformat(first.pop("time"))
-    assert when.tzinfo == UTC and abs(datetime.now(UTC) - when) < timedelta(minutes=10)
-    assert first == {
-        "action": "adapter.load",
-        "actor": "admin",
-        "subject": "maths",
-        "outcome": "done",
-        "seconds": 0.5,
-        "pinned": True,
-        "slot": 3,
-    }
-    assert (second["subject"], second["rank"]) == ("mäths\n{}", None)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_without_a_file_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Audit(None).write("a", "b", "c", "d")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_key_no_prompt_no_infinity(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from laura.serve.gate import check_origin
-from laura.serve.running import PatientProtocol
+from laura.serve.middleware import check_origin
+from laura.serve.server import PatientProtocol
 from tests.serve.houses import BASE, House, build, key, listening, tenant, until
 
 HELLO = {"model": BASE, "messages": [{"role": "user", "content": "hello you"}]}
@@ -215,12 +215,12 @@ def test_a_client_that_does_not_read_holds_no_place_for_ever(micro_tokenizer: An
 def test_pages_of_other_sites_are_kept_out(headers: dict[str, str], passes: bool) -> None:
     from starlette.datastructures import Headers
 
-    from laura.serve.faults import HttpFault
+    from laura.serve.errors import ApiError
 
     if passes:
         check_origin(Headers(headers), "127.0.0.1")
         return
-    with pytest.raises(HttpFault) as caught:
+    with pytest.raises(ApiError) as caught:
         check_origin(Headers(headers), "127.0.0.1")
     assert caught.value.status == 403
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from laura.engine.live import LiveEngine
-from laura.serve.bases import base_facts
+from laura.models.adapter_files import base_facts
 from laura.serve.engines import (
     AdapterFiles,
     Ask,

@@ -16,16 +16,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from laura.models.adapters import read_settings
+from laura.models.adapter_files import read_settings
 from laura.results.errors import StoreError
 from laura.serve import library as library_module
-from laura.serve.adapter_checks import read_checked
-from laura.serve.library import AdapterRefusedError, Library, UnknownAdapterError
-from laura.serve.policy import Policy
+from laura.serve.library import (
+    AdapterRefusedError,
+    Library,
+    Policy,
+    UnknownAdapterError,
+    read_checked,
+)
 from tests.serve.adapter_folders import (
     BASE,
     CASES,
-    CONFIG,
     LINEARS,
     MODULES,
     PAIR,
@@ -35,6 +38,7 @@ from tests.serve.adapter_folders import (
     Case,
     raw,
     record,
+    refusals,
     tensors,
     write,
 )
@@ -167,19 +171,6 @@ def test_an_entry_tells_what_is_known_before_and_after_reading(folder: Path) -> 
     )
 
 
-def test_a_numbers_fault_is_known_after_reading_only_and_stays_known(folder: Path) -> None:
-    broken = tensors()
-    broken[next(iter(broken))][0, 0] = float("nan")
-    write(folder / "bad", save(broken))
-    library = make(folder)
-    assert library.entry("bad").refused is None
-    assert library.check_all().keys() == {"bad"}
-    assert "is not finite" in str(library.entry("bad").refused)
-    (folder / "bad" / WEIGHTS).write_bytes(save(tensors(9)))
-    assert library.entry("bad").refused is None
-    assert library.check_all() == {}
-
-
 @pytest.mark.parametrize("name", [
     "", ".", "..", "../outside", "good/../../outside", "/etc", "good/", "good\0", "good\n", "Good",
     "GOOD", "ｇood", "g\u043e\u043ed", "good ", " good", "goo\u0064\u0301", "~", "$HOME", "good*",
@@ -206,17 +197,6 @@ def test_a_folder_that_cannot_be_named_is_passed_over_and_told(folder: Path, nam
     assert "is no name of an adapter" in note and note.isprintable() and len(note) < 400
     with pytest.raises(UnknownAdapterError):
         library.open(name)
-
-
-def test_a_name_that_is_no_text_is_passed_over(folder: Path) -> None:
-    odd = os.fsencode(folder) + b"/\xff\xfe"
-    try:
-        os.mkdir(odd)
-    except OSError:
-        pytest.skip("this file system knows Unicode only")
-    Path(os.fsdecode(odd), CONFIG).write_text("{}")
-    library = make(folder)
-    assert library.names() == ["good"] and r"\udcff\udcfe" in library.notes[0]
 
 
 def test_a_whole_model_is_no_adapter_and_that_is_told(folder: Path) -> None:
@@ -301,7 +281,7 @@ def test_a_folder_that_is_an_adapter_itself_and_none(tmp_path: Path) -> None:
     assert twice.names() == ["alone"] and "twice" in twice.notes[0]
     none = Library(None, BASE)
     none.rescan()
-    assert none.names() == [] and none.check_all() == {}
+    assert none.names() == [] and refusals(none) == {}
     with pytest.raises(StoreError, match=r"adapters folder .* cannot be read"):
         make(tmp_path / "nowhere")
 
@@ -328,18 +308,6 @@ def test_what_the_reader_may_not_read(folder: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(AdapterRefusedError, match=r"good/adapter.* \(Permission denied"):
             library.open("good")
     assert library.open("good"), "it is asked again, without a rescan"
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-@pytest.mark.parametrize("place", ["", CONFIG, WEIGHTS, RECORD])
-def test_no_permission(folder: Path, place: str) -> None:
-    path = record(write(folder / "shut")) or folder / "shut" / place
-    path.chmod(0)
-    try:
-        with pytest.raises(AdapterRefusedError, match="cannot be read"):
-            make(folder).open("shut")
-    finally:
-        path.chmod(0o700)
 
 
 def test_a_device_is_not_opened(folder: Path) -> None:
@@ -373,19 +341,6 @@ def test_ten_thousand_tiny_files_cost_little(folder: Path, monkeypatch: pytest.M
     assert library.names() == ["crowded", "good"] and library.notes == ()
     assert library.open("crowded")
     assert calls.count("scandir") == 1 and len(calls) < 50, calls[:50]
-
-
-def test_ten_thousand_adapters_are_listed_without_reading_them(folder: Path) -> None:
-    for number in range(10_000):
-        (folder / f"a{number}").mkdir()
-        (folder / f"a{number}" / CONFIG).touch()
-    with at_most(120):
-        library = make(folder)
-        assert len(library.names()) == 10_001
-        library.rescan()
-        assert library.open("good")
-        with pytest.raises(AdapterRefusedError, match="no usable JSON"):
-            library.open("a77")
 
 
 def test_many_who_want_the_same_read_it_once_and_nobody_else_waits(

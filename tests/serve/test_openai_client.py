@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serve.houses import BASE, House, build, key, listening, tenant, until
+from tests.serve.houses import House, build, key, listening, tenant, until
 
 TEXT = "[maths] <|user|>hello<|end|><|assistant|>"
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
@@ -24,12 +24,6 @@ def open_house(micro_tokenizer: Any) -> Iterator[tuple[House, openai.OpenAI]]:
 def client_of(url: str, name: str = "nobody") -> openai.OpenAI:
     bearer = key(name)["authorization"].removeprefix("Bearer ")
     return openai.OpenAI(base_url=f"{url}/v1", api_key=bearer, max_retries=0, timeout=20)
-
-
-def test_models(open_house: Any) -> None:
-    _, client = open_house
-    assert [one.id for one in client.models.list()] == [BASE, "law", "maths", "poems"]
-    assert client.models.retrieve("maths").parent == BASE  # type: ignore[attr-defined]
 
 
 def test_chat(open_house: Any) -> None:
@@ -69,13 +63,6 @@ def test_chat_as_a_stream(open_house: Any) -> None:
     assert chunks[-1].usage and chunks[-1].usage.completion_tokens > 3
 
 
-def test_the_clients_own_gathering_of_a_stream(open_house: Any) -> None:
-    _, client = open_house
-    with client.chat.completions.stream(model="maths", messages=MESSAGES, temperature=0) as stream:
-        final = stream.get_final_completion()
-    assert final.choices[0].message.content == TEXT
-
-
 def test_completions(open_house: Any, micro_tokenizer: Any) -> None:
     _, client = open_house
     answer = client.completions.create(
@@ -93,16 +80,6 @@ def test_completions(open_house: Any, micro_tokenizer: Any) -> None:
     ids = micro_tokenizer.encode("a b")
     plain = client.completions.create(model="law", prompt=ids, max_tokens=3, temperature=0)
     assert first.text == "a b" + plain.choices[0].text
-
-
-def test_completions_as_a_stream(open_house: Any) -> None:
-    _, client = open_house
-    wanted: Any = {"model": "law", "prompt": "a b c", "temperature": 0, "echo": True, "logprobs": 1}
-    whole = client.completions.create(**wanted).choices[0]
-    chunks = [one.choices[0] for one in client.completions.create(**wanted, stream=True)]
-    assert "".join(one.text for one in chunks) == whole.text
-    offsets = [o for one in chunks if one.logprobs for o in one.logprobs.text_offset or ()]
-    assert whole.logprobs and offsets == whole.logprobs.text_offset
 
 
 def test_errors_are_the_clients_classes(micro_tokenizer: Any) -> None:

@@ -206,17 +206,6 @@ def test_the_record_of_an_adapter_is_told(visit: Visit) -> None:
     assert "No laura.json" in cards.nth(1).inner_text()
 
 
-def test_the_record_of_a_base_that_was_tuned_is_told(
-    browser: Browser, url: str, behaviour: Behaviour
-) -> None:
-    behaviour.tuned_base = True
-    visit = Visit(browser, url)
-    card = visit.page.locator("#records .card").nth(0)
-    expect(card).to_contain_text("The base here: a model that a study has tuned.")
-    expect(card).to_contain_text("Learned: +20.0 ± 1.0 percentage points on gsm8k")
-    visit.page.close()
-
-
 def test_keys_are_asked_for_and_kept_in_the_tab(
     browser: Browser, url: str, behaviour: Behaviour
 ) -> None:
@@ -430,12 +419,3 @@ def test_differences_by_words_are_whole_and_smallest(visit: Visit) -> None:
         assert old == before.split()
         same = [piece["text"].split() for piece in pieces if piece["kind"] == "same"]
         assert sum(map(len, same)) == common_words(before.split(), after.split())
-
-
-def test_very_long_answers_are_still_compared(visit: Visit) -> None:
-    kinds = visit.page.evaluate(
-        "async () => { const { difference } = await import('/static/words.js');"
-        " const old = 'start ' + 'x y '.repeat(3000) + 'end', fresh = 'start ' + 'z '.repeat(6000)"
-        " + 'end'; return difference(old, fresh).map((piece) => [piece.kind, piece.words]) }"
-    )
-    assert kinds == [["same", 1], ["removed", 6000], ["added", 6000], ["same", 1]]

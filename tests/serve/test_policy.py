@@ -9,7 +9,7 @@ import pytest
 
 from laura.results.errors import UsageError
 from laura.results.schema import Record
-from laura.serve.policy import Judgement, Policy
+from laura.serve.library import Policy, PolicyVerdict
 from tests.test_record import VALUE
 
 
@@ -20,8 +20,8 @@ def record(value: float, low: float, high: float) -> Record:
 
 def test_the_upper_end_is_held_against_the_bound_and_not_the_value_alone() -> None:
     policy = Policy(max_forgetting=0.05)
-    assert policy.judge(record(0.02, 0.0, 0.05)) == Judgement()
-    assert policy.judge(record(-0.02, -0.03, -0.01)) == Judgement()
+    assert policy.judge(record(0.02, 0.0, 0.05)) == PolicyVerdict()
+    assert policy.judge(record(-0.02, -0.03, -0.01)) == PolicyVerdict()
     assert policy.judge(record(0.02, -0.02, 0.06)).refused == (
         "it may have forgotten more than --max-forgetting 0.05 allows: the upper end of the "
         "interval, +0.06, is above it (forgetting +0.02 share, 95.0% interval -0.02 to +0.06, "
@@ -34,12 +34,12 @@ def test_the_upper_end_is_held_against_the_bound_and_not_the_value_alone() -> No
 
 def test_a_bound_of_zero_and_below_is_a_bound() -> None:
     assert Policy(max_forgetting=0.0).judge(record(0.0, -0.01, 0.01)).refused
-    assert Policy(max_forgetting=0.0).judge(record(-0.02, -0.04, 0.0)) == Judgement()
+    assert Policy(max_forgetting=0.0).judge(record(-0.02, -0.04, 0.0)) == PolicyVerdict()
     assert Policy(max_forgetting=-0.01).judge(record(-0.02, -0.04, 0.0)).refused
 
 
 def test_without_a_bound_every_record_passes() -> None:
-    assert Policy().judge(record(9.0, 8.0, 10.0)) == Judgement()
+    assert Policy().judge(record(9.0, 8.0, 10.0)) == PolicyVerdict()
 
 
 def test_a_broken_bound_may_be_a_warning() -> None:
@@ -59,7 +59,7 @@ def test_a_record_that_contradicts_itself_is_refused_always(
 
 
 def test_an_unrecorded_adapter() -> None:
-    assert Policy(unrecorded="allow").judge(None) == Judgement()
+    assert Policy(unrecorded="allow").judge(None) == PolicyVerdict()
     (warning,) = Policy().judge(None).warnings
     assert warning == "it has no laura.json, so what it learned and forgot is not known"
     bounded = Policy(max_forgetting=0.1).judge(None)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from laura.models import safe_files
+from laura.models.safe_files import OpenFolder, UnreadableError, printable, strict_json
 from laura.results.errors import AdapterError
-from laura.serve import safe_files
-from laura.serve.safe_files import OpenFolder, UnreadableError, printable, strict_json
 
 
 @pytest.mark.parametrize(

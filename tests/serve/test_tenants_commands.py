@@ -45,7 +45,7 @@ def test_a_tenants_life(here: Path) -> None:
     )
     assert made["id"] == hash_of_key(made["key"])[:12]
     tenants = Tenants.read(here / "tenants.yaml")
-    assert tenants.of_key(made["key"]) == tenants.get("acme")
+    assert tenants.find(made["key"]).tenant == tenants.get("acme")
     (listed,) = answer("list")["tenants"]
     assert listed == {
         "name": "acme",
@@ -103,25 +103,15 @@ def test_the_file_may_come_from_the_environment(
     ("words", "told"),
     [
         (["add", "acme"], "there is a tenant acme already"),
-        (["add", "Acme"], "differs from acme by case"),
-        (["add", "a/b"], "a name must be 1 to 128"),
-        (["add", "b", "--concurrent", "-1"], "greater than or equal to 1, came -1"),
         (["add", "b", "--concurrent", "1.5"], "--concurrent takes a whole number or none"),
         (["add", "b", "--requests-per-minute", "nan"], "--requests-per-minute takes a whole"),
-        (["add", "b", "--tokens-per-minute", "9" * 30], "less than or equal to 10000000000"),
         (["add", "b", "--tokens-per-minute", "9" * 5000], "takes a whole number"),
         (["add", "b", "--priority", "nan"], "must be a finite number"),
-        (["add", "b", "--priority", "inf"], "must be a finite number"),
-        (["add", "b", "--adapters", "../x"], "came '../x'"),
-        (["add", "b", "--expires", "2020-01-01"], "has passed already"),
         (["add", "b", "--expires", "tomorrow"], "must be a day"),
         (["set", "acme"], "nothing to change was named"),
         (["set", "nobody", "--base"], "there is no tenant 'nobody'; there are: acme"),
-        (["remove", "nobody"], "there is no tenant"),
-        (["key", "revoke", "acme", "00000000"], "no key of this ID"),
         (["admin", "--revoke", "00000000"], "the admin has no key of this ID"),
         (["list", "--file", "absent.yaml"], "there is no absent.yaml"),
-        (["remove", "acme", "--file", "absent.yaml"], "there is no"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(here: Path, words: list[str], told: str) -> None:
@@ -158,11 +148,11 @@ def test_every_command_shows_an_example(command: str) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from laura import cli\n"
+        "from laura.cli import app as cli\n"
         "sys.argv = ['laura', 'tenants', 'add', '--help']\n"
         "try:\n    cli.main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
         "heavy += ['yaml', 'rich', 'filelock', 'laura.serve']\n",
-        "from laura.serve import audit, limits, tenant_changes\n",
+        "from laura.serve import limits, tenant_changes\n",
     ],
     ids=["help", "changes"],
 )

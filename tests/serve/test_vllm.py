@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.models import adapters as peft_files
+from laura.models.adapter_files import base_facts
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, attach, detach, lora_layers
 from laura.results.errors import AdapterError, MissingExtraError, ModelError, UsageError
-from laura.serve.bases import base_facts
 from laura.serve.engines import (
     AdapterFiles,
     Ask,

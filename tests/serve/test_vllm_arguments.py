@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from laura.results.errors import UsageError
-from laura.serve.opening import EngineSettings
+from laura.serve.settings import EngineSettings
 from laura.serve.vllm_arguments import REFUSED, VllmArguments, read_arguments
 
 

@@ -1,4 +1,4 @@
-"""The server as a process: its socket, its signals, its orderly end."""
+"""The server as a process: what it opens, its socket, its signals, its orderly end."""
 
 from __future__ import annotations
 
@@ -7,21 +7,91 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from laura.models.adapter_files import base_facts
+from laura.models.load import check_model_folder, resolve_model
 from laura.results.errors import UsageError
+from laura.results.progress import Progress
 from laura.serve.engines import ServingEngine
+from laura.serve.library import Library, Policy
 from laura.serve.service import Service
-from laura.serve.settings import ServeSettings
+from laura.serve.settings import EngineSettings, ServeSettings, model_name
 
 HEAD_SECONDS = 20.0
 """A connection that has not sent the head of a request within this time is closed."""
 # After the engine has ended every answer, what is written still has to reach its clients.
 FLUSH_SECONDS = 5.0
+
+
+def open_base(base: str, progress: Progress) -> Path:
+    """The base's folder, fetched or converted if need be.
+
+    Raises:
+        ModelError: nothing of this name, or an unusable folder.
+        HubError: it must be downloaded and cannot be.
+    """
+    folder = resolve_model(base, progress=progress)
+    check_model_folder(folder)
+    return folder
+
+
+def open_library(
+    folder: Path, adapters: Path | None, settings: EngineSettings, policy: Policy, fingerprint: str
+) -> Library:
+    """The adapters of a folder that fit a base.
+
+    Args:
+        folder: The base's.
+        adapters: Theirs; None for a server of the base alone.
+        settings: Of the engine.
+        policy: What their records must say.
+        fingerprint: Hash of the base's weights.
+
+    Raises:
+        StoreError: the folder cannot be read.
+    """
+    base = base_facts(folder, model_name(settings.base), fingerprint)
+    return Library(adapters, base, max_rank=settings.max_rank, policy=policy)
+
+
+def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
+    """The engine, not started yet.
+
+    Raises:
+        UsageError: a device that there is not, or arguments that do not fit the base.
+        MissingExtraError: vLLM is not installed.
+    """
+    each = max(1, settings.queue // 2)  # no tenant may fill the queue alone
+    if settings.kind == "vllm":
+        from laura.serve.vllm import VllmServed
+
+        return VllmServed(
+            folder,
+            precision=settings.precision,
+            slots=settings.slots,
+            max_rank=settings.max_rank,
+            most_waiting=settings.queue,
+            most_waiting_per_tenant=each,
+            arguments=settings.arguments,
+        )
+    from laura.serve.inprocess import open_inprocess
+
+    return open_inprocess(
+        str(folder),
+        device=settings.device,
+        precision=settings.precision,
+        slots=max(1, settings.slots),
+        max_rank=settings.max_rank,
+        drafts=settings.drafts,
+        most_waiting=settings.queue,
+        most_waiting_per_tenant=each,
+    )
 
 
 def run(

@@ -3,8 +3,9 @@
 An adapter's folder may be written to by somebody else while it is read, and may hold links,
 pipes, devices or files of any size. So:
 
-- a folder and the files in it are opened by descriptor and never through a link, which could
-  name a file that only this process may read, or another tenant's adapter;
+- a folder and the files in it are opened by descriptor and, unless the folder is one's own,
+  never through a link, which could name a file that only this process may read, or another
+  tenant's adapter;
 - only regular files are opened, of a bounded size, and never so that opening can wait;
 - a file is read once, front to back, never mapped into memory: one that is cut off while it
   is mapped kills the process that reads it;
@@ -23,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from laura.results.errors import AdapterError
@@ -36,7 +36,8 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-Mark = tuple[int, int, int, int, int]
+FileMark = tuple[int, int, int, int, int]
+"""What changes when a file does: device, inode, size, times of change."""
 
 
 class UnreadableError(AdapterError):
@@ -47,43 +48,43 @@ class OpenFolder:
     """A folder that is held by its descriptor; a context manager.
 
     Args:
-        folder: Its path. Links are followed above it, never at its end.
-        label: What it is called in messages, which may reach a client: no path.
+        folder: Its path. Links are followed above it.
+        label: What it is called in messages; no path where they may reach a client.
+        links: Whether links are followed at its end and inside it, as in a cache of the Hub.
 
     Raises:
         AdapterError: it is no folder.
         UnreadableError: it is not there, or may not be read.
     """
 
-    def __init__(self, folder: Path, label: Path) -> None:
-        self.label = label
+    def __init__(self, folder: Path, label: Path, links: bool = False) -> None:
+        self.label, self._links = label, links
+        self._flags = os.O_RDONLY | (0 if links else os.O_NOFOLLOW)
         try:
-            kind = stat.S_IFMT(os.lstat(folder).st_mode)
+            kind = stat.S_IFMT((os.stat if links else os.lstat)(folder).st_mode)
             if kind != stat.S_IFDIR:
                 raise AdapterError(f"{label} is {_called(kind)}, not a folder; {_ADVICE}")
-            self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            self._descriptor = os.open(folder, self._flags | os.O_DIRECTORY)
         except OSError as error:
             raise _unreadable(label, error) from error
 
     def __enter__(self) -> OpenFolder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         os.close(self._descriptor)
 
-    def mark(self, name: str) -> Mark | None:
+    def mark(self, name: str) -> FileMark | None:
         """What changes when the file changes; None where there is none."""
         try:
-            return _mark(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False))
+            return _mark(self._stat(name))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _unreadable(self.label / name, error) from error
+
+    def _stat(self, name: str) -> os.stat_result:
+        return os.stat(name, dir_fd=self._descriptor, follow_symlinks=self._links)
 
     @contextmanager
     def opened(self, name: str, most_bytes: int) -> Iterator[ReadOnce]:
@@ -100,9 +101,8 @@ class OpenFolder:
         label = self.label / name
         try:
             # Opening a device can do something, so it is looked at beforehand as well.
-            _check_regular(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False), label)
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(name, flags, dir_fd=self._descriptor)
+            _check_regular(self._stat(name), label)
+            descriptor = os.open(name, self._flags | os.O_NONBLOCK, dir_fd=self._descriptor)
         except OSError as error:
             raise _unreadable(label, error) from error
         try:
@@ -194,7 +194,7 @@ def _called(kind: int) -> str:
     return KINDS.get(kind, "a file")
 
 
-def _mark(facts: os.stat_result) -> Mark:
+def _mark(facts: os.stat_result) -> FileMark:
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 

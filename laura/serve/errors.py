@@ -1,4 +1,4 @@
-"""What goes wrong in the door, as the errors of OpenAI's API."""
+"""What goes wrong in a request, as the errors of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from typing import Any
 
 from laura.results.errors import LauraError
 from laura.serve.engines import EngineError
-from laura.serve.limits import LimitError
-from laura.serve.wire import UnsupportedError
+from laura.serve.schemas import UnsupportedError
 
 MOST_FAULTS_TOLD = 3
 KINDS = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
-    404: "invalid_request_error",
-    405: "invalid_request_error",
     408: "timeout_error",
-    413: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
@@ -27,7 +22,7 @@ KINDS = {
 }
 
 
-class HttpFault(LauraError, ValueError):
+class ApiError(LauraError, ValueError):
     """A request that is not answered.
 
     Args:
@@ -69,14 +64,19 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> HttpFault:
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """A request that cannot be meant."""
-    return HttpFault(400, message, code, param)
+    return ApiError(400, message, code, param)
 
 
-def unknown_model(name: str) -> HttpFault:
+def adapter_refused(message: str) -> ApiError:
+    """An adapter that is not served."""
+    return bad_request(message, "model", "adapter_refused")
+
+
+def unknown_model(name: str) -> ApiError:
     """The same for a model that is not there and one that is another's."""
-    return HttpFault(
+    return ApiError(
         404,
         f"The model {name!r} does not exist or you do not have access to it; "
         "GET /v1/models lists those you may use",
@@ -85,26 +85,17 @@ def unknown_model(name: str) -> HttpFault:
     )
 
 
-def of_engine(error: EngineError) -> HttpFault:
+def of_engine(error: EngineError) -> ApiError:
     """What an engine's refusal is to a client."""
-    if error.kind == "full":
-        return HttpFault(429, str(error), "queue_full", retry_after=error.retry_after or 1)
-    if error.kind == "gone":
-        return HttpFault(503, str(error), "engine_gone", retry_after=error.retry_after or 1)
     if error.kind == "adapter":
-        return HttpFault(400, str(error), "adapter_refused", "model")
-    return bad_request(str(error))
+        return adapter_refused(str(error))
+    if error.kind == "request":
+        return bad_request(str(error))
+    status, code = (429, "queue_full") if error.kind == "full" else (503, "engine_gone")
+    return ApiError(status, str(error), code, retry_after=error.retry_after or 1)
 
 
-def of_limit(error: LimitError) -> HttpFault:
-    """What a tenant's limit is to a client."""
-    if error.retry_after is None:
-        # Trying again never helps, and clients try again after a 429.
-        return bad_request(str(error), "max_tokens", "more_than_limit")
-    return HttpFault(429, str(error), "rate_limit_exceeded", retry_after=error.retry_after)
-
-
-def of_validation(errors: Sequence[Any]) -> HttpFault:
+def of_validation(errors: Sequence[Any]) -> ApiError:
     """The first faults of a request's body, by field; never what it held there."""
     told = []
     for error in errors[:MOST_FAULTS_TOLD]:

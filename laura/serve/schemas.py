@@ -1,9 +1,9 @@
-"""Requests of OpenAI's API, as they come over the wire.
+"""Requests and answers of OpenAI's API, under OpenAI's names; the OpenAPI schema is read off them.
 
-Types are strict, and a field that nobody knows is a fault: silence would let a client
-believe that it was heard. Fields that would change the answer and that no engine here
-honours are faults by name, unless they hold what is done anyway. Fields that only matter
-to OpenAI's own business are read and forgotten.
+Types of requests are strict, and a field that nobody knows is a fault: silence would let a
+client believe that it was heard. Fields that would change the answer and that no engine here
+honours are faults by name, unless they hold what is done anyway. Fields that only matter to
+OpenAI's own business are read and forgotten.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     PlainValidator,
     WithJsonSchema,
+    model_serializer,
     model_validator,
 )
 
@@ -28,7 +29,7 @@ MOST_TOP = 20
 LONGEST_MODEL = 256
 INT64 = 2**63
 
-ROLES = ("system", "developer", "user", "assistant")
+FinishReason = Literal["stop", "length"]
 
 
 class UnsupportedError(ValueError):
@@ -123,34 +124,34 @@ Prompts = Annotated[
 ]
 
 
-class _Wire(BaseModel):
+class _Body(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), frozen=True
     )
 
 
-class StreamOptions(_Wire):
+class StreamOptions(_Body):
     """What a stream tells beside the text."""
 
     include_usage: bool | None = None
     include_obfuscation: _only(None, False) = None  # type: ignore[valid-type]
 
 
-class TextPart(_Wire):
+class ContentPart(_Body):
     """A part of a message; only texts are understood."""
 
     type: Literal["text"]
     text: Text
 
 
-class Message(_Wire):
+class ChatMessage(_Body):
     """One message of a conversation.
 
     What answers of an `openai` client hold besides, when they are sent back, is empty here.
     """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | list[ContentPart]
     refusal: _only(None) = None  # type: ignore[valid-type]
     annotations: _only(None, []) = None  # type: ignore[valid-type]
     audio: _only(None) = None  # type: ignore[valid-type]
@@ -158,14 +159,14 @@ class Message(_Wire):
     tool_calls: _only(None, []) = None  # type: ignore[valid-type]
 
 
-class ResponseFormat(_Wire):
+class ResponseFormat(_Body):
     """How the answer is written: as text."""
 
     type: Literal["text"]
 
 
-class _Request(_Wire):
-    """What both ways of asking share. A null is as good as a field left out."""
+class _SamplingRequest(_Body):
+    """What both kinds of requests share. A null is as good as a field left out."""
 
     model: Text = Field(min_length=1, max_length=LONGEST_MODEL)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -190,7 +191,7 @@ class _Request(_Wire):
     prompt_cache_retention: Text | None = None
 
     @model_validator(mode="after")
-    def _options_need_a_stream(self) -> _Request:
+    def _options_need_a_stream(self) -> _SamplingRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only allowed with stream: true")
         return self
@@ -201,10 +202,10 @@ class _Request(_Wire):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class ChatRequest(_Request):
+class ChatCompletionRequest(_SamplingRequest):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_tokens: Tokens | None = Field(default=None, ge=1)
     max_completion_tokens: Tokens | None = Field(default=None, ge=1)
     logprobs: bool | None = None
@@ -223,7 +224,7 @@ class ChatRequest(_Request):
     prediction: dict[str, Any] | None = None
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> ChatRequest:
+    def _fields_agree(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only allowed with logprobs: true")
         if None not in (both := (self.max_tokens, self.max_completion_tokens)) and len({*both}) > 1:
@@ -236,7 +237,7 @@ class ChatRequest(_Request):
         return self.max_tokens or self.max_completion_tokens
 
 
-class CompletionRequest(_Request):
+class CompletionRequest(_SamplingRequest):
     """The body of `POST /v1/completions`."""
 
     prompt: Prompts
@@ -253,3 +254,170 @@ class CompletionRequest(_Request):
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens: 0 is only allowed with echo: true")
         return self
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ErrorObject(_Response):
+    """What went wrong: in words, by kind, in which field, and as one word for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorResponse(_Response):
+    """Every answer with a status of 400 and above."""
+
+    error: ErrorObject
+
+
+class ModelCard(_Response):
+    """A base or an adapter; `laura` holds what is known of it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    laura: dict[str, Any]
+
+
+class ModelList(_Response):
+    """The models a tenant may use."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class PromptTokensDetails(_Response):
+    """Tokens of the prompt that were not computed anew."""
+
+    cached_tokens: int
+
+
+class CompletionUsage(_Response):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(_Response):
+    """A likely token with its log-probability in nats."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer, with the most likely ones in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(_Response):
+    """Log-probabilities of a chat's answer."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class AssistantMessage(_Response):
+    """What the model says."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(_Response):
+    """One answer to a conversation."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChoiceLogprobs | None
+    finish_reason: FinishReason
+
+
+class _Answer(_Response):
+    """What every answer and every chunk begins with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class ChatCompletion(_Answer):
+    """Answer to `POST /v1/chat/completions`."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+
+
+class ChoiceDelta(_Response):
+    """What has been added to a message; the role comes first, and what is not there is left out."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+    @model_serializer
+    def _filled(self) -> dict[str, str]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+class ChunkChoice(_Response):
+    """What has been added to one answer."""
+
+    index: int
+    delta: ChoiceDelta
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatCompletionChunk(_Answer):
+    """One event of a chat's stream."""
+
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
+
+
+class CompletionLogprobs(_Response):
+    """Log-probabilities of a completion.
+
+    One entry a token in each list; with echo the prompt's tokens come first, and nothing
+    is known of the very first. `text_offset` is where the token begins in the text.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(_Response):
+    """One completion; in a stream what has been added, with no finish until the end."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class Completion(_Answer):
+    """Answer to `POST /v1/completions`, and each event of its stream."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[CompletionChoice]
+    usage: CompletionUsage | None = None

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from laura.serve.wire import ChatRequest, CompletionRequest
+from laura.serve.schemas import ChatCompletionRequest as ChatRequest
+from laura.serve.schemas import CompletionRequest
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 TEXT = {"model": "m", "prompt": "hello"}
@@ -36,44 +37,20 @@ def test_a_prompt_in_each_of_its_four_forms(prompt: Any, prompts: Any) -> None:
     assert CompletionRequest.model_validate({**TEXT, "prompt": prompt}).prompt == prompts
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        None,
-        1,
-        True,
-        {},
-        [],
-        [[]],
-        [1, "a"],
-        ["a", [1]],
-        [1.5],
-        [True],
-        [-1],
-        [[-1]],
-        [2**63],
-        ["\ud800"],
-    ],
-)
+@pytest.mark.parametrize("prompt", [
+    None, 1, True, {}, [], [[]], [1, "a"], ["a", [1]], [1.5], [True], [-1], [[-1]], [2**63],
+    ["\ud800"],
+])  # fmt: skip
 def test_anything_else_is_no_prompt(prompt: Any) -> None:
     assert fault(CompletionRequest, {**TEXT, "prompt": prompt})[0] == "prompt"
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("functions", [{}]),
-        ("logit_bias", {"1": 5}),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -1),
-        ("reasoning_effort", "high"),
-        ("modalities", ["audio"]),
-        ("audio", {"voice": "alloy"}),
-        ("web_search_options", {}),
-    ],
-)
+@pytest.mark.parametrize(("field", "value"), [
+    ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("functions", [{}]),
+    ("logit_bias", {"1": 5}), ("presence_penalty", 0.5), ("frequency_penalty", -1),
+    ("reasoning_effort", "high"), ("modalities", ["audio"]), ("audio", {"voice": "alloy"}),
+    ("web_search_options", {}),
+])  # fmt: skip
 def test_what_would_change_the_answer_is_refused_by_name(field: str, value: Any) -> None:
     place, words = fault(ChatRequest, {**HELLO, field: value})
     assert place == field and "does not support" in words
@@ -137,8 +114,16 @@ def test_an_answer_of_the_openai_client_can_be_sent_back() -> None:
     ("kind", "body", "word"),
     [
         (ChatRequest, {**HELLO, "top_logprobs": 2}, "top_logprobs"),
-        (ChatRequest, {**HELLO, "max_tokens": 2, "max_completion_tokens": 3}, "max_tokens"),
-        (ChatRequest, {**HELLO, "stream_options": {"include_usage": True}}, "stream_options"),
+        (
+            ChatRequest,
+            {**HELLO, "max_tokens": 2, "max_completion_tokens": 3},
+            "max_tokens",
+        ),
+        (
+            ChatRequest,
+            {**HELLO, "stream_options": {"include_usage": True}},
+            "stream_options",
+        ),
         (CompletionRequest, {**TEXT, "best_of": 2}, "best_of"),
         (CompletionRequest, {**TEXT, "max_tokens": 0}, "max_tokens"),
         (CompletionRequest, {**TEXT, "suffix": "x"}, "support"),

@@ -1,4 +1,4 @@
-"""A base that a study tuned as a whole: its record is shown, if it is its own."""
+"""Records beside weights: what of them is shown, and whose a tuned base's must be."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from laura.models.adapter_files import base_facts
 from laura.results.errors import StoreError
 from laura.results.schema import RECORD_FILE, Record
 from laura.results.store import file_hash
-from laura.serve.bases import base_facts
-from laura.serve.short_record import short_record
+from laura.serve.library import short_record
 from tests.serve.houses import BASE, build
+from tests.serve.page_server import RECORD
 from tests.serve.test_app import ask
 from tests.test_record import VALUE
 
@@ -57,3 +58,15 @@ def test_models_tell_what_the_base_learned_and_forgot(micro_tokenizer: Any) -> N
     assert ask(house, "GET", "/v1/models").json()["data"][0]["laura"]["record"] == json.loads(
         json.dumps(short_record(record))
     )
+
+
+def test_numbers_with_errors_base_and_verdicts() -> None:
+    short = short_record(Record.model_validate_json(json.dumps(VALUE)))
+    assert short is not None
+    assert json.loads(json.dumps(short)) == short
+    for name in ("base", "scores", "learning", "forgetting", "arm", "method", "learning_rate"):
+        assert short[name] == VALUE[name]
+    assert short["claims"] == {"forgets-less": "undecided"}
+    assert not {"recipe", "weights", "versions"} & short.keys()
+    # What the page's and the chat's tests show is of this form.
+    assert short.keys() == RECORD.keys()

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from laura.data.templates import chat_prompts
-from laura.serve.faults import bad_request
-from laura.serve.wire import Message
+from laura.serve.errors import bad_request
+from laura.serve.schemas import ChatMessage
 
 T = TypeVar("T")
 
@@ -36,11 +36,11 @@ class Prompter:
         self._has_template = bool(getattr(tokenizer, "chat_template", None))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="laura-prompts")
 
-    async def chat(self, messages: list[Message]) -> tuple[int, ...]:
+    async def chat(self, messages: list[ChatMessage]) -> tuple[int, ...]:
         """Tokens after which the model writes its next message.
 
         Raises:
-            HttpFault: the base has no chat template, the template refuses the messages, or
+            ApiError: the base has no chat template, the template refuses the messages, or
                 they are too long.
         """
         if not self._has_template:
@@ -49,31 +49,28 @@ class Prompter:
                 "messages",
                 "no_chat_template",
             )
-        plain = [{"role": _role(one), "content": _content(one)} for one in messages]
-        self._check_characters(sum(len(one["content"]) for one in plain), "messages")
+        plain = [_plain(one) for one in messages]
+        length = sum(len(one["content"]) for one in plain)
+        self._check_length(length, self._most_characters, "characters", "messages")
         return await self._aside(lambda: self._chat(plain))
 
     async def texts(self, prompts: list[str] | list[list[int]]) -> list[tuple[int, ...]]:
         """Tokens of each prompt.
 
         Raises:
-            HttpFault: a prompt is empty, too long, or holds no token of this base.
+            ApiError: a prompt is empty, too long, or holds no token of this base.
         """
         for prompt in prompts:
             if isinstance(prompt, str):
-                self._check_characters(len(prompt), "prompt")
+                self._check_length(len(prompt), self._most_characters, "characters", "prompt")
         return await self._aside(lambda: [self._prompt(prompt) for prompt in prompts])
 
     async def echoes(self, prompts: list[str] | list[list[int]]) -> list[str]:
         """The texts that an answer with echo begins with."""
-
-        def texts() -> list[str]:
-            return [
-                prompt if isinstance(prompt, str) else str(self._tokenizer.decode(prompt))
-                for prompt in prompts
-            ]
-
-        return await self._aside(texts)
+        decode = self._tokenizer.decode
+        return await self._aside(
+            lambda: [one if isinstance(one, str) else str(decode(one)) for one in prompts]
+        )
 
     def close(self) -> None:
         """End the thread."""
@@ -111,20 +108,16 @@ class Prompter:
     def _checked(self, tokens: list[int], field: str) -> tuple[int, ...]:
         if not tokens:
             raise bad_request("the prompt has no tokens, so nothing can follow it", field)
-        if len(tokens) > self._most_tokens:
-            raise self._too_long(f"{len(tokens)} tokens", field)
+        self._check_length(len(tokens), self._most_tokens, "tokens", field)
         return tuple(tokens)
 
-    def _check_characters(self, characters: int, field: str) -> None:
-        if characters > self._most_characters:
-            raise self._too_long(f"{characters} characters", field)
-
-    def _too_long(self, came: str, field: str) -> Exception:
-        return bad_request(
-            f"the prompt has {came}; allowed are {self._most_tokens} tokens. Shorten it",
-            field,
-            "context_length_exceeded",
-        )
+    def _check_length(self, came: int, most: int, unit: str, field: str) -> None:
+        if came > most:
+            raise bad_request(
+                f"the prompt has {came} {unit}; allowed are {self._most_tokens} tokens. Shorten it",
+                field,
+                "context_length_exceeded",
+            )
 
 
 class TokenTexts:
@@ -187,11 +180,10 @@ def _byte_signs() -> dict[str, int]:
 _BYTES_OF_SIGNS = _byte_signs()
 
 
-def _role(message: Message) -> str:
-    # OpenAI's newer name of the same role; chat templates know the older one.
-    return "system" if message.role == "developer" else message.role
-
-
-def _content(message: Message) -> str:
+def _plain(message: ChatMessage) -> dict[str, str]:
+    """A message as chat templates know it: "developer" is OpenAI's newer name of "system"."""
     content = message.content
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+    if not isinstance(content, str):
+        content = "".join(part.text for part in content)
+    role = "system" if message.role == "developer" else message.role
+    return {"role": role, "content": content}

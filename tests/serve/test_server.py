@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from laura.results.errors import UsageError
-from laura.serve.running import listening_socket, url_of
+from laura.serve.server import listening_socket, url_of
 from laura.serve.settings import ServeSettings, check_address
 from tests.serve.houses import until
 
@@ -27,7 +27,7 @@ SCRIPT = """
 import sys
 from laura.models.load import load_tokenizer
 from laura.models.registry import MICRO_BASE
-from laura.serve.running import listening_socket, run, url_of
+from laura.serve.server import listening_socket, run, url_of
 from tests.serve.houses import build
 
 pause, grace = map(float, sys.argv[1:3])

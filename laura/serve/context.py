@@ -1,4 +1,4 @@
-"""One request from its first byte to its last: what the log and the metrics tell of it.
+"""What is known of one request, from its first byte to its last, for the log and the metrics.
 
 A line of the log holds numbers and names, never a prompt, an answer or a key.
 """
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
 from laura.serve.engines import Ended, Event, NewText
-from laura.serve.faults import HttpFault
+from laura.serve.errors import ApiError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from laura.serve.tenants import Tenant
 
 LONGEST_PATH = 200
-GONE = 499  # nginx's number for a client that did not wait
+
+
+class ClientGone(Exception):
+    """The client has closed its connection; there is nobody to answer."""
 
 
 @dataclass
-class Visit:
-    """What is known of one request; times in seconds.
+class RequestContext:
+    """What is known of one request, from its first byte to its last; times in seconds.
 
     Attributes:
         adapter: The adapter that answers, "base", or None where no model was found.
@@ -51,8 +54,8 @@ class Visit:
     code: str | None = None
     new_by_sequence: dict[int, int] = field(default_factory=dict)
 
-    def saw(self, index: int, event: Event) -> None:
-        """Count what an event of sequence `index` tells."""
+    def count(self, index: int, event: Event) -> None:
+        """Count what an event of sequence `index` says."""
         if isinstance(event, Ended):
             self.cached_tokens += event.cached_tokens
             self.new_by_sequence[index] = event.new_tokens
@@ -90,10 +93,10 @@ class Visit:
         """Whose request it is.
 
         Raises:
-            HttpFault: nobody's that we know.
+            ApiError: nobody's that we know.
         """
         if self.tenant is None:
-            raise HttpFault(
+            raise ApiError(
                 401,
                 "Incorrect API key provided, or none; send the header "
                 "`Authorization: Bearer KEY` with the key you were given",
@@ -105,22 +108,45 @@ class Visit:
         """Who the admin is, for the audit log.
 
         Raises:
-            HttpFault: no admin's request.
+            ApiError: no admin's request.
         """
         if not self.admin:
             status = 401 if self.tenant is None else 403
-            raise HttpFault(status, "this needs an admin key", "admin_key_needed")
+            raise ApiError(status, "this needs an admin key", "admin_key_needed")
         return self.tenant_name
 
+    def log_line(self) -> dict[str, Any]:
+        """Its line in the log."""
+        first = self.first_token
+        expired = {} if self.expired is None else {"expired_key_of": self.expired}
+        return {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request_id": self.id,
+            "tenant": self.tenant_name,
+            "adapter": self.adapter,
+            "method": self.method[:LONGEST_PATH],
+            "path": self.path[:LONGEST_PATH],
+            "status": self.status,
+            "ms": round(self.seconds * 1000, 1),
+            "first_token_ms": None if first is None else round(first * 1000, 1),
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "new_tokens": self.new_tokens,
+            "finish": self.finish,
+            "stream": self.stream,
+            "code": self.code,
+            **expired,
+        }
 
-def visit_of(request: Request) -> Visit:
-    """The visit that the gate has begun for a request."""
-    visit: Visit = request.state.visit
-    return visit
+
+def context_of(request: Request) -> RequestContext:
+    """The context that the middleware has begun for a request."""
+    context: RequestContext = request.state.context
+    return context
 
 
 class RequestLog:
-    """Writes one line of JSON a request.
+    """Writes lines of JSON.
 
     Args:
         out: Where to; standard error in the command.
@@ -129,33 +155,7 @@ class RequestLog:
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
-    def write(self, visit: Visit) -> None:
-        """Tell of a request that is over."""
-        first = visit.first_token
-        line: dict[str, Any] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "request_id": visit.id,
-            "tenant": visit.tenant_name,
-            "adapter": visit.adapter,
-            "method": visit.method[:LONGEST_PATH],
-            "path": visit.path[:LONGEST_PATH],
-            "status": visit.status,
-            "ms": round(visit.seconds * 1000, 1),
-            "first_token_ms": None if first is None else round(first * 1000, 1),
-            "prompt_tokens": visit.prompt_tokens,
-            "cached_tokens": visit.cached_tokens,
-            "new_tokens": visit.new_tokens,
-            "finish": visit.finish,
-            "stream": visit.stream,
-            "code": visit.code,
-        }
-        if visit.expired is not None:
-            line["expired_key_of"] = visit.expired
-        self._out.write(json.dumps(line) + "\n")
-        self._out.flush()
-
-    def failed(self, visit: Visit, trace: str) -> None:
-        """Tell of a mistake of ours, with its traceback."""
-        line = {"request_id": visit.id, "bug": True, "traceback": trace}
+    def write(self, line: dict[str, Any]) -> None:
+        """Add a line."""
         self._out.write(json.dumps(line) + "\n")
         self._out.flush()

@@ -11,19 +11,14 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from laura.serve.answers import Chunk, Form
-from laura.serve.faults import HttpFault
-from laura.serve.visits import Visit
+from laura.serve.answers import Chunk, Serializer
+from laura.serve.context import ClientGone, RequestContext
+from laura.serve.errors import ApiError
 from laura.serve.work import Work
 
 T = TypeVar("T")
 
 HEARTBEAT = b": still working\n\n"
-DONE = b"data: [DONE]\n\n"
-
-
-class ClientGone(Exception):
-    """The client has closed its connection; there is nobody to answer."""
 
 
 async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -36,8 +31,12 @@ async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGone: it is.
     """
-    doing = asyncio.create_task(work)
-    watching = asyncio.create_task(_wait_until_gone(receive))
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    doing, watching = asyncio.create_task(work), asyncio.create_task(gone())
     try:
         await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
@@ -49,19 +48,14 @@ async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(doing, watching, return_exceptions=True)
 
 
-async def _wait_until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 class EventStream(Response):
     """Chunks as server-sent events, while the client listens.
 
     Args:
         work: What is told; closed at the end, whatever happens.
-        form: How it is written.
-        visit: Whose it is.
-        wants_usage: Whether the last chunk tells what was used.
+        serializer: How it is written.
+        context: Whose it is.
+        wants_usage: Whether the last chunk says what was used.
         heartbeat_seconds: A comment is sent when nothing happened for so long: it keeps
             proxies from hanging up, and finds out that a client is gone.
         failed: Told of a mistake of ours.
@@ -72,16 +66,16 @@ class EventStream(Response):
     def __init__(
         self,
         work: Work,
-        form: Form,
-        visit: Visit,
+        serializer: Serializer,
+        context: RequestContext,
         *,
         wants_usage: bool,
         heartbeat_seconds: float,
-        failed: Callable[[Visit, Exception], HttpFault],
+        failed: Callable[[RequestContext, Exception], ApiError],
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._work, self._form, self._visit = work, form, visit
+        self._work, self._serializer, self._context = work, serializer, context
         self._wants_usage, self._heartbeat = wants_usage, heartbeat_seconds
         self._failed = failed
 
@@ -108,24 +102,24 @@ class EventStream(Response):
 
     async def _pieces(self) -> AsyncGenerator[bytes]:
         try:
-            for first in self._form.begin():
-                yield _data(first)
-            async for chunk in chunks_of(self._work, self._form, self._heartbeat):
-                yield HEARTBEAT if chunk is None else _data(chunk)
+            async for chunk in all_chunks(self._work, self._serializer, self._heartbeat):
+                yield HEARTBEAT if chunk is None else _data(chunk.model_dump_json())
             if self._wants_usage:
-                yield _data(self._form.usage(self._visit))
-            yield DONE
+                yield _data(self._serializer.usage(self._context).model_dump_json())
+            yield _data("[DONE]")
         except Exception as error:
             # The status has long been sent; clients read the error from the stream.
-            fault = error if isinstance(error, HttpFault) else self._failed(self._visit, error)
-            self._visit.code = fault.code
-            yield b"data: " + json.dumps(fault.body()).encode() + b"\n\n"
+            fault = error if isinstance(error, ApiError) else self._failed(self._context, error)
+            self._context.code = fault.code
+            yield _data(json.dumps(fault.body()))
 
 
-async def chunks_of(
-    work: Work, form: Form, heartbeat_seconds: float | None = None
+async def all_chunks(
+    work: Work, serializer: Serializer, heartbeat_seconds: float | None = None
 ) -> AsyncGenerator[Chunk | None]:
-    """The chunks of all events, and None whenever nothing has happened for so long."""
+    """The chunks of an answer, and None whenever nothing has happened for so long."""
+    for first in serializer.begin():
+        yield first
     while True:
         try:
             told = await work.next(heartbeat_seconds)
@@ -134,9 +128,9 @@ async def chunks_of(
             continue
         if told is None:
             return
-        if (chunk := form.chunk(*told)) is not None:
+        if (chunk := serializer.chunk(*told)) is not None:
             yield chunk
 
 
-def _data(chunk: Chunk) -> bytes:
-    return b"data: " + chunk.model_dump_json().encode() + b"\n\n"
+def _data(text: str) -> bytes:
+    return b"data: " + text.encode() + b"\n\n"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laura.serve.chats import Prompter, TokenTexts
-from laura.serve.faults import HttpFault
-from laura.serve.wire import Message, TextPart
+from laura.serve.errors import ApiError
+from laura.serve.prompts import Prompter, TokenTexts
+from laura.serve.schemas import ChatMessage, ContentPart
 from tests.conftest import make_tiny_tokenizer
 
 TINY = make_tiny_tokenizer()
@@ -71,16 +71,18 @@ def prompter(most: int = 100) -> Prompter:
     return Prompter(TINY, most)
 
 
-def refused(work: Any) -> HttpFault:
-    with pytest.raises(HttpFault) as caught:
+def refused(work: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
         asyncio.run(work)
     return caught.value
 
 
 def test_a_conversation_through_the_template() -> None:
     messages = [
-        Message(role="developer", content="be brief"),
-        Message(role="user", content=[TextPart(type="text", text=one) for one in ("a ", "b")]),
+        ChatMessage(role="developer", content="be brief"),
+        ChatMessage(
+            role="user", content=[ContentPart(type="text", text=one) for one in ("a ", "b")]
+        ),
     ]
     ids = asyncio.run(prompter().chat(messages))
     assert TINY.decode(ids) == (
@@ -92,14 +94,14 @@ def test_a_conversation_through_the_template() -> None:
 def test_a_base_without_a_template_cannot_chat() -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = None
-    fault = refused(Prompter(tokenizer, 10).chat([Message(role="user", content="a")]))
+    fault = refused(Prompter(tokenizer, 10).chat([ChatMessage(role="user", content="a")]))
     assert (fault.status, fault.code) == (400, "no_chat_template")
 
 
 def test_a_template_may_refuse() -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    fault = refused(Prompter(tokenizer, 10).chat([Message(role="user", content="a")]))
+    fault = refused(Prompter(tokenizer, 10).chat([ChatMessage(role="user", content="a")]))
     assert fault.status == 400 and "roles must alternate" in str(fault)
 
 
