@@ -20,7 +20,7 @@ from parity_lm_eval import CHOICE_TASKS, FEWSHOT_SEED, reference_task
 from laura.data.sources import load_rows
 from laura.engine.requests import GenerateRequest
 from laura.evals import tasks
-from laura.evals.asking import Ask
+from laura.evals.scoring import Ask
 from laura.evals.tasks import gsm8k, humaneval
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import UsageError

@@ -12,8 +12,7 @@ from laura.data.sources import load_examples
 from laura.engine.engine import Engine
 from laura.engine.forecast import forecast, measure_pace
 from laura.engine.requests import MeasuringEngine
-from laura.evals.kinds import Plan
-from laura.evals.runner import Material, Subject, check_name, evaluate_all, file_rows
+from laura.evals.runner import Material, Plan, Subject, check_name, evaluate_all, file_rows
 from laura.evals.tasks import TASKS
 from laura.models.adapter_files import CONFIG, WEIGHTS
 from laura.models.adapters import load_adapters

@@ -29,10 +29,11 @@ MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 
 def measured(name: str, engine: Any, folder: Path, limit: int | None = None) -> Any:
-    from laura.evals import lm_eval_tasks
+    from laura.evals.lm_eval import tasks as lm_eval_tasks
 
-    prepared = lm_eval_tasks.prepare(f"lm_eval:{name}", limit, folder)
-    return prepared, lm_eval_tasks.measure(prepared, engine)
+    plan = lm_eval_tasks.plan(f"lm_eval:{name}", limit, folder)
+    (found,) = plan.measure(engine, [None])
+    return plan, found
 
 
 def test_marks_equal_lm_evals_own_run(
@@ -43,10 +44,11 @@ def test_marks_equal_lm_evals_own_run(
     wanted = evaluated(plain(tiny_folder), names, tmp_path)
     metrics = {}
     for name in names:
-        prepared, found = measured(name, engine, tmp_path)
+        plan, found = measured(name, engine, tmp_path)
+        indices = [index for index, _ in plan.covers]
         theirs = wanted["samples"][name]
-        assert prepared.indices == [sample["doc_id"] for sample in theirs]
-        assert [item["index"] for item in found.items] == prepared.indices
+        assert indices == [sample["doc_id"] for sample in theirs]
+        assert [item["index"] for item in found.items] == indices
         metrics[name] = list(found.directions)
         for metric in set(found.directions) - {"nats_per_byte"}:
             assert [item[metric] for item in found.items] == [s[metric] for s in theirs]
@@ -72,11 +74,11 @@ def found_of(name: str, engine: Any, folder: Path) -> Any:
 def test_result_stands_as_every_other(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     """Items and directions make a whole TASK.json."""
     write_tasks(tmp_path)
-    prepared, found = measured("here_choice", Engine(tiny_model, tiny_tokenizer), tmp_path, 5)
-    assert prepared.indices == [0, 1, 2, 3, 4]
+    plan, found = measured("here_choice", Engine(tiny_model, tiny_tokenizer), tmp_path, 5)
+    assert plan.covers == [(index, None) for index in range(5)]
     metrics = {name: summarise(found.items, name, up) for name, up in found.directions.items()}
     result = TaskResult(
-        "here_choice", prepared.version, "tiny", len(found.items), metrics, found.items, 1.0
+        "here_choice", plan.version, "tiny", len(found.items), metrics, found.items, 1.0
     )
     result.write(tmp_path / "here_choice.json", found.samples)
     assert TaskResult.read(tmp_path / "here_choice.json") == result
@@ -99,10 +101,10 @@ def test_shots_and_filters_are_lm_evals(
             {"name": "whole", "filter": [{"function": "take_first"}]},
         ],
     )  # fmt: skip
-    prepared, found = measured(name, Engine(tiny_model, tiny_tokenizer), tmp_path)
+    plan, found = measured(name, Engine(tiny_model, tiny_tokenizer), tmp_path)
     theirs = evaluated(plain(tiny_folder), [name], tmp_path)["samples"][name]
     assert list(found.directions) == ["exact_match,digit", "exact_match,whole"]
-    assert "2 shots" in prepared.version
+    assert "2 shots" in plan.version
     for sample in theirs:
         mine = found.samples[sample["doc_id"]]
         assert mine["requests"][0]["arguments"][0] == sample["arguments"][0][0]
@@ -147,7 +149,7 @@ def test_lm_evals_own_task_files_over_real_rows(
 
 
 def test_version_changes_with_the_rows(tmp_path: Path) -> None:
-    from laura.evals import lm_eval_tasks
+    from laura.evals.lm_eval import tasks as lm_eval_tasks
 
     versions = []
     for number, words in enumerate(("a cat", "a cat", "a dog")):
@@ -157,7 +159,7 @@ def test_version_changes_with_the_rows(tmp_path: Path) -> None:
             doc_to_text="{{q}}", doc_to_choice="options", doc_to_target="gold",
             metric_list=[{"metric": "acc", **MEAN}],
         )  # fmt: skip
-        versions.append(lm_eval_tasks.prepare("lm_eval:here", None, tmp_path / str(number)).version)
+        versions.append(lm_eval_tasks.plan("lm_eval:here", None, tmp_path / str(number)).version)
     assert versions[0] == versions[1] != versions[2]
     assert versions[0].startswith("lm-eval 0.4.") and "; 2.0; 0 shots" in versions[0]
 
@@ -174,41 +176,41 @@ def _refused(folder: Path, **config: Any) -> str:
 def test_what_cannot_be_measured_is_refused_by_name(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    from laura.evals import lm_eval_tasks
+    from laura.evals.lm_eval import tasks as lm_eval_tasks
 
     f1 = {"metric": "f1", "aggregation": "f1", "higher_is_better": True}
-    prepared = lm_eval_tasks.prepare(_refused(tmp_path / "f1", metric_list=[f1]), None,
-                                     tmp_path / "f1")  # fmt: skip
+    name = _refused(tmp_path / "f1", metric_list=[f1])
+    plan = lm_eval_tasks.plan(name, None, tmp_path / "f1")
     with pytest.raises(UsageError, match="f1 is summed up over the whole set"):
-        lm_eval_tasks.measure(prepared, Engine(tiny_model, tiny_tokenizer))
+        plan.measure(Engine(tiny_model, tiny_tokenizer), [None])
     mean = [{"metric": "acc", **MEAN}]
     name = _refused(tmp_path / "code", metric_list=mean, unsafe_code=True)
     with pytest.raises(UsageError, match="runs code"):
-        lm_eval_tasks.prepare(name, None, tmp_path / "code")
+        lm_eval_tasks.plan(name, None, tmp_path / "code")
     with pytest.raises(UsageError, match="is not a folder"):
-        lm_eval_tasks.prepare(name, None, tmp_path / "nowhere")
+        lm_eval_tasks.plan(name, None, tmp_path / "nowhere")
     (tmp_path / "code" / "here.jsonl").unlink()
     name = _refused(tmp_path / "gone", metric_list=mean)
     (tmp_path / "gone" / "here.jsonl").unlink()
     with pytest.raises(DataError, match="lm-eval cannot use this task"):
-        lm_eval_tasks.prepare(name, None, tmp_path / "gone")
+        lm_eval_tasks.plan(name, None, tmp_path / "gone")
 
 
 @pytest.mark.slow
 def test_lm_evals_own_names(tmp_path: Path) -> None:
     """The packaged thousands of tasks: a wrong name, a group, and data that is not there."""
-    from laura.evals import lm_eval_tasks
+    from laura.evals.lm_eval import tasks as lm_eval_tasks
 
     with pytest.raises(UsageError, match="lm_eval:hellaswag"):
-        lm_eval_tasks.prepare("lm_eval:helaswag")
+        lm_eval_tasks.plan("lm_eval:helaswag")
     with pytest.raises(UsageError, match="group of lm-eval's tasks"):
-        lm_eval_tasks.prepare("lm_eval:mmlu")
+        lm_eval_tasks.plan("lm_eval:mmlu")
     with pytest.raises(DataError, match=r"lm_eval:piqa.*Hub"):  # tests are offline
-        lm_eval_tasks.prepare("lm_eval:piqa")
+        lm_eval_tasks.plan("lm_eval:piqa")
 
 
 def test_numbers_that_are_not_finite_are_an_error(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    from laura.evals import lm_eval_tasks
+    from laura.evals.lm_eval import tasks as lm_eval_tasks
 
     class Broken:
         tokenizer = tiny_tokenizer
@@ -217,6 +219,6 @@ def test_numbers_that_are_not_finite_are_an_error(tiny_tokenizer: Any, tmp_path:
             return [ScoreAnswer(math.nan, False, 1) for _ in requests]
 
     write_tasks(tmp_path)
-    prepared = lm_eval_tasks.prepare("lm_eval:here_choice", None, tmp_path)
+    plan = lm_eval_tasks.plan("lm_eval:here_choice", None, tmp_path)
     with pytest.raises(DivergenceError):
-        lm_eval_tasks.measure(prepared, Broken())  # type: ignore[arg-type]
+        plan.measure(Broken(), [None])

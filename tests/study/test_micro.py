@@ -12,7 +12,7 @@ import pytest
 
 from laura.data.named import NAMED
 from laura.data.sources import BUILTIN, load_examples, load_rows
-from laura.evals.asking import Ask
+from laura.evals.scoring import Ask
 from laura.evals.tasks import load
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DOMAINS, SPLITS, running_text

@@ -27,15 +27,21 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from laura.engine.requests import GenerateAnswer, GenerateRequest
-from laura.evals.asking import Ask, Chat, Message
-from laura.evals.drawing import drawn_item, draws, words
-from laura.evals.scoring import row_fault, text_field
-from laura.recipe.sections import Extra
+from laura.evals.scoring import (
+    Ask,
+    Chat,
+    conversation,
+    drawn_item,
+    drawn_words,
+    row_fault,
+    several,
+    text_field,
+)
 from laura.results.errors import DataError
 from laura.results.task_result import Item
 
@@ -76,14 +82,6 @@ class Question:
     k: tuple[int, ...] = ()
 
 
-def version(
-    shots: int, max_new_tokens: int, choice: Shots = Shots.FIRST, chat: bool = False
-) -> str:
-    """The version of a result: it changes with everything that changes the score."""
-    form = "; chat" if chat else ""
-    return f"3.0; {shots} shots, {choice}; {max_new_tokens} new tokens{form}"
-
-
 def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Question]]:
     """Version of the result, and the questions, as the recipe's `measure` section wants them."""
     section = ask.section
@@ -92,17 +90,9 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Questio
     chat = ask.chat() if section.gsm8k_prompt == "chat" else None
     shots, new_tokens = section.gsm8k_shots, section.gsm8k_tokens
     found = questions(rows, training, shots, new_tokens, sampler, chat)
-    name = version(shots, new_tokens, sampler, chat is not None) + words(ask.extra)
-    return name, several(found, TASK, ask.extra)
-
-
-def several(questions: list[Question], task: str, extra: Extra | None) -> list[Question]:
-    """The questions, each asked as often as an extra wants."""
-    k = tuple(extra.k) if extra else ()
-    return [
-        replace(one, requests=draws(one.requests[0], task, one.index, extra), k=k)
-        for one in questions
-    ]
+    form = "; chat" if chat else ""
+    version = f"3.0; {shots} shots, {sampler}; {new_tokens} new tokens{form}"
+    return version + drawn_words(ask.extra), several(found, TASK, ask.extra)
 
 
 def questions(
@@ -142,12 +132,11 @@ def questions(
         else:
             places = list(range(shots))
         asked, answer = _read(row, index, "test")
-        worked = [(training_rows[place], place) for place in places]
+        worked = [_read(training_rows[place], place, TRAINING_SPLIT) for place in places]
         if chat is None:
-            prompt = "".join(_worked(*one) for one in worked) + _ask(asked)
+            prompt = "".join(f"{_ask(q)} {a}\n\n" for q, a in worked) + _ask(asked)
         else:
-            turns = [turn for one in worked for turn in _turns(*one)]
-            prompt = chat([*turns, {"role": "user", "content": asked}])
+            prompt = chat(conversation(asked, worked))
         found.append(Question(index, (GenerateRequest(prompt, STOP, max_new_tokens),), answer))
     return found
 
@@ -187,7 +176,7 @@ def grades(
 
     Yields:
         Of one answer, item and sample as `grade` gives them. Of several, the item of
-        `drawing.drawn_item` with `exact_match` and `flexible_extract` (shares of right
+        `scoring.drawn_item` with `exact_match` and `flexible_extract` (shares of right
         answers) and `majority` (0 or 1: whether the most frequent strict answer is
         right, the one drawn first among equals, as lm-eval's `majority_vote`), and the
         samples, each with its number, whether it passed, and its strict answer as it is
@@ -197,29 +186,28 @@ def grades(
         `majority`: Wang et al. 2022, arXiv:2203.11171 (self-consistency).
     """
     for question, own in zip(questions, answers, strict=True):
-        graded = [grade(question, answer) for answer in own]
+        items, samples = zip(*(grade(question, answer) for answer in own), strict=True)
         if len(question.requests) == 1:
-            [(item, sample)] = graded
-            yield item, [sample]
-        else:
-            yield _together(question, graded)
-
-
-def _together(question: Question, graded: list[tuple[Item, Item]]) -> tuple[Item, list[Item]]:
-    items = [item for item, _ in graded]
-    found = [_normalise(sample["strict"]) for _, sample in graded]
-    winner = Counter(found).most_common(1)[0][0]
-    passed = [item["correct"] for item in items]
-    item = {
-        **drawn_item(question.index, passed, question.k, sum(item["tokens"] for item in items)),
-        **{name: sum(item[name] for item in items) / len(items) for name in METRICS},
-        "majority": int(winner == _normalise(question.answer)),
-    }
-    samples = [
-        {**sample, "answer": answer, "sample": number, "passed": passed[number]}
-        for number, (answer, (_, sample)) in enumerate(zip(found, graded, strict=True))
-    ]
-    return item, samples
+            yield items[0], [samples[0]]
+            continue
+        found = [_normalise(sample["strict"]) for sample in samples]
+        winner = Counter(found).most_common(1)[0][0]
+        passed = [item["correct"] for item in items]
+        tokens = sum(answer.tokens for answer in own)
+        item = {
+            **drawn_item(question.index, passed, question.k, tokens),
+            **{name: sum(item[name] for item in items) / len(items) for name in METRICS},
+            "majority": int(winner == _normalise(question.answer)),
+        }
+        yield (
+            item,
+            [
+                {**sample, "answer": answer, "sample": number, "passed": right}
+                for number, (sample, answer, right) in enumerate(
+                    zip(samples, found, passed, strict=True)
+                )
+            ],
+        )
 
 
 def extract_strict(text: str) -> str:
@@ -262,13 +250,3 @@ def _read(row: dict[str, Any], index: int, split: str) -> tuple[str, str]:
 
 def _ask(asked: str) -> str:
     return f"Question: {asked}\nAnswer:"
-
-
-def _turns(row: dict[str, Any], index: int) -> list[Message]:
-    asked, answer = _read(row, index, "train")
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-
-
-def _worked(row: dict[str, Any], index: int) -> str:
-    asked, answer = _read(row, index, "train")
-    return f"{_ask(asked)} {answer}\n\n"

@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from laura.engine.requests import GenerateRequest
-from laura.evals.asking import Ask
-from laura.evals.drawing import words
+from laura.evals.scoring import Ask, drawn_words, several
 from laura.evals.tasks import gsm8k
 
 TASK = "micro_math"
@@ -35,5 +34,5 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[gsm8k.Q
             replace(one, requests=(GenerateRequest(prompt, (), NEW_TOKENS),))
             for one, prompt in zip(questions, prompts, strict=True)
         ]
-    version = f"1; {form}; {NEW_TOKENS} new tokens{words(ask.extra)}"
-    return version, gsm8k.several(questions, TASK, ask.extra)
+    version = f"1; {form}; {NEW_TOKENS} new tokens{drawn_words(ask.extra)}"
+    return version, several(questions, TASK, ask.extra)
