@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from laura.data.sources import find_data_dir, load_rows
-from laura.evals.sandbox.driver import Limits, Sandbox, require_sandbox
+from laura.evals.sandbox import Limits, Sandbox, require_sandbox
 from laura.evals.sandbox.walls import interpreter
 from laura.results.errors import LauraError
 

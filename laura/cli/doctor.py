@@ -198,7 +198,7 @@ def _data(data_dir: Path | None) -> Finding:
 
 
 def _sandbox() -> Finding:
-    from laura.evals.sandbox.driver import require_sandbox
+    from laura.evals.sandbox import require_sandbox
     from laura.results.errors import SandboxError
 
     try:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from laura.engine.requests import GenerateAnswer, GenerateRequest
-from laura.evals.sandbox.driver import Limits, Sandbox, Verdict
+from laura.evals.sandbox import Limits, Sandbox, Verdict
 from laura.evals.scoring import drawn_item, sampled
 from laura.recipe.extras import pass_names
 from laura.recipe.sections import MeasureSection

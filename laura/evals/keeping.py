@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from laura.engine.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.results.store import disk_faults
+from laura.results.kept import kept_rows
 
 Request = TypeVar("Request", ScoreRequest, GenerateRequest)
 Answer = TypeVar("Answer", ScoreAnswer, GenerateAnswer)
@@ -33,65 +33,6 @@ Answer = TypeVar("Answer", ScoreAnswer, GenerateAnswer)
 def partial_file(path: Path) -> Path:
     """Where the answers of an unfinished result at `path` stand."""
     return path.with_name(f"{path.stem}.partial.jsonl")
-
-
-class ResumableLines:
-    """A JSON Lines file of answers by key, which a process that follows a killed one reads.
-
-    Args:
-        path: The file; it begins anew with what is kept of it.
-        identity: What the answers belong to; of a file of anything else none is kept.
-
-    Attributes:
-        kept: Answers of before, by key.
-
-    Raises:
-        StoreError: the file cannot be read or written.
-    """
-
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self.path = path
-        self.kept = self._read(identity)
-        with disk_faults(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{path.name}.new")
-            lines = [identity, *(_line(key, answer) for key, answer in self.kept.items())]
-            aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-            aside.replace(path)
-            self._file = path.open("a", encoding="utf-8")
-
-    def add(self, key: str, answer: Any) -> None:
-        """Keep an answer, at once."""
-        with disk_faults(self.path):
-            self._file.write(json.dumps(_line(key, answer)) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """No more answers."""
-        self._file.close()
-
-    def _read(self, identity: dict[str, Any]) -> dict[str, Any]:
-        if not self.path.is_file():
-            return {}
-        with disk_faults(self.path), self.path.open("rb") as file:
-            lines = [_parsed(line) for line in file]
-        if not lines or lines[0] != identity:
-            return {}
-        whole = [
-            one for one in lines if isinstance(one, dict) and {"request", "answer"} <= set(one)
-        ]
-        return {line["request"]: line["answer"] for line in whole}
-
-
-def _line(key: str, answer: Any) -> dict[str, Any]:
-    return {"request": key, "answer": answer}
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
 
 
 class Keeper:
@@ -113,14 +54,16 @@ class Keeper:
         self.tokenizer, self.encoder, self.progress = (
             engine.tokenizer, engine.encoder, engine.progress,
         )  # fmt: skip
-        self._lines: dict[str | None, ResumableLines] = {}
+        self._known: dict[str | None, dict[str, Any]] = {}
+        self._keep: dict[str | None, Callable[[dict[str, Any]], None]] = {}
         self._open = ExitStack()
 
     def __enter__(self) -> Keeper:
         with self._open:
             for adapter, path in self.files.items():
-                lines = closing(ResumableLines(path, self.identity[adapter]))
-                self._lines[adapter] = self._open.enter_context(lines)
+                kept = kept_rows(path, self.identity[adapter])
+                rows, self._keep[adapter] = self._open.enter_context(kept)
+                self._known[adapter] = {row["request"]: row["answer"] for row in rows}
             self._open = self._open.pop_all()
         return self
 
@@ -150,12 +93,13 @@ class Keeper:
         keys = [_key(request) for request in requests]
         known = {}
         for number, (request, key) in enumerate(zip(requests, keys, strict=True)):
-            answer = self._lines[request.adapter].kept.get(key)
+            answer = self._known[request.adapter].get(key)
             if answer is not None:
                 known[number] = _answer(kind, answer)
 
         def found(number: int, answer: Answer) -> None:
-            self._lines[requests[number].adapter].add(keys[number], dataclasses.asdict(answer))
+            row = {"request": keys[number], "answer": dataclasses.asdict(answer)}
+            self._keep[requests[number].adapter](row)
 
         return ask(requests, known=known, found=found)
 

@@ -23,7 +23,7 @@ from laura.engine.engine import Reference
 from laura.engine.requests import MeasuringEngine, TokenDocument
 from laura.evals import tasks, user_task
 from laura.evals.keeping import Keeper, partial_file
-from laura.evals.sandbox.driver import require_sandbox
+from laura.evals.sandbox import require_sandbox
 from laura.evals.scoring import (
     Adapters,
     Ask,

@@ -51,7 +51,7 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("question", "prepare", "grades", "rows"), (callable, "a function")),
     **dict.fromkeys(("ROWS", "TITLE", "METRIC"), (_is_text, "text")),
     "HIGHER_IS_BETTER": (lambda value: isinstance(value, bool), "True or False"),
-    "METRICS": (lambda value: isinstance(value, tuple | list) and value, "a tuple of names"),
+    "METRICS": (lambda value: isinstance(value, tuple | list) and bool(value), "a tuple of names"),
 }
 
 

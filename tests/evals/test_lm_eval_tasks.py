@@ -16,7 +16,7 @@ from laura.engine.requests import ScoreAnswer
 from laura.evals.scoring import choice_item
 from laura.evals.tasks import arc_challenge, gsm8k
 from laura.results.errors import DataError, DivergenceError, UsageError
-from laura.results.task_result import TaskResult, summarise
+from laura.results.task_result import summarise
 from tests.evals.lm_eval_rows import evaluated, plain, write_task, write_tasks
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.
@@ -69,21 +69,6 @@ def test_marks_equal_lm_evals_own_run(
 
 def found_of(name: str, engine: Any, folder: Path) -> Any:
     return measured(name, engine, folder)[1]
-
-
-def test_result_stands_as_every_other(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
-    """Items and directions make a whole TASK.json."""
-    write_tasks(tmp_path)
-    plan, found = measured("here_choice", Engine(tiny_model, tiny_tokenizer), tmp_path, 5)
-    assert plan.covers == [(index, None) for index in range(5)]
-    metrics = {name: summarise(found.items, name, up) for name, up in found.directions.items()}
-    result = TaskResult(
-        "here_choice", plan.version, "tiny", len(found.items), metrics, found.items, 1.0
-    )
-    result.write(tmp_path / "here_choice.json", found.samples)
-    assert TaskResult.read(tmp_path / "here_choice.json") == result
-    sample = found.samples[0]
-    assert len(sample["requests"]) == 3 and sample["acc"] == found.items[0]["acc"]
 
 
 def test_shots_and_filters_are_lm_evals(

@@ -22,8 +22,7 @@ from typing import Any
 import pytest
 
 from laura.cli import doctor
-from laura.evals.sandbox import driver, walls
-from laura.evals.sandbox.driver import Limits, Sandbox, Verdict, require_sandbox
+from laura.evals.sandbox import Limits, Sandbox, Verdict, driver, require_sandbox, walls
 from laura.results.errors import SandboxError
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
@@ -206,7 +205,7 @@ def test_programs_share_nothing() -> None:
 
 SLEEPERS = """
 import ctypes, os, signal, sys, time
-from laura.evals.sandbox.driver import Sandbox
+from laura.evals.sandbox import Sandbox
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 def told(index, verdict):

@@ -80,21 +80,6 @@ def test_hellaswag_prompt() -> None:
     assert (question.index, question.gold, question.choice_characters) == (7, 1, (7, 8))
 
 
-def test_arc_prompt() -> None:
-    question = arc_challenge.question(ARC, 0)
-    assert question.requests[1] == ScoreRequest("Question: What is hot?\nAnswer:", " Fire")
-    assert (question.gold, question.choice_characters) == (1, (3, 4, 4))
-
-
-def test_winogrande_scores_the_shared_ending() -> None:
-    question = winogrande.question(WINOGRANDE, 0)
-    assert question.requests == (
-        ScoreRequest("Ann thanked Bo because Ann", " helped her."),
-        ScoreRequest("Ann thanked Bo because Bo", " helped her."),
-    )
-    assert question.gold == 1
-
-
 def _choice(loglikelihoods: list[float], characters: tuple[int, ...], gold: int) -> dict[str, Any]:
     requests = tuple(ScoreRequest("a", " b") for _ in loglikelihoods)
     question = ChoiceQuestion(3, requests, gold, characters)

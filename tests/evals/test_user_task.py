@@ -17,6 +17,8 @@ from laura.evals.scoring import Ask, choice_item
 from laura.evals.tasks import TaskEntry
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import DataError, UsageError
+from laura.results.store import read_lines_gz
+from laura.results.task_result import TaskResult, samples_file
 from tests.evals.lm_eval_rows import write_task
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.
@@ -169,28 +171,35 @@ def test_a_file_that_is_nowhere_or_has_no_usable_name(tmp_path: Path) -> None:
             plan_of(tmp_path / name, None)
 
 
-def test_shipped_examples_are_measured(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_shipped_examples_are_measured(
+    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """One in lm-eval's YAML and one in Python; results and samples stand as every other's."""
     engine = Engine(tiny_model, tiny_tokenizer)
-    plan = plan_of(EXAMPLES / "science_questions.yaml", engine)
-    assert (plan.name, plan.title) == ("science_questions", "Science questions (lm-eval)")
-    (found,) = plan.measure(engine, [None])
-    assert list(found.directions) == ["acc", "acc_norm"] and len(found.items) == 6
-    assert [sample["target"] for sample in found.samples] == [1, 2, 1, 0, 3, 1]
+    names = [str(EXAMPLES / name) for name in ("science_questions.yaml", "small_sums.py")]
+    given = Material(MeasureSection(), file_rows(None), {})
+    results = evaluate(
+        engine, names, given, model_name="tiny", out=lambda name: tmp_path / f"{name}.json"
+    )
+    assert [(name, result.n, list(result.metrics)) for name, result in results.items()] == [
+        ("science_questions", 6, ["acc", "acc_norm"]), ("small_sums", 5, ["exact_match"]),
+    ]  # fmt: skip
+    for name, result in results.items():
+        assert TaskResult.read(tmp_path / f"{name}.json") == result
+    samples = read_lines_gz(samples_file(tmp_path / "science_questions.json"))
+    assert [sample["target"] for sample in samples] == [1, 2, 1, 0, 3, 1]
+    assert len(samples[0]["requests"]) == 4
 
-    plan = plan_of(EXAMPLES / "small_sums.py", engine)
-    prompt = plan.requests[0].prompt
-    assert prompt.startswith("Question: What is 3 plus 4?\nAnswer: 7\n\nQuestion: What is 20")
-    assert prompt.endswith("\n\nQuestion: What is 6 times 7?\nAnswer:")
-    assert len(plan.measure(engine, [None])[0].items) == 5
     task = user_task.UserTask.load(EXAMPLES / "small_sums.py")
     _, questions = task.prepare(task.rows(), ask())
+    prompt = questions[0].requests[0].prompt
+    assert prompt.startswith("Question: What is 3 plus 4?\nAnswer: 7\n\nQuestion: What is 20")
+    assert prompt.endswith("\n\nQuestion: What is 6 times 7?\nAnswer:")
     right = [[GenerateAnswer(t, 1, "stop")] for t in ("6*7 is 42", "1001", "-3", "5", "")]
     assert [item["exact_match"] for item, _ in task.grades(questions, right)] == [1, 1, 1, 0, 0]
 
 
-def test_a_yaml_file_is_lm_evals_task(
-    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_yaml_file_is_lm_evals_task(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     """The same by its path as by its name; its data lie beside it; what is wrong is one line."""
     mean = {"aggregation": "mean", "higher_is_better": True}
     config: dict[str, Any] = {

@@ -3,3 +3,7 @@
 `driver` runs any program, each confined in a fresh process, within `walls` and from
 `child`; `vocabulary` runs small functions of a closed vocabulary, which need no walls.
 """
+
+from laura.evals.sandbox.driver import Limits, Sandbox, Verdict, require_sandbox
+
+__all__ = ["Limits", "Sandbox", "Verdict", "require_sandbox"]

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from laura.evals.code import CodeQuestion, drawn, fenced, grades, metrics, sample_requests
-from laura.evals.sandbox.driver import require_sandbox
+from laura.evals.sandbox import require_sandbox
 from laura.evals.scoring import Ask, Chat, conversation, row_fault, text_field
 from laura.recipe.sections import MeasureSection
 

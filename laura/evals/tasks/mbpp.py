@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from laura.evals.code import CodeQuestion, drawn, fenced, grades, metrics, sample_requests
-from laura.evals.sandbox.driver import require_sandbox
+from laura.evals.sandbox import require_sandbox
 from laura.evals.scoring import Ask, Chat, conversation, row_fault, text_field, text_list
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import DataError
