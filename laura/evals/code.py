@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from laura.engine.requests import GenerateAnswer, GenerateRequest
-from laura.evals.sandbox import Limits, Sandbox, Verdict
+from laura.evals.sandbox import ProgramLimits, Sandbox, Verdict
 from laura.evals.scoring import drawn_item, sampled
 from laura.recipe.extras import pass_names
 from laura.recipe.sections import MeasureSection
@@ -72,7 +72,7 @@ def drawn(section: MeasureSection) -> str:
             f"{section.code_samples} samples at temperature {section.code_temperature:g}, "
             f"top_p {section.code_top_p:g}"
         )
-    limits = f"{section.code_tokens} new tokens; {Limits().cpu_seconds} s to run"
+    limits = f"{section.code_tokens} new tokens; {ProgramLimits().cpu_seconds} s to run"
     return f"{section.code_prompt}; {way}; {limits}; {', '.join(metrics(section))}"
 
 

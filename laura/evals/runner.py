@@ -26,9 +26,9 @@ from laura.evals.keeping import Keeper, partial_file
 from laura.evals.sandbox import require_sandbox
 from laura.evals.scoring import (
     Adapters,
-    Ask,
-    Measured,
-    Plan,
+    TaskMeasurement,
+    TaskPlan,
+    TaskSettings,
     choice_item,
     choice_sample,
     document_items,
@@ -139,7 +139,7 @@ def evaluate_all(
     subjects: Sequence[Subject],
     *,
     progress: Progress = SILENT,
-    before: Callable[[list[tuple[Plan, int]]], None] | None = None,
+    before: Callable[[list[tuple[TaskPlan, int]]], None] | None = None,
 ) -> list[dict[str, TaskResult]]:
     """Measure tasks one after another on several models at once.
 
@@ -194,7 +194,7 @@ def evaluate_all(
     return results
 
 
-def _standing(plan: Plan, subject: Subject, progress: Progress) -> TaskResult | None:
+def _standing(plan: TaskPlan, subject: Subject, progress: Progress) -> TaskResult | None:
     """The result that stands, if it is the one wanted."""
     path, name = subject.out(plan.name), plan.name
     if not path.exists():
@@ -219,7 +219,7 @@ def _standing(plan: Plan, subject: Subject, progress: Progress) -> TaskResult | 
 
 
 def _measure(
-    engine: MeasuringEngine, plan: Plan, subjects: Sequence[Subject], progress: Progress
+    engine: MeasuringEngine, plan: TaskPlan, subjects: Sequence[Subject], progress: Progress
 ) -> list[TaskResult]:
     """Measure one task on several models, and write each one's result."""
     start = time.perf_counter()
@@ -248,7 +248,7 @@ def _measure(
     return results
 
 
-def _result(plan: Plan, subject: Subject, found: Measured, seconds: float) -> TaskResult:
+def _result(plan: TaskPlan, subject: Subject, found: TaskMeasurement, seconds: float) -> TaskResult:
     try:
         metrics = {
             metric: summarise(found.items, metric, up) for metric, up in found.directions.items()
@@ -273,7 +273,7 @@ class _Titled:
         self.progress.say(text)
 
 
-def plan_task(engine: MeasuringEngine, name: str, material: Material) -> Plan:
+def plan_task(engine: MeasuringEngine, name: str, material: Material) -> TaskPlan:
     """Make a task ready.
 
     Args:
@@ -319,7 +319,7 @@ class _Given:
         return chosen(len(self.rows), section.limit, section.subset)
 
 
-def _plan(engine: MeasuringEngine, name: str, material: Material) -> Plan:
+def _plan(engine: MeasuringEngine, name: str, material: Material) -> TaskPlan:
     section = material.section
     path = user_task.find(name, material.data_dir) if is_task_file(name) else None
     if is_lm_eval(name) or (path and path.suffix != ".py"):
@@ -357,7 +357,7 @@ def chosen(count: int, limit: int | None, subset: str) -> Sequence[int]:
     return sorted(order[:limit])
 
 
-def _choice(given: _Given) -> Plan:
+def _choice(given: _Given) -> TaskPlan:
     engine, entry, module = given.engine, given.entry, given.module
     questions = [module.question(given.rows[index], index) for index in given.picked]
 
@@ -372,7 +372,7 @@ def _choice(given: _Given) -> Plan:
     return _asked(given, module.VERSION, questions, module.METRICS, "score", grades)
 
 
-def _generation(given: _Given) -> Plan:
+def _generation(given: _Given) -> TaskPlan:
     engine, entry, module, material = given.engine, given.entry, given.module, given.material
     section, extra = material.section, material.extra
 
@@ -381,7 +381,9 @@ def _generation(given: _Given) -> Plan:
             raise DataError(f"{given.name} is a file of rows and has no split {split!r}")
         return material.rows(given.name, split)
 
-    ask = Ask(section, other_rows, functools.partial(chat_prompts, engine.tokenizer), extra)
+    ask = TaskSettings(
+        section, other_rows, functools.partial(chat_prompts, engine.tokenizer), extra
+    )
     picked = given.picked
     version, found = module.prepare([given.rows[index] for index in picked], ask)
     # A task numbers the rows it is given; what is kept is the number in the data.
@@ -412,11 +414,11 @@ def _asked(
     metrics: Sequence[str],
     method: str,
     grades: Callable[[Any, list[list[Any]]], Iterator[tuple[Item, list[Item]]]],
-) -> Plan:
+) -> TaskPlan:
     """The plan of questions whose requests a method of the engine answers."""
     requests = [request for question in questions for request in question.requests]
 
-    def measure(asked: Any, adapters: Adapters) -> list[Measured]:
+    def measure(asked: Any, adapters: Adapters) -> list[TaskMeasurement]:
         named = [replace(one, adapter=adapter) for adapter in adapters for one in requests]
         answers = iter(getattr(asked, method)(named))
         found = []
@@ -425,19 +427,19 @@ def _asked(
             graded = list(grades(asked, answered))
             samples = [sample for _, own in graded for sample in own]
             directions = _directions(given.entry, metrics)
-            found.append(Measured([item for item, _ in graded], samples, directions))
+            found.append(TaskMeasurement([item for item, _ in graded], samples, directions))
         return found
 
     covers = [(question.index, None) for question in questions]
-    return Plan(given.name, given.entry.title, version, covers, measure, requests)
+    return TaskPlan(given.name, given.entry.title, version, covers, measure, requests)
 
 
-def _loss(given: _Given) -> Plan:
+def _loss(given: _Given) -> TaskPlan:
     documents = _documents(given)
     return _summed(given, lambda asked, adapter: asked.document_losses(documents, adapter))
 
 
-def _divergence(given: _Given) -> Plan:
+def _divergence(given: _Given) -> TaskPlan:
     engine, material, module = given.engine, given.material, given.module
     drift, documents = material.drift, _documents(given)
     # The task of the other direction reads the same: what one pass finds serves both.
@@ -464,22 +466,22 @@ def _divergence(given: _Given) -> Plan:
     return _summed(given, nats)
 
 
-def _summed(given: _Given, nats: Callable[[Any, str | None], list[list[float]]]) -> Plan:
+def _summed(given: _Given, nats: Callable[[Any, str | None], list[list[float]]]) -> TaskPlan:
     """The plan of documents whose nats, a token, are summed."""
     documents, module = _documents(given), given.module
 
-    def measure(asked: Any, adapters: Adapters) -> list[Measured]:
+    def measure(asked: Any, adapters: Adapters) -> list[TaskMeasurement]:
         directions = _directions(given.entry, module.METRICS)
         return [
-            Measured(document_items(documents, nats(asked, adapter)), [], directions)
+            TaskMeasurement(document_items(documents, nats(asked, adapter)), [], directions)
             for adapter in adapters
         ]
 
     covers = [(document.index, _supervised(document)) for document in documents]
-    return Plan(given.name, given.entry.title, module.VERSION, covers, measure)
+    return TaskPlan(given.name, given.entry.title, module.VERSION, covers, measure)
 
 
-_KINDS: dict[str, Callable[[_Given], Plan]] = {
+_KINDS: dict[str, Callable[[_Given], TaskPlan]] = {
     "choice": _choice,
     "generation": _generation,
     "loss": _loss,

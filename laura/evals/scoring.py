@@ -31,7 +31,7 @@ Chat = Callable[[list[Message]], str]
 
 
 @dataclass(frozen=True)
-class Ask:
+class TaskSettings:
     """How a generation task is asked.
 
     Attributes:
@@ -49,7 +49,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Measured:
+class TaskMeasurement:
     """What a task found on one model.
 
     Attributes:
@@ -66,7 +66,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TaskPlan:
     """A task made ready: what it covers, and the work itself.
 
     Attributes:
@@ -84,7 +84,7 @@ class Plan:
     title: str
     version: str
     covers: Sequence[tuple[int, int | None]]
-    measure: Callable[[Any, Adapters], list[Measured]]
+    measure: Callable[[Any, Adapters], list[TaskMeasurement]]
     requests: Sequence[Any] = ()
 
 
@@ -316,3 +316,21 @@ def drawn_item(index: int, passed: Sequence[bool], k: Sequence[int], tokens: int
         **{f"pass@{one}": pass_at_k(n, passes, one) for one in sorted({1, *k})},
         "tokens": tokens,
     }
+
+
+def told(
+    question: Any, items: Sequence[Item], samples: Sequence[Item], passed: Sequence[bool]
+) -> tuple[Item, list[Item]]:
+    """Item and samples of a question from those of its answers.
+
+    Returns:
+        Of one greedy answer its own. Of several `drawn_item`, and the samples, each with
+        its number and whether it passed.
+    """
+    if len(question.requests) == 1:
+        return items[0], list(samples)
+    tokens = sum(item["tokens"] for item in items)
+    return drawn_item(question.index, passed, question.k, tokens), [
+        {**sample, "sample": number, "passed": right}
+        for number, (sample, right) in enumerate(zip(samples, passed, strict=True))
+    ]

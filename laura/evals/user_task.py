@@ -28,7 +28,7 @@ from typing import Any
 from laura.data.raw_rows import Placed, raw_rows
 from laura.data.sources import find_data_dir
 from laura.engine.requests import GenerateRequest
-from laura.evals.scoring import Ask, ChoiceQuestion
+from laura.evals.scoring import ChoiceQuestion, TaskSettings
 from laura.evals.tasks import Kind, TaskEntry
 from laura.recipe.sections import Source
 from laura.recipe.tasks import file_name_fault, task_file
@@ -165,7 +165,7 @@ class UserTask:
             )
         return found
 
-    def prepare(self, rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Any]]:
+    def prepare(self, rows: Sequence[dict[str, Any]], ask: TaskSettings) -> tuple[str, list[Any]]:
         """Version and questions, the user's own.
 
         Raises:

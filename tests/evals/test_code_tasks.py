@@ -25,7 +25,7 @@ from laura.evals import code, scoring
 from laura.evals.code import CodeQuestion, fenced
 from laura.evals.runner import Material, evaluate, file_rows
 from laura.evals.sandbox import Verdict, require_sandbox
-from laura.evals.scoring import Ask
+from laura.evals.scoring import TaskSettings
 from laura.evals.tasks import humaneval, load, mbpp
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import DataError, SandboxError
@@ -76,9 +76,9 @@ SMALL = {
 }
 
 
-def ask(section: MeasureSection, data: Path | None = None, task: str = "mbpp") -> Ask:
+def ask(section: MeasureSection, data: Path | None = None, task: str = "mbpp") -> TaskSettings:
     rows = functools.partial(load_rows, task, data_dir=data)
-    return Ask(section, rows, lambda: lambda turns: json.dumps(turns))
+    return TaskSettings(section, rows, lambda: lambda turns: json.dumps(turns))
 
 
 def prepared(
@@ -478,7 +478,7 @@ def test_without_a_sandbox_nothing_is_asked(module: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(module, "require_sandbox", refuse)
     with pytest.raises(SandboxError, match="no walls"):
-        module.prepare([ROW], Ask(MeasureSection(code_prompt="chat"), never, never))
+        module.prepare([ROW], TaskSettings(MeasureSection(code_prompt="chat"), never, never))
 
 
 @pytest.mark.parametrize("module", [humaneval, mbpp])
@@ -486,7 +486,7 @@ def test_chat_of_a_model_without_a_template_is_an_error(module: Any) -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = None
     section = MeasureSection(code_prompt="chat", mbpp_shots=0)
-    asking = Ask(section, lambda split: [], functools.partial(chat_prompts, tokenizer))
+    asking = TaskSettings(section, lambda split: [], functools.partial(chat_prompts, tokenizer))
     with pytest.raises(DataError, match="chat template"):
         module.prepare([ROW if module is humaneval else SMALL], asking)
 
@@ -519,7 +519,7 @@ def test_a_worked_problem_without_code_and_too_few_of_them(shared_data: Path) ->
         (worked[:3], "3 worked examples are wanted but the prompt split has 2 rows"),
     ):
         with pytest.raises(DataError, match=message):
-            mbpp.prepare([SMALL], Ask(section, lambda split, rows=rows: rows, lambda: str))
+            mbpp.prepare([SMALL], TaskSettings(section, lambda split, rows=rows: rows, lambda: str))
 
 
 def test_a_whole_benchmark_goes_through_engine_and_sandbox(

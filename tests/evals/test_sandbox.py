@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from laura.cli import doctor
-from laura.evals.sandbox import Limits, Sandbox, Verdict, driver, require_sandbox, walls
+from laura.evals.sandbox import ProgramLimits, Sandbox, Verdict, driver, require_sandbox, walls
 from laura.results.errors import SandboxError
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
@@ -391,7 +391,7 @@ def test_limits_hold_for_each_program_not_for_all() -> None:
         "import threading, time\nthreading.stack_size(65536)\n"
         "for _ in range(12): threading.Thread(target=time.sleep, args=(0.4,)).start()\n"
     )
-    with Sandbox(Limits(processes=16), workers=8) as pool:
+    with Sandbox(ProgramLimits(processes=16), workers=8) as pool:
         assert [verdict.fault for verdict in pool.run([program] * 16)] == [""] * 16
 
 

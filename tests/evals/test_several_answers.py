@@ -9,7 +9,7 @@ import pytest
 
 from laura.engine.requests import GenerateAnswer
 from laura.evals import scoring
-from laura.evals.scoring import Ask
+from laura.evals.scoring import TaskSettings
 from laura.evals.tasks import gsm8k, load, micro_code, micro_math
 from laura.micro.targets import rows, running_text
 from laura.recipe.sections import Extra, MeasureSection
@@ -18,11 +18,11 @@ from laura.results.errors import DataError
 EXTRA = Extra(task="micro_code", samples=4, temperature=0.7, top_p=0.9, k=[1, 2, 4])
 
 
-def ask(form: str = "chat", extra: Extra | None = None) -> Ask:
+def ask(form: str = "chat", extra: Extra | None = None) -> TaskSettings:
     section = MeasureSection(micro_prompt=form, gsm8k_shots=1)  # type: ignore[arg-type]
     data = [{"question": "1 + 1?", "answer": "2\n#### 2"}] * 8
     chat = lambda turns: f"<{turns[-1]['content']}>"  # noqa: E731
-    return Ask(section, lambda split: data, lambda: chat, extra)
+    return TaskSettings(section, lambda split: data, lambda: chat, extra)
 
 
 def answers(texts: Sequence[str]) -> list[GenerateAnswer]:

@@ -13,7 +13,7 @@ from laura.data.examples import Example
 from laura.data.templates import chat_prompts, encode
 from laura.engine.requests import GenerateAnswer, ScoreAnswer, ScoreRequest, TokenDocument
 from laura.evals import tasks
-from laura.evals.scoring import Ask, ChoiceQuestion, choice_item, document_items
+from laura.evals.scoring import ChoiceQuestion, TaskSettings, choice_item, document_items
 from laura.evals.tasks import arc_challenge, gsm8k, hellaswag, winogrande
 from laura.recipe.sections import MeasureSection
 from laura.recipe.tasks import BENCHMARKS, LOSSES
@@ -183,7 +183,7 @@ def test_the_version_of_gsm8k_changes_with_how_it_is_asked() -> None:
     ]  # fmt: skip
     sections = [MeasureSection(**change) for change in changes]
     versions = [
-        gsm8k.prepare([GSM8K], Ask(section, lambda split: [GSM8K] * 8, lambda: str))[0]
+        gsm8k.prepare([GSM8K], TaskSettings(section, lambda split: [GSM8K] * 8, lambda: str))[0]
         for section in sections
     ]
     assert versions[0] == "3.0; 5 shots, first; 256 new tokens"

@@ -13,7 +13,7 @@ from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer
 from laura.evals import tasks, user_task
 from laura.evals.runner import Material, evaluate, file_rows, plan_task
-from laura.evals.scoring import Ask, choice_item
+from laura.evals.scoring import TaskSettings, choice_item
 from laura.evals.tasks import TaskEntry
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import DataError, UsageError
@@ -66,11 +66,11 @@ def grades(questions, answers):
 ROWS = [{"q": "a", "options": ["x", "y"], "gold": 1}] * 2
 
 
-def ask() -> Ask:
+def ask() -> TaskSettings:
     def never(*_: Any) -> Any:
         raise AssertionError
 
-    return Ask(MeasureSection(), never, never)
+    return TaskSettings(MeasureSection(), never, never)
 
 
 def loaded(path: Path, text: str, rows: list[Any] = ROWS) -> user_task.UserTask:
@@ -161,7 +161,9 @@ def test_a_users_function_that_fails_is_told_with_row_and_line(tmp_path: Path) -
 
 
 def test_a_file_that_is_nowhere_or_has_no_usable_name(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_bytes(b"\xff")
     for name, words in (
+        ("odd.py", "cannot be read"),
         ("gsm8k.yaml", "is a task of Laura"),
         ("my task.py", "cannot be a name"),
         ("nowhere.py", "cannot be read"),

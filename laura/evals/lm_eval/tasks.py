@@ -9,7 +9,7 @@ this file needs the extra `laura-lab[lm-eval]`.
 What is measured. Metrics that are a mean over the items, since only these have a
 standard error and a paired difference item by item; and of tasks that read whole
 texts the loss `nats_per_byte` (lm-eval's `bits_per_byte` times ln 2). Others, such as
-F1 or BLEU over the whole set, are left out; `Measured.left_out` says which and why, and
+F1 or BLEU over the whole set, are left out; `TaskMeasurement.left_out` says which and why, and
 a task that has no other metric is refused. Worked examples are as many as the task
 states, drawn with lm-eval's seed.
 """
@@ -38,7 +38,7 @@ from laura.evals.lm_eval.model import LauraLM  # isort: split
 from lm_eval.api.metrics import mean, nanmean
 from lm_eval.tasks import TaskManager
 
-from laura.evals.scoring import Adapters, Measured, Plan, require_finite
+from laura.evals.scoring import Adapters, TaskMeasurement, TaskPlan, require_finite
 from laura.recipe.tasks import LM_EVAL, result_name
 from laura.results.errors import DataError, LauraError, UsageError
 from laura.results.task_result import Item
@@ -47,7 +47,7 @@ FEWSHOT_SEED = 1234  # what lm-eval's evaluator sets unless told otherwise
 BYTE_METRICS = ("bits_per_byte", "byte_perplexity")
 
 
-def plan(name: str, limit: int | None = None, include: Path | None = None) -> Plan:
+def plan(name: str, limit: int | None = None, include: Path | None = None) -> TaskPlan:
     """Find a task of lm-eval, read its data and build its prompts.
 
     Its version changes with lm-eval, the task, its examples and every prompt. A sample is
@@ -79,16 +79,16 @@ def plan(name: str, limit: int | None = None, include: Path | None = None) -> Pl
     covers = [(index, None) for index in sorted({one.doc_id for one in task.instances})]
     title = f"{task.get_config('task_alias') or task.task_name} (lm-eval)"
 
-    def measure(engine: Any, adapters: Adapters) -> list[Measured]:
+    def measure(engine: Any, adapters: Adapters) -> list[TaskMeasurement]:
         found = [_measured(name, task, LauraLM(engine, adapter)) for adapter in adapters]
         for metric, why in found[0].left_out.items():
             engine.progress.say(f"{name}: {metric} is left out: {why}")
         return found
 
-    return Plan(result_name(name), title, _version(task), covers, measure)
+    return TaskPlan(result_name(name), title, _version(task), covers, measure)
 
 
-def _measured(name: str, task: Any, model: LauraLM) -> Measured:
+def _measured(name: str, task: Any, model: LauraLM) -> TaskMeasurement:
     """Ask the model and let lm-eval grade.
 
     Raises:
@@ -133,7 +133,9 @@ def _graded(task: Any, instances: list[Any]) -> tuple[dict[str, Any], Item]:
     return found, sample
 
 
-def _summed(name: str, task: Any, graded: dict[int, tuple[dict[str, Any], Item]]) -> Measured:
+def _summed(
+    name: str, task: Any, graded: dict[int, tuple[dict[str, Any], Item]]
+) -> TaskMeasurement:
     """Sort the metrics into those that can be offered and those that cannot."""
     marks = {index: found for index, (found, _) in graded.items()}
     items: dict[int, Item] = {index: {"index": index} for index in marks}
@@ -162,7 +164,7 @@ def _summed(name: str, task: Any, graded: dict[int, tuple[dict[str, Any], Item]]
             f"can be given: {reasons}. Run it with lm-eval's command line (--model laura)"
         )
     samples = [{**items[index], **_plain(sample)} for index, (_, sample) in graded.items()]
-    return Measured(list(items.values()), samples, directions, left_out)
+    return TaskMeasurement(list(items.values()), samples, directions, left_out)
 
 
 def _reason(aggregation: Any, values: dict[int, Any], direction: bool | None) -> str:

@@ -4,6 +4,6 @@
 `child`; `vocabulary` runs small functions of a closed vocabulary, which need no walls.
 """
 
-from laura.evals.sandbox.driver import Limits, Sandbox, Verdict, require_sandbox
+from laura.evals.sandbox.driver import ProgramLimits, Sandbox, Verdict, require_sandbox
 
-__all__ = ["Limits", "Sandbox", "Verdict", "require_sandbox"]
+__all__ = ["ProgramLimits", "Sandbox", "Verdict", "require_sandbox"]

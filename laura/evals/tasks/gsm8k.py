@@ -33,14 +33,14 @@ from typing import Any
 
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.scoring import (
-    Ask,
     Chat,
+    TaskSettings,
     conversation,
-    drawn_item,
     drawn_words,
     row_fault,
     several,
     text_field,
+    told,
 )
 from laura.results.errors import DataError
 from laura.results.task_result import Item
@@ -66,7 +66,7 @@ class Shots(StrEnum):
 
 
 @dataclass(frozen=True)
-class Question:
+class NumberQuestion:
     """One question.
 
     Attributes:
@@ -82,7 +82,7 @@ class Question:
     k: tuple[int, ...] = ()
 
 
-def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Question]]:
+def prepare(rows: Sequence[dict[str, Any]], ask: TaskSettings) -> tuple[str, list[NumberQuestion]]:
     """Version of the result, and the questions, as the recipe's `measure` section wants them."""
     section = ask.section
     sampler = Shots(section.gsm8k_sampler)
@@ -102,7 +102,7 @@ def questions(
     max_new_tokens: int,
     choice: Shots = Shots.FIRST,
     chat: Chat | None = None,
-) -> list[Question]:
+) -> list[NumberQuestion]:
     """Turn rows (question, answer) into questions.
 
     Args:
@@ -137,11 +137,13 @@ def questions(
             prompt = "".join(f"{_ask(q)} {a}\n\n" for q, a in worked) + _ask(asked)
         else:
             prompt = chat(conversation(asked, worked))
-        found.append(Question(index, (GenerateRequest(prompt, STOP, max_new_tokens),), answer))
+        found.append(
+            NumberQuestion(index, (GenerateRequest(prompt, STOP, max_new_tokens),), answer)
+        )
     return found
 
 
-def grade(question: Question, answer: GenerateAnswer) -> tuple[Item, Item]:
+def grade(question: NumberQuestion, answer: GenerateAnswer) -> tuple[Item, Item]:
     """Grade one answer.
 
     Returns:
@@ -170,7 +172,7 @@ def grade(question: Question, answer: GenerateAnswer) -> tuple[Item, Item]:
 
 
 def grades(
-    questions: Sequence[Question], answers: Sequence[Sequence[GenerateAnswer]]
+    questions: Sequence[NumberQuestion], answers: Sequence[Sequence[GenerateAnswer]]
 ) -> Iterator[tuple[Item, list[Item]]]:
     """Grade every question's answers.
 
@@ -186,28 +188,18 @@ def grades(
         `majority`: Wang et al. 2022, arXiv:2203.11171 (self-consistency).
     """
     for question, own in zip(questions, answers, strict=True):
-        items, samples = zip(*(grade(question, answer) for answer in own), strict=True)
-        if len(question.requests) == 1:
-            yield items[0], [samples[0]]
-            continue
+        items, samples = map(list, zip(*(grade(question, one) for one in own), strict=True))
+        several_answers = len(question.requests) > 1
         found = [_normalise(sample["strict"]) for sample in samples]
-        winner = Counter(found).most_common(1)[0][0]
-        passed = [item["correct"] for item in items]
-        tokens = sum(answer.tokens for answer in own)
-        item = {
-            **drawn_item(question.index, passed, question.k, tokens),
-            **{name: sum(item[name] for item in items) / len(items) for name in METRICS},
-            "majority": int(winner == _normalise(question.answer)),
-        }
-        yield (
-            item,
-            [
-                {**sample, "answer": answer, "sample": number, "passed": right}
-                for number, (sample, answer, right) in enumerate(
-                    zip(samples, found, passed, strict=True)
-                )
-            ],
-        )
+        if several_answers:
+            pairs = zip(samples, found, strict=True)
+            samples = [{**sample, "answer": answer} for sample, answer in pairs]
+        item, samples = told(question, items, samples, [item["correct"] for item in items])
+        if several_answers:
+            winner = Counter(found).most_common(1)[0][0]
+            item |= {name: sum(one[name] for one in items) / len(items) for name in METRICS}
+            item["majority"] = int(winner == _normalise(question.answer))
+        yield item, samples
 
 
 def extract_strict(text: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from laura.evals.code import CodeQuestion, drawn, fenced, grades, metrics, sample_requests
 from laura.evals.sandbox import require_sandbox
-from laura.evals.scoring import Ask, Chat, conversation, row_fault, text_field
+from laura.evals.scoring import Chat, TaskSettings, conversation, row_fault, text_field
 from laura.recipe.sections import MeasureSection
 
 __all__ = ["METRICS", "grades", "metrics", "prepare", "solution"]
@@ -36,7 +36,7 @@ ASKED = (
 )
 
 
-def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[CodeQuestion]]:
+def prepare(rows: Sequence[dict[str, Any]], ask: TaskSettings) -> tuple[str, list[CodeQuestion]]:
     """Version of the result, and the questions.
 
     Raises:

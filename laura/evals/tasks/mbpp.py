@@ -21,7 +21,7 @@ from typing import Any
 
 from laura.evals.code import CodeQuestion, drawn, fenced, grades, metrics, sample_requests
 from laura.evals.sandbox import require_sandbox
-from laura.evals.scoring import Ask, Chat, conversation, row_fault, text_field, text_list
+from laura.evals.scoring import Chat, TaskSettings, conversation, row_fault, text_field, text_list
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import DataError
 
@@ -43,7 +43,7 @@ CHAT = (
 )
 
 
-def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[CodeQuestion]]:
+def prepare(rows: Sequence[dict[str, Any]], ask: TaskSettings) -> tuple[str, list[CodeQuestion]]:
     """Version of the result, and the questions.
 
     Raises:
@@ -81,7 +81,7 @@ def _question(
     return CodeQuestion(index, row["task_id"], requests, code, tests, tuple(section.code_k))
 
 
-def _worked(ask: Ask) -> list[tuple[dict[str, Any], str]]:
+def _worked(ask: TaskSettings) -> list[tuple[dict[str, Any], str]]:
     """The worked problems, each with its code."""
     shots = ask.section.mbpp_shots
     rows = ask.rows(SHOT_SPLIT)[FIRST_SHOT : FIRST_SHOT + shots] if shots else []

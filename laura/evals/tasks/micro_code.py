@@ -11,6 +11,7 @@ sample its pass@1 is the share of functions that pass.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,13 @@ from typing import Any
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.sandbox.vocabulary import ProgramRunner, refused
 from laura.evals.scoring import (
-    Ask,
+    TaskSettings,
     conversation,
-    drawn_item,
     drawn_words,
     row_fault,
     several,
     text_field,
+    told,
 )
 from laura.results.task_result import Item
 
@@ -35,7 +36,7 @@ CHECK = "check"
 
 
 @dataclass(frozen=True)
-class Question:
+class FunctionQuestion:
     """One function to write.
 
     Attributes:
@@ -55,7 +56,9 @@ class Question:
     k: tuple[int, ...] = ()
 
 
-def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Question]]:
+def prepare(
+    rows: Sequence[dict[str, Any]], ask: TaskSettings
+) -> tuple[str, list[FunctionQuestion]]:
     """Version of the result, and the questions.
 
     Raises:
@@ -72,13 +75,13 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Questio
             raise row_fault(TASK, index, f"has tests that are not run: {why}")
         prompt = head if chat is None else chat(conversation(head))
         request = GenerateRequest(prompt, (), NEW_TOKENS)
-        questions.append(Question(index, (request,), head, tests, entry_point))
+        questions.append(FunctionQuestion(index, (request,), head, tests, entry_point))
     version = f"1; {form}; {NEW_TOKENS} new tokens{drawn_words(extra)}"
     return version, several(questions, TASK, extra)
 
 
 def grades(
-    questions: Sequence[Question], answers: Sequence[Sequence[GenerateAnswer]]
+    questions: Sequence[FunctionQuestion], answers: Sequence[Sequence[GenerateAnswer]]
 ) -> Iterator[tuple[Item, list[Item]]]:
     """Run every answer; equal answers to one question run once.
 
@@ -89,31 +92,19 @@ def grades(
     """
     with ProgramRunner() as runner:
         for question, own in zip(questions, answers, strict=True):
-            texts = dict.fromkeys(answer.text for answer in own)
-            faults = {text: _fault(runner, question, text) for text in texts}
+            known = functools.cache(functools.partial(_fault, runner, question))
             items: list[Item] = []
             samples: list[Item] = []
             for answer in own:
-                fault = faults[answer.text]
+                fault = known(answer.text)
                 item = {"index": question.index, "pass@1": int(not fault)}
                 items.append({**item, "tokens": answer.tokens, "finish": answer.finish})
-                texts_of = {"prompt": question.requests[0].prompt, "text": answer.text}
-                samples.append({**items[-1], **texts_of, "fault": fault, "test": question.tests})
-            if len(question.requests) == 1:
-                yield items[0], samples
-                continue
-            passed = [not sample["fault"] for sample in samples]
-            tokens = sum(answer.tokens for answer in own)
-            yield (
-                drawn_item(question.index, passed, question.k, tokens),
-                [
-                    {**sample, "sample": number, "passed": right}
-                    for number, (sample, right) in enumerate(zip(samples, passed, strict=True))
-                ],
-            )
+                texts = {"prompt": question.requests[0].prompt, "text": answer.text}
+                samples.append({**items[-1], **texts, "fault": fault, "test": question.tests})
+            yield told(question, items, samples, [not sample["fault"] for sample in samples])
 
 
-def _fault(runner: ProgramRunner, question: Question, text: str) -> str:
+def _fault(runner: ProgramRunner, question: FunctionQuestion, text: str) -> str:
     name = question.entry_point
     program = "\n".join([question.head + text, question.tests, f"{CHECK}({name})", ""])
     return runner.fault(program, [name, CHECK])

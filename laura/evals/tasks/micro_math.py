@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from laura.engine.requests import GenerateRequest
-from laura.evals.scoring import Ask, drawn_words, several
+from laura.evals.scoring import TaskSettings, drawn_words, several
 from laura.evals.tasks import gsm8k
 
 TASK = "micro_math"
@@ -23,7 +23,9 @@ NEW_TOKENS = 64
 grades = gsm8k.grades
 
 
-def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[gsm8k.Question]]:
+def prepare(
+    rows: Sequence[dict[str, Any]], ask: TaskSettings
+) -> tuple[str, list[gsm8k.NumberQuestion]]:
     """Version of the result, and the questions."""
     form = ask.section.micro_prompt
     chat = ask.chat() if form == "chat" else None
