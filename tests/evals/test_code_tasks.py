@@ -351,15 +351,6 @@ def test_chat_answers_that_do_not(answer: str, fault: str) -> None:
     assert fault in sample["fault"]
 
 
-def test_helpers_of_the_prompt_stand_before_the_answer(shared_data: Path) -> None:
-    row = load_rows("humaneval", "test", shared_data)[38]
-    answer = "def decode_cyclic(s):\n" + row["canonical_solution"]
-    assert "def encode_cyclic" in row["prompt"] and "encode_cyclic(" in answer
-    [question] = prepared(humaneval, [row], code_prompt="chat")
-    [(item, _)] = graded([question], [[f"```python\n{answer}```"]])
-    assert item["pass@1"] == 1
-
-
 @pytest.mark.slow
 def test_every_canonical_solution_passes_as_a_chat_answer(shared_data: Path) -> None:
     rows = load_rows("humaneval", "test", shared_data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -10,11 +9,8 @@ from typing import Any
 
 import pytest
 
-from laura.data.sources import load_rows
 from laura.engine.engine import Engine
 from laura.engine.requests import ScoreAnswer
-from laura.evals.scoring import choice_item
-from laura.evals.tasks import arc_challenge, gsm8k
 from laura.results.errors import DataError, DivergenceError, UsageError
 from laura.results.task_result import summarise
 from tests.evals.lm_eval_rows import evaluated, plain, write_task, write_tasks
@@ -95,42 +91,6 @@ def test_shots_and_filters_are_lm_evals(
         assert mine["requests"][0]["arguments"][0] == sample["arguments"][0][0]
         assert mine["filtered"][sample["filter"]] == sample["filtered_resps"]
         assert mine[f"exact_match,{sample['filter']}"] == sample["exact_match"]
-
-
-@pytest.mark.slow
-def test_lm_evals_own_task_files_over_real_rows(
-    shared_data: Path, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
-) -> None:
-    """lm-eval's arc_challenge and gsm8k give what Laura's own files give on the same rows."""
-    packaged = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks"  # type: ignore[union-attr,index]
-    engine = Engine(tiny_model, tiny_tokenizer)
-    arc = load_rows("arc_challenge", "test", shared_data)[:12]
-    include = {"include": str(packaged / "arc" / "arc_challenge.yaml"), "dataset_name": None,
-               "training_split": None, "validation_split": None, "fewshot_split": None}  # fmt: skip
-    _, found = measured(write_task(tmp_path, "here_arc", arc, **include), engine, tmp_path)
-    questions = [arc_challenge.question(row, index) for index, row in enumerate(arc)]
-    for question, item in zip(questions, found.items, strict=True):
-        scores = engine.score(list(question.requests))
-        wanted = choice_item(question, scores, ("acc", "acc_norm"), "acc")
-        assert {name: item[name] for name in ("acc", "acc_norm")} == {
-            name: wanted[name] for name in ("acc", "acc_norm")
-        }
-
-    rows = load_rows("gsm8k", "test", shared_data)[:6]
-    include = {"include": str(packaged / "gsm8k" / "gsm8k.yaml"), "dataset_name": None,
-               "training_split": None, "fewshot_split": None, "num_fewshot": 0}  # fmt: skip
-    name = write_task(tmp_path, "here_gsm8k", rows, **include)
-    _, found = measured(name, engine, tmp_path)
-    assert list(found.directions) == ["exact_match,strict-match", "exact_match,flexible-extract"]
-    for sample, row in zip(found.samples, rows, strict=True):
-        (text,) = sample["requests"][0]["responses"]
-        for extract, filtered in (
-            (gsm8k.extract_strict, "strict-match"),
-            (gsm8k.extract_flexible, "flexible-extract"),
-        ):
-            assert sample["filtered"][filtered] == [extract(text)]
-            same = gsm8k.matches(extract(text), row["answer"])
-            assert sample[f"exact_match,{filtered}"] == float(same)
 
 
 def test_version_changes_with_the_rows(tmp_path: Path) -> None:

@@ -252,10 +252,10 @@ class Sandbox:
         ended: SimpleQueue[tuple[int, Verdict | Exception]],
     ) -> None:
         """Run programs one after the other, until none waits or all shall stop."""
-        while waiting and not self._stopping.is_set():
+        while not self._stopping.is_set():
             try:
                 index, program = waiting.popleft()
-            except IndexError:  # another thread was faster
+            except IndexError:
                 return
             try:
                 ended.put((index, self._verdict(program, slot)))
