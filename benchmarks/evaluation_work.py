@@ -20,7 +20,7 @@ from parity_lm_eval import CHOICE_TASKS, FEWSHOT_SEED, reference_task
 from laura.data.sources import load_rows
 from laura.engine.requests import GenerateRequest
 from laura.evals import tasks
-from laura.evals.asking import Ask
+from laura.evals.scoring import TaskSettings
 from laura.evals.tasks import gsm8k, humaneval
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import UsageError
@@ -108,7 +108,7 @@ class Maker:
             code_temperature=TEMPERATURE, code_top_p=TOP_P,
         )  # fmt: skip
         rows = load_rows("humaneval", "test", self.data_dir)[: self.sizes.code_items]
-        _, questions = humaneval.prepare(rows, Ask(section, _no_rows, _no_chat))
+        _, questions = humaneval.prepare(rows, TaskSettings(section, _no_rows, _no_chat))
         requests = [question.requests for question in questions]
         limit = min(CHECKED_TOKENS, self.sizes.code_tokens)
         greedy = [

@@ -25,8 +25,8 @@ from statistics import median
 from typing import Any
 
 from laura.data.sources import find_data_dir, load_rows
-from laura.evals.confinement import interpreter
-from laura.evals.sandbox import Limits, Sandbox, require_sandbox
+from laura.evals.sandbox import ProgramLimits, Sandbox, require_sandbox
+from laura.evals.sandbox.walls import interpreter
 from laura.results.errors import LauraError
 
 EMPTY = 100
@@ -107,7 +107,7 @@ def main() -> int:
     failed: list[tuple[str, str]] = []
     seconds: dict[str, list[float]] = {}
     for workers in map(int, arguments.workers.split(",")):
-        with Sandbox(Limits(), workers) as sandbox:
+        with Sandbox(ProgramLimits(), workers) as sandbox:
             verdicts = sandbox.run(programs)
             failed += [
                 (row["task_id"], verdict.fault)

@@ -40,7 +40,7 @@ SERVER = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 HEAVY = NO_TORCH | SERVER | {"pydantic", "yaml", "numpy", "altair", "vl_convert", "jinja2", "rich"}
 # What an extra brings, and the only files that may import it.
 EXTRAS = {
-    "lm_eval": {"evals/lm_eval_model.py", "evals/lm_eval_door.py", "evals/lm_eval_tasks.py"},
+    "lm_eval": {"evals/lm_eval/model.py", "evals/lm_eval/tasks.py"},
 }
 MOST_FUNCTION_LINES = 60
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from laura.analysis.intruders import count_intruders
-from laura.analysis.kept import kept_results
 from laura.analysis.noise import noise_rank
 from laura.analysis.spectra import ENERGIES, product_spectrum, spectrum
 from laura.analysis.weights import Matrix, StoredModel, Tuned
+from laura.results.kept import kept_rows
 from laura.results.progress import SILENT, Progress
 
 NARROW = {"BF16": "bfloat16", "F16": "float16"}
@@ -146,7 +146,7 @@ def each_matrix(
 ) -> list[dict[str, Any]]:
     """Results of every matrix, kept in `file` as they come; those that stand are not repeated."""
     every = list(matrices)
-    with kept_results(file, identity) as (rows, keep):
+    with kept_rows(file, identity) as (rows, keep):
         done = {row["name"]: row for row in rows}
         left = [one for one in every if one.name not in done]
         with progress.bar(title, len(left), "matrices") as bar:

@@ -13,7 +13,6 @@ from laura.cli.chat import chat
 from laura.cli.claims import claims
 from laura.cli.console import listen_for_stop, opened
 from laura.cli.evaluate import evaluate
-from laura.cli.lm_eval import FOREIGN, lm_eval
 from laura.cli.micro import micro
 from laura.cli.options import (
     DataOption,
@@ -202,7 +201,6 @@ def report(
 app.command()(show)
 app.command()(spectra)
 app.command()(chat)
-app.command("lm-eval", context_settings=FOREIGN)(lm_eval)
 app.command()(serve)
 
 

@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from laura.engine.requests import GenerateAnswer, GenerateRequest
-from laura.evals.drawing import sampled
-from laura.evals.sandbox import Limits, Sandbox, Verdict
+from laura.evals.sandbox import ProgramLimits, Sandbox, Verdict
+from laura.evals.scoring import drawn_item, sampled
 from laura.recipe.extras import pass_names
 from laura.recipe.sections import MeasureSection
 from laura.results.progress import SILENT, Progress
-from laura.results.statistics import pass_at_k
 from laura.results.task_result import Item
 
 PYTHON = ("python", "python3", "py")
@@ -73,7 +72,7 @@ def drawn(section: MeasureSection) -> str:
             f"{section.code_samples} samples at temperature {section.code_temperature:g}, "
             f"top_p {section.code_top_p:g}"
         )
-    limits = f"{section.code_tokens} new tokens; {Limits().cpu_seconds} s to run"
+    limits = f"{section.code_tokens} new tokens; {ProgramLimits().cpu_seconds} s to run"
     return f"{section.code_prompt}; {way}; {limits}; {', '.join(metrics(section))}"
 
 
@@ -82,7 +81,7 @@ def sample_requests(
 ) -> tuple[GenerateRequest, ...]:
     """The requests of one problem, one a sample.
 
-    Every model draws with the same seeds (`drawing.sampled`).
+    Every model draws with the same seeds (`scoring.sampled`).
     """
     request, count = GenerateRequest(prompt, stop, section.code_tokens), section.code_samples
     temperature = section.code_temperature
@@ -113,8 +112,7 @@ def grades(
 ) -> Iterator[tuple[Item, list[Item]]]:
     """Run every program in the sandbox and grade every problem.
 
-    Samples of one problem that are the same program run once: the verdict is the
-    same for all of them.
+    Samples that are the same program run once: the verdict is the same for all of them.
 
     Args:
         questions: The problems.
@@ -134,28 +132,21 @@ def grades(
         [question.program(answer.text) for answer in own]
         for question, own in zip(questions, answers, strict=True)
     ]
-    different = [list(dict.fromkeys(own)) for own in programs]
-    texts = [program for own in different for program in own]
-    with Sandbox() as sandbox, progress.bar("running programs", len(texts), "programs") as bar:
-        verdicts = iter(sandbox.run(texts, found=lambda *_: bar.advance()))
-    for question, own, written, once in zip(questions, answers, programs, different, strict=True):
-        known = {program: next(verdicts) for program in once}
+    different = list(dict.fromkeys(program for own in programs for program in own))
+    with Sandbox() as sandbox, progress.bar("running programs", len(different), "programs") as bar:
+        verdicts = sandbox.run(different, found=lambda *_: bar.advance())
+    known = dict(zip(different, verdicts, strict=True))
+    for question, own, written in zip(questions, answers, programs, strict=True):
         yield _graded(question, own, [known[program] for program in written])
 
 
 def _graded(
     question: CodeQuestion, answers: Sequence[GenerateAnswer], verdicts: Sequence[Verdict]
 ) -> tuple[Item, list[Item]]:
-    n, passes = len(answers), sum(verdict.passed for verdict in verdicts)
-    item: Item = {
-        "index": question.index,
-        "task_id": question.task_id,
-        "samples": n,
-        "passes": passes,
-        "correct": passes == n,
-        **{f"pass@{k}": pass_at_k(n, passes, k) for k in sorted({1, *question.k})},
-        "tokens": sum(answer.tokens for answer in answers),
-    }
+    passed = [verdict.passed for verdict in verdicts]
+    tokens = sum(answer.tokens for answer in answers)
+    drawn = drawn_item(question.index, passed, question.k, tokens)
+    item: Item = {"index": question.index, "task_id": question.task_id, **drawn}
     drawn_with = zip(question.requests, answers, verdicts, strict=True)
     samples: list[Item] = [
         {

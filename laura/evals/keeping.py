@@ -11,23 +11,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 from laura.engine.requests import (
-    FORGET,
     GenerateAnswer,
-    GenerateFound,
     GenerateRequest,
     MeasuringEngine,
     ScoreAnswer,
-    ScoreFound,
     ScoreRequest,
     TokenDocument,
 )
-from laura.results.store import disk_faults
+from laura.results.kept import kept_rows
 
 Request = TypeVar("Request", ScoreRequest, GenerateRequest)
 Answer = TypeVar("Answer", ScoreAnswer, GenerateAnswer)
@@ -39,7 +36,7 @@ def partial_file(path: Path) -> Path:
 
 
 class Keeper:
-    """A `MeasuringEngine` that keeps answers in files, one an adapter; to be used in `with`.
+    """An engine that keeps answers in files, one an adapter; to be used in `with`.
 
     Args:
         engine: Answers what is not known.
@@ -54,57 +51,32 @@ class Keeper:
         identity: Mapping[str | None, dict[str, Any]],
     ) -> None:
         self.engine, self.files, self.identity = engine, files, identity
-        self.kept: dict[str | None, dict[str, Any]] = {}
+        self.tokenizer, self.encoder, self.progress = (
+            engine.tokenizer, engine.encoder, engine.progress,
+        )  # fmt: skip
+        self._known: dict[str | None, dict[str, Any]] = {}
+        self._keep: dict[str | None, Callable[[dict[str, Any]], None]] = {}
         self._open = ExitStack()
-        self._write: dict[str | None, Callable[[dict[str, Any]], None]] = {}
-
-    @property
-    def tokenizer(self) -> Any:
-        """The engine's."""
-        return self.engine.tokenizer
-
-    @property
-    def encoder(self) -> Any:
-        """The engine's."""
-        return self.engine.encoder
-
-    @property
-    def progress(self) -> Any:
-        """The engine's."""
-        return self.engine.progress
 
     def __enter__(self) -> Keeper:
         with self._open:
             for adapter, path in self.files.items():
-                self.kept[adapter] = _read(path, self.identity[adapter])
-                self._write[adapter] = self._open.enter_context(
-                    _written(path, self.identity[adapter], self.kept[adapter])
-                )
+                kept = kept_rows(path, self.identity[adapter])
+                rows, self._keep[adapter] = self._open.enter_context(kept)
+                self._known[adapter] = {row["request"]: row["answer"] for row in rows}
             self._open = self._open.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def score(
-        self,
-        requests: Sequence[ScoreRequest],
-        *,
-        known: Mapping[int, ScoreAnswer] | None = None,
-        found: ScoreFound = FORGET,
-    ) -> list[ScoreAnswer]:
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreAnswer]:
         """As the engine's; what was kept is not computed again."""
-        return self._ask(self.engine.score, ScoreAnswer, requests, known, found)
+        return self._ask(self.engine.score, ScoreAnswer, requests)
 
-    def generate(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        known: Mapping[int, GenerateAnswer] | None = None,
-        found: GenerateFound = FORGET,
-    ) -> list[GenerateAnswer]:
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[GenerateAnswer]:
         """As the engine's; what was kept is not computed again."""
-        return self._ask(self.engine.generate, GenerateAnswer, requests, known, found)
+        return self._ask(self.engine.generate, GenerateAnswer, requests)
 
     def document_losses(
         self, documents: Sequence[TokenDocument], adapter: str | None = None
@@ -117,23 +89,19 @@ class Keeper:
         ask: Callable[..., list[Answer]],
         kind: type[Answer],
         requests: Sequence[Request],
-        known: Mapping[int, Answer] | None,
-        found: Callable[[int, Answer], None],
     ) -> list[Answer]:
         keys = [_key(request) for request in requests]
-        have = dict(known or {})
+        known = {}
         for number, (request, key) in enumerate(zip(requests, keys, strict=True)):
-            answer = self.kept.get(request.adapter, {}).get(key)
+            answer = self._known[request.adapter].get(key)
             if answer is not None:
-                have.setdefault(number, _answer(kind, answer))
+                known[number] = _answer(kind, answer)
 
-        def keep(number: int, answer: Answer) -> None:
-            write = self._write.get(requests[number].adapter)
-            if write is not None:
-                write({"request": keys[number], "answer": dataclasses.asdict(answer)})
-            found(number, answer)
+        def found(number: int, answer: Answer) -> None:
+            row = {"request": keys[number], "answer": dataclasses.asdict(answer)}
+            self._keep[requests[number].adapter](row)
 
-        return ask(requests, known=have, found=keep)
+        return ask(requests, known=known, found=found)
 
 
 def _key(request: ScoreRequest | GenerateRequest) -> str:
@@ -145,46 +113,3 @@ def _key(request: ScoreRequest | GenerateRequest) -> str:
 def _answer(kind: type[Answer], value: dict[str, Any]) -> Answer:
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     return kind(**fields)
-
-
-def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Answers by key, of a file that belongs to `identity`; none of any other."""
-    if not path.is_file():
-        return {}
-    with disk_faults(path), path.open("rb") as file:
-        lines = [_parsed(line) for line in file]
-    if not lines or lines[0] != identity:
-        return {}
-    whole = [
-        line for line in lines[1:] if isinstance(line, dict) and {"request", "answer"} <= set(line)
-    ]
-    return {line["request"]: line["answer"] for line in whole}
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-
-
-@contextmanager
-def _written(
-    path: Path, identity: dict[str, Any], kept: Mapping[str, Any]
-) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that adds a line to the file, which begins with what is kept."""
-    with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.new")
-        lines = [identity, *({"request": key, "answer": value} for key, value in kept.items())]
-        aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        aside.replace(path)
-        file = path.open("a", encoding="utf-8")
-
-    def write(line: dict[str, Any]) -> None:
-        with disk_faults(path):
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-
-    with file:
-        yield write

@@ -12,8 +12,8 @@ from laura.data.sources import load_examples
 from laura.engine.engine import Engine
 from laura.engine.forecast import forecast, measure_pace
 from laura.engine.requests import MeasuringEngine
-from laura.evals.kinds import Plan
 from laura.evals.runner import Material, Subject, check_name, evaluate_all, file_rows
+from laura.evals.scoring import TaskPlan
 from laura.evals.tasks import TASKS
 from laura.models.adapter_files import CONFIG, WEIGHTS
 from laura.models.adapters import load_adapters
@@ -79,7 +79,7 @@ def evaluate_model(
         documents = _documents(tasks, section, engine.tokenizer, data_dir)
         material = Material(section, file_rows(data_dir), documents, data_dir=data_dir)
 
-        def tell(plans: list[tuple[Plan, int]]) -> None:
+        def tell(plans: list[tuple[TaskPlan, int]]) -> None:
             _tell(engine, plans, section, progress)
 
         results = evaluate_all(engine, tasks, material, named, progress=progress, before=tell)
@@ -155,7 +155,7 @@ def _documents(
 
 def _tell(
     engine: MeasuringEngine,
-    plans: list[tuple[Plan, int]],
+    plans: list[tuple[TaskPlan, int]],
     section: MeasureSection,
     progress: Progress,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from laura.engine.engine import Engine
-from laura.evals.kinds import Material, RowProvider, check_name, plan_task
+from laura.evals.runner import Material, RowProvider, check_name, plan_task
 from laura.evals.tasks import TASKS
 from laura.models.device import resolve_precision
 from laura.recipe.sections import Recipe

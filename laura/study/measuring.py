@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laura.engine.engine import Engine
-from laura.evals.kinds import Material
-from laura.evals.runner import evaluate
+from laura.evals.runner import Material, evaluate
 from laura.models.device import resolve_precision
 from laura.results.store import RunStore
 

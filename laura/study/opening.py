@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laura.evals.kinds import file_rows
+from laura.evals.runner import file_rows
 from laura.models.device import pick_device
 from laura.recipe.reading import recipe_yaml
 from laura.recipe.sections import Recipe

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.packing import Fitted, fit
-from laura.evals.kinds import RowProvider
+from laura.evals.runner import RowProvider
 from laura.evals.tasks import TASKS
 from laura.models.device import pick_device, resolve_precision
 from laura.recipe.sections import BudgetSection, Recipe

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from laura.analysis.comparison import compare_weights
-from laura.analysis.kept import kept_results
 from laura.analysis.measuring import Wanted
 from laura.analysis.spectra import ENERGIES
 from laura.analysis.weights import StoredFull, StoredModel, rescale_rows
 from laura.results.errors import AdapterError, LauraError, ModelError, ShapeError, UsageError
+from laura.results.kept import kept_rows
 from tests.conftest import make_tiny_model
 
 pytestmark = pytest.mark.filterwarnings(
@@ -289,7 +289,7 @@ def test_what_was_measured_is_not_measured_again(
     assert answer["matrices"] == whole["matrices"]
     assert len(asked) == 10 + 3 * (14 - 3)
     assert not partial.exists()
-    with kept_results(partial, {"of": "another"}) as (rows, _):
+    with kept_rows(partial, {"of": "another"}) as (rows, _):
         assert rows == []
 
 

@@ -253,7 +253,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
 
 DRIVER = """
 import ctypes, json, os, signal, sys
-from laura.evals.sandbox import Limits, Sandbox
+from laura.evals.sandbox import ProgramLimits as Limits, Sandbox
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # what loses its parent comes to us
 order = json.load(sys.stdin)
 with Sandbox(Limits(**order["limits"]), order["workers"]) as sandbox:

@@ -86,16 +86,22 @@ def evaluated(model: Any, tasks: list[str], folder: Path, **options: Any) -> dic
     return dict(found)
 
 
-def plain(folder: Path) -> Any:
-    """lm-eval's own model on the same weights, with transformers' own attention."""
+def plain_model(folder: Path) -> Any:
+    """The same weights with transformers' own attention."""
     import torch
-    from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
+
+
+def plain(folder: Path) -> Any:
+    """lm-eval's own model on the same weights."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
     return HFLM(
-        pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=1,
-        device="cpu",
+        pretrained=plain_model(folder), tokenizer=AutoTokenizer.from_pretrained(folder),
+        batch_size=1, device="cpu",
     )  # fmt: skip

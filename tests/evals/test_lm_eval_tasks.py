@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -10,13 +9,10 @@ from typing import Any
 
 import pytest
 
-from laura.data.sources import load_rows
 from laura.engine.engine import Engine
 from laura.engine.requests import ScoreAnswer
-from laura.evals.scoring import choice_item
-from laura.evals.tasks import arc_challenge, gsm8k
 from laura.results.errors import DataError, DivergenceError, UsageError
-from laura.results.task_result import TaskResult, summarise
+from laura.results.task_result import summarise
 from tests.evals.lm_eval_rows import evaluated, plain, write_task, write_tasks
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.
@@ -29,10 +25,11 @@ MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 
 def measured(name: str, engine: Any, folder: Path, limit: int | None = None) -> Any:
-    from laura.evals import lm_eval_tasks
+    from laura.evals.lm_eval import tasks as lm_eval_tasks
 
-    prepared = lm_eval_tasks.prepare(f"lm_eval:{name}", limit, folder)
-    return prepared, lm_eval_tasks.measure(prepared, engine)
+    plan = lm_eval_tasks.plan(f"lm_eval:{name}", limit, folder)
+    (found,) = plan.measure(engine, [None])
+    return plan, found
 
 
 def test_marks_equal_lm_evals_own_run(
@@ -43,10 +40,11 @@ def test_marks_equal_lm_evals_own_run(
     wanted = evaluated(plain(tiny_folder), names, tmp_path)
     metrics = {}
     for name in names:
-        prepared, found = measured(name, engine, tmp_path)
+        plan, found = measured(name, engine, tmp_path)
+        indices = [index for index, _ in plan.covers]
         theirs = wanted["samples"][name]
-        assert prepared.indices == [sample["doc_id"] for sample in theirs]
-        assert [item["index"] for item in found.items] == prepared.indices
+        assert indices == [sample["doc_id"] for sample in theirs]
+        assert [item["index"] for item in found.items] == indices
         metrics[name] = list(found.directions)
         for metric in set(found.directions) - {"nats_per_byte"}:
             assert [item[metric] for item in found.items] == [s[metric] for s in theirs]
@@ -69,21 +67,6 @@ def found_of(name: str, engine: Any, folder: Path) -> Any:
     return measured(name, engine, folder)[1]
 
 
-def test_result_stands_as_every_other(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
-    """Items and directions make a whole TASK.json."""
-    write_tasks(tmp_path)
-    prepared, found = measured("here_choice", Engine(tiny_model, tiny_tokenizer), tmp_path, 5)
-    assert prepared.indices == [0, 1, 2, 3, 4]
-    metrics = {name: summarise(found.items, name, up) for name, up in found.directions.items()}
-    result = TaskResult(
-        "here_choice", prepared.version, "tiny", len(found.items), metrics, found.items, 1.0
-    )
-    result.write(tmp_path / "here_choice.json", found.samples)
-    assert TaskResult.read(tmp_path / "here_choice.json") == result
-    sample = found.samples[0]
-    assert len(sample["requests"]) == 3 and sample["acc"] == found.items[0]["acc"]
-
-
 def test_shots_and_filters_are_lm_evals(
     tiny_folder: Path, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -99,10 +82,10 @@ def test_shots_and_filters_are_lm_evals(
             {"name": "whole", "filter": [{"function": "take_first"}]},
         ],
     )  # fmt: skip
-    prepared, found = measured(name, Engine(tiny_model, tiny_tokenizer), tmp_path)
+    plan, found = measured(name, Engine(tiny_model, tiny_tokenizer), tmp_path)
     theirs = evaluated(plain(tiny_folder), [name], tmp_path)["samples"][name]
     assert list(found.directions) == ["exact_match,digit", "exact_match,whole"]
-    assert "2 shots" in prepared.version
+    assert "2 shots" in plan.version
     for sample in theirs:
         mine = found.samples[sample["doc_id"]]
         assert mine["requests"][0]["arguments"][0] == sample["arguments"][0][0]
@@ -110,44 +93,8 @@ def test_shots_and_filters_are_lm_evals(
         assert mine[f"exact_match,{sample['filter']}"] == sample["exact_match"]
 
 
-@pytest.mark.slow
-def test_lm_evals_own_task_files_over_real_rows(
-    shared_data: Path, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
-) -> None:
-    """lm-eval's arc_challenge and gsm8k give what Laura's own files give on the same rows."""
-    packaged = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks"  # type: ignore[union-attr,index]
-    engine = Engine(tiny_model, tiny_tokenizer)
-    arc = load_rows("arc_challenge", "test", shared_data)[:12]
-    include = {"include": str(packaged / "arc" / "arc_challenge.yaml"), "dataset_name": None,
-               "training_split": None, "validation_split": None, "fewshot_split": None}  # fmt: skip
-    _, found = measured(write_task(tmp_path, "here_arc", arc, **include), engine, tmp_path)
-    questions = [arc_challenge.question(row, index) for index, row in enumerate(arc)]
-    for question, item in zip(questions, found.items, strict=True):
-        scores = engine.score(list(question.requests))
-        wanted = choice_item(question, scores, ("acc", "acc_norm"), "acc")
-        assert {name: item[name] for name in ("acc", "acc_norm")} == {
-            name: wanted[name] for name in ("acc", "acc_norm")
-        }
-
-    rows = load_rows("gsm8k", "test", shared_data)[:6]
-    include = {"include": str(packaged / "gsm8k" / "gsm8k.yaml"), "dataset_name": None,
-               "training_split": None, "fewshot_split": None, "num_fewshot": 0}  # fmt: skip
-    name = write_task(tmp_path, "here_gsm8k", rows, **include)
-    _, found = measured(name, engine, tmp_path)
-    assert list(found.directions) == ["exact_match,strict-match", "exact_match,flexible-extract"]
-    for sample, row in zip(found.samples, rows, strict=True):
-        (text,) = sample["requests"][0]["responses"]
-        for extract, filtered in (
-            (gsm8k.extract_strict, "strict-match"),
-            (gsm8k.extract_flexible, "flexible-extract"),
-        ):
-            assert sample["filtered"][filtered] == [extract(text)]
-            same = gsm8k.matches(extract(text), row["answer"])
-            assert sample[f"exact_match,{filtered}"] == float(same)
-
-
 def test_version_changes_with_the_rows(tmp_path: Path) -> None:
-    from laura.evals import lm_eval_tasks
+    from laura.evals.lm_eval import tasks as lm_eval_tasks
 
     versions = []
     for number, words in enumerate(("a cat", "a cat", "a dog")):
@@ -157,7 +104,7 @@ def test_version_changes_with_the_rows(tmp_path: Path) -> None:
             doc_to_text="{{q}}", doc_to_choice="options", doc_to_target="gold",
             metric_list=[{"metric": "acc", **MEAN}],
         )  # fmt: skip
-        versions.append(lm_eval_tasks.prepare("lm_eval:here", None, tmp_path / str(number)).version)
+        versions.append(lm_eval_tasks.plan("lm_eval:here", None, tmp_path / str(number)).version)
     assert versions[0] == versions[1] != versions[2]
     assert versions[0].startswith("lm-eval 0.4.") and "; 2.0; 0 shots" in versions[0]
 
@@ -174,41 +121,41 @@ def _refused(folder: Path, **config: Any) -> str:
 def test_what_cannot_be_measured_is_refused_by_name(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    from laura.evals import lm_eval_tasks
+    from laura.evals.lm_eval import tasks as lm_eval_tasks
 
     f1 = {"metric": "f1", "aggregation": "f1", "higher_is_better": True}
-    prepared = lm_eval_tasks.prepare(_refused(tmp_path / "f1", metric_list=[f1]), None,
-                                     tmp_path / "f1")  # fmt: skip
+    name = _refused(tmp_path / "f1", metric_list=[f1])
+    plan = lm_eval_tasks.plan(name, None, tmp_path / "f1")
     with pytest.raises(UsageError, match="f1 is summed up over the whole set"):
-        lm_eval_tasks.measure(prepared, Engine(tiny_model, tiny_tokenizer))
+        plan.measure(Engine(tiny_model, tiny_tokenizer), [None])
     mean = [{"metric": "acc", **MEAN}]
     name = _refused(tmp_path / "code", metric_list=mean, unsafe_code=True)
     with pytest.raises(UsageError, match="runs code"):
-        lm_eval_tasks.prepare(name, None, tmp_path / "code")
+        lm_eval_tasks.plan(name, None, tmp_path / "code")
     with pytest.raises(UsageError, match="is not a folder"):
-        lm_eval_tasks.prepare(name, None, tmp_path / "nowhere")
+        lm_eval_tasks.plan(name, None, tmp_path / "nowhere")
     (tmp_path / "code" / "here.jsonl").unlink()
     name = _refused(tmp_path / "gone", metric_list=mean)
     (tmp_path / "gone" / "here.jsonl").unlink()
     with pytest.raises(DataError, match="lm-eval cannot use this task"):
-        lm_eval_tasks.prepare(name, None, tmp_path / "gone")
+        lm_eval_tasks.plan(name, None, tmp_path / "gone")
 
 
 @pytest.mark.slow
 def test_lm_evals_own_names(tmp_path: Path) -> None:
     """The packaged thousands of tasks: a wrong name, a group, and data that is not there."""
-    from laura.evals import lm_eval_tasks
+    from laura.evals.lm_eval import tasks as lm_eval_tasks
 
     with pytest.raises(UsageError, match="lm_eval:hellaswag"):
-        lm_eval_tasks.prepare("lm_eval:helaswag")
+        lm_eval_tasks.plan("lm_eval:helaswag")
     with pytest.raises(UsageError, match="group of lm-eval's tasks"):
-        lm_eval_tasks.prepare("lm_eval:mmlu")
+        lm_eval_tasks.plan("lm_eval:mmlu")
     with pytest.raises(DataError, match=r"lm_eval:piqa.*Hub"):  # tests are offline
-        lm_eval_tasks.prepare("lm_eval:piqa")
+        lm_eval_tasks.plan("lm_eval:piqa")
 
 
 def test_numbers_that_are_not_finite_are_an_error(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    from laura.evals import lm_eval_tasks
+    from laura.evals.lm_eval import tasks as lm_eval_tasks
 
     class Broken:
         tokenizer = tiny_tokenizer
@@ -217,6 +164,6 @@ def test_numbers_that_are_not_finite_are_an_error(tiny_tokenizer: Any, tmp_path:
             return [ScoreAnswer(math.nan, False, 1) for _ in requests]
 
     write_tasks(tmp_path)
-    prepared = lm_eval_tasks.prepare("lm_eval:here_choice", None, tmp_path)
+    plan = lm_eval_tasks.plan("lm_eval:here_choice", None, tmp_path)
     with pytest.raises(DivergenceError):
-        lm_eval_tasks.measure(prepared, Broken())  # type: ignore[arg-type]
+        plan.measure(Broken(), [None])

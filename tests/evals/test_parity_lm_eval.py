@@ -21,6 +21,7 @@ from laura.evals import tasks
 from laura.evals.scoring import choice_item
 from laura.evals.tasks import gsm8k
 from laura.results.task_result import summarise
+from tests.evals.lm_eval_rows import plain_model
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.
 pytestmark = [
@@ -43,17 +44,6 @@ def _load_parity() -> ModuleType:
 
 
 parity = _load_parity()
-
-
-def _plain_model(folder: Path) -> Any:
-    """The same weights with transformers' own attention."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
-    return model.eval()
 
 
 @pytest.mark.parametrize("name", parity.CHOICE_TASKS)
@@ -173,9 +163,7 @@ def test_tiny_model_scores_equal(
     tmp_path: Path,
 ) -> None:
     engine = Engine(tiny_model, tiny_tokenizer)
-    found = parity.compare_choices(
-        name, engine, _plain_model(tiny_folder), shared_data, 6, tmp_path
-    )
+    found = parity.compare_choices(name, engine, plain_model(tiny_folder), shared_data, 6, tmp_path)
     assert found.items == 6
     assert found.same_prompts
     assert found.same_marks
@@ -188,7 +176,7 @@ def test_tiny_model_answers_equal(
     """Prompts longer than the tiny context, too: both cut them from the left."""
     engine = Engine(tiny_model, tiny_tokenizer)
     found = parity.compare_gsm8k(
-        engine, _plain_model(tiny_folder), shared_data, 4, tmp_path, shots=1, max_new_tokens=12
+        engine, plain_model(tiny_folder), shared_data, 4, tmp_path, shots=1, max_new_tokens=12
     )
     assert found.same_prompts
     assert found.same_marks
@@ -201,7 +189,7 @@ def test_real_model_scores_equal(
 ) -> None:
     engine = Engine(smollm2.model, smollm2.tokenizer)
     found = parity.compare_choices(
-        name, engine, _plain_model(smollm2.folder), shared_data, 8, tmp_path
+        name, engine, plain_model(smollm2.folder), shared_data, 8, tmp_path
     )
     assert found.same_prompts
     assert found.same_marks
@@ -212,7 +200,7 @@ def test_real_model_scores_equal(
 def test_real_model_answers_equal(smollm2: Any, shared_data: Path, tmp_path: Path) -> None:
     engine = Engine(smollm2.model, smollm2.tokenizer)
     found = parity.compare_gsm8k(
-        engine, _plain_model(smollm2.folder), shared_data, 2, tmp_path, max_new_tokens=24
+        engine, plain_model(smollm2.folder), shared_data, 2, tmp_path, max_new_tokens=24
     )
     assert found.same_prompts
     assert found.same_marks

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from laura.evals.programs import ProgramRunner, refused
+from laura.evals.sandbox.vocabulary import ProgramRunner, refused
 from laura.micro.targets import rows
 
 HEAD = 'def solve(xs):\n    """Do it."""\n'

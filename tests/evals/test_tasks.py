@@ -13,8 +13,9 @@ from laura.data.examples import Example
 from laura.data.templates import chat_prompts, encode
 from laura.engine.requests import GenerateAnswer, ScoreAnswer, ScoreRequest, TokenDocument
 from laura.evals import tasks
-from laura.evals.scoring import ChoiceQuestion, choice_item
-from laura.evals.tasks import arc_challenge, gsm8k, heldout_loss, hellaswag, kl, winogrande
+from laura.evals.scoring import ChoiceQuestion, TaskSettings, choice_item, document_items
+from laura.evals.tasks import arc_challenge, gsm8k, hellaswag, winogrande
+from laura.recipe.sections import MeasureSection
 from laura.recipe.tasks import BENCHMARKS, LOSSES
 from laura.results.errors import DataError, DivergenceError, UsageError
 from laura.results.task_result import summarise
@@ -79,21 +80,6 @@ def test_hellaswag_prompt() -> None:
     assert (question.index, question.gold, question.choice_characters) == (7, 1, (7, 8))
 
 
-def test_arc_prompt() -> None:
-    question = arc_challenge.question(ARC, 0)
-    assert question.requests[1] == ScoreRequest("Question: What is hot?\nAnswer:", " Fire")
-    assert (question.gold, question.choice_characters) == (1, (3, 4, 4))
-
-
-def test_winogrande_scores_the_shared_ending() -> None:
-    question = winogrande.question(WINOGRANDE, 0)
-    assert question.requests == (
-        ScoreRequest("Ann thanked Bo because Ann", " helped her."),
-        ScoreRequest("Ann thanked Bo because Bo", " helped her."),
-    )
-    assert question.gold == 1
-
-
 def _choice(loglikelihoods: list[float], characters: tuple[int, ...], gold: int) -> dict[str, Any]:
     requests = tuple(ScoreRequest("a", " b") for _ in loglikelihoods)
     question = ChoiceQuestion(3, requests, gold, characters)
@@ -117,7 +103,7 @@ def test_numbers_that_are_not_finite_are_a_divergence() -> None:
     with pytest.raises(DivergenceError, match="log-likelihoods of item 3 hold nan"):
         _choice([math.nan, -1.0], (2, 2), gold=0)
     with pytest.raises(DivergenceError, match="document 0 hold inf"):
-        heldout_loss.items([_document()], [[1.0, math.inf]])
+        document_items([_document()], [[1.0, math.inf]])
 
 
 BAD_ROWS: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
@@ -171,7 +157,6 @@ def test_gsm8k_prompt_and_shots() -> None:
     assert first.requests[0].prompt == second.requests[0].prompt == worked + none.requests[0].prompt
     drawn = gsm8k.questions([GSM8K, GSM8K], training, 2, 9, gsm8k.Shots.SAMPLED)
     assert drawn[0].requests[0].prompt != drawn[1].requests[0].prompt
-    assert gsm8k.version(2, 9) != gsm8k.version(2, 9, gsm8k.Shots.SAMPLED)
 
 
 @pytest.mark.parametrize("shots", [0, 2])
@@ -189,7 +174,20 @@ def test_gsm8k_asks_in_chat_as_instruct_training_shows_it(tiny_tokenizer: Any, s
     start = max(i for i in range(1, len(marks)) if marks[i] and not marks[i - 1])
     prompt = tiny_tokenizer(asked.requests[0].prompt, add_special_tokens=False)["input_ids"]
     assert prompt == learnt.token_ids[:start]
-    assert gsm8k.version(0, 9, chat=True) != gsm8k.version(0, 9)
+
+
+def test_the_version_of_gsm8k_changes_with_how_it_is_asked() -> None:
+    changes: list[dict[str, Any]] = [
+        {}, {"gsm8k_shots": 2}, {"gsm8k_tokens": 9}, {"gsm8k_sampler": "sampled"},
+        {"gsm8k_prompt": "chat"},
+    ]  # fmt: skip
+    sections = [MeasureSection(**change) for change in changes]
+    versions = [
+        gsm8k.prepare([GSM8K], TaskSettings(section, lambda split: [GSM8K] * 8, lambda: str))[0]
+        for section in sections
+    ]
+    assert versions[0] == "3.0; 5 shots, first; 256 new tokens"
+    assert versions[-1] == versions[0] + "; chat" and len(set(versions)) == 5
 
 
 def test_gsm8k_refuses_bad_rows() -> None:
@@ -229,8 +227,7 @@ def _document(bytes_: int = 11, index: int = 0) -> TokenDocument:
 
 def test_losses_are_weighted_by_tokens_and_by_bytes() -> None:
     documents = [_document(10, 4), _document(30, 5)]
-    items = heldout_loss.items(documents, [[1.0, 2.0], [4.0, 5.0]])
+    items = document_items(documents, [[1.0, 2.0], [4.0, 5.0]])
     assert items[0] == {"index": 4, "nats": 3.0, "tokens": 2, "bytes": 10}
     assert summarise(items, "nats_per_token", False).value == pytest.approx(12 / 4)
     assert summarise(items, "nats_per_byte", False).value == pytest.approx(12 / 40)
-    assert kl.items(documents, [[0.5, 0.0], [0.0, 0.25]])[1]["nats"] == 0.25

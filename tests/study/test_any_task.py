@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from laura.engine.engine import Engine
-from laura.evals.kinds import Material, file_rows, plan_task
+from laura.evals.runner import Material, file_rows, plan_task
 from laura.recipe.reading import parse_recipe, recipe_yaml
 from laura.recipe.sections import MeasureSection, Recipe
 from laura.report.charts import CHARTS
@@ -30,16 +30,19 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:sacrebleu"),
 ]
 
-SUMS = """
-kind: multiple_choice
-title: Sums, mine
-data: sums.jsonl
-prompt: "{q}"
-choices: options
-answer: "{gold}"
-answer_is: index
-metric: acc_norm
-"""
+SUMS = '''
+"""Sums with three choices."""
+from laura.engine.requests import ScoreRequest
+from laura.evals.scoring import ChoiceQuestion
+
+VERSION, METRICS, METRIC = "1", ("acc", "acc_norm"), "acc_norm"
+TITLE, ROWS = "Sums, mine", "sums.jsonl"
+
+
+def question(row, index):
+    requests = tuple(ScoreRequest(row["q"], f" {option}") for option in row["options"])
+    return ChoiceQuestion(index, requests, row["gold"], tuple(map(len, row["options"])))
+'''
 LENGTHS = '''
 """How long an answer is: a number that is no share, and better when small."""
 from dataclasses import dataclass
@@ -81,7 +84,7 @@ def write_files(folder: Path) -> None:
     from tests.evals.lm_eval_rows import write_tasks
 
     write_tasks(folder / "lm_eval")
-    (folder / "my_sums.yaml").write_text(SUMS, encoding="utf-8")
+    (folder / "my_sums.py").write_text(SUMS, encoding="utf-8")
     (folder / "lengths.py").write_text(LENGTHS, encoding="utf-8")
     rows = [
         {"q": f"{a} + {b}?", "options": [str(a + b), str(a + b + 1), str(b)][a % 3 :], "gold": 0}
@@ -97,7 +100,7 @@ def recipe_of(recipe_text: str, folder: Path, data_dir: Path) -> Recipe:
         "budget.tokens=[600, 1200]",
         "arms.full.learning_rates=[3e-3]",
         "arms.lora.learning_rates=[3e-2]",
-        "measure.learning=[my_sums.yaml]",
+        "measure.learning=[my_sums.py]",
         f"measure.forgetting=['lm_eval:here_choice', {folder / 'lengths.py'}, kl]",
         f"measure.lm_eval_include={folder / 'lm_eval'}",
     ]
@@ -106,7 +109,7 @@ def recipe_of(recipe_text: str, folder: Path, data_dir: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_data: Path) -> Any:
-    """A finished study; the YAML file is found in the data folder."""
+    """A finished study; one of the user's files is found in the data folder."""
     from tests.study.conftest import RECIPE
 
     folder = tmp_path_factory.mktemp("tasks")
@@ -239,15 +242,15 @@ def test_a_result_of_the_file_before_it_changed_counts_as_not_measured(
 def test_a_files_mistake_is_told_before_data_are_read(
     finished: Any, tmp_path: Path, recipe_text: str
 ) -> None:
-    from laura.results.errors import RecipeError, UsageError
+    from laura.results.errors import UsageError
 
     write_files(tmp_path)
     recipe = recipe_of(recipe_text, tmp_path, tmp_path)
     text = recipe_yaml(recipe).replace("here_choice", "here_chioce")
     with pytest.raises(UsageError, match=r"has no task 'here_chioce'; did you mean.*here_choice"):
         compare(parse_recipe(text, data_dir=tmp_path), study=tmp_path / "a", data_dir=tmp_path)
-    (tmp_path / "my_sums.yaml").write_text(SUMS.replace("choices:", "choice:"))
-    with pytest.raises(RecipeError, match="did you mean choices"):
+    (tmp_path / "my_sums.py").write_text(SUMS.replace("def question", "def asked"))
+    with pytest.raises(UsageError, match="is no task: define VERSION, METRICS, question"):
         compare(recipe, study=tmp_path / "b", data_dir=tmp_path)
     assert not list(tmp_path.glob("?/corpus")) and not list(tmp_path.glob("?/study.json"))
 
@@ -258,5 +261,5 @@ def test_the_leading_metric_stands_first(
     folder = finished[3]
     material = Material(MeasureSection(), file_rows(None), {}, data_dir=folder)
     engine = Engine(tiny_model, tiny_tokenizer)
-    plan = plan_task(engine, "my_sums.yaml", material)
+    plan = plan_task(engine, "my_sums.py", material)
     assert list(plan.measure(engine, [None])[0].directions) == ["acc_norm", "acc"]

@@ -12,7 +12,7 @@ import pytest
 
 from laura.data.named import NAMED
 from laura.data.sources import BUILTIN, load_examples, load_rows
-from laura.evals.asking import Ask
+from laura.evals.scoring import TaskSettings
 from laura.evals.tasks import load
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DOMAINS, SPLITS, running_text
@@ -79,7 +79,7 @@ def test_text_prompts_begin_the_running_text_token_by_token(domain: str) -> None
 
     tokenizer = AutoTokenizer.from_pretrained(MICRO_BASE)
     rows = load_rows(f"micro_{domain}", "test")[:100]
-    ask = Ask(MeasureSection(micro_prompt="text"), lambda split: [], lambda: str)
+    ask = TaskSettings(MeasureSection(micro_prompt="text"), lambda split: [], lambda: str)
     _, questions = load(f"micro_{domain}").prepare(rows, ask)
     for row, question in zip(rows, questions, strict=True):
         asked = tokenizer(question.requests[0].prompt)["input_ids"]

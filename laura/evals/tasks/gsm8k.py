@@ -27,15 +27,21 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from laura.engine.requests import GenerateAnswer, GenerateRequest
-from laura.evals.asking import Ask, Chat, Message
-from laura.evals.drawing import drawn_item, draws, words
-from laura.evals.scoring import row_fault, text_field
-from laura.recipe.sections import Extra
+from laura.evals.scoring import (
+    Chat,
+    TaskSettings,
+    conversation,
+    drawn_words,
+    row_fault,
+    several,
+    text_field,
+    told,
+)
 from laura.results.errors import DataError
 from laura.results.task_result import Item
 
@@ -60,7 +66,7 @@ class Shots(StrEnum):
 
 
 @dataclass(frozen=True)
-class Question:
+class NumberQuestion:
     """One question.
 
     Attributes:
@@ -76,15 +82,7 @@ class Question:
     k: tuple[int, ...] = ()
 
 
-def version(
-    shots: int, max_new_tokens: int, choice: Shots = Shots.FIRST, chat: bool = False
-) -> str:
-    """The version of a result: it changes with everything that changes the score."""
-    form = "; chat" if chat else ""
-    return f"3.0; {shots} shots, {choice}; {max_new_tokens} new tokens{form}"
-
-
-def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Question]]:
+def prepare(rows: Sequence[dict[str, Any]], ask: TaskSettings) -> tuple[str, list[NumberQuestion]]:
     """Version of the result, and the questions, as the recipe's `measure` section wants them."""
     section = ask.section
     sampler = Shots(section.gsm8k_sampler)
@@ -92,17 +90,9 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Questio
     chat = ask.chat() if section.gsm8k_prompt == "chat" else None
     shots, new_tokens = section.gsm8k_shots, section.gsm8k_tokens
     found = questions(rows, training, shots, new_tokens, sampler, chat)
-    name = version(shots, new_tokens, sampler, chat is not None) + words(ask.extra)
-    return name, several(found, TASK, ask.extra)
-
-
-def several(questions: list[Question], task: str, extra: Extra | None) -> list[Question]:
-    """The questions, each asked as often as an extra wants."""
-    k = tuple(extra.k) if extra else ()
-    return [
-        replace(one, requests=draws(one.requests[0], task, one.index, extra), k=k)
-        for one in questions
-    ]
+    form = "; chat" if chat else ""
+    version = f"3.0; {shots} shots, {sampler}; {new_tokens} new tokens{form}"
+    return version + drawn_words(ask.extra), several(found, TASK, ask.extra)
 
 
 def questions(
@@ -112,7 +102,7 @@ def questions(
     max_new_tokens: int,
     choice: Shots = Shots.FIRST,
     chat: Chat | None = None,
-) -> list[Question]:
+) -> list[NumberQuestion]:
     """Turn rows (question, answer) into questions.
 
     Args:
@@ -142,17 +132,18 @@ def questions(
         else:
             places = list(range(shots))
         asked, answer = _read(row, index, "test")
-        worked = [(training_rows[place], place) for place in places]
+        worked = [_read(training_rows[place], place, TRAINING_SPLIT) for place in places]
         if chat is None:
-            prompt = "".join(_worked(*one) for one in worked) + _ask(asked)
+            prompt = "".join(f"{_ask(q)} {a}\n\n" for q, a in worked) + _ask(asked)
         else:
-            turns = [turn for one in worked for turn in _turns(*one)]
-            prompt = chat([*turns, {"role": "user", "content": asked}])
-        found.append(Question(index, (GenerateRequest(prompt, STOP, max_new_tokens),), answer))
+            prompt = chat(conversation(asked, worked))
+        found.append(
+            NumberQuestion(index, (GenerateRequest(prompt, STOP, max_new_tokens),), answer)
+        )
     return found
 
 
-def grade(question: Question, answer: GenerateAnswer) -> tuple[Item, Item]:
+def grade(question: NumberQuestion, answer: GenerateAnswer) -> tuple[Item, Item]:
     """Grade one answer.
 
     Returns:
@@ -181,13 +172,13 @@ def grade(question: Question, answer: GenerateAnswer) -> tuple[Item, Item]:
 
 
 def grades(
-    questions: Sequence[Question], answers: Sequence[Sequence[GenerateAnswer]]
+    questions: Sequence[NumberQuestion], answers: Sequence[Sequence[GenerateAnswer]]
 ) -> Iterator[tuple[Item, list[Item]]]:
     """Grade every question's answers.
 
     Yields:
         Of one answer, item and sample as `grade` gives them. Of several, the item of
-        `drawing.drawn_item` with `exact_match` and `flexible_extract` (shares of right
+        `scoring.drawn_item` with `exact_match` and `flexible_extract` (shares of right
         answers) and `majority` (0 or 1: whether the most frequent strict answer is
         right, the one drawn first among equals, as lm-eval's `majority_vote`), and the
         samples, each with its number, whether it passed, and its strict answer as it is
@@ -197,29 +188,18 @@ def grades(
         `majority`: Wang et al. 2022, arXiv:2203.11171 (self-consistency).
     """
     for question, own in zip(questions, answers, strict=True):
-        graded = [grade(question, answer) for answer in own]
-        if len(question.requests) == 1:
-            [(item, sample)] = graded
-            yield item, [sample]
-        else:
-            yield _together(question, graded)
-
-
-def _together(question: Question, graded: list[tuple[Item, Item]]) -> tuple[Item, list[Item]]:
-    items = [item for item, _ in graded]
-    found = [_normalise(sample["strict"]) for _, sample in graded]
-    winner = Counter(found).most_common(1)[0][0]
-    passed = [item["correct"] for item in items]
-    item = {
-        **drawn_item(question.index, passed, question.k, sum(item["tokens"] for item in items)),
-        **{name: sum(item[name] for item in items) / len(items) for name in METRICS},
-        "majority": int(winner == _normalise(question.answer)),
-    }
-    samples = [
-        {**sample, "answer": answer, "sample": number, "passed": passed[number]}
-        for number, (answer, (_, sample)) in enumerate(zip(found, graded, strict=True))
-    ]
-    return item, samples
+        items, samples = map(list, zip(*(grade(question, one) for one in own), strict=True))
+        several_answers = len(question.requests) > 1
+        found = [_normalise(sample["strict"]) for sample in samples]
+        if several_answers:
+            pairs = zip(samples, found, strict=True)
+            samples = [{**sample, "answer": answer} for sample, answer in pairs]
+        item, samples = told(question, items, samples, [item["correct"] for item in items])
+        if several_answers:
+            winner = Counter(found).most_common(1)[0][0]
+            item |= {name: sum(one[name] for one in items) / len(items) for name in METRICS}
+            item["majority"] = int(winner == _normalise(question.answer))
+        yield item, samples
 
 
 def extract_strict(text: str) -> str:
@@ -262,13 +242,3 @@ def _read(row: dict[str, Any], index: int, split: str) -> tuple[str, str]:
 
 def _ask(asked: str) -> str:
     return f"Question: {asked}\nAnswer:"
-
-
-def _turns(row: dict[str, Any], index: int) -> list[Message]:
-    asked, answer = _read(row, index, "train")
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-
-
-def _worked(row: dict[str, Any], index: int) -> str:
-    asked, answer = _read(row, index, "train")
-    return f"{_ask(asked)} {answer}\n\n"

@@ -3,7 +3,7 @@
 `target_loss` takes documents of the target domain, `validation_loss` those that
 choose the learning rate, `source_loss` text the base already models well. Only
 supervised tokens count (the answer in the instruct regime, every predicted
-token in the pretrain regime). The number is the sum of nats over the sum of
+token in the pretrain regime). The number is the sum of nats, -ln p, over the sum of
 tokens (bytes) of all documents, so long documents weigh more; its standard
 error takes the document as the unit (`statistics.ratio`).
 Nats per byte compares models with different tokenizers, nats per token does not.
@@ -11,25 +11,5 @@ Nats per byte compares models with different tokenizers, nats per token does not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from laura.engine.requests import TokenDocument
-from laura.evals.scoring import document_item
-from laura.results.task_result import Item
-
 VERSION = "1"
 METRICS = ("nats_per_token", "nats_per_byte")
-
-
-def items(documents: Sequence[TokenDocument], losses: Sequence[Sequence[float]]) -> list[Item]:
-    """One item a document: {"index", "nats", "tokens", "bytes"}.
-
-    Args:
-        documents: What was measured.
-        losses: For each document the nats, -ln p, of every supervised token.
-
-    Raises:
-        DivergenceError: a loss is not finite.
-    """
-    pairs = zip(documents, losses, strict=True)
-    return [document_item(document, nats) for document, nats in pairs]

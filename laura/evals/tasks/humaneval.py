@@ -20,10 +20,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from laura.evals.asking import Ask, Chat
 from laura.evals.code import CodeQuestion, drawn, fenced, grades, metrics, sample_requests
 from laura.evals.sandbox import require_sandbox
-from laura.evals.scoring import row_fault, text_field
+from laura.evals.scoring import Chat, TaskSettings, conversation, row_fault, text_field
 from laura.recipe.sections import MeasureSection
 
 __all__ = ["METRICS", "grades", "metrics", "prepare", "solution"]
@@ -37,7 +36,7 @@ ASKED = (
 )
 
 
-def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[CodeQuestion]]:
+def prepare(rows: Sequence[dict[str, Any]], ask: TaskSettings) -> tuple[str, list[CodeQuestion]]:
     """Version of the result, and the questions.
 
     Raises:
@@ -67,7 +66,9 @@ def solution(prompt: str, entry_point: str, text: str) -> str:
     """
     code = fenced(text)
     if _head(code, entry_point):
-        before = prompt[: _head_start(prompt, entry_point)]
+        head = _head(prompt, entry_point)
+        assert head is not None, "prepare checks every prompt"
+        before = prompt[: head.start()]
         return code if before.strip() in code else before + code
     first = next((line for line in code.splitlines() if line.strip()), "")
     return prompt + code if first[:1].isspace() else code
@@ -83,27 +84,17 @@ def _question(
             TASK, index, f"needs a prompt that begins the function {entry_point!r} its tests call"
         )
     if chat is None:
-        code = partial(_continued, prompt)
+        code = prompt.__add__
         requests = sample_requests(prompt, STOP, TASK, index, section)
     else:
         code = partial(solution, prompt, entry_point)
-        asked = chat([{"role": "user", "content": ASKED.format(prompt=prompt)}])
+        asked = chat(conversation(ASKED.format(prompt=prompt)))
         requests = sample_requests(asked, (), TASK, index, section)
     tests = f"{test}\ncheck({entry_point})"
     return CodeQuestion(index, task_id, requests, code, tests, tuple(section.code_k))
-
-
-def _continued(prompt: str, text: str) -> str:
-    return prompt + text
 
 
 def _head(code: str, entry_point: str) -> re.Match[str] | None:
     """Where a function is defined at the left edge: by `def`, or by a name given to it."""
     name = re.escape(entry_point)
     return re.search(rf"^(?:async )?def {name}\b|^{name}\s*=[^=]", code, re.MULTILINE)
-
-
-def _head_start(prompt: str, entry_point: str) -> int:
-    found = _head(prompt, entry_point)
-    assert found is not None, "prepare checks every prompt"
-    return found.start()

@@ -12,11 +12,7 @@ new-task inputs predicts forgetting; reverse KL does so less well).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from laura.engine.requests import Direction, TokenDocument
-from laura.evals.scoring import document_item
-from laura.results.task_result import Item
+from laura.engine.requests import Direction
 
 VERSION = "1"
 METRICS = ("nats_per_token",)
@@ -31,18 +27,3 @@ def other_way(name: str) -> str:
     """The task of the other direction on the same text."""
     forward = direction(name) == "forward"
     return name.replace("kl", "kl_reverse") if forward else name.replace("kl_reverse", "kl")
-
-
-def items(documents: Sequence[TokenDocument], divergences: Sequence[Sequence[float]]) -> list[Item]:
-    """One item a document: {"index", "nats", "tokens", "bytes"}.
-
-    Args:
-        documents: What was measured.
-        divergences: For each document the divergence in nats at every
-            supervised position.
-
-    Raises:
-        DivergenceError: a divergence is not finite.
-    """
-    pairs = zip(documents, divergences, strict=True)
-    return [document_item(document, nats) for document, nats in pairs]

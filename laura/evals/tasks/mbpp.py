@@ -17,13 +17,11 @@ Source: Austin et al. 2021, arXiv:2108.07732; prompt and stop text of lm-eval 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from laura.evals.asking import Ask, Chat, Message
 from laura.evals.code import CodeQuestion, drawn, fenced, grades, metrics, sample_requests
 from laura.evals.sandbox import require_sandbox
-from laura.evals.scoring import row_fault, text_field, text_list
+from laura.evals.scoring import Chat, TaskSettings, conversation, row_fault, text_field, text_list
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import DataError
 
@@ -35,30 +33,17 @@ STOP = ("[DONE]",)
 SHOT_SPLIT = "prompt"
 FIRST_SHOT = 1  # place of task_id 2: lm-eval shows 2, 3 and 4, as the paper does
 SHOWN_TESTS = 3
+PLAIN = (
+    "You are an expert Python programmer, and here is your task: {text} Your code should pass "
+    "these tests:\n\n{tests}\n[BEGIN]\n"
+)
+CHAT = (
+    "You are an expert Python programmer, and here is your task:\n{text}\nYour code should pass "
+    "these tests:\n{tests}"
+)
 
 
-@dataclass(frozen=True)
-class _Problem:
-    text: str
-    tests: list[str]
-
-    def plain(self) -> str:
-        shown = "\n".join(self.tests[:SHOWN_TESTS])
-        return (
-            f"You are an expert Python programmer, and here is your task: {self.text} Your code "
-            f"should pass these tests:\n\n{shown}\n[BEGIN]\n"
-        )
-
-    def turn(self) -> Message:
-        shown = "\n".join(self.tests[:SHOWN_TESTS])
-        asked = (
-            f"You are an expert Python programmer, and here is your task:\n{self.text}\nYour code "
-            f"should pass these tests:\n{shown}"
-        )
-        return {"role": "user", "content": asked}
-
-
-def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[CodeQuestion]]:
+def prepare(rows: Sequence[dict[str, Any]], ask: TaskSettings) -> tuple[str, list[CodeQuestion]]:
     """Version of the result, and the questions.
 
     Raises:
@@ -78,23 +63,25 @@ def _question(
     row: dict[str, Any],
     index: int,
     section: MeasureSection,
-    worked: list[tuple[_Problem, str]],
+    worked: list[tuple[dict[str, Any], str]],
     chat: Chat | None,
 ) -> CodeQuestion:
-    problem = _problem(row, index, "test")
-    setup = text_field(row, "test_setup_code", f"{TASK} test", index) if _has_setup(row) else ""
-    tests = "\n".join([*([setup] if setup else []), *problem.tests])
+    _check(row, index, "test")
+    setup = row.get("test_setup_code")
+    before = [text_field(row, "test_setup_code", f"{TASK} test", index)] if setup else []
+    tests = "\n".join([*before, *row["test_list"]])
     if chat is None:
-        shots = "".join(f"{shot.plain()}{code}\n[DONE]\n\n" for shot, code in worked)
-        requests = sample_requests(shots + problem.plain(), STOP, TASK, index, section)
+        shots = "".join(f"{_asked(PLAIN, shot)}{code}\n[DONE]\n\n" for shot, code in worked)
+        requests = sample_requests(shots + _asked(PLAIN, row), STOP, TASK, index, section)
     else:
-        turns = [*_turns(worked), problem.turn()]
-        requests = sample_requests(chat(turns), (), TASK, index, section)
+        turns = [(_asked(CHAT, shot), f"```python\n{code}\n```") for shot, code in worked]
+        prompt = chat(conversation(_asked(CHAT, row), turns))
+        requests = sample_requests(prompt, (), TASK, index, section)
     code = str if chat is None else fenced  # a plain answer is code and nothing else
     return CodeQuestion(index, row["task_id"], requests, code, tests, tuple(section.code_k))
 
 
-def _worked(ask: Ask) -> list[tuple[_Problem, str]]:
+def _worked(ask: TaskSettings) -> list[tuple[dict[str, Any], str]]:
     """The worked problems, each with its code."""
     shots = ask.section.mbpp_shots
     rows = ask.rows(SHOT_SPLIT)[FIRST_SHOT : FIRST_SHOT + shots] if shots else []
@@ -103,31 +90,22 @@ def _worked(ask: Ask) -> list[tuple[_Problem, str]]:
             f"{TASK}: {shots} worked examples are wanted but the {SHOT_SPLIT} split has "
             f"{len(rows)} rows after its first; lower measure.mbpp_shots or give the whole file"
         )
+    for place, row in enumerate(rows, FIRST_SHOT):
+        _check(row, place, SHOT_SPLIT)
     where = f"{TASK} {SHOT_SPLIT}"
-    return [
-        (_problem(row, place, SHOT_SPLIT), text_field(row, "code", where, place))
-        for place, row in enumerate(rows, FIRST_SHOT)
-    ]
+    return [(row, text_field(row, "code", where, i)) for i, row in enumerate(rows, FIRST_SHOT)]
 
 
-def _turns(worked: list[tuple[_Problem, str]]) -> list[Message]:
-    turns = []
-    for shot, code in worked:
-        turns += [shot.turn(), {"role": "assistant", "content": f"```python\n{code}\n```"}]
-    return turns
+def _asked(form: str, row: dict[str, Any]) -> str:
+    return form.format(text=row["text"], tests="\n".join(row["test_list"][:SHOWN_TESTS]))
 
 
-def _problem(row: dict[str, Any], index: int, split: str) -> _Problem:
+def _check(row: dict[str, Any], index: int, split: str) -> None:
     where = f"{TASK} {split}"
-    text = text_field(row, "text", where, index)
+    text_field(row, "text", where, index)
     tests = text_list(row.get("test_list"), "test_list", where, index)
     if len(tests) < SHOWN_TESTS:
         raise row_fault(where, index, f"needs {SHOWN_TESTS} tests or more, came {len(tests)}")
     task_id = row.get("task_id")
     if isinstance(task_id, bool) or not isinstance(task_id, int):
         raise row_fault(where, index, f"needs task_id as a whole number, came {task_id!r}")
-    return _Problem(text, tests)
-
-
-def _has_setup(row: dict[str, Any]) -> bool:
-    return bool(row.get("test_setup_code"))

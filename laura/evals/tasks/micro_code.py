@@ -2,7 +2,7 @@
 
 The head and docstring are asked, the body is generated, greedily but where an extra
 draws several; prompt, body and the row's `check` run as HumanEval's programs do, in a
-process of their own and of a closed vocabulary only (see `programs.py`).
+process of their own and of a closed vocabulary only (see `sandbox/vocabulary.py`).
 `measure.micro_prompt` says in which form they are asked, as for `micro_math`.
 
 Source: the form is that of Chen et al. 2021, arXiv:2107.03374; with one greedy
@@ -11,15 +11,22 @@ sample its pass@1 is the share of functions that pass.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from laura.engine.requests import GenerateAnswer, GenerateRequest
-from laura.evals.asking import Ask
-from laura.evals.drawing import drawn_item, draws, words
-from laura.evals.programs import ProgramRunner, refused
-from laura.evals.scoring import row_fault, text_field
+from laura.evals.sandbox.vocabulary import ProgramRunner, refused
+from laura.evals.scoring import (
+    TaskSettings,
+    conversation,
+    drawn_words,
+    row_fault,
+    several,
+    text_field,
+    told,
+)
 from laura.results.task_result import Item
 
 TASK = "micro_code"
@@ -29,7 +36,7 @@ CHECK = "check"
 
 
 @dataclass(frozen=True)
-class Question:
+class FunctionQuestion:
     """One function to write.
 
     Attributes:
@@ -49,14 +56,15 @@ class Question:
     k: tuple[int, ...] = ()
 
 
-def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Question]]:
+def prepare(
+    rows: Sequence[dict[str, Any]], ask: TaskSettings
+) -> tuple[str, list[FunctionQuestion]]:
     """Version of the result, and the questions.
 
     Raises:
         DataError: a field is missing, or the tests are not of the closed vocabulary.
     """
     form, extra = ask.section.micro_prompt, ask.extra
-    k = tuple(extra.k) if extra else ()
     chat = ask.chat() if form == "chat" else None
     questions = []
     for index, row in enumerate(rows):
@@ -65,58 +73,38 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Questio
         why = refused(tests, [CHECK])
         if why:
             raise row_fault(TASK, index, f"has tests that are not run: {why}")
-        prompt = head if chat is None else chat([{"role": "user", "content": head}])
-        requests = draws(GenerateRequest(prompt, (), NEW_TOKENS), TASK, index, extra)
-        questions.append(Question(index, requests, head, tests, entry_point, k))
-    return f"1; {form}; {NEW_TOKENS} new tokens{words(extra)}", questions
+        prompt = head if chat is None else chat(conversation(head))
+        request = GenerateRequest(prompt, (), NEW_TOKENS)
+        questions.append(FunctionQuestion(index, (request,), head, tests, entry_point))
+    version = f"1; {form}; {NEW_TOKENS} new tokens{drawn_words(extra)}"
+    return version, several(questions, TASK, extra)
 
 
 def grades(
-    questions: Sequence[Question], answers: Sequence[Sequence[GenerateAnswer]]
+    questions: Sequence[FunctionQuestion], answers: Sequence[Sequence[GenerateAnswer]]
 ) -> Iterator[tuple[Item, list[Item]]]:
     """Run every answer; equal answers to one question run once.
 
     Yields:
         Of one answer the item {"index", "pass@1" (0 or 1), "tokens", "finish"} and the
         sample with the texts and what went wrong. Of several the item of
-        `drawing.drawn_item` and such samples, each with its number and whether it passed.
+        `scoring.drawn_item` and such samples, each with its number and whether it passed.
     """
     with ProgramRunner() as runner:
         for question, own in zip(questions, answers, strict=True):
-            texts = dict.fromkeys(answer.text for answer in own)
-            faults = {text: _fault(runner, question, text) for text in texts}
-            items = [_item(question, answer, faults[answer.text]) for answer in own]
-            samples = [
-                _sample(question, item, answer, faults[answer.text])
-                for item, answer in zip(items, own, strict=True)
-            ]
-            if len(question.requests) == 1:
-                yield items[0], samples
-                continue
-            passed = [not faults[answer.text] for answer in own]
-            tokens = sum(answer.tokens for answer in own)
-            marked = [
-                {**sample, "sample": number, "passed": passed[number]}
-                for number, sample in enumerate(samples)
-            ]
-            yield drawn_item(question.index, passed, question.k, tokens), marked
+            known = functools.cache(functools.partial(_fault, runner, question))
+            items: list[Item] = []
+            samples: list[Item] = []
+            for answer in own:
+                fault = known(answer.text)
+                item = {"index": question.index, "pass@1": int(not fault)}
+                items.append({**item, "tokens": answer.tokens, "finish": answer.finish})
+                texts = {"prompt": question.requests[0].prompt, "text": answer.text}
+                samples.append({**items[-1], **texts, "fault": fault, "test": question.tests})
+            yield told(question, items, samples, [not sample["fault"] for sample in samples])
 
 
-def _fault(runner: ProgramRunner, question: Question, text: str) -> str:
+def _fault(runner: ProgramRunner, question: FunctionQuestion, text: str) -> str:
     name = question.entry_point
     program = "\n".join([question.head + text, question.tests, f"{CHECK}({name})", ""])
     return runner.fault(program, [name, CHECK])
-
-
-def _item(question: Question, answer: GenerateAnswer, fault: str) -> Item:
-    return {
-        "index": question.index,
-        "pass@1": int(not fault),
-        "tokens": answer.tokens,
-        "finish": answer.finish,
-    }
-
-
-def _sample(question: Question, item: Item, answer: GenerateAnswer, fault: str) -> Item:
-    texts = {"prompt": question.requests[0].prompt, "text": answer.text, "fault": fault}
-    return {**item, **texts, "test": question.tests}

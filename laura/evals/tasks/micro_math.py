@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from laura.engine.requests import GenerateRequest
-from laura.evals.asking import Ask
-from laura.evals.drawing import words
+from laura.evals.scoring import TaskSettings, drawn_words, several
 from laura.evals.tasks import gsm8k
 
 TASK = "micro_math"
@@ -24,7 +23,9 @@ NEW_TOKENS = 64
 grades = gsm8k.grades
 
 
-def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[gsm8k.Question]]:
+def prepare(
+    rows: Sequence[dict[str, Any]], ask: TaskSettings
+) -> tuple[str, list[gsm8k.NumberQuestion]]:
     """Version of the result, and the questions."""
     form = ask.section.micro_prompt
     chat = ask.chat() if form == "chat" else None
@@ -35,5 +36,5 @@ def prepare(rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[gsm8k.Q
             replace(one, requests=(GenerateRequest(prompt, (), NEW_TOKENS),))
             for one, prompt in zip(questions, prompts, strict=True)
         ]
-    version = f"1; {form}; {NEW_TOKENS} new tokens{words(ask.extra)}"
-    return version, gsm8k.several(questions, TASK, ask.extra)
+    version = f"1; {form}; {NEW_TOKENS} new tokens{drawn_words(ask.extra)}"
+    return version, several(questions, TASK, ask.extra)

@@ -1,58 +1,109 @@
-"""A user's own Python task: loaded from its path, checked, and its mistakes told in words."""
+"""A user's own Python task: one file, named by its path where a task is named.
+
+The file defines what Laura's own task files define: for a multiple-choice task VERSION,
+METRICS and question(row, index); for one where the model writes METRICS,
+prepare(rows, ask) and grades(questions, answers); and `ROWS`, a JSON Lines file relative
+to it (or a named set, or a data set of the Hub), or a function `rows()`. It may say
+TITLE, METRIC (the one that leads; the first by default) and HIGHER_IS_BETTER (true by
+default). Metrics are shares, 0 to 1. The file is run as it is, with all that Python can
+do: name only files whose code you trust.
+
+The result is named after the file: `tasks/my_task.py` makes `my_task.json`. Its version
+holds hashes of the file and of its rows, so that a changed one is measured again.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from laura.data.raw_rows import Placed, raw_rows
+from laura.data.sources import find_data_dir
 from laura.engine.requests import GenerateRequest
-from laura.evals.asking import Ask
-from laura.evals.scoring import ChoiceQuestion
-from laura.evals.user_modules import hash_of
+from laura.evals.scoring import ChoiceQuestion, TaskSettings
+from laura.evals.tasks import Kind, TaskEntry
 from laura.recipe.sections import Source
+from laura.recipe.tasks import file_name_fault, task_file
 from laura.results.errors import DataError, LauraError, UsageError
 from laura.results.task_result import Item
 
-NEEDED: dict[str, tuple[str, ...]] = {
+NEEDED: dict[Kind, tuple[str, ...]] = {
     "choice": ("VERSION", "METRICS", "question"),
     "generation": ("METRICS", "prepare", "grades"),
 }
 CHOICE_METRICS = ("acc", "acc_norm")
 
 
-class PythonModule:
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+# What a name must hold, where the file has it.
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("question", "prepare", "grades", "rows"), (callable, "a function")),
+    **dict.fromkeys(("ROWS", "TITLE", "METRIC"), (_is_text, "text")),
+    "HIGHER_IS_BETTER": (lambda value: isinstance(value, bool), "True or False"),
+    "METRICS": (lambda value: isinstance(value, tuple | list) and bool(value), "a tuple of names"),
+}
+
+
+def find(name: str, data_dir: Path | None = None) -> Path:
+    """Where a user's task file lies.
+
+    Args:
+        name: Its path, relative to here or to the data folder.
+        data_dir: Data folder; None means `LAURA_DATA`, if set.
+
+    Raises:
+        UsageError: it is nowhere, or its name cannot be a result's, or is a task's of Laura.
+    """
+    fault = file_name_fault(name)
+    if fault:
+        raise UsageError(f"{name}: {fault}")
+    place = task_file(name, find_data_dir(data_dir))
+    if place is None:
+        raise UsageError(f"{name} cannot be read (there is no such file); check the path")
+    return place
+
+
+class UserTask:
     """What stands in a user's Python file, as the runner needs it.
 
     Args:
         module: The file, run.
         path: Where it stands.
         text: What stands in it.
+        data_dir: Data folder; None means `LAURA_DATA`, if set.
 
     Raises:
         UsageError: names are missing or hold the wrong things; all of them.
     """
 
-    def __init__(self, module: ModuleType, path: Path, text: str) -> None:
-        self.module, self.path, self.text = module, path, text
-        self._data_dir: Path | None = None
-        self.kind = self._kind()
-        faults = list(self._faults())
+    def __init__(
+        self, module: ModuleType, path: Path, text: str, data_dir: Path | None = None
+    ) -> None:
+        self.module, self.path, self.text, self._data_dir = module, path, text, data_dir
+        kind = self._kind()
+        faults = list(self._faults(kind))
         if faults:
             raise UsageError(f"{path}: {'; '.join(faults)}")
         self.METRICS: tuple[str, ...] = tuple(module.METRICS)
-        self.title: str = getattr(module, "TITLE", path.stem)
-        self.metric: str = getattr(module, "METRIC", self.METRICS[0])
-        self.higher: bool = getattr(module, "HIGHER_IS_BETTER", True)
+        title, metric = getattr(module, "TITLE", path.stem), getattr(module, "METRIC", "")
+        higher = getattr(module, "HIGHER_IS_BETTER", True)
+        self.entry = TaskEntry(
+            str(path), title, metric or self.METRICS[0], kind, higher_is_better=higher
+        )
 
     @classmethod
-    def load(cls, path: Path) -> PythonModule:
+    def load(cls, path: Path, data_dir: Path | None = None) -> UserTask:
         """Run a file and check what it defines.
 
         Raises:
@@ -63,7 +114,7 @@ class PythonModule:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(f"{path} cannot be read ({reason}); check the path") from error
-        name = f"laura_user_task_{path.stem}_{hash_of(str(path.resolve()))}"
+        name = f"laura_user_task_{path.stem}_{_hash_of(str(path.resolve()))}"
         module = ModuleType(name)
         module.__file__ = str(path)
         # Dataclasses look their module up by name.
@@ -75,20 +126,19 @@ class PythonModule:
             raise
         except Exception as error:
             raise UsageError(f"{path} does not run: {_told(error, path)}") from error
-        return cls(module, path, text)
+        return cls(module, path, text, data_dir)
 
     @property
     def VERSION(self) -> str:
         """The file's own version, and what changes with its words and rows."""
         return self._marked(str(self.module.VERSION))
 
-    def rows(self, data_dir: Path | None = None) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """All rows, in order.
 
         Raises:
             DataError: a file is missing or broken, or `rows()` fails or gives no rows.
         """
-        self._data_dir = data_dir
         return [row for _, row in self._placed]
 
     def question(self, row: dict[str, Any], index: int) -> ChoiceQuestion:
@@ -115,7 +165,7 @@ class PythonModule:
             )
         return found
 
-    def prepare(self, rows: Sequence[dict[str, Any]], ask: Ask) -> tuple[str, list[Any]]:
+    def prepare(self, rows: Sequence[dict[str, Any]], ask: TaskSettings) -> tuple[str, list[Any]]:
         """Version and questions, the user's own.
 
         Raises:
@@ -157,8 +207,7 @@ class PythonModule:
     @functools.cached_property
     def _placed(self) -> list[Placed]:
         if hasattr(self.module, "ROWS"):
-            source = Source(source=self.module.ROWS)
-            return raw_rows(source, self.path.parent, self._data_dir)
+            return raw_rows(Source(source=self.module.ROWS), self.path.parent, self._data_dir)
         with self._watched("rows()"):
             found = list(self.module.rows())
         if not found or not all(isinstance(row, dict) for row in found):
@@ -167,10 +216,9 @@ class PythonModule:
         return [(f"rows() of {self.path}, row {number}", row) for number, row in enumerate(found)]
 
     def _marked(self, version: str) -> str:
-        rows = hash_of([row for _, row in self._placed])
-        return f"{version}; task {hash_of(self.text)}; rows {rows}"
+        return f"{version}; task {_hash_of(self.text)}; rows {_hash_of(self.rows())}"
 
-    def _kind(self) -> Literal["choice", "generation"]:
+    def _kind(self) -> Kind:
         names = vars(self.module)
         if "question" in names:
             return "choice"
@@ -182,32 +230,27 @@ class PythonModule:
             "or rows()"
         )
 
-    def _faults(self) -> Iterator[str]:
+    def _faults(self, kind: Kind) -> Iterator[str]:
         names = vars(self.module)
-        missing = [name for name in NEEDED[self.kind] if name not in names]
+        missing = [name for name in NEEDED[kind] if name not in names]
         if not {"ROWS", "rows"} & names.keys():
             missing.append("ROWS or rows()")
         if missing:
             yield f"lacks {', '.join(missing)}"
-        for name in ("question", "prepare", "grades", "rows"):
-            if name in names and not callable(names[name]):
-                yield f"{name} must be a function, came {names[name]!r}"
-        for name in ("ROWS", "TITLE", "METRIC"):
-            if name in names and not (isinstance(names[name], str) and names[name]):
-                yield f"{name} must be text, came {names[name]!r}"
-        if not isinstance(names.get("HIGHER_IS_BETTER", True), bool):
-            yield f"HIGHER_IS_BETTER must be True or False, came {names['HIGHER_IS_BETTER']!r}"
-        yield from self._metric_faults(names)
-
-    def _metric_faults(self, names: dict[str, Any]) -> Iterator[str]:
-        metrics = names.get("METRICS", ("acc",))
-        if not isinstance(metrics, tuple | list) or not metrics:
-            yield f"METRICS must be a tuple of names, came {metrics!r}"
+        wrong = {
+            name: form
+            for name, (right, form) in _FORMS.items()
+            if name in names and not right(names[name])
+        }
+        for name, form in wrong.items():
+            yield f"{name} must be {form}, came {names[name]!r}"
+        if "METRICS" not in names or "METRICS" in wrong:
             return
+        metrics = names["METRICS"]
         unknown = [name for name in metrics if name not in CHOICE_METRICS]
-        if self.kind == "choice" and unknown:
+        if kind == "choice" and unknown:
             yield f"METRICS of a multiple-choice task are of {CHOICE_METRICS}, came {unknown}"
-        if "METRICS" in names and names.get("METRIC", metrics[0]) not in metrics:
+        if names.get("METRIC", metrics[0]) not in metrics:
             yield f"METRIC must be one of METRICS, came {names['METRIC']!r}"
 
     @contextmanager
@@ -222,6 +265,12 @@ class PythonModule:
             raise DataError(
                 f"{self.path}: {function} failed{where}: {_told(error, self.path)}"
             ) from error
+
+
+def _hash_of(value: Any) -> str:
+    """Twelve hexadecimal digits that change with the value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _is_request(one: Any) -> bool:

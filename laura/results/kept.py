@@ -1,6 +1,6 @@
-"""Results kept as they come, so that work which is stopped goes on where it was.
+"""JSON Lines kept as they come, so that work which is stopped goes on where it was.
 
-    first line: what the results belong to; then one line each
+    first line: what the rows belong to; then one line each
 
 A file of anything else starts anew; a last line that was cut off is left out.
 """
@@ -17,10 +17,10 @@ from laura.results.store import disk_faults, write_text
 
 
 @contextmanager
-def kept_results(
+def kept_rows(
     path: Path, identity: dict[str, Any]
 ) -> Iterator[tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
-    """What was kept, and a function that keeps one more.
+    """What was kept, and a function that keeps one more, at once.
 
     Raises:
         StoreError: the file cannot be read or written.
@@ -32,7 +32,7 @@ def kept_results(
 
     def keep(row: dict[str, Any]) -> None:
         with disk_faults(path):
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.write(json.dumps(row) + "\n")
             file.flush()
 
     with file:

@@ -3,7 +3,7 @@
 Importing this file needs the extra `laura-lab[lm-eval]` and registers the model with
 lm-eval, so that `lm_eval.simple_evaluate(model="laura", ...)` finds it; an engine at
 hand is given to it as `LauraLM(engine)`. For lm-eval's own command line see
-`lm_eval_door`. Numbers equal those of lm-eval's "hf" model on the same weights.
+`__main__.py`. Numbers equal those of lm-eval's "hf" model on the same weights.
 
 Source: lm-eval 0.4.13, lm_eval/models/huggingface.py and lm_eval/models/utils.py.
 """
@@ -38,18 +38,12 @@ PRECISIONS = ("fp32", "bf16", "auto")
 HF_NAMES = {"pretrained": "model", "peft": "adapter", "parallelize": "device"}
 
 _UNDERSTOOD = ("until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "seed")
-# Settings of other engines, and the value of each that changes nothing.
+# Settings of other engines, and the values of each that change nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
-    "num_return_sequences": (1,),
-    "repetition_penalty": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "length_penalty": (1,),
-    "no_repeat_ngram_size": (0,),
-    "min_p": (0,),
-    "typical_p": (1,),
-    "penalty_alpha": (0,),
+    **dict.fromkeys(("num_beams", "num_return_sequences", "repetition_penalty"), (1,)),
+    **dict.fromkeys(("length_penalty", "typical_p"), (1,)),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "no_repeat_ngram_size"), (0,)),
+    **dict.fromkeys(("min_p", "penalty_alpha"), (0,)),
     "early_stopping": (False,),
     "use_cache": (True, False),
 }

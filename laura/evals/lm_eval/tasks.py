@@ -1,5 +1,7 @@
 """Any task of lm-eval as one of Laura's: `lm_eval:NAME`, such as `lm_eval:piqa`.
 
+A user's own is lm-eval's YAML file, named by its path; files it names lie relative to it.
+
 lm-eval's own task object makes the prompts, filters the answers and grades them;
 Laura's engine answers, and the result stands in TASK.json as every other. Importing
 this file needs the extra `laura-lab[lm-eval]`.
@@ -7,7 +9,7 @@ this file needs the extra `laura-lab[lm-eval]`.
 What is measured. Metrics that are a mean over the items, since only these have a
 standard error and a paired difference item by item; and of tasks that read whole
 texts the loss `nats_per_byte` (lm-eval's `bits_per_byte` times ln 2). Others, such as
-F1 or BLEU over the whole set, are left out; `Prepared.left_out` says which and why, and
+F1 or BLEU over the whole set, are left out; `TaskMeasurement.left_out` says which and why, and
 a task that has no other metric is refused. Worked examples are as many as the task
 states, drawn with lm-eval's seed.
 """
@@ -24,7 +26,6 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -32,69 +33,29 @@ from typing import Any
 import numpy as np
 
 # Before anything of lm-eval: it says what to install where lm-eval is missing.
-from laura.evals.lm_eval_model import LauraLM  # isort: split
+from laura.evals.lm_eval.model import LauraLM  # isort: split
 
 from lm_eval.api.metrics import mean, nanmean
 from lm_eval.tasks import TaskManager
 
-from laura.engine.requests import MeasuringEngine
-from laura.evals.scoring import require_finite
+from laura.evals.scoring import Adapters, TaskMeasurement, TaskPlan, require_finite
+from laura.recipe.tasks import LM_EVAL, result_name
 from laura.results.errors import DataError, LauraError, UsageError
 from laura.results.task_result import Item
 
-PREFIX = "lm_eval:"
 FEWSHOT_SEED = 1234  # what lm-eval's evaluator sets unless told otherwise
 BYTE_METRICS = ("bits_per_byte", "byte_perplexity")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A task of lm-eval, ready to be measured once.
-
-    Attributes:
-        name: As given, `lm_eval:NAME`.
-        title: For tables and charts.
-        version: Changes with lm-eval, the task, its examples and every prompt.
-        indices: Index of every item, lm-eval's document ids.
-        task: lm-eval's task object, its requests built.
-    """
-
-    name: str
-    title: str
-    version: str
-    indices: list[int]
-    task: Any
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was found.
-
-    Attributes:
-        items: One an item: {"index", each metric as a number}; of whole texts
-            {"index", "nats", "bytes"}.
-        samples: One an item: {"index", "requests" (what was asked, and lm-eval's
-            responses), "filtered", "target", and the metrics}.
-        directions: Metric to whether higher is better; the first one leads.
-        left_out: Metric to why it is not offered.
-    """
-
-    items: list[Item]
-    samples: list[Item]
-    directions: dict[str, bool]
-    left_out: dict[str, str]
-
-
-def is_lm_eval(name: str) -> bool:
-    """Whether a task's name means one of lm-eval's."""
-    return name.startswith(PREFIX)
-
-
-def prepare(name: str, limit: int | None = None, include: Path | None = None) -> Prepared:
+def plan(name: str, limit: int | None = None, include: Path | None = None) -> TaskPlan:
     """Find a task of lm-eval, read its data and build its prompts.
 
+    Its version changes with lm-eval, the task, its examples and every prompt. A sample is
+    {"index", "requests" (what was asked, and lm-eval's responses), "filtered", "target",
+    and the metrics}.
+
     Args:
-        name: `lm_eval:NAME`.
+        name: `lm_eval:NAME`, or the path of a YAML file.
         limit: Take the first so many documents; None for all.
         include: Folder of the user's own lm-eval task files; they win over lm-eval's.
 
@@ -102,7 +63,7 @@ def prepare(name: str, limit: int | None = None, include: Path | None = None) ->
         UsageError: no such task, a group of tasks, or one that cannot be measured here.
         DataError: its data cannot be read.
     """
-    task = _load(name.removeprefix(PREFIX), include)
+    task = _load(name, include)
     if getattr(task, "UNSAFE_CODE", False):
         raise UsageError(
             f"{name} runs code that the model wrote, outside any sandbox, so Laura does not; use "
@@ -115,42 +76,43 @@ def prepare(name: str, limit: int | None = None, include: Path | None = None) ->
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     with _quiet(), _told(name):
         task.build_all_requests(limit=limit)
-    indices = sorted({instance.doc_id for instance in task.instances})
+    covers = [(index, None) for index in sorted({one.doc_id for one in task.instances})]
     title = f"{task.get_config('task_alias') or task.task_name} (lm-eval)"
-    return Prepared(name, title, _version(task), indices, task)
+
+    def measure(engine: Any, adapters: Adapters) -> list[TaskMeasurement]:
+        found = [_measured(name, task, LauraLM(engine, adapter)) for adapter in adapters]
+        for metric, why in found[0].left_out.items():
+            engine.progress.say(f"{name}: {metric} is left out: {why}")
+        return found
+
+    return TaskPlan(result_name(name), title, _version(task), covers, measure)
 
 
-def measure(prepared: Prepared, engine: MeasuringEngine, adapter: str | None = None) -> Measured:
-    """Ask the engine and let lm-eval grade.
-
-    Args:
-        prepared: From `prepare`; usable once, since lm-eval keeps answers in the task.
-        engine: Answers.
-        adapter: Name of the engine's adapter that answers; None for the model as it is.
+def _measured(name: str, task: Any, model: LauraLM) -> TaskMeasurement:
+    """Ask the model and let lm-eval grade.
 
     Raises:
         UsageError: a setting of generation, or no metric, that can be represented.
         DataError: a text has no tokens or too many.
         DivergenceError: a number is not finite.
     """
-    task, model = prepared.task, LauraLM(engine, adapter)
     asked: dict[str, list[Any]] = defaultdict(list)
+    own: dict[int, list[Any]] = defaultdict(list)
     for instance in task.instances:
+        instance.resps, instance.filtered_resps = [], {}  # of the model measured before
         asked[instance.request_type] += [instance] * instance.repeats
+        own[instance.doc_id].append(instance)
     for kind, instances in asked.items():
         answers = getattr(model, kind)(instances)
         for instance, answer in zip(instances, answers, strict=True):
             instance.resps.append(answer)
             score = answer[0] if isinstance(answer, tuple) else answer
             if isinstance(score, float):
-                require_finite([score], f"log-likelihood of {prepared.name}, {instance.doc_id}")
-    with _told(prepared.name):
+                require_finite([score], f"log-likelihood of {name}, {instance.doc_id}")
+    with _told(name):
         task.apply_filters()
-        own: dict[int, list[Any]] = defaultdict(list)
-        for instance in task.instances:
-            own[instance.doc_id].append(instance)
-        graded = {index: _graded(task, own[index]) for index in prepared.indices}
-    return _summed(prepared, graded)
+        graded = {index: _graded(task, own[index]) for index in sorted(own)}
+    return _summed(name, task, graded)
 
 
 def _graded(task: Any, instances: list[Any]) -> tuple[dict[str, Any], Item]:
@@ -171,9 +133,11 @@ def _graded(task: Any, instances: list[Any]) -> tuple[dict[str, Any], Item]:
     return found, sample
 
 
-def _summed(prepared: Prepared, graded: dict[int, tuple[dict[str, Any], Item]]) -> Measured:
+def _summed(
+    name: str, task: Any, graded: dict[int, tuple[dict[str, Any], Item]]
+) -> TaskMeasurement:
     """Sort the metrics into those that can be offered and those that cannot."""
-    task, marks = prepared.task, {index: found for index, (found, _) in graded.items()}
+    marks = {index: found for index, (found, _) in graded.items()}
     items: dict[int, Item] = {index: {"index": index} for index in marks}
     directions: dict[str, bool] = {}
     left_out: dict[str, str] = {}
@@ -196,11 +160,11 @@ def _summed(prepared: Prepared, graded: dict[int, tuple[dict[str, Any], Item]]) 
     if not directions:
         reasons = "; ".join(f"{metric} {reason}" for metric, reason in left_out.items())
         raise UsageError(
-            f"{prepared.name} has no metric that is a mean over its items, so no standard error "
+            f"{name} has no metric that is a mean over its items, so no standard error "
             f"can be given: {reasons}. Run it with lm-eval's command line (--model laura)"
         )
     samples = [{**items[index], **_plain(sample)} for index, (_, sample) in graded.items()]
-    return Measured(list(items.values()), samples, directions, left_out)
+    return TaskMeasurement(list(items.values()), samples, directions, left_out)
 
 
 def _reason(aggregation: Any, values: dict[int, Any], direction: bool | None) -> str:
@@ -219,7 +183,15 @@ def _load(name: str, include: Path | None) -> Any:
     """lm-eval's task object."""
     if include is not None and not include.is_dir():
         raise UsageError(f"{include} is not a folder; name the folder of your lm-eval task files")
-    with _quiet(), _told(f"{PREFIX}{name}"):
+    with _quiet(), _told(name):
+        if not name.startswith(LM_EVAL):
+            path = Path(name).resolve()
+            with contextlib.chdir(path.parent):  # from where lm-eval looks for its data
+                found = list(_manager(None, False).load([str(path)])["tasks"].values())
+            if len(found) != 1:
+                raise UsageError(f"{name} is a group of tasks; a result is of one, name its file")
+            return found[0]
+        name = name.removeprefix(LM_EVAL)
         # Reading the user's own files is quick, reading lm-eval's thousands is not.
         manager = _manager(include, False) if include else None
         if manager is None or name not in manager.all_subtasks:
@@ -238,13 +210,13 @@ def _manager(include: Path | None, with_lm_evals: bool) -> TaskManager:
 def _name_fault(name: str, manager: TaskManager) -> str:
     if name in (*manager.all_groups, *manager.all_tags):
         members = [task for task in manager.all_subtasks if task.startswith(f"{name}_")]
-        example = f", such as {PREFIX}{members[0]}" if members else ""
+        example = f", such as {LM_EVAL}{members[0]}" if members else ""
         return (
-            f"{PREFIX}{name} is a group of lm-eval's tasks; a result is of one task, so name the "
+            f"{LM_EVAL}{name} is a group of lm-eval's tasks; a result is of one task, so name the "
             f"tasks one by one{example} (`lm-eval ls tasks` lists them)"
         )
     near = difflib.get_close_matches(name, manager.all_subtasks, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(PREFIX + other for other in near)}? " if near else ""
+    hint = f"did you mean {' or '.join(LM_EVAL + other for other in near)}? " if near else ""
     return f"lm-eval has no task {name!r}; {hint}`lm-eval ls tasks` lists them all"
 
 

