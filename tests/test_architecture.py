@@ -23,7 +23,7 @@ FLOORS: dict[str, int] = {
     "data": 3,
     "models": 4,
     "engine": 5,
-    "train": 6,
+    "training": 6,
     "evals": 6,
     "analysis": 6,
     "serve": 6,
