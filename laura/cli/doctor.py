@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +17,6 @@ from laura.results.units import memory_text
 State = Literal["ok", "limited", "missing"]
 
 GIB = 1024**3
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 LIBRARIES = (
     "torch", "transformers", "datasets", "safetensors", "gguf", "numpy", "pydantic", "altair",
     "vl-convert-python",
@@ -44,6 +42,12 @@ class Finding:
     found: str
     advice: str = ""
 
+    def text(self) -> str:
+        """The finding on a line, with its advice below."""
+        mark = {"ok": "ok     ", "limited": "limited", "missing": "MISSING"}[self.state]
+        advice = f"\n{'':28}-> {self.advice}" if self.advice else ""
+        return f"{mark}  {self.name:<17}  {self.found}{advice}"
+
 
 def examine(data_dir: Path | None = None, network: bool = False) -> list[Finding]:
     """Look at everything a comparison needs; nothing is changed and nothing downloaded.
@@ -52,29 +56,17 @@ def examine(data_dir: Path | None = None, network: bool = False) -> list[Finding
         data_dir: Folder of local data; None means $LAURA_DATA.
         network: Whether to ask the Hub for a sign of life (waits up to ten seconds).
     """
-    looks: list[Callable[[], Finding]] = [
-        _python,
-        _libraries,
-        _devices,
-        _bf16,
-        _cores,
-        _memory,
-        _disk,
-        _cache,
-        lambda: _data(data_dir),
-        _sandbox,
-        _lm_eval,
-    ]
+    looks: list[Callable[[], Finding]] = [_python, _libraries]
+    if importlib.util.find_spec("torch") is not None:
+        looks += [_devices, _bf16]
+    looks += [_cores, _memory, _disk, _cache, lambda: _data(data_dir), _sandbox, _lm_eval]
     if network:
         looks.append(_hub)
     return [look() for look in looks]
 
 
 def _python() -> Finding:
-    version = sys.version_info[:2]
-    state: State = "ok" if OLDEST_PYTHON <= version <= NEWEST_PYTHON else "missing"
-    advice = "" if state == "ok" else "install Python 3.11, 3.12 or 3.13 and make .venv anew"
-    return Finding("python", state, f"{platform.python_version()} on {platform.platform()}", advice)
+    return Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}")
 
 
 def _libraries() -> Finding:
@@ -91,8 +83,6 @@ def _libraries() -> Finding:
 
 
 def _devices() -> Finding:
-    if importlib.util.find_spec("torch") is None:
-        return Finding("devices", "missing", "unknown without torch", "python -m pip install torch")
     import torch
 
     found = [
@@ -112,8 +102,6 @@ def _devices() -> Finding:
 
 
 def _bf16() -> Finding:
-    if importlib.util.find_spec("torch") is None:
-        return Finding("bf16 arithmetic", "missing", "unknown without torch")
     from laura.models.device import has_bf16_arithmetic, pick_device
 
     device = pick_device()

@@ -1,7 +1,7 @@
 """One question to a base and adapters on it: conversations, answers, their differences. No torch.
 
-Whoever answers, this process (`chat_in_process.py`) or a server (`chat_client.py`), is a
-`Panel`. Each model keeps a conversation of its own: it is reminded of its own answers.
+Whoever answers, such as this process (`chat_in_process.py`), is a `Panel`. Each model keeps a
+conversation of its own: it is reminded of its own answers.
 """
 
 from __future__ import annotations
