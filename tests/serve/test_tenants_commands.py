@@ -158,7 +158,7 @@ def test_every_command_shows_an_example(command: str) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from laura import cli\n"
+        "from laura.cli import app as cli\n"
         "sys.argv = ['laura', 'tenants', 'add', '--help']\n"
         "try:\n    cli.main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
         "heavy += ['yaml', 'rich', 'filelock', 'laura.serve']\n",
