@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
-import select
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +16,8 @@ from laura.cli import app as cli
 from laura.cli.chat_screen import drawn, growing, introduction
 from laura.serve.chatting import Chat, Member, Reply, Sampling, Turn
 from tests.cli.panel import BASE, ENDLESS, RECORD, Panel
+from tests.cli.terminal import Terminal
 
-ROOT = Path(__file__).resolve().parents[2]
 MEMBERS = [
     Member("base", True),
     Member("po\x1b[2Jet", False, RECORD, ("[bold]beware\x07[/bold]",)),
@@ -173,65 +166,13 @@ def test_the_last_lines_are_seen_while_they_grow() -> None:
 # ----- on a terminal -----
 
 
-class Terminal:
-    """`laura chat` on a terminal of its own; at the end of the block it is gone."""
-
-    def __init__(self) -> None:
-        self.end, other = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cli.panel"],
-            cwd=ROOT,
-            stdin=other,
-            stdout=other,
-            stderr=other,
-            start_new_session=True,
-            preexec_fn=_take_terminal,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
-        )
-        os.close(other)
-        self.seen = ""
-
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        until = time.monotonic() + seconds
-        while text not in self.seen:
-            self.seen += self._read(until).decode(errors="replace")
-        self.seen = self.seen.partition(text)[2]
-
-    def ended(self, seconds: float = 20) -> int:
-        """Its exit code; what it still writes must be read, for it waits until it is."""
-        until = time.monotonic() + seconds
-        with suppress(OSError):
-            while self._read(until):
-                pass
-        return self.process.wait(seconds)
-
-    def _read(self, until: float) -> bytes:
-        ready, _, _ = select.select([self.end], [], [], max(0.0, until - time.monotonic()))
-        assert ready, f"it is silent for long, after {self.seen!r}"
-        return os.read(self.end, 4096)
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *words: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.end)
-
-    def type(self, text: str) -> None:
-        os.write(self.end, text.encode())
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+def conversation() -> Terminal:
+    return Terminal("tests.cli.panel")
 
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves() -> None:
-    with Terminal() as terminal:
+    with conversation() as terminal:
         terminal.wait_for("> ")
         terminal.type(f"{ENDLESS}\r")
         terminal.wait_for("word word word")
@@ -255,7 +196,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("pause", [0.0, 0.0, 0.0, 0.5])
 def test_the_polite_signal_to_end_ends_it(pause: float) -> None:
-    with Terminal() as terminal:
+    with conversation() as terminal:
         terminal.wait_for("> ")
         time.sleep(pause)
         terminal.process.send_signal(signal.SIGTERM)
@@ -264,7 +205,7 @@ def test_the_polite_signal_to_end_ends_it(pause: float) -> None:
 
 @pytest.mark.slow
 def test_the_polite_signal_ends_an_answer_too() -> None:
-    with Terminal() as terminal:
+    with conversation() as terminal:
         terminal.wait_for("> ")
         terminal.type(f"{ENDLESS}\r")
         terminal.wait_for("word word word")

@@ -109,15 +109,6 @@ def test_plain_lines_report_now_and_then() -> None:
     ]
 
 
-def test_a_failing_bar_is_closed() -> None:
-    out = io.StringIO()
-    lines = PlainLines(out.write)
-    with pytest.raises(ValueError, match="oh"), lines.bar("work", 2):
-        raise ValueError("oh")
-    assert out.getvalue() == ""
-    assert lines._open == []
-
-
 def test_bars_on_a_terminal() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=160)
