@@ -14,6 +14,7 @@ called: a mistake in a recipe is told before torch is loaded.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -217,7 +218,7 @@ def resolve_recipe(
     *,
     overrides: Sequence[str] | None = None,
     setting: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
 ) -> Recipe | Series:
     """Read a recipe or a series, or one setting of a series, and check it whole.
 
@@ -225,12 +226,14 @@ def resolve_recipe(
         recipe: File, name of a shipped recipe, or content.
         overrides: Values that are set over it, each as `section.key=value`.
         setting: Only this setting of a series.
-        data_dir: Folder of local data, where files of the user's own tasks may lie too.
+        data_dir: Folder of local data, where files of the user's own tasks may lie too; None
+            for $LAURA_DATA, if set.
 
     Raises:
         RecipeError: it has faults; all of them are told.
-        UsageError: there is no such recipe or setting.
+        UsageError: there is no such recipe, setting or folder.
     """
+    data_dir = _data_folder(data_dir)
     name = recipe if isinstance(recipe, str | Path) else "the recipe"
     chosen: Recipe | Series
     if isinstance(recipe, str | Path):
@@ -258,6 +261,13 @@ def _parsed(content: Mapping[str, Any], overrides: Sequence[str], data_dir: Path
         raise RecipeError([replace(fault, line=None) for fault in error.faults]) from None
 
 
+def _data_folder(given: str | Path | None) -> Path | None:
+    named = given or os.environ.get("LAURA_DATA")
+    if named and not Path(named).is_dir():
+        raise UsageError(f"there is no data folder {named}; give data_dir or LAURA_DATA another")
+    return Path(named) if named else None
+
+
 def _study_folder(out: str | Path | None, chosen: Recipe | Series) -> Path:
     return Path(out) if out is not None else Path("studies") / chosen.name
 
@@ -271,7 +281,7 @@ def compare(
     out: str | Path | None = None,
     overrides: Sequence[str] | None = None,
     setting: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     device: str | None = None,
     workers: int | None = None,
     confirm: Sequence[str] | None = None,
@@ -287,7 +297,7 @@ def compare(
         out: The study folder; None for studies/NAME.
         overrides: Values set over the recipe, each as `section.key=value`.
         setting: Only this setting of a series.
-        data_dir: Folder of local data; it wins over the Hub.
+        data_dir: Folder of local data, which wins over the Hub; None for $LAURA_DATA, if set.
         device: Device name, as in torch; None for the best there is.
         workers: Runs carried out side by side; None for as many as pay.
         confirm: `ARM@RATE` that are also run with fresh seeds, which had no part in choosing.
@@ -310,8 +320,14 @@ def compare(
     for one in recipes:
         check_configurations(wanted, confirm_seeds, one)
     folder = _study_folder(out, chosen)
-    options: dict[str, Any] = {"data_dir": data_dir, "device": device, "workers": workers}
-    options |= {"confirm": wanted, "confirm_seeds": confirm_seeds, "progress": progress}
+    options: dict[str, Any] = {
+        "data_dir": _data_folder(data_dir),
+        "device": device,
+        "workers": workers,
+        "confirm": wanted,
+        "confirm_seeds": confirm_seeds,
+        "progress": progress,
+    }
     if isinstance(chosen, Recipe):
         from laura.study.compare import compare as carry_out
 
@@ -332,7 +348,7 @@ def train(
     out: str | Path | None = None,
     overrides: Sequence[str] | None = None,
     setting: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> Training:
@@ -365,7 +381,7 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
         study=_study_folder(out, chosen),
-        data_dir=data_dir,
+        data_dir=_data_folder(data_dir),
         device=device,
         progress=progress,
     )
@@ -382,7 +398,7 @@ def evaluate(
     preset: str | None = None,
     limit: int | None = None,
     overrides: Sequence[str] | None = None,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
@@ -419,7 +435,7 @@ def evaluate(
         with_base=base,
         tasks=list(tasks),
         section=section,
-        data_dir=data_dir,
+        data_dir=_data_folder(data_dir),
         out=Path(out),
         device=device,
         progress=progress,

@@ -98,11 +98,14 @@ def test_compare_takes_a_file_a_name_or_a_dictionary(
     stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LAURA_DATA", raising=False)
     asked: list[Recipe] = []
+    data: list[Path | None] = []
 
     def carry_out(recipe: Recipe, *, study: Path, **named: Any) -> None:
         asked.append(recipe)
         assert (named["workers"], named["confirm"]) == (None, [("lora", 1e-3)])
+        data.append(named["data_dir"])
         write_json(study / "summary.json", NOTHING_YET)
 
     stand_in("laura.study.compare", compare=carry_out)
@@ -127,6 +130,10 @@ def test_compare_takes_a_file_a_name_or_a_dictionary(
         laura.compare("absent")
     with pytest.raises(UsageError, match="no such setting; it is a recipe"):
         laura.compare(rates, setting="code")
+    with pytest.raises(UsageError, match="no data folder nowhere"):
+        laura.compare(rates, data_dir="nowhere")
+    laura.compare(rates, data_dir=".", confirm=confirm)
+    assert data == [None, None, None, Path()]
 
 
 def test_train_and_evaluate_hand_everything_on(stand_in: Any, tmp_path: Path) -> None:

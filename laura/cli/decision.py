@@ -23,7 +23,7 @@ _COLOURS = {"supported": "green", "contradicted": "red", "mixed": "yellow"}
 
 
 @dataclass(frozen=True)
-class Bounds:
+class BoundOptions:
     """What is asked of a configuration."""
 
     max_forgetting: Annotated[
@@ -149,7 +149,7 @@ def claims_table(found: Judgement) -> RenderableType:
 def recommend(
     console: Console,
     study: StudyArgument,
-    bounds: Bounds,
+    bounds: BoundOptions,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -179,7 +179,7 @@ def recommend(
     console.answer(found.model_dump(mode="json"), recommendation_text(found))
 
 
-def gate(console: Console, study: StudyArgument, bounds: Bounds) -> int | None:
+def gate(console: Console, study: StudyArgument, bounds: BoundOptions) -> int | None:
     """Judge like `recommend`, as an exit code.
 
     0: a configuration surely keeps the bounds. 4: none that was measured does. 2: the best

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -308,6 +306,9 @@ def _page(view: View, wanted: bool) -> None:
 
     Styles go only to `less`, which is told to show them.
     """
+    import shlex
+    import shutil
+
     import click
 
     try:

@@ -34,7 +34,7 @@ OPENING_SECONDS = 1.0
 Clock = Callable[[], float]
 
 
-class Pace:
+class BarPace:
     """How far a piece of work is, how fast it goes, and how long it still takes.
 
     Speed is taken over the last two minutes, or the last eight advances where
@@ -110,7 +110,7 @@ def speed_text(rate: float | None, unit: str) -> str:
 class _ShownBar:
     """A bar that tells its owner of every change."""
 
-    def __init__(self, title: str, pace: Pace, changed: Callable[[_ShownBar], object]) -> None:
+    def __init__(self, title: str, pace: BarPace, changed: Callable[[_ShownBar], object]) -> None:
         self.title, self.pace, self.remark = title, pace, ""
         self.thread = threading.get_ident()
         self._changed = changed
@@ -141,7 +141,7 @@ class PlainLines:
     @contextmanager
     def bar(self, title: str, total: float, unit: str = "") -> Iterator[Bar]:
         """Open a bar; its last line says how long it took, if that was worth telling."""
-        bar = _ShownBar(title, Pace(total, unit, self._clock), self._report)
+        bar = _ShownBar(title, BarPace(total, unit, self._clock), self._report)
         self._open.append(bar)
         try:
             yield bar
@@ -211,7 +211,7 @@ class RichBars:
         def changed(bar: _ShownBar) -> None:
             self._display.update(task, completed=bar.pace.done)
 
-        bar = _ShownBar("  " * above + title, Pace(total, unit), changed)
+        bar = _ShownBar("  " * above + title, BarPace(total, unit), changed)
         task = self._display.add_task(bar.title, total=max(total, 1e-9), bar=bar)
         try:
             yield bar

@@ -8,7 +8,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from laura.cli.progress import Pace, PlainLines, RichBars, speed_text
+from laura.cli.progress import BarPace, PlainLines, RichBars, speed_text
 from laura.results.progress import duration_text
 
 
@@ -24,7 +24,7 @@ class Clock:
 
 def test_pace_of_even_work() -> None:
     clock = Clock()
-    pace = Pace(100, clock=clock)
+    pace = BarPace(100, clock=clock)
     assert pace.rate is None and pace.seconds_left is None and pace.share == 0
     for _ in range(10):
         clock.now += 2
@@ -41,7 +41,7 @@ def test_pace_of_even_work() -> None:
 
 def test_pace_of_a_resumed_run_ignores_the_jump() -> None:
     clock = Clock()
-    pace = Pace(1000, clock=clock)
+    pace = BarPace(1000, clock=clock)
     pace.advance(900)
     for _ in range(5):
         clock.now += 10
@@ -52,7 +52,7 @@ def test_pace_of_a_resumed_run_ignores_the_jump() -> None:
 
 def test_pace_follows_the_last_minutes() -> None:
     clock = Clock()
-    pace = Pace(100_000, clock=clock)
+    pace = BarPace(100_000, clock=clock)
     for seconds, amount in [(1, 1)] * 300 + [(1, 10)] * 300:
         clock.now += seconds
         pace.advance(amount)
@@ -60,8 +60,8 @@ def test_pace_follows_the_last_minutes() -> None:
 
 
 def test_pace_at_its_ends() -> None:
-    assert Pace(0).share == 1 and Pace(0).seconds_left == 0
-    pace = Pace(2)
+    assert BarPace(0).share == 1 and BarPace(0).seconds_left == 0
+    pace = BarPace(2)
     pace.advance(3)
     assert pace.share == 1
 
