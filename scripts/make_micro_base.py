@@ -12,7 +12,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from laura.cli.bars import open_progress
+from laura.cli.progress import open_progress
 from laura.micro.settings import WorldSettings
 from laura.study.micro_base import build_micro_base
 

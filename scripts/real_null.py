@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from laura.cli.bars import open_progress
+from laura.cli.progress import open_progress
 from laura.recipe.reading import read_recipe
 from laura.recipe.sections import Recipe
 from laura.recipe.shipped import find_recipe

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from laura.cli.recommend import memory_bytes
+from laura.api import memory_bytes
 from laura.results.units import memory_text
 
 

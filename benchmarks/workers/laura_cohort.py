@@ -22,8 +22,8 @@ def train_all(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, An
     from laura.recipe.sections import BaseSection, LoraArm, TrainSection
     from laura.results.store import RunStore
     from laura.study.workbench import Workbench
-    from laura.train import cohort
-    from laura.train.run import train_runs
+    from laura.training import cohort
+    from laura.training.run import train_runs
 
     if options.way == "shared":
         cohort.gains_from_larger_passes = lambda device: True

@@ -59,7 +59,7 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
     from laura.recipe.sections import BaseSection, FullArm, LoraArm, TrainSection
     from laura.results.store import RunStore
     from laura.study.workbench import Workbench
-    from laura.train.run import train_run
+    from laura.training.run import train_run
 
     rate = work["learning_rate"][options.method]
     section = TrainSection(
@@ -104,7 +104,7 @@ def plan_of(work: dict[str, Any], row_tokens: int, count: int) -> Any:
     """The work's first steps as a `BatchPlan`, the examples of each packed into rows."""
     from laura.data.packing import Row, pack
     from laura.data.templates import Encoded
-    from laura.train.batches import BatchPlan
+    from laura.training.batches import BatchPlan
 
     def rows_of(number: int, step: list[dict[str, list[int]]]) -> list[Row]:
         encoded = [

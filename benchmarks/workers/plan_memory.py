@@ -52,8 +52,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from laura.recipe.sections import BaseSection, TrainSection
     from laura.results.store import RunStore
     from laura.study.workbench import Workbench
-    from laura.train.batches import BatchPlan
-    from laura.train.run import train_run
+    from laura.training.batches import BatchPlan
+    from laura.training.run import train_run
 
     section = TrainSection(
         optimiser=options.optimiser,

@@ -1,23 +1,29 @@
-"""What stands between a command and the person: progress, answers, exit codes.
+"""What stands between a command and the person: registration, answers, exit codes.
 
-A command opens the door, works, and hands out one answer. Answers go to
-standard output (as one JSON object with `--json`), everything else to standard
-error. What goes wrong ends in one of the exit codes of `laura.results.errors`.
+A command is a function of a `Console` and its options. It works, hands the console one
+answer, and ends with an exit code. Answers go to standard output (as one JSON object with
+`--json`), everything else to standard error. What goes wrong ends in one of the exit codes
+of `laura.results.errors`.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import inspect
 import json
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
 
 from laura.results.errors import (
     EXIT_BUG,
@@ -41,46 +47,97 @@ MEMORY = (
     "train.precision=bf16, or close other programs; finished work is kept"
 )
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of text, for machines.")
+]
+
+Command = Callable[..., int | None]
 
 
-class Desk:
+class Console:
     """Where a command reports its progress and leaves its answer."""
 
     def __init__(self, progress: Progress, as_json: bool) -> None:
         self.progress = progress
         self.as_json = as_json
 
-    def answer(self, value: dict[str, Any], shown: Any = None) -> None:
+    def answer(self, value: dict[str, Any], *shown: Any) -> None:
         """Give the answer of the command.
 
         Args:
             value: What `--json` prints, as one object.
-            shown: What a person sees: text, or anything rich can print.
+            *shown: What a person sees instead: texts, or anything rich can print.
         """
         if self.as_json:
             _write_json(value)
-        elif isinstance(shown, str):
-            sys.stdout.write(shown.rstrip("\n") + "\n")
-        elif shown is not None:
-            from rich.console import Console
+            return
+        for part in shown:
+            if isinstance(part, str):
+                sys.stdout.write(part.rstrip("\n") + "\n")
+            else:
+                from rich.console import Console as Terminal
 
-            Console().print(shown)
+                Terminal().print(part)
         sys.stdout.flush()
 
 
+def command(app: typer.Typer, name: str | None = None) -> Callable[[Command], Command]:
+    """Register a function as a command of `app`.
+
+    The function takes a `Console`, then its arguments and options; `--json` is added. A
+    dataclass among them stands for options, one for each of its fields. It returns its exit
+    code, None for 0.
+    """
+
+    def register(function: Command) -> Command:
+        hints = get_type_hints(function, include_extras=True)
+        groups: dict[str, Any] = {name: one for name, one in hints.items() if is_dataclass(one)}
+
+        @functools.wraps(function)
+        def run(json: bool = False, **given: Any) -> None:
+            for name, kind in groups.items():
+                given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
+            with opened(json) as console:
+                code = function(console, **given)
+            if code:
+                raise SystemExit(code)
+
+        parameters = list[inspect.Parameter]()
+        for one in list(inspect.signature(function).parameters.values())[1:]:
+            if one.name in groups:
+                kinds = get_type_hints(groups[one.name], include_extras=True)
+                own = [_option(f.name, kinds[f.name], f.default) for f in fields(groups[one.name])]
+                parameters += own
+            else:
+                parameters.append(_option(one.name, hints[one.name], one.default))
+        parameters.append(_option("json", _Json, False))
+        # What typer reads of a function.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        app.command(name)(run)
+        return function
+
+    return register
+
+
+def _option(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=hint)
+
+
 @contextmanager
-def opened(as_json: bool = False) -> Iterator[Desk]:
+def opened(as_json: bool = False) -> Iterator[Console]:
     """Run a command's work; every way it can end becomes an exit code.
 
     Raises:
         SystemExit: 2 for the user's mistake, 1 for our bug, 130 when stopped.
     """
-    from laura.cli.bars import open_progress
+    from laura.cli.progress import open_progress
 
     _quiet_libraries()
     try:
         with open_progress() as progress:
-            yield Desk(progress, as_json)
+            yield Console(progress, as_json)
     except KeyboardInterrupt:
         _say(STOPPED)
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -111,10 +168,8 @@ def mistake(error: Exception) -> str | None:
         from laura.results.store import disk_message
 
         return disk_message(error, Path(str(error.filename or "a file")))
-    text = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return MEMORY
-    if isinstance(error, RuntimeError) and "can't allocate memory" in text:
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if full or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
         return MEMORY
     return None
 
@@ -135,10 +190,7 @@ def _error_object(error: Exception, message: str | None) -> dict[str, Any]:
         "bug": message is None,
     }
     if isinstance(error, RecipeError):
-        value["faults"] = [
-            {"path": fault.path, "problem": fault.problem, "line": fault.line}
-            for fault in error.faults
-        ]
+        value["faults"] = [vars(fault) for fault in error.faults]
     return value
 
 

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +17,6 @@ from laura.results.units import memory_text
 State = Literal["ok", "limited", "missing"]
 
 GIB = 1024**3
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 LIBRARIES = (
     "torch", "transformers", "datasets", "safetensors", "gguf", "numpy", "pydantic", "altair",
     "vl-convert-python",
@@ -29,7 +27,7 @@ HUB_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """One thing looked at.
 
     Attributes:
@@ -44,40 +42,34 @@ class Finding:
     found: str
     advice: str = ""
 
+    def text(self) -> str:
+        """The finding on a line, with its advice below."""
+        mark = {"ok": "ok     ", "limited": "limited", "missing": "MISSING"}[self.state]
+        advice = f"\n{'':28}-> {self.advice}" if self.advice else ""
+        return f"{mark}  {self.name:<17}  {self.found}{advice}"
 
-def examine(data_dir: Path | None = None, network: bool = False) -> list[Finding]:
+
+def examine(data_dir: Path | None = None, network: bool = False) -> list[DoctorFinding]:
     """Look at everything a comparison needs; nothing is changed and nothing downloaded.
 
     Args:
         data_dir: Folder of local data; None means $LAURA_DATA.
         network: Whether to ask the Hub for a sign of life (waits up to ten seconds).
     """
-    looks: list[Callable[[], Finding]] = [
-        _python,
-        _libraries,
-        _devices,
-        _bf16,
-        _cores,
-        _memory,
-        _disk,
-        _cache,
-        lambda: _data(data_dir),
-        _sandbox,
-        _lm_eval,
-    ]
+    looks: list[Callable[[], DoctorFinding]] = [_python, _libraries]
+    if importlib.util.find_spec("torch") is not None:
+        looks += [_devices, _bf16]
+    looks += [_cores, _memory, _disk, _cache, lambda: _data(data_dir), _sandbox, _lm_eval]
     if network:
         looks.append(_hub)
     return [look() for look in looks]
 
 
-def _python() -> Finding:
-    version = sys.version_info[:2]
-    state: State = "ok" if OLDEST_PYTHON <= version <= NEWEST_PYTHON else "missing"
-    advice = "" if state == "ok" else "install Python 3.11, 3.12 or 3.13 and make .venv anew"
-    return Finding("python", state, f"{platform.python_version()} on {platform.platform()}", advice)
+def _python() -> DoctorFinding:
+    return DoctorFinding("python", "ok", f"{platform.python_version()} on {platform.platform()}")
 
 
-def _libraries() -> Finding:
+def _libraries() -> DoctorFinding:
     versions, absent = [], []
     for name in LIBRARIES:
         try:
@@ -86,13 +78,11 @@ def _libraries() -> Finding:
             absent.append(name)
     if absent:
         advice = f"python -m pip install {' '.join(absent)}"
-        return Finding("libraries", "missing", f"without {', '.join(absent)}", advice)
-    return Finding("libraries", "ok", ", ".join(versions))
+        return DoctorFinding("libraries", "missing", f"without {', '.join(absent)}", advice)
+    return DoctorFinding("libraries", "ok", ", ".join(versions))
 
 
-def _devices() -> Finding:
-    if importlib.util.find_spec("torch") is None:
-        return Finding("devices", "missing", "unknown without torch", "python -m pip install torch")
+def _devices() -> DoctorFinding:
     import torch
 
     found = [
@@ -103,48 +93,46 @@ def _devices() -> Finding:
     if torch.backends.mps.is_available():
         found.append("mps")
     if found:
-        return Finding("devices", "ok", "; ".join([*found, "cpu"]))
+        return DoctorFinding("devices", "ok", "; ".join([*found, "cpu"]))
     advice = (
         "enough for models of a few hundred million parameters; for larger ones use a machine "
         "with a GPU, and a torch built for it"
     )
-    return Finding("devices", "limited", "cpu only", advice)
+    return DoctorFinding("devices", "limited", "cpu only", advice)
 
 
-def _bf16() -> Finding:
-    if importlib.util.find_spec("torch") is None:
-        return Finding("bf16 arithmetic", "missing", "unknown without torch")
+def _bf16() -> DoctorFinding:
     from laura.models.device import has_bf16_arithmetic, pick_device
 
     device = pick_device()
     if has_bf16_arithmetic(device):
-        return Finding("bf16 arithmetic", "ok", f"in hardware on {device.type}")
+        return DoctorFinding("bf16 arithmetic", "ok", f"in hardware on {device.type}")
     advice = "nothing to do: precision auto trains in fp32 here, more slowly"
-    return Finding("bf16 arithmetic", "limited", f"not in hardware on {device.type}", advice)
+    return DoctorFinding("bf16 arithmetic", "limited", f"not in hardware on {device.type}", advice)
 
 
-def _cores() -> Finding:
+def _cores() -> DoctorFinding:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     capped = os.environ.get("OMP_NUM_THREADS", "")
     if capped.isdigit() and int(capped) < cores:
         advice = "unset OMP_NUM_THREADS to use them all"
-        return Finding("cores", "limited", f"{cores}, capped to {capped}", advice)
-    return Finding("cores", "ok", str(cores))
+        return DoctorFinding("cores", "limited", f"{cores}, capped to {capped}", advice)
+    return DoctorFinding("cores", "ok", str(cores))
 
 
-def _memory() -> Finding:
+def _memory() -> DoctorFinding:
     total, free = _memory_bytes()
     if total is None:
-        return Finding("memory", "limited", "unknown on this system")
+        return DoctorFinding("memory", "limited", "unknown on this system")
     found = memory_text(total) + (f", {memory_text(free)} free" if free else "")
     if (free or total) < COMFORTABLE_MEMORY_BYTES:
         advice = (
             "full finetuning of a 135M model wants about 6 GiB; close other programs, or lower "
             "train.row_tokens"
         )
-        return Finding("memory", "limited", found, advice)
-    return Finding("memory", "ok", found)
+        return DoctorFinding("memory", "limited", found, advice)
+    return DoctorFinding("memory", "ok", found)
 
 
 def _memory_bytes() -> tuple[int | None, int | None]:
@@ -160,44 +148,48 @@ def _memory_bytes() -> tuple[int | None, int | None]:
         return None, None
 
 
-def _disk() -> Finding:
+def _disk() -> DoctorFinding:
     here = Path.cwd()
     free = shutil.disk_usage(here).free
     found = f"{memory_text(free)} free at {here}"
     if not os.access(here, os.W_OK):
-        return Finding("disk", "limited", f"{here} may not be written", "give --out another folder")
+        return DoctorFinding(
+            "disk", "limited", f"{here} may not be written", "give --out another folder"
+        )
     if free < COMFORTABLE_DISK_BYTES:
         advice = "checkpoints of full finetuning need room; free some, or give --out another disk"
-        return Finding("disk", "limited", found, advice)
-    return Finding("disk", "ok", found)
+        return DoctorFinding("disk", "limited", found, advice)
+    return DoctorFinding("disk", "ok", found)
 
 
-def _cache() -> Finding:
+def _cache() -> DoctorFinding:
     from laura.models.cache import cache_root
 
     root = cache_root()
     place = next(path for path in (root, *root.parents) if path.exists())
     if not os.access(place, os.W_OK):
         advice = "set LAURA_CACHE to a folder you may write"
-        return Finding("cache", "missing", f"{root} may not be written", advice)
+        return DoctorFinding("cache", "missing", f"{root} may not be written", advice)
     models = sorted(p.name for p in (root / "models").glob("*") if not p.name.startswith("."))
     if not models:
-        return Finding("cache", "ok", f"{root}, empty", "laura fetch smollm2-135m-instruct-q4")
-    return Finding("cache", "ok", f"{root} with {', '.join(models)}")
+        return DoctorFinding(
+            "cache", "ok", f"{root}, empty", "laura fetch smollm2-135m-instruct-q4"
+        )
+    return DoctorFinding("cache", "ok", f"{root} with {', '.join(models)}")
 
 
-def _data(data_dir: Path | None) -> Finding:
+def _data(data_dir: Path | None) -> DoctorFinding:
     told = data_dir or (Path(chosen) if (chosen := os.environ.get("LAURA_DATA")) else None)
     advice = "give --data-dir or set LAURA_DATA; without it, data comes from the Hub"
     if told is None:
-        return Finding("data", "limited", "no local data folder", advice)
+        return DoctorFinding("data", "limited", "no local data folder", advice)
     if not told.is_dir():
-        return Finding("data", "missing", f"{told} is not a folder", advice)
+        return DoctorFinding("data", "missing", f"{told} is not a folder", advice)
     sets = sorted(path.name for path in told.iterdir() if path.is_dir())
-    return Finding("data", "ok", f"{told} with {', '.join(sets) or 'nothing in it'}")
+    return DoctorFinding("data", "ok", f"{told} with {', '.join(sets) or 'nothing in it'}")
 
 
-def _sandbox() -> Finding:
+def _sandbox() -> DoctorFinding:
     from laura.evals.sandbox import require_sandbox
     from laura.results.errors import SandboxError
 
@@ -205,34 +197,34 @@ def _sandbox() -> Finding:
         require_sandbox()
     except SandboxError as error:
         # Only tasks whose answers are programs want it.
-        return Finding("sandbox", "limited", "generated code can not be run", str(error))
-    return Finding("sandbox", "ok", "generated code runs confined")
+        return DoctorFinding("sandbox", "limited", "generated code can not be run", str(error))
+    return DoctorFinding("sandbox", "ok", "generated code runs confined")
 
 
-def _hub() -> Finding:
+def _hub() -> DoctorFinding:
     from urllib.error import HTTPError
     from urllib.request import urlopen
 
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if not address.startswith(("http://", "https://")):
         advice = "let HF_ENDPOINT begin with https://, or unset it"
-        return Finding("hub", "missing", f"HF_ENDPOINT is {address}", advice)
+        return DoctorFinding("hub", "missing", f"HF_ENDPOINT is {address}", advice)
     try:
         with urlopen(address, timeout=HUB_SECONDS):
-            return Finding("hub", "ok", f"{address} answers")
+            return DoctorFinding("hub", "ok", f"{address} answers")
     except HTTPError as error:
-        return Finding("hub", "ok", f"{address} answers ({error.code})")
+        return DoctorFinding("hub", "ok", f"{address} answers ({error.code})")
     except OSError as error:
         advice = (
             "use local folders and --data-dir, or set HTTPS_PROXY or HF_ENDPOINT; "
             "smollm2-135m-instruct-q4 needs PyPI only"
         )
         reason = getattr(error, "reason", None) or error
-        return Finding("hub", "limited", f"{address} does not answer ({reason})", advice)
+        return DoctorFinding("hub", "limited", f"{address} does not answer ({reason})", advice)
 
 
-def _lm_eval() -> Finding:
+def _lm_eval() -> DoctorFinding:
     if importlib.util.find_spec("lm_eval"):
-        return Finding("extra lm-eval", "ok", metadata.version("lm-eval"))
+        return DoctorFinding("extra lm-eval", "ok", metadata.version("lm-eval"))
     advice = "optional: python -m pip install 'laura-lab[lm-eval]'"
-    return Finding("extra lm-eval", "limited", "not installed", advice)
+    return DoctorFinding("extra lm-eval", "limited", "not installed", advice)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+BaseArgument = Annotated[
+    str, typer.Argument(metavar="BASE", help="Registry name, folder, GGUF file or Hub id.")
+]
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")
+]
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="Study folder.")]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="[NAME=]DIR",
+        help="LoRA adapter in PEFT's format. Repeatable: all are asked in one pass.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -21,7 +34,6 @@ SetOption = Annotated[
 DataOption = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir",
         envvar="LAURA_DATA",
         exists=True,
         file_okay=False,
@@ -30,17 +42,34 @@ DataOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:N or mps; the best by default."),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object instead of text, for machines.")
-]
-StudyOption = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="Study folder.", show_default="studies/NAME"),
+    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:N or mps; the best by default.")
 ]
 SettingOption = Annotated[
-    str | None,
-    typer.Option("--setting", metavar="NAME", help="Only this setting of a series."),
+    str | None, typer.Option(metavar="NAME", help="Only this setting of a series.")
 ]
+OutOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Study folder.", show_default="studies/NAME")
+]
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured with, and where."""
+
+    overrides: SetOption = None
+    data_dir: DataOption = None
+    device: DeviceOption = None
+
+
+@dataclass(frozen=True)
+class RecipeOptions(MeasureOptions):
+    """Which of a recipe's values and settings are meant."""
+
+    setting: SettingOption = None
+
+
+@dataclass(frozen=True)
+class StudyOptions(RecipeOptions):
+    """Where a study of a recipe lies."""
+
+    out: OutOption = None

@@ -1,196 +1,155 @@
-"""What the commands on recipes and study folders share: one study, or a series of them."""
+"""The commands on recipes and study folders: `laura compare`, `train` and `report`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from laura.cli.answers import without_curves
-from laura.results.errors import UsageError
+import typer
+
+import laura
+from laura.cli.console import Console
+from laura.cli.options import RecipeArgument, StudyOptions
 
 if TYPE_CHECKING:
-    from laura.cli.console import Desk
-    from laura.recipe.sections import Recipe
-    from laura.recipe.series import Series
-    from laura.report.page import Format
-    from laura.results.progress import Progress
+    from laura.results.schema import Summary
+
+DEFAULT_RECIPE = "micro"
 
 
-def read_chosen(
-    name: str, overrides: list[str] | None, data_dir: Path | None, setting: str | None
-) -> Recipe | Series:
-    """The recipe or series that a command was given, or one setting of a series.
-
-    Raises:
-        RecipeError: it has faults.
-        UsageError: there is no such recipe or setting.
-    """
-    from dataclasses import replace
-
-    from laura.recipe.series import Series, read_study
-    from laura.recipe.shipped import find_recipe
-
-    chosen = read_study(find_recipe(name), overrides or (), data_dir)
-    if setting is None:
-        return chosen
-    known = chosen.settings if isinstance(chosen, Series) else {}
-    if setting not in known:
-        allowed = f"its settings: {', '.join(known)}" if known else "it is a recipe, not a series"
-        raise UsageError(f"--setting {setting}: {name} has no such setting; {allowed}")
-    assert isinstance(chosen, Series)
-    return replace(chosen, settings={setting: known[setting]})
-
-
-def read_setting(
-    name: str, overrides: list[str] | None, data_dir: Path | None, setting: str | None
-) -> Recipe:
-    """The recipe that a command was given, or one setting of a series.
-
-    Raises:
-        UsageError: a series was given, and not which setting is meant.
-    """
-    from laura.recipe.sections import Recipe
-
-    chosen = read_chosen(name, overrides, data_dir, setting)
-    if isinstance(chosen, Recipe):
-        return chosen
-    if len(chosen.settings) > 1:
-        names = ", ".join(chosen.settings)
-        raise UsageError(f"{name} is a series; say which setting with --setting, one of: {names}")
-    return next(iter(chosen.settings.values()))
-
-
-def carry_out(
-    chosen: Recipe | Series,
-    study: Path,
-    data_dir: Path | None,
-    device: str | None,
-    workers: int | None,
-    progress: Progress,
-    confirm: Sequence[str] = (),
-    confirm_seeds: int = 3,
+def compare(
+    console: Console,
+    options: StudyOptions,
+    recipe: RecipeArgument = DEFAULT_RECIPE,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=64,
+            help="Runs carried out side by side, each in a process.",
+            show_default="1; for a tiny base one a core",
+        ),
+    ] = None,
+    confirm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ARM@RATE",
+            help="Also run this arm at this rate with fresh seeds, which had no part in choosing "
+            "it. Repeatable.",
+        ),
+    ] = None,
+    confirm_seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, max=100, help="Fresh seeds of each --confirm.")
+    ] = 3,
 ) -> None:
-    """Carry out a recipe or a series in its folder.
+    """Compare arms: what each learns, what it forgets.
 
-    Raises:
-        UsageError: what is to be confirmed, ARM@RATE, is not of it, or of several settings.
+    Evaluates the base, trains every arm at every learning rate with every seed,
+    measures, and writes summary.json and report.html into the study folder.
+    Stopped or killed, the same command continues; finished runs are never repeated.
+    A series is carried out setting by setting, each a study of its own.
+
+    \b
+    Example:
+      laura compare recipes/smollm2-gsm8k.yaml --data-dir data --set seeds=[0]
     """
-    from laura.recipe.sections import Recipe
-    from laura.study.confirming import check_configurations, read_configurations
-
-    # Also this before torch is loaded.
-    wanted = read_configurations(confirm)
-    recipes = [chosen] if isinstance(chosen, Recipe) else list(chosen.settings.values())
-    if wanted and len(recipes) > 1:
-        names = ", ".join(recipe.name for recipe in recipes)
-        raise UsageError(f"--confirm is of one setting; say which with --setting, one of: {names}")
-    for recipe in recipes:
-        check_configurations(wanted, confirm_seeds, recipe)
-    if isinstance(chosen, Recipe):
-        from laura.study.compare import compare
-
-        compare(
-            chosen,
-            study=study,
-            data_dir=data_dir,
-            device=device,
-            workers=workers,
-            confirm=wanted,
-            confirm_seeds=confirm_seeds,
-            progress=progress,
-        )
-        return
-    from laura.study.series import compare_series
-
-    compare_series(
-        chosen,
-        folder=study,
-        data_dir=data_dir,
-        device=device,
+    found = laura.compare(
+        recipe,
         workers=workers,
-        confirm=wanted,
+        confirm=confirm,
         confirm_seeds=confirm_seeds,
-        progress=progress,
+        progress=console.progress,
+        **vars(options),
     )
+    _answer(console, found)
 
 
-def judge_again(desk: Desk, folder: Path) -> None:
-    """Write again what follows from the folder alone; a comparison has just written it."""
-    from laura.results.store import SeriesStore
-    from laura.study.claims.judgement import write_series_claims
-    from laura.study.rebuilding import rebuild
+def train(
+    console: Console,
+    recipe: RecipeArgument,
+    arm: Annotated[str, typer.Option(metavar="NAME", help="Arm of the recipe to train.")],
+    options: StudyOptions,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Learning rate.", show_default="the arm's only one"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed.", show_default="the recipe's first")
+    ] = None,
+) -> None:
+    """Train one run: an arm, a learning rate, a seed.
 
-    settings = SeriesStore(folder).settings()
-    for study in settings.values():
-        try:
-            rebuild(study.folder, desk.progress)
-        except UsageError as error:
-            desk.progress.say(str(error))
-    if settings:
-        write_series_claims(folder)
-    else:
-        rebuild(folder, desk.progress)
+    The run lands in the study folder where `laura compare` finds it again.
+
+    \b
+    Example:
+      laura train recipes/smollm2-gsm8k.yaml --arm lora --learning-rate 3e-4
+    """
+    made = laura.train(
+        recipe,
+        arm,
+        learning_rate=learning_rate,
+        seed=seed,
+        progress=console.progress,
+        **vars(options),
+    )
+    runs = [run.model_dump() for run in made.runs]
+    text = "\n".join(f"{run.id}: {run.state}, in {run.folder}" for run in made.runs)
+    console.answer({"runs": runs, "summary": _without_curves(made.summary)}, text)
 
 
-def draw_and_answer(desk: Desk, folder: Path, form: Format = "html") -> None:
-    """Draw the report of a study, or of a series and its settings, and show what they found."""
-    from laura.results.errors import StoreError
-    from laura.results.store import SeriesStore
+def report(
+    console: Console,
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="Folder of a study, or of a series.")
+    ],
+    form: Annotated[
+        Literal["html", "md"],
+        typer.Option("--format", help="html: report.html, one page for a browser; md: report.md."),
+    ] = "html",
+) -> None:
+    """Draw the report again from a study folder alone.
 
-    settings = SeriesStore(folder).settings()
-    if not settings:
-        _answer(desk, *_drawn(desk, folder, form))
+    Figures for a paper lie in STUDY/figures, as SVG and PNG.
+
+    \b
+    Example:
+      laura report studies/smollm2-demo --format md
+    """
+    _answer(console, laura.write_report(study, form, progress=console.progress))
+
+
+def _answer(console: Console, found: laura.StudyResults | laura.SeriesResults) -> None:
+    """Show a study or each of a series: its answer with the table, and where the report is."""
+    if isinstance(found, laura.StudyResults):
+        console.answer(_value(found), *_shown(found))
         return
-    from laura.cli.claims import claims_table
-    from laura.report.series import write_series_report
-    from laura.results.schema import CLAIMS_FILE, Judgement, read_file
+    from laura.cli.decision import claims_table
 
-    answers = {}
-    for name, study in settings.items():
-        if not study.summary_file.is_file():
-            continue
-        try:
-            answers[name] = _drawn(desk, study.folder, form)
-        except (StoreError, UsageError) as error:
-            desk.progress.say(f"setting {name} is not drawn: {error}")
-    judged = read_file(Judgement, folder / CLAIMS_FILE)
-    page = write_series_report(folder, form)
-    told = {name: value for name, (value, _) in answers.items()}
     value = {
-        "series": str(folder),
-        "report": str(page),
-        "settings": told,
-        "judgement": judged.model_dump(mode="json"),
+        "series": str(found.folder),
+        "report": str(found.report),
+        "settings": {name: _value(study) for name, study in found.settings.items()},
+        "judgement": found.judgement and found.judgement.model_dump(mode="json"),
     }
-    if desk.as_json:
-        desk.answer(value)
-        return
-    for name, (one, table) in answers.items():
-        desk.answer(one, f"\n{name}")
-        _answer(desk, one, table)
-    _answer(desk, value, claims_table(judged))
+    shown = [part for name, one in found.settings.items() for part in (f"\n{name}", *_shown(one))]
+    table = [claims_table(found.judgement)] if found.judgement else []
+    console.answer(value, *shown, *table, f"\nReport: {found.report}")
 
 
-def _answer(desk: Desk, value: dict[str, Any], table: Any) -> None:
-    """Show a study: its answer with the table, and where the report is."""
-    desk.answer(value, table)
-    if not desk.as_json:
-        desk.answer(value, f"\nReport: {value['report']}")
+def _value(study: laura.StudyResults) -> dict[str, Any]:
+    judgement = study.judgement and study.judgement.model_dump(mode="json")
+    places = {"study": str(study.folder), "report": str(study.report)}
+    return {**places, **_without_curves(study.summary), "judgement": judgement}
 
 
-def _drawn(desk: Desk, folder: Path, form: Format) -> tuple[dict[str, Any], Any]:
-    """The answer on one study, whose report is drawn: for machines, and for people."""
-    from laura.report.page import write_report
-    from laura.report.study import read_study
+def _shown(study: laura.StudyResults) -> list[Any]:
     from laura.report.tables import summary_table
 
-    page = write_report(folder, desk.progress, form)
-    read = read_study(folder)
-    value = {
-        "study": str(folder),
-        "report": str(page),
-        **without_curves(read.summary),
-        "judgement": None if read.judgement is None else read.judgement.model_dump(mode="json"),
-    }
-    return value, summary_table(read)
+    return [summary_table(study), f"\nReport: {study.report}"]
+
+
+def _without_curves(summary: Summary) -> dict[str, Any]:
+    """The summary without the training curves, which are long and lie in summary.json."""
+    return summary.model_dump(mode="json", exclude={"runs": {"__all__": {"loss_curve"}}})

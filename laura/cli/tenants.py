@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from laura.cli.console import Desk, opened
-from laura.cli.options import JsonOption
+from laura.cli.console import Console, command
 from laura.results.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,77 +27,59 @@ key = typer.Typer(
 tenants.add_typer(key, name="key")
 
 RELOAD = "A server that runs takes this in when told to: POST /admin/tenants/reload."
+FILE = Path("tenants.yaml")
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The tenant.")]
 FileOption = Annotated[
-    Path,
-    typer.Option("--file", envvar="LAURA_TENANTS", metavar="FILE", help="The tenants file."),
+    Path, typer.Option(envvar="LAURA_TENANTS", metavar="FILE", help="The tenants file.")
 ]
-AdaptersOption = Annotated[
-    str | None,
-    typer.Option(
-        "--adapters",
-        metavar="A,B",
-        help="Adapters it may use: names, 'prefix*', or '*' for all; '' for none.",
-    ),
-]
-BaseOption = Annotated[
-    bool | None, typer.Option("--base/--no-base", help="Whether it may ask the base itself.")
-]
-RequestsOption = Annotated[
-    str | None,
-    typer.Option("--requests-per-minute", metavar="N", help="At most; 'none': no limit."),
-]
-TokensOption = Annotated[
-    str | None,
-    typer.Option(
-        "--tokens-per-minute",
-        metavar="N",
-        help="At most, prompts and answers together; 'none': no limit.",
-    ),
-]
-ConcurrentOption = Annotated[
-    str | None,
-    typer.Option("--concurrent", metavar="N", help="Requests at a time; 'none': no limit."),
-]
-PriorityOption = Annotated[
-    float | None,
-    typer.Option(
-        "--priority", metavar="X", help="Share of the engine while several wait; 1 is usual."
-    ),
-]
-ExpiresOption = Annotated[
-    str | None,
-    typer.Option(
-        "--expires",
-        metavar="DATE",
-        help="Its keys end with this moment, UTC: 2027-01-31 or 2027-01-31T12:00Z; 'none': never.",
-    ),
-]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a tenant may do; None where nothing was said."""
+
+    adapters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Adapters it may use: names, 'prefix*', or '*' for all; '' for none.",
+        ),
+    ] = None
+    base: Annotated[
+        bool | None, typer.Option("--base/--no-base", help="Whether it may ask the base itself.")
+    ] = None
+    requests_per_minute: Annotated[
+        str | None, typer.Option(metavar="N", help="At most; 'none': no limit.")
+    ] = None
+    tokens_per_minute: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="At most, prompts and answers together; 'none': no limit."),
+    ] = None
+    concurrent: Annotated[
+        str | None, typer.Option(metavar="N", help="Requests at a time; 'none': no limit.")
+    ] = None
+    priority: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Share of the engine while several wait; 1 is usual."),
+    ] = None
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE",
+            help="Its keys end with this moment, UTC: 2027-01-31 or 2027-01-31T12:00Z; "
+            "'none': never.",
+        ),
+    ] = None
 
 
 @tenants.callback()
+@key.callback()
 def _root() -> None:
     pass
 
 
-@key.callback()
-def _keys() -> None:
-    pass
-
-
-@tenants.command()
-def add(
-    name: NameArgument,
-    file: FileOption = Path("tenants.yaml"),
-    adapters: AdaptersOption = None,
-    base: BaseOption = None,
-    requests_per_minute: RequestsOption = None,
-    tokens_per_minute: TokensOption = None,
-    concurrent: ConcurrentOption = None,
-    priority: PriorityOption = None,
-    expires: ExpiresOption = None,
-    json: JsonOption = False,
-) -> None:
+@command(tenants)
+def add(console: Console, name: NameArgument, rules: Rules, file: FileOption = FILE) -> None:
     """Add a tenant and show its key, this once.
 
     The file is made where there is none. Without options a tenant may ask the base, without
@@ -107,53 +89,36 @@ def add(
     Example:
       laura tenants add acme --adapters 'support-*,maths' --requests-per-minute 60
     """
-    with opened(json) as desk:
-        wanted = _settings(
-            adapters, base, requests_per_minute, tokens_per_minute, concurrent, priority, expires
-        )
-        from laura.serve.tenant_changes import add as add_tenant
+    wanted = _settings(rules)
+    from laura.serve.tenant_changes import add as add_tenant
 
-        given = {field: value for field, value in wanted.items() if value is not None}
-        _show_key(desk, name, file, add_tenant(file, name, given))
+    given = {field: value for field, value in wanted.items() if value is not None}
+    _show_key(console, name, file, add_tenant(file, name, given))
 
 
-@tenants.command("set")
-def set_(
-    name: NameArgument,
-    file: FileOption = Path("tenants.yaml"),
-    adapters: AdaptersOption = None,
-    base: BaseOption = None,
-    requests_per_minute: RequestsOption = None,
-    tokens_per_minute: TokensOption = None,
-    concurrent: ConcurrentOption = None,
-    priority: PriorityOption = None,
-    expires: ExpiresOption = None,
-    json: JsonOption = False,
-) -> None:
+@command(tenants, "set")
+def set_(console: Console, name: NameArgument, rules: Rules, file: FileOption = FILE) -> None:
     """Change what a tenant may do; what is not named stays.
 
     \b
     Example:
       laura tenants set acme --concurrent 16 --tokens-per-minute none
     """
-    with opened(json) as desk:
-        wanted = _settings(
-            adapters, base, requests_per_minute, tokens_per_minute, concurrent, priority, expires
-        )
-        if not wanted:
-            raise UsageError("nothing to change was named; see `laura tenants set --help`")
-        from laura.serve.tenant_changes import set_limits
-        from laura.serve.tenants import Tenants
+    wanted = _settings(rules)
+    if not wanted:
+        raise UsageError("nothing to change was named; see `laura tenants set --help`")
+    from laura.serve.tenant_changes import set_limits
+    from laura.serve.tenants import Tenants
 
-        set_limits(file, name, wanted)
-        tenant = Tenants.read(file).get(name)
-        assert tenant is not None
-        text = f"{name} may now: {_rules_text(tenant)}\n{RELOAD}"
-        desk.answer({"file": str(file), **_tenant_json(name, tenant)}, text)
+    set_limits(file, name, wanted)
+    tenant = Tenants.read(file).get(name)
+    assert tenant is not None
+    text = f"{name} may now: {_rules_text(tenant)}\n{RELOAD}"
+    console.answer({"file": str(file), **_tenant_json(name, tenant)}, text)
 
 
-@tenants.command("list")
-def list_(file: FileOption = Path("tenants.yaml"), json: JsonOption = False) -> None:
+@command(tenants, "list")
+def list_(console: Console, file: FileOption = FILE) -> None:
     """List the tenants, what they may do, and the IDs of their keys.
 
     An ID is the beginning of a key's SHA-256. Tells every mistake in the file.
@@ -162,46 +127,43 @@ def list_(file: FileOption = Path("tenants.yaml"), json: JsonOption = False) -> 
     Example:
       laura tenants list --file tenants.yaml
     """
-    with opened(json) as desk:
-        from laura.serve.tenants import key_id, parse_tenants, read_tenants_text
+    from laura.serve.tenants import key_id, parse_tenants, read_tenants_text
 
-        whole = parse_tenants(read_tenants_text(file), str(file))
-        admins = [key_id(one) for one in whole.admin.keys]
-        lines = [f"{name}\n{_lines_text(one)}" for name, one in whole.tenants.items()]
-        lines.append(f"admin\n  keys      {', '.join(admins) or 'none'}")
-        value = {
-            "file": str(file),
-            "tenants": [_tenant_json(name, one) for name, one in whole.tenants.items()],
-            "admin_keys": admins,
-        }
-        desk.answer(value, "\n".join(lines))
+    whole = parse_tenants(read_tenants_text(file), str(file))
+    found = [_tenant_json(name, one) for name, one in whole.tenants.items()]
+    admins = [key_id(one) for one in whole.admin.keys]
+    lines = [
+        f"{one['name']}\n  keys      "
+        f"{', '.join(one['keys']) or 'none: nobody comes in by this name'}\n"
+        f"  may       {_rules_text(whole.tenants[one['name']])}"
+        for one in found
+    ]
+    lines.append(f"admin\n  keys      {', '.join(admins) or 'none'}")
+    value = {"file": str(file), "tenants": found, "admin_keys": admins}
+    console.answer(value, "\n".join(lines))
 
 
-@tenants.command()
-def remove(
-    name: NameArgument, file: FileOption = Path("tenants.yaml"), json: JsonOption = False
-) -> None:
+@command(tenants)
+def remove(console: Console, name: NameArgument, file: FileOption = FILE) -> None:
     """Remove a tenant with all keys.
 
     \b
     Example:
       laura tenants remove acme
     """
-    with opened(json) as desk:
-        from laura.serve.tenant_changes import remove as remove_tenant
+    from laura.serve.tenant_changes import remove as remove_tenant
 
-        remove_tenant(file, name)
-        desk.answer({"removed": name, "file": str(file)}, f"{name} is removed.\n{RELOAD}")
+    remove_tenant(file, name)
+    console.answer({"removed": name, "file": str(file)}, f"{name} is removed.\n{RELOAD}")
 
 
-@tenants.command()
+@command(tenants)
 def admin(
-    file: FileOption = Path("tenants.yaml"),
+    console: Console,
+    file: FileOption = FILE,
     revoke: Annotated[
-        str | None,
-        typer.Option("--revoke", metavar="ID", help="Take this admin key away, make none."),
+        str | None, typer.Option(metavar="ID", help="Take this admin key away, make none.")
     ] = None,
-    json: JsonOption = False,
 ) -> None:
     """Make an admin key and show it, this once.
 
@@ -211,19 +173,16 @@ def admin(
     Example:
       laura tenants admin --file tenants.yaml
     """
-    with opened(json) as desk:
-        from laura.serve.tenant_changes import make_admin, revoke_key
+    from laura.serve.tenant_changes import make_admin, revoke_key
 
-        if revoke is not None:
-            _show_revoked(desk, None, file, revoke_key(file, None, revoke))
-        else:
-            _show_key(desk, None, file, make_admin(file))
+    if revoke is not None:
+        _show_revoked(console, None, file, revoke_key(file, None, revoke))
+    else:
+        _show_key(console, None, file, make_admin(file))
 
 
-@key.command("add")
-def add_key(
-    name: NameArgument, file: FileOption = Path("tenants.yaml"), json: JsonOption = False
-) -> None:
+@command(key, "add")
+def add_key(console: Console, name: NameArgument, file: FileOption = FILE) -> None:
     """Make a tenant's second key and show it, this once.
 
     The first one opens as before, until it is revoked.
@@ -232,21 +191,20 @@ def add_key(
     Example:
       laura tenants key add acme
     """
-    with opened(json) as desk:
-        from laura.serve.tenant_changes import add_key as add_tenant_key
+    from laura.serve.tenant_changes import add_key as add_tenant_key
 
-        _show_key(desk, name, file, add_tenant_key(file, name))
+    _show_key(console, name, file, add_tenant_key(file, name))
 
 
-@key.command()
+@command(key)
 def revoke(
+    console: Console,
     name: NameArgument,
     wanted: Annotated[
         str,
         typer.Argument(metavar="ID", help="Of `laura tenants list`: how its SHA-256 begins."),
     ],
-    file: FileOption = Path("tenants.yaml"),
-    json: JsonOption = False,
+    file: FileOption = FILE,
 ) -> None:
     """Take a key away.
 
@@ -256,39 +214,22 @@ def revoke(
     Example:
       laura tenants key revoke acme 0f343b0931126
     """
-    with opened(json) as desk:
-        from laura.serve.tenant_changes import revoke_key
+    from laura.serve.tenant_changes import revoke_key
 
-        _show_revoked(desk, name, file, revoke_key(file, name, wanted))
+    _show_revoked(console, name, file, revoke_key(file, name, wanted))
 
 
-def _settings(
-    adapters: str | None,
-    base: bool | None,
-    requests: str | None,
-    tokens: str | None,
-    concurrent: str | None,
-    priority: float | None,
-    expires: str | None,
-) -> dict[str, Any]:
+def _settings(rules: Rules) -> dict[str, Any]:
     """The settings that were named; None where 'none' was."""
-    wanted: dict[str, Any] = {}
-    if adapters is not None:
-        wanted["adapters"] = [one.strip() for one in adapters.split(",") if one.strip()]
-    if base is not None:
-        wanted["base"] = base
-    limits = {
-        "requests_per_minute": requests,
-        "tokens_per_minute": tokens,
-        "concurrent": concurrent,
-    }
-    for field, text in limits.items():
-        if text is not None:
-            wanted[field] = _limit("--" + field.replace("_", "-"), text)
-    if priority is not None:
-        wanted["priority"] = priority
-    if expires is not None:
-        wanted["expires"] = None if expires == "none" else expires
+    wanted = {name: value for name, value in vars(rules).items() if value is not None}
+    if "adapters" in wanted:
+        names = (one.strip() for one in str(wanted["adapters"]).split(","))
+        wanted["adapters"] = [name for name in names if name]
+    for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
+        if name in wanted:
+            wanted[name] = _limit("--" + name.replace("_", "-"), str(wanted[name]))
+    if wanted.get("expires") == "none":
+        wanted["expires"] = None
     return wanted
 
 
@@ -299,7 +240,7 @@ def _limit(option: str, text: str) -> int | None:
         raise UsageError(f"{option} takes a whole number or none, came {text!r}") from None
 
 
-def _show_key(desk: Desk, name: str | None, file: Path, made: str) -> None:
+def _show_key(console: Console, name: str | None, file: Path, made: str) -> None:
     from laura.serve.tenants import hash_of_key, key_id
 
     whose = "The admin's" if name is None else f"{name}'s"
@@ -308,13 +249,13 @@ def _show_key(desk: Desk, name: str | None, file: Path, made: str) -> None:
         f"{whose} key, shown this once (only its SHA-256 is kept, in {file}):\n\n  {made}\n\n"
         f"Its ID is {made_id}. {RELOAD}"
     )
-    desk.answer({"tenant": name, "key": made, "id": made_id, "file": str(file)}, text)
+    console.answer({"tenant": name, "key": made, "id": made_id, "file": str(file)}, text)
 
 
-def _show_revoked(desk: Desk, name: str | None, file: Path, gone: str) -> None:
+def _show_revoked(console: Console, name: str | None, file: Path, gone: str) -> None:
     whose = "the admin" if name is None else name
     value = {"tenant": name, "revoked": gone, "file": str(file)}
-    desk.answer(value, f"The key {gone} of {whose} is revoked.\n{RELOAD}")
+    console.answer(value, f"The key {gone} of {whose} is revoked.\n{RELOAD}")
 
 
 def _tenant_json(name: str, one: TenantSettings) -> dict[str, Any]:
@@ -324,24 +265,16 @@ def _tenant_json(name: str, one: TenantSettings) -> dict[str, Any]:
     return {"name": name, **one.model_dump(mode="json"), "keys": keys, "expired": one.expired()}
 
 
-def _lines_text(one: TenantSettings) -> str:
-    from laura.serve.tenants import key_id
-
-    keys = ", ".join(map(key_id, one.keys)) or "none: nobody comes in by this name"
-    return f"  keys      {keys}\n  may       {_rules_text(one)}"
-
-
 def _rules_text(one: TenantSettings) -> str:
     """What a tenant may do, on one line."""
     models = [*(["base"] if one.base else []), *one.adapters]
     words = [f"use {', '.join(models) or 'nothing'}"]
-    for limit, what in (
+    limits = (
         (one.requests_per_minute, "requests a minute"),
         (one.tokens_per_minute, "tokens a minute"),
         (one.concurrent, "at a time"),
-    ):
-        if limit is not None:
-            words.append(f"{limit:,} {what}")
+    )
+    words += [f"{limit:,} {what}" for limit, what in limits if limit is not None]
     words.append(f"priority {one.priority:g}")
     if one.expires is not None:
         past = "EXPIRED at" if one.expired() else "until"

@@ -41,8 +41,8 @@ from laura.results.store import (
     write_lines_gz,
 )
 from laura.study.material import ExampleEncoder
-from laura.train.batches import plan_batches
-from laura.train.run import train_run
+from laura.training.batches import plan_batches
+from laura.training.run import train_run
 
 SIZES = {"train": 2500, "validation": 200, "test": 625}
 SOURCE_DOCUMENTS = 400

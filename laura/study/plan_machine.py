@@ -117,8 +117,8 @@ def _runtime(device_name: str) -> int:
     from laura.recipe.sections import BaseSection, FullArm, TrainSection
     from laura.results.store import RunStore
     from laura.study.workbench import Workbench
-    from laura.train.batches import BatchPlan
-    from laura.train.run import train_run
+    from laura.training.batches import BatchPlan
+    from laura.training.run import train_run
 
     section = TrainSection(row_tokens=16, batch_tokens=16, schedule="constant", warmup=0.0)
     row = Row([5] * 16, [7] * 16, list(range(16)), [16], [0])

@@ -26,8 +26,8 @@ from laura.study.plan_data import Survey
 from laura.study.plan_evaluation import answers_of
 from laura.study.plan_memory import OPTIMISER_STATE
 from laura.study.plan_shapes import Shapes
-from laura.train.schedules import longest_warmup, plan_legs
-from laura.train.work import Work, training_flops
+from laura.training.schedules import longest_warmup, plan_legs
+from laura.training.work import Work, training_flops
 
 # Of data/corpus.py: an example's entry in records.bin and digests.bin.
 EXAMPLE_BYTES = 120

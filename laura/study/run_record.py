@@ -9,7 +9,7 @@ from laura.data.mixing import Dealt
 from laura.recipe.sections import FullArm, LoraArm, Recipe
 from laura.results.errors import StoreError
 from laura.results.store import RunStore, read_json
-from laura.train.batches import BatchPlan
+from laura.training.batches import BatchPlan
 
 _NEEDED = {"id", "arm", "learning_rate", "seed", "points"}
 # Told apart by the run's rate, and by the sources beside the share.

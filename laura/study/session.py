@@ -35,9 +35,9 @@ from laura.study.run_record import UNTRAINED, budget_marks, template_identity
 from laura.study.sharing import BUSY, LOCK, claimed, held
 from laura.study.validation import validator
 from laura.study.workbench import Workbench
-from laura.train.batches import BatchPlan, plan_batches
-from laura.train.run import train_runs
-from laura.train.schedules import refuse_long_warmup
+from laura.training.batches import BatchPlan, plan_batches
+from laura.training.run import train_runs
+from laura.training.schedules import refuse_long_warmup
 
 RUN_FORMAT = 1  # counts up when the same recipe would train other weights
 

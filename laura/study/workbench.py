@@ -25,7 +25,7 @@ from laura.models.lora_plus import rate_ratios
 from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
 from laura.results.progress import SILENT, Progress
 from laura.results.store import check_folder
-from laura.train.optimisers import StepRule
+from laura.training.optimisers import StepRule
 
 Reference = Callable[[], AbstractContextManager[object]] | Any
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from laura.cli.answers import adapter_names, models_text
-from laura.cli.evaluate import _measure_section
+from laura.api import Evaluation
+from laura.cli.measurement import adapter_names, scores_text
 from laura.engine.engine import Engine
 from laura.engine.forecast import Pace, forecast, measure_pace
 from laura.engine.requests import GenerateRequest, ScoreRequest
@@ -89,8 +89,8 @@ def test_adapters_in_one_pass_equal_each_alone(adapters: list[Path], tmp_path: P
                         theirs.pop("loglikelihoods"), abs=1e-4
                     )
                 assert mine == theirs
-    text = models_text(together)
-    assert "rank4" in text and "95%" in text
+    text = "".join(map(scores_text, Evaluation(models=together).models.values()))
+    assert "95%" in text
 
 
 def test_what_is_asked_for_twice_stands(adapters: list[Path], tmp_path: Path) -> None:
@@ -194,10 +194,6 @@ def test_presets_fill_in_what_is_not_given() -> None:
     quick = read_measure_section(["measure.preset=quick"])
     assert (quick.limit, quick.subset, quick.code_samples) == (200, "random", 1)
     assert MeasureSection.model_validate(quick.model_dump()) == quick
-    assert _measure_section(None, None, ["measure.preset=quick"]) == quick
-    assert _measure_section(None, "quick", None) == quick
-    assert _measure_section(50, "quick", None).limit == 50
-    assert _measure_section(None, None, None).limit is None
     with pytest.raises(RecipeError, match="preset"):
         read_measure_section(["measure.preset=papre"])
 

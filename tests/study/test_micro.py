@@ -23,7 +23,7 @@ from laura.recipe.shipped import find_recipe
 from laura.results.errors import DataError, ModelError
 from laura.results.store import read_lines_gz
 from laura.study.micro_base import STAGES, check_card, make_data
-from laura.study.micro_check import check_base
+from scripts.check_micro import check_base
 
 LARGEST_BYTES = 6_000_000
 

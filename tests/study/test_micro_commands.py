@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from laura.models.registry import MICRO_BASE
 from laura.results.store import file_hash
-from laura.study.micro_check import Check, check_study
+from scripts.check_micro import Check, check_study
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -121,12 +120,3 @@ def test_what_a_comparison_must_show_is_read_off_it(compared: Any, tmp_path: Pat
     assert again["minutes of the comparison"].holds is None
     [absent] = check_study(tmp_path / "none")
     assert absent == Check(absent.what, absent.found, "a finished comparison", None)
-
-
-def test_a_card_of_other_weights_is_told_without_a_traceback(tmp_path: Path) -> None:
-    shutil.copytree(MICRO_BASE, tmp_path / "base")
-    card = json.loads((tmp_path / "base" / "card.json").read_text())
-    (tmp_path / "base" / "card.json").write_text(json.dumps({**card, "weights_sha256": "0"}))
-    done = laura("micro", "check", "--base", str(tmp_path / "base"))
-    assert done.returncode == 2
-    assert "other weights" in done.stderr and "Traceback" not in done.stderr

@@ -26,7 +26,7 @@ from laura.recipe.series import Series, read_study
 from laura.recipe.shipped import shipped_recipes
 from laura.results.errors import LauraError
 from laura.results.store import StudyStore, read_json
-from laura.train.schedules import plan_legs
+from laura.training.schedules import plan_legs
 from tests.study.carried_out import best_rate, compare
 
 # Biderman et al. 2024, arXiv:2405.09673v2: length, sequences a step, rates of full, of r <= 64 and

@@ -26,7 +26,7 @@ from laura.study.plan_paper import TABLES, paper_rows, state_bytes
 from laura.study.plan_shapes import shapes_from
 from laura.study.plan_text import plan_line, plan_text
 from laura.study.plan_work import arm_work, trained_tokens, work_of
-from laura.train.flops import count_work
+from laura.training.flops import count_work
 from tests.conftest import make_tiny_model
 
 LLAMA_2_7B = {

@@ -22,8 +22,8 @@ from laura.study.plan_arms import start_numbers, trainable_parameters
 from laura.study.plan_shapes import shapes_from
 from laura.study.plan_work import work_of
 from laura.study.workbench import Workbench
-from laura.train.flops import count_work
-from laura.train.loop import model_inputs
+from laura.training.flops import count_work
+from laura.training.loop import model_inputs
 from tests.conftest import make_tiny_model
 
 ARMS: dict[str, dict[str, Any]] = {

@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner, Result
 
+from laura.api import bound, memory_bytes
 from laura.cli import app as cli
-from laura.cli.recommend import bound, memory_bytes
 from laura.recipe.reading import parse_recipe, recipe_yaml
 from laura.results.errors import EvidenceError, UsageError
 from laura.results.schema import Constraint, read_record

@@ -10,7 +10,7 @@ import pytest
 from laura.recipe.reading import parse_recipe
 from laura.results.store import StudyStore
 from laura.study.opening import open_study
-from laura.train import loop
+from laura.training import loop
 from tests.study.carried_out import train
 from tests.study.test_material import endless_text, pretraining
 from tests.study.test_replay import Stopper

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from laura.cli.claims import claims_table
-from laura.cli.recommend import _text
+from laura.cli.decision import claims_table, recommendation_text
 from laura.report.blocks import Figure
 from laura.report.markdown import Document, document_text
 from laura.report.page import PAGES, lay_out
@@ -236,7 +235,7 @@ def check(draw: np.random.Generator, with_report: bool) -> str:
         advice = recommendation_of(decision, Path("ready.yaml"), None)
         assert len(advice_of(decision).split()) <= 25
         if advice.chosen is not None:
-            text += _text(advice)
+            text += recommendation_text(advice)
         if with_report:
             text += report_text(one, found, advice)
     text += shown(claims_table(found))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from laura.cli.bars import PlainLines
+from laura.cli.progress import PlainLines
 from laura.recipe.reading import parse_recipe
 from laura.results.errors import CheckpointError, LauraError, StoreError
 from laura.results.progress import SILENT

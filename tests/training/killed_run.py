@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from laura.models.lora import LoraSettings, attach
 from laura.results.progress import Silent
 from tests.conftest import make_tiny_model
-from tests.train.test_loop import make_plan, make_section, train
+from tests.training.test_loop import make_plan, make_section, train
 
 
 class Killer(Silent):

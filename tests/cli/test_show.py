@@ -5,12 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import pty
-import select
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,8 @@ from typer.testing import CliRunner, Result
 from laura.cli import app as cli
 from laura.results.store import StudyStore, write_json
 from laura.results.task_result import TaskResult, samples_file, summarise
+from tests.cli.terminal import ROOT, Terminal
 
-ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]é \u202e\x9b31m"
 
 
@@ -58,43 +54,12 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.app, ["show", *map(str, arguments)])
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """What a command in a process of its own sees."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("LESS", "PAGER")}
-    return {**kept, "TERM": "xterm", "COLUMNS": "100", "LINES": "20", **changes}
-
-
-def in_terminal(*arguments: str | Path, keys: bytes = b"", **changes: str) -> tuple[str, int]:
-    """A command in a terminal of its own; `keys` are typed as soon as something is shown.
-
-    Returns:
-        What the terminal was sent, and the exit code.
-    """
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "laura", "show", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(**changes),
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        start_new_session=True,
-    )
-    os.close(follower)
-    seen, deadline = b"", time.monotonic() + 60
-    while time.monotonic() < deadline:
-        ready, _, _ = select.select([leader], [], [], 0.2)
-        try:
-            part = os.read(leader, 65536) if ready else b""
-        except OSError:  # the last one closed the terminal
-            break
-        seen += part
-        if keys and b"item 0" in seen and not part:
-            os.write(leader, keys)
-        if not ready and process.poll() is not None:
-            break
-    os.close(leader)
-    return seen.decode(), process.wait(20)
+def in_terminal(*arguments: str | Path, **changes: str) -> tuple[str, int]:
+    """What a terminal was sent by a command in it, and the exit code."""
+    changes = {"COLUMNS": "100", **changes}
+    with Terminal("laura", "show", *map(str, arguments), **changes) as terminal:
+        code = terminal.ended()
+        return terminal.seen, code
 
 
 def test_a_pipe_gets_plain_text(study: Path) -> None:
@@ -188,7 +153,7 @@ def test_letters_that_the_output_lacks_are_escaped(study: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "laura", "show", str(study), "--index", "0"],
         cwd=ROOT,
-        env=environment(PYTHONIOENCODING="ascii"),
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         check=True,
     )
@@ -235,42 +200,9 @@ def test_a_pager_that_ends_early_is_no_error(study: Path) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/usr/bin/less"), reason="less is not installed")
 def test_less_pages_and_is_left_with_q(study: Path) -> None:
-    seen, code = in_terminal(study, keys=b"q")
-    assert code == 0, seen
-    assert "item 0" in seen and "item 39" not in seen, "only the first screen was drawn"
-    assert "ESC[" not in seen and "\\x1b[2J" in seen
-
-
-def test_a_stop_ends_the_pager_too(study: Path) -> None:
-    code = (
-        "import os, signal, sys, threading\n"
-        "from laura.cli.console import listen_for_stop\n"
-        "from laura.cli.pager import paged\n"
-        "listen_for_stop()\n"
-        "os.environ['PAGER'] = 'sleep 60'\n"
-        "threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
-        "with paged() as console:\n"
-        "    console.print('x')\n"
-    )
-    start = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert "KeyboardInterrupt" in ended.stderr and time.monotonic() - start < 30
-    assert ended.returncode in (1, 130, -signal.SIGINT)
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\n"
-        "from laura import cli\n"
-        "sys.argv = ['laura', 'show', '--help']\n"
-        "try:\n    cli.main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
-        # pydantic is typer's own, which asks it for the kinds of the options.
-        "heavy = 'torch transformers numpy yaml rich gzip laura.report'.split()\n"
-        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert ended.stderr.strip() == "[]" and "--failed" in ended.stdout
+    with Terminal("laura", "show", str(study)) as terminal:
+        terminal.wait_for("item 0: ")
+        terminal.type("q")
+        assert terminal.ended() == 0
+        assert "item 39" not in terminal.seen, "only the first screen was drawn"
+        assert "ESC[" not in terminal.seen and "\\x1b[2J" in terminal.seen

@@ -25,12 +25,12 @@ from laura.recipe.sections import BudgetSection, TrainSection
 from laura.results.errors import CheckpointError, DataError
 from laura.results.progress import Silent
 from laura.results.store import RunStore, read_json
-from laura.train.batches import BatchPlan, plan_batches
-from laura.train.flops import count_work, step_flops
-from laura.train.loop import model_inputs
-from laura.train.optimisers import StepRule
-from laura.train.run import train_run
-from laura.train.schedules import plan_legs, rate_factor
+from laura.training.batches import BatchPlan, plan_batches
+from laura.training.flops import count_work, step_flops
+from laura.training.loop import model_inputs
+from laura.training.optimisers import StepRule
+from laura.training.run import train_run
+from laura.training.schedules import plan_legs, rate_factor
 
 HERE = Path(__file__).parent
 
@@ -329,7 +329,7 @@ def test_a_damaged_state_is_refused(tiny_model: Any, tmp_path: Path) -> None:
     section = make_section()
     plan = make_plan(section)
     train(tiny_model, tmp_path / "a", section, plan)
-    from laura.train.checkpoints import load_state, save_state
+    from laura.training.checkpoints import load_state, save_state
 
     parameters = dict(tiny_model.named_parameters())
     optimiser = torch.optim.AdamW(parameters.values())

@@ -17,10 +17,9 @@ from laura.recipe.reading import load_mapping, read_measure_section
 from laura.recipe.series import read_study
 from laura.recipe.shipped import find_recipe, shipped_recipes
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [
-    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/serving.md")
-]
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/python.md", "docs/serving.md")
+PAGES = [ROOT / name for name in NAMES]
 SERVING = ROOT / "docs" / "serving.md"  # its YAML is no recipe
 TAKES_RECIPE = {"compare", "train", "plan"}
 ROOT_COMMAND = typer.main.get_command(app)

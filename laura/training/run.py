@@ -19,11 +19,11 @@ from laura.results.store import (
     write_folder,
     write_json,
 )
-from laura.train.batches import BatchPlan
-from laura.train.cohort import ParameterSet, gradients_for
-from laura.train.loop import StoppedForNow, Trainer, in_turn, run_leg
-from laura.train.optimisers import STANDARD, StepRule, build_optimiser
-from laura.train.schedules import Leg, plan_legs
+from laura.training.batches import BatchPlan
+from laura.training.cohort import ParameterSet, gradients_for
+from laura.training.loop import StoppedForNow, Trainer, in_turn, run_leg
+from laura.training.optimisers import STANDARD, StepRule, build_optimiser
+from laura.training.schedules import Leg, plan_legs
 
 
 def train_run(

@@ -1,18 +1,25 @@
-"""What must be true of the micro laboratory, looked at: `laura micro check`.
+"""Measure what must be true of the micro laboratory, and say whether it is.
 
-The base is measured anew and the world's text is read again; what a comparison
+    python scripts/check_micro.py --study studies/micro
+    python scripts/check_micro.py --base DIR    a base made by scripts/make_micro_base.py
+
+Exits with 2 when something does not hold; what could not be looked at is told. The base is
+measured anew and the world's text is read again; what a comparison
 showed is read from its study folder. A comparison that has not been made is told
 as such, never as fulfilled.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from laura.cli.progress import open_progress
 from laura.data.sources import load_rows
 from laura.evals.tasks import find
 from laura.micro.settings import WorldSettings
@@ -20,6 +27,7 @@ from laura.micro.targets import DOMAINS, SPLITS, forms, running_text
 from laura.micro.tokenizer import pieces
 from laura.micro.world import World
 from laura.models.load import load_base
+from laura.models.registry import MICRO_BASE
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import ModelError
 from laura.results.progress import SILENT, Progress
@@ -196,3 +204,27 @@ def _values(summary: dict[str, Any], method: str, task: str) -> list[float]:
 
 def _changes(summary: dict[str, Any], method: str) -> list[float]:
     return [float(p["changes"]["mean"]["value"]) for p in _points(summary, method)]
+
+
+def main() -> None:
+    """Look at a base and at studies on it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, help="another micro base; the shipped one if absent")
+    parser.add_argument("--study", type=Path, action="append", help="studies/micro if absent")
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps; the best if absent")
+    options = parser.parse_args()
+    # A base that was made elsewhere has its data beside it.
+    data_dir = None if options.base is None else options.base / "data"
+    with open_progress() as progress:
+        checks = check_base(options.base or MICRO_BASE, data_dir, options.device, progress)
+    for folder in options.study or [Path("studies/micro")]:
+        checks += check_study(folder)
+    words = {True: "ok", False: "NOT SO", None: "not known"}
+    for one in checks:
+        print(f"{words[one.holds]:<10}{one.what}: {one.found} ({one.wanted})")
+    if any(one.holds is False for one in checks):
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from laura.data.packing import Row
 from laura.models.layers import decoder_layers
 from laura.models.lora import LoraLinear
 from laura.models.losses import output_head
-from laura.train.work import Work, training_flops
+from laura.training.work import Work, training_flops
 
 
 def count_work(model: Any) -> Work:

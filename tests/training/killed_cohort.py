@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.train.killed_run import Killer
-from tests.train.test_cohort import adapted, together
-from tests.train.test_loop import make_plan, make_section
+from tests.training.killed_run import Killer
+from tests.training.test_cohort import adapted, together
+from tests.training.test_loop import make_plan, make_section
 
 
 def main() -> None:

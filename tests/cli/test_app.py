@@ -1,4 +1,4 @@
-"""The door: help costs nothing, every ending has its exit code, answers go where they belong."""
+"""The command line: help costs nothing, every ending has its exit code, answers have one place."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import os
 import signal
 import subprocess
 import sys
-import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 import laura
+from laura.api import Evaluation, Training
 from laura.cli import app as cli
-from laura.cli import console
+from laura.cli import console, doctor
+from laura.cli.study import DEFAULT_RECIPE
 from laura.recipe import shipped
-from laura.recipe.sections import MeasureSection, Recipe
 from laura.results.errors import DataError, RecipeError, UsageError
 from laura.results.schema import Summary
 from laura.results.store import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "compare train evaluate spectra claims recommend gate report show chat merge fetch doctor "
-    "schema"
+    "compare train evaluate claims recommend gate plan report show spectra chat serve merge fetch "
+    "doctor schema"
 ).split()
 RECIPE = """\
 name: tiny
@@ -56,15 +58,10 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, list(arguments))
 
 
-def run_apart(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Code in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "laura", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
@@ -77,53 +74,47 @@ def recipe_file(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts a function in the place of one that a command imports late."""
+def study(tmp_path: Path) -> Path:
+    """A study that was judged."""
+    write_json(tmp_path / "study" / "summary.json", SUMMARY)
+    write_json(tmp_path / "study" / "claims.json", JUDGED)
+    return tmp_path / "study"
 
-    def put(module: str, name: str, function: Any) -> None:
-        fake = sys.modules.get(module) or types.ModuleType(module)
-        if getattr(fake, "__file__", None):
-            fake = types.ModuleType(module)
-        setattr(fake, name, function)
-        monkeypatch.setitem(sys.modules, module, fake)
+
+Asked = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@pytest.fixture
+def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], Asked]:
+    """Answers in the place of a function; gives what it is asked."""
+
+    def put(name: str, answer: Any) -> Asked:
+        asked: Asked = []
+
+        def function(*words: Any, **named: Any) -> Any:
+            asked.append((words, named))
+            return answer
+
+        monkeypatch.setattr(name, function)
+        return asked
 
     return put
 
 
-@pytest.fixture
-def calls(stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What the study and the report were asked to do, in place of doing it."""
-    seen: list[dict[str, Any]] = []
-    monkeypatch.chdir(tmp_path)
-
-    def compare(recipe: Recipe, **asked: Any) -> None:
-        seen.append({"recipe": recipe, **asked})
-        write_json(asked["study"] / "summary.json", SUMMARY)
-        write_json(asked["study"] / "claims.json", JUDGED)
-
-    def write_report(study: Path, progress: Any = None, form: str = "html") -> Path:
-        return study / f"report.{form}"
-
-    stand_in("laura.study.compare", "compare", compare)
-    stand_in("laura.report.page", "write_report", write_report)
-    stand_in("laura.report.tables", "summary_table", lambda study: f"TABLE {study.answer}")
-    return seen
-
-
 def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\n"
-        "from laura import cli\n"
-        "sys.argv = ['laura', '--help']\n"
-        "try:\n    cli.main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
-        "heavy = 'torch transformers pydantic altair datasets numpy yaml rich gguf peft'.split()\n"
-        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert ended.stderr.strip() == "[]"
-    assert all(command in ended.stdout for command in COMMANDS)
+    for words in (["--help"], ["show", "--help"], ["tenants", "add", "--help"]):
+        ended = python(
+            "import sys\n"
+            "from laura.cli.app import main\n"
+            f"sys.argv = ['laura', *{words}]\n"
+            "try:\n    main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
+            # pydantic is typer's own, which asks it for the kinds of a command's options.
+            "heavy = 'torch transformers altair datasets numpy yaml rich gguf click'.split()\n"
+            f"heavy += ['pydantic', 'laura.api', 'laura.report'][{len(words) > 1}:]\n"
+            "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+        )
+        assert ended.stderr.strip() == "[]", words
+    assert all(command in run("--help").stdout for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -131,54 +122,59 @@ def test_every_command_shows_an_example(command: str) -> None:
     ended = run(command, "--help")
     assert ended.exit_code == 0
     example = ended.stdout[ended.stdout.index("Example:") :]
-    assert f"laura {command}" in example
-    assert "--json" in ended.stdout or command == "schema"
+    assert f"laura {command}" in example and "--json" in ended.stdout
 
 
-def test_version() -> None:
+def test_every_command_is_listed_and_version() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert list(commands) == [*COMMANDS, "tenants"]
     assert run("--version").stdout.strip() == f"laura {laura.__version__}"
+    assert DEFAULT_RECIPE in shipped.shipped_recipes()
 
 
 def test_compare_hands_everything_on(
-    calls: list[dict[str, Any]], recipe_file: str, tmp_path: Path
+    study: Path, instead: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = instead("laura.compare", laura.read_study(study))
     ended = run(
-        *("compare", recipe_file, "--set", "train.clip=null", "--set", "seeds=[7]"),
-        *("--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"),
+        *("compare", "mine.yaml", "--set", "train.clip=null", "--set", "seeds=[7]"),
+        *("--data-dir", str(tmp_path), "--out", "out", "--device", "cpu", "--setting", "code"),
+        *("--workers", "2", "--confirm", "lora@1e-3"),
     )
     assert ended.exit_code == 0, ended.stderr
-    (asked,) = calls
-    assert asked["recipe"].train.clip is None and asked["recipe"].seeds == [7]
-    assert asked["study"] == tmp_path / "out"
-    assert (asked["data_dir"], asked["device"]) == (tmp_path, "cpu")
-    assert f"TABLE {JUDGED['answer']}" in ended.stdout and "report.html" in ended.stdout
-
-
-def test_defaults_and_environment(
-    calls: list[dict[str, Any]], recipe_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    assert JUDGED["answer"] in ended.stdout and "Report: " in ended.stdout
+    [(words, named)] = asked
+    assert words == ("mine.yaml",) and named.pop("progress")
+    assert named == {
+        "overrides": ["train.clip=null", "seeds=[7]"], "setting": "code", "device": "cpu",
+        "data_dir": tmp_path, "out": Path("out"), "workers": 2,
+        "confirm": ["lora@1e-3"], "confirm_seeds": 3,
+    }  # fmt: skip
     monkeypatch.setenv("LAURA_DATA", str(tmp_path))
-    assert run("compare", recipe_file).exit_code == 0
-    monkeypatch.delenv("LAURA_DATA")
-    assert run("compare", recipe_file).exit_code == 0
-    assert [asked["data_dir"] for asked in calls] == [tmp_path, None]
-    assert calls[0]["study"] == Path("studies/tiny")
+    assert run("compare").exit_code == 0
+    words, named = asked[-1]
+    assert words == (DEFAULT_RECIPE,)
+    assert (named["data_dir"], named["out"], named["workers"]) == (tmp_path, None, None)
 
 
-def test_json_is_one_object_on_standard_output(
-    calls: list[dict[str, Any]], recipe_file: str
-) -> None:
-    ended = run("compare", recipe_file, "--json")
-    answer = json.loads(ended.stdout)
+def test_json_is_one_object_on_standard_output(study: Path, instead: Any) -> None:
+    instead("laura.write_report", laura.read_study(study))
+    answer = json.loads(run("report", str(study), "--json").stdout)
     assert answer["judgement"]["answer"] == JUDGED["answer"]
-    assert answer["report"].endswith("report.html")
     [known] = answer["runs"]
     assert known.items() >= RUN.items() and "loss_curve" not in known, "they are in summary.json"
 
 
-def test_a_study_of_an_older_format_is_one_line(
-    recipe_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_comes_in_two_formats(study: Path) -> None:
+    for form in ("html", "md"):
+        ended = run("report", str(study), "--format", form, "--json")
+        assert json.loads(ended.stdout)["report"] == str(study / f"report.{form}")
+        assert (study / f"report.{form}").is_file()
+    refused = run("report", str(study), "--format", "pdf")
+    assert refused.exit_code == 2 and "html" in refused.stderr
+
+
+def test_a_study_of_an_older_format_is_one_line(tmp_path: Path) -> None:
     study = tmp_path / "old"
     (study / "runs").mkdir(parents=True)
     for name in ("recipe.yaml", "study.json"):
@@ -198,56 +194,55 @@ def test_a_study_of_an_older_format_is_one_line(
     assert before == {path: path.read_bytes() for path in study.iterdir() if path.is_file()}
 
 
-def test_the_report_comes_in_two_formats(calls: list[dict[str, Any]], recipe_file: str) -> None:
-    run("compare", recipe_file)
-    for form in ("html", "md"):
-        ended = run("report", "studies/tiny", "--format", form, "--json")
-        assert json.loads(ended.stdout)["report"].endswith(f"report.{form}")
-    refused = run("report", "studies/tiny", "--format", "pdf")
-    assert refused.exit_code == 2 and "html" in refused.stderr
+def test_train_evaluate_merge_and_fetch(instead: Any, tmp_path: Path) -> None:
+    known = {"id": "a1", "state": "done", "folder": "runs/a1", "checkpoints": []}
+    asked = instead("laura.train", Training(runs=[known], summary=Summary(**SUMMARY)))
+    ended = run("train", "x", "--arm", "lora", "--learning-rate", "3e-4", "--seed", "2")
+    assert ended.exit_code == 0 and "a1: done, in runs/a1" in ended.stdout, ended.stderr
+    [(words, named)] = asked
+    assert words == ("x", "lora") and (named["learning_rate"], named["seed"]) == (3e-4, 2)
+    assert json.loads(run("train", "x", "--arm", "lora", "--json").stdout)["runs"] == [known]
 
+    metric = {"value": 0.25, "stderr": 0.01, "higher_is_better": True}
+    change = {"change": {"value": 0.1, "stderr": 0.02, "interval": [0.0, 0.2]}}
+    scored = {"gsm8k": {"file": "x", "n": 10, "metrics": {"exact_match": metric}}}
+    tuned = {"gsm8k": {"file": "y", "n": 10, "metrics": {"exact_match": {**metric, **change}}}}
+    asked = instead("laura.evaluate", Evaluation(models={"base": scored, "a": tuned}))
+    words = ("evaluate", "somewhere", "--tasks", "gsm8k, hellaswag", "--limit", "10")
+    ended = run(*words, "--out", str(tmp_path), "--set", "measure.gsm8k_shots=0")
+    assert ended.exit_code == 0 and "0.2500 ± 0.0100  (n=10)" in ended.stdout, ended.stderr
+    [(words_asked, named)] = asked
+    assert words_asked == ("somewhere", ["gsm8k", "hellaswag"])
+    assert (named["limit"], named["overrides"]) == (10, ["measure.gsm8k_shots=0"])
+    assert json.loads(run(*words, "--json").stdout) == scored
+    many = run(*words, "--adapter", f"a={tmp_path}").stdout
+    assert "base\n  gsm8k" in many and "+0.1000 ± 0.0200, 95% +0.0000 to +0.2000" in many
+    told = json.loads(run(*words, "--adapter", f"a={tmp_path}", "--json").stdout)
+    assert told == {"base": scored, "a": tuned}
 
-def test_train_and_evaluate_and_merge_and_fetch(
-    stand_in: Any, recipe_file: str, tmp_path: Path
-) -> None:
-    seen: dict[str, Any] = {}
-
-    def train(recipe: Recipe, **asked: Any) -> dict[str, Any]:
-        seen.update(asked)
-        runs = [{"id": "a1", "state": "done", "folder": "runs/a1"}]
-        return {"runs": runs, "summary": Summary.model_validate(SUMMARY)}
-
-    def evaluate_model(model: str, **asked: Any) -> dict[str, Any]:
-        seen.update(asked)
-        metric = {"value": 0.25, "stderr": 0.01, "higher_is_better": True}
-        return {"gsm8k": {"file": "x", "n": 10, "metrics": {"exact_match": metric}}}
-
-    stand_in("laura.study.single", "train", train)
-    ended = run("train", recipe_file, "--arm", "lora", "--learning-rate", "3e-4", "--seed", "2")
-    assert ended.exit_code == 0, ended.stderr
-    assert (seen["arm"], seen["learning_rate"], seen["seed"]) == ("lora", 3e-4, 2)
-    assert "a1: done" in ended.stdout
-
-    stand_in("laura.study.evaluation", "evaluate_model", evaluate_model)
-    ended = run(
-        *("evaluate", "somewhere", "--tasks", "gsm8k, hellaswag", "--limit", "10"),
-        *("--out", str(tmp_path), "--set", "measure.gsm8k_shots=0"),
-    )
-    assert ended.exit_code == 0, ended.stderr
-    assert seen["tasks"] == ["gsm8k", "hellaswag"]
-    section: MeasureSection = seen["section"]
-    assert (section.limit, section.gsm8k_shots) == (10, 0)
-    assert "0.2500 ± 0.0100" in ended.stdout
-    run("evaluate", "somewhere", "--tasks", "gsm8k")
-    assert seen["section"].limit is None, "without --limit, all items are measured"
-
-    stand_in(
-        "laura.study.merging", "merge_adapter", lambda *a, **k: {"merged": 1e-7, "folder": "m"}
-    )
-    ended = run("merge", "base", str(tmp_path), str(tmp_path / "merged"))
-    assert "merged: 1e-07" in ended.stdout, ended.stderr
-    stand_in("laura.models.fetch", "fetch", lambda name, progress: Path("cache") / name)
+    instead("laura.study.merging.merge_adapter", {"merged": 1e-7, "folder": "m"})
+    assert run("merge", "base", str(tmp_path), "m").stdout == "merged: 1e-07\nfolder: m\n"
+    instead("laura.models.fetch.fetch", Path("cache/x"))
     assert json.loads(run("fetch", "x", "--json").stdout) == {"name": "x", "folder": "cache/x"}
+
+
+def test_spectra_hands_everything_on(instead: Any, tmp_path: Path, tiny_folder: Path) -> None:
+    refused = run("spectra", "micro", str(tiny_folder), "--out", str(tmp_path / "x.json"))
+    assert refused.exit_code == 2
+    assert "was not made from" in refused.stderr and "Traceback" not in refused.stderr
+    asked = instead("laura.analysis.comparison.compare_weights", {"matrices": []})
+    instead("laura.report.spectra_tables.spectra_tables", "TABLE")
+    out = str(tmp_path / "found.json")
+    ended = run(
+        "spectra", "micro", "tuned", "--out", out, "--intruders", "--k", "5", "--eps", "0.4"
+    )
+    assert ended.exit_code == 0, ended.stderr
+    assert "TABLE" in ended.stdout and out in ended.stderr
+    [(words, named)] = asked
+    assert words == ("micro", "tuned") and str(named["out"]) == out
+    wanted = named["wanted"]
+    assert (wanted.intruders, wanted.k, wanted.eps) == (True, 5, 0.4)
+    assert json.loads(run("spectra", "micro", "tuned", "--json").stdout) == {"matrices": []}
 
 
 def test_mistakes_exit_2_without_traceback(recipe_file: str) -> None:
@@ -257,12 +252,18 @@ def test_mistakes_exit_2_without_traceback(recipe_file: str) -> None:
         ["compare", "absent.yaml"],
         ["compare", recipe_file, "--data-dir", "absent"],
         ["compare", recipe_file, "--unknown"],
+        ["compare", recipe_file, "--setting", "x"],
+        ["compare", recipe_file, "--confirm", "lora"],
         ["train", recipe_file],
         ["evaluate", "x", "--tasks", ","],
         ["evaluate", "x", "--tasks", "gsm8k,gsm8k"],
         ["evaluate", "x", "--tasks", "gsm8k", "--limit", "0"],
         ["evaluate", "x", "--tasks", "gsm8k", "--set", "train.clip=1"],
+        ["evaluate", "x", "--tasks", "gsm8k", "--preset", "papre"],
+        ["plan"],
+        ["plan", "--table", "many"],
         ["report", "absent"],
+        ["claims", "absent", "absent"],
         ["nonsense"],
     ):
         ended = run(*arguments)
@@ -280,12 +281,12 @@ def test_a_mistake_as_json(recipe_file: str) -> None:
     assert "train.clip" in ended.stderr
 
 
-def test_a_bug_exits_1_and_asks_for_a_report(stand_in: Any) -> None:
-    def fetch(name: str, progress: Any) -> Path:
+def test_a_bug_exits_1_and_asks_for_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(*words: Any, **named: Any) -> None:
         raise KeyError("oh")
 
-    stand_in("laura.models.fetch", "fetch", fetch)
-    ended = run("fetch", "x", "--json")
+    monkeypatch.setattr("laura.compare", compare)
+    ended = run("compare", "x", "--json")
     assert ended.exit_code == 1
     assert "Traceback" in ended.stderr and "bug in Laura" in ended.stderr
     assert json.loads(ended.stdout)["error"]["bug"] is True
@@ -314,36 +315,31 @@ def test_what_only_we_can_mend(error: Exception) -> None:
     assert console.mistake(error) is None
 
 
-def test_interrupting_exits_130(stand_in: Any) -> None:
-    def fetch(name: str, progress: Any) -> Path:
+def test_interrupting_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(*words: Any, progress: Any, **named: Any) -> None:
         with progress.bar("work", 10, "items") as bar:
             bar.advance()
             raise KeyboardInterrupt
 
-    stand_in("laura.models.fetch", "fetch", fetch)
-    ended = run("fetch", "x")
+    monkeypatch.setattr("laura.compare", compare)
+    ended = run("compare", "x")
     assert ended.exit_code == 130
     assert ended.stderr.strip() == "stopped; the same command continues"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_politely(number: signal.Signals) -> None:
-    code = (
-        "import os, signal, sys, time, types\n"
+    ended = python(
+        "import os, signal, sys, time, laura\n"
         # A job in the background inherits that interrupts are ignored, and so would this one.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from laura import cli\n"
-        "fake = types.ModuleType('laura.models.fetch')\n"
-        "def fetch(name, progress):\n"
+        "from laura.cli.app import main\n"
+        "def compare(*words, **named):\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
         "    time.sleep(60)\n"
-        "fake.fetch = fetch\n"
-        "sys.modules['laura.models.fetch'] = fake\n"
-        "sys.argv = ['laura', 'fetch', 'x']\n"
-        "cli.main()\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        "laura.compare = compare\n"
+        "sys.argv = ['laura', 'compare', 'x']\n"
+        "main()\n"
     )
     assert ended.returncode == 130, ended.stderr
     assert "stopped; the same command continues" in ended.stderr
@@ -358,10 +354,10 @@ def test_a_reader_that_has_enough_is_no_bug() -> None:
 
 
 def test_schema_is_what_editors_need() -> None:
-    ended = run_apart("schema")
-    assert ended.returncode == 0
-    recipe, series = json.loads(ended.stdout)["anyOf"]
+    text = run("schema").stdout
+    recipe, series = json.loads(text)["anyOf"]
     assert recipe["properties"]["arms"] and series["properties"]["settings"]
+    assert json.loads(run("schema", "--json").stdout) == json.loads(text)
 
 
 def test_recipes_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,10 +375,6 @@ def test_recipes_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert shipped.find_recipe("mine") == Path("mine")
 
 
-def test_the_default_recipe_is_shipped() -> None:
-    assert cli.DEFAULT_RECIPE in shipped.shipped_recipes()
-
-
 def test_doctor_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LAURA_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LAURA_DATA", raising=False)
@@ -395,52 +387,21 @@ def test_doctor_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert "--data-dir" in found["data"]["advice"]
     assert "laura fetch" in found["cache"]["advice"]
     assert not (tmp_path / "cache").exists(), "the doctor changes nothing"
-    text = run("doctor").stdout
-    assert "limited" in text and "-> " in text
 
 
 def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from laura.cli import doctor
-
     monkeypatch.setattr(doctor, "LIBRARIES", ("no-such-library",))
     monkeypatch.setenv("HF_ENDPOINT", "ftp://nowhere")
     findings = {found.name: found for found in doctor.examine(tmp_path / "absent", network=True)}
     assert findings["libraries"].advice == "python -m pip install no-such-library"
     assert findings["data"].state == "missing"
     assert "HF_ENDPOINT" in findings["hub"].advice
-    assert run("doctor").exit_code == 2
+    ended = run("doctor")
+    assert ended.exit_code == 2
+    assert "MISSING  libraries" in ended.stdout and "-> python -m pip install" in ended.stdout
 
 
 def test_quiet_libraries_leaves_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
     console._quiet_libraries()
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "debug"
-
-
-def test_spectra_hands_everything_on(stand_in: Any, tmp_path: Path) -> None:
-    seen: list[Any] = []
-
-    def compare_weights(base: str, tuned: str, **asked: Any) -> dict[str, Any]:
-        seen.append((base, tuned, asked))
-        return {"matrices": []}
-
-    stand_in("laura.analysis.comparison", "compare_weights", compare_weights)
-    stand_in("laura.report.spectra_tables", "spectra_tables", lambda answer: "TABLE")
-    out = str(tmp_path / "found.json")
-    ended = run(
-        "spectra", "micro", "tuned", "--out", out, "--intruders", "--k", "5", "--eps", "0.4"
-    )
-    assert ended.exit_code == 0, ended.stderr
-    assert "TABLE" in ended.stdout and out in ended.stderr
-    ((base, tuned, asked),) = seen
-    assert (base, tuned, str(asked["out"])) == ("micro", "tuned", out)
-    wanted = asked["wanted"]
-    assert (wanted.intruders, wanted.k, wanted.eps) == (True, 5, 0.4)
-    assert json.loads(run("spectra", "micro", "tuned", "--json").stdout) == {"matrices": []}
-    assert seen[-1][2]["wanted"].intruders is False
-
-
-def test_spectra_of_another_base_end_in_a_line(tiny_folder: Path, tmp_path: Path) -> None:
-    ended = run("spectra", "micro", str(tiny_folder), "--out", str(tmp_path / "x.json"))
-    assert ended.exit_code == 2
-    assert "was not made from" in ended.stderr and "Traceback" not in ended.stderr

@@ -25,7 +25,7 @@ from laura.data.packing import Row
 from laura.models.device import autocast, gains_from_larger_passes
 from laura.models.lora import LoraLinear, lora_layers, route
 from laura.models.losses import packed_loss_sums
-from laura.train.loop import Gradients, Trainer, in_turn, model_inputs, passes
+from laura.training.loop import Gradients, Trainer, in_turn, model_inputs, passes
 
 
 class ParameterSet:

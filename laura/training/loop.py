@@ -26,11 +26,11 @@ from laura.recipe.sections import TrainSection
 from laura.results.errors import DivergenceError
 from laura.results.progress import Bar
 from laura.results.store import RunStore, content_hash, write_json
-from laura.train.batches import BatchPlan
-from laura.train.checkpoints import load_state, save_state
-from laura.train.flops import count_work, step_flops
-from laura.train.schedules import Leg, rate_factor
-from laura.train.work import Work
+from laura.training.batches import BatchPlan
+from laura.training.checkpoints import load_state, save_state
+from laura.training.flops import count_work, step_flops
+from laura.training.schedules import Leg, rate_factor
+from laura.training.work import Work
 
 # Training is lost when the loss stays, for this many steps, above that of guessing
 # and this many nats above where it began.

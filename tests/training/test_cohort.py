@@ -16,12 +16,12 @@ from laura.models.lora import LoraLinear, LoraSettings, attach
 from laura.models.lora_product import lora_products
 from laura.results.errors import CheckpointError
 from laura.results.store import RunStore
-from laura.train import cohort
-from laura.train.cohort import Together, fits_together, gradients_for
-from laura.train.loop import in_turn
-from laura.train.run import train_runs
+from laura.training import cohort
+from laura.training.cohort import Together, fits_together, gradients_for
+from laura.training.loop import in_turn
+from laura.training.run import train_runs
 from tests.conftest import make_tiny_model
-from tests.train.test_loop import (
+from tests.training.test_loop import (
     Interrupter,
     Validator,
     make_plan,

@@ -1,7 +1,11 @@
 """Progress that people see: bars on a terminal, plain lines everywhere else.
 
-Both show percentage, speed, time elapsed and time left. Bars may be nested:
-one opened while another is open stands below it.
+Both show percentage, speed, time elapsed and time left. Bars may be nested: one opened
+while another is open stands below it, and those of other threads beside one another.
+
+rich's own estimate of the time left is not used: it is unknown until the second advance,
+forgets advances that are more than half a minute apart, and takes for speed what a resumed
+run finds done.
 """
 
 from __future__ import annotations
@@ -14,8 +18,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
@@ -30,15 +34,15 @@ OPENING_SECONDS = 1.0
 Clock = Callable[[], float]
 
 
-class Pace:
+class BarPace:
     """How far a piece of work is, how fast it goes, and how long it still takes.
 
     Speed is taken over the last two minutes, or the last eight advances where
     those are rarer, so that a slow start or a resumed run does not mislead.
     """
 
-    def __init__(self, total: float, clock: Clock = time.monotonic) -> None:
-        self.total = total
+    def __init__(self, total: float, unit: str = "", clock: Clock = time.monotonic) -> None:
+        self.total, self.unit = total, unit
         self.done = 0.0
         self._clock = clock
         self._opened = clock()
@@ -82,6 +86,17 @@ class Pace:
         since_last = self._clock() - self._samples[-1][0]
         return max(0.0, (self.total - self.done) / self.rate - since_last)
 
+    def words(self) -> tuple[str, str, str, str, str]:
+        """Percentage, amount, speed, time elapsed and time left, as people read them."""
+        total = "" if math.isinf(self.total) else f"/{self.total:,.0f}"
+        return (
+            f"{self.share:.0%}",
+            f"{self.done:,.0f}{total} {self.unit}".rstrip(),
+            speed_text(self.rate, self.unit),
+            f"{duration_text(self.elapsed_seconds)} elapsed",
+            f"{duration_text(self.seconds_left)} left",
+        )
+
 
 def speed_text(rate: float | None, unit: str) -> str:
     """Speed as people read it: `301 tokens/s`, or `3.2 s/item` where it is slow."""
@@ -92,33 +107,25 @@ def speed_text(rate: float | None, unit: str) -> str:
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
 
 
-def _amount_text(pace: Pace, unit: str) -> str:
-    total = "" if math.isinf(pace.total) else f"/{pace.total:,.0f}"
-    return f"{pace.done:,.0f}{total} {unit}".rstrip()
+class _ShownBar:
+    """A bar that tells its owner of every change."""
 
-
-class _PlainBar:
-    def __init__(self, owner: PlainLines, title: str, pace: Pace, unit: str) -> None:
-        self.title, self.pace, self.unit, self.remark = title, pace, unit, ""
+    def __init__(self, title: str, pace: BarPace, changed: Callable[[_ShownBar], object]) -> None:
+        self.title, self.pace, self.remark = title, pace, ""
         self.thread = threading.get_ident()
-        self._owner = owner
+        self._changed = changed
 
     def advance(self, amount: float = 1.0) -> None:
         self.pace.advance(amount)
-        self._owner.maybe_report()
+        self._changed(self)
 
     def note(self, text: str) -> None:
         self.remark = text
+        self._changed(self)
 
-    def describe(self) -> str:
-        parts = [
-            f"{self.title} {self.pace.share:.0%}",
-            _amount_text(self.pace, self.unit),
-            speed_text(self.pace.rate, self.unit),
-            f"{duration_text(self.pace.elapsed_seconds)} elapsed",
-            f"{duration_text(self.pace.seconds_left)} left",
-            self.remark,
-        ]
+    def described(self) -> str:
+        percentage, *words = self.pace.words()
+        parts = [f"{self.title} {percentage}", *words, self.remark]
         return ", ".join(part for part in parts if part)
 
 
@@ -128,83 +135,65 @@ class PlainLines:
     def __init__(self, write: Callable[[str], object], clock: Clock = time.monotonic) -> None:
         self._write = write
         self._clock = clock
-        self._open: list[_PlainBar] = []
+        self._open: list[_ShownBar] = []
         self._reported = clock()
 
     @contextmanager
     def bar(self, title: str, total: float, unit: str = "") -> Iterator[Bar]:
         """Open a bar; its last line says how long it took, if that was worth telling."""
-        bar = _PlainBar(self, title, Pace(total, self._clock), unit)
+        bar = _ShownBar(title, BarPace(total, unit, self._clock), self._report)
         self._open.append(bar)
         try:
             yield bar
         finally:
             self._open.remove(bar)
         if bar.pace.elapsed_seconds >= LINE_SECONDS:
-            took = duration_text(bar.pace.elapsed_seconds)
             remark = f", {bar.remark}" if bar.remark else ""
-            self._line(f"{title}: finished in {took}{remark}")
+            self.say(f"{title}: finished in {duration_text(bar.pace.elapsed_seconds)}{remark}")
 
     def say(self, text: str) -> None:
         """Write the line."""
-        self._line(text)
+        self._write(text + "\n")
 
-    def maybe_report(self) -> None:
+    def _report(self, changed: _ShownBar) -> None:
         """Write where all open bars stand, unless that was done a moment ago."""
         if self._clock() - self._reported >= LINE_SECONDS:
             self._reported = self._clock()
             threads: dict[int, list[str]] = {}
             for bar in list(self._open):
-                threads.setdefault(bar.thread, []).append(bar.describe())
-            self._line(" | ".join(" > ".join(bars) for bars in threads.values()))
-
-    def _line(self, text: str) -> None:
-        self._write(text + "\n")
+                threads.setdefault(bar.thread, []).append(bar.described())
+            self.say(" | ".join(" > ".join(bars) for bars in threads.values()))
 
 
 class _PaceColumn(ProgressColumn):
+    """One of the words of a bar's pace, which also change while nothing advances."""
+
     max_refresh = 0.5
 
-    def __init__(self, describe: Callable[[Pace, str], str], style: str) -> None:
-        self._describe, self._style = describe, style
+    def __init__(self, place: int, style: str) -> None:
+        self._place, self._style = place, style
         super().__init__()
 
     def render(self, task: Task) -> Text:
-        text = self._describe(task.fields["pace"], task.fields["unit"])
-        return Text(text, style=self._style, justify="right", no_wrap=True)
-
-
-class _RichBar:
-    def __init__(self, display: RichProgress, task: TaskID, pace: Pace) -> None:
-        self._display, self._task, self._pace = display, task, pace
-
-    def advance(self, amount: float = 1.0) -> None:
-        self._pace.advance(amount)
-        self._display.update(self._task, completed=self._pace.done)
-
-    def note(self, text: str) -> None:
-        self._display.update(self._task, remark=text)
+        words = task.fields["bar"].pace.words()[self._place]
+        return Text(words, style=self._style, justify="right", no_wrap=True)
 
 
 class RichBars:
     """A `Progress` for a terminal: bars that stand below one another."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
         # Bars stand below one another within a thread, and beside those of other threads.
         self._depths: Counter[int] = Counter()
         self._opener = threading.get_ident()
         self._lock = threading.Lock()
         self._display = RichProgress(
-            TextColumn("{task.fields[indent]}{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            _PaceColumn(lambda pace, unit: f"{pace.share:.0%}", "bold"),
-            _PaceColumn(_amount_text, "dim"),
-            _PaceColumn(lambda pace, unit: speed_text(pace.rate, unit), "dim"),
-            _PaceColumn(lambda pace, unit: duration_text(pace.elapsed_seconds), "dim"),
-            _PaceColumn(lambda pace, unit: f"{duration_text(pace.seconds_left)} left", "cyan"),
-            TextColumn("{task.fields[remark]}", markup=False, style="dim"),
-            console=console,
+            *(_PaceColumn(*place) for place in enumerate(("bold", "dim", "dim", "dim", "cyan"))),
+            TextColumn("{task.fields[bar].remark}", markup=False, style="dim"),
+            console=terminal,
             transient=True,
             refresh_per_second=4,
         )
@@ -213,22 +202,19 @@ class RichBars:
     def bar(self, title: str, total: float, unit: str = "") -> Iterator[Bar]:
         """Open a bar; it disappears when the work is done."""
         here = threading.get_ident()
-        pace = Pace(total)
         with self._lock:
             if not self._depths.total():
                 self._display.start()
             above = self._depths[here] + (self._depths[self._opener] if here != self._opener else 0)
-            task = self._display.add_task(
-                title,
-                total=max(total, 1e-9),
-                pace=pace,
-                unit=unit,
-                remark="",
-                indent="  " * above,
-            )
             self._depths[here] += 1
+
+        def changed(bar: _ShownBar) -> None:
+            self._display.update(task, completed=bar.pace.done)
+
+        bar = _ShownBar("  " * above + title, BarPace(total, unit), changed)
+        task = self._display.add_task(bar.title, total=max(total, 1e-9), bar=bar)
         try:
-            yield _RichBar(self._display, task, pace)
+            yield bar
         finally:
             with self._lock:
                 self._depths[here] -= 1
@@ -238,15 +224,15 @@ class RichBars:
 
     def say(self, text: str) -> None:
         """Print the line above the bars."""
-        self._console.print(text, markup=False, highlight=False)
+        self._terminal.print(text, markup=False, highlight=False)
 
 
 @contextmanager
 def open_progress() -> Iterator[Progress]:
     """The `Progress` that suits standard error: bars on a terminal, lines elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal and not console.is_dumb_terminal:
-        yield RichBars(console)
+    terminal = Terminal(stderr=True)
+    if terminal.is_terminal and not terminal.is_dumb_terminal:
+        yield RichBars(terminal)
     else:
         yield PlainLines(_write_line)
 

@@ -11,11 +11,11 @@ import torch
 from laura.models.lora import LoraSettings, attach
 from laura.models.lora_plus import rate_ratios
 from laura.results.store import RunStore
-from laura.train.optimisers import StepRule, build_optimiser
-from laura.train.schedules import plan_legs, rate_factor
+from laura.training.optimisers import StepRule, build_optimiser
+from laura.training.schedules import plan_legs, rate_factor
 from tests.conftest import make_tiny_model
 from tests.models import peft_twin as oracle
-from tests.train.test_loop import Interrupter, make_plan, make_section, train, weights
+from tests.training.test_loop import Interrupter, make_plan, make_section, train, weights
 
 
 def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -200,7 +200,7 @@ def test_l2_sp_equals_a_naive_step_and_resumes_bit_for_bit(tmp_path: Path) -> No
 
 def test_l2_sp_holds_one_copy_more(tiny_model: Any) -> None:
     """What a plan of memory may count on: as many numbers again as are trained."""
-    from laura.train.decay import Decay
+    from laura.training.decay import Decay
 
     optimiser = torch.optim.SGD(tiny_model.parameters(), lr=1e-3)
     for group in optimiser.param_groups:

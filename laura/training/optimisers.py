@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from laura.recipe.sections import TrainSection
-from laura.train.decay import Decay
+from laura.training.decay import Decay
 
 
 @dataclass(frozen=True)

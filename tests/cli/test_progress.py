@@ -8,7 +8,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from laura.cli.bars import Pace, PlainLines, RichBars, speed_text
+from laura.cli.progress import BarPace, PlainLines, RichBars, speed_text
 from laura.results.progress import duration_text
 
 
@@ -24,7 +24,7 @@ class Clock:
 
 def test_pace_of_even_work() -> None:
     clock = Clock()
-    pace = Pace(100, clock)
+    pace = BarPace(100, clock=clock)
     assert pace.rate is None and pace.seconds_left is None and pace.share == 0
     for _ in range(10):
         clock.now += 2
@@ -41,7 +41,7 @@ def test_pace_of_even_work() -> None:
 
 def test_pace_of_a_resumed_run_ignores_the_jump() -> None:
     clock = Clock()
-    pace = Pace(1000, clock)
+    pace = BarPace(1000, clock=clock)
     pace.advance(900)
     for _ in range(5):
         clock.now += 10
@@ -52,7 +52,7 @@ def test_pace_of_a_resumed_run_ignores_the_jump() -> None:
 
 def test_pace_follows_the_last_minutes() -> None:
     clock = Clock()
-    pace = Pace(100_000, clock)
+    pace = BarPace(100_000, clock=clock)
     for seconds, amount in [(1, 1)] * 300 + [(1, 10)] * 300:
         clock.now += seconds
         pace.advance(amount)
@@ -60,8 +60,8 @@ def test_pace_follows_the_last_minutes() -> None:
 
 
 def test_pace_at_its_ends() -> None:
-    assert Pace(0).share == 1 and Pace(0).seconds_left == 0
-    pace = Pace(2)
+    assert BarPace(0).share == 1 and BarPace(0).seconds_left == 0
+    pace = BarPace(2)
     pace.advance(3)
     assert pace.share == 1
 
@@ -109,15 +109,6 @@ def test_plain_lines_report_now_and_then() -> None:
     ]
 
 
-def test_a_failing_bar_is_closed() -> None:
-    out = io.StringIO()
-    lines = PlainLines(out.write)
-    with pytest.raises(ValueError, match="oh"), lines.bar("work", 2):
-        raise ValueError("oh")
-    assert out.getvalue() == ""
-    assert lines._open == []
-
-
 def test_bars_on_a_terminal() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=160)
@@ -139,7 +130,7 @@ def test_bars_of_other_threads_stand_beside_one_another() -> None:
     clock, lines = Clock(), list[str]()
     plain = PlainLines(lines.append, clock)
     rich = RichBars(Console(file=io.StringIO(), force_terminal=True, width=120))
-    indents: list[str] = []
+    titles: list[str] = []
     ready, seen = threading.Barrier(3), threading.Barrier(3)
 
     def work(name: str) -> None:
@@ -155,12 +146,12 @@ def test_bars_of_other_threads_stand_beside_one_another() -> None:
         for thread in threads:
             thread.start()
         ready.wait(10)
-        indents += [task.fields["indent"] for task in rich._display.tasks]
+        titles += [task.description for task in rich._display.tasks]
         seen.wait(10)
         for thread in threads:
             thread.join()
     # Both runs stand one step below the study, neither below the other.
-    assert indents == ["", "  ", "  "]
+    assert sorted(titles) == ["  run a", "  run b", "study"]
     first, *others = lines[0].split(" | ")
     assert first.startswith("study") and len(others) == 2
     assert {other.split()[1] for other in others} == {"a", "b"}

@@ -9,8 +9,8 @@ import torch
 
 from laura.recipe.sections import TrainSection
 from laura.results.errors import RecipeError
-from laura.train.optimisers import DecoupledLion
-from laura.train.schedules import plan_legs, rate_factor, refuse_long_warmup
+from laura.training.optimisers import DecoupledLion
+from laura.training.schedules import plan_legs, rate_factor, refuse_long_warmup
 
 
 def _factors(section: TrainSection, points: list[int]) -> dict[str, list[float]]:

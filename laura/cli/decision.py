@@ -1,0 +1,283 @@
+"""The commands that conclude: `laura claims`, `recommend`, and `gate` for pipelines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import laura
+from laura.cli.console import Console
+from laura.cli.options import StudyArgument
+from laura.results.errors import EXIT_GATE, EvidenceError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from laura.results.schema import Candidate, Estimated, Judgement, Recommendation
+    from laura.study.claims.settings import Setting
+
+_COLOURS = {"supported": "green", "contradicted": "red", "mixed": "yellow"}
+
+
+@dataclass(frozen=True)
+class BoundOptions:
+    """What is asked of a configuration."""
+
+    max_forgetting: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X",
+            help="Forget at most X: 0.02, 2% or '2 points' of the score; '0.1 nats' of a loss.",
+        ),
+    ] = None
+    min_learning: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Y",
+            help="Gain at least Y over the base, written alike; by default anything above 0.",
+        ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Peak memory of training as measured, such as 16GB."),
+    ] = None
+    arm: Annotated[str | None, typer.Option(metavar="NAME", help="Only this arm.")] = None
+
+
+def claims(
+    console: Console,
+    studies: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="STUDY...", help="Study folder, or a series'; several are judged together."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the JSON goes.",
+            show_default="STUDY/claims.json; of several studies nowhere",
+        ),
+    ] = None,
+) -> None:
+    """Judge the paper's statements by a study.
+
+    A statement is supported when the 95 % interval of its effect, over items and seeds,
+    lies inside what it says, contradicted when inside its opposite, mixed when settings
+    disagree, and else undecided. Several studies (code and math, instruct and pretrain)
+    answer statements that one cannot.
+
+    \b
+    Example:
+      laura claims studies/micro studies/micro-math
+    """
+    from laura.results.schema import write_file
+    from laura.results.store import SeriesStore
+    from laura.study.claims import judgement
+
+    series = len(studies) == 1 and bool(SeriesStore(studies[0]).settings())
+    if len(studies) == 1 and out is None:
+        write = judgement.write_series_claims if series else judgement.write_claims
+        found = write(studies[0])
+    elif series:
+        found = judgement.judge_series(studies[0])
+    else:
+        read = [judgement.read_setting(folder) for folder in studies]
+        found = judgement.judge(_named(read, studies))
+    if out is not None:
+        write_file(out, found)
+    console.answer(found.model_dump(mode="json"), claims_table(found))
+
+
+def _named(read: list[Setting], folders: list[Path]) -> list[Setting]:
+    """Settings under names that differ: the recipes', or else the folders'."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UsageError("a study is named twice; name each once")
+    if len({one.name for one in read}) == len(read):
+        return read
+    return [replace(one, name=str(folder)) for folder, one in zip(folders, read, strict=True)]
+
+
+def claims_table(found: Judgement) -> RenderableType:
+    """The claims with verdict, effect and interval, for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from laura.report.formats import estimated
+    from laura.report.pages.claims import EDGE, open_words
+
+    names = ", ".join(setting.name for setting in found.settings)
+    table = Table(title=Text(f"Claims, judged by {names}"), title_justify="left")
+    for heading in ("claim", "verdict", "effect", "why"):
+        table.add_column(heading)
+    for claim in found.claims:
+        if not claim.missing:
+            why = [part for part in (claim.reason.rstrip("."), open_words(claim)) if part]
+            table.add_row(
+                Text(claim.statement),
+                Text(
+                    claim.verdict + (" (edge)" if claim.edge else ""),
+                    style=_COLOURS.get(claim.verdict, "dim"),
+                ),
+                Text(estimated(claim.effect) if claim.effect else ""),
+                Text(". ".join(why)),
+            )
+    notes = (
+        f"{found.tested} of {len(found.claims)} claims could be tested; verdicts count all of "
+        "them (Holm, 5 %). Intervals: 95 %."
+    )
+    if any(claim.edge for claim in found.claims):
+        notes += f" {EDGE[0].upper()}{EDGE[1:]}."
+    parts: list[RenderableType] = [Text(found.answer, style="bold"), Text(), table]
+    parts.append(Text(notes, style="dim"))
+    silent = [f"{one.id}: {'; '.join(one.missing)}" for one in found.claims if one.missing]
+    for title, lines in (
+        ("What this design could not judge", silent),
+        ("Missing", found.gaps),
+    ):
+        if lines:
+            parts.append(Text(f"\n{title}", style="bold"))
+            parts += [Text(f" - {line}") for line in lines]
+    return Group(*parts)
+
+
+def recommend(
+    console: Console,
+    study: StudyArgument,
+    bounds: BoundOptions,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the ready recipe goes.",
+            show_default="STUDY/recommended.yaml",
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Copy the weights there too, with their record (laura.json)."
+        ),
+    ] = None,
+) -> None:
+    """Say which configuration to take, and why.
+
+    Every measured configuration that could keep the bound is named, also with one seed; the
+    best is suggested, with the command that confirms it on fresh seeds. It is recommended
+    once their whole interval keeps the bound. Where nothing does, it says so and exits with 2.
+
+    \b
+    Example:
+      laura recommend studies/micro --max-forgetting 5% --adapter best
+    """
+    found = laura.recommend(study, out=out, adapter=adapter, **vars(bounds))
+    console.answer(found.model_dump(mode="json"), recommendation_text(found))
+
+
+def gate(console: Console, study: StudyArgument, bounds: BoundOptions) -> int | None:
+    """Judge like `recommend`, as an exit code.
+
+    0: a configuration surely keeps the bounds. 4: none that was measured does. 2: the best
+    one is not confirmed yet (the command that would is told), or the command is mistaken.
+    Nothing is written.
+
+    \b
+    Example:
+      laura gate studies/micro --arm lora-r16 --max-forgetting '2 points'
+    """
+    from laura.api import constraint
+
+    asked = constraint(**vars(bounds))
+    from laura.study.handover import recommendation_of
+    from laura.study.recommend import answer_of, describe, not_met_text
+    from laura.study.recommend import recommend as choose
+
+    decision = choose(study, asked)
+    if decision.sure is not None:
+        words = f"passed: {describe(decision.sure)} surely keeps the bounds"
+    elif decision.state == "suggested":
+        raise EvidenceError(
+            f"neither passed nor failed: {answer_of(decision)} Its interval does not settle "
+            f"the bound. Confirm it: {decision.confirm}"
+        )
+    else:
+        words = f"not passed: {not_met_text(decision)}"
+    passed = decision.sure is not None
+    found = recommendation_of(decision, None, None).model_dump(mode="json")
+    console.answer({"passed": passed, "reason": words, **found}, words)
+    return None if passed else EXIT_GATE
+
+
+def recommendation_text(found: Recommendation) -> str:
+    """A recommendation for people: the answer first."""
+    chosen = found.chosen
+    assert chosen is not None, "a decision without one is refused before"
+    units = {side: found.measures[side]["unit"] for side in ("learning", "forgetting")}
+    lines = [found.answer, ""]
+    for verb, side, interval, mean in (
+        ("learnt", "learning", chosen.learning, chosen.learnt),
+        ("forgot", "forgetting", chosen.forgetting, chosen.forgot),
+    ):
+        # What was chosen on its own seeds has no interval of its own until it is confirmed.
+        told = interval if found.state == "recommended" else None
+        tasks = ", ".join(found.measures[side]["tasks"])
+        lines.append(f"  {verb:<8}{_effect(told, mean, units[side])} ({tasks})")
+    lines.append(f"  cost    {_cost_text(chosen.cost)}")
+    if found.state == "suggested":
+        lines.append("\nSuggested by its mean over the seeds it was chosen on. To confirm it:")
+        lines.append(f"  {found.confirm}")
+    elif chosen.confirmed:
+        lines.append("\nConfirmed on fresh seeds, which had no part in the choice.")
+    else:
+        lines.append(
+            f"\nIts interval holds together with those of all {found.candidates} configurations."
+        )
+    if found.alternatives:
+        lines.append("\nAlternatives")
+        lines += [_alternative(one, units) for one in found.alternatives]
+    lines.append("\nNot tried")
+    lines += [f" - {told}" for told in found.not_tried]
+    lines.append(f"\nRecipe: {found.recipe}")
+    if found.adapter:
+        lines.append(f"Weights: {found.adapter}")
+    return "\n".join(lines)
+
+
+def _alternative(one: Candidate, units: dict[str, str]) -> str:
+    from laura.study.claims.answer import signed
+
+    learnt, forgot = signed(one.learnt, units["learning"]), signed(one.forgot, units["forgetting"])
+    seeds = f"{len(one.seeds)} seed{'' if len(one.seeds) == 1 else 's'}"
+    return (
+        f" - {one.arm} at {one.learning_rate:g}, budget {one.budget:,g}: learnt {learnt}, "
+        f"forgot {forgot} ({seeds}); {one.why_not}"
+    )
+
+
+def _effect(told: Estimated | None, mean: float, unit: str) -> str:
+    from laura.study.claims.answer import signed
+
+    text = f"{signed(mean, unit)} {'points' if unit == 'share' else unit}"
+    if told is None:
+        return text
+    low, high = (signed(end, unit) for end in told.interval)
+    return f"{text} ({low} to {high}, n = {told.n})"
+
+
+def _cost_text(cost: dict[str, Any]) -> str:
+    from laura.results.progress import duration_text
+    from laura.results.units import memory_text
+
+    told = f"{cost['tokens']:,} tokens"
+    if "train_seconds" in cost:
+        told += f", {duration_text(cost['train_seconds'])} of training"
+        if cost.get("peak_memory_bytes"):
+            told += f", {memory_text(cost['peak_memory_bytes'])} at most"
+        if cost["budgets_of_the_run"][1:]:
+            told += f" (the whole run, with {len(cost['budgets_of_the_run'])} budget points)"
+    return told
