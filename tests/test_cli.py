@@ -105,7 +105,7 @@ def calls(stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
         return study / f"report.{form}"
 
     stand_in("laura.study.compare", "compare", compare)
-    stand_in("laura.report.page", "write_report", write_report)
+    stand_in("laura.report.html", "write_report", write_report)
     stand_in("laura.report.tables", "summary_table", lambda study: f"TABLE {study.answer}")
     return seen
 
@@ -425,7 +425,7 @@ def test_spectra_hands_everything_on(stand_in: Any, tmp_path: Path) -> None:
         return {"matrices": []}
 
     stand_in("laura.analysis.comparison", "compare_weights", compare_weights)
-    stand_in("laura.report.spectra_tables", "spectra_tables", lambda answer: "TABLE")
+    stand_in("laura.report.tables", "spectra_tables", lambda answer: "TABLE")
     out = str(tmp_path / "found.json")
     ended = run(
         "spectra", "micro", "tuned", "--out", out, "--intruders", "--k", "5", "--eps", "0.4"

@@ -13,8 +13,8 @@ from laura.cli.console import opened
 from laura.results.errors import UsageError
 
 if TYPE_CHECKING:
-    from laura.report.sample_view import View
-    from laura.report.samples import Outcome
+    from laura.report.samples.select import Outcome
+    from laura.report.samples.show import View
 
 
 TaskOption = Annotated[
@@ -87,12 +87,13 @@ def show(
     """
     with opened(json) as desk:
         wanted = _outcome(failed, passed, differ)
-        from laura.report.sample_view import Overview, open_view
-        from laura.report.samples import Wish
+        from laura.report.samples.select import SampleFilter
+        from laura.report.samples.show import Overview, open_view
 
         # What the output's encoding lacks is escaped, and ends nothing.
         getattr(sys.stdout, "reconfigure", lambda errors: None)(errors="backslashreplace")
-        view = open_view(study, task, model or [], Wish(wanted, index, sample, limit), full)
+        which = SampleFilter(wanted, index, sample, limit)
+        view = open_view(study, task, model or [], which, full)
         if json:
             desk.answer(view.to_json())
         elif isinstance(view, Overview) or not sys.stdout.isatty():
@@ -118,7 +119,7 @@ def _draw(view: View, use_pager: bool) -> None:
     from rich.text import Text
 
     from laura.cli.pager import paged
-    from laura.report.sample_pages import drawn
+    from laura.report.samples.terminal import drawn
 
     with paged(use_pager) as console:
         for line in [*view.heading(), "", *view.table()]:

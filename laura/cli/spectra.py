@@ -62,7 +62,7 @@ def spectra(
     with opened(json) as desk:
         from laura.analysis.comparison import compare_weights
         from laura.analysis.measuring import Wanted
-        from laura.report.spectra_tables import spectra_tables
+        from laura.report.tables import spectra_tables
 
         wanted = Wanted(intruders, k, eps, tuple(values or ()))
         progress = desk.progress

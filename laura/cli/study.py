@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from laura.cli.console import Desk
     from laura.recipe.sections import Recipe
     from laura.recipe.series import Series
-    from laura.report.page import Format
+    from laura.report.html import Format
     from laura.results.progress import Progress
 
 
@@ -181,7 +181,7 @@ def _answer(desk: Desk, value: dict[str, Any], table: Any) -> None:
 
 def _drawn(desk: Desk, folder: Path, form: Format) -> tuple[dict[str, Any], Any]:
     """The answer on one study, whose report is drawn: for machines, and for people."""
-    from laura.report.page import write_report
+    from laura.report.html import write_report
     from laura.report.study import read_study
     from laura.report.tables import summary_table
 
