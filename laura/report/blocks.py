@@ -106,10 +106,12 @@ def table(
     name: str, caption: str, columns: Sequence[Column], rows: Iterable[Any], sorts: bool = False
 ) -> Table:
     """A table with a row for each of these, read column by column; `sorts` on a click."""
-    cells = [
-        [found if isinstance(found, TableCell) else TableCell(found) for found in read]
-        for read in ([column.read(row) for column in columns] for row in rows)
-    ]
+
+    def cell(column: Column, row: Any) -> TableCell:
+        found = column.read(row)
+        return found if isinstance(found, TableCell) else TableCell(found)
+
+    cells = [[cell(column, row) for column in columns] for row in rows]
     return Table(name, caption, columns, cells, sorts)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -147,15 +148,15 @@ def summary_table(study: Study) -> RenderableType:
 def _arms_table(summary: Summary) -> list[RenderableType]:
     from rich.text import Text
 
-    columns: list[tuple[str, Callable[[ScoreRow], str]]] = [
-        ("arm", lambda row: row.arm), ("rate", lambda row: row.marked_rate),
-        ("budget", lambda row: row.budget), ("seeds", lambda row: row.seeds),
+    columns = [
+        Column("arm", lambda row: row.arm),
+        number("rate", lambda row: row.marked_rate),
+        number("budget", lambda row: row.budget),
+        number("seeds", lambda row: row.seeds),
         *_short_columns(summary),
-    ]  # fmt: skip
-    rows = score_rows(summary)
-    texts = [[read(row) for _, read in columns] for row in rows]
-    title = f"{summary.name}: arms at their best learning rate"
-    drawn = _rich_table(title, [heading for heading, _ in columns], texts)
+    ]
+    rows, title = score_rows(summary), f"{summary.name}: arms at their best learning rate"
+    drawn = _rich_table(table("arms", title, columns, rows))
     drawn.rows[0].end_section = True  # a line below the base
     notes = ["± is one standard error."]
     if any(row.at_edge for row in rows):
@@ -163,28 +164,30 @@ def _arms_table(summary: Summary) -> list[RenderableType]:
     return [drawn, Text(" ".join(notes), style="dim")]
 
 
-def _short_columns(summary: Summary) -> list[tuple[str, Callable[[ScoreRow], str]]]:
+def _short_columns(summary: Summary) -> list[Column]:
     """What fits a terminal: the leading task, what was forgotten, losses and the like."""
-    found: list[tuple[str, Callable[[ScoreRow], str]]] = []
+    found = []
     for task in measured(summary):
         unit = "points" if task.is_share else "nats" if "nats" in task.unit else task.unit
-        heading = f"{task.short_title} ({'%' if task.is_share else unit})"
+        score = partial(_score, task)
+        moved = partial(_moved, task)
         if task.name == summary.primary:
-            found.append((f"{task.short_title} ({formats.unit(task)})", _score_of(task)))
-            found.append((f"learnt ({unit})", _moved_of(task)))
+            found.append(number(f"{task.short_title} ({formats.unit(task)})", score))
+            found.append(number(f"learnt ({unit})", moved))
         elif task.name == MEAN:
-            found.append((f"forgot ({unit})", _moved_of(task)))
+            found.append(number(f"forgot ({unit})", moved))
         elif task.name in summary.forgetting_measures:
-            found.append((heading, _score_of(task)))
+            heading = f"{task.short_title} ({'%' if task.is_share else unit})"
+            found.append(number(heading, score))
     return found
 
 
-def _score_of(task: TaskFacts) -> Callable[[ScoreRow], str]:
-    return lambda row: row.score(task).text
+def _score(task: TaskFacts, row: ScoreRow) -> str:
+    return row.score(task).text
 
 
-def _moved_of(task: TaskFacts) -> Callable[[ScoreRow], str]:
-    return lambda row: row.score(task).below or ABSENT
+def _moved(task: TaskFacts, row: ScoreRow) -> str:
+    return row.score(task).below or ABSENT
 
 
 def _listing(sentences: Sequence[str]) -> RenderableType:
@@ -197,17 +200,16 @@ def _listing(sentences: Sequence[str]) -> RenderableType:
     return listing
 
 
-def _rich_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
-    """The first column flush left, the others flush right."""
+def _rich_table(shown: Table) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
     # Text, not str: a name may hold what rich would take for markup.
-    drawn = RichTable(title=Text(title), title_justify="left")
-    for place, heading in enumerate(headings):
-        drawn.add_column(Text(heading), justify="right" if place else "left")
-    for row in rows:
-        drawn.add_row(*map(Text, row))
+    drawn = RichTable(title=Text(shown.caption), title_justify="left")
+    for column in shown.columns:
+        drawn.add_column(Text(column.heading), justify="right" if column.numeric else "left")
+    for row in shown.rows:
+        drawn.add_row(*(Text(cell.text) for cell in row))
     return drawn
 
 
@@ -222,46 +224,54 @@ SPECTRA_NOTES = (
 )
 
 
-def _mean(matrices: Matrices, name: str, show: str) -> str:
-    found = [one[name] for one in matrices if one[name] is not None]
+def _mean(values: Iterable[float | None], show: str) -> str:
+    found = [value for value in values if value is not None]
     return format(fmean(found), show) if found else ABSENT
 
 
-SPECTRA_COLUMNS: dict[str, Callable[[Matrices], str]] = {
-    "shape": lambda own: ", ".join(sorted({"x".join(map(str, one["shape"])) for one in own})),
-    "rank": lambda own: f"{fmean(one['rank'][ENERGY] for one in own):,.0f}",
-    "noise": lambda own: (
-        f"{fmean(one['rank'][ENERGY] / one['noise_rank'][ENERGY] for one in own):.0%}"
-    ),
-    "effective": lambda own: _mean(own, "effective_rank", ",.1f"),
-    "stable": lambda own: _mean(own, "stable_rank", ",.1f"),
-    "norm": lambda own: _mean(own, "relative_frobenius", ".2%"),
-    "intruders": lambda own: _mean(own, "intruders", ".1f"),
-}
+def _rank(one: dict[str, Any]) -> float:
+    return float(one["rank"][ENERGY])
 
 
-def spectra_rows(matrices: Matrices, columns: Sequence[str]) -> list[list[str]]:
-    """One row a module type, means over its layers."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def module_table(tuned: str, matrices: Matrices, counted: bool) -> Table:
+    """One row a module type, means over its layers; intruders last, where they were counted."""
+    modules: dict[str, list[dict[str, Any]]] = {}
     for one in matrices:
-        found.setdefault(one["module"], []).append(one)
-    return [
-        [module, *(SPECTRA_COLUMNS[name](own) for name in columns)] for module, own in found.items()
+        modules.setdefault(one["module"], []).append(one)
+
+    def shapes(row: tuple[str, Matrices]) -> str:
+        return ", ".join(sorted({"x".join(map(str, one["shape"])) for one in row[1]}))
+
+    def of_noise(one: dict[str, Any]) -> float:
+        return _rank(one) / float(one["noise_rank"][ENERGY])
+
+    columns = [
+        Column("module", lambda row: row[0]),
+        number("shape", shapes),
+        number("rank", lambda row: _mean(map(_rank, row[1]), ",.0f")),
+        number("noise", lambda row: _mean(map(of_noise, row[1]), ".0%")),
+        number("effective", lambda row: _mean((m["effective_rank"] for m in row[1]), ",.1f")),
+        number("stable", lambda row: _mean((m["stable_rank"] for m in row[1]), ",.1f")),
+        number("norm", lambda row: _mean((m["relative_frobenius"] for m in row[1]), ".2%")),
+        number("intruders", lambda row: _mean((m["intruders"] for m in row[1]), ".1f")),
     ]
+    title = f"Updates of {tuned}, by module"
+    return table("modules", title, columns if counted else columns[:-1], modules.items())
 
 
-def layer_rows(matrices: Matrices) -> tuple[list[str], list[list[str]]]:
-    """Headings and one row a layer: the update's rank at 90 % in every module."""
-    modules = list(dict.fromkeys(one["module"] for one in matrices))
-    ranks: dict[int, dict[str, list[int]]] = {}
+def layer_table(matrices: Matrices) -> Table:
+    """One row a layer: the update's rank at 90 % in every module."""
+    ranks: dict[int, dict[str, list[float]]] = {}
     for one in matrices:
-        own = ranks.setdefault(one["layer"], {})
-        own.setdefault(one["module"], []).append(one["rank"][ENERGY])
-    rows = [
-        [str(layer), *(f"{fmean(own[m]):,.0f}" if m in own else ABSENT for m in modules)]
-        for layer, own in sorted(ranks.items())
-    ]
-    return ["layer", *modules], rows
+        ranks.setdefault(one["layer"], {}).setdefault(one["module"], []).append(_rank(one))
+
+    def rank(module: str, row: tuple[int, dict[str, list[float]]]) -> str:
+        return _mean(row[1].get(module, []), ",.0f")
+
+    modules = dict.fromkeys(one["module"] for one in matrices)
+    columns = [Column("layer", lambda row: str(row[0]))]
+    columns += [number(module, partial(rank, module)) for module in modules]
+    return table("layers", "Rank of the update at 90 %, by layer", columns, sorted(ranks.items()))
 
 
 def spectra_tables(answer: dict[str, Any]) -> RenderableType:
@@ -271,17 +281,9 @@ def spectra_tables(answer: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
     matrices, counted = answer["matrices"], bool(answer["settings"]["intruders"])
-    columns = [name for name in SPECTRA_COLUMNS if counted or name != "intruders"]
-    by_module = spectra_rows(matrices, columns)
-    headings, by_layer = layer_rows(matrices)
-    title = f"Updates of {answer['tuned']}, by module"
-    tables = [
-        _rich_table(title, ["module", *columns], by_module),
-        _rich_table("Rank of the update at 90 %, by layer", headings, by_layer),
-    ]
-    for drawn in tables:
+    by_module = _rich_table(module_table(answer["tuned"], matrices, counted))
+    by_layer = _rich_table(layer_table(matrices))
+    for drawn in (by_module, by_layer):
         drawn.box, drawn.collapse_padding = SIMPLE, True
-    return Stack(
-        tables[0], Text(SPECTRA_NOTES, style="dim"), Text(), tables[1],
-        *(Text(f"Mind: {warning}", style="yellow") for warning in answer["warnings"]),
-    )  # fmt: skip
+    warnings = [Text(f"Mind: {warning}", style="yellow") for warning in answer["warnings"]]
+    return Stack(by_module, Text(SPECTRA_NOTES, style="dim"), Text(), by_layer, *warnings)

@@ -123,7 +123,7 @@ def test_every_arm_has_a_colour_of_its_own_or_is_grey(chart: Chart, crowd_study:
 
 
 def test_a_chart_from_outside_is_drawn_like_ours(
-    build: Build, make_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    build: Build, make_study: Callable[..., Path]
 ) -> None:
     def draw(study: Study) -> list[ChartPanel]:
         points = [{"x": p.tokens, "y": p.step} for p in study.summary.points]
@@ -131,16 +131,19 @@ def test_a_chart_from_outside_is_drawn_like_ours(
         return [ChartPanel("steps", style.titled([layer], "Steps"), "Steps against tokens.")]
 
     own = Chart("steps", "Steps taken", "One marker a checkpoint.", draw, page="runs")
-    monkeypatch.setattr("laura.report.figures.CHARTS", [*CHARTS, own])
     few = {"learning": ("target_loss",), "forgetting": ("kl",), "seeds": (0,)}
     study = make_study(build(**few, budgets=(20_000,)))
-    html = write_report(study).read_text(encoding="utf-8")
+    CHARTS.append(own)
+    try:
+        html = write_report(study).read_text(encoding="utf-8")
+        markdown = write_report(study, form="md").read_text(encoding="utf-8")
+    finally:
+        CHARTS.remove(own)
     assert (study / "figures/steps.svg").read_text().startswith("<svg")
     assert (study / "figures/steps.png").stat().st_size > 5000
     # At the end of the page that it names.
     assert html.index('id="figure-loss_curves"') < html.index('id="figure-steps"')
     assert html.index('id="figure-steps"') < html.index('id="settings"')
-    markdown = write_report(study, form="md").read_text(encoding="utf-8")
     assert "![Steps against tokens.](figures/steps.svg)" in markdown
 
 

@@ -358,3 +358,19 @@ def test_a_folder_without_runs_has_no_samples(folder: Path) -> None:
     (folder / "runs").rename(folder / "elsewhere")
     study = read_study(folder)
     assert study.examples == [] and study.faults == []
+
+
+def test_what_was_not_measured_everywhere_is_named_with_its_places(builder: Any) -> None:
+    value = builder(budgets=(20_000, 80_000)).build()
+    for place, point in enumerate(value["points"][:4]):
+        for table in (point["scores"], point["changes"]):
+            del table["winogrande"]
+        point["budget"] = (20_000, 80_000)[place % 2]
+    value["points"] = [p for p in value["points"] if (p["arm"], p["budget"]) != ("full", 80_000)]
+    value["runs"][0] |= {"state": "open", "reason": ""}
+    told = gaps(Summary.model_validate(value))
+    assert told[0].startswith("lora-r16 at learning rate 1e-4: not finished, seed 0, 20k tokens")
+    assert "Arm full was not measured at 80k tokens." in told
+    [task] = [sentence for sentence in told if sentence.startswith("WinoGrande, acc was not")]
+    assert "for lora-r16 at 1e-4, seed 0, 20k tokens; " in task
+    assert task.endswith(" and 1 more. There, “Source tasks: HellaSwag, ARC-Challenge, WinoGrande” has no mean.")

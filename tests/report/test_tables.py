@@ -7,14 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from laura.report.blocks import Table
 from laura.report.study import Study
-from laura.report.tables import (
-    SPECTRA_COLUMNS,
-    layer_rows,
-    spectra_rows,
-    spectra_tables,
-    summary_table,
-)
+from laura.report.tables import layer_table, module_table, spectra_tables, summary_table
 from laura.results.schema import Judgement, Summary
 from tests.report.gallery import JUDGEMENT
 
@@ -110,15 +105,18 @@ def shown(answer: dict[str, Any]) -> str:
     return file.getvalue()
 
 
+def texts(shown: Table) -> list[list[str]]:
+    return [[cell.text for cell in row] for row in shown.rows]
+
+
 def test_means_by_module_and_ranks_by_layer() -> None:
-    columns = [name for name in SPECTRA_COLUMNS if name != "intruders"]
-    assert spectra_rows(MATRICES, columns) == [
+    assert texts(module_table("folder", MATRICES, counted=False)) == [
         ["down_proj", "4096x11008", "1,500", "75%", "1,000.5", "30.0", "1.00%"],
         ["q_proj", "4096x11008", "5", "0%", "1,000.0", "30.0", "–"],
     ]
-    headings, rows = layer_rows(MATRICES)
-    assert headings == ["layer", "down_proj", "q_proj"]
-    assert rows == [["0", "1,000", "5"], ["1", "2,000", "–"]]
+    layers = layer_table(MATRICES)
+    assert [column.heading for column in layers.columns] == ["layer", "down_proj", "q_proj"]
+    assert texts(layers) == [["0", "1,000", "5"], ["1", "2,000", "–"]]
 
 
 def test_a_terminal_shows_everything_whole() -> None:
