@@ -25,7 +25,7 @@ from laura.report.blocks import (
 from laura.report.figures import FIGURES
 from laura.report.html import Format, write_document
 from laura.report.pages.overview import claims_blocks, counted
-from laura.report.study import Study, read_summary, told
+from laura.report.study import Study, read_or_note, read_summary
 from laura.report.tables import measured, score_column, score_rows
 from laura.results.errors import StoreError
 from laura.results.schema import (
@@ -69,10 +69,11 @@ def write_series_report(folder: Path, form: Format = "html") -> Path:
     if claims:
         pages.append(LaidPage("claims", "Claims", claims_blocks(claims)))
     runs = sum(len(one.summary.runs) for one in found.values())
+    alone = f"{len(found)} settings; each has an answer of its own"
     document = Document(
         kind=f"series {name}",
         title=f"{name}: {len(names)} settings",
-        headline=judged.answer if judged else f"{len(found)} settings; each has its own answer",
+        headline=judged.answer if judged else alone,
         facts=[("settings", str(len(names))), ("runs", str(runs))],
         pages=pages,
         absent=[] if claims else [("Claims", "they were not judged; `laura report` does it")],
@@ -90,17 +91,17 @@ def _settings(store: SeriesStore, names: list[str], faults: list[str]) -> dict[s
             faults.append(f"Setting {name} was not carried out yet.")
             continue
         read = partial(read_summary, folder)
-        summary = told(faults, f"Setting {name} is not shown", read, None)
+        summary = read_or_note(faults, f"Setting {name} is not shown", read, None)
         if summary is not None:
             claims = partial(read_optional, Judgement, folder / CLAIMS_FILE)
-            judged = told(faults, f"Setting {name} has no answer", claims, None)
+            judged = read_or_note(faults, f"Setting {name} has no answer", claims, None)
             found[name] = Study(summary, judgement=judged)
     return found
 
 
 def _judgement(folder: Path, found: dict[str, Study], faults: list[str]) -> Judgement | None:
     read = partial(read_optional, Judgement, folder / CLAIMS_FILE)
-    judged = told(faults, "Claims are not shown", read, None)
+    judged = read_or_note(faults, "Claims are not shown", read, None)
     if judged is not None:
         # Of the settings judged their own reports tell; of those not here it is told already.
         known = tuple(f"{setting.name}: " for setting in judged.settings)

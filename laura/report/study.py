@@ -94,7 +94,7 @@ def read_summary(study: Path) -> Summary:
     return read_file(Summary, file)
 
 
-def told(faults: list[str], what: str, read: Callable[[], T], otherwise: T) -> T:
+def read_or_note(faults: list[str], what: str, read: Callable[[], T], otherwise: T) -> T:
     """What is read, or else `otherwise` and a sentence among the faults that starts with `what`."""
     try:
         return read()
@@ -113,7 +113,7 @@ def read_study(folder: Path) -> Study:
 
     def part(what: str, kind: type[F], name: str) -> F | None:
         read = partial(read_optional, kind, folder / name)
-        return told(faults, f"{what} are not shown", read, None)
+        return read_or_note(faults, f"{what} are not shown", read, None)
 
     def text() -> str:
         with disk_faults(recipe):
@@ -125,8 +125,8 @@ def read_study(folder: Path) -> Study:
         part("Claims", Judgement, CLAIMS_FILE),
         part("Recommendations", Recommendation, RECOMMENDATION_FILE),
         part("Costs", Costs, COST_FILE),
-        told(faults, "Samples are not shown", lambda: read_examples(folder, summary), []),
-        told([], "", text, ""),  # the page says so in its place
+        read_or_note(faults, "Samples are not shown", lambda: read_examples(folder, summary), []),
+        read_or_note([], "", text, ""),  # the page says so in its place
         faults,
     )
 

@@ -373,4 +373,5 @@ def test_what_was_not_measured_everywhere_is_named_with_its_places(builder: Any)
     assert "Arm full was not measured at 80k tokens." in told
     [task] = [sentence for sentence in told if sentence.startswith("WinoGrande, acc was not")]
     assert "for lora-r16 at 1e-4, seed 0, 20k tokens; " in task
-    assert task.endswith(" and 1 more. There, “Source tasks: HellaSwag, ARC-Challenge, WinoGrande” has no mean.")
+    mean = "Source tasks: HellaSwag, ARC-Challenge, WinoGrande"
+    assert task.endswith(f" and 1 more. There, “{mean}” has no mean.")
