@@ -53,7 +53,7 @@ from laura.results.store import SeriesStore
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from laura.report.page import Format
+    from laura.report.html import Format
 
 AnyRecipe = str | Path | Mapping[str, Any]
 """A recipe's file, the name of a shipped one, or its content."""
@@ -612,7 +612,7 @@ def _results(folder: Path, form: Format | None, progress: Progress) -> StudyResu
 
 
 def _study_results(folder: Path, form: Format | None, progress: Progress) -> StudyResults:
-    from laura.report.page import write_report as draw
+    from laura.report.html import write_report as draw
 
     report = draw(folder, progress, form) if form else _report_of(folder)
     return StudyResults(**vars(read_report_study(folder)), folder=folder, report=report)

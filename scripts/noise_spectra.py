@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laura.report.png import smaller
 from laura.results.store import write_bytes, write_json, write_text
 
 SHOWN = 0.1
@@ -136,7 +135,7 @@ def write(found: dict[str, Any], folder: Path) -> None:
     svg = vl_convert.vegalite_to_svg(specification(found))
     write_json(folder / "noise_spectra.json", found)
     write_text(folder / "noise_spectra.svg", svg)
-    write_bytes(folder / "noise_spectra.png", smaller(vl_convert.svg_to_png(svg, scale=2)))
+    write_bytes(folder / "noise_spectra.png", vl_convert.svg_to_png(svg, scale=2))
 
 
 def main() -> None:

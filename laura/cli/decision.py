@@ -109,7 +109,7 @@ def claims_table(found: Judgement) -> RenderableType:
     from rich.text import Text
 
     from laura.report.formats import estimated
-    from laura.report.pages.claims import EDGE, open_words
+    from laura.report.pages.overview import EDGE, open_words
 
     names = ", ".join(setting.name for setting in found.settings)
     table = Table(title=Text(f"Claims, judged by {names}"), title_justify="left")

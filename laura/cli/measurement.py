@@ -18,8 +18,8 @@ from laura.results.errors import UsageError
 
 if TYPE_CHECKING:
     from laura.api import ScoreChange, ScoredTask
-    from laura.report.sample_view import View
-    from laura.report.samples import Wish
+    from laura.report.samples.select import SampleFilter
+    from laura.report.samples.show import View
 
 
 def evaluate(
@@ -196,7 +196,7 @@ def spectra(
     """
     from laura.analysis.comparison import compare_weights
     from laura.analysis.measuring import Wanted
-    from laura.report.spectra_tables import spectra_tables
+    from laura.report.tables import spectra_tables
 
     wanted = Wanted(intruders, k, eps, tuple(values or ()))
     progress = console.progress
@@ -230,13 +230,13 @@ class SampleOptions:
         typer.Option(metavar="N", min=1, help="No more than N.", show_default="all"),
     ] = None
 
-    def wish(self) -> Wish:
+    def wish(self) -> SampleFilter:
         """The same for the report.
 
         Raises:
             UsageError: two outcomes exclude one another.
         """
-        from laura.report.samples import Wish
+        from laura.report.samples.select import SampleFilter
 
         asked = {"failed": self.failed, "passed": self.passed, "differ": self.differ}
         wanted = [name for name, given in asked.items() if given]
@@ -245,7 +245,7 @@ class SampleOptions:
                 "--failed, --passed and --differ exclude one another; give one of them"
             )
         outcome: Any = wanted[0] if wanted else "any"
-        return Wish(outcome, self.index, self.sample, self.limit)
+        return SampleFilter(outcome, self.index, self.sample, self.limit)
 
 
 def show(
@@ -287,7 +287,7 @@ def show(
       laura show studies/micro --task micro_math --model base --model lora --differ
     """
     wish = samples.wish()
-    from laura.report.sample_view import Overview, open_view
+    from laura.report.samples.show import Overview, open_view
 
     # What the output's encoding lacks is escaped, and ends nothing.
     getattr(sys.stdout, "reconfigure", lambda errors: None)(errors="backslashreplace")
@@ -328,7 +328,7 @@ def _drawn(view: View) -> Iterator[str]:
     from rich.console import Console as Terminal
     from rich.text import Text
 
-    from laura.report.sample_pages import drawn
+    from laura.report.samples.terminal import drawn
 
     terminal = Terminal(highlight=False)
 

@@ -1,12 +1,18 @@
-"""Which arms belong beside one another: told from their settings, never from their names."""
+"""Arms and their seeds taken together; which arms belong beside one another.
+
+That is told from their settings, never from their names.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
-from laura.results.schema import ArmRow, Summary
+from laura.report import formats
+from laura.results.schema import ArmRow, PointRow, Summary
+from laura.results.statistics import Estimate, over_seeds
 
 DROPOUTS = ("attention_dropout", "residual_dropout")
 MOST_DRAWN = 4  # arms that a chart with several lines for each can hold
@@ -16,15 +22,95 @@ PLAIN = {"targets": "all", "init": "default", "lora_plus_ratio": 1, "weight_deca
 NO_VARIATION = {"rank", "alpha", "external"}
 
 
+@dataclass(frozen=True)
+class Group:
+    """The seeds of one arm at one budget: at one rate, or each at its own best."""
+
+    summary: Summary
+    arm: str
+    budget: float
+    points: tuple[PointRow, ...]
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of a group at one rate; the first seed's where they differ."""
+        return self.points[0].learning_rate
+
+    @property
+    def rate(self) -> str:
+        """The rate in words, or the rates where seeds differ."""
+        return formats.rates([point.learning_rate for point in self.points])
+
+    @property
+    def tokens(self) -> float:
+        """Tokens trained on, the mean over seeds."""
+        return math.fsum(point.tokens for point in self.points) / len(self.points)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds, rising."""
+        return sorted({point.seed for point in self.points})
+
+    @property
+    def runs(self) -> str:
+        """IDs of the runs, in the order of their seeds."""
+        return ", ".join(p.run for p in sorted(self.points, key=lambda point: point.seed))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a tooltip says of every group."""
+        return {
+            "arm": self.arm,
+            "rate": self.rate,
+            "seeds": formats.seeds(self.seeds),
+            "budget": formats.budget_of(self.summary, self.budget),
+            "run": self.runs,
+        }
+
+    def value(self, name: str) -> Estimate | None:
+        """Score over the seeds that have one."""
+        return self._over_seeds(lambda point: point.scores.get(name))
+
+    def change(self, name: str) -> Estimate | None:
+        """Tuned minus base over the seeds that have it."""
+        return self._over_seeds(lambda point: self.summary.change(point, name))
+
+    def _over_seeds(self, read: Callable[[PointRow], Estimate | None]) -> Estimate | None:
+        found = [estimate for estimate in map(read, self.points) if estimate is not None]
+        return over_seeds(found) if found else None
+
+
+def places(summary: Summary) -> dict[str, int]:
+    """The arms' order."""
+    return {arm.name: place for place, arm in enumerate(summary.arms)}
+
+
+def groups(summary: Summary, selected: bool = False) -> list[Group]:
+    """Points by arm, rate and budget; ordered as the arms, then by these.
+
+    Args:
+        summary: The study.
+        selected: Every arm with each seed at its own best rate, one group a budget.
+    """
+    found: dict[tuple[str, float, float], list[PointRow]] = {}
+    for point in summary.points:
+        if point.selected or not selected:
+            rate = 0.0 if selected else point.learning_rate
+            found.setdefault((point.arm, rate, point.budget), []).append(point)
+    order = places(summary)
+    keys = sorted(found, key=lambda key: (order.get(key[0], len(order)), key))
+    return [Group(summary, key[0], key[2], tuple(found[key])) for key in keys]
+
+
+def final_groups(summary: Summary) -> dict[str, Group]:
+    """Every arm at its best learning rate and the largest budget it reached."""
+    return {group.arm: group for group in groups(summary, selected=True)}
+
+
 def setting(arm: ArmRow, name: str) -> float:
     """A setting that is a number; 0 where it is absent, null or no number."""
     value = arm.settings.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
-
-
-def is_regularised(arm: ArmRow) -> bool:
-    """Whether an arm of full finetuning decays its weights or drops activations."""
-    return arm.method == "full" and any(setting(arm, name) for name in ("weight_decay", *DROPOUTS))
 
 
 def regulariser(arm: ArmRow) -> str:
@@ -39,6 +125,22 @@ def regulariser(arm: ArmRow) -> str:
     if arm.method == "lora":
         told.insert(0, f"low rank {setting(arm, 'rank'):g}")
     return ", ".join(told) or "nothing"
+
+
+def regularised(summary: Summary) -> dict[str, str]:
+    """Full finetuning that is held back and the plain arms beside it, and what holds each back.
+
+    Empty where no arm of full finetuning decays its weights or drops activations.
+    """
+    held = {
+        arm.name
+        for arm in summary.arms
+        if arm.method == "full" and any(setting(arm, n) for n in ("weight_decay", *DROPOUTS))
+    }
+    if not held:
+        return {}
+    beside = representatives(summary, [a.name for a in summary.arms if a.name not in held])
+    return {arm.name: regulariser(arm) for arm in summary.arms if arm.name in {*held, *beside}}
 
 
 def variations(arm: ArmRow) -> int:
@@ -72,17 +174,15 @@ def representatives(summary: Summary, names: Collection[str] | None = None) -> l
         own = [arm for arm in arms if arm.method == method]
         fewest = min(map(variations, own))
         plain = [arm for arm in own if variations(arm) == fewest]
-        by_rank = sorted(plain, key=lambda arm: setting(arm, "rank"))
-        kept += _evenly(by_rank, MOST_DRAWN - len(kept)) if method == "lora" else plain[:1]
+        if method == "lora":
+            by_rank = sorted(plain, key=lambda arm: setting(arm, "rank"))
+            most = min(MOST_DRAWN - len(kept), len(plain))
+            step = (len(plain) - 1) / max(1, most - 1)
+            kept += [by_rank[round(place * step)] for place in range(most)]
+        else:
+            kept.append(plain[0])
     chosen = {arm.name for arm in kept[:MOST_DRAWN]}
     return [arm.name for arm in arms if arm.name in chosen]
-
-
-def _evenly(arms: Sequence[ArmRow], most: int) -> list[ArmRow]:
-    """At most so many, the first and the last among them."""
-    if len(arms) <= most:
-        return list(arms)
-    return [arms[round(place * (len(arms) - 1) / max(1, most - 1))] for place in range(most)]
 
 
 def who_is_drawn(
@@ -104,48 +204,52 @@ def who_is_drawn(
     )
 
 
-def families(summary: Summary, *varied: str) -> dict[str, list[ArmRow]]:
-    """Arms that differ in these settings alone, under a name of what they share.
+def families(summary: Summary, varied: str) -> dict[str, list[ArmRow]]:
+    """Arms that differ in this setting alone, under a name of what they share.
 
     Families of one are left out, and arms whose settings vary in nothing.
     """
-    found: dict[str, list[ArmRow]] = {}
+    alike: dict[str, list[ArmRow]] = {}
     for arm in summary.arms:
-        found.setdefault(_key(arm, varied), []).append(arm)
+        own = {name: value for name, value in arm.settings.items() if name != varied}
+        key = json.dumps([arm.method, own], sort_keys=True, default=str)
+        alike.setdefault(key, []).append(arm)
     kept = [
         arms
-        for arms in found.values()
-        if any(len({json.dumps(arm.settings.get(name)) for arm in arms}) > 1 for name in varied)
+        for arms in alike.values()
+        if len({json.dumps(arm.settings.get(varied)) for arm in arms}) > 1
     ]
     named = {}
     for arms in kept:
-        alike = [other[0].settings for other in kept if other[0].method == arms[0].method]
-        named[_name(arms[0], varied, _shared(alike))] = arms
+        first = arms[0]
+        others = [one[0].settings for one in kept if one[0].method == first.method]
+        # What is the same for all families of a method says nothing.
+        told = [
+            f"{name.replace('_', ' ')} {formats.words(value)}"
+            for name, value in first.settings.items()
+            if name != varied and any(other.get(name) != value for other in others)
+        ]
+        named[", ".join([first.method, *told])] = arms
     return named
 
 
-def _key(arm: ArmRow, varied: tuple[str, ...]) -> str:
-    kept = {name: value for name, value in arm.settings.items() if name not in varied}
-    return json.dumps([arm.method, kept], sort_keys=True, default=str)
+def modules(arm: ArmRow) -> str:
+    """Which modules an arm of LoRA adapts, and what else is special about it, in words."""
+    told = [formats.words(arm.settings.get("targets", "all"))]
+    told += [name for name in ("rslora", "dora") if arm.settings.get(name) is True]
+    if arm.settings.get("init") not in (None, "default"):
+        told.append(formats.words(arm.settings["init"]))
+    if (alpha := setting(arm, "alpha")) != 2 * (rank := setting(arm, "rank")):
+        told.append(f"alpha {alpha / rank:g}r")
+    for name in ("lora_plus_ratio", "replay", "weight_decay", "dropout"):
+        value = setting(arm, name)
+        told += [f"{name.replace('_', ' ')} {value:g}"] if value not in (0, 1) else []
+    return ", ".join(told)
 
 
-def _shared(settings: list[dict[str, Any]]) -> set[str]:
-    """Settings that are the same for all, so that naming them says nothing."""
-    first = settings[0] if settings else {}
-    return {name for name in first if all(other.get(name) == first[name] for other in settings)}
-
-
-def _name(arm: ArmRow, varied: tuple[str, ...], shared: set[str]) -> str:
-    told = [
-        f"{name.replace('_', ' ')} {words(value)}"
-        for name, value in arm.settings.items()
-        if name not in varied and name not in shared
-    ]
-    return ", ".join([arm.method, *told])
-
-
-def words(value: Any) -> str:
-    """A setting's value as a reader wants it."""
-    if isinstance(value, list):
-        return " ".join(map(words, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def adapted(summary: Summary) -> dict[str, str]:
+    """Arms of LoRA and their `modules`; empty where they differ neither in rank nor in these."""
+    arms = [arm for arm in summary.arms if arm.method == "lora" and setting(arm, "rank")]
+    told = {arm.name: modules(arm) for arm in arms}
+    several = len({setting(arm, "rank") for arm in arms}) > 1 or len(set(told.values())) > 1
+    return told if several else {}

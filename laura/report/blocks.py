@@ -1,22 +1,21 @@
-"""What a page of the report is made of: each block is drawn as HTML and as Markdown alike."""
+"""What pages are made of; every block becomes HTML and Markdown alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
-from laura.report.sample_text import Page as SampleItem
-from laura.report.study import Study
+from laura.report.formats import ABSENT
+from laura.report.samples.text import SamplePage
 
 Tone = Literal["", "good", "bad", "soft"]
 
 
 @dataclass(frozen=True)
-class Heading:
+class Subheading:
     """A heading inside a page; `anchor` is what a link names."""
 
-    kind: ClassVar[str] = "heading"
     text: str
     anchor: str
 
@@ -25,7 +24,6 @@ class Heading:
 class Prose:
     """A paragraph; an explanation is set in softer ink."""
 
-    kind: ClassVar[str] = "prose"
     text: str
     soft: bool = False
 
@@ -34,7 +32,6 @@ class Prose:
 class Notice:
     """Sentences that must not be overlooked, under a heading of their own."""
 
-    kind: ClassVar[str] = "notice"
     title: str
     sentences: Sequence[str]
     warns: bool = False
@@ -42,33 +39,13 @@ class Notice:
 
 @dataclass(frozen=True)
 class Listing:
-    """Points, one below the other; `term` is printed bold before its words."""
+    """Points, one below the other; each term is printed bold before its words."""
 
-    kind: ClassVar[str] = "listing"
     items: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        heading: Its name.
-        note: A second, smaller line of it.
-        numeric: Whether it is set flush right.
-        wide: Whether its texts may wrap.
-        filter: Whether readers may choose one of its texts.
-    """
-
-    heading: str
-    note: str = ""
-    numeric: bool = False
-    wide: bool = False
-    filter: bool = False
-
-
-@dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell of a table.
 
     Attributes:
@@ -89,6 +66,27 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: Its name.
+        read: Its cell, or the text of it, from what a row stands for.
+        note: A second, smaller line of the heading.
+        numeric: Whether it is set flush right.
+        wide: Whether its texts may wrap.
+        filter: Whether readers may choose one of its texts.
+    """
+
+    heading: str
+    read: Callable[[Any], TableCell | str]
+    note: str = ""
+    numeric: bool = False
+    wide: bool = False
+    filter: bool = False
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of cells under a caption; the first cell of a row is its heading.
 
@@ -97,19 +95,47 @@ class Table:
         interactive: Whether readers may sort it, and filter it by words.
     """
 
-    kind: ClassVar[str] = "table"
     name: str
     caption: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     interactive: bool = False
+
+
+def table(
+    name: str, caption: str, columns: Sequence[Column], rows: Iterable[Any], sorts: bool = False
+) -> Table:
+    """A table with a row for each of these, read column by column; `sorts` on a click."""
+
+    def cell(column: Column, row: Any) -> TableCell:
+        found = column.read(row)
+        return found if isinstance(found, TableCell) else TableCell(found)
+
+    cells = [[cell(column, row) for column in columns] for row in rows]
+    return Table(name, caption, columns, cells, sorts)
+
+
+def number(heading: str, read: Callable[[Any], TableCell | str], note: str = "") -> Column:
+    """A column of numbers."""
+    return Column(heading, read, note, numeric=True)
+
+
+def wide(heading: str, read: Callable[[Any], TableCell | str]) -> Column:
+    """A column of sentences."""
+    return Column(heading, read, wide=True)
+
+
+def sorted_by(
+    value: float | None, show: Callable[[float], str] = str, below: str = ""
+) -> TableCell:
+    """A number as a cell that sorts by it; a gap for None."""
+    return TableCell(ABSENT if value is None else show(value), below, order=value)
 
 
 @dataclass(frozen=True)
 class Figure:
     """A chart of the table of charts, by name."""
 
-    kind: ClassVar[str] = "figure"
     chart: str
 
 
@@ -117,7 +143,6 @@ class Figure:
 class Still:
     """A picture that stands in a file too; `name` goes before the ids inside it."""
 
-    kind: ClassVar[str] = "still"
     name: str
     file: str
     svg: str
@@ -128,7 +153,6 @@ class Still:
 class Link:
     """A link to another file of the folder."""
 
-    kind: ClassVar[str] = "link"
     file: str
     text: str
 
@@ -137,49 +161,57 @@ class Link:
 class Fold:
     """Blocks that open when they are asked for."""
 
-    kind: ClassVar[str] = "fold"
     title: str
-    blocks: Sequence[Block] = field(default_factory=list)
+    blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
-class Source:
+class Verbatim:
     """A text shown as it is, such as the recipe."""
 
-    kind: ClassVar[str] = "source"
     text: str
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerColumns:
     """A question with the answers of several models beside one another."""
 
-    kind: ClassVar[str] = "answers"
-    item: SampleItem
+    item: SamplePage
 
 
 Block: TypeAlias = (
-    Heading | Prose | Notice | Listing | Table | Figure | Still | Link | Fold | Source | Answers
-)
+    Subheading | Prose | Notice | Listing | Table | Figure | Still | Link | Fold | Verbatim
+    | AnswerColumns
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class ReportPage:
-    """One page of the report.
-
-    Attributes:
-        name: What a link calls it.
-        title: Its heading, and its name in the navigation.
-        missing: Why the study has nothing for it, and how to get it; empty where it has.
-        blocks: What stands on it.
-    """
+class LaidPage:
+    """A page laid out: what a link calls it, its heading, and what stands on it."""
 
     name: str
     title: str
-    missing: Callable[[Study], str]
-    blocks: Callable[[Study], list[Block]]
+    blocks: Sequence[Block]
 
 
-def always(study: Study) -> str:
-    """For pages that every study has something for."""
-    return ""
+@dataclass(frozen=True)
+class Document:
+    """A whole report.
+
+    Attributes:
+        kind: What it is a report of, above the headline.
+        title: Of the window.
+        headline: What was found, in a sentence.
+        facts: Name and value, in a line below.
+        pages: In the order of the navigation.
+        absent: Title and reason of the pages there is nothing for.
+        footer: Last line.
+    """
+
+    kind: str
+    title: str
+    headline: str
+    facts: Sequence[tuple[str, str]]
+    pages: Sequence[LaidPage]
+    absent: Sequence[tuple[str, str]]
+    footer: str

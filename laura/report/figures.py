@@ -6,37 +6,61 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from laura.report.charts import (
-    CHARTS,
-    Chart,
-    Panel,
-    figure_specification,
-    page_specification,
-    panel_specification,
-)
-from laura.report.png import smaller
+import vl_convert
+from markupsafe import Markup
+
+from laura.report.charts.style import GREY, Chart, ChartPanel
+from laura.report.charts.table import CHARTS
 from laura.report.study import Study
 from laura.results.progress import SILENT, Progress
 from laura.results.store import disk_faults, write_bytes, write_text
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
 PIXELS_PER_POINT = 2.0
+PANEL_WIDTH = 400
 FIGURES = "figures"
+INK = "#222222"
+# The page recolours text and grid for the dark by its own style.
+CONFIGURATION: dict[str, Any] = {
+    "font": "sans-serif",
+    "padding": 6,
+    "view": {"stroke": None},
+    "axis": {
+        "labelFontSize": 11,
+        "titleFontSize": 11.5,
+        "titleFontWeight": "normal",
+        "titlePadding": 8,
+        "titleColor": INK,
+        "labelColor": INK,
+        "gridColor": "#E4E4E4",
+        "domainColor": "#9A9A9A",
+        "tickColor": "#9A9A9A",
+    },
+    "title": {
+        "fontSize": 13.5,
+        "fontWeight": 600,
+        "subtitleFontSize": 11.5,
+        "subtitlePadding": 4,
+        "subtitleColor": "#555555",
+        "color": INK,
+        "offset": 12,
+    },
+    "legend": {
+        "labelFontSize": 11.5,
+        "titleFontSize": 11.5,
+        "titleFontWeight": "normal",
+        "labelLimit": 220,
+        "symbolOpacity": 1,
+        "symbolBaseFillColor": GREY,
+        "symbolBaseStrokeColor": GREY,
+        "layout": {"bottom": {"anchor": "start", "direction": "vertical", "margin": 4}},
+        "symbolStrokeWidth": 2,
+        "labelColor": INK,
+        "titleColor": INK,
+    },
+}
 _IDS = re.compile(r'(?<=id=")[\w-]*clip\d+(?=")|(?<=url\(#)[\w-]*clip\d+(?=\))')
-
-
-@dataclass(frozen=True)
-class DrawnPanel:
-    """A panel as the page embeds it."""
-
-    id: str
-    height: int
-    description: str
-    specification: Markup
 
 
 @dataclass(frozen=True)
@@ -44,19 +68,22 @@ class DrawnChart:
     """A chart as the page embeds it; no panels where there was nothing to draw.
 
     Attributes:
+        page: The page that it ends, where no page puts it at a place of its own.
+        panels: Each with its specification, ready for a script element.
         svg: The whole figure, standing still: for print, and where scripts do not run.
     """
 
     name: str
     title: str
     explanation: str
-    panels: list[DrawnPanel] = field(default_factory=list)
+    page: str
+    panels: list[tuple[ChartPanel, Markup]] = field(default_factory=list)
     svg: str = ""
 
     @property
     def description(self) -> str:
         """The figure in words, for screen readers."""
-        return " ".join(panel.description for panel in self.panels)
+        return " ".join(panel.description for panel, _ in self.panels)
 
 
 def draw_figures(study: Study, folder: Path, progress: Progress = SILENT) -> dict[str, DrawnChart]:
@@ -78,8 +105,6 @@ def draw_figures(study: Study, folder: Path, progress: Progress = SILENT) -> dic
 
 
 def _draw(chart: Chart, study: Study, folder: Path) -> DrawnChart:
-    import vl_convert
-
     panels = chart.draw(study)
     svg_file, png_file = folder / f"{chart.name}.svg", folder / f"{chart.name}.png"
     if not panels:
@@ -87,25 +112,49 @@ def _draw(chart: Chart, study: Study, folder: Path) -> DrawnChart:
         with disk_faults(folder):
             svg_file.unlink(missing_ok=True)
             png_file.unlink(missing_ok=True)
-        return DrawnChart(chart.name, chart.title, chart.explanation)
-    specifications = [panel_specification(panel) for panel in panels]
-    figure = figure_specification(specifications, [panel.height for panel in panels])
-    svg = _renumber(vl_convert.vegalite_to_svg(figure))
-    write_text(svg_file, svg)
-    write_bytes(png_file, smaller(vl_convert.svg_to_png(svg, scale=PIXELS_PER_POINT)))
-    return DrawnChart(
-        chart.name,
-        chart.title,
-        chart.caption(study),
-        [_drawn_panel(chart, *pair) for pair in zip(panels, specifications, strict=True)],
-        svg,
-    )
-
-
-def _renumber(svg: str) -> str:
-    """Number clipping paths from zero; Vega counts on through the life of the process."""
+        return DrawnChart(chart.name, chart.title, chart.explanation, chart.page)
+    # Checking against the JSON Schema takes most of the time; a test does it instead.
+    specifications = [panel.drawing.to_dict(validate=False) for panel in panels]
+    svg = vl_convert.vegalite_to_svg(_figure(panels, specifications))
+    # Clipping paths are numbered from zero; Vega counts on through the life of the process.
     numbers: dict[str, int] = {}
-    return _IDS.sub(lambda m: f"clip{numbers.setdefault(m[0], len(numbers))}", svg)
+    svg = _IDS.sub(lambda m: f"clip{numbers.setdefault(m[0], len(numbers))}", svg)
+    write_text(svg_file, svg)
+    write_bytes(png_file, vl_convert.svg_to_png(svg, scale=PIXELS_PER_POINT))
+    scripts = [script_json(_embedded(*pair)) for pair in zip(panels, specifications, strict=True)]
+    embedded = list(zip(panels, scripts, strict=True))
+    return DrawnChart(chart.name, chart.title, chart.caption(study), chart.page, embedded, svg)
+
+
+def _figure(panels: list[ChartPanel], specifications: list[dict[str, Any]]) -> dict[str, Any]:
+    """One Vega-Lite specification with every panel, for SVG and PNG."""
+    datasets: dict[str, Any] = {}
+    sized = []
+    for panel, specification in zip(panels, specifications, strict=True):
+        datasets |= specification["datasets"]  # named by content, so names cannot clash
+        # Altair puts data that all layers share beside them.
+        inner = {k: v for k, v in specification.items() if k in ("data", "layer", "title")}
+        sized.append({**inner, "width": PANEL_WIDTH, "height": panel.height})
+    return {
+        "$schema": specifications[0]["$schema"],
+        "concat": sized,
+        "columns": 2,
+        "spacing": 36,
+        "datasets": datasets,
+        "config": {"background": "white", **CONFIGURATION},
+    }
+
+
+def _embedded(panel: ChartPanel, specification: dict[str, Any]) -> dict[str, Any]:
+    """The specification of one panel that fills the width it is given."""
+    return {
+        **specification,
+        "width": "container",
+        "height": panel.height,
+        "description": panel.description,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "config": {"background": "transparent", **CONFIGURATION},
+    }
 
 
 def inline_svg(svg: str, name: str) -> Markup:
@@ -115,24 +164,11 @@ def inline_svg(svg: str, name: str) -> Markup:
         svg: Made by Vega, which escapes the texts it draws.
         name: Put before its ids.
     """
-    from markupsafe import Markup
-
     return Markup(_IDS.sub(lambda found: f"{name}-{found[0]}", svg))
-
-
-def _drawn_panel(chart: Chart, panel: Panel, specification: dict[str, Any]) -> DrawnPanel:
-    return DrawnPanel(
-        id=f"{chart.name}-{panel.name}",
-        height=panel.height,
-        description=panel.description,
-        specification=script_json(page_specification(specification, panel)),
-    )
 
 
 def script_json(value: Any) -> Markup:
     """JSON that can stand inside a <script> element whatever texts it holds."""
-    from markupsafe import Markup
-
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them; the same words on the page, in charts and in the terminal."""
+"""Numbers as a reader wants them, the same in every output."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from laura.results.schema import Ends, Estimated, Summary, TaskFacts
 from laura.results.statistics import Estimate
+from laura.results.statistics import count as counted
 from laura.results.units import memory_text, rate_text
 
 ABSENT = "–"
@@ -23,9 +24,9 @@ def rates(values: Sequence[float]) -> str:
     """The rates of several seeds: `1e-3`, or `1e-3 (2 seeds), 2e-3` where they differ."""
     found = sorted(Counter(values).items(), key=lambda one: (-one[1], one[0]))
     if len(found) == 1:
-        return rate(found[0][0])
+        return rate_text(found[0][0])
     return ", ".join(
-        rate(value) + (f" ({times} seeds)" if times > 1 else "") for value, times in found
+        rate_text(value) + (f" ({times} seeds)" if times > 1 else "") for value, times in found
     )
 
 
@@ -91,23 +92,16 @@ def change(estimate: Estimate | None, task: TaskFacts, with_unit: bool = False) 
     return _plus_minus(estimate, task, True, change_unit(task) if with_unit else "")
 
 
-def gained(change_of: Estimate | None, task: TaskFacts) -> Estimate | None:
-    """A change turned so that it is above zero where the model became better."""
-    if change_of is None or task.higher_is_better:
+def turned(change_of: Estimate | None, task: TaskFacts, learnt: bool) -> Estimate | None:
+    """A change turned so that it is above zero where something was learnt, or forgotten."""
+    if change_of is None or task.higher_is_better == learnt:
         return change_of
     return Estimate(-change_of.value, change_of.stderr, change_of.n)
 
 
-def lost(change_of: Estimate | None, task: TaskFacts) -> Estimate | None:
-    """A change turned so that it is above zero where something was forgotten."""
-    found = gained(change_of, task)
-    return None if found is None else Estimate(-found.value, found.stderr, found.n)
-
-
 def moved(change_of: Estimate | None, task: TaskFacts, learnt: bool) -> str:
     """How much was learnt, or forgotten, with its standard error: `35.5 ± 2.0`."""
-    found = gained(change_of, task) if learnt else lost(change_of, task)
-    return _plus_minus(found, task, False, "")
+    return _plus_minus(turned(change_of, task, learnt), task, False, "")
 
 
 def moved_words(change_of: Estimate | None, task: TaskFacts, learnt: bool) -> str:
@@ -119,7 +113,7 @@ def moved_words(change_of: Estimate | None, task: TaskFacts, learnt: bool) -> st
 
 
 def amount(value: float, task: TaskFacts) -> str:
-    """How much was learnt or forgotten, in the task's unit as shown: `35.5`."""
+    """A value in the task's unit as shown, without error: `35.5`."""
     return f"{value * task.scale + 0.0:.{1 if task.is_share else 3}f}".replace("-", "−")
 
 
@@ -139,8 +133,7 @@ def interval(found: Estimated) -> str:
 
 def estimated(found: Estimated) -> str:
     """An estimate in words: `+3.1 points (+1.0 to +5.2, n = 200, 3 seeds)`."""
-    seeds_of = f"{found.seeds} seed{'' if found.seeds == 1 else 's'}"
-    told = f"{interval(found)}, n = {found.n}, {seeds_of}"
+    told = f"{interval(found)}, n = {found.n}, {counted(found.seeds, 'seed')}"
     return f"{points(found.value, found.unit)} ({told})"
 
 
@@ -148,18 +141,13 @@ def _plus_minus(estimate: Estimate | None, task: TaskFacts, signed: bool, ending
     if estimate is None:
         return ABSENT
     shown, error = estimate.value * task.scale, estimate.stderr * task.scale
-    digits = _digits(error, task)
+    digits = 1 if task.is_share else 3
+    if error > 0 and not task.is_share:  # so that the error has two digits that mean something
+        digits = min(5, max(3, 1 - math.floor(math.log10(error))))
     text = f"{shown:{'+' if signed else ''}.{digits}f} ± {error:.{digits}f}"
     if float(f"{shown:.{digits}f}") == 0:  # neither +0.0 nor -0.0
         text = text.replace("-", "").replace("+", "")
     return f"{text.replace('-', '−')} {ending}".rstrip()
-
-
-def _digits(error: float, task: TaskFacts) -> int:
-    """Digits after the point, so that the error has two that mean something."""
-    if task.is_share:
-        return 1
-    return min(5, max(3, 1 - math.floor(math.log10(error)))) if error > 0 else 3
 
 
 def ends(interval: Ends | None, show: Callable[[float], str]) -> str:
@@ -189,5 +177,13 @@ def items(task: TaskFacts) -> str:
 
 def seeds(values: list[int]) -> str:
     """Seeds in words: `1 seed (0)`, `3 seeds (0, 1, 2)`."""
-    listed = ", ".join(str(seed) for seed in values)
-    return f"{len(values)} seed{'' if len(values) == 1 else 's'} ({listed})"
+    return f"{counted(len(values), 'seed')} ({', '.join(map(str, values))})"
+
+
+def words(value: object) -> str:
+    """A setting's value, or a machine's part, in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    if isinstance(value, list):
+        return " ".join(map(words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,53 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
 
 from laura.report.blocks import (
-    Answers,
+    AnswerColumns,
     Block,
-    Cell,
+    Document,
     Figure,
     Fold,
-    Heading,
     Link,
     Listing,
     Notice,
     Prose,
-    Source,
     Still,
+    Subheading,
     Table,
+    TableCell,
+    Verbatim,
 )
 from laura.report.figures import FIGURES, DrawnChart
-from laura.report.sample_text import Block as SampleBlock
-
-
-class Shown(Protocol):
-    """A page as far as it is printed."""
-
-    @property
-    def title(self) -> str:
-        """Heading."""
-        ...
-
-    @property
-    def blocks(self) -> Sequence[Block]:
-        """What stands on it."""
-        ...
-
-
-@dataclass(frozen=True)
-class Document:
-    """A report's texts; see `laura.report.page.render`."""
-
-    kind: str
-    headline: str
-    facts: Sequence[tuple[str, str]]
-    pages: Sequence[Shown]
-    absent: Sequence[tuple[str, str]]
-    footer: str
+from laura.report.samples.text import SampleText
 
 
 def document_text(document: Document, charts: Mapping[str, DrawnChart]) -> str:
@@ -68,13 +41,31 @@ def document_text(document: Document, charts: Mapping[str, DrawnChart]) -> str:
 
 def _blocks(blocks: Sequence[Block], charts: Mapping[str, DrawnChart]) -> Iterator[str]:
     for block in blocks:
-        if isinstance(block, Figure):
-            yield from _figure(charts[block.chart])
-        elif isinstance(block, Fold):
-            yield f"### {escaped(block.title)}"
-            yield from _blocks(block.blocks, charts)
-        else:
-            yield from _SIMPLE[block.kind](block)
+        match block:
+            case Subheading():
+                yield f"### {escaped(block.text)}"
+            case Prose():
+                yield escaped(block.text)
+            case Notice():
+                yield f"**{escaped(block.title)}**"
+                yield "\n".join(f"- {escaped(sentence)}" for sentence in block.sentences)
+            case Listing():
+                yield "\n".join(f"- **{escaped(term)}** {escaped(t)}" for term, t in block.items)
+            case Table():
+                yield from _table(block)
+            case Figure():
+                yield from _figure(charts[block.chart])
+            case Still():
+                yield f"![{escaped(block.description)}]({block.file})"
+            case Link():
+                yield f"[{escaped(block.text)}]({block.file})"
+            case Fold():
+                yield f"### {escaped(block.title)}"
+                yield from _blocks(block.blocks, charts)
+            case Verbatim():
+                yield fenced(block.text)
+            case AnswerColumns():
+                yield from _answers(block)
 
 
 def _figure(chart: DrawnChart) -> Iterator[str]:
@@ -86,64 +77,35 @@ def _figure(chart: DrawnChart) -> Iterator[str]:
     yield escaped(chart.explanation)
 
 
-def _notice(block: Notice) -> Iterator[str]:
-    yield f"**{escaped(block.title)}**"
-    yield "\n".join(f"- {escaped(sentence)}" for sentence in block.sentences)
-
-
-def _listing(block: Listing) -> Iterator[str]:
-    yield "\n".join(f"- **{escaped(term)}** {escaped(text)}" for term, text in block.items)
-
-
 def _table(block: Table) -> Iterator[str]:
-    heads = [
-        escaped(f"{column.heading} ({column.note})" if column.note else column.heading)
-        for column in block.columns
-    ]
+    heads = [escaped(c.heading + (f" ({c.note})" if c.note else "")) for c in block.columns]
     rule = ["---:" if column.numeric else "---" for column in block.columns]
     rows = [heads, rule, *([_cell(cell) for cell in row] for row in block.rows)]
     yield f"*{escaped(block.caption)}*"
     yield "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     text = escaped(cell.text)
     if cell.code and re.fullmatch(r"[\w.-]+", cell.text):
         text = f"`{cell.text}`"
     return f"{text} ({escaped(cell.below)})" if cell.below else text
 
 
-def _still(block: Still) -> Iterator[str]:
-    yield f"![{escaped(block.description)}]({block.file})"
-
-
-def _answers(block: Answers) -> Iterator[str]:
+def _answers(block: AnswerColumns) -> Iterator[str]:
     words = ", ".join(f"{one.model} {one.word}" for one in block.item.answers)
     yield f"#### {escaped(block.item.heading)}: {escaped(words)}"
     yield from _texts(block.item.shared)
     for answer in block.item.answers:
         yield f"**{escaped(answer.model)}: {answer.word}**"
-        yield from _texts(answer.blocks)
+        yield from _texts(answer.texts)
 
 
-def _texts(blocks: Sequence[SampleBlock]) -> Iterator[str]:
-    for block in blocks:
-        note = f" ({escaped(block.note)})" if block.note else ""
-        yield f"{escaped(block.title)}{note}:"
-        yield fenced(block.text)
-
-
-_SIMPLE: dict[str, Callable[[Any], Iterator[str]]] = {
-    Heading.kind: lambda block: iter([f"### {escaped(block.text)}"]),
-    Prose.kind: lambda block: iter([escaped(block.text)]),
-    Notice.kind: _notice,
-    Listing.kind: _listing,
-    Table.kind: _table,
-    Still.kind: _still,
-    Link.kind: lambda block: iter([f"[{escaped(block.text)}]({block.file})"]),
-    Source.kind: lambda block: iter([fenced(block.text)]),
-    Answers.kind: _answers,
-}
+def _texts(texts: Sequence[SampleText]) -> Iterator[str]:
+    for text in texts:
+        note = f" ({escaped(text.note)})" if text.note else ""
+        yield f"{escaped(text.title)}{note}:"
+        yield fenced(text.text)
 
 
 def escaped(text: str) -> str:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from laura.report.gaps import gaps
-from laura.report.side_by_side import Examples, read_examples
+from laura.recipe.tasks import DRIFT
+from laura.report import formats
+from laura.report.arms import groups
+from laura.report.samples.examples import Examples, read_examples
 from laura.results.errors import StoreError, UsageError
 from laura.results.schema import (
     ANALYSIS_FILE,
     CLAIMS_FILE,
     COST_FILE,
+    MEAN,
     RECOMMENDATION_FILE,
     SUMMARY_FILE,
     Analysis,
     Costs,
+    File,
     Judgement,
+    PointRow,
     Recommendation,
+    RunRow,
     Summary,
     read_file,
     read_optional,
@@ -27,6 +34,15 @@ from laura.results.schema import (
 from laura.results.store import disk_faults
 
 T = TypeVar("T")
+F = TypeVar("F", bound=File)
+
+STATE_WORDS = {
+    "done": "done",
+    "diverged": "diverged",
+    "failed": "failed",
+    "pruned": "stopped early by the search",
+    "open": "not finished",
+}
 
 
 @dataclass(frozen=True)
@@ -78,42 +94,119 @@ def read_summary(study: Path) -> Summary:
     return read_file(Summary, file)
 
 
+def read_or_note(faults: list[str], what: str, read: Callable[[], T], otherwise: T) -> T:
+    """What is read, or else `otherwise` and a sentence among the faults that starts with `what`."""
+    try:
+        return read()
+    except (StoreError, UsageError) as error:
+        faults.append(f"{what}: {error}.")
+        return otherwise
+
+
 def read_study(folder: Path) -> Study:
     """Read a study folder; what is damaged beside the summary becomes a sentence.
 
     Raises:
         StoreError, UsageError: as `read_summary`.
     """
-    summary = read_summary(folder)
-    faults: list[str] = []
+    summary, faults, recipe = read_summary(folder), list[str](), folder / "recipe.yaml"
 
-    def extra(what: str, read: Callable[[Path], T], otherwise: T) -> T:
-        try:
-            return read(folder)
-        except (StoreError, UsageError) as error:
-            faults.append(f"{what} are not shown: {error}.")
-            return otherwise
+    def part(what: str, kind: type[F], name: str) -> F | None:
+        read = partial(read_optional, kind, folder / name)
+        return read_or_note(faults, f"{what} are not shown", read, None)
+
+    def text() -> str:
+        with disk_faults(recipe):
+            return recipe.read_text(encoding="utf-8", errors="replace")
 
     return Study(
         summary,
-        extra("Analyses", lambda at: read_optional(Analysis, at / ANALYSIS_FILE), None)
-        or Analysis(),
-        extra("Claims", lambda at: read_optional(Judgement, at / CLAIMS_FILE), None),
-        extra(
-            "Recommendations",
-            lambda at: read_optional(Recommendation, at / RECOMMENDATION_FILE),
-            None,
-        ),
-        extra("Costs", lambda at: read_optional(Costs, at / COST_FILE), None),
-        extra("Samples", lambda place: read_examples(place, summary), []),
-        _recipe(folder),
+        part("Analyses", Analysis, ANALYSIS_FILE) or Analysis(),
+        part("Claims", Judgement, CLAIMS_FILE),
+        part("Recommendations", Recommendation, RECOMMENDATION_FILE),
+        part("Costs", Costs, COST_FILE),
+        read_or_note(faults, "Samples are not shown", lambda: read_examples(folder, summary), []),
+        read_or_note([], "", text, ""),  # the page says so in its place
         faults,
     )
 
 
-def _recipe(folder: Path) -> str:
-    try:
-        with disk_faults(folder / "recipe.yaml"):
-            return (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
-    except StoreError:
-        return ""
+def gaps(summary: Summary) -> list[str]:
+    """What a study lacks, so that no chart is read as more than it is.
+
+    Sentences about missing arms, runs, budgets, tasks and seeds; empty for a whole study.
+    """
+    # Divergence from the base is zero on the base by definition, so it need not be measured there.
+    bare = [
+        f"{summary.task(name).title} was not measured on the base, so its change is unknown."
+        for name in (*summary.measure.learning, *summary.measure.forgetting)
+        if name not in DRIFT and name not in summary.base.scores
+    ]
+    return [*bare, *_run_gaps(summary), *_arm_gaps(summary), *_task_gaps(summary)]
+
+
+def _run_gaps(summary: Summary) -> list[str]:
+    """Runs of one arm and rate that ended alike, in one sentence."""
+    alike: dict[tuple[str, float, str, str], list[RunRow]] = {}
+    for run in summary.runs:
+        if run.state != "done":
+            alike.setdefault((run.arm, run.learning_rate, run.state, run.reason), []).append(run)
+    sentences = []
+    for (arm, rate, state, why), runs in alike.items():
+        where = "; ".join(
+            f"seed {run.seed}"
+            + (f", {formats.budget_of(summary, run.budget)}" if run.budget else "")
+            for run in runs
+        )
+        reason = f" ({why.rstrip('.')})" if why else ""
+        words = f"{arm} at learning rate {formats.rate(rate)}: {STATE_WORDS[state]}{reason}"
+        sentences.append(f"{words}, {where}.")
+    return sentences
+
+
+def _arm_gaps(summary: Summary) -> list[str]:
+    reached: dict[str, set[float]] = {arm.name: set() for arm in summary.arms}
+    sentences = []
+    for group in groups(summary, selected=True):
+        reached.setdefault(group.arm, set()).add(group.budget)
+    for arm in summary.arms:
+        missing = [point for point in summary.budget.points if point not in reached[arm.name]]
+        if not reached[arm.name]:
+            sentences.append(
+                f"Arm {arm.name} has no measured run at a best learning rate, so it is missing "
+                "from the comparison."
+            )
+        elif missing:
+            listed = " and ".join(formats.budget_of(summary, point) for point in missing)
+            sentences.append(f"Arm {arm.name} was not measured at {listed}.")
+    return sentences
+
+
+def _task_gaps(summary: Summary) -> list[str]:
+    """Tasks that were not measured everywhere, and arms with one seed."""
+
+    def place(point: PointRow) -> str:
+        budget = formats.budget_of(summary, point.budget)
+        rate = formats.rate(point.learning_rate)
+        return f"{point.arm} at {rate}, seed {point.seed}, {budget}"
+
+    sentences = []
+    for name in (*summary.measure.learning, *summary.measure.forgetting):
+        without = [point for point in summary.points if name not in point.scores]
+        if not without:
+            continue
+        text = f"{summary.task(name).title} was not measured on any tuned model."
+        if len(without) < len(summary.points):
+            more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+            listed = "; ".join(map(place, without[:3]))
+            text = f"{summary.task(name).title} was not measured for {listed}{more}."
+        if name in summary.accuracies:
+            text += f" There, “{summary.task(MEAN).title}” has no mean."
+        sentences.append(text)
+    alone = {group.arm for group in groups(summary, selected=True) if len(group.seeds) == 1}
+    if alone:
+        sentences.append(
+            f"Only one seed at the best learning rate for {', '.join(sorted(alone))}: the error "
+            "bars hold the luck of the questions, not the luck of the seed."
+        )
+    return sentences

@@ -1,127 +1,131 @@
-"""The arms at their best learning rate, as a terminal table and as Markdown."""
+"""Arms with their scores: for every page that has them, and for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from laura.report import formats
-from laura.report.groups import Group, selected_groups
+from laura.report.arms import Group, final_groups, groups
+from laura.report.blocks import Column, Table, TableCell, number, table, wide
+from laura.report.formats import ABSENT
+from laura.report.samples.find import BASE
 from laura.report.study import Study
-from laura.results.schema import MEAN, Summary, TaskFacts
+from laura.results.schema import ENERGY, MEAN, Summary, TaskFacts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-BASE_NAME = "base"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A score, and what was learnt or forgotten against the base (positive), both as text."""
-
-    value: str
-    moved: str
+    from rich.table import Table as RichTable
 
 
 @dataclass(frozen=True)
-class Line:
-    """A row of the table: an arm at one budget, or the base.
+class ScoreRow:
+    """An arm at one budget, or the base; without a group one that was not measured.
 
     Attributes:
-        arm: Name of the arm, or `base`.
-        rate: Learning rate as text.
-        budget: Budget as text.
-        seeds: Number of seeds as text.
-        cells: One a measured task.
         at_edge: The best rate is the lowest or highest one tried.
-        runs: IDs behind the row.
     """
 
+    summary: Summary
     arm: str
-    rate: str
-    budget: str
-    seeds: str
-    cells: list[Cell]
+    group: Group | None = None
     at_edge: bool = False
-    runs: tuple[str, ...] = ()
+
+    @property
+    def rate(self) -> str:
+        """Learning rate."""
+        return self.group.rate if self.group else ABSENT
+
+    @property
+    def marked_rate(self) -> str:
+        """The same with a star at the end of the range."""
+        return f"{self.rate} *" if self.at_edge else self.rate
+
+    @property
+    def budget(self) -> str:
+        """Budget with its unit."""
+        return formats.budget_of(self.summary, self.group.budget if self.group else None)
+
+    @property
+    def seeds(self) -> str:
+        """Number of seeds."""
+        if self.group is None:
+            return ABSENT if self.arm == BASE else "0"
+        return str(len(self.group.seeds))
+
+    @property
+    def runs(self) -> str:
+        """IDs behind the row."""
+        return self.group.runs if self.group else ""
+
+    def score(self, task: TaskFacts) -> TableCell:
+        """The score, and below what was learnt or forgotten against the base."""
+        if self.group is None:
+            base = self.summary.base.scores if self.arm == BASE else {}
+            return TableCell(formats.value(base.get(task.name), task))
+        learnt = task.name in self.summary.measure.learning
+        return TableCell(
+            formats.value(self.group.value(task.name), task),
+            formats.moved(self.group.change(task.name), task, learnt),
+        )
 
 
 def measured(summary: Summary) -> list[TaskFacts]:
-    """What the table has a column for: learning tasks, then measures of forgetting."""
+    """What a table has a column for: learning tasks, then measures of forgetting."""
     return [
         summary.task(name) for name in (*summary.measure.learning, *summary.forgetting_measures)
     ]
 
 
-def lines(summary: Summary, tasks: list[TaskFacts]) -> list[Line]:
-    """The base, then every arm at its best rate, one line a budget; arms without one as a gap."""
-    absent = formats.ABSENT
-    base = [Cell(formats.value(summary.base.scores.get(task.name), task), absent) for task in tasks]
-    found = [Line(BASE_NAME, absent, absent, absent, base)]
+def score_rows(summary: Summary) -> list[ScoreRow]:
+    """The base, then every arm at its best rate, one a budget; arms without one as a gap."""
+    found = [ScoreRow(summary, BASE)]
+    edges = {arm.name: bool(arm.edge) for arm in summary.arms}
     by_arm: dict[str, list[Group]] = {arm.name: [] for arm in summary.arms}
-    for group in selected_groups(summary):
+    for group in groups(summary, selected=True):
         by_arm.setdefault(group.arm, []).append(group)
-    edges = {arm.name for arm in summary.arms if arm.edge}
-    for arm, arm_groups in by_arm.items():
-        if not arm_groups:
-            found.append(Line(arm, absent, absent, "0", [Cell(absent, absent)] * len(tasks)))
-        found += [_line(group, tasks, arm in edges) for group in arm_groups]
+    for arm, own in by_arm.items():
+        found += [ScoreRow(summary, arm, group, edges.get(arm, False)) for group in own]
+        found += [] if own else [ScoreRow(summary, arm)]
     return found
 
 
-def _line(group: Group, tasks: list[TaskFacts], at_edge: bool) -> Line:
-    learning = group.summary.measure.learning
-    cells = [
-        Cell(
-            formats.value(group.value(task.name), task),
-            formats.moved(group.change(task.name), task, task.name in learning),
-        )
-        for task in tasks
+def score_column(summary: Summary, task: TaskFacts, counted: bool = False) -> Column:
+    """A task's scores; `counted` says on how many items."""
+    side = "learnt" if task.name in summary.measure.learning else "forgot"
+    note = f"{side}, n = {task.n}" if counted and task.n else side
+    heading = f"{task.short_title}, {formats.unit(task)}"
+    return number(heading, lambda row: row.score(task), note)
+
+
+def final_scores(
+    summary: Summary, name: str, caption: str, heading: str, remarks: dict[str, str]
+) -> Table:
+    """Arms at their best rate and largest budget with a remark on each.
+
+    The leading task, then measures of forgetting.
+    """
+    names = [*([summary.primary] if summary.primary else []), *summary.forgetting_measures[:3]]
+    found = final_groups(summary)
+    columns = [
+        Column("arm", lambda row: row.arm),
+        wide(heading, lambda row: remarks[row.arm]),
+        number("rate", lambda row: row.rate),
+        number("seeds", lambda row: row.seeds),
+        *(score_column(summary, summary.task(task)) for task in names),
     ]
-    return Line(
-        arm=group.arm,
-        rate=group.rate,
-        budget=formats.budget_of(group.summary, group.budget),
-        seeds=str(len(group.seeds)),
-        cells=cells,
-        at_edge=at_edge,
-        runs=tuple(group.runs),
-    )
+    rows = [ScoreRow(summary, arm, found.get(arm)) for arm in remarks]
+    return table(name, caption, columns, rows)
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of the short table; `moved` says which half of the cell it shows."""
-
-    heading: str
-    place: int
-    moved: bool
-
-    def text(self, line: Line) -> str:
-        cell = line.cells[self.place]
-        return cell.moved if self.moved else cell.value
-
-
-def _short_columns(summary: Summary, tasks: list[TaskFacts]) -> list[_Column]:
-    """What fits a terminal: the leading task, what was forgotten, losses and the like."""
-    found = []
-    for place, task in enumerate(tasks):
-        unit = "points" if task.is_share else "nats" if "nats" in task.unit else task.unit
-        if task.name == summary.primary:
-            found.append(_Column(f"{task.short_title} ({formats.unit(task)})", place, False))
-            found.append(_Column(f"learnt ({unit})", place, True))
-        elif task.name == MEAN:
-            found.append(_Column(f"forgot ({unit})", place, True))
-        elif task.name in summary.forgetting_measures:
-            unit = "%" if task.is_share else unit
-            found.append(_Column(f"{task.short_title} ({unit})", place, False))
-    return found
+# ----- for a terminal -----
 
 
 def summary_table(study: Study) -> RenderableType:
-    """The answer and the arms at their best rate, for a terminal."""
+    """The answer and the arms at their best rate."""
     from rich.console import Group as Stack
     from rich.text import Text
 
@@ -142,58 +146,144 @@ def summary_table(study: Study) -> RenderableType:
 
 
 def _arms_table(summary: Summary) -> list[RenderableType]:
-    from rich.table import Table
     from rich.text import Text
 
-    tasks = measured(summary)
-    shown = _short_columns(summary, tasks)
-    title = Text(f"{summary.name}: arms at their best learning rate")
-    table = Table(title=title, title_justify="left")
-    for heading in ("arm", "rate", "budget", "seeds"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
-    for column in shown:
-        table.add_column(Text(column.heading), justify="right")
-    all_lines = lines(summary, tasks)
-    for line in all_lines:
-        rate = f"{line.rate} *" if line.at_edge else line.rate
-        # Text, not str: a name may hold what rich would take for markup.
-        texts = (line.arm, rate, line.budget, line.seeds, *(column.text(line) for column in shown))
-        table.add_row(*(Text(text) for text in texts), end_section=line.arm == BASE_NAME)
+    columns = [
+        Column("arm", lambda row: row.arm),
+        number("rate", lambda row: row.marked_rate),
+        number("budget", lambda row: row.budget),
+        number("seeds", lambda row: row.seeds),
+        *_short_columns(summary),
+    ]
+    rows, title = score_rows(summary), f"{summary.name}: arms at their best learning rate"
+    drawn = _rich_table(table("arms", title, columns, rows))
+    drawn.rows[0].end_section = True  # a line below the base
     notes = ["± is one standard error."]
-    if any(line.at_edge for line in all_lines):
+    if any(row.at_edge for row in rows):
         notes.append("* best rate at the end of the range tried: try further out.")
-    return [table, Text(" ".join(notes), style="dim")]
+    return [drawn, Text(" ".join(notes), style="dim")]
+
+
+def _short_columns(summary: Summary) -> list[Column]:
+    """What fits a terminal: the leading task, what was forgotten, losses and the like."""
+    found = []
+    for task in measured(summary):
+        unit = "points" if task.is_share else "nats" if "nats" in task.unit else task.unit
+        score = partial(_score, task)
+        moved = partial(_moved, task)
+        if task.name == summary.primary:
+            found.append(number(f"{task.short_title} ({formats.unit(task)})", score))
+            found.append(number(f"learnt ({unit})", moved))
+        elif task.name == MEAN:
+            found.append(number(f"forgot ({unit})", moved))
+        elif task.name in summary.forgetting_measures:
+            heading = f"{task.short_title} ({'%' if task.is_share else unit})"
+            found.append(number(heading, score))
+    return found
+
+
+def _score(task: TaskFacts, row: ScoreRow) -> str:
+    return row.score(task).text
+
+
+def _moved(task: TaskFacts, row: ScoreRow) -> str:
+    return row.score(task).below or ABSENT
 
 
 def _listing(sentences: Sequence[str]) -> RenderableType:
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    listing = Table.grid(padding=(0, 1))
+    listing = RichTable.grid(padding=(0, 1))
     for sentence in sentences:
         listing.add_row(" -", Text(sentence))
     return listing
 
 
-def markdown_table(summary: Summary) -> str:
-    """The arms at their best rate as Markdown, for a README.
+def _rich_table(shown: Table) -> RichTable:
+    from rich.table import Table as RichTable
+    from rich.text import Text
 
-    Returns:
-        Lines of a pipe table, with a closing newline.
-    """
-    tasks = measured(summary)
-    shown = _short_columns(summary, tasks)
-    rows = [["arm", "learning rate", "budget", "seeds", *(column.heading for column in shown)]]
-    for line in lines(summary, tasks):
-        scores = [column.text(line) for column in shown]
-        rows.append([line.arm, line.rate, line.budget, line.seeds, *scores])
-    heading, *body = ["| " + " | ".join(map(_cell, row)) + " |\n" for row in rows]
-    rule = "| --- |" + " ---: |" * (len(rows[0]) - 1) + "\n"
-    return heading + rule + "".join(body)
+    # Text, not str: a name may hold what rich would take for markup.
+    drawn = RichTable(title=Text(shown.caption), title_justify="left")
+    for column in shown.columns:
+        drawn.add_column(Text(column.heading), justify="right" if column.numeric else "left")
+    for row in shown.rows:
+        drawn.add_row(*(Text(cell.text) for cell in row))
+    return drawn
 
 
-def _cell(text: str) -> str:
-    """Text that cannot leave its cell or become HTML."""
-    for character, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
-        text = text.replace(character, safe)
-    return " ".join(text.split())
+# ----- what `laura spectra` found -----
+
+Matrices = Sequence[dict[str, Any]]
+SPECTRA_NOTES = (
+    "rank: directions that hold 90 % of the update's squared singular values; noise: that as a "
+    "share of what independent noise of this shape needs; effective: Roy and Vetterli's rank; "
+    "stable: energy over that of the first direction; norm: Frobenius, update over base. Means "
+    "over layers."
+)
+
+
+def _mean(values: Iterable[float | None], show: str) -> str:
+    found = [value for value in values if value is not None]
+    return format(fmean(found), show) if found else ABSENT
+
+
+def _rank(one: dict[str, Any]) -> float:
+    return float(one["rank"][ENERGY])
+
+
+def module_table(tuned: str, matrices: Matrices, counted: bool) -> Table:
+    """One row a module type, means over its layers; intruders last, where they were counted."""
+    modules: dict[str, list[dict[str, Any]]] = {}
+    for one in matrices:
+        modules.setdefault(one["module"], []).append(one)
+
+    def shapes(row: tuple[str, Matrices]) -> str:
+        return ", ".join(sorted({"x".join(map(str, one["shape"])) for one in row[1]}))
+
+    def of_noise(one: dict[str, Any]) -> float:
+        return _rank(one) / float(one["noise_rank"][ENERGY])
+
+    columns = [
+        Column("module", lambda row: row[0]),
+        number("shape", shapes),
+        number("rank", lambda row: _mean(map(_rank, row[1]), ",.0f")),
+        number("noise", lambda row: _mean(map(of_noise, row[1]), ".0%")),
+        number("effective", lambda row: _mean((m["effective_rank"] for m in row[1]), ",.1f")),
+        number("stable", lambda row: _mean((m["stable_rank"] for m in row[1]), ",.1f")),
+        number("norm", lambda row: _mean((m["relative_frobenius"] for m in row[1]), ".2%")),
+        number("intruders", lambda row: _mean((m["intruders"] for m in row[1]), ".1f")),
+    ]
+    title = f"Updates of {tuned}, by module"
+    return table("modules", title, columns if counted else columns[:-1], modules.items())
+
+
+def layer_table(matrices: Matrices) -> Table:
+    """One row a layer: the update's rank at 90 % in every module."""
+    ranks: dict[int, dict[str, list[float]]] = {}
+    for one in matrices:
+        ranks.setdefault(one["layer"], {}).setdefault(one["module"], []).append(_rank(one))
+
+    def rank(module: str, row: tuple[int, dict[str, list[float]]]) -> str:
+        return _mean(row[1].get(module, []), ",.0f")
+
+    modules = dict.fromkeys(one["module"] for one in matrices)
+    columns = [Column("layer", lambda row: str(row[0]))]
+    columns += [number(module, partial(rank, module)) for module in modules]
+    return table("layers", "Rank of the update at 90 %, by layer", columns, sorted(ranks.items()))
+
+
+def spectra_tables(answer: dict[str, Any]) -> RenderableType:
+    """By module and by layer, with the warnings beneath."""
+    from rich.box import SIMPLE
+    from rich.console import Group as Stack
+    from rich.text import Text
+
+    matrices, counted = answer["matrices"], bool(answer["settings"]["intruders"])
+    by_module = _rich_table(module_table(answer["tuned"], matrices, counted))
+    by_layer = _rich_table(layer_table(matrices))
+    for drawn in (by_module, by_layer):
+        drawn.box, drawn.collapse_padding = SIMPLE, True
+    warnings = [Text(f"Mind: {warning}", style="yellow") for warning in answer["warnings"]]
+    return Stack(by_module, Text(SPECTRA_NOTES, style="dim"), Text(), by_layer, *warnings)

@@ -231,7 +231,7 @@ def test_spectra_hands_everything_on(instead: Any, tmp_path: Path, tiny_folder: 
     assert refused.exit_code == 2
     assert "was not made from" in refused.stderr and "Traceback" not in refused.stderr
     asked = instead("laura.analysis.comparison.compare_weights", {"matrices": []})
-    instead("laura.report.spectra_tables.spectra_tables", "TABLE")
+    instead("laura.report.tables.spectra_tables", "TABLE")
     out = str(tmp_path / "found.json")
     ended = run(
         "spectra", "micro", "tuned", "--out", out, "--intruders", "--k", "5", "--eps", "0.4"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from laura.report.page import write_report
+from laura.report.html import write_report
 from tests import browsing
 from tests.browsing import DESK, PHONE, UNNAMED, contrast, focused, launched, luminance
 from tests.report.gallery import HOSTILE, write_gallery

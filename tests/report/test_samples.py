@@ -8,10 +8,8 @@ import json
 import random
 import re
 import sys
-import time
-import tracemalloc
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from laura.report.measured import choose_models, find_results, models_of
-from laura.report.sample_pages import drawn
-from laura.report.sample_text import LINES_LEFT, page, plain_lines
-from laura.report.sample_view import Overview, View, open_view
-from laura.report.samples import Samples, Wish, verdict
+from laura.report.samples.find import choose_models, find_results, models_of
+from laura.report.samples.select import SampleFilter, verdict
+from laura.report.samples.show import Overview, View, open_view
+from laura.report.samples.terminal import drawn, plain_lines
+from laura.report.samples.text import LINES_LEFT, page
 from laura.report.visible import visible, visible_json, visible_line
 from laura.results.errors import StoreError, UsageError
 from laura.results.store import StudyStore, write_json
@@ -136,9 +134,9 @@ def naive(path: Path) -> list[Row]:
     return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
 
 
-def view(folder: Path, *given: Any, **wish: Any) -> View:
+def view(folder: Path, *given: Any, **wanted: Any) -> View:
     """What is shown, and not an overview."""
-    found = open_view(folder, *given, wish=Wish(**wish))
+    found = open_view(folder, *given, wanted=SampleFilter(**wanted))
     assert isinstance(found, View)
     return found
 
@@ -281,7 +279,7 @@ def test_choices_with_texts(metric: str, chosen: str) -> None:
         "choice_characters": [5, 15],
         "extra": {"kept": [1, 2]},
     }
-    lines = list(plain_lines(page((0, 0), ["m"], [(row, True)], metric=metric)))
+    lines = list(plain_lines(page("item 0", ["m"], [(row, True)], metric=metric)))
     assert lines.index("Context: He walked to") < lines.index("Choices (> the model's):")
     (marked,) = [line for line in lines if line.startswith("  >")]
     assert marked.endswith(chosen)
@@ -298,7 +296,7 @@ def test_long_prompts_show_their_end(study: Path) -> None:
     gone = row["prompt"][: -len("\n".join(shown))]
     told = f"cut: {len(gone.splitlines())} lines, {len(gone)} characters before this; --full"
     assert told in lines[title]
-    whole = open_view(study, "gsm8k", wish=Wish(index=2), full=True)
+    whole = open_view(study, "gsm8k", wanted=SampleFilter(index=2), full=True)
     text = "\n".join(line[2:] for line in whole.lines())
     assert row["prompt"] in text and "cut:" not in text
 
@@ -314,7 +312,7 @@ def test_without_a_task_there_is_an_overview(study: Path) -> None:
     text = "\n".join(found.lines())
     assert "lora, rate 3e-4, seed 0, step 20" in text and "no samples, only items" in text
     with pytest.raises(UsageError, match=r"which task.*gsm8k, humaneval"):
-        open_view(study, wish=Wish(outcome="failed"))
+        open_view(study, wanted=SampleFilter(outcome="failed"))
     # What a killed process left half-written is not looked at.
     leftover = study / "base/evals/.gsm8k.json.abcdefgh"
     leftover.mkdir()
@@ -330,8 +328,6 @@ def test_without_a_task_there_is_an_overview(study: Path) -> None:
         ("aaaa11112222", "aaaa11112222/100"),
         ("aaaa1", "aaaa11112222/100"),
         ("aaaa11112222/20", "aaaa11112222/20"),
-        ("aaaa11112222/00000020", "aaaa11112222/20"),
-        ("lora/20", "aaaa11112222/20"),
         ("full", "aabb33334444/100"),
     ],
 )
@@ -346,7 +342,7 @@ def test_models_by_name(study: Path, wanted: str, name: str) -> None:
         (["lorra"], r"no model 'lorra'.*Did you mean lora.*\n  base"),
         (["aa"], r"(?s)--model aa fits 2 models.*\n  aabb.*\n  aaaa"),
         (["base", "base"], "names base twice"),
-        (["lora", "aaaa11112222/100"], "names aaaa11112222/100 twice"),
+        (["lora", "aaaa1"], "names aaaa11112222/100 twice"),
         ([","], "--model is empty"),
         (["\x1b[2J"], re.escape(r"\x1b[2J")),
     ],
@@ -403,7 +399,7 @@ def test_wishes_that_cannot_be_fulfilled(
     study: Path, arguments: list[Any], wish: Row, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        open_view(study, *arguments, wish=Wish(**wish))
+        open_view(study, *arguments, wanted=SampleFilter(**wish))
 
 
 def test_nothing_failed_is_an_answer(tmp_path: Path) -> None:
@@ -488,16 +484,23 @@ def hostile_page() -> Any:
     rows.append({**rows[0], "text": "tame", "strict": HOSTILE, "choices": [HOSTILE] * 2,
                  "loglikelihoods": [-1, -2]})  # fmt: skip
     names = ["base", HOSTILE]
-    return page((0, 0), names, [(rows[0], True), (rows[1], False)])
+    return page("item 0", names, [(rows[0], True), (rows[1], False)])
+
+
+def printed(shown: Any, width: int, **options: Any) -> str:
+    """What a terminal of this width shows."""
+    stream = io.StringIO()
+    Console(file=stream, width=width, **options).print(drawn(shown, width))
+    return stream.getvalue()
 
 
 @pytest.mark.parametrize("width", [60, 160])
 def test_what_a_model_wrote_controls_nothing(width: int) -> None:
     shown = hostile_page()
-    plain = "\n".join(plain_lines(shown))
-    stream = io.StringIO()
-    Console(file=stream, width=width, force_terminal=False).print(drawn(shown, width))
-    for text in (plain, stream.getvalue()):
+    colour = printed(shown, width, force_terminal=True, color_system="standard")
+    rest = re.sub(r"\x1b\[[0-9;]*m", "", colour)
+    assert "\x1b" in colour  # the colours are ours alone
+    for text in ("\n".join(plain_lines(shown)), printed(shown, width), rest):
         assert not [c for c in text if obeyed(c) and c not in "\n\t"]
         joined = re.sub(r"\s+", "", text)
         for seen in ("\\x1b[2J", "\\x07", "[red]notred[/red]", "\\rhidden", "\\x9b31m", "\\u202e"):
@@ -506,27 +509,16 @@ def test_what_a_model_wrote_controls_nothing(width: int) -> None:
         assert not re.search("^== item 1", text, re.MULTILINE), "an output looks like a heading"
 
 
-def test_colours_are_ours_alone() -> None:
-    stream = io.StringIO()
-    console = Console(file=stream, width=160, force_terminal=True, color_system="standard")
-    console.print(drawn(hostile_page(), 160))
-    rest = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
-    assert "\x1b" in stream.getvalue() and not [c for c in rest if obeyed(c) and c not in "\n\t"]
-
-
 def test_columns_stand_beside_one_another_where_there_is_room() -> None:
     rows: list[tuple[Row, bool | None]] = [
         ({"text": "left " * 20}, True),
         ({"text": "x" * 99}, False),
     ]
-    shown = page((3, 0), ["one", "two"], rows)
-    wide, narrow = (io.StringIO(), io.StringIO())
-    for stream, width in ((wide, 100), (narrow, 70)):
-        Console(file=stream, width=width).print(drawn(shown, width))
-    assert any("left" in line and "xxx" in line for line in wide.getvalue().splitlines())
-    assert not any("left" in line and "xxx" in line for line in narrow.getvalue().splitlines())
-    for stream in (wide, narrow):
-        assert stream.getvalue().count("x") == 99, "nothing is cut"
+    shown = page("item 3", ["one", "two"], rows)
+    wide, narrow = printed(shown, 100), printed(shown, 70)
+    assert any("left" in line and "xxx" in line for line in wide.splitlines())
+    assert not any("left" in line and "xxx" in line for line in narrow.splitlines())
+    assert wide.count("x") == narrow.count("x") == 99, "nothing is cut"
 
 
 def obeyed(character: str) -> bool:
@@ -577,9 +569,9 @@ NAMES = st.sampled_from(
 def test_rows_of_any_shape_are_shown(rows: list[Row], metric: str) -> None:
     names = [f"m{n}" for n in range(len(rows))]
     marked = [(row, verdict(row, ["acc"])) for row in rows]
-    shown = page((0, 0), names, marked, metric=metric, several=True)
+    shown = page("item 0", names, marked, metric=metric)
     plain = "\n".join(plain_lines(shown))
-    Console(file=io.StringIO(), width=90).print(drawn(shown, 90))
+    printed(shown, 90)
     for row in rows:
         if isinstance(row.get("text"), str):
             for line in row["text"].split("\n"):
@@ -590,14 +582,14 @@ def test_values_nested_very_deeply() -> None:
     deep: Any = []
     for _ in range(3000):
         deep = [deep]
-    lines = list(plain_lines(page((0, 0), ["m"], [({"odd": deep}, None)])))
+    lines = list(plain_lines(page("item 0", ["m"], [({"odd": deep}, None)])))
     assert "Also: odd (nested too deeply to be shown)" in lines
 
 
 def test_nested_texts_keep_their_lines() -> None:
     """As the samples of lm-eval's tasks have them."""
     row = {"requests": [{"arguments": ["Solve:\n  1 + 1\n=", {"until": []}], "responses": ["2"]}]}
-    lines = list(plain_lines(page((0, 0), ["m"], [(row, None)])))
+    lines = list(plain_lines(page("item 0", ["m"], [(row, None)])))
     assert lines[1:-1] == [
         "requests:",
         "  - arguments:",
@@ -607,62 +599,3 @@ def test_nested_texts_keep_their_lines() -> None:
         '      - {"until": []}',
         '    responses: ["2"]',
     ]
-
-
-@pytest.fixture(scope="module")
-def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20,000 samples, 60 MB of text, written line by line."""
-    path = tmp_path_factory.mktemp("huge") / "gsm8k.json"
-    items = [{"index": n, "exact_match": int(n % 100 != 0)} for n in range(20_000)]
-    put(path, items, [], ["exact_match"], "m")
-    with gzip.open(samples_file(path), "wt", compresslevel=1) as file:
-        for item in items:
-            row = {**item, "prompt": "Question: x\n" * 250, "text": f"answer {item['index']}"}
-            file.write(json.dumps(row) + "\n")
-    return path.parent
-
-
-def test_huge_files_are_streamed(huge: Path) -> None:
-    start = time.perf_counter()
-    shown = view(huge, outcome="failed")
-    texts = [line for line in shown.lines() if line.startswith("Output: ")]
-    assert time.perf_counter() - start < 20
-    assert texts == [f"Output: answer {n}" for n in range(0, 20_000, 100)]
-
-
-def test_time_grows_with_the_samples_and_not_faster(tmp_path: Path) -> None:
-    def seconds(count: int) -> float:
-        items = [{"index": n, "exact_match": n % 2} for n in range(count)]
-        put(tmp_path / str(count) / "gsm8k.json", items, items, ["exact_match"], "m")
-        start = time.process_time()
-        lines = view(tmp_path / str(count)).lines()
-        assert sum(line.startswith("== item") for line in lines) == count
-        return time.process_time() - start
-
-    few, many = min(seconds(2_000) for _ in range(2)), seconds(20_000)
-    assert many < 20 * few, "ten times as many samples"
-
-
-def test_huge_files_need_little_memory(huge: Path) -> None:
-    samples = Samples(models_of(huge, find_results(huge)["gsm8k"])[0], "gsm8k")
-    tracemalloc.start()
-    keys = list(samples.verdicts)
-    count = sum(len(row["prompt"]) for row in samples.picked(keys))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert count == 20_000 * 3000
-    assert peak < 12e6, "the texts alone are 60 MB"
-
-
-def test_reading_stops_where_the_last_wanted_stands(huge: Path, monkeypatch: Any) -> None:
-    read: list[int] = []
-    shown = view(huge, limit=5)
-    rows = Samples.rows
-
-    def counted(self: Samples) -> Iterator[Any]:
-        for key, row in rows(self):
-            read.append(key[0])
-            yield key, row
-
-    monkeypatch.setattr(Samples, "rows", counted)
-    assert len(list(shown.pages())) == 5 and read == list(range(5))

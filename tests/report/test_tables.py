@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from laura.report.blocks import Table
 from laura.report.study import Study
-from laura.report.tables import markdown_table, summary_table
+from laura.report.tables import layer_table, module_table, spectra_tables, summary_table
 from laura.results.schema import Judgement, Summary
 from tests.report.gallery import JUDGEMENT
 
@@ -43,20 +44,15 @@ def test_terminal_table_fits(build: Build, width: int) -> None:
     assert max(map(len, printed(build(), width).splitlines())) <= width
 
 
+def cells(summary: dict[str, Any], arm: str) -> list[str]:
+    """The row of an arm, as a wide terminal has it."""
+    [row] = [line for line in printed(summary).splitlines() if line.startswith(f"│ {arm} ")]
+    return [cell.strip() for cell in row.strip("│").split("│")]
+
+
 def test_an_arm_without_runs_is_a_row_of_gaps(build: Build) -> None:
     summary = build(arms={"full": ("full", [1e-4], None)}, seeds=(0,))
-    assert "| full | – | – | 0 | – | – | – | – | – |" in markdown_table(
-        Summary.model_validate(summary)
-    )
-
-
-def test_markdown_table_is_rectangular_and_safe(build: Build) -> None:
-    name = "a|b\n<b>"
-    summary = build(arms={name: ("lora", [1e-4], 1e-4)}, seeds=(0,), budgets=(20_000,))
-    rows = markdown_table(Summary.model_validate(summary)).splitlines()
-    assert len(rows) == 4
-    assert {row.replace("\\|", "").count("|") for row in rows} == {10}
-    assert "a\\|b &lt;b&gt;" in rows[-1]
+    assert cells(summary, "full") == ["full", "–", "–", "0", "–", "–", "–", "–", "–"]
 
 
 def test_edge_rates_are_marked(build: Build) -> None:
@@ -70,7 +66,69 @@ def test_what_was_lost_is_told_above_zero(build: Build) -> None:
         arms={"full": ("full", [1e-4], 1e-4)}, seeds=(0,), budgets=(80_000,), diverged=()
     )
     [point] = summary["points"]
-    row = markdown_table(Summary.model_validate(summary)).splitlines()[-1]
+    row = cells(summary, "full")
     for name, sign in (("gsm8k", 1), ("mean", -1)):
         moved = point["changes"][name]
-        assert f" {100 * sign * moved['value']:.1f} ± {100 * moved['stderr']:.1f} " in row
+        assert f"{100 * sign * moved['value']:.1f} ± {100 * moved['stderr']:.1f}" in row
+
+
+# ----- spectra: means by module, ranks by layer, warnings beneath -----
+
+
+def matrix(layer: int, module: str, rank: int, **more: Any) -> dict[str, Any]:
+    """One entry of `matrices`, as far as the tables read it."""
+    return {
+        "layer": layer,
+        "module": module,
+        "shape": [4096, 11008],
+        "rank": {"90": rank},
+        "noise_rank": {"90": 2000},
+        "effective_rank": 1000.0 + layer,
+        "stable_rank": 30.0,
+        "relative_frobenius": 0.01,
+        "intruders": None,
+        **more,
+    }
+
+
+MATRICES = [
+    matrix(0, "down_proj", 1000),
+    matrix(0, "q_proj", 5, relative_frobenius=None),
+    matrix(1, "down_proj", 2000),
+]
+
+
+def shown(answer: dict[str, Any]) -> str:
+    """What a terminal of 80 columns shows."""
+    file = io.StringIO()
+    Console(file=file, width=80).print(spectra_tables(answer))
+    return file.getvalue()
+
+
+def texts(shown: Table) -> list[list[str]]:
+    return [[cell.text for cell in row] for row in shown.rows]
+
+
+def test_means_by_module_and_ranks_by_layer() -> None:
+    assert texts(module_table("folder", MATRICES, counted=False)) == [
+        ["down_proj", "4096x11008", "1,500", "75%", "1,000.5", "30.0", "1.00%"],
+        ["q_proj", "4096x11008", "5", "0%", "1,000.0", "30.0", "–"],
+    ]
+    layers = layer_table(MATRICES)
+    assert [column.heading for column in layers.columns] == ["layer", "down_proj", "q_proj"]
+    assert texts(layers) == [["0", "1,000", "5"], ["1", "2,000", "–"]]
+
+
+def test_a_terminal_shows_everything_whole() -> None:
+    text = shown(
+        {
+            "tuned": "[red]folder[/]",
+            "settings": {"intruders": True},
+            "warnings": ["stored in bfloat16"],
+            "matrices": [{**one, "intruders": 3} for one in MATRICES],
+        }
+    )
+    assert "[red]folder[/]" in text and "Mind: stored in bfloat16" in text
+    for word in ("module", "effective", "intruders", "4096x11008", "1,000.5", "3.0", "down_proj"):
+        assert word in text
+    assert "…" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from laura.engine.engine import Engine
 from laura.evals.runner import Material, file_rows, plan_task
 from laura.recipe.reading import parse_recipe, recipe_yaml
 from laura.recipe.sections import MeasureSection, Recipe
-from laura.report.charts import CHARTS
-from laura.report.page import write_report
+from laura.report.charts.table import CHARTS
+from laura.report.html import write_report
 from laura.report.study import read_study
-from laura.report.tables import markdown_table
-from laura.results.schema import Summary
+from laura.report.tables import summary_table
 from laura.results.store import StudyStore
 from laura.results.task_result import TaskResult
 from laura.study.summary import gather
@@ -167,7 +168,7 @@ def test_title_unit_and_direction_come_from_the_task(finished: Any) -> None:
 
 
 def test_report_charts_and_tables_show_them(finished: Any) -> None:
-    _, study, summary, _ = finished
+    _, study, _, _ = finished
     page = write_report(study).read_text(encoding="utf-8")
     for text in ("Sums, mine, acc_norm", "here_choice (lm-eval), acc", "Length, length"):
         assert text in page
@@ -178,7 +179,9 @@ def test_report_charts_and_tables_show_them(finished: Any) -> None:
     assert panels["learning_rates"] == ["validation_loss", "my_sums", "mean", "lengths"]
     assert panels["forgetting_by_task"] == ["accuracies", "losses", "of-lengths"]
     assert len(panels["tradeoff"]) == 3
-    heading = markdown_table(Summary.model_validate(summary)).splitlines()[0]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(summary_table(read))
+    heading = console.file.getvalue()  # type: ignore[attr-defined]
     assert "Sums (%)" in heading and "Length (score)" in heading and "KL" in heading
     for name in (name for name, drawn in panels.items() if drawn):
         assert (study / "figures" / f"{name}.svg").stat().st_size > 1000

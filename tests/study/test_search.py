@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from laura.recipe.reading import parse_recipe
-from laura.report.page import write_report
+from laura.report.html import write_report
 from laura.results.store import StudyStore, read_json
 from laura.study import workers
 from tests.study.carried_out import best_rate, compare, judgement, write_summary

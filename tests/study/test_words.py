@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from laura.cli.claims import claims_table
 from rich.console import Console
 
-from laura.cli.decision import claims_table, recommendation_text
-from laura.report.blocks import Figure
-from laura.report.markdown import Document, document_text
-from laura.report.page import PAGES, lay_out
+from laura.report.blocks import Document, Figure
+from laura.report.html import lay_out
+from laura.report.markdown import document_text
+from laura.report.pages.table import PAGES
 from laura.report.study import Study
 from laura.report.tables import summary_table
 from laura.results.schema import Constraint, Judgement, Recommendation
@@ -119,7 +120,7 @@ def report_text(one: Setting, judged: Judgement, advice: Recommendation | None) 
     pages, absent = lay_out(study, PAGES)
     pages = [replace(page, blocks=[block for block in page.blocks if not isinstance(block, Figure)])
              for page in pages]  # fmt: skip
-    page = document_text(Document("study", study.answer, [], pages, absent, ""), {})
+    page = document_text(Document("study", "", study.answer, [], pages, absent, ""), {})
     return shown(summary_table(study)) + re.sub(r"\\(.)", r"\1", page)
 
 

@@ -1,36 +1,34 @@
-"""Rank of the updates against layer and module, a panel an arm (Biderman et al. 2024, figure 6)."""
+"""What training did to the weights: rank of the updates, and intruder dimensions, by layer.
+
+Biderman et al. 2024, figure 6; Shuttleworth et al. 2025.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from typing import TYPE_CHECKING
+from statistics import fmean
+
+import altair
 
 from laura.report import formats
 from laura.report.arms import representatives, who_is_drawn
 from laura.report.charts import style
-from laura.report.charts.panel import Chart, Panel
+from laura.report.charts.style import GREY, Chart, ChartPanel, Row
 from laura.report.study import Study
 from laura.results.schema import CheckpointSpectra, MatrixSpectra, Summary
 
-if TYPE_CHECKING:
-    import altair
-
 TOOLTIPS = {
-    "module": "module",
-    "layer": "layer",
-    "arm": "arm",
-    "budget_text": "budget",
-    "rank_text": "rank at 90 %",
-    "noise_text": "of iid noise",
-    "shape_text": "shape",
-    "rate": "learning rate",
-    "seeds": "seeds",
-}
+    "module": "module", "layer": "layer", "arm": "arm", "budget_text": "budget",
+    "rank_text": "rank at 90 %", "noise_text": "of iid noise", "shape_text": "shape",
+    "rate": "learning rate", "seeds": "seeds",
+}  # fmt: skip
+INTRUDER_TOOLTIPS = {"arm": "arm", "x": "layer", "value": "intruders a matrix", "n": "matrices"}
 TABLE = "Size and rank of the updates"
 HEIGHT = 230
 # Of the attention, then of the MLP, as in the layer.
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Pale to dark with the budget; neither end is so pale or dark that one ground would hide it.
+RAMP = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#3f57a6", "#6a51a3", "#8a3f9c", "#b0308f")
 
 
 def at_best_rates(study: Study) -> list[CheckpointSpectra]:
@@ -43,27 +41,11 @@ def at_best_rates(study: Study) -> list[CheckpointSpectra]:
     ]
 
 
-def of_layers(one: CheckpointSpectra) -> list[tuple[MatrixSpectra, int, int]]:
-    """Matrices within layers whose update has a rank: matrix, layer, rank at 90 %."""
-    return [
-        (matrix, matrix.layer, matrix.rank_kept)
-        for matrix in one.matrices
-        if matrix.layer is not None and matrix.rank_kept is not None
-    ]
-
-
-def modules(found: list[CheckpointSpectra]) -> list[str]:
-    """Names of the modules, in the order of the layer."""
-    names = {matrix.module for one in found for matrix, _, _ in of_layers(one)}
-    places = {name: place for place, name in enumerate(ORDER)}
-    return sorted(names, key=lambda name: (places.get(name, len(ORDER)), name))
-
-
-def of_representatives(study: Study) -> list[CheckpointSpectra]:
-    """Checkpoints at the best rates of the arms that stand for all."""
+def of_representatives(study: Study) -> dict[str, list[CheckpointSpectra]]:
+    """The arms that stand for all, with their checkpoints at the best rates."""
     found = at_best_rates(study)
     arms = representatives(study.summary, {one.arm for one in found})
-    return [one for one in found if one.arm in arms]
+    return {arm: [one for one in found if one.arm == arm] for arm in arms}
 
 
 def arms_note(study: Study) -> str:
@@ -73,97 +55,87 @@ def arms_note(study: Study) -> str:
     return who_is_drawn(drawn, every, f"The table “{TABLE}” has")
 
 
-def draw(study: Study) -> list[Panel]:
-    """One panel for each of the arms that stand for all, on common axes."""
+def spectra(study: Study) -> list[ChartPanel]:
+    """Rank of the updates against layer, module by module: a panel an arm, on common axes."""
     found = of_representatives(study)
-    arms = representatives(study.summary, {one.arm for one in found})
-    rows = _rows(study.summary, found)
-    return [_panel(study.summary, place, arm, rows) for place, arm in enumerate(arms)]
+    rows = _rows(study.summary, [one for own in found.values() for one in own])
+    return [_panel(study.summary, place, arm, rows) for place, arm in enumerate(found)]
 
 
-def _rows(summary: Summary, found: list[CheckpointSpectra]) -> list[style.Row]:
+def _rows(summary: Summary, found: list[CheckpointSpectra]) -> list[Row]:
+    """One row an arm, budget, module and layer: means over the seeds."""
     cells: dict[
         tuple[str, float, str, int], list[tuple[CheckpointSpectra, MatrixSpectra, int]]
     ] = {}
     for one in found:
-        for matrix, layer, rank in of_layers(one):
-            key = (one.arm, one.budget, matrix.module, layer)
-            cells.setdefault(key, []).append((one, matrix, rank))
-    bands = {module: place for place, module in enumerate(modules(found))}
+        for matrix in one.matrices:
+            if matrix.layer is not None and matrix.rank_kept is not None:
+                key = (one.arm, one.budget, matrix.module, matrix.layer)
+                cells.setdefault(key, []).append((one, matrix, matrix.rank_kept))
+    known = {name: place for place, name in enumerate(ORDER)}
+    names = sorted({key[2] for key in cells}, key=lambda name: (known.get(name, len(ORDER)), name))
     last = max((layer for *_, layer in cells), default=0)
     rows = []
-    for (arm, budget, module, layer), pairs in sorted(cells.items()):
-        mean = math.fsum(rank for *_, rank in pairs) / len(pairs)
-        one, matrix, _ = pairs[0]
+    for (arm, budget, module, layer), own in sorted(cells.items(), key=lambda cell: cell[0]):
+        mean, matrix = fmean(rank for *_, rank in own), own[0][1]
         rows.append(
             {
-                "arm": arm,
-                "module": module,
-                "layer": str(layer),
-                "x": bands[module] + (layer + 0.5) / (last + 1),
-                "budget": budget,
-                "budget_text": formats.budget_of(summary, budget),
-                "y": mean,
-                "rank_text": f"{mean:g}",
-                "noise": matrix.noise_kept,
-                "noise_text": formats.count(matrix.noise_kept),
+                "arm": arm, "module": module, "layer": str(layer),
+                "x": names.index(module) + (layer + 0.5) / (last + 1),
+                "budget": budget, "budget_text": formats.budget_of(summary, budget),
+                "y": mean, "rank_text": f"{mean:g}",
+                "noise": matrix.noise_kept, "noise_text": formats.count(matrix.noise_kept),
                 "shape_text": f"{matrix.shape[0]} × {matrix.shape[1]}",
-                "rate": formats.rates([own.learning_rate for own, *_ in pairs]),
-                "seeds": formats.seeds(sorted({own.seed for own, *_ in pairs})),
+                "rate": formats.rates([one.learning_rate for one, *_ in own]),
+                "seeds": formats.seeds(sorted({one.seed for one, *_ in own})),
             }
-        )
+        )  # fmt: skip
     return rows
 
 
-def _panel(summary: Summary, place: int, arm: str, every: list[style.Row]) -> Panel:
-    import altair
-
+def _panel(summary: Summary, place: int, arm: str, every: list[Row]) -> ChartPanel:
     rows = [row for row in every if row["arm"] == arm]
-    x, y = _module_axis(every), _rank_axis(every)
-    color, drawn = budget_color(summary, every), style.chart(rows)
     noise = [row for row in rows if row["noise"] is not None]
-    layers = [
-        *_border_layers(every),
-        *_noise_layers(noise),
-        drawn.mark_line(strokeWidth=2, opacity=0.85).encode(
-            x=x, y=y, color=color, detail="module:N", order=altair.Order("x:Q")
-        ),
-        drawn.mark_point(filled=True, opacity=1, size=30, shape="circle").encode(
-            x=x, y=y, color=color, tooltip=style.tooltips(**TOOLTIPS)
-        ),
+    x, y, drawn = _module_axis(every), _rank_axis(every), style.chart(rows)
+    color = _budget_color(summary, every)
+    line = drawn.mark_line(strokeWidth=2, opacity=0.85)
+    point = drawn.mark_point(filled=True, opacity=1, size=30, shape="circle")
+    layers = []
+    if borders := [{"x": at} for at in range(1, 1 + max(int(row["x"]) for row in every))]:
+        rule = style.chart(borders).mark_rule(color=GREY, strokeWidth=1, opacity=0.3)
+        layers.append(rule.encode(x="x:Q"))
+    if noise:
+        dashed = style.chart(noise).mark_line(color=GREY, strokeDash=[5, 4], strokeWidth=1.5)
+        layers.append(dashed.encode(x="x:Q", y="noise:Q", detail="module:N"))
+    layers += [
+        line.encode(x=x, y=y, color=color, detail="module:N", order=altair.Order("x:Q")),
+        point.encode(x=x, y=y, color=color, tooltip=style.tooltips(TOOLTIPS)),
     ]
-    lines = ["Colour: budget." + (" Dashed: iid noise." if noise else "")]
-    lines.append("In each module the layers from first to last.")
-    return Panel(
+    told = "Colour: budget." + (" Dashed: iid noise." if noise else "")
+    return ChartPanel(
         str(place),
-        style.titled(layers, arm, *lines),
+        style.titled(layers, arm, told, "In each module the layers from first to last."),
         f"Rank of the updates of {arm} against layer, module by module, coloured by budget, "
         "beside that of noise.",
         HEIGHT,
     )
 
 
-def _module_axis(rows: list[style.Row]) -> altair.X:
+def _module_axis(rows: list[Row]) -> altair.X:
     """Modules side by side, each one unit wide."""
-    import altair
-
-    names = {int(row["x"]): row["module"].removesuffix("_proj") for row in rows}
-    centers = [place + 0.5 for place in sorted(names)]
-    told = json.dumps([names[place] for place in sorted(names)])
+    names = dict(sorted((int(row["x"]), row["module"].removesuffix("_proj")) for row in rows))
+    label = f"{json.dumps(list(names.values()))}[floor(datum.value)]"
+    centers = [place + 0.5 for place in names]
     return altair.X(
         "x:Q",
         title="module (layers within)",
         scale=altair.Scale(domain=[0, len(names)], nice=False),
-        axis=altair.Axis(
-            values=centers, labelExpr=f"{told}[floor(datum.value)]", grid=False, ticks=False
-        ),
+        axis=altair.Axis(values=centers, labelExpr=label, grid=False, ticks=False),
     )
 
 
-def _rank_axis(rows: list[style.Row]) -> altair.Y:
+def _rank_axis(rows: list[Row]) -> altair.Y:
     """The same for every arm; on a linear axis the ranks of LoRA would all lie on the ground."""
-    import altair
-
     most = max(max(row["y"], row["noise"] or 0) for row in rows)
     ticks = [2**power for power in range(20) if 2**power <= most][-9:]
     return altair.Y(
@@ -174,49 +146,60 @@ def _rank_axis(rows: list[style.Row]) -> altair.Y:
     )
 
 
-def _border_layers(rows: list[style.Row]) -> list[altair.Chart]:
-    borders = [{"x": place} for place in range(1, 1 + max(int(row["x"]) for row in rows))]
-    if not borders:
-        return []
-    line = style.chart(borders).mark_rule(color=style.GREY, strokeWidth=1, opacity=0.3)
-    return [line.encode(x="x:Q")]
-
-
-def budget_color(summary: Summary, rows: list[style.Row]) -> altair.Color:
-    """Pale to dark with the budget, the same in every panel."""
-    import altair
-
+def _budget_color(summary: Summary, rows: list[Row]) -> altair.Color:
+    """The same in every panel."""
     budgets = sorted({row["budget"] for row in rows})
-    # Neither end is so pale or dark that one ground would hide it.
-    ramp = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#3f57a6", "#6a51a3", "#8a3f9c", "#b0308f")
-    step = (len(ramp) - 1) / max(1, len(budgets) - 1)
-    colors = [ramp[round(place * step)] if len(budgets) > 1 else ramp[3]
-              for place in range(len(budgets))]  # fmt: skip
-    return altair.Color(
-        "budget_text:N",
-        scale=altair.Scale(
-            domain=[formats.budget_of(summary, budget) for budget in budgets], range=colors
-        ),
-        legend=altair.Legend(title=None, orient="bottom", columns=4),
-    )
+    step = (len(RAMP) - 1) / max(1, len(budgets) - 1)
+    colors = [RAMP[round(place * step)] for place in range(len(budgets))]
+    names = [formats.budget_of(summary, budget) for budget in budgets]
+    scale = altair.Scale(domain=names, range=colors if len(budgets) > 1 else [RAMP[3]])
+    legend = altair.Legend(title=None, orient="bottom", columns=4)
+    return altair.Color("budget_text:N", scale=scale, legend=legend)
 
 
-def _noise_layers(rows: list[style.Row]) -> list[altair.Chart]:
+def intruders(study: Study) -> list[ChartPanel]:
+    """One line an arm at its largest budget against layer; none where they were not counted."""
+    counts: dict[tuple[str, int], list[float]] = {}
+    for arm, own in of_representatives(study).items():
+        largest = max(one.budget for one in own)
+        for matrix in (m for one in own if one.budget == largest for m in one.matrices):
+            if matrix.intruders is not None and matrix.layer is not None:
+                counts.setdefault((arm, matrix.layer), []).append(matrix.intruders)
+    rows: list[Row] = [
+        {"arm": arm, "x": layer, "y": fmean(own), "value": f"{fmean(own):.2f}", "n": str(len(own))}
+        for (arm, layer), own in sorted(counts.items())
+    ]
     if not rows:
         return []
-    lines = style.chart(rows).mark_line(color=style.GREY, strokeDash=[5, 4], strokeWidth=1.5)
-    return [lines.encode(x="x:Q", y="noise:Q", detail="module:N")]
+    layers = sorted({row["x"] for row in rows})
+    axis = altair.Axis(values=layers[:: -(-len(layers) // 9)], format="d", grid=False)
+    x = altair.X("x:Q", title="layer", axis=axis)
+    y = altair.Y("y:Q", title="intruder dimensions a matrix, mean")
+    apart = style.arms_apart(study.summary, {row["arm"] for row in rows})
+    drawing = style.titled(
+        style.lines(rows, x, y, *apart, INTRUDER_TOOLTIPS),
+        "Intruder dimensions",
+        "Mean over the layer's matrices and seeds.",
+    )
+    words = "Intruder dimensions a matrix against layer, one line an arm."
+    return [ChartPanel("count", drawing, words)]
 
 
-CHART = Chart(
-    name="spectra",
-    title="Rank of the updates, layer by layer",
-    explanation=(
-        "How many directions keep 90 % of the update's sum of squares, for every matrix, at each "
-        "arm's best rate (mean over seeds; the axis is logarithmic above about 8). The dashed "
-        "line is the same number of iid noise of that shape: an update near it has no preferred "
-        "directions. LoRA cannot exceed its rank."
-    ),
-    draw=draw,
-    note=arms_note,
+SPECTRA = Chart(
+    "spectra",
+    "Rank of the updates, layer by layer",
+    "How many directions keep 90 % of the update's sum of squares, for every matrix, at each "
+    "arm's best rate (mean over seeds; the axis is logarithmic above about 8). The dashed "
+    "line is the same number of iid noise of that shape: an update near it has no preferred "
+    "directions. LoRA cannot exceed its rank.",
+    spectra,
+    arms_note,
+)
+INTRUDERS = Chart(
+    "intruders",
+    "Intruder dimensions",
+    "Leading directions of the tuned matrix that are like no direction of the base. Many of "
+    "them go with forgetting, not with learning (Shuttleworth et al. 2025).",
+    intruders,
+    arms_note,
 )

@@ -1,31 +1,36 @@
-"""The first page: what was found, recommendation, claims in short, the trade-off, gaps."""
+"""The first page (what was found, recommendation, trade-off, gaps), and the page of claims."""
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
 from typing import Any
 
 from laura.report import formats
 from laura.report.blocks import (
     Block,
-    Cell,
     Column,
     Figure,
     Fold,
-    Heading,
     Listing,
     Notice,
     Prose,
-    ReportPage,
+    Subheading,
     Table,
-    always,
+    TableCell,
+    Tone,
+    number,
+    sorted_by,
+    table,
+    wide,
 )
-from laura.report.pages.claims import EDGE, counted, open_words
 from laura.report.study import Study
-from laura.report.tables import lines, measured
+from laura.report.tables import measured, score_column, score_rows
 from laura.results.schema import (
     VERDICTS,
     Candidate,
     Claim,
+    ClaimRow,
     Constraint,
     Estimated,
     Judgement,
@@ -34,10 +39,19 @@ from laura.results.schema import (
     Tradeoff,
 )
 
+TONES: dict[str, Tone] = {
+    "supported": "good",
+    "contradicted": "bad",
+    "mixed": "bad",
+    "suggested": "soft",
+    "undecided": "soft",
+}
+EDGE = "edge: a best rate lies at the end of its list"
 
-def blocks(study: Study) -> list[Block]:
-    """What stands on the page, under the answer."""
-    summary, judged = study.summary, study.judgement
+
+def overview(study: Study) -> list[Block]:
+    """What stands under the answer."""
+    summary, judged, tradeoff = study.summary, study.judgement, study.analysis.tradeoff
     found: list[Block] = [] if judged is None else _judged(judged)
     if study.gaps:
         found.append(Notice("What is missing", study.gaps, warns=True))
@@ -46,14 +60,12 @@ def blocks(study: Study) -> list[Block]:
     if judged is not None and judged.claims:
         found += _claims_in_short(judged.claims)
     found.append(Figure("tradeoff"))
-    if study.analysis.tradeoff is not None and study.analysis.tradeoff.front:
-        found.append(_front(study.analysis.tradeoff, summary))
-    return [
-        *found,
-        *_unsaid(study),
-        Heading("Arms at their best learning rate", "arms"),
-        *_arms(summary),
-    ]
+    if tradeoff is not None and tradeoff.front:
+        found.append(_front(tradeoff, summary))
+    if study.analysis.gaps:
+        unsaid = Notice("Gaps", study.analysis.gaps)
+        found.append(Fold("What the analyses could not say", [unsaid]))
+    return [*found, Subheading("Arms at their best learning rate", "arms"), *_arms(summary)]
 
 
 def _judged(judged: Judgement) -> list[Block]:
@@ -69,11 +81,10 @@ def _claims_in_short(claims: list[Claim]) -> list[Block]:
     told = counted(claims)
     text = "; ".join(f"{verdict} {told[verdict]}" for verdict in VERDICTS if told[verdict])
     found: list[Block] = [
-        Heading("The paper’s claims in short", "claims-in-short"),
+        Subheading("The paper’s claims in short", "claims-in-short"),
         Prose(f"Of {len(claims)} statements, this study finds: {text}."),
     ]
-    decided = [claim for claim in claims if claim.verdict != "undecided"]
-    found += [Prose(_in_short(claim)) for claim in decided]
+    found += [Prose(_in_short(claim)) for claim in claims if claim.verdict != "undecided"]
     left = [claim for claim in claims if claim.verdict == "undecided"]
     if left:
         items = [(claim.statement, _in_short(claim, named=False)) for claim in left]
@@ -84,78 +95,69 @@ def _claims_in_short(claims: list[Claim]) -> list[Block]:
 def _in_short(claim: Claim, named: bool = True) -> str:
     """Verdict, statement, effect, and what limits it."""
     effect = formats.estimated(claim.effect) if claim.effect is not None else ""
-    parts = [f"{claim.verdict.capitalize()}: {claim.statement} {effect}".strip()] if named else []
-    parts += [] if named else [claim.reason, effect]
-    if claim.edge:
-        parts.append(f"{EDGE[0].upper()}{EDGE[1:]}")
-    parts.append(open_words(claim))
+    parts = [f"{claim.verdict.capitalize()}: {claim.statement} {effect}".strip()]
+    if not named:
+        parts = [claim.reason, effect]
+    parts += [EDGE if claim.edge else "", open_words(claim)]
     return " ".join(f"{part[0].upper()}{part[1:].rstrip('.')}." for part in parts if part)
 
 
 def _front(tradeoff: Tradeoff, summary: Summary) -> Table:
     """The Pareto points by arm, rate and budget."""
-    learning, forgetting = (summary.task(n) for n in (tradeoff.learning, tradeoff.forgetting))
+    up, right = (summary.task(name) for name in (tradeoff.learning, tradeoff.forgetting))
+    budget_of = partial(formats.budget_of, summary)
     columns = [
-        Column("arm"),
-        Column("rate", numeric=True),
-        Column("budget", numeric=True),
-        Column("learnt", f"{learning.short_title}, {formats.change_unit(learning)}", numeric=True),
-        Column(
-            "forgot", f"{forgetting.short_title}, {formats.change_unit(forgetting)}", numeric=True
-        ),
-        Column("seeds", numeric=True),
-    ]
-    rows = [
-        [
-            Cell(point.arm, title=", ".join(point.runs)),
-            Cell(formats.rate(point.learning_rate), order=point.learning_rate),
-            Cell(formats.budget_of(summary, point.budget), order=point.budget),
-            Cell(formats.amount(point.learning, learning), order=point.learning),
-            Cell(formats.amount(point.forgetting, forgetting), order=point.forgetting),
-            Cell(str(len(point.seeds)), order=len(point.seeds)),
-        ]
-        for point in tradeoff.front
-    ]
+        Column("arm", lambda one: TableCell(one.arm, title=", ".join(one.runs))),
+        number("rate", lambda one: sorted_by(one.learning_rate, formats.rate)),
+        number("budget", lambda one: sorted_by(one.budget, budget_of)),
+        number("learnt", lambda one: sorted_by(one.learning, lambda v: formats.amount(v, up)),
+               f"{up.short_title}, {formats.change_unit(up)}"),
+        number("forgot", lambda one: sorted_by(one.forgetting, lambda v: formats.amount(v, right)),
+               f"{right.short_title}, {formats.change_unit(right)}"),
+        number("seeds", lambda one: sorted_by(len(one.seeds))),
+    ]  # fmt: skip
     caption = "The Pareto front: no configuration run learnt more and forgot less than these"
-    return Table("front-table", caption, columns, rows, True)
+    return table("front-table", caption, columns, tradeoff.front, sorts=True)
 
 
-def _unsaid(study: Study) -> list[Block]:
-    """What the analyses had to leave out."""
-    if not study.analysis.gaps:
-        return []
-    return [Fold("What the analyses could not say", [Notice("Gaps", study.analysis.gaps)])]
+def _arms(summary: Summary) -> list[Block]:
+    rows = score_rows(summary)
+    columns = [
+        Column("arm", lambda row: row.arm),
+        number("rate", lambda row: TableCell(row.marked_rate, title=row.runs)),
+        number("budget", lambda row: row.budget),
+        number("seeds", lambda row: row.seeds),
+        *(score_column(summary, task, counted=True) for task in measured(summary)),
+    ]
+    text = (
+        "First line: score; second line: how much was learnt or forgot against the base on the "
+        "same items (points for shares). ± is one standard error."
+    )
+    if any(row.at_edge for row in rows):
+        text += " * The best rate is the lowest or highest one tried; a better one may lie outside."
+    caption = "Scores of the base, and of every arm at its best rate, one line a budget"
+    return [table("arms-table", caption, columns, rows), Prose(text, soft=True)]
+
+
+# ----- the recommendation -----
 
 
 def _recommended(found: Recommendation, summary: Summary) -> list[Block]:
     asked = _asked(found.asked, found.measures)
     said = [f"Asked for: {asked}." if asked else "", found.answer]
     if found.chosen is not None:
-        told = f"Chosen among {found.candidates} configurations; the intervals allow for that."
-        said.append(told)
+        said.append(
+            f"Chosen among {found.candidates} configurations; the intervals allow for that."
+        )
     if found.confirm:
         said.append(f"To confirm it: `{found.confirm}`.")
-    chosen = [found.chosen] if found.chosen else []
-    columns = [
-        Column("configuration", wide=True),
-        Column("learnt", "interval", numeric=True),
-        Column("forgot", "interval", numeric=True),
-        Column("seeds", numeric=True),
-        Column("tokens", numeric=True),
-        Column("training time", numeric=True),
-        Column("peak memory", numeric=True),
-        Column("why not", wide=True),
-    ]
-    rows = [
-        _choice_row(one, found, summary, one in chosen) for one in [*chosen, *found.alternatives]
-    ]
     result: list[Block] = [
-        Heading("Recommendation", "recommendation"),
+        Subheading("Recommendation", "recommendation"),
         Prose(" ".join(part for part in said if part)),
     ]
+    rows = [*([found.chosen] if found.chosen else []), *found.alternatives]
     if rows:
-        caption = "The recommended configuration and the nearest alternatives"
-        result.append(Table("recommended", caption, columns, rows))
+        result.append(_choices(found, rows, summary))
     if found.not_tried:
         result.append(Notice("Not tried", found.not_tried))
     return result
@@ -178,65 +180,124 @@ def _asked(asked: Constraint, measures: dict[str, dict[str, Any]]) -> str:
     return ", ".join(told)
 
 
-def _choice_row(
-    one: Candidate, found: Recommendation, summary: Summary, chosen: bool
-) -> list[Cell]:
-    budget = formats.budget_of(summary, one.budget)
-    cost = one.cost
-    return [
-        Cell(f"{one.arm}, learning rate {formats.rate(one.learning_rate)}, {budget}"),
-        _estimate(one.learning, one.learnt, found, "learning"),
-        _estimate(one.forgetting, one.forgot, found, "forgetting"),
-        Cell(str(len(one.seeds))),
-        Cell(formats.count(cost.get("tokens"))),
-        Cell(formats.duration(cost.get("train_seconds"))),
-        Cell(formats.memory(cost.get("peak_memory_bytes"))),
-        Cell(found.state, tone="good" if found.state == "recommended" else "soft")
-        if chosen
-        else Cell(one.why_not),
+def _choices(found: Recommendation, rows: list[Candidate], summary: Summary) -> Table:
+    def what(one: Candidate) -> str:
+        rate, budget = formats.rate(one.learning_rate), formats.budget_of(summary, one.budget)
+        return f"{one.arm}, learning rate {rate}, {budget}"
+
+    def side(effect: Estimated | None, mean: float, name: str) -> TableCell:
+        """A side with its interval; its mean alone where seeds are too few for one."""
+        if effect is None:
+            unit = str(found.measures.get(name, {}).get("unit", ""))
+            return TableCell(formats.points(mean, unit).removeprefix("+"))
+        shown = formats.points(effect.value, effect.unit).removeprefix("+")
+        return TableCell(shown, f"{formats.interval(effect)}, n = {effect.n}")
+
+    def why_not(one: Candidate) -> TableCell:
+        good = found.state == "recommended"
+        chosen = TableCell(found.state, tone="good" if good else "soft")
+        return chosen if one is found.chosen else TableCell(one.why_not)
+
+    columns = [
+        wide("configuration", what),
+        number("learnt", lambda one: side(one.learning, one.learnt, "learning"), "interval"),
+        number("forgot", lambda one: side(one.forgetting, one.forgot, "forgetting"), "interval"),
+        number("seeds", lambda one: str(len(one.seeds))),
+        number("tokens", lambda one: formats.count(one.cost.get("tokens"))),
+        number("training time", lambda one: formats.duration(one.cost.get("train_seconds"))),
+        number("peak memory", lambda one: formats.memory(one.cost.get("peak_memory_bytes"))),
+        wide("why not", why_not),
     ]
+    caption = "The recommended configuration and the nearest alternatives"
+    return table("recommended", caption, columns, rows)
 
 
-def _estimate(effect: Estimated | None, mean: float, found: Recommendation, side: str) -> Cell:
-    """A side with its interval; its mean alone where seeds are too few for one."""
-    if effect is None:
-        unit = str(found.measures.get(side, {}).get("unit", ""))
-        return Cell(formats.points(mean, unit).removeprefix("+"))
-    shown = formats.points(effect.value, effect.unit).removeprefix("+")
-    return Cell(shown, f"{formats.interval(effect)}, n = {effect.n}")
+# ----- the claims -----
 
 
-def _arms(summary: Summary) -> list[Block]:
-    tasks = measured(summary)
-    columns = [Column("arm")]
-    columns += [Column(name, numeric=True) for name in ("rate", "budget", "seeds")]
-    for task in tasks:
-        side = "learnt" if task.name in summary.measure.learning else "forgot"
-        counted_items = f", n = {task.n}" if task.n else ""
-        columns.append(
-            Column(
-                f"{task.short_title}, {formats.unit(task)}", f"{side}{counted_items}", numeric=True
-            )
-        )
-    found = lines(summary, tasks)
-    rows = [
-        [
-            Cell(line.arm),
-            Cell(f"{line.rate} *" if line.at_edge else line.rate, title=", ".join(line.runs)),
-            Cell(line.budget),
-            Cell(line.seeds),
-            *(Cell(cell.value, cell.moved if line.runs else "") for cell in line.cells),
-        ]
-        for line in found
-    ]
+def claims(study: Study) -> list[Block] | str:
+    """The statements of the paper, and what this study says about each."""
+    if study.judgement is None or not study.judgement.claims:
+        return "the claims were not judged; `laura claims STUDY` does it from the folder alone"
+    return claims_blocks(study.judgement.claims)
+
+
+def claims_blocks(claims: list[Claim]) -> list[Block]:
+    """The table of claims, and the evidence for each that has some."""
     text = (
-        "First line: score; second line: how much was learnt or forgot against the base on the "
-        "same items (points for shares). ± is one standard error."
+        "Supported: the 95 % interval lies inside what the statement says. Contradicted: "
+        "inside its opposite. Mixed: established in some settings, its opposite in others. "
+        "Suggested: what was run can hint at it and no more. Undecided: the rest, with what "
+        "would decide it. The verdict counts all statements that were tested (Holm, 5 %); "
+        "what each says alone stands beside it. None was tuned to agree."
     )
-    if any(line.at_edge for line in found):
-        text += " * The best rate is the lowest or highest one tried; a better one may lie outside."
-    caption = "Scores of the base, and of every arm at its best rate, one line a budget"
-    return [Table("arms-table", caption, columns, rows), Prose(text, soft=True)]
+    columns = [
+        wide("claim", lambda claim: TableCell(claim.statement, title=claim.id)),
+        Column("verdict", _verdict, "all counted", filter=True),
+        Column("alone", lambda claim: claim.alone),
+        *effect_columns(),
+        wide("why", lambda claim: claim.reason),
+        wide("could not say, would decide", open_words),
+        wide("test", lambda claim: claim.test),
+        wide("source", lambda claim: claim.source),
+    ]
+    every = table("claims-table", "Claims and their verdicts", columns, claims, sorts=True)
+    return [Prose(text), every, *(
+        Fold(f"Evidence: {claim.statement}", [_evidence(claim)])
+        for claim in claims if any(row.effect is not None for row in claim.evidence)
+    )]  # fmt: skip
 
 
-PAGE = ReportPage("overview", "Overview", always, blocks)
+def counted(claims: list[Claim]) -> Counter[str]:
+    """How many claims have each joint verdict."""
+    return Counter(claim.verdict for claim in claims)
+
+
+def open_words(claim: Claim) -> str:
+    """Why a claim's design could not have spoken, and what would decide it."""
+    told = []
+    missing = "; ".join(claim.missing)
+    if missing:
+        # Where nothing was tested the reason is what is missing, and is not told twice.
+        told.append(
+            "this design could not say" + ("" if missing == claim.reason else f": {missing}")
+        )
+    if claim.would_decide:
+        told.append(f"would decide: {claim.would_decide}")
+    return ". ".join(one[0].upper() + one[1:].rstrip(".") for one in told)
+
+
+def effect_cell(effect: Estimated | None) -> TableCell:
+    """An estimate with its interval."""
+    if effect is None:
+        return TableCell(formats.ABSENT)
+    return sorted_by(
+        effect.value, lambda value: formats.points(value, effect.unit), formats.interval(effect)
+    )
+
+
+def effect_columns() -> list[Column]:
+    """A row's estimate with its interval, its items and its seeds."""
+    return [
+        number("effect", lambda row: effect_cell(row.effect), "interval"),
+        number("n", lambda row: sorted_by(row.effect and row.effect.n)),
+        number("seeds", lambda row: sorted_by(row.effect and row.effect.seeds)),
+    ]
+
+
+def _verdict(row: Claim | ClaimRow) -> TableCell:
+    return TableCell(row.verdict, "edge" if row.edge else "", tone=TONES[row.verdict])
+
+
+def _evidence(claim: Claim) -> Table:
+    columns = [
+        Column("setting", lambda row: row.setting),
+        Column("arms", lambda row: ", ".join(row.arms) or formats.ABSENT),
+        wide("what", lambda row: row.what),
+        *effect_columns(),
+        Column("verdict", _verdict),
+        Column("decides", lambda row: "yes" if row.decides else ""),
+        wide("why", lambda row: row.reason),
+    ]
+    caption = f"Evidence: {claim.statement}"
+    return table(f"evidence-{claim.id}", caption, columns, claim.evidence)

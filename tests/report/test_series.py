@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from laura.report.page import write_report
+from laura.report.html import write_report
 from laura.report.series import write_series_report
 from laura.results.errors import StoreError
 from laura.results.store import SeriesStore

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from laura.report.formats import ABSENT
 from laura.report.visible import visible, visible_line
 from laura.results.task_result import Item
 
@@ -38,16 +39,16 @@ SOLUTION = {
     "test": "Tests",
     "tests": "Tests",
 }
-_TITLES = {**QUESTION, **ANSWER, **SOLUTION}
 _HEADED = {"index", "sample", "passed", "correct"}  # the heading says these
 _QUIET = {"fault", "error"}  # left out where there was none
 _CUT = {"prompt", "context"}  # worked examples stand before what is asked
+_CHOSEN = {"choices", "contexts", "loglikelihoods", "gold", "choice_characters"}
 LINES_LEFT, CHARACTERS_LEFT = 12, 1500
 SHORT = 60
 
 
 @dataclass(frozen=True)
-class Block:
+class SampleText:
     """A titled text.
 
     Attributes:
@@ -67,18 +68,12 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one model did with an item.
-
-    Attributes:
-        model: Its name.
-        passed: The verdict; None where there is none.
-        blocks: Its texts.
-    """
+class ModelAnswer:
+    """What one model did with an item; `passed` is None where there is no verdict."""
 
     model: str
     passed: bool | None
-    blocks: list[Block]
+    texts: list[SampleText]
 
     @property
     def word(self) -> str:
@@ -87,7 +82,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Page:
+class SamplePage:
     """One item, or one sample of it, of one or more models.
 
     Attributes:
@@ -97,74 +92,65 @@ class Page:
     """
 
     heading: str
-    shared: list[Block]
-    answers: list[Answer]
+    shared: list[SampleText]
+    answers: list[ModelAnswer]
 
 
 def page(
-    key: tuple[int, int],
+    heading: str,
     models: Sequence[str],
     rows: Sequence[tuple[Item, bool | None]],
     *,
     metric: str = "",
-    several: bool = False,
     full: bool = False,
-) -> Page:
+) -> SamplePage:
     """Lay out a sample.
 
     Args:
-        key: Index and sample number.
+        heading: Which it is.
         models: Names of the models.
         rows: Each model's sample with its verdict.
         metric: The task's leading metric: `acc_norm` chooses by character.
-        several: Whether items have several samples, so that the heading numbers them.
         full: Also show the beginning of long prompts.
     """
-    index, sample = key
-    shared = _shared([row for row, _ in rows])
+    first = rows[0][0]
+    # The question and its solution stand once where all models have the same.
+    shared = {
+        name: first[name]
+        for name in (*QUESTION, *SOLUTION)
+        if name in first and all(row.get(name) == first[name] for row, _ in rows)
+    }
     answers = []
     for name, (row, passed) in zip(models, rows, strict=True):
         rest = {field: value for field, value in row.items() if field not in shared}
-        blocks = list(_blocks(rest, _choices(row, metric), full))
-        answers.append(Answer(visible_line(name), passed, blocks))
-    heading = f"item {index}, sample {sample}" if several else f"item {index}"
-    return Page(heading, list(_blocks(shared, None, full)), answers)
+        texts = list(_texts(rest, _choices(row, metric), full))
+        answers.append(ModelAnswer(visible_line(name), passed, texts))
+    return SamplePage(heading, list(_texts(shared, None, full)), answers)
 
 
-def _shared(rows: Sequence[Item]) -> Item:
-    """The fields of the question and its solution, where all models have the same."""
-    first = rows[0]
-    names = [name for name in (*QUESTION, *SOLUTION) if name in first]
-    return {
-        name: first[name] for name in names if all(row.get(name) == first[name] for row in rows)
-    }
-
-
-def _blocks(row: Item, choices: Block | None, full: bool) -> Iterator[Block]:
-    """The blocks of a sample: known fields, unknown texts, then what is short in one line."""
-    left = {name: value for name, value in row.items() if name not in _HEADED}
-    if choices is not None:
-        for name in ("choices", "contexts", "loglikelihoods", "gold", "choice_characters"):
-            left.pop(name, None)
-    for name, title in _TITLES.items():
+def _texts(row: Item, choices: SampleText | None, full: bool) -> Iterator[SampleText]:
+    """The texts of a sample: known fields, unknown ones, then what is short in one line."""
+    gone = _HEADED | _CHOSEN if choices else _HEADED
+    left = {name: value for name, value in row.items() if name not in gone}
+    for name, title in (QUESTION | ANSWER | SOLUTION).items():
         if name in left:
             value = left.pop(name)
             if value not in ("", None) or name not in _QUIET:
-                yield _text_block(title, value, name in _CUT and not full)
+                yield _titled(title, value_text(value), name in _CUT and not full)
     if choices is not None:
         yield choices
     short = []
     for name, value in left.items():
-        text = _value_text(value)
+        text = value_text(value)
         if "\n" in text or len(text) > SHORT:
-            yield _text_block(visible_line(name), value, False)
+            yield _titled(visible_line(name), text)
         else:
             short.append(f"{visible_line(name)} {visible(text)}")
     if short:
-        yield Block("Also", ", ".join(short))
+        yield SampleText("Also", ", ".join(short))
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A field's value as text: short lists and objects as JSON, others as an outline."""
     if isinstance(value, str):
         return value
@@ -184,38 +170,27 @@ def _outline(value: list[Any] | dict[str, Any]) -> Iterator[str]:
     named = isinstance(value, dict)
     for key, part in value.items() if isinstance(value, dict) else enumerate(value):
         mark = f"{visible_line(str(key))}:" if named else "-"
-        lines = _value_text(part).split("\n")
+        lines = value_text(part).split("\n")
         if named and len(lines) > 1:
             yield mark
-            yield from (f"  {line}" for line in lines)
         else:
-            yield f"{mark} {lines[0]}".rstrip()
-            yield from (f"  {line}" for line in lines[1:])
+            yield f"{mark} {lines.pop(0)}".rstrip()
+        yield from (f"  {line}" for line in lines)
 
 
-def _text_block(title: str, value: Any, cut: bool) -> Block:
-    text = _value_text(value)
-    kept = _last_lines(text) if cut else text
-    note = ""
+def _titled(title: str, text: str, cut: bool = False) -> SampleText:
+    """A text, of which `cut` keeps the end: its last lines, or characters where lines are long."""
+    kept, note = text, ""
+    if cut:
+        kept = "\n".join(text.split("\n")[-LINES_LEFT:])[-CHARACTERS_LEFT:]
     if len(kept) < len(text):
         gone = text[: len(text) - len(kept)]
-        lines = gone.count("\n")
-        before = (
-            f"{lines} lines, {len(gone):,} characters" if lines else f"{len(gone):,} characters"
-        )
-        note = f"cut: {before} before this; --full shows them"
-    return Block(title, visible(kept) or "(empty)", note)
+        lines = f"{gone.count(chr(10))} lines, " if "\n" in gone else ""
+        note = f"cut: {lines}{len(gone):,} characters before this; --full shows them"
+    return SampleText(title, visible(kept) or "(empty)", note)
 
 
-def _last_lines(text: str) -> str:
-    """The end of a long text: its last lines, or characters where lines are long."""
-    lines = text.split("\n")
-    if len(lines) > LINES_LEFT:
-        text = "\n".join(lines[-LINES_LEFT:])
-    return text[-CHARACTERS_LEFT:]
-
-
-def _choices(row: Item, metric: str) -> Block | None:
+def _choices(row: Item, metric: str) -> SampleText | None:
     """The choices with what the model gave each; None where the row has none.
 
     `>` marks the model's choice: the largest log-likelihood, or the largest a
@@ -230,13 +205,13 @@ def _choices(row: Item, metric: str) -> Block | None:
         shares = [score / size for score, size in zip(scores, characters, strict=True)]
     led = shares if shares and metric == "acc_norm" else scores
     chosen = max(range(len(scores)), key=led.__getitem__)
-    texts = [_choice_text(row, place, len(scores)) for place in range(len(scores))]
     lines = []
-    for place, (score, text) in enumerate(zip(scores, texts, strict=True)):
+    for place, score in enumerate(scores):
         marks = (">" if place == chosen else " ") + (" right" if place == gold else " " * 6)
         share = f"  {shares[place]:8.4f} a character" if shares else ""
+        text = _choice_text(row, place, len(scores))
         lines.append(f"{marks}  {score:9.3f} nats{share}  {text}".rstrip())
-    return Block("Choices (> the model's)", "\n".join(lines))
+    return SampleText("Choices (> the model's)", "\n".join(lines))
 
 
 def _choice_text(row: Item, place: int, count: int) -> str:
@@ -250,7 +225,7 @@ def _choice_text(row: Item, place: int, count: int) -> str:
 
 
 def _is_numbers(value: Any) -> TypeGuard[list[float]]:
-    return isinstance(value, list) and bool(value) and all(_is_number(number) for number in value)
+    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -274,39 +249,14 @@ def loss_lines(models: Sequence[str], rows: Sequence[Sequence[Item]]) -> Iterato
     yield "  ".join(head.rjust(width) for head, width in zip(heads, widths, strict=True))
     for items in rows:
         values = [_per_token(item) for item in items]
-        cells = [str(items[0].get("index")), _value_text(items[0].get("tokens"))]
-        cells += ["–" if value is None else f"{value:.4f}" for value in values]
+        cells = [str(items[0].get("index")), value_text(items[0].get("tokens"))]
+        cells += [ABSENT if value is None else f"{value:.4f}" for value in values]
         if len(values) == 2:
             before, after = values
-            cells.append("–" if before is None or after is None else f"{after - before:+.4f}")
+            cells.append(ABSENT if before is None or after is None else f"{after - before:+.4f}")
         yield "  ".join(visible_line(c).rjust(w) for c, w in zip(cells, widths, strict=True))
 
 
 def _per_token(item: Item) -> float | None:
     nats, tokens = item.get("nats"), item.get("tokens")
     return nats / tokens if _is_number(nats) and _is_number(tokens) and tokens else None
-
-
-def plain_lines(shown: Page) -> Iterator[str]:
-    """The page as lines that keep every text's own lines, for files and pipes."""
-    if len(shown.answers) == 1:
-        yield f"== {shown.heading}: {shown.answers[0].word} =="
-    else:
-        words = ", ".join(f"{answer.model} {answer.word}" for answer in shown.answers)
-        yield f"== {shown.heading}: {words} =="
-    yield from _plain_blocks(shown.shared)
-    for answer in shown.answers:
-        if len(shown.answers) > 1:
-            yield f"-- {answer.model}: {answer.word} --"
-        yield from _plain_blocks(answer.blocks)
-    yield ""
-
-
-def _plain_blocks(blocks: Sequence[Block]) -> Iterator[str]:
-    for block in blocks:
-        if block.fits_beside:
-            yield f"{block.title}: {block.text}"
-            continue
-        yield f"{block.title}:" + (f" [{block.note}]" if block.note else "")
-        # Set in, so that no output can pass for a heading or a verdict.
-        yield from (f"  {line}" for line in block.text.split("\n"))

@@ -9,32 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from laura.evals.tasks import TASKS
-from laura.report.measured import (
-    Measured,
+from laura.report.samples.find import (
+    MeasuredModel,
     choose_models,
     choose_task,
     find_results,
     model_lines,
     models_of,
 )
-from laura.report.sample_text import Page, loss_lines, page, plain_lines
-from laura.report.samples import Samples, Selection, Wish, select, stream
+from laura.report.samples.select import KeptSamples, SampleFilter, Selection, select
+from laura.report.samples.terminal import plain_lines
+from laura.report.samples.text import SamplePage, loss_lines, page
 from laura.report.visible import visible_line
 from laura.results.errors import UsageError
-from laura.results.task_result import samples_file
 
 
 @dataclass(frozen=True)
 class Overview:
-    """What there is to show in a folder.
-
-    Attributes:
-        folder: Where.
-        models: The models measured on each task.
-    """
+    """What there is to show in a folder: the models measured on each task."""
 
     folder: Path
-    models: dict[str, list[Measured]]
+    models: dict[str, list[MeasuredModel]]
 
     def to_json(self) -> dict[str, Any]:
         """{"study", "tasks": {TASK: {"title", "models": [{"name", "title", "samples"}]}}}."""
@@ -43,7 +38,10 @@ class Overview:
             "tasks": {
                 task: {
                     "title": _title(task),
-                    "models": [{**_model(one), "samples": _has_samples(one)} for one in models],
+                    "models": [
+                        {"name": one.name, "title": one.title, "samples": one.kept}
+                        for one in models
+                    ],
                 }
                 for task, models in self.models.items()
             },
@@ -53,14 +51,13 @@ class Overview:
         """The same in words."""
         yield f"Measured in {visible_line(str(self.folder))}; choose with --task NAME:"
         width = max(len(visible_line(task)) for task in self.models)
-        every: dict[str, Measured] = {}
         for task, models in self.models.items():
-            kept = sum(_has_samples(model) for model in models)
+            kept = sum(model.kept for model in models)
             texts = f"samples of {kept}" if kept else "no samples, only items"
             count = "1 model" if len(models) == 1 else f"{len(models)} models"
             yield f"  {visible_line(task):<{width}}  {_title(task)} ({count}, {texts})"
-            every.update((model.name, model) for model in models)
         yield "Models, for --model NAME:"
+        every = {model.name: model for models in self.models.values() for model in models}
         yield model_lines(list(every.values()))
 
 
@@ -73,16 +70,16 @@ class View:
         task: Name of the task.
         samples: One a model.
         selection: Which samples were found.
-        wish: Which were wanted.
+        outcome: Which were wanted.
         full: Whether long prompts are shown whole.
         others: Names of the models that were measured too.
     """
 
     folder: Path
     task: str
-    samples: list[Samples]
+    samples: list[KeptSamples]
     selection: Selection
-    wish: Wish
+    outcome: str
     full: bool
     others: list[str]
 
@@ -92,23 +89,18 @@ class View:
         return [one.model.name for one in self.samples]
 
     @property
-    def several(self) -> bool:
-        """Whether an item has more samples than one."""
-        return any(sample for _, sample in self.selection.verdicts[0])
-
-    @property
-    def marks(self) -> list[tuple[bool | None, ...]]:
-        """All models' verdicts of each sample that all of them have."""
-        verdicts = [one.values() for one in self.selection.verdicts]
-        return list(zip(*verdicts, strict=True))
+    def are_losses(self) -> bool:
+        """Whether there are documents with a loss instead of samples."""
+        return all(one.are_losses for one in self.samples)
 
     def heading(self) -> Iterator[str]:
         """What is shown, each model's score, and what is not shown."""
         yield f"{_title(self.task)} ({visible_line(self.task)}) in {visible_line(str(self.folder))}"
-        for one, verdicts in zip(self.samples, self.selection.verdicts, strict=True):
-            marks = list(verdicts.values())
-            counts = f"{marks.count(True)} passed, {marks.count(False)} failed"
-            told = counts if True in marks or False in marks else f"{len(marks)} items"
+        for one in self.samples:
+            marks = Counter(one.verdicts[key] for key in self.selection.common)
+            told = f"{marks[True]} passed, {marks[False]} failed"
+            if not (marks[True] or marks[False]):
+                told = f"{len(self.selection.common)} items"
             scores = ", ".join(
                 f"{visible_line(name)} {metric.value:.4f} ± {metric.stderr:.4f}"
                 for name, metric in one.result.metrics.items()
@@ -119,17 +111,18 @@ class View:
         yield from self._notes()
 
     def _notes(self) -> Iterator[str]:
-        found, shown, common = self.selection.matching, len(self.selection.keys), len(self.marks)
-        alone = len(self.samples) == 1
+        found, shown = self.selection.matching, len(self.selection.keys)
+        common, alone = self.selection.common, len(self.samples) == 1
         told = {
-            "any": f"{found} samples" if self.several else f"{found} items",
-            "failed": f"{found} of {common} failed" + ("" if alone else " by one of them or more"),
-            "passed": f"{found} of {common} passed" + ("" if alone else " by all of them"),
-            "differ": f"the verdicts differ on {found} of {common}",
-        }[self.wish.outcome]
+            "any": f"{found} {'samples' if any(number for _, number in common) else 'items'}",
+            "failed": f"{found} of {len(common)} failed"
+            + ("" if alone else " by one of them or more"),
+            "passed": f"{found} of {len(common)} passed" + ("" if alone else " by all of them"),
+            "differ": f"the verdicts differ on {found} of {len(common)}",
+        }[self.outcome]
         yield told + (f", the first {shown} shown" if shown < found else "")
         if len(self.samples) == 2 and not self.are_losses:
-            counts = Counter(self.marks)
+            counts = Counter(tuple(one.verdicts[key] for one in self.samples) for key in common)
             first, second = (visible_line(name) for name in self.names)
             yield (
                 f"both passed {counts[True, True]}, only {first} {counts[True, False]}, "
@@ -144,26 +137,22 @@ class View:
         bare = [one.model.name for one in self.samples if not (one.kept or one.are_losses)]
         if bare:
             yield f"No texts were kept of {_some(bare)}; measure again to keep them"
-        if len(self.samples) == 1 and self.others:
+        if alone and self.others:
             yield f"Measured too, for --model: {_some(self.others)}"
 
-    def pages(self) -> Iterator[Page]:
+    def pages(self) -> Iterator[SamplePage]:
         """The samples one by one, laid out."""
-        # Asked once: each of these goes through all samples.
-        metric, several = self.samples[0].metrics[0], self.several
-        for key, rows in stream(self.samples, self.selection):
-            yield page(key, self.names, rows, metric=metric, several=several, full=self.full)
+        several = any(number for _, number in self.selection.common)
+        for key in self.selection.keys:
+            rows = [(one.rows[key], one.verdicts[key]) for one in self.samples]
+            heading = f"item {key[0]}" + (f", sample {key[1]}" if several else "")
+            yield page(heading, self.names, rows, metric=self.samples[0].metrics[0], full=self.full)
 
     def table(self) -> Iterator[str]:
         """A line a document, where the task is a loss; nothing otherwise."""
         if self.are_losses:
-            found = stream(self.samples, self.selection)
-            yield from loss_lines(self.names, [[row for row, _ in rows] for _, rows in found])
-
-    @property
-    def are_losses(self) -> bool:
-        """Whether there are documents with a loss instead of samples."""
-        return all(one.are_losses for one in self.samples)
+            rows = [[one.rows[key] for one in self.samples] for key in self.selection.keys]
+            yield from loss_lines(self.names, rows)
 
     def lines(self) -> Iterator[str]:
         """All of it as plain lines."""
@@ -183,18 +172,23 @@ class View:
             "metrics"}], "matching", "shown", "items": [{"index", "sample", "answers":
             [{"model", "passed", "row"}]}]}; a row is the sample as it was kept.
         """
+        models = []
+        for one in self.samples:
+            value = one.result.to_json()
+            scores = {name: value[name] for name in ("version", "n", "metrics")}
+            models.append({"name": one.model.name, "title": one.model.title, **scores})
         items = []
-        for (index, sample), rows in stream(self.samples, self.selection):
+        for key in self.selection.keys:
             answers = [
-                {"model": name, "passed": passed, "row": row}
-                for name, (row, passed) in zip(self.names, rows, strict=True)
+                {"model": one.model.name, "passed": one.verdicts[key], "row": one.rows[key]}
+                for one in self.samples
             ]
-            items.append({"index": index, "sample": sample, "answers": answers})
+            items.append({"index": key[0], "sample": key[1], "answers": answers})
         return {
             "study": str(self.folder),
             "task": self.task,
             "title": _title(self.task),
-            "models": [{**_model(one.model), **_scores(one)} for one in self.samples],
+            "models": models,
             "matching": self.selection.matching,
             "shown": len(items),
             "items": items,
@@ -205,7 +199,7 @@ def open_view(
     folder: Path,
     task: str | None = None,
     models: Sequence[str] = (),
-    wish: Wish | None = None,
+    wanted: SampleFilter | None = None,
     full: bool = False,
 ) -> View | Overview:
     """Find what is to be shown; without a task where there are several, what there is.
@@ -214,17 +208,17 @@ def open_view(
         folder: A study, or a folder that `laura evaluate` wrote.
         task: Name of a task; None for the only one.
         models: Names of models; none for the base, or the only one.
-        wish: Which samples; None for all.
+        wanted: Which samples; None for all.
         full: Show long prompts whole.
 
     Raises:
         UsageError: a task, model, item or sample that is not there.
         StoreError: no results there, or a damaged file.
     """
-    wish = wish or Wish()
+    wanted = wanted or SampleFilter()
     results = find_results(folder)
     if task is None and len(results) > 1:
-        if models or wish != Wish():
+        if models or wanted != SampleFilter():
             raise UsageError(
                 "which task? Choose with --task NAME; there are: "
                 f"{', '.join(visible_line(name) for name in sorted(results))}"
@@ -235,26 +229,13 @@ def open_view(
     name = choose_task(results, task or next(iter(results)), folder)
     there = models_of(folder, results[name])
     chosen = choose_models(there, models)
-    samples = [Samples(model, name) for model in chosen]
+    samples = [KeptSamples(model, name) for model in chosen]
     others = [model.name for model in there if model not in chosen]
-    return View(folder, name, samples, select(samples, wish), wish, full, others)
+    return View(folder, name, samples, select(samples, wanted), wanted.outcome, full, others)
 
 
 def _title(task: str) -> str:
     return TASKS[task].title if task in TASKS else visible_line(task)
-
-
-def _has_samples(model: Measured) -> bool:
-    return samples_file(model.file).is_file()
-
-
-def _model(model: Measured) -> dict[str, Any]:
-    return {"name": model.name, "title": model.title}
-
-
-def _scores(samples: Samples) -> dict[str, Any]:
-    value = samples.result.to_json()
-    return {name: value[name] for name in ("version", "n", "metrics")}
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

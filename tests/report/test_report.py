@@ -1,10 +1,12 @@
+"""report.html and report.md: whole, safe, the same every time, without network or torch."""
+
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,16 +14,15 @@ from typing import Any
 
 import pytest
 
-from laura.report.charts import CHARTS
+from laura.report.charts.table import CHARTS
 from laura.report.figures import script_json
-from laura.report.page import write_report
-from laura.report.png import smaller
+from laura.report.html import write_report
+from laura.report.markdown import escaped, fenced
 from laura.results.errors import StoreError
-from tests.report.gallery import JUDGEMENT
+from tests.report.gallery import HOSTILE, JUDGEMENT, write_gallery
 
-HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"
 # Charts that every study has something for.
-PLAIN = ("tradeoff", "forgetting_by_task", "learning_curves", "drift", "learning_rates", "cost",
+PLAIN = ("tradeoff", "forgetting_by_task", "learning_curves", "drift", "learning_rates",
          "loss_curves")  # fmt: skip
 Build = Callable[..., dict[str, Any]]
 MakeStudy = Callable[..., Path]
@@ -120,7 +121,7 @@ def test_the_page_needs_no_network(whole: Whole) -> None:
 
 def test_every_embedded_chart_is_whole_json(whole: Whole) -> None:
     page = read(whole[0] / "report.html")
-    assert len(page.json) == 3 + 2 + 4 + 1 + 4 + 2 + 1
+    assert len(page.json) == 3 + 2 + 4 + 1 + 4 + 1
     for specification in page.json:
         assert specification["width"] == "container"
         assert all(specification["datasets"].values())
@@ -132,7 +133,7 @@ def test_the_same_study_gives_the_same_bytes(whole: Whole) -> None:
     before = [file.read_bytes() for file in files]
     write_report(study)
     changed = [f.name for f, old in zip(files, before, strict=True) if f.read_bytes() != old]
-    assert len(files) == 15 and changed == []
+    assert len(files) == 13 and changed == []
 
 
 def test_hostile_names_stay_text(build: Build, make_study: MakeStudy) -> None:
@@ -210,10 +211,11 @@ def test_torch_is_never_imported(build: Build, make_study: MakeStudy) -> None:
     study = make_study(small(build))
     program = (
         "import sys, pathlib\n"
-        "import laura.report, laura.report.tables, laura.report.page\n"
+        "import laura.report.study, laura.report.tables, laura.report.samples.show\n"
         "early = {'altair', 'rich', 'jinja2', 'vl_convert'} & set(sys.modules)\n"
         "assert not early, early\n"
-        f"laura.report.page.write_report(pathlib.Path({str(study)!r}))\n"
+        "import laura.report.html\n"
+        f"laura.report.html.write_report(pathlib.Path({str(study)!r}))\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
     )
     root = Path(__file__).parents[2]
@@ -223,22 +225,74 @@ def test_torch_is_never_imported(build: Build, make_study: MakeStudy) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_smaller_png_keeps_every_pixel() -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        sum_of = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + sum_of
+# ----- Markdown -----
 
-    rows = bytes(range(256)) * 40
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 255, 40, 8, 0, 0, 0, 0))
-    stored = zlib.compress(rows, level=0)
-    pieces = [chunk(b"IDAT", stored[:1000]), chunk(b"IDAT", stored[1000:])]
-    image = b"\x89PNG\r\n\x1a\n" + header + b"".join(pieces) + chunk(b"IEND", b"")
-    result = smaller(image)
-    assert len(result) < len(image)
-    start = result.index(b"IDAT")
-    (length,) = struct.unpack_from(">I", result, start - 4)
-    assert zlib.decompress(result[start + 4 : start + 4 + length]) == rows
-    data = result[start : start + 4 + length]
-    assert result[start + 4 + length : start + 8 + length] == struct.pack(">I", zlib.crc32(data))
-    assert result.endswith(chunk(b"IEND", b"")) and header in result
-    assert smaller(result) == result
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> tuple[Path, str, str]:
+    """Folder, Markdown and HTML of the same study."""
+    study = tmp_path_factory.mktemp("md") / "study"
+    write_gallery(builder, study)
+    markdown, html = write_report(study, form="md"), write_report(study)
+    return study, markdown.read_text(encoding="utf-8"), html.read_text(encoding="utf-8")
+
+
+def test_it_has_the_pages_and_tables_of_the_html(reports: tuple[Path, str, str]) -> None:
+    _, markdown, html = reports
+    titles = re.findall(r'<h2 id="[\w-]+" tabindex="-1">(.*?)</h2>', html)
+    assert re.findall("^## (.*)$", markdown, re.M) == titles
+    captions = re.findall(r"<caption>(.*?)</caption>", html)
+    assert len(captions) > 12 and len(captions) == len(re.findall(r"^\*[^*].*\*$", markdown, re.M))
+
+
+def test_figures_are_linked_and_there(reports: tuple[Path, str, str]) -> None:
+    study, markdown, _ = reports
+    linked = re.findall(r"\]\((figures/\w+\.svg)\)", markdown)
+    assert len(linked) == len(set(linked)) == len(CHARTS)
+    assert all(
+        (study / file).is_file() and (study / file).with_suffix(".png").is_file() for file in linked
+    )
+
+
+def test_what_is_folded_and_what_captions_add_is_there_too(reports: tuple[Path, str, str]) -> None:
+    _, markdown, html = reports
+    for words in (
+        "The other arms, one by one",
+        "Decay keeps a little of what full finetuning forgets.",
+        "In colour are full, lora-r16, lora-r64: the plainest arms",
+        "Loss spikes by arm and learning rate",
+    ):
+        assert words in markdown and words in html
+
+
+def test_every_table_is_rectangular(reports: tuple[Path, str, str]) -> None:
+    for table in re.findall(r"(?:^\|.*\n)+", reports[1], re.M):
+        rows = table.replace("\\|", "").splitlines()
+        assert len({row.count("|") for row in rows}) == 1 and len(rows) > 2
+
+
+def test_hostile_texts_stay_in_their_fences(reports: tuple[Path, str, str]) -> None:
+    outside = re.sub(r"^(`{3,})\n.*?^\1$", "", reports[1], flags=re.M | re.S)
+    assert HOSTILE in reports[1] and "<img" not in outside and "<script" not in outside
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a|b", "a\\|b"),
+        ("*a* _b_ <b>", "\\*a\\* \\_b\\_ &lt;b&gt;"),
+        ("[a](b)", "\\[a\\](b)"),
+        ("# a\nb", "\\# a b"),
+        ("- a", "\\- a"),
+        ("1. a", "\\1. a"),
+        ("-0.5 ± 1", "-0.5 ± 1"),
+        ("give `a_b|<c>` a_b", "give `a_b\\|<c>` a\\_b"),
+        ("a ` b <", "a \\` b &lt;"),
+    ],
+)
+def test_escaped(text: str, expected: str) -> None:
+    assert escaped(text) == expected
+
+
+def test_no_text_closes_its_fence() -> None:
+    assert fenced("a\n```\nb").splitlines()[0] == "````"

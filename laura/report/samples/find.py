@@ -1,9 +1,6 @@
-"""Which models were measured on what: found in the folders and named. No torch.
+"""Which models were measured on which tasks: found in a folder, and chosen by name.
 
-STUDY/base/evals/TASK.json              base
-STUDY/runs/ID/evals/STEP/TASK.json      ID/STEP; also ID, its arm, arm/STEP
-DIR/TASK.json                           what TASK.json calls its model
-DIR/NAME/TASK.json                      NAME, the base or an adapter
+The folder is a study's, or one that `laura evaluate` wrote.
 """
 
 from __future__ import annotations
@@ -14,34 +11,42 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from laura.evals.tasks import TASKS
-from laura.report.formats import rate
 from laura.report.visible import visible_line
 from laura.results.errors import StoreError, UsageError
-from laura.results.store import RunStore, disk_faults, read_json
+from laura.results.store import disk_faults, read_json
 from laura.results.task_result import samples_file
+from laura.results.units import rate_text
+
+T = TypeVar("T")
 
 BASE = "base"
 MOST_LISTED = 40
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """A model that was measured on a task.
 
     Attributes:
         name: What `--model` takes; no two models of a task share it.
         title: The name, with arm, learning rate and seed where it is a run's.
         file: Its TASK.json.
-        aliases: What `--model` takes too, where only one model answers to it.
+        aliases: What `--model` takes too, where only one model answers to it: the ID and
+            the arm of a run, for its last step.
     """
 
     name: str
     title: str
     file: Path
     aliases: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether its samples were kept, besides the items."""
+        return samples_file(self.file).is_file()
 
 
 def find_results(folder: Path) -> dict[str, list[Path]]:
@@ -103,8 +108,11 @@ def choose_task(results: dict[str, list[Path]], name: str, folder: Path) -> str:
     )
 
 
-def models_of(folder: Path, files: Sequence[Path]) -> list[Measured]:
-    """The models whose results of one task these are: the base, the runs by arm, the others."""
+def models_of(folder: Path, files: Sequence[Path]) -> list[MeasuredModel]:
+    """The models whose results of one task these are: the base, the runs by arm, the others.
+
+    A name that stands twice becomes its folder's path.
+    """
     runs: dict[str, list[Path]] = {}
     bases, others = [], []
     for file in files:
@@ -112,75 +120,54 @@ def models_of(folder: Path, files: Sequence[Path]) -> list[Measured]:
         if len(parts) == 4 and (parts[0], parts[2]) == ("runs", "evals"):
             runs.setdefault(parts[1], []).append(file)
         elif parts in ((BASE, "evals"), (BASE,)):
-            bases.append(Measured(BASE, BASE, file))
+            bases.append(MeasuredModel(BASE, BASE, file))
         else:
-            name = "/".join(parts) if parts else _model_field(file, folder)
-            others.append(Measured(name, name, file))
-    described = sorted(
-        (_run_order(RunStore(folder / "runs" / run)), run, steps) for run, steps in runs.items()
-    )
-    found = bases + [one for record, run, steps in described for one in _run(record, run, steps)]
-    return _with_unique_names([*found, *others], folder)
-
-
-def _with_unique_names(models: list[Measured], folder: Path) -> list[Measured]:
-    """A name that stands twice becomes its folder's path."""
+            name = "/".join(parts) or _field(file, "model", "") or folder.resolve().name
+            others.append(MeasuredModel(name, name, file))
+    described = sorted((_facts(folder / "runs" / run), run, own) for run, own in runs.items())
+    models = bases + [one for facts, run, own in described for one in _steps(facts, run, own)]
+    models += others
     names = [model.name for model in models]
     unique = []
     for model in models:
         if names.count(model.name) > 1:
             path = model.file.parent.relative_to(folder).as_posix()
-            model = Measured(path, f"{model.title} ({path})", model.file)
+            model = MeasuredModel(path, f"{model.title} ({path})", model.file)
         unique.append(model)
     return unique
 
 
-def _model_field(file: Path, folder: Path) -> str:
-    """What TASK.json calls its model; the folder's name where the file is damaged.
-
-    The damage is told when this model is to be shown.
-    """
+def _field(file: Path, name: str, otherwise: T) -> T:
+    """A field of a file, unless it is damaged: that is told when it is to be shown."""
     try:
-        value = read_json(file)
-    except StoreError:
-        value = None
-    name = value.get("model") if isinstance(value, dict) else None
-    return name if isinstance(name, str) and name else folder.resolve().name
-
-
-def _run_order(run: RunStore) -> tuple[str, float, int]:
-    """Arm, learning rate and seed of a run; empty and zero where its record is damaged."""
-    try:
-        record = read_json(run.folder / "run.json")
+        record = read_json(file)
     except StoreError:
         record = None
-    record = record if isinstance(record, dict) else {}
-    arm, learning_rate, seed = (record.get(key) for key in ("arm", "learning_rate", "seed"))
-    if not isinstance(learning_rate, float) or not math.isfinite(learning_rate):
-        learning_rate = 0.0
-    return (
-        arm if isinstance(arm, str) else "",
-        learning_rate,
-        seed if isinstance(seed, int) else 0,
-    )
+    value = record.get(name) if isinstance(record, dict) else None
+    return value if isinstance(value, type(otherwise)) else otherwise
 
 
-def _run(record: tuple[str, float, int], run: str, files: list[Path]) -> list[Measured]:
+def _facts(run: Path) -> tuple[str, float, int]:
+    """Arm, learning rate and seed of a run."""
+    file = run / "run.json"
+    rate = _field(file, "learning_rate", 0.0)
+    return _field(file, "arm", ""), rate if math.isfinite(rate) else 0.0, _field(file, "seed", 0)
+
+
+def _steps(facts: tuple[str, float, int], run: str, files: list[Path]) -> list[MeasuredModel]:
     """One model a measured step; the last answers to the run's ID and arm alone."""
-    arm, learning_rate, seed = record
-    words = f"{arm}, rate {rate(learning_rate)}, seed {seed}, " if arm else ""
+    arm, learning_rate, seed = facts
+    words = f"{arm}, rate {rate_text(learning_rate)}, seed {seed}, " if arm else ""
     found = []
     for file in files:
         text = file.parent.name
         step = str(int(text)) if text.isascii() and text.isdecimal() else text
-        aliases = [f"{run}/{text}", *([f"{arm}/{step}"] if arm else [])]
-        if file == files[-1]:
-            aliases += [run, *([arm] if arm else [])]
-        found.append(Measured(f"{run}/{step}", f"{words}step {step}", file, tuple(aliases)))
+        aliases = tuple(filter(None, (run, arm))) if file == files[-1] else ()
+        found.append(MeasuredModel(f"{run}/{step}", f"{words}step {step}", file, aliases))
     return found
 
 
-def choose_models(models: Sequence[Measured], wanted: Sequence[str]) -> list[Measured]:
+def choose_models(models: Sequence[MeasuredModel], wanted: Sequence[str]) -> list[MeasuredModel]:
     """The models of these names; without names the base, or the only one.
 
     Args:
@@ -191,7 +178,12 @@ def choose_models(models: Sequence[Measured], wanted: Sequence[str]) -> list[Mea
         UsageError: a name fits none (the nearest are named) or several (all are
             listed), a model is named twice, or there is neither a name nor a base.
     """
-    names = [name for text in wanted for name in _split(text, models)]
+    known = [name for model in models for name in (model.name, *model.aliases)]
+    names: list[str] = []
+    for text in wanted:
+        # A name may have a comma in it.
+        parts = [text] if text in known else map(str.strip, text.split(","))
+        names += filter(None, parts)
     if wanted and not names:
         raise UsageError(f"--model is empty; there are:\n{model_lines(models)}")
     if not names:
@@ -199,25 +191,18 @@ def choose_models(models: Sequence[Measured], wanted: Sequence[str]) -> list[Mea
         if len(bases) > 1:
             raise UsageError(f"choose with --model NAME; there are:\n{model_lines(models)}")
         return bases
-    chosen = [_choose_model(models, name) for name in names]
+    chosen = [_choose_model(models, name, known) for name in names]
     twice = [model.name for place, model in enumerate(chosen) if model in chosen[:place]]
     if twice:
         raise UsageError(f"--model names {visible_line(twice[0])} twice; name two that differ")
     return chosen
 
 
-def _split(text: str, models: Sequence[Measured]) -> list[str]:
-    if any(text in (model.name, *model.aliases) for model in models):
-        return [text]  # a name may have a comma in it
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _choose_model(models: Sequence[Measured], name: str) -> Measured:
-    known = [other for model in models for other in (model.name, *model.aliases)]
+def _choose_model(models: Sequence[MeasuredModel], name: str, known: list[str]) -> MeasuredModel:
     for fitting in (
         [model for model in models if model.name == name],
         [model for model in models if name in model.aliases],
-        [model for model in models if any(_begins(other, name) for other in model.aliases)],
+        [model for model in models if any(other.startswith(name) for other in model.aliases)],
         [model for model in models if model.name.startswith(name)],
     ):
         if len(fitting) == 1:
@@ -227,18 +212,13 @@ def _choose_model(models: Sequence[Measured], name: str) -> Measured:
                 f"--model {visible_line(name)} fits {len(fitting)} models; choose one of:\n"
                 f"{model_lines(fitting)}"
             )
-    near = _nearest(name, known)
     raise UsageError(
-        f"no model {visible_line(name)!r} was measured.{near} There are:\n{model_lines(models)}"
+        f"no model {visible_line(name)!r} was measured.{_nearest(name, known)} There are:\n"
+        f"{model_lines(models)}"
     )
 
 
-def _begins(alias: str, beginning: str) -> bool:
-    """Whether an alias for a whole run, such as its ID, begins so."""
-    return alias.startswith(beginning) and "/" not in alias
-
-
-def model_lines(models: Sequence[Measured]) -> str:
+def model_lines(models: Sequence[MeasuredModel]) -> str:
     """One line a model: what `--model` takes, and what it is."""
     shown = models[:MOST_LISTED]
     width = max(len(visible_line(model.name)) for model in shown)
@@ -252,5 +232,5 @@ def model_lines(models: Sequence[Measured]) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    near: list[Any] = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.5)
     return f" Did you mean {', '.join(map(visible_line, near))}?" if near else ""

@@ -1,0 +1,225 @@
+"""What was analysed: what training did to the weights, how varied outputs are, and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from statistics import fmean, median
+
+from laura.report import formats
+from laura.report.arms import places
+from laura.report.blocks import (
+    AnswerColumns,
+    Block,
+    Column,
+    Figure,
+    Listing,
+    Notice,
+    Prose,
+    Subheading,
+    TableCell,
+    number,
+    sorted_by,
+    table,
+)
+from laura.report.charts.outputs import at_k, by_model, count
+from laura.report.charts.spectra import TABLE, at_best_rates
+from laura.report.formats import ABSENT
+from laura.report.study import Study
+from laura.results.schema import CheckpointSpectra, MatrixSpectra, SubspaceOverlap, Summary
+from laura.results.statistics import Estimate
+
+COUNTS = {
+    "distinct": "distinct",
+    "distinct_passed": "distinct that pass",
+    "distinct_failed": "distinct that fail",
+    "self_bleu": "self-BLEU",
+    "answer_entropy": "answer entropy",
+}
+
+
+def spectra(study: Study) -> list[Block] | str:
+    """Ranks, spectra, intruders, shared subspaces."""
+    if not study.analysis.spectra:
+        return (
+            "the weights were not analysed; give the recipe `analysis: {spectra: final}` (or `all` "
+            "for every budget) and the same `laura compare` again, finished runs are not repeated"
+        )
+    found = at_best_rates(study)
+    every: list[Block] = [Figure("spectra"), _sizes(study.summary, found)]
+    warnings = list(dict.fromkeys(text for one in found for text in one.warnings))
+    if warnings:
+        every.append(Notice("To bear in mind", warnings))
+    if any(matrix.intruders is not None for one in found for matrix in one.matrices):
+        every.append(Figure("intruders"))
+    return [*every, *_overlaps(study)]
+
+
+def _sizes(summary: Summary, found: list[CheckpointSpectra]) -> Block:
+    order = places(summary)
+    cells: dict[tuple[str, float], list[MatrixSpectra]] = {}
+    for one in sorted(found, key=lambda one: (order.get(one.arm, len(order)), one.budget)):
+        cells.setdefault((one.arm, one.budget), []).extend(one.matrices)
+
+    def of_noise(matrix: MatrixSpectra) -> float | None:
+        """Rank of an update as a share of that of noise."""
+        rank, noise = matrix.rank_kept, matrix.noise_kept
+        return rank / noise if rank is not None and noise else None
+
+    columns = [
+        Column("arm", lambda row: row[0][0]),
+        number("budget", lambda row: formats.budget_of(summary, row[0][1])),
+        number("matrices", lambda row: str(len(row[1])), "over all seeds"),
+        number("rank at 90 %", lambda row: _median(m.rank_kept for m in row[1]), "median"),
+        number("as a share of noise’s", lambda row: _median(map(of_noise, row[1])), "median"),
+        number("effective rank", lambda row: _median(m.effective_rank for m in row[1]),
+               "Roy-Vetterli, median"),
+        number("norm", lambda row: _median(m.relative_frobenius for m in row[1]),
+               "of the base’s, median"),
+        number("intruders", lambda row: _mean(m.intruders for m in row[1]), "a matrix, mean"),
+    ]  # fmt: skip
+    return table("update-sizes", TABLE, columns, cells.items())
+
+
+def _median(values: Iterable[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    return f"{median(found):.3g}" if found else ABSENT
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    return f"{fmean(found):.2f}" if found else ABSENT
+
+
+def _overlaps(study: Study) -> list[Block]:
+    runs = {run.id: f"{run.arm} (seed {run.seed})" for run in study.summary.runs}
+    cells: dict[tuple[tuple[str, str], str], list[SubspaceOverlap]] = {}
+    for one in study.analysis.subspaces:
+        # Where an update is zero it has no directions to compare.
+        if one.overlap is not None:
+            cells.setdefault((one.runs, one.name.rsplit(".", 1)[-1]), []).append(one)
+    if not cells:
+        return []
+
+    def pair(names: tuple[str, str]) -> TableCell:
+        told = " and ".join(runs.get(name, name) for name in names)
+        return TableCell(told, title=" and ".join(names))
+
+    columns = [
+        Column("runs", lambda row: pair(row[0][0])),
+        Column("module", lambda row: row[0][1]),
+        number("matrices", lambda row: str(len(row[1]))),
+        number("directions", lambda row: str(max(one.k for one in row[1])), "most compared"),
+        number("shared", lambda row: _mean(one.overlap for one in row[1]), "mean"),
+        number("of random ones", lambda row: _mean(o.noise_overlap for o in row[1]), "mean"),
+    ]
+    caption = "Share of the leading directions that two updates have in common"
+    found = table("overlaps", caption, columns, cells.items())
+    return [Subheading("Shared subspaces", "subspaces"), found]
+
+
+# ----- many samples of a prompt -----
+
+
+def diversity(study: Study) -> list[Block] | str:
+    """How varied the outputs are, and pass@k."""
+    analysis = study.analysis
+    if not (analysis.diversity or analysis.pass_at_k):
+        return (
+            "no task was sampled several times; give the recipe `measure.extras` (see "
+            "docs/recipe.md) and the same `laura compare` again, finished runs are not repeated"
+        )
+    found: list[Block] = []
+    if analysis.diversity:
+        found += [Figure("diversity"), *_counts(study)]
+    if analysis.diversity_differences:
+        found.append(_differences(study))
+    if any(len(one.at_k) > 1 for one in analysis.pass_at_k):
+        found.append(Figure("pass_at_k"))
+    return [*found, *_passes(study)]
+
+
+def _counts(study: Study) -> list[Block]:
+    columns = [
+        Column("model", lambda row: row[0]),
+        number("seeds", lambda row: str(len(row[1])) if row[1][0].arm else ABSENT),
+        number("prompts", lambda row: str(max((one.n for one in row[2].values()), default=0))),
+    ]
+    for name, heading in COUNTS.items():
+        columns.append(number(heading, partial(_plus_minus, name)))
+    blocks: list[Block] = []
+    for extra, models in by_model(study.analysis.diversity).items():
+        rows = [
+            (model, seeds, {name: one for name in COUNTS if (one := count(seeds, name))})
+            for model, seeds in models.items()
+        ]
+        first = rows[0][1][0]
+        title, drawn = study.summary.task(first.task).title, f"{first.samples} samples a prompt"
+        caption = f"{title}: {drawn} ({extra}), at the largest budget"
+        blocks.append(table(f"counts-{extra}", caption, columns, rows))
+    return blocks
+
+
+def _plus_minus(name: str, row: tuple[str, list[object], dict[str, Estimate]]) -> str:
+    one = row[2].get(name)
+    return f"{one.value:.3g} ± {one.stderr:.2g}" if one else ABSENT
+
+
+def _differences(study: Study) -> Block:
+    budget_of = partial(formats.budget_of, study.summary)
+    columns = [
+        Column("models", lambda row: " − ".join(name or "base" for name in row.arms)),
+        Column("samples", lambda row: row.extra, filter=True),
+        Column("budget", lambda row: budget_of(row.budget), filter=True),
+        Column("measure", lambda row: row.measure.replace("_", " "), filter=True),
+        number("difference", lambda row: sorted_by(
+            row.difference, lambda value: f"{formats.signed(value)} ± {row.stderr:.2g}"
+        ), "first minus second"),
+        number("prompts", lambda row: sorted_by(row.n)),
+        number("seeds", lambda row: sorted_by(row.seeds)),
+    ]  # fmt: skip
+    caption = "Differences of counts, paired by prompt (rarefied: among as many samples of both)"
+    rows = study.analysis.diversity_differences
+    return table("diversity-differences", caption, columns, rows, sorts=True)
+
+
+def _passes(study: Study) -> list[Block]:
+    blocks: list[Block] = []
+    for extra, models in by_model(study.analysis.pass_at_k).items():
+        found = {model: at_k(seeds) for model, seeds in models.items()}
+        columns = [Column("model", lambda row: row[0])]
+        for k in sorted({k for own in found.values() for k in own}):
+            columns.append(number(f"pass@{k:g}", partial(_passed, k), "%"))
+        first = next(iter(models.values()))[0]
+        title = study.summary.task(first.task).title
+        caption = f"{title}: pass@k of {first.samples} samples a prompt ({extra})"
+        blocks.append(table(f"passes-{extra}", caption, columns, found.items()))
+    return blocks
+
+
+def _passed(k: int, row: tuple[str, dict[int, Estimate]]) -> str:
+    one = row[1].get(k)
+    return f"{100 * one.value:.1f} ± {100 * one.stderr:.1f}" if one else ABSENT
+
+
+# ----- answers to the same questions -----
+
+
+def samples(study: Study) -> list[Block] | str:
+    """A few answers of the base and of every arm to the same questions."""
+    if not study.examples:
+        return (
+            "no samples of the base and of an arm lie in the folder; they are in the study’s own "
+            "folder (runs/ID/evals), which may have been left behind when the report was copied"
+        )
+    text = (
+        "Items on which the verdicts differ come first, so these show what training changed, "
+        "not how often: the scores do that. `laura show` pages through all of them."
+    )
+    found: list[Block] = [Prose(text, soft=True)]
+    for place, own in enumerate(study.examples):
+        told = f"The verdicts differ on {own.differing} of {own.common}."
+        told += f" No room for {', '.join(own.left_out)}." if own.left_out else ""
+        found += [Subheading(own.title, f"samples-{place}"), Prose(told)]
+        found += [Listing(list(own.models.items())), *map(AnswerColumns, own.items)]
+    return found
