@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.drawing import sampled
 from laura.evals.sandbox import Limits, Sandbox, Verdict
-from laura.recipe.extras import pass_names
+from laura.recipe.measure import pass_names
 from laura.recipe.sections import MeasureSection
 from laura.results.progress import SILENT, Progress
 from laura.results.statistics import pass_at_k

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from laura.engine.requests import GenerateRequest
-from laura.recipe.extras import pass_names
+from laura.recipe.measure import pass_names
 from laura.recipe.sections import Extra
 from laura.results.statistics import pass_at_k
 from laura.results.task_result import Item

@@ -22,7 +22,7 @@ from laura.evals.asking import Ask
 from laura.evals.scoring import choice_item, choice_sample
 from laura.evals.subsets import chosen
 from laura.evals.tasks import TaskEntry
-from laura.recipe.extras import pass_names
+from laura.recipe.measure import pass_names
 from laura.recipe.sections import Extra, MeasureSection
 from laura.recipe.tasks import is_lm_eval, result_name
 from laura.results.errors import DataError, UsageError

@@ -1,21 +1,74 @@
-"""What every section of a recipe shares: strictness, and the kinds of numbers in it."""
+"""What every section of a recipe shares: strictness, kinds of numbers, and its own checks."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Annotated, Any, ClassVar
+import reprlib
+from collections.abc import Collection, Iterable
+from typing import Annotated, Any, ClassVar, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+Place = tuple[str | int, ...]
+
+
+def short(value: object) -> str:
+    """A value as it came, in at most about sixty characters."""
+    try:
+        text = _REPR.repr(value)
+    except ValueError:
+        return "a number too long to show"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring, _REPR.maxother, _REPR.maxlevel, _REPR.maxlong = 60, 60, 3, 40
+
+
+def distinct(values: list[Any]) -> list[Any]:
+    """The values as they came.
+
+    Raises:
+        ValueError: one of them comes twice.
+    """
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"names {value} twice; keep one")
+        seen.add(value)
+    return values
+
+
+Distinct = AfterValidator(distinct)
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """A frozen part of a recipe; unknown keys, wrong types and infinities are faults."""
+    """A frozen part of a recipe; unknown keys, wrong types and infinities are faults.
+
+    What a key means stands below it and becomes its description in the reference and in
+    the JSON Schema.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
     later: ClassVar[frozenset[str]] = frozenset()
@@ -30,3 +83,31 @@ class Section(BaseModel):
         fields = type(self).model_fields
         unset = {name for name in self.later if getattr(self, name) == fields[name].default}
         return self.model_dump(mode="json", exclude={*exclude, *unset})
+
+    def faults(self) -> Iterable[tuple[Place, str]]:
+        """Values that do not go together: the key below this section, and the reason."""
+        return ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        found = list(self.faults())
+        if found:
+            refuse(found)
+        return self
+
+
+def refuse(faults: Iterable[tuple[Place, str]]) -> NoReturn:
+    """Refuse a section from within its validator, each fault at its own key.
+
+    Raises:
+        ValidationError: always; pydantic adds the way to the section.
+    """
+    details: list[InitErrorDetails] = [
+        {
+            "type": PydanticCustomError("fault", "{problem}", {"problem": problem}),
+            "loc": place,
+            "input": None,
+        }
+        for place, problem in faults
+    ]
+    raise ValidationError.from_exception_data("section", details)

@@ -23,15 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laura.recipe.faults import DottedPath, dotted, short
-from laura.recipe.reading import (
-    apply_overrides,
-    check_recipe,
-    load_mapping,
-    parse_recipe,
-    placed,
-    recipe_text,
-)
+from laura.recipe.checks import check_recipe
+from laura.recipe.document import Document
+from laura.recipe.reading import recipe_of
+from laura.recipe.section import short
 from laura.recipe.sections import Recipe
 from laura.recipe.tasks import NAME_PATTERN
 from laura.results.errors import Fault, RecipeError
@@ -68,31 +63,29 @@ def read_study(
     Raises:
         RecipeError: every fault, with its dotted path, line and what is allowed.
     """
-    text = recipe_text(path)
-    data, lines = load_mapping(text, str(path), [])
-    if "settings" not in data:
-        return parse_recipe(text, overrides, str(path), data_dir)
-    faults: list[Fault] = []
-    data, lines = load_mapping(text, str(path), faults)
-    names = [str(name) for name in _mapping(data.get("settings"))]
-    own, each, single = _dealt(overrides, names, faults)
-    overridden = apply_overrides(data, own, faults)
-    faults += placed(_outer_faults(data), lines, overridden)
+    document = Document.read(path)
+    if "settings" not in document.data:
+        return recipe_of(document, overrides, data_dir)
+    data = document.data
+    names = [str(name) for name in _mapping(data["settings"])]
+    own, each, single = _dealt(overrides, names, document.faults)
+    document.override(own)
+    found = list(_outer_faults(data))
     recipes: dict[str, Recipe] = {}
-    for name, part in _mapping(data.get("settings")).items():
-        merged, found = _merged(str(name), part, data, Path(path).parent)
+    for name, part in _mapping(data["settings"]).items():
+        merged, wrong = _merged(str(name), part, data, Path(path).parent)
         if merged is not None:
-            set_here = apply_overrides(merged, [*each, *single.get(str(name), [])], found)
-            recipe, wrong = check_recipe(merged, data_dir)
-            wrong = [_moved(fault, str(name), part, lines, set_here) for fault in wrong]
-            found += wrong
-            if recipe is not None and not found:
+            setting = Document(str(name), merged)
+            setting.override([*each, *single.get(str(name), [])])
+            recipe, wrong = check_recipe(setting.data, data_dir)
+            wrong = [_moved(fault, setting, part, document.lines) for fault in wrong]
+            wrong = [*setting.faults, *wrong]
+            if recipe is not None and not wrong:
                 recipes[str(name)] = recipe
-        faults += placed(found, lines, overridden)
-    if faults:
-        # A fault of what the settings share is told once.
-        raise RecipeError(list(dict.fromkeys(faults)), str(path))
-    return Series(data["name"], recipes, tuple(recipes))
+        found += wrong
+    # A fault of what the settings share is told once.
+    found = list(dict.fromkeys(found))
+    return document.accepted(Series(str(data.get("name")), recipes, tuple(recipes)), found)
 
 
 def _dealt(
@@ -142,15 +135,12 @@ def _merged(
     """The whole recipe of a setting, or what is wrong with it as a part of the series."""
     where = f"settings.{name}"
     if isinstance(part, str):
-        faults: list[Fault] = []
         try:
-            part, _ = load_mapping(recipe_text(folder / part), part, faults)
+            file = Document.read(folder / part)
+            part = file.accepted(file.data, [])
         except RecipeError as error:
-            faults += error.faults
-            part = {}
+            return None, [Fault(where, str(fault)) for fault in error.faults]
         part.pop("name", None)  # the file has one of its own, for when it stands alone
-        if faults:
-            return None, [Fault(where, str(fault)) for fault in faults]
     if not isinstance(part, dict):
         return None, [Fault(where, f"must be a section or a file, came {short(part)}")]
     if "name" in part:
@@ -173,21 +163,14 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _moved(
-    fault: Fault,
-    name: str,
-    part: object,
-    lines: dict[DottedPath, int],
-    set_here: set[DottedPath],
-) -> Fault:
+def _moved(fault: Fault, setting: Document, part: object, lines: dict[str, int]) -> Fault:
     """A fault of a setting's recipe, with the path at which its cause stands in the series."""
-    texts = {dotted(path) for path in lines}
-    if fault.path in {dotted(path) for path in set_here}:
-        return Fault(fault.path, f"{fault.problem} (given by --set)")
-    path = fault.path
+    name, path = setting.source, fault.path
+    if path in setting.overridden:
+        return setting.placed([fault])[0]
     while path:
         for place in (f"settings.{name}", "common"):
-            if f"{place}.{path}" in texts:
+            if f"{place}.{path}" in lines:
                 return Fault(f"{place}.{fault.path}", fault.problem)
         path = path.rpartition(".")[0]
     file = f"in {part}: " if isinstance(part, str) else ""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from laura.engine.engine import Engine
 from laura.evals.kinds import Material, RowProvider, check_name, plan_task
 from laura.evals.tasks import TASKS
 from laura.models.device import resolve_precision
+from laura.recipe.document import Document
 from laura.recipe.sections import Recipe
-from laura.results.errors import StoreError
+from laura.results.errors import RecipeError, StoreError
 from laura.results.store import StudyStore, read_json, write_json
 from laura.study.measures import all_tasks
 from laura.study.workbench import Workbench
@@ -41,9 +40,8 @@ def refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
 
 def _stored_dtype(folder: Path, otherwise: str) -> str:
     try:
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-        return str(recipe["base"]["dtype"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return str(Document.read(folder / "recipe.yaml").data["base"]["dtype"])
+    except (RecipeError, KeyError, TypeError):
         return otherwise
 
 
