@@ -149,7 +149,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _meaning(name: str, field: FieldInfo) -> str:
-    return field.description or f"See [{name}](#{name})."
+    return " ".join((field.description or "").split()) or f"See [{name}](#{name})."
 
 
 if __name__ == "__main__":

@@ -291,6 +291,6 @@ def schema() -> None:
       # yaml-language-server: $schema=recipe.schema.json
     """
     with opened() as desk:
-        from laura.recipe.reading import recipe_schema
+        from laura.recipe.series import recipe_schema
 
         desk.answer({}, recipe_schema())

@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     Field,
-    ValidationError,
     create_model,
     field_validator,
     model_validator,
@@ -27,7 +26,6 @@ from pydantic import (
 
 from laura.recipe.section import (
     Count,
-    Distinct,
     NotNegative,
     Place,
     Positive,
@@ -35,9 +33,9 @@ from laura.recipe.section import (
     Section,
     Seed,
     Share,
-    distinct,
     refuse,
     short,
+    twice,
 )
 
 MOST_ARMS = 200
@@ -75,9 +73,7 @@ class AnyArm(Section):
     grid: dict[str, list[Any]] | None = Field(None, exclude=True)
     """Lists of values for other keys of the arm, as in `rank: [4, 16]`: makes an arm of every
     combination, with names such as `lora-rank-4`."""
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Distinct] | None = (
-        None
-    )
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
     """Decoder layers that are adapted or trained, counted from 0; null: all. With `full`,
     embeddings, last norm and output map then stay frozen too."""
     attention_dropout: Share | None = None
@@ -114,17 +110,11 @@ class AnyArm(Section):
         """The rates of checkpoints made elsewhere."""
         return {point.learning_rate for point in self.external or []}
 
-    def faults(self) -> Iterable[tuple[Place, str]]:
-        """Keys that stand in the grid and beside it, or values that do not go together."""
-        if self.grid is None:
-            yield from self.own_faults()
-        for key in self.grid or {}:
-            if key in self.model_fields_set:
-                yield ("grid", key), "stands beside the grid too; keep one of them"
-
-    def own_faults(self) -> Iterable[tuple[Place, str]]:
-        """Values of an arm without a grid that do not go together."""
-        return ()
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together."""
+        for key in ("learning_rates", "layers"):
+            if problem := twice(getattr(self, key) or []):
+                yield key, problem
 
 
 class FullArm(AnyArm):
@@ -134,7 +124,7 @@ class FullArm(AnyArm):
 
     method: Literal["full"]
     """full"""
-    learning_rates: Annotated[list[Rate], Field(min_length=1), Distinct] = [1e-5, 3e-5, 1e-4]
+    learning_rates: list[Rate] = Field([1e-5, 3e-5, 1e-4], min_length=1)
     """Rates to try, about a tenth of LoRA's."""
     weight_decay: NotNegative = 0.0
     """Decoupled decay of the weights; see `train.weight_decay_rule`."""
@@ -142,11 +132,12 @@ class FullArm(AnyArm):
     """Where decay pulls the weights: to zero, or back to the base (L2-SP), which holds a second
     copy of the trained weights in memory."""
 
-    def own_faults(self) -> Iterable[tuple[Place, str]]:
-        """Values of an arm without a grid that do not go together."""
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together."""
+        yield from super().faults()
         if self.weight_decay_toward == "base" and not self.weight_decay:
             yield (
-                ("weight_decay_toward",),
+                "weight_decay_toward",
                 "is base, but nothing decays while weight_decay is 0; give it a value, such as "
                 "1e-4, or leave weight_decay_toward out",
             )
@@ -159,7 +150,7 @@ class LoraArm(AnyArm):
 
     method: Literal["lora"]
     """lora"""
-    learning_rates: Annotated[list[Rate], Field(min_length=1), Distinct] = [1e-4, 3e-4, 1e-3]
+    learning_rates: list[Rate] = Field([1e-4, 3e-4, 1e-3], min_length=1)
     """Rates to try, about ten times full's."""
     rank: Count = 16
     """Rank r of every update."""
@@ -188,13 +179,14 @@ class LoraArm(AnyArm):
         """Alpha with the rule alpha = 2r filled in (Biderman et al. 2024)."""
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
-    def own_faults(self) -> Iterable[tuple[Place, str]]:
-        """Values of an arm without a grid that do not go together."""
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together."""
+        yield from super().faults()
         if self.targets == []:
-            yield ("targets",), "is empty; name a module or use all, mlp, attention"
+            yield "targets", "is empty; name a module or use all, mlp, attention"
         if self.dora and self.init == "pissa":
             yield (
-                ("init",),
+                "init",
                 "is pissa, which does not go with dora: PEFT's conversion to an adapter on the "
                 "base loses the trained lengths; choose one of the two",
             )
@@ -205,7 +197,8 @@ Arm = Annotated[FullArm | LoraArm, Field(discriminator="method")]
 
 def _named_once(values: list[Any]) -> list[Any]:
     """Values whose names as parts of an arm's are different."""
-    distinct([value_words(value) for value in values])
+    if problem := twice(map(value_words, values)):
+        raise ValueError(problem)
     return values
 
 
@@ -229,11 +222,13 @@ def write_out_grids(arms: Mapping[str, Arm]) -> tuple[dict[str, Arm], dict[str, 
     """
     plain: dict[str, Arm] = {}
     families: dict[str, list[str]] = {}
-    faults: dict[Place, str] = {}  # a mistake that several combinations share is told once
+    faults: dict[Place, str] = {}
     for name, arm in arms.items():
         if arm.grid is None:
             plain[name] = arm
             continue
+        for key in arm.model_fields_set.intersection(arm.grid):
+            faults[name, "grid", key] = "stands beside the grid too; keep one of them"
         count = math.prod(map(len, arm.grid.values()))
         if count > MOST_ARMS:
             faults[name, "grid"] = f"makes {count:,} arms, at most {MOST_ARMS}; shorten its lists"
@@ -243,21 +238,15 @@ def write_out_grids(arms: Mapping[str, Arm]) -> tuple[dict[str, Arm], dict[str, 
             chosen = dict(zip(arm.grid, values, strict=True))
             made = "-".join([name, *(f"{key}-{value_words(chosen[key])}" for key in chosen)])
             if len(made) > MOST_NAME:
-                problem = f"makes the name {made}, at most {MOST_NAME} characters; shorten the arm's"
-                faults.setdefault((name, "grid"), problem)
+                problem = f"the name {made}, at most {MOST_NAME} characters; shorten the arm's"
+                faults.setdefault((name, "grid"), f"makes {problem}")
             elif made in arms or made in plain:
-                problem = f"makes an arm called {made}, and there is another of that name; rename one"
-                faults.setdefault((name, "grid"), problem)
-            try:
-                settings = arm.model_dump(exclude_unset=True)
-                plain[made] = type(arm).model_validate({**settings, **chosen})
-            except ValidationError as error:
-                for item in error.errors():
-                    key = item["loc"][0]
-                    faults[(name, "grid", key) if key in chosen else (name, key)] = item["msg"]
+                problem = f"an arm called {made}, and there is another of that name; rename one"
+                faults.setdefault((name, "grid"), f"makes {problem}")
+            plain[made] = arm.model_copy(update={**chosen, "grid": None})
             families[name].append(made)
     if faults:
-        refuse((("arms", *place), problem) for place, problem in faults.items())
+        refuse({("arms", *place): problem for place, problem in faults.items()})
     return plain, families
 
 

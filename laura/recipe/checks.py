@@ -14,7 +14,7 @@ from typing import Any
 from laura.recipe.arms import ExternalPoint
 from laura.recipe.faults import validate
 from laura.recipe.search import families_of
-from laura.recipe.section import short
+from laura.recipe.section import Section, short
 from laura.recipe.sections import BASE_SAMPLES, FullArm, Recipe
 from laura.recipe.tasks import is_task_file, task_file
 from laura.results.errors import Fault
@@ -52,26 +52,45 @@ def check_recipe(
         # What grids make is found once nothing else is wrong.
         found += more
         faulty |= {fault.path.split(".")[0] for fault in more}
-    crossed = [
-        fault for needed, check in _CHECKS if not needed & faulty for fault in check(whole)
-    ]
-    found += dict.fromkeys(_as_written(fault, whole, data) for fault in crossed)
+    crossed = [*own_faults(whole)]
+    crossed += [fault for needed, check in _CHECKS if not needed & faulty for fault in check(whole)]
+    found += crossed if "arms" in faulty else _as_written(crossed, whole, data)
     named = os.environ.get("LAURA_DATA")
     found += _file_faults(data, data_dir or (Path(named) if named else None))
     return recipe, found
 
 
-def _as_written(fault: Fault, recipe: Recipe, data: dict[str, Any]) -> Fault:
-    """A fault of an arm that a grid made, told where the user wrote it."""
-    arms = data.get("arms", {})
-    made = {member: name for name, arms_ in recipe.search.families.items() for member in arms_}
-    for member in sorted(made, key=len, reverse=True):
-        name = made[member]
-        if member not in arms and f"{fault.path}.".startswith(f"arms.{member}."):
+def own_faults(section: Section | None, place: str = "") -> Iterable[Fault]:
+    """Values of a section, and of those below it, that do not go together."""
+    for key, problem in section.faults() if section else ():
+        yield Fault(f"{place}{key}".rstrip("."), problem)
+    for name, below in section or ():
+        parts = {name: below}
+        if isinstance(below, dict):
+            parts = {f"{name}.{key}": one for key, one in below.items()}
+        elif isinstance(below, list):
+            parts = {f"{name}.{index}": one for index, one in enumerate(below)}
+        for key, one in parts.items():
+            if isinstance(one, Section):
+                yield from own_faults(one, f"{place}{key}.")
+
+
+def _as_written(faults: Iterable[Fault], recipe: Recipe, data: dict[str, Any]) -> list[Fault]:
+    """Faults with those of arms that a grid made where the user wrote them, each once."""
+    grids = {name: arm["grid"] for name, arm in data["arms"].items() if arm.get("grid")}
+    made = {member: name for name in grids for member in recipe.search.families[name]}
+    told: dict[Any, Fault] = {}
+    for fault in faults:
+        inside = [member for member in made if fault.path.startswith(f"arms.{member}.")]
+        if inside:
+            member = max(inside, key=len)
             rest = fault.path.removeprefix(f"arms.{member}")
-            within = ".grid" if rest[1:].split(".")[0] in arms[name]["grid"] else ""
-            return replace(fault, path=f"arms.{name}{within}{rest}")
-    return fault
+            within = ".grid" if rest[1:].split(".")[0] in grids[made[member]] else ""
+            path = f"arms.{made[member]}{within}{rest}"
+            told.setdefault(path, replace(fault, path=path))
+        else:
+            told.setdefault(fault, fault)
+    return list(told.values())
 
 
 def _file_faults(data: dict[str, Any], data_dir: Path | None) -> Iterable[Fault]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer
+from ruamel.yaml.constructor import ConstructorError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
@@ -23,7 +24,7 @@ from laura.results.errors import Fault, RecipeError
 
 LARGEST_WHOLE_NUMBER = 10**15
 MOST_BYTES = 4 * 2**20
-MOST_VALUES = 50_000
+MOST_VALUES = 25_000
 MOST_DEPTH = 20
 RECIPE_HINT = "give the path of a YAML recipe, such as recipes/smollm2-gsm8k.yaml"
 SOURCE_KEYS = {"train", "validation", "test", "source_text"}
@@ -36,14 +37,6 @@ _NONSENSE = (
 )  # fmt: skip
 
 
-class _TooMuchError(Exception):
-    """A text that cannot be meant as a recipe; the line where that shows."""
-
-    def __init__(self, problem: str, node: Any) -> None:
-        self.problem, self.problem_mark = problem, node.start_mark
-        super().__init__(problem)
-
-
 class _BoundedComposer(Composer):
     """Stops at the first value too many, before the rest is read."""
 
@@ -52,10 +45,16 @@ class _BoundedComposer(Composer):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.count += 1
+        if self.depth >= MOST_DEPTH:
+            raise _error(f"nested more than {MOST_DEPTH} deep", self.parser.peek_event())
         if self.count > self.most_values:
             problem = f"more than {self.most_values:,} values; no recipe needs so many"
-            raise _TooMuchError(problem, self.parser.peek_event())
+            raise _error(problem, self.parser.peek_event())
         return super().compose_node(parent, index)
+
+
+def _error(problem: str, place: Any) -> ConstructorError:
+    return ConstructorError(None, None, problem, place.start_mark)
 
 
 @dataclass
@@ -86,7 +85,7 @@ class Document:
         reader = _Reader(most_values)
         try:
             data = reader.read(text)
-        except (YAMLError, _TooMuchError, *_NONSENSE) as error:
+        except (YAMLError, *_NONSENSE) as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or str(error) or type(error).__name__
             line = mark.line + 1 if mark else None
@@ -127,16 +126,15 @@ class Document:
                 continue
             try:
                 value = _Reader(MOST_VALUES).read(text)
-            except (YAMLError, _TooMuchError, *_NONSENSE):
+            except (YAMLError, *_NONSENSE):
                 problem = f"the value {short(text)} is not YAML"
                 self.faults.append(Fault(f"--set {key}", problem))
                 continue
-            path = _put(self.data, parts, value)
-            if path is None:
+            if _put(self.data, parts, value):
+                self.overridden.add(".".join(parts))
+            else:
                 problem = "leads through a value that is not a section"
                 self.faults.append(Fault(f"--set {key}", problem))
-            else:
-                self.overridden.add(path)
 
     def placed(self, faults: Iterable[Fault]) -> list[Fault]:
         """Faults with their lines, or with the remark that --set brought them."""
@@ -170,7 +168,6 @@ class _Reader:
         self.lines: dict[str, int] = {}
         self.faults: list[Fault] = []
         self.yaml = YAML(typ="safe", pure=True)
-        self.yaml.max_depth = MOST_DEPTH
         self.yaml.Composer = _BoundedComposer
         self.yaml.composer.warn_double_anchors = False
         self.most_values = self.yaml.composer.most_values = most_values
@@ -186,12 +183,12 @@ class _Reader:
         self.count += 1
         if self.count > self.most_values or depth > MOST_DEPTH:
             problem = f"aliases stand for more than {self.most_values:,} values, or for themselves"
-            raise _TooMuchError(problem, node)
+            raise _error(problem, node)
         if isinstance(node, ScalarNode):
             return self._scalar(node)
         kind = "map" if isinstance(node, MappingNode) else "seq"
         if node.tag != _TAG + kind:
-            raise _TooMuchError(f"the tag {node.tag} has no meaning here", node)
+            raise _error(f"the tag {node.tag} has no meaning here", node)
         if isinstance(node, MappingNode):
             return self._mapping(node, path, depth + 1)
         found = []
@@ -205,11 +202,11 @@ class _Reader:
         try:
             value = self.yaml.constructor.construct_object(node)
         except _NONSENSE as error:
-            name = node.tag.removeprefix(_TAG)
+            name = str(node.tag).removeprefix(_TAG)
             problem = f"{short(node.value)} is not {_NAMES.get(name, f'a {name}')}"
-            raise _TooMuchError(problem, node) from error
+            raise _error(problem, node) from error
         if isinstance(value, int) and abs(value) > LARGEST_WHOLE_NUMBER:
-            raise _TooMuchError(f"{short(node.value)} is too large a number", node)
+            raise _error(f"{short(node.value)} is too large a number", node)
         if isinstance(value, float) and "e" in node.value.lower() and value.is_integer():
             return int(value) if abs(value) <= LARGEST_WHOLE_NUMBER else value
         return value
@@ -221,12 +218,12 @@ class _Reader:
                 nodes = below.value if isinstance(below, SequenceNode) else [below]
                 for one in reversed(nodes):
                     if not isinstance(one, MappingNode):
-                        raise _TooMuchError("<< takes a section or a list of sections", one)
+                        raise _error("<< takes a section or a list of sections", one)
                     found |= self._value(one, path, depth)
         seen: set[str] = set()
         for key, below in node.value:
             if not isinstance(key, ScalarNode):
-                raise _TooMuchError("a key must be a single value", key)
+                raise _error("a key must be a single value", key)
             if key.tag == f"{_TAG}merge":
                 continue
             name = self._scalar(key)
@@ -240,34 +237,23 @@ class _Reader:
         return found
 
 
-def _put(data: dict[str, Any], parts: list[str], value: object) -> str | None:
-    """Set a value deep inside; its path, or None when something on the way is no section."""
-    place = data
-    path = ".".join(parts)
-    while len(parts) > 1:
-        key = _longest_key(place, parts)
-        parts = parts[key.count(".") + 1 :]
-        if not parts:
-            place[key] = value
-            return path
-        below = place.get(key)
-        if isinstance(below, str) and key in SOURCE_KEYS:
-            below = {"source": below}
-        if below is None:
-            below = {}
-        if not isinstance(below, dict):
-            return None
-        # A copy, since the settings of a series may share the section.
-        place[key] = dict(below)
-        place = place[key]
-    place[parts[0]] = value
-    return path
-
-
-def _longest_key(place: dict[str, Any], parts: list[str]) -> str:
-    """The key meant next: names of arms may hold dots, so the longest that exists."""
-    names = [".".join(parts[:count]) for count in range(len(parts), 1, -1)]
-    return next((name for name in names if name in place), parts[0])
+def _put(place: dict[str, Any], parts: list[str], value: object) -> bool:
+    """Set a value deep inside; False when something on the way is no section."""
+    # Names of arms may hold dots, so the longest key that exists is meant.
+    counts = range(len(parts), 0, -1)
+    count = next((count for count in counts if ".".join(parts[:count]) in place), 1)
+    key, rest = ".".join(parts[:count]), parts[count:]
+    if not rest:
+        place[key] = value
+        return True
+    below = place.get(key)
+    if isinstance(below, str) and key in SOURCE_KEYS:
+        below = {"source": below}
+    if not isinstance(below, dict | None):
+        return False
+    # A copy, since the settings of a series may share the section.
+    place[key] = dict(below or {})
+    return _put(place[key], rest, value)
 
 
 class _Representer(SafeRepresenter):
@@ -299,7 +285,7 @@ def yaml_text(data: Any) -> str:
     yaml.Representer = _Representer
     yaml.Resolver = _resolver_1_1
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     out = io.StringIO()
     yaml.dump(data, out)
     return out.getvalue()

@@ -70,7 +70,8 @@ def _problem(item: Any, kind: type[Section]) -> str:
 def _unknown(location: Place, kind: type[Section]) -> str:
     """What to write instead of a key that there is not."""
     key = str(location[-1])
-    allowed = sorted(_section_at(location[:-1], kind).model_fields)
+    fields = _section_at(location[:-1], kind).model_fields
+    allowed = sorted(fields)
     if location[0] == "arms" and "grid" in location[3:-1]:
         if key == "learning_rates":
             return (
@@ -82,7 +83,7 @@ def _unknown(location: Place, kind: type[Section]) -> str:
         allowed = [name for name in allowed if name not in NOT_IN_GRIDS]
     here = f"allowed here: {', '.join(allowed)}"
     for method, arm in METHODS.items():
-        if location[0] == "arms" and key in arm.model_fields and key not in allowed:
+        if location[0] == "arms" and key in arm.model_fields and key not in fields:
             return f"is a key of {method} arms only; {here}"
     near = difflib.get_close_matches(key, allowed, n=1)
     return f"unknown key; {f'did you mean {near[0]}? ' if near else ''}{here}"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from laura.recipe.section import Count, Distinct, Place, Positive, Section
+from laura.recipe.section import Count, Positive, Section, twice
 from laura.recipe.tasks import (
     FORGETTING,
     LEARNING,
@@ -30,7 +30,6 @@ ForgettingTask = Annotated[
     WithJsonSchema(task_schema(FORGETTING)),
 ]
 TopP = Annotated[float, Field(gt=0, le=1)]
-PassK = Annotated[list[Count], Distinct]
 MOST_SAMPLES = 10_000
 
 # Values of keys that a preset stands for; what the recipe says itself wins.
@@ -72,7 +71,7 @@ class Extra(Section):
     """The paper draws 50 at 0.2 for diversity, 256 at 0.8 for pass@k."""
     top_p: TopP = 0.95
     """Share of likely tokens that is drawn from; 1 for all."""
-    k: PassK = [1]
+    k: list[Count] = Field([1])
     """pass@k for these k, each at most `samples`; 1 is always told."""
     at: Literal["last", "all"] = "last"
     """Budget points: the largest, or all, of every seed at the best rate."""
@@ -88,7 +87,7 @@ class Extra(Section):
             "code_k": list(self.k),
         }
 
-    def faults(self) -> Iterable[tuple[Place, str]]:
+    def faults(self) -> Iterable[tuple[str, str]]:
         """A k for which too few samples are drawn."""
         return _k_faults(self.k, "k", self.samples, "samples")
 
@@ -135,7 +134,7 @@ class MeasureSection(Section):
     """0 writes the most likely program; the paper draws 50 at 0.2."""
     code_top_p: TopP = 0.95
     """Share of likely tokens programs are drawn from; 1 for all."""
-    code_k: PassK = [1]
+    code_k: list[Count] = Field([1])
     """pass@k for these k, each at most `code_samples`; 1 is always told."""
     code_tokens: Count = 512
     """New tokens allowed for a program."""
@@ -144,7 +143,7 @@ class MeasureSection(Section):
     micro_prompt: Literal["chat", "text"] = "chat"
     """How micro_math and micro_code are asked. `chat`: in the model's chat template, as instruct
     training shows them; `text`: as they stand in running text."""
-    extras: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Extra] = {}
+    extras: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Extra] = Field({})
     """Further measurements by name, for diversity and pass@k: several samples of every answer, on
     the base and on each arm's best rate, after everything else. They may be added to a study that
     stands."""
@@ -163,13 +162,13 @@ class MeasureSection(Section):
         known = isinstance(value, dict) and isinstance(value.get("preset"), str)
         return {**PRESETS.get(value["preset"], {}), **value} if known else value
 
-    def faults(self) -> Iterable[tuple[Place, str]]:
+    def faults(self) -> Iterable[tuple[str, str]]:
         """Samples that cannot be told together, and results of one name."""
         samples = self.code_samples
         yield from _k_faults(self.code_k, "code_k", samples, "measure.code_samples")
         if samples > 1 and self.code_temperature == 0:
             yield (
-                ("code_temperature",),
+                "code_temperature",
                 f"is 0, so all {samples} samples would be the same program; give a temperature "
                 "above 0, such as 0.2, or measure.code_samples: 1",
             )
@@ -179,12 +178,12 @@ class MeasureSection(Section):
         taken = {*TAKEN, "mean", *by_result}
         for name in filter(taken.__contains__, self.extras):
             problem = "is what a task's own result is called; give it another name"
-            yield ("extras", name), problem
+            yield f"extras.{name}", problem
         for name, alike in by_result.items():
             if len(alike) > len(set(alike)):
-                yield (), "names a task twice"
+                yield "", "names a task twice"
             elif len(alike) > 1:
-                yield (), f"{' and '.join(alike)} would both be called {name}; rename a file"
+                yield "", f"{' and '.join(alike)} would both be called {name}; rename a file"
 
 
 def pass_names(k: Iterable[int]) -> tuple[str, ...]:
@@ -194,11 +193,13 @@ def pass_names(k: Iterable[int]) -> tuple[str, ...]:
 
 def _k_faults(
     k: Sequence[int], key: str, samples: int, samples_key: str
-) -> Iterable[tuple[Place, str]]:
+) -> Iterable[tuple[str, str]]:
+    if problem := twice(k):
+        yield key, problem
     too_large = [str(one) for one in k if one > samples]
     if too_large:
         yield (
-            (key,),
+            key,
             f"names {', '.join(too_large)}, but pass@k needs at least k samples and "
             f"{samples_key} is {samples}; draw more or leave it out",
         )

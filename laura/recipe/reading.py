@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from laura.recipe.checks import check_recipe
+from laura.recipe.checks import check_recipe, own_faults
 from laura.recipe.document import Document, yaml_text
 from laura.recipe.faults import SectionType, validate
 from laura.recipe.section import Section
 from laura.recipe.sections import MeasureSection, Recipe
-from laura.recipe.tasks import NAME_PATTERN
 from laura.results.errors import Fault, RecipeError, StoreError
 
 
@@ -105,40 +103,12 @@ def read_measure_section(overrides: Iterable[str]) -> MeasureSection:
         Fault(f"--set {name}", "only measure.key=value can be set here") for name in document.data
     ]
     made, found = validate(_MeasureAlone, known)
-    if made is None or document.faults:
-        raise RecipeError([*document.faults, *found], document.source)
+    faults = [*document.faults, *found, *own_faults(made)]
+    if made is None or faults:
+        raise RecipeError(faults, document.source)
     return made.measure
 
 
 def recipe_yaml(recipe: Recipe) -> str:
     """The recipe with every default filled in, as YAML that reads back equal."""
     return yaml_text(recipe.model_dump(mode="json"))
-
-
-def recipe_schema() -> str:
-    """JSON Schema of a recipe or a series, for editors (`laura schema`).
-
-    What stands in a series' settings is half a recipe each and is checked when it is read.
-    """
-    recipe = Recipe.model_json_schema()
-    shared = recipe.pop("$defs")
-    part = {"type": "object"}
-    series = {
-        "type": "object",
-        "description": "Several settings carried out one after the other and judged together.",
-        "properties": {
-            "name": {"type": "string", "pattern": NAME_PATTERN},
-            "common": {**part, "description": "What the settings share."},
-            "settings": {
-                "type": "object",
-                "minProperties": 1,
-                "description": "The rest of each setting's recipe, or the file that it is.",
-                "additionalProperties": {"anyOf": [part, {"type": "string"}]},
-            },
-        },
-        "required": ["name", "settings"],
-        "additionalProperties": False,
-    }
-    text = json.dumps({"anyOf": [recipe, series], "$defs": shared}, indent=2)
-    # A description is one paragraph, whatever lines it takes in the source.
-    return text.replace("\\n", " ") + "\n"

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from laura.recipe.arms import Arm, value_words
-from laura.recipe.section import Count, NotNegative, Place, Section, Seed
+from laura.recipe.section import Count, NotNegative, Section, Seed
 
 RATE_DIGITS = 3  # significant digits of a rate that Laura itself thinks of
 
@@ -46,7 +46,7 @@ class SearchSection(Section):
     """A rate is chosen only if the arm forgot at most so much: the fall of the mean of the
     forgetting accuracies (0.05 is five points), or where none is measured, how much worse the
     first forgetting score became. Null for no bound."""
-    families: dict[str, list[str]] = {}
+    families: dict[str, list[str]] = Field({})
     """Arms that are searched together; a `grid` writes this by itself."""
     allow_shared_rate: bool = False
     """Accept arms compared at one and the same rate. It misleads: the best LoRA rate is about ten
@@ -62,11 +62,11 @@ class SearchSection(Section):
         """Which seeds every rate is run with, the default filled in."""
         return self.seeds or ("all" if self.sampler == "grid" else "first")
 
-    def faults(self) -> Iterable[tuple[Place, str]]:
+    def faults(self) -> Iterable[tuple[str, str]]:
         """Seeds that a search cannot be run with."""
         if self.seeds == "all" and self.sampler != "grid":
             yield (
-                ("seeds",),
+                "seeds",
                 f"is all, but search.sampler is {self.sampler}, whose trials are drawn by what the "
                 "first seed came to and so stand for no other; set search.seeds: first, or leave "
                 "it out, or set search.sampler: grid",

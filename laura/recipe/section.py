@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Collection, Iterable
-from typing import Annotated, Any, ClassVar, NoReturn, Self
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
-    model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
@@ -32,21 +30,16 @@ _REPR = reprlib.Repr()
 _REPR.maxstring, _REPR.maxother, _REPR.maxlevel, _REPR.maxlong = 60, 60, 3, 40
 
 
-def distinct(values: list[Any]) -> list[Any]:
-    """The values as they came.
-
-    Raises:
-        ValueError: one of them comes twice.
-    """
+def twice(values: Iterable[Hashable]) -> str:
+    """What is wrong with a list that names a value twice; empty where none does."""
     seen = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"names {value} twice; keep one")
+            return f"names {value} twice; keep one"
         seen.add(value)
-    return values
+    return ""
 
 
-Distinct = AfterValidator(distinct)
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -84,19 +77,15 @@ class Section(BaseModel):
         unset = {name for name in self.later if getattr(self, name) == fields[name].default}
         return self.model_dump(mode="json", exclude={*exclude, *unset})
 
-    def faults(self) -> Iterable[tuple[Place, str]]:
-        """Values that do not go together: the key below this section, and the reason."""
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together: the key, dotted, and the reason.
+
+        They are told by `checks.py` and do not keep the section from being made.
+        """
         return ()
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        found = list(self.faults())
-        if found:
-            refuse(found)
-        return self
 
-
-def refuse(faults: Iterable[tuple[Place, str]]) -> NoReturn:
+def refuse(faults: Mapping[Place, str]) -> NoReturn:
     """Refuse a section from within its validator, each fault at its own key.
 
     Raises:
@@ -108,6 +97,6 @@ def refuse(faults: Iterable[tuple[Place, str]]) -> NoReturn:
             "loc": place,
             "input": None,
         }
-        for place, problem in faults
+        for place, problem in faults.items()
     ]
     raise ValidationError.from_exception_data("section", details)

@@ -16,7 +16,16 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from laura.recipe.arms import Arm, FullArm, LoraArm, write_out_grids
 from laura.recipe.measure import Extra, MeasureSection
 from laura.recipe.search import SearchSection
-from laura.recipe.section import Count, Distinct, Place, Positive, Section, Seed, Share, refuse, short
+from laura.recipe.section import (
+    Count,
+    Positive,
+    Section,
+    Seed,
+    Share,
+    refuse,
+    short,
+    twice,
+)
 from laura.recipe.tasks import NAME_PATTERN
 
 __all__ = [
@@ -107,14 +116,14 @@ class ReplaySource(Source):
         """Whether the base writes it."""
         return self.source == BASE_SAMPLES
 
-    def faults(self) -> Iterable[tuple[Place, str]]:
+    def faults(self) -> Iterable[tuple[str, str]]:
         """Keys of the other kind of source, and a missing count."""
         kind = "does not apply to" if self.is_sampled else "is only for"
         for name in READ_ONLY if self.is_sampled else SAMPLED_ONLY:
             if getattr(self, name) != type(self).model_fields[name].default:
-                yield (name,), f"{kind} source: {BASE_SAMPLES}; leave it out"
+                yield name, f"{kind} source: {BASE_SAMPLES}; leave it out"
         if self.is_sampled and self.count is None:
-            yield ("count",), "is needed: how many texts the base shall write, such as 1000"
+            yield "count", "is needed: how many texts the base shall write, such as 1000"
 
 
 ReplayField = Annotated[
@@ -139,14 +148,14 @@ class DataSection(Section):
     """`chat`: the model's own chat template; `plain`: question, blank, answer."""
     overlong: Literal["error", "drop", "truncate"] = "error"
     """What happens to an example longer than `train.row_tokens`."""
-    replay: list[ReplayField] = []
+    replay: list[ReplayField] = Field([])
     """Rows mixed among those of `train` in the arms that set `replay`, row by row and counted in
     tokens; never the same as what is measured on."""
     replay_exhausted: Literal["repeat", "error"] = "repeat"
     """When a replay source has too few tokens for a budget: begin it again, which run.json and the
     verdict tell, or stop before training."""
 
-    def faults(self) -> Iterable[tuple[Place, str]]:
+    def faults(self) -> Iterable[tuple[str, str]]:
         """Replay sources that are named twice, or that are measured on."""
         measured = {"validation": self.validation, "test": self.test}
         measured["source_text"] = self.source_text
@@ -155,12 +164,12 @@ class DataSection(Section):
         for number, source in enumerate(self.replay):
             same = source.model_dump(exclude={"weight"})
             if same in seen:
-                yield ("replay", number), "names a source twice; keep one, with the weights added"
+                yield f"replay.{number}", "names a source twice; keep one, with the weights added"
             seen.append(same)
-            for read, key in ((source, ()), (source.prompts, ("prompts",))):
+            for read, key in ((source, ""), (source.prompts, ".prompts")):
                 if read is not None and read.rows in names:
                     yield (
-                        ("replay", number, *key),
+                        f"replay.{number}{key}",
                         f"is data.{names[read.rows]}, and what is measured must not be learnt; "
                         "choose another split or source",
                     )
@@ -191,10 +200,10 @@ class BudgetSection(Section):
             raise ValueError(f"must be a rising list with at least one point, came {short(value)}")
         return value
 
-    def faults(self) -> Iterable[tuple[Place, str]]:
+    def faults(self) -> Iterable[tuple[str, str]]:
         """Neither or both of the two units."""
         if (self.tokens is None) == (self.epochs is None):
-            yield (), "give either tokens or epochs, one of the two"
+            yield "", "give either tokens or epochs, one of the two"
 
 
 class TrainSection(Section):
@@ -253,13 +262,13 @@ class TrainSection(Section):
         """The rule of weight decay with the optimiser's own filled in."""
         return self.weight_decay_rule or ("pytorch" if self.optimiser == "adamw" else "composer")
 
-    def faults(self) -> Iterable[tuple[Place, str]]:
+    def faults(self) -> Iterable[tuple[str, str]]:
         """A step that is shorter than a row, and a schedule without a middle."""
         if self.batch_tokens < self.row_tokens:
             problem = f"{self.batch_tokens} < row_tokens {self.row_tokens}"
-            yield ("batch_tokens",), f"must hold at least one row: {problem}"
+            yield "batch_tokens", f"must hold at least one row: {problem}"
         if self.warmup + (self.cooldown if self.schedule == "trapezoidal" else 0) >= 1:
-            yield ("warmup",), "warm-up and cooldown together must leave some steps between"
+            yield "warmup", "warm-up and cooldown together must leave some steps between"
 
 
 class AnalysisSection(Section):
@@ -279,11 +288,11 @@ class AnalysisSection(Section):
     """Leading directions of the updates of the best lora and the best full arm that are compared,
     matrix by matrix; null for no comparison."""
 
-    def faults(self) -> Iterable[tuple[Place, str]]:
+    def faults(self) -> Iterable[tuple[str, str]]:
         """Intruders that would be counted nowhere."""
         if self.intruders and self.spectra == "none":
             yield (
-                ("intruders",),
+                "intruders",
                 "are counted where spectra are taken, and analysis.spectra is none; set it to "
                 "final or all",
             )
@@ -305,11 +314,16 @@ class Recipe(Section):
     """Name of each arm, and its settings."""
     train: TrainSection = Field(default_factory=TrainSection)
     search: SearchSection = Field(default_factory=SearchSection)
-    seeds: Annotated[list[Seed], Distinct] = Field([0, 1, 2], min_length=1)
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1)
     """Seeds of data order and initial weights; `search.seeds` says which of them every rate is run
     with. With fewer than three nothing is clear."""
     measure: MeasureSection = Field(default_factory=MeasureSection)
     analysis: AnalysisSection = Field(default_factory=AnalysisSection)
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """A seed that is named twice."""
+        if problem := twice(self.seeds):
+            yield "seeds", problem
 
     @model_validator(mode="after")
     def _without_grids(self) -> Self:
@@ -317,7 +331,7 @@ class Recipe(Section):
         named_too = [name for name in families if name in self.search.families]
         if named_too:
             problem = "is a family already, made by the arm's grid; leave it out"
-            refuse((("search", "families", name), problem) for name in named_too)
+            refuse({("search", "families", name): problem for name in named_too})
         if not families:
             return self
         search = self.search.model_copy(update={"families": {**self.search.families, **families}})

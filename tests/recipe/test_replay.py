@@ -6,7 +6,7 @@ import pytest
 
 from laura.recipe.reading import parse_recipe, recipe_yaml
 from laura.results.errors import RecipeError
-from tests.test_recipe import GOOD
+from tests.recipe.test_reading import GOOD
 
 ARM = GOOD.replace("rank: 8,", "rank: 8, replay: 0.25,")
 
