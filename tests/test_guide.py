@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from laura.cli.app import app
-from laura.recipe.document import Document, yaml_text
+from laura.recipe.document import YamlDocument, yaml_text
 from laura.recipe.reading import read_measure_section
 from laura.recipe.series import read_study
 from laura.recipe.shipped import find_recipe, shipped_recipes
@@ -86,7 +86,7 @@ def values_of(words: list[str], option: str) -> list[str]:
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_recipes_and_parts_of_recipes(text: str, tmp_path: Path) -> None:
-    data = Document.parse(text, "block").data
+    data = YamlDocument.parse(text, "block").data
     file = tmp_path / "recipe.yaml"
     file.write_text(text if "name" in data else yaml_text(laid_over(data)), encoding="utf-8")
     read_study(file)

@@ -5,7 +5,9 @@ What must be so within one section stands with that section.
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -209,11 +211,11 @@ def _pruner_faults(recipe: Recipe) -> Iterable[Fault]:
 @_needs("arms", "search")
 def _family_faults(recipe: Recipe) -> Iterable[Fault]:
     search = recipe.search
-    members = [arm for family in search.families.values() for arm in family]
+    uses = Counter(itertools.chain.from_iterable(search.families.values()))
     for name, family in search.families.items():
         where = f"search.families.{name}"
         unknown = [arm for arm in family if arm not in recipe.arms]
-        shared = [arm for arm in family if members.count(arm) > 1]
+        shared = [arm for arm in family if uses[arm] > 1]
         if unknown or not family:
             listed = ", ".join(unknown) or "no arm"
             yield Fault(where, f"names {listed}; arms are: {', '.join(recipe.arms)}")

@@ -58,7 +58,7 @@ def _error(problem: str, place: Any) -> ConstructorError:
 
 
 @dataclass
-class Document:
+class YamlDocument:
     """What was read from a file, and where it stood.
 
     Attributes:
@@ -76,13 +76,13 @@ class Document:
     overridden: set[str] = field(default_factory=set)
 
     @classmethod
-    def parse(cls, text: str, source: str, most_values: int = MOST_VALUES) -> Document:
+    def parse(cls, text: str, source: str, most_values: int = MOST_VALUES) -> YamlDocument:
         """What stands in a YAML text.
 
         Raises:
             RecipeError: it is not YAML, holds no sections, or more than `most_values` values.
         """
-        reader = _Reader(most_values)
+        reader = _NodeReader(most_values)
         try:
             data = reader.read(text)
         except (YAMLError, *_NONSENSE) as error:
@@ -97,7 +97,7 @@ class Document:
         return cls(source, data, reader.lines, reader.faults)
 
     @classmethod
-    def read(cls, path: str | Path, hint: str = RECIPE_HINT) -> Document:
+    def read(cls, path: str | Path, hint: str = RECIPE_HINT) -> YamlDocument:
         """What stands in a YAML file; `hint` says what to give instead of one that is none.
 
         Raises:
@@ -125,7 +125,7 @@ class Document:
                 self.faults.append(Fault("--set", problem))
                 continue
             try:
-                value = _Reader(MOST_VALUES).read(text)
+                value = _NodeReader(MOST_VALUES).read(text)
             except (YAMLError, *_NONSENSE):
                 problem = f"the value {short(text)} is not YAML"
                 self.faults.append(Fault(f"--set {key}", problem))
@@ -161,7 +161,7 @@ class Document:
         return made
 
 
-class _Reader:
+class _NodeReader:
     """Plain values out of the nodes of a YAML text."""
 
     def __init__(self, most_values: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from laura.recipe.checks import check_recipe, own_faults
-from laura.recipe.document import Document, yaml_text
+from laura.recipe.document import YamlDocument, yaml_text
 from laura.recipe.faults import SectionType, validate
 from laura.recipe.section import Section
 from laura.recipe.sections import MeasureSection, Recipe
@@ -35,7 +35,7 @@ def read_recipe(
         RecipeError: the file is missing, is not YAML, or has faults; every
             fault is listed with its dotted path, line and what is allowed.
     """
-    return recipe_of(Document.read(path), overrides, data_dir)
+    return recipe_of(YamlDocument.read(path), overrides, data_dir)
 
 
 def parse_recipe(
@@ -45,11 +45,11 @@ def parse_recipe(
     data_dir: Path | None = None,
 ) -> Recipe:
     """Check recipe text; see `read_recipe`."""
-    return recipe_of(Document.parse(text, source), overrides, data_dir)
+    return recipe_of(YamlDocument.parse(text, source), overrides, data_dir)
 
 
 def recipe_of(
-    document: Document, overrides: Iterable[str] = (), data_dir: Path | None = None
+    document: YamlDocument, overrides: Iterable[str] = (), data_dir: Path | None = None
 ) -> Recipe:
     """Check a document that is a recipe; see `read_recipe`."""
     document.override(overrides)
@@ -65,7 +65,7 @@ def stored_recipe(path: Path) -> Recipe:
         RecipeError: its recipe is of another version of Laura.
     """
     try:
-        document = Document.read(path, "restore it")
+        document = YamlDocument.read(path, "restore it")
     except RecipeError as error:
         raise StoreError(f"{path}: {error.faults[0]}") from error
     return document.accepted(*validate(Recipe, document.data))
@@ -82,7 +82,7 @@ def read_section(path: Path, kind_of: Callable[[dict[str, Any]], type[SectionTyp
     Raises:
         RecipeError: as `read_recipe`.
     """
-    document = Document.read(path, "give the path of a YAML file")
+    document = YamlDocument.read(path, "give the path of a YAML file")
     try:
         kind = kind_of(document.data)
     except ValueError as error:
@@ -96,7 +96,7 @@ def read_measure_section(overrides: Iterable[str]) -> MeasureSection:
     Raises:
         RecipeError: an override is malformed, for another section, or out of range.
     """
-    document = Document("--set", {"measure": {}})
+    document = YamlDocument("--set", {"measure": {}})
     document.override(overrides)
     known = {"measure": document.data.pop("measure")}
     document.faults += [

@@ -157,15 +157,14 @@ class DataSection(Section):
 
     def faults(self) -> Iterable[tuple[str, str]]:
         """Replay sources that are named twice, or that are measured on."""
-        measured = {"validation": self.validation, "test": self.test}
-        measured["source_text"] = self.source_text
-        names = {source.rows: name for name, source in measured.items() if source}
-        seen: list[dict[str, object]] = []
+        measured = [(name, getattr(self, name)) for name in ("validation", "test", "source_text")]
+        names = {source.rows: name for name, source in measured if source}
+        seen: set[ReplaySource] = set()
         for number, source in enumerate(self.replay):
-            same = source.model_dump(exclude={"weight"})
+            same = source.model_copy(update={"weight": 1.0})
             if same in seen:
                 yield f"replay.{number}", "names a source twice; keep one, with the weights added"
-            seen.append(same)
+            seen.add(same)
             for read, key in ((source, ""), (source.prompts, ".prompts")):
                 if read is not None and read.rows in names:
                     yield (

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, TypeAdapter, WithJsonSchema
 
 from laura.recipe.checks import check_recipe, own_faults
-from laura.recipe.document import Document
+from laura.recipe.document import YamlDocument
 from laura.recipe.faults import validate
 from laura.recipe.reading import recipe_of
 from laura.recipe.section import Section, short
@@ -98,7 +98,7 @@ def read_study(
     Raises:
         RecipeError: every fault, with its dotted path, line and what is allowed.
     """
-    document = Document.read(path)
+    document = YamlDocument.read(path)
     if "settings" not in document.data:
         return recipe_of(document, overrides, data_dir)
     data = document.data
@@ -116,7 +116,7 @@ def read_study(
         except RecipeError as error:
             found += [Fault(f"settings.{name}", str(fault)) for fault in error.faults]
             continue
-        setting = Document(str(name), merged)
+        setting = YamlDocument(str(name), merged)
         setting.override([*each, *single.get(str(name), [])])
         recipe, wrong = check_recipe(setting.data, data_dir)
         found += setting.faults
@@ -159,7 +159,7 @@ def _merged(
         RecipeError: what is wrong with the file that it is.
     """
     if isinstance(part, str):
-        file = Document.read(folder / part)
+        file = YamlDocument.read(folder / part)
         part = file.accepted(file.data, [])
     return {**_laid_over(_mapping(data.get("common")), part), "name": name}
 
@@ -177,7 +177,7 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _moved(fault: Fault, setting: Document, part: object, lines: dict[str, int]) -> Fault:
+def _moved(fault: Fault, setting: YamlDocument, part: object, lines: dict[str, int]) -> Fault:
     """A fault of a setting's recipe, with the path at which its cause stands in the series."""
     name, path = setting.source, fault.path
     if path in setting.overridden:
@@ -200,6 +200,7 @@ def recipe_schema() -> str:
 
     What stands in a series' settings is half a recipe each and is checked when it is read.
     """
-    schema = TypeAdapter[Any](Recipe | SeriesFile).json_schema()
+    shared = TypeAdapter[Any](Recipe | SeriesFile).json_schema()["$defs"]
+    schema = {"anyOf": [shared.pop("Recipe"), shared.pop("SeriesFile")], "$defs": shared}
     # A description is one paragraph, whatever lines it takes in the source.
     return json.dumps(schema, indent=2).replace("\\n", " ") + "\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
-from laura.recipe.document import Document
+from laura.recipe.document import YamlDocument
 from laura.recipe.faults import validate
 from laura.results.errors import RecipeError, StoreError, UsageError
 from laura.results.store import disk_faults, write_bytes
@@ -215,7 +215,7 @@ def _change(path: Path, changes: Callable[[TenantsFile], Changes], new: bool = F
         made = path.exists() or not new
         text = read_tenants_text(path) if made else HEADER
         file = parse_tenants(text, str(path)) if made else TenantsFile()
-        data = Document.parse(text, str(path), MOST_VALUES).data if made else {}
+        data = YamlDocument.parse(text, str(path), MOST_VALUES).data if made else {}
         content = _edited(text, data, changes(file), path).encode("utf-8")
         if not made:
             write_bytes(path, content, 0o600)
@@ -237,7 +237,7 @@ def _edited(text: str, data: dict[str, Any], changes: Changes, path: Path) -> st
     try:
         for where, value in changes:
             text, data = put(text, data, where, value), with_value(data, where, value)
-        document = Document.parse(text, str(path), MOST_VALUES)
+        document = YamlDocument.parse(text, str(path), MOST_VALUES)
         if len(text.encode("utf-8")) <= MOST_BYTES and document.data == wanted:
             return text
     except (YAMLError, RecipeError):

@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from laura.recipe.document import Document
+from laura.recipe.document import YamlDocument
 from laura.recipe.faults import validate
 from laura.recipe.section import Section, short
 from laura.results.errors import Fault, RecipeError, StoreError
@@ -325,7 +325,7 @@ def parse_tenants(text: str, source: str) -> TenantsFile:
         StoreError: it has faults; every one is listed with its line, and no key is told.
     """
     try:
-        document = Document.parse(text, source, MOST_VALUES)
+        document = YamlDocument.parse(text, source, MOST_VALUES)
         return document.accepted(*check_tenants(document.data))
     except RecipeError as error:
         raise StoreError(without_keys(str(error))) from None

@@ -9,7 +9,7 @@ from laura.engine.engine import Engine
 from laura.evals.kinds import Material, RowProvider, check_name, plan_task
 from laura.evals.tasks import TASKS
 from laura.models.device import resolve_precision
-from laura.recipe.document import Document
+from laura.recipe.document import YamlDocument
 from laura.recipe.sections import Recipe
 from laura.results.errors import RecipeError, StoreError
 from laura.results.store import StudyStore, read_json, write_json
@@ -40,7 +40,7 @@ def refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
 
 def _stored_dtype(folder: Path, otherwise: str) -> str:
     try:
-        return str(Document.read(folder / "recipe.yaml").data["base"]["dtype"])
+        return str(YamlDocument.read(folder / "recipe.yaml").data["base"]["dtype"])
     except (RecipeError, KeyError, TypeError):
         return otherwise
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laura.recipe.arms import MOST_ARMS
-from laura.recipe.document import Document, yaml_text
+from laura.recipe.document import YamlDocument, yaml_text
 from laura.recipe.reading import parse_recipe, recipe_yaml
 from laura.recipe.search import families_of
 from laura.recipe.sections import LoraArm, Recipe
@@ -82,7 +82,7 @@ def test_any_grid_of_good_values_is_the_product(data: st.DataObject) -> None:
         places = st.integers(0, len(VALUES[key]) - 1)
         chosen = data.draw(st.lists(places, unique=True, min_size=1))
         grid[key] = [VALUES[key][place] for place in chosen]
-    value = Document.parse(BASE, "x").data
+    value = YamlDocument.parse(BASE, "x").data
     value["arms"]["lora"]["grid"] = grid
     value["arms"]["lora"]["learning_rates"] = [1e-4]
     recipe = parse_recipe(yaml_text(value))
@@ -148,7 +148,7 @@ def test_overrides_reach_into_a_grid() -> None:
 
 
 def test_whoever_validates_a_recipe_gets_plain_arms() -> None:
-    made = Recipe.model_validate(Document.parse(BASE, "x").data)
+    made = Recipe.model_validate(YamlDocument.parse(BASE, "x").data)
     assert made == parse_recipe(BASE) and all(arm.grid is None for arm in made.arms.values())
 
 
