@@ -256,6 +256,18 @@ def _put(place: dict[str, Any], parts: list[str], value: object) -> bool:
     return _put(place[key], rest, value)
 
 
+class _CautiousResolver(VersionedResolver):
+    """Takes for text only what readers of YAML 1.1 and of YAML 1.2 both do; the rest is quoted."""
+
+    def __init__(self, version: Any = None, loader: Any = None) -> None:
+        super().__init__((1, 1), loader)
+        self.newer = VersionedResolver((1, 2), loader)
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        return self.newer.resolve(kind, value, implicit) if str(tag) == f"{_TAG}str" else tag
+
+
 class _Representer(SafeRepresenter):
     """Writes 1.0e-05 for 1e-05, which readers of YAML 1.1 take for text."""
 
@@ -280,16 +292,12 @@ def compose(text: str) -> Node | None:
 
 
 def yaml_text(data: Any) -> str:
-    """Data as YAML, keys in their order; what YAML 1.1 would not take for text is quoted too."""
+    """Data as YAML, keys in their order, that readers of YAML 1.1 and of 1.2 take for the same."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
-    yaml.Resolver = _resolver_1_1
+    yaml.Resolver = _CautiousResolver
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     out = io.StringIO()
     yaml.dump(data, out)
     return out.getvalue()
-
-
-def _resolver_1_1(loader: Any, **_: Any) -> VersionedResolver:
-    return VersionedResolver((1, 1), loader)

@@ -306,11 +306,11 @@ def test_yaml_1_2() -> None:
     assert [type(one) for one in told[3:5]] == [float, int]
     recipe = parse_recipe(GOOD.replace("  full:", "  no:").replace("[0, 1]", "[010]"))
     assert list(recipe.arms) == ["lora", "no"] and recipe.seeds == [10]
-    # Readers of YAML 1.1 take these for text only in quotes, and 1e-05 for text.
-    words = ["no", "010", "1:30", "1e5", "1_000", "~", "12e45", "plain"]
-    assert yaml_text({"a": words, "b": 1e-05}) == (
-        "a:\n- 'no'\n- '010'\n- '1:30'\n- '1e5'\n- '1_000'\n- '~'\n- '12e45'\n- plain\nb: 1.0e-05\n"
-    )
+    # Readers of YAML 1.1 or of 1.2 take these for text in quotes alone, and 1e-05 for text.
+    words = ["no", "010", "08", "1:30", "1e5", "1_000", "~", "12e45", "2027-01-31"]
+    written = yaml_text({"a": [*words, "plain"], "b": 1e-05})
+    assert written.splitlines()[1:10] == [f"- '{word}'" for word in words]
+    assert written.splitlines()[10:] == ["- plain", "b: 1.0e-05"]
 
 
 def test_merged_sections_keep_their_lines() -> None:

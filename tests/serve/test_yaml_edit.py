@@ -149,6 +149,6 @@ def test_the_last_one_leaves_an_empty_mapping() -> None:
 
 
 def test_what_looks_like_a_number_stays_text() -> None:
-    names = ["1e5", "0x1f", "12e45", "1:30", "007", "1_000", "no", "null", "~", "2027-01-31"]
+    names = ["1e5", "0x1f", "12e45", "1:30", "08", "007", "1_000", "no", "null", "~", "2027-01-31"]
     text = put("", {}, ("a",), names)
     assert loaded(text) == {"a": names}
