@@ -38,9 +38,10 @@ HEADER = """\
 
 <!-- Written by scripts/write_recipe_reference.py (make docs); do not edit by hand. -->
 
-A recipe is one YAML file. Keys without a default are needed; unknown keys are errors. Numbers may
-be written as `1e-4` or `1e6`. Any value can be overridden on the command line with
-`--set section.key=value`. `laura schema` prints the JSON Schema for editors.
+A recipe is one YAML 1.2 file. Keys without a default are needed; unknown keys are errors. Numbers
+may be written as `1e-4` or `1e6`; `010` is ten, `1:30` and `no` are text. Any value can be
+overridden on the command line with `--set section.key=value`. `laura schema` prints the JSON
+Schema for editors.
 """
 PARTS: dict[str, type[Section]] = {
     "base": BaseSection,
@@ -149,7 +150,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _meaning(name: str, field: FieldInfo) -> str:
-    return field.description or f"See [{name}](#{name})."
+    return " ".join((field.description or "").split()) or f"See [{name}](#{name})."
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from laura.recipe.arms import Arm
-from laura.recipe.section import Section
+from laura.recipe.arms import Arm, value_words
+from laura.recipe.section import Count, NotNegative, Section, Seed
 
 RATE_DIGITS = 3  # significant digits of a rate that Laura itself thinks of
 
@@ -19,71 +18,59 @@ RATE_DIGITS = 3  # significant digits of a rate that Laura itself thinks of
 class SearchSection(Section):
     """How learning rates are chosen, and the values of an arm's `grid`."""
 
-    sampler: Literal["grid", "random", "tpe"] = Field(
-        "grid",
-        description="`grid`: every rate of every arm is run. `random`, `tpe` (Optuna's): rates "
-        "are drawn between the lowest and the highest of `learning_rates`, evenly in their "
-        "logarithm or where earlier trials did well, and with them the values of the arm's grid.",
-    )
-    seeds: Literal["all", "first"] | None = Field(
-        None,
-        description="`all`: every rate of every arm is run with every seed, and the best is chosen "
-        "for each seed by itself, so that the luck of the choice is in the error. `first`: every "
-        "rate with the first seed, the others at the rate that is best there; cheaper, but then no "
-        "verdict says more than `suggested`. Null: all for grid, first for a search.",
-    )
-    extend: int = Field(
-        3,
-        ge=0,
-        description="A grid's list of rates whose best (with any seed) lies at its end grows there "
-        "by the ratio of the last two, at most so many rates at both ends together; 0: never. "
-        "Lists of one rate and checkpoints made elsewhere stay as they are.",
-    )
-    trials: int = Field(
-        20, ge=1, description="Trials of each arm, or of each family of arms a grid makes."
-    )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the sampler.")
-    pruner: Literal["none", "median", "hyperband"] = Field(
-        "none",
-        description="Stops a trial whose validation loss at an early budget point is worse than "
-        "the median's, or drops out of Hyperband's round; needs several budget points.",
-    )
-    objective: Literal["validation_loss", "learning"] | None = Field(
-        None,
-        description="What the best rate is best at. `validation_loss`: on held-out rows that no "
-        "score is told on. `learning`: the change of the leading learning score itself, which "
-        "flatters the arm chosen by it. Null: validation_loss for grid, learning for a search.",
-    )
-    max_forgetting: float | None = Field(
-        None,
-        ge=0,
-        description="A rate is chosen only if the arm forgot at most so much: the fall of the "
-        "mean of the forgetting accuracies (0.05 is five points), or where none is measured, how "
-        "much worse the first forgetting score became. Null for no bound.",
-    )
-    families: dict[str, list[str]] = Field(
-        default={},
-        description="Arms that are searched together; a `grid` writes this by itself.",
-    )
-    allow_shared_rate: bool = Field(
-        False,
-        description="Accept arms compared at one and the same rate. It misleads: the best LoRA "
-        "rate is about ten times the best full rate.",
-    )
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    """`grid`: every rate of every arm is run. `random`, `tpe` (Optuna's): rates are drawn between
+    the lowest and the highest of `learning_rates`, evenly in their logarithm or where earlier
+    trials did well, and with them the values of the arm's grid."""
+    seeds: Literal["all", "first"] | None = None
+    """`all`: every rate of every arm is run with every seed, and the best is chosen for each seed
+    by itself, so that the luck of the choice is in the error. `first`: every rate with the first
+    seed, the others at the rate that is best there; cheaper, but then no verdict says more than
+    `suggested`. Null: all for grid, first for a search."""
+    extend: int = Field(3, ge=0)
+    """A grid's list of rates whose best (with any seed) lies at its end grows there by the ratio
+    of the last two, at most so many rates at both ends together; 0: never. Lists of one rate and
+    checkpoints made elsewhere stay as they are."""
+    trials: Count = 20
+    """Trials of each arm, or of each family of arms a grid makes."""
+    seed: Seed = 0
+    """Seed of the sampler."""
+    pruner: Literal["none", "median", "hyperband"] = "none"
+    """Stops a trial whose validation loss at an early budget point is worse than the median's, or
+    drops out of Hyperband's round; needs several budget points."""
+    objective: Literal["validation_loss", "learning"] | None = None
+    """What the best rate is best at. `validation_loss`: on held-out rows that no score is told
+    on. `learning`: the change of the leading learning score itself, which flatters the arm chosen
+    by it. Null: validation_loss for grid, learning for a search."""
+    max_forgetting: NotNegative | None = None
+    """A rate is chosen only if the arm forgot at most so much: the fall of the mean of the
+    forgetting accuracies (0.05 is five points), or where none is measured, how much worse the
+    first forgetting score became. Null for no bound."""
+    families: dict[str, list[str]] = Field({})
+    """Arms that are searched together; a `grid` writes this by itself."""
+    allow_shared_rate: bool = False
+    """Accept arms compared at one and the same rate. It misleads: the best LoRA rate is about ten
+    times the best full rate."""
 
     @property
     def objective_value(self) -> str:
         """The objective with its default filled in."""
-        if self.objective is not None:
-            return self.objective
-        return "validation_loss" if self.sampler == "grid" else "learning"
+        return self.objective or ("validation_loss" if self.sampler == "grid" else "learning")
 
     @property
     def seeds_value(self) -> Literal["all", "first"]:
         """Which seeds every rate is run with, the default filled in."""
-        if self.seeds is not None:
-            return self.seeds
-        return "all" if self.sampler == "grid" else "first"
+        return self.seeds or ("all" if self.sampler == "grid" else "first")
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Seeds that a search cannot be run with."""
+        if self.seeds == "all" and self.sampler != "grid":
+            yield (
+                "seeds",
+                f"is all, but search.sampler is {self.sampler}, whose trials are drawn by what the "
+                "first seed came to and so stand for no other; set search.seeds: first, or leave "
+                "it out, or set search.sampler: grid",
+            )
 
 
 def rates_beyond(arm: Arm, search: SearchSection) -> tuple[list[float], list[float]]:
@@ -175,14 +162,3 @@ def _family(name: str, members: list[str], arms: Mapping[str, Arm]) -> Family:
     return Family(
         name, parameters, dict(zip(words, members, strict=True)), rates[0][0], rates[0][-1]
     )
-
-
-def value_words(value: Any) -> str:
-    """A setting's value as it stands in an arm's name: 16, 0.05, mlp, q_proj.v_proj."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return ".".join(map(value_words, value))
-    return re.sub(r"[^A-Za-z0-9._-]", "-", str(value).removesuffix(".0"))

@@ -17,26 +17,56 @@ Sections are merged key by key; `null` takes away what `common` has.
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from laura.recipe.faults import DottedPath, dotted, short
-from laura.recipe.reading import (
-    apply_overrides,
-    check_recipe,
-    load_mapping,
-    parse_recipe,
-    placed,
-    recipe_text,
-)
+from pydantic import AfterValidator, Field, TypeAdapter, WithJsonSchema
+
+from laura.recipe.checks import check_recipe, own_faults
+from laura.recipe.document import YamlDocument
+from laura.recipe.faults import validate
+from laura.recipe.reading import recipe_of
+from laura.recipe.section import Section, short
 from laura.recipe.sections import Recipe
 from laura.recipe.tasks import NAME_PATTERN
 from laura.results.errors import Fault, RecipeError
 
-_KEYS = ("name", "common", "settings")
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def _section_or_file(value: object) -> object:
+    if not isinstance(value, dict | str):
+        raise ValueError(f"must be a section or a file, came {short(value)}")
+    return value
+
+
+Part = Annotated[
+    Any,
+    AfterValidator(_section_or_file),
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}]}),
+]
+
+
+class SeriesFile(Section):
+    """Several settings carried out one after the other and judged together."""
+
+    name: Name
+    """Name of the series and of its folder."""
+    common: dict[str, Any] = Field({})
+    """What the settings share."""
+    settings: dict[Name, Part] = Field(min_length=1)
+    """The rest of each setting's recipe, or the file that it is."""
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Names where there is one already."""
+        if "name" in self.common:
+            yield "common.name", "is not needed: settings are called by their keys"
+        for name, part in self.settings.items():
+            if "name" in part and isinstance(part, dict):
+                yield f"settings.{name}.name", f"is not needed: the setting is called {name}"
 
 
 @dataclass(frozen=True)
@@ -68,31 +98,34 @@ def read_study(
     Raises:
         RecipeError: every fault, with its dotted path, line and what is allowed.
     """
-    text = recipe_text(path)
-    data, lines = load_mapping(text, str(path), [])
-    if "settings" not in data:
-        return parse_recipe(text, overrides, str(path), data_dir)
-    faults: list[Fault] = []
-    data, lines = load_mapping(text, str(path), faults)
-    names = [str(name) for name in _mapping(data.get("settings"))]
-    own, each, single = _dealt(overrides, names, faults)
-    overridden = apply_overrides(data, own, faults)
-    faults += placed(_outer_faults(data), lines, overridden)
+    document = YamlDocument.read(path)
+    if "settings" not in document.data:
+        return recipe_of(document, overrides, data_dir)
+    data = document.data
+    names = [str(name) for name in _mapping(data["settings"])]
+    own, each, single = _dealt(overrides, names, document.faults)
+    document.override(own)
+    file, found = validate(SeriesFile, data)
+    found += own_faults(file)
     recipes: dict[str, Recipe] = {}
-    for name, part in _mapping(data.get("settings")).items():
-        merged, found = _merged(str(name), part, data, Path(path).parent)
-        if merged is not None:
-            set_here = apply_overrides(merged, [*each, *single.get(str(name), [])], found)
-            recipe, wrong = check_recipe(merged, data_dir)
-            wrong = [_moved(fault, str(name), part, lines, set_here) for fault in wrong]
-            found += wrong
-            if recipe is not None and not found:
-                recipes[str(name)] = recipe
-        faults += placed(found, lines, overridden)
-    if faults:
-        # A fault of what the settings share is told once.
-        raise RecipeError(list(dict.fromkeys(faults)), str(path))
-    return Series(data["name"], recipes, tuple(recipes))
+    for name, part in _mapping(data["settings"]).items():
+        if not isinstance(part, dict | str):
+            continue
+        try:
+            merged = _merged(str(name), part, data, Path(path).parent)
+        except RecipeError as error:
+            found += [Fault(f"settings.{name}", str(fault)) for fault in error.faults]
+            continue
+        setting = YamlDocument(str(name), merged)
+        setting.override([*each, *single.get(str(name), [])])
+        recipe, wrong = check_recipe(setting.data, data_dir)
+        found += setting.faults
+        found += [_moved(fault, setting, part, document.lines) for fault in wrong]
+        if recipe is not None:
+            recipes[str(name)] = recipe
+    # A fault of what the settings share is told once.
+    found = list(dict.fromkeys(found))
+    return document.accepted(Series(str(data.get("name")), recipes, tuple(recipes)), found)
 
 
 def _dealt(
@@ -110,54 +143,25 @@ def _dealt(
         elif text.startswith("settings."):
             problem = f"names no setting; the series has: {', '.join(names)}"
             faults.append(Fault(f"--set {text.split('=')[0]}", problem))
-        elif text.split("=")[0].strip().split(".")[0] in _KEYS:
+        elif text.split("=")[0].strip().split(".")[0] in SeriesFile.model_fields:
             own.append(text)
         else:
             each.append(text)
     return own, each, single
 
 
-def _outer_faults(data: dict[str, Any]) -> Iterable[Fault]:
-    for key in data:
-        if key not in _KEYS:
-            yield Fault(str(key), f"unknown key; a series has: {', '.join(_KEYS)}")
-    name = data.get("name")
-    if name is None:
-        yield Fault("name", "is needed but missing")
-    elif not (isinstance(name, str) and re.fullmatch(NAME_PATTERN, name)):
-        yield Fault("name", f"must be letters, digits, '.', '_' or '-', came {short(name)}")
-    if not isinstance(data.get("common", {}), dict):
-        yield Fault("common", f"must be a section (key: value), came {short(data['common'])}")
-    settings = data["settings"]
-    if not isinstance(settings, dict) or not settings:
-        yield Fault("settings", f"must name at least one setting, came {short(settings)}")
-    for key in _mapping(settings):
-        if not (isinstance(key, str) and re.fullmatch(NAME_PATTERN, key)):
-            yield Fault(f"settings.{key}", "must be a name of letters, digits, '.', '_' or '-'")
-
-
 def _merged(
-    name: str, part: object, data: dict[str, Any], folder: Path
-) -> tuple[dict[str, Any] | None, list[Fault]]:
-    """The whole recipe of a setting, or what is wrong with it as a part of the series."""
-    where = f"settings.{name}"
+    name: str, part: dict[str, Any] | str, data: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """The whole recipe of a setting.
+
+    Raises:
+        RecipeError: what is wrong with the file that it is.
+    """
     if isinstance(part, str):
-        faults: list[Fault] = []
-        try:
-            part, _ = load_mapping(recipe_text(folder / part), part, faults)
-        except RecipeError as error:
-            faults += error.faults
-            part = {}
-        part.pop("name", None)  # the file has one of its own, for when it stands alone
-        if faults:
-            return None, [Fault(where, str(fault)) for fault in faults]
-    if not isinstance(part, dict):
-        return None, [Fault(where, f"must be a section or a file, came {short(part)}")]
-    if "name" in part:
-        return None, [Fault(f"{where}.name", f"is not needed: the setting is called {name}")]
-    if "name" in _mapping(data.get("common")):
-        return None, [Fault("common.name", "is not needed: settings are called by their keys")]
-    return {**_laid_over(_mapping(data.get("common")), part), "name": name}, []
+        file = YamlDocument.read(folder / part)
+        part = file.accepted(file.data, [])
+    return {**_laid_over(_mapping(data.get("common")), part), "name": name}
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -173,21 +177,14 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _moved(
-    fault: Fault,
-    name: str,
-    part: object,
-    lines: dict[DottedPath, int],
-    set_here: set[DottedPath],
-) -> Fault:
+def _moved(fault: Fault, setting: YamlDocument, part: object, lines: dict[str, int]) -> Fault:
     """A fault of a setting's recipe, with the path at which its cause stands in the series."""
-    texts = {dotted(path) for path in lines}
-    if fault.path in {dotted(path) for path in set_here}:
-        return Fault(fault.path, f"{fault.problem} (given by --set)")
-    path = fault.path
+    name, path = setting.source, fault.path
+    if path in setting.overridden:
+        return setting.placed([fault])[0]
     while path:
         for place in (f"settings.{name}", "common"):
-            if f"{place}.{path}" in texts:
+            if f"{place}.{path}" in lines:
                 return Fault(f"{place}.{fault.path}", fault.problem)
         path = path.rpartition(".")[0]
     file = f"in {part}: " if isinstance(part, str) else ""
@@ -196,3 +193,14 @@ def _moved(
 
 def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def recipe_schema() -> str:
+    """JSON Schema of a recipe or a series, for editors (`laura schema`).
+
+    What stands in a series' settings is half a recipe each and is checked when it is read.
+    """
+    shared = TypeAdapter[Any](Recipe | SeriesFile).json_schema()["$defs"]
+    schema = {"anyOf": [shared.pop("Recipe"), shared.pop("SeriesFile")], "$defs": shared}
+    # A description is one paragraph, whatever lines it takes in the source.
+    return json.dumps(schema, indent=2).replace("\\n", " ") + "\n"

@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml.error import YAMLError
 
+from laura.recipe.document import YamlDocument
 from laura.recipe.faults import validate
-from laura.recipe.reading import load_mapping
 from laura.results.errors import RecipeError, StoreError, UsageError
 from laura.results.store import disk_faults, write_bytes
 from laura.serve.tenants import (
     MOST_BYTES,
     MOST_KEYS,
+    MOST_VALUES,
     TenantSettings,
     TenantsFile,
     check_tenants,
@@ -186,7 +187,7 @@ def _changing(path: Path, new: bool = False) -> Iterator[tuple[TenantsFile, Chan
         made = path.exists() or not new
         text = read_tenants_text(path) if made else HEADER
         file = parse_tenants(text, str(path)) if made else TenantsFile()
-        data = load_mapping(text, str(path), [])[0] if made else {}
+        data = YamlDocument.parse(text, str(path), MOST_VALUES).data if made else {}
         yield file, changes
         content = _edited(text, data, changes, path).encode("utf-8")
         if not made:
@@ -209,9 +210,10 @@ def _edited(text: str, data: dict[str, Any], changes: Changes, path: Path) -> st
     try:
         for where, value in changes:
             text, data = put(text, data, where, value), with_value(data, where, value)
-        if len(text.encode("utf-8")) <= MOST_BYTES and load_mapping(text, "", [])[0] == wanted:
+        document = YamlDocument.parse(text, str(path), MOST_VALUES)
+        if len(text.encode("utf-8")) <= MOST_BYTES and document.data == wanted:
             return text
-    except (yaml.YAMLError, RecipeError):
+    except (YAMLError, RecipeError):
         pass
     raise StoreError(
         f"{path} is written in a way that cannot be changed by command (anchors, aliases, or too "

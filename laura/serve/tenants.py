@@ -33,9 +33,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from laura.recipe.faults import short, validate
-from laura.recipe.reading import load_mapping, placed
-from laura.recipe.section import Section
+from laura.recipe.document import YamlDocument
+from laura.recipe.faults import validate
+from laura.recipe.section import Section, short
 from laura.results.errors import Fault, RecipeError, StoreError
 from laura.results.store import disk_faults
 
@@ -45,7 +45,7 @@ MOST_KEYS = 2
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 NAME_RULE = "1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit"
 MOST_BYTES = 16 * 2**20
-MOST_LINES = 10**6
+MOST_VALUES = 10**7
 
 
 def _name(name: str) -> str:
@@ -319,16 +319,11 @@ def parse_tenants(text: str, source: str) -> TenantsFile:
     Raises:
         StoreError: it has faults; every one is listed with its line, and no key is told.
     """
-    faults: list[Fault] = []
     try:
-        data, lines = load_mapping(text, source, faults, MOST_LINES)
-        file, found = check_tenants(data)
-        faults += placed(found, lines, set())
-        if faults or file is None:
-            raise RecipeError(faults, source)
+        document = YamlDocument.parse(text, source, MOST_VALUES)
+        return document.accepted(*check_tenants(document.data))
     except RecipeError as error:
         raise StoreError(without_keys(str(error))) from None
-    return file
 
 
 def check_tenants(data: dict[str, Any]) -> tuple[TenantsFile | None, list[Fault]]:

@@ -5,19 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeGuard
 
-import yaml
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
+from laura.recipe.document import compose, yaml_text
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes every text that begins with no letter: readers differ in what is a number."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = None if text[:1].isalpha() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-
-_Dumper.add_representer(str, _represent_text)
 Path = tuple[str, ...]
 
 
@@ -37,10 +28,10 @@ def put(text: str, data: dict[str, Any], path: Path, value: Any) -> str:
         YAML, provided that the place is written in the usual way. Anchors, aliases and
         complex keys are not understood: read what comes out, and compare.
     """
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if not isinstance(root, yaml.MappingNode):
+    root = compose(text)
+    if not isinstance(root, MappingNode):
         return text if value is None else f"{_ended(text)}{_dump(_nested(path, value), 0)}\n"
-    parent: yaml.Node | None = root
+    parent: Node | None = root
     depth = 0
     while depth < len(path) - 1 and _is_block_mapping(parent):
         parent, depth = _child(parent, path[depth]), depth + 1
@@ -70,7 +61,7 @@ def with_value(data: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
     return new
 
 
-def _put_entry(text: str, parent: yaml.MappingNode, key: str, value: Any) -> str:
+def _put_entry(text: str, parent: MappingNode, key: str, value: Any) -> str:
     """Replace, add or take away an entry of a mapping that stands in lines."""
     column = parent.value[0][0].start_mark.column
     entry = None if value is None else _dump({key: value}, column)
@@ -91,24 +82,24 @@ def _put_entry(text: str, parent: yaml.MappingNode, key: str, value: Any) -> str
     return f"{_ended(text[:end])}{' ' * column}{entry}\n{text[end:]}"
 
 
-def _is_block(node: yaml.Node | None) -> TypeGuard[yaml.CollectionNode]:
+def _is_block(node: Node | None) -> TypeGuard[CollectionNode]:
     """Whether a node is a mapping or list in lines, to which others can be added."""
-    return isinstance(node, yaml.CollectionNode) and not node.flow_style and bool(node.value)
+    return isinstance(node, CollectionNode) and not node.flow_style and bool(node.value)
 
 
-def _is_block_mapping(node: yaml.Node | None) -> TypeGuard[yaml.MappingNode]:
-    return isinstance(node, yaml.MappingNode) and _is_block(node)
+def _is_block_mapping(node: Node | None) -> TypeGuard[MappingNode]:
+    return isinstance(node, MappingNode) and _is_block(node)
 
 
-def _child(parent: yaml.MappingNode, key: str) -> yaml.Node | None:
+def _child(parent: MappingNode, key: str) -> Node | None:
     return next((value for one, value in parent.value if one.value == key), None)
 
 
-def _end(node: yaml.Node) -> int:
+def _end(node: Node) -> int:
     """Where a value's last character ends; a block's own mark is behind the comments after it."""
     if _is_block(node):
         last = node.value[-1]
-        return _end(last[1] if isinstance(node, yaml.MappingNode) else last)
+        return _end(last[1] if isinstance(node, MappingNode) else last)
     return int(node.end_mark.index)
 
 
@@ -134,7 +125,4 @@ def _mapping_at(data: Any, path: Path) -> dict[str, Any]:
 
 
 def _dump(value: Any, column: int) -> str:
-    text = yaml.dump(
-        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
-    )
-    return text.rstrip("\n").replace("\n", "\n" + " " * column)
+    return yaml_text(value).rstrip("\n").replace("\n", "\n" + " " * column)

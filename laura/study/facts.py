@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from laura.engine.engine import Engine
 from laura.evals.runner import Material, RowProvider, check_name, plan_task
 from laura.evals.tasks import TASKS
@@ -28,8 +26,6 @@ def refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
     if not path.is_file():
         return
     before = read_json(path)["identity"]
-    # A study made before the type of the base counted says it in its recipe alone.
-    before.setdefault("dtype", _stored_dtype(store.folder, identity["dtype"]))
     changed = [key for key in identity if before.get(key) != identity[key]]
     if changed:
         raise StoreError(
@@ -37,14 +33,6 @@ def refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
             "results cannot be compared with new ones: choose another folder with --out, "
             "or another name"
         )
-
-
-def _stored_dtype(folder: Path, otherwise: str) -> str:
-    try:
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-        return str(recipe["base"]["dtype"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return otherwise
 
 
 def task_facts(

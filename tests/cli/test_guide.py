@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import typer.main
-import yaml
 
 from laura.cli.app import app
-from laura.recipe.reading import load_mapping, read_measure_section
+from laura.recipe.document import YamlDocument, yaml_text
+from laura.recipe.reading import read_measure_section
 from laura.recipe.series import read_study
 from laura.recipe.shipped import find_recipe, shipped_recipes
 
@@ -85,9 +85,9 @@ def values_of(words: list[str], option: str) -> list[str]:
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_recipes_and_parts_of_recipes(text: str, tmp_path: Path) -> None:
-    data, _ = load_mapping(text, "block", [])
+    data = YamlDocument.parse(text, "block").data
     file = tmp_path / "recipe.yaml"
-    file.write_text(text if "name" in data else yaml.safe_dump(laid_over(data)), encoding="utf-8")
+    file.write_text(text if "name" in data else yaml_text(laid_over(data)), encoding="utf-8")
     read_study(file)
 
 
@@ -112,7 +112,7 @@ def test_commands_and_options_exist(code: str, tmp_path: Path) -> None:
         assert "recipes/" not in words[0], f"no such recipe: {words[0]}"
         assert words[0].endswith(".yaml") or words[0].isupper(), f"no such recipe: {words[0]}"
         file = tmp_path / "recipe.yaml"
-        file.write_text(yaml.safe_dump(SKELETON), encoding="utf-8")
+        file.write_text(yaml_text(SKELETON), encoding="utf-8")
         read_study(file, [one for one in overrides if not one.startswith("settings.")])
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from laura.cli.claims import claims_table
 from rich.console import Console
 
+from laura.cli.decision import claims_table, recommendation_text
 from laura.report.blocks import Document, Figure
 from laura.report.html import lay_out
 from laura.report.markdown import document_text

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from laura.recipe.sections import Recipe
-from laura.results.errors import LauraError, RecipeError, StoreError, first_line
+from laura.recipe.reading import stored_recipe
+from laura.results.errors import LauraError, StoreError, first_line
 from laura.results.schema import (
     ANALYSIS_FILE,
     CLAIMS_FILE,
@@ -150,7 +150,7 @@ def stored_evidence(folder: Path) -> Evidence:
             f"{folder} holds no study (recipe.yaml and study.json); give the folder that "
             "`laura compare` wrote"
         )
-    return gather(StudyStore(folder), _recipe(folder / "recipe.yaml"))
+    return gather(StudyStore(folder), stored_recipe(folder / "recipe.yaml"))
 
 
 def is_carried_out(folder: Path) -> bool:
@@ -220,21 +220,3 @@ def write_series_claims(folder: Path) -> Judgement:
     found = judge_series(folder)
     write_file(folder / CLAIMS_FILE, found)
     return found
-
-
-def _recipe(path: Path) -> Recipe:
-    """The recipe of a study, whose user's task files need not lie here any more."""
-    import yaml
-
-    from laura.recipe.faults import validate
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); restore it") from error
-    if not isinstance(data, dict):
-        raise StoreError(f"{path} holds no recipe; restore it")
-    recipe, faults = validate(Recipe, data)
-    if recipe is None:
-        raise RecipeError(faults, str(path))
-    return recipe

@@ -62,13 +62,7 @@ def test_settings_are_laid_over_what_they_share(tmp_path: Path) -> None:
     assert list(math.arms) == ["lora"]
     assert (math.budget.tokens, math.budget.epochs) == (None, [1])
     assert code.budget.tokens == [1000, 2000]
-
-
-def test_a_recipe_alone_is_still_a_recipe(tmp_path: Path) -> None:
-    series = read(tmp_path, COMMON + SETTINGS)
-    assert isinstance(series, Series)
-    one = read(tmp_path, recipe_yaml(series.settings["code"]))
-    assert one == series.settings["code"]
+    assert read(tmp_path, recipe_yaml(code)) == code, "a recipe alone is still a recipe"
 
 
 def test_a_setting_may_be_a_file_beside_the_series(tmp_path: Path) -> None:
@@ -128,12 +122,10 @@ def test_overrides_reach_every_setting_or_one(tmp_path: Path) -> None:
         (COMMON + SETTINGS + "extra: 1\n", "extra"),
         (COMMON.replace("name: both\n", "") + SETTINGS, "name"),
         (COMMON + SETTINGS.replace("domain: code", "name: code"), "settings.code.name"),
+        (COMMON.replace("  base:", "  name: x\n  base:") + SETTINGS, "common.name"),
         ("name: x\ncommon: 3\n" + SETTINGS, "common"),
     ],
 )
 def test_malformed_series(tmp_path: Path, text: str, where: str) -> None:
     assert where in faults(tmp_path, text)
-
-
-def test_all_settings_may_be_overridden_at_once(tmp_path: Path) -> None:
     assert faults(tmp_path, "name: s\nsettings: {a: {}}", ("settings={b: {}}",))

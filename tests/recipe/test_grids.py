@@ -7,11 +7,11 @@ import re
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laura.recipe.grids import MOST_ARMS, expand_grids
+from laura.recipe.arms import MOST_ARMS
+from laura.recipe.document import YamlDocument, yaml_text
 from laura.recipe.reading import parse_recipe, recipe_yaml
 from laura.recipe.search import families_of
 from laura.recipe.sections import LoraArm, Recipe
@@ -82,10 +82,10 @@ def test_any_grid_of_good_values_is_the_product(data: st.DataObject) -> None:
         places = st.integers(0, len(VALUES[key]) - 1)
         chosen = data.draw(st.lists(places, unique=True, min_size=1))
         grid[key] = [VALUES[key][place] for place in chosen]
-    value = yaml.safe_load(BASE)
+    value = YamlDocument.parse(BASE, "x").data
     value["arms"]["lora"]["grid"] = grid
     value["arms"]["lora"]["learning_rates"] = [1e-4]
-    recipe = parse_recipe(yaml.safe_dump(value, sort_keys=False))
+    recipe = parse_recipe(yaml_text(value))
     combinations = list(itertools.product(*grid.values()))
     names = [name for name in recipe.arms if name != "full"]
     assert len(names) == len(combinations)
@@ -108,17 +108,17 @@ def test_any_grid_of_good_values_is_the_product(data: st.DataObject) -> None:
     [
         ("rank: [4, 16]", "rank: [4, x]", "arms.lora.grid.rank.1", "integer, came 'x'", 10),
         ("rank: [4, 16]", "rank: [0, 4]", "arms.lora.grid.rank.0", "greater", 10),
-        ("rank: [4, 16]", "rank: []", "arms.lora.grid.rank", "at least one value", 10),
-        ("rank: [4, 16]", "rank: 4", "arms.lora.grid.rank", "must be a list", 10),
-        ("rank: [4, 16]", "rank: [{a: 1}]", "arms.lora.grid.rank", "plain values", 10),
-        ("rank: [4, 16]", "rank: [4, 4.0]", "arms.lora.grid.rank", "names 4 twice", 10),
+        ("rank: [4, 16]", "rank: []", "arms.lora.grid.rank", "at least 1 item", 10),
+        ("rank: [4, 16]", "rank: 4", "arms.lora.grid.rank", "must be a valid list", 10),
+        ("rank: [4, 16]", "rank: [{a: 1}]", "arms.lora.grid.rank.0", "integer", 10),
+        ("rank: [4, 16]", "rank: [4, 4]", "arms.lora.grid.rank", "names 4 twice", 10),
         ("rank: [4, 16]", "rnk: [4]", "arms.lora.grid.rnk", "did you mean rank?", 10),
         ("rank: [4, 16]", "learning_rates: [1]", "arms.lora.grid.learning_rates", "an arm of", 10),
         ("rank: [4, 16]", "method: [full]", "arms.lora.grid.method", "an arm for each", 10),
         ("rank: [4, 16]", "grid: [1]", "arms.lora.grid.grid", "unknown key", 10),
         ("method: lora\n", "method: lora\n    rank: 8\n", "arms.lora.grid.rank", "keep one", 11),
         ("method: lora\n", "method: lorra\n", "arms.lora", "full or lora", 6),
-        ("[q_proj, v_proj]]", "[]]", "arms.lora.grid.targets.1", "is empty", 11),
+        ("[q_proj, v_proj]]", "[]]", "arms.lora.grid.targets", "is empty", 11),
         ("  full:", "  lora-rank-4-targets-all:", "arms.lora.grid", "another of that name", 9),
         ("rank: [4, 16]", f"rank: [{', '.join(map(str, range(1, 120)))}]", "arms.lora.grid",
          f"at most {MOST_ARMS}", 9),
@@ -147,17 +147,22 @@ def test_overrides_reach_into_a_grid() -> None:
     assert "given by --set" in problem and line is None
 
 
-def test_a_recipe_without_grids_is_left_as_it_is() -> None:
-    value = yaml.safe_load(BASE)
-    del value["arms"]["lora"]["grid"]
-    assert expand_grids(value).data is value
-    for odd in ({}, {"arms": 3}, {"arms": {"a": None, "b": {"grid": None}}}):
-        assert expand_grids(odd).data is odd
+def test_whoever_validates_a_recipe_gets_plain_arms() -> None:
+    made = Recipe.model_validate(YamlDocument.parse(BASE, "x").data)
+    assert made == parse_recipe(BASE) and all(arm.grid is None for arm in made.arms.values())
 
 
-def test_a_grid_is_refused_where_it_was_not_written_out() -> None:
-    with pytest.raises(ValueError, match="written out when a recipe is read"):
-        Recipe.model_validate(yaml.safe_load(BASE.replace("1e-", "1.0e-")))
+def test_values_that_do_not_go_together_are_told_where_the_grid_is_written() -> None:
+    base = "weight_decay_toward: base, grid: {weight_decay: [1e-4, 0]}"
+    text = BASE.replace("{method: full,", f"{{method: full, {base},")
+    text = text.replace("rank: [4, 16]", "dora: [true, false]\n      init: [pissa, default]")
+    found = faults_of(text + "seeds: [x]\n")
+    assert list(found) == ["seeds.0", "arms.lora.grid.init", "arms.full.weight_decay_toward"]
+    # A fault between sections too, and families that are there already.
+    found = faults_of(BASE.replace("rank: [4, 16]", "replay: [0.1, 0.2]"))
+    assert "data.replay names no source" in found["arms.lora.grid.replay"][0]
+    found = faults_of(BASE, "search.families={lora: [full]}")
+    assert "is a family already" in found["search.families.lora"][0]
 
 
 @pytest.mark.parametrize(

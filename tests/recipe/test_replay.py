@@ -6,7 +6,7 @@ import pytest
 
 from laura.recipe.reading import parse_recipe, recipe_yaml
 from laura.results.errors import RecipeError
-from tests.test_recipe import GOOD
+from tests.recipe.test_reading import GOOD
 
 ARM = GOOD.replace("rank: 8,", "rank: 8, replay: 0.25,")
 
@@ -53,24 +53,15 @@ def test_any_number_of_weighted_sources_and_a_share_for_each_arm() -> None:
         (with_replay("{source: base_samples}"), "data.replay.0.count", "is needed"),
         (with_replay("{source: c4, count: 5}"), "data.replay.0.count", "is only for source: base"),
         (with_replay("{source: c4, temperature: 2}"), "data.replay.0.temperature", "is only for"),
-        (
-            with_replay("{source: base_samples, count: 5, limit: 5}"),
-            "data.replay.0.limit",
-            "does not apply to source: base_samples",
-        ),
-        (
-            with_replay("{source: base_samples, count: 5, temperature: 0}"),
-            "data.replay.0.temperature",
-            "greater than or equal to 0.01",
-        ),
-        (
-            with_replay("{source: base_samples, count: 5, prompts: wikitext}"),
-            "data.replay.0.prompts",
-            "is data.source_text",
-        ),
+        (with_replay("{source: base_samples, count: 5, limit: 5}"), "data.replay.0.limit",
+         "does not apply to source: base_samples"),
+        (with_replay("{source: base_samples, count: 5, temperature: 0}"),
+         "data.replay.0.temperature", "greater than or equal to 0.01"),
+        (with_replay("{source: base_samples, count: 5, prompts: wikitext}"),
+         "data.replay.0.prompts", "is data.source_text"),
         (with_replay("{source: c4, wieght: 2}"), "data.replay.0.wieght", "did you mean weight?"),
     ],
-)
+)  # fmt: skip
 def test_faults_of_replay(text: str, path: str, words: str) -> None:
     found = faults(text)
     assert list(found) == [path] and words in found[path]
