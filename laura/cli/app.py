@@ -256,6 +256,14 @@ def doctor(
     network: Annotated[
         bool, typer.Option("--network", help="Also ask whether the Hub can be reached.")
     ] = False,
+    vllm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="Also start vLLM with this base, and ask it and made-up adapters alone and "
+            "together; a minute or two.",
+        ),
+    ] = None,
     data_dir: DataOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -272,7 +280,7 @@ def doctor(
 
         from laura.cli.doctor import examine
 
-        findings = examine(data_dir, network)
+        findings = examine(data_dir, network, vllm)
         usable = not any(finding.state == "missing" for finding in findings)
         value = {"usable": usable, "findings": [asdict(finding) for finding in findings]}
         desk.answer(value, "\n".join(finding_text(finding) for finding in findings))

@@ -45,12 +45,15 @@ class Finding:
     advice: str = ""
 
 
-def examine(data_dir: Path | None = None, network: bool = False) -> list[Finding]:
+def examine(
+    data_dir: Path | None = None, network: bool = False, vllm: str | None = None
+) -> list[Finding]:
     """Look at everything a comparison needs; nothing is changed and nothing downloaded.
 
     Args:
         data_dir: Folder of local data; None means $LAURA_DATA.
         network: Whether to ask the Hub for a sign of life (waits up to ten seconds).
+        vllm: A base to start vLLM with; None means that it is not looked at.
     """
     looks: list[Callable[[], Finding]] = [
         _python,
@@ -67,6 +70,8 @@ def examine(data_dir: Path | None = None, network: bool = False) -> list[Finding
     ]
     if network:
         looks.append(_hub)
+    if vllm is not None:
+        looks.append(lambda: _vllm(vllm))
     return [look() for look in looks]
 
 
@@ -229,6 +234,23 @@ def _hub() -> Finding:
         )
         reason = getattr(error, "reason", None) or error
         return Finding("hub", "limited", f"{address} does not answer ({reason})", advice)
+
+
+def _vllm(base: str) -> Finding:
+    import torch
+
+    from laura.engine.vllm import check_batches
+    from laura.models.load import resolve_model
+    from laura.results.errors import LauraError
+
+    try:
+        wrong = check_batches(resolve_model(base), torch.float32)
+    except LauraError as error:
+        # Only who names it as the engine wants it.
+        return Finding("vllm", "limited", "cannot be used", str(error))
+    if wrong:
+        return Finding("vllm", "limited", wrong, "use Laura's own engine; another vLLM may do")
+    return Finding("vllm", "ok", "answers base and adapters in company as alone")
 
 
 def _lm_eval() -> Finding:

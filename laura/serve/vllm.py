@@ -313,12 +313,12 @@ class VllmServed:
         """Take nothing new, finish what runs within the time, cancel the rest, free everything."""
         self._stopping, self._ready, self._why = True, False, "the server is stopping"
         self._send_away()
-        end = time.monotonic() + grace_seconds
-        while self._running and time.monotonic() < end:
-            await asyncio.sleep(0.02)
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        end = time.monotonic() + grace_seconds
+        while self._running and time.monotonic() < end:
+            await asyncio.sleep(0.02)
         for sequence in list(self._running.values()):
             sequence.end("cancelled")
             self._leave(sequence)

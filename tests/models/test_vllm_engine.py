@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from laura.cli import doctor
 from laura.engine import vllm_worker
 from laura.engine.engine import Engine
 from laura.engine.requests import (
@@ -27,7 +28,7 @@ from laura.engine.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.engine.vllm import PREFIX, VllmEngine, VllmProcess, check_batches
+from laura.engine.vllm import PREFIX, VllmEngine, VllmProcess
 from laura.models.adapters import load_adapter, save_adapter
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, attach, lora_layers
@@ -349,6 +350,8 @@ def test_python_without_vllm(folder: Path, fake: Fake) -> None:
 
 def test_old_vllm(folder: Path, fake: Fake) -> None:
     fake.faults(version="0.31.4")
+    found = doctor.examine(vllm=str(folder))[-1]
+    assert found.state == "limited" and "older than 0.32" in found.advice
     with pytest.raises(MissingExtraError, match=r"vLLM 0\.31\.4, older than 0\.32"):
         VllmEngine(folder)
 
@@ -535,7 +538,10 @@ def test_what_shares_a_batch_is_checked(
     fake = Fake(tmp_path / "fake", monkeypatch, model=True, gpu=gpu)
     if apart is gpu is False:
         monkeypatch.setattr(VllmEngine, "_groups", lambda self, asked: [range(len(asked))])
-    assert check_batches(folder, torch.float32) == words
+    found = doctor.examine(vllm=str(folder))[-1]
+    assert (found.state, found.found) == (
+        ("limited", words) if words else ("ok", "answers base and adapters in company as alone")
+    )
     together = [entry["batch"] for entry in fake.log("batch")]
     assert any("base" in batch and len(batch) > 1 for batch in together) is not apart
 
