@@ -243,6 +243,7 @@ class VllmProcess:
                     **ENVIRONMENT,
                     # vLLM leaves sockets behind where it is killed, and a file even where not.
                     "TMPDIR": str(self.folder),
+                    "VLLM_RPC_BASE_PATH": str(self.folder),
                 },
                 text=True,
                 encoding="utf-8",

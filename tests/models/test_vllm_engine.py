@@ -28,7 +28,7 @@ from laura.engine.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.engine.vllm import PREFIX, VllmEngine, VllmProcess
+from laura.engine.vllm import PREFIX, VllmEngine, VllmProcess, check_batches
 from laura.models.adapters import load_adapter, save_adapter
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, attach, lora_layers
@@ -546,13 +546,23 @@ def test_what_shares_a_batch_is_checked(
     assert any("base" in batch and len(batch) > 1 for batch in together) is not apart
 
 
+def require_vllm() -> None:
+    if not os.environ.get("LAURA_VLLM_PYTHON"):
+        pytest.skip("vLLM lives in another Python; set LAURA_VLLM_PYTHON to that one")
+
+
+@pytest.mark.slow
+def test_vllm_itself_answers_in_company_as_alone(smollm2_folder: Path) -> None:
+    require_vllm()
+    assert check_batches(smollm2_folder, torch.float32) == ""
+
+
 @pytest.fixture(scope="module")
 def real(
     smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[VllmEngine, Callable[[bool], Engine]]]:
     """vLLM itself with the real small model and an adapter; and the engine in process."""
-    if not os.environ.get("LAURA_VLLM_PYTHON"):
-        pytest.skip("vLLM lives in another Python; set LAURA_VLLM_PYTHON to that one")
+    require_vllm()
     place = make_adapter(smollm2_folder, tmp_path_factory.mktemp("adapter") / "real", 4)
 
     def in_process(adapted: bool) -> Engine:

@@ -30,7 +30,7 @@ from laura.serve.library import Library
 from laura.serve.vllm import Patience, VllmServed, write_plain
 from laura.serve.vllm_arguments import read_arguments
 from tests.models import fake_vllm
-from tests.models.test_vllm_engine import Fake, alive, gone
+from tests.models.test_vllm_engine import Fake, alive, gone, require_vllm
 
 QUICK = Patience(start=60.0, poll=0.05, silence=5.0, first_pause=0.1, last_pause=0.5)
 PROMPT = (40, 41, 42, 50)
@@ -680,8 +680,7 @@ def test_the_private_copy_computes_the_same(tiny_folder: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_vllm_itself(smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real server with the real small model: exact beside others, also after a kill."""
-    if not os.environ.get("LAURA_VLLM_PYTHON"):
-        pytest.skip("vLLM lives in another Python; set LAURA_VLLM_PYTHON to that one")
+    require_vllm()
     adapters = [make_adapter(smollm2_folder, tmp_path / f"r{seed}", seed, 0.4) for seed in (1, 2)]
     kinds: list[AdapterFiles | None] = [None, *adapters]
     base = load_base(str(smollm2_folder), device="cpu")
