@@ -137,7 +137,9 @@ class _Worker:
         )
         arguments = argparse.Namespace(**{**vars(given), **setup["engine"]})
         self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs.from_cli_args(arguments))
-        threading.Thread(target=self._watch, daemon=True).start()
+        # Asked for here: of one that has ended meanwhile nothing would be known later.
+        children = {child.sentinel: child for child in multiprocessing.active_children()}
+        threading.Thread(target=self._watch, args=(children,), daemon=True).start()
         length = self._engine.model_config.max_model_len
         line.send(ready=vllm.__version__, cpu=cpu, length=length)
 
@@ -207,20 +209,15 @@ class _Worker:
             "prompt": _scores(output.prompt_token_ids[first:], read),
         }
 
-    def _watch(self) -> None:
+    def _watch(self, children: dict[Any, Any]) -> None:
         """End where a process of vLLM has ended: who waits for its answer would wait for ever."""
-        children = {child.sentinel: child for child in multiprocessing.active_children()}
         while children:
             for sentinel in connection.wait(list(children)):
-                child = children.pop(sentinel)  # type: ignore[call-overload]
+                child = children.pop(sentinel)
                 child.join()
-                code = child.exitcode
-                if code != 0 and not self._ending:
-                    how = (
-                        f"signal {signal.Signals(-code).name}"
-                        if (code or 0) < 0
-                        else f"code {code}"
-                    )
+                code = child.exitcode or 0
+                if child.exitcode != 0 and not self._ending:
+                    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
                     self._line.send(fault=f"{child.name} ended by {how}", kind="broken")
                     _kill_all()
 
