@@ -541,7 +541,7 @@ class VllmServed:
                 self._base_turn, self._turn_began = sequence.adapter is None, time.monotonic()
             if sequence.adapter is not None:
                 sequence.slot = self._take_slot(sequence.adapter)
-            loading = sequence.slot and sequence.slot.loading
+            loading = sequence.slot.loading if sequence.slot else None
             if loading is None or loading.done():
                 self._say(sequence.request())
             self._running[sequence.number] = sequence
@@ -635,8 +635,13 @@ class VllmServed:
         name, launch, process = slot.adapter.name, self._launch, self._process
         assert process is not None
         folder = process.folder / str(slot.number)
+
+        def copy() -> None:
+            settings, tensors = self._read(slot.adapter)
+            write_plain(settings, tensors, folder)
+
         try:
-            await asyncio.to_thread(lambda: write_plain(*self._read(slot.adapter), folder))
+            await asyncio.to_thread(copy)
         except AdapterError as error:
             raise EngineError(f"adapter {name} cannot be loaded: {error}", "adapter") from error
         except (LauraError, OSError) as error:
