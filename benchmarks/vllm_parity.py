@@ -25,7 +25,7 @@ import torch
 from laura.data.sources import load_rows
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest, ScoreRequest
-from laura.engine.vllm_engine import VllmEngine
+from laura.engine.vllm import VllmEngine
 from laura.evals import tasks
 from laura.evals.tasks.gsm8k import STOP
 from laura.models.load import Base, load_base

@@ -17,7 +17,7 @@ from laura.engine.continuation import Continuation
 from laura.engine.engine import Engine
 from laura.engine.live import LiveEngine
 from laura.engine.requests import GenerateRequest
-from laura.engine.vllm_engine import end_ids
+from laura.engine.vllm import end_ids
 from laura.models.load import describe_model, load_base, resolve_model
 from laura.serve.chat_in_process import LoadedPanel
 from laura.serve.chatting import Chat, Sampling

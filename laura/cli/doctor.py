@@ -49,12 +49,15 @@ class DoctorFinding:
         return f"{mark}  {self.name:<17}  {self.found}{advice}"
 
 
-def examine(data_dir: Path | None = None, network: bool = False) -> list[DoctorFinding]:
+def examine(
+    data_dir: Path | None = None, network: bool = False, vllm: str | None = None
+) -> list[DoctorFinding]:
     """Look at everything a comparison needs; nothing is changed and nothing downloaded.
 
     Args:
         data_dir: Folder of local data; None means $LAURA_DATA.
         network: Whether to ask the Hub for a sign of life (waits up to ten seconds).
+        vllm: A base to start vLLM with; None means that it is not looked at.
     """
     looks: list[Callable[[], DoctorFinding]] = [_python, _libraries]
     if importlib.util.find_spec("torch") is not None:
@@ -62,6 +65,8 @@ def examine(data_dir: Path | None = None, network: bool = False) -> list[DoctorF
     looks += [_cores, _memory, _disk, _cache, lambda: _data(data_dir), _sandbox, _lm_eval]
     if network:
         looks.append(_hub)
+    if vllm is not None:
+        looks.append(lambda: _vllm(vllm))
     return [look() for look in looks]
 
 
@@ -221,6 +226,25 @@ def _hub() -> DoctorFinding:
         )
         reason = getattr(error, "reason", None) or error
         return DoctorFinding("hub", "limited", f"{address} does not answer ({reason})", advice)
+
+
+def _vllm(base: str) -> DoctorFinding:
+    import torch
+
+    from laura.engine.vllm import check_batches
+    from laura.models.load import resolve_model
+    from laura.results.errors import LauraError
+
+    try:
+        wrong = check_batches(resolve_model(base), torch.float32)
+    except LauraError as error:
+        # Only who names it as the engine wants it.
+        return DoctorFinding("vllm", "limited", "cannot be used", str(error))
+    if wrong:
+        return DoctorFinding(
+            "vllm", "limited", wrong, "use Laura's own engine; another vLLM may do"
+        )
+    return DoctorFinding("vllm", "ok", "answers base and adapters in company as alone")
 
 
 def _lm_eval() -> DoctorFinding:

@@ -62,6 +62,14 @@ def doctor(
     network: Annotated[
         bool, typer.Option("--network", help="Also ask whether the Hub can be reached.")
     ] = False,
+    vllm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="Also start vLLM with this base, and ask it and made-up adapters alone and "
+            "together; a minute or two.",
+        ),
+    ] = None,
     data_dir: DataOption = None,
 ) -> int | None:
     """Say what this machine can do and what is missing.
@@ -74,7 +82,7 @@ def doctor(
     """
     from laura.cli.doctor import examine
 
-    findings = examine(data_dir, network)
+    findings = examine(data_dir, network, vllm)
     usable = not any(finding.state == "missing" for finding in findings)
     value = {"usable": usable, "findings": [vars(finding) for finding in findings]}
     console.answer(value, "\n".join(finding.text() for finding in findings))

@@ -1,63 +1,92 @@
-"""A worker process: one model in vLLM, which another process asks by lines of JSON.
+"""A worker process: one model in vLLM, spoken to in lines of JSON.
 
-Started by `vllm_engine.py` only, by its path and with the Python that has vLLM:
-Laura need not be installed there, so only the standard library and vLLM are used
-here. The first line of standard input is the setup, every further one a request;
-the first line of standard output says that the model is loaded, every further one
-is an answer or the fault that ended the worker. When the input ends, nobody asks
-any more, and the worker ends with all processes of vLLM.
+Started by `vllm.py` only, by its path and with the Python that has vLLM: Laura need not be
+installed there, so only the standard library and vLLM are used here. The first line of standard
+input is the setup, every further one a message, read in order:
+
+    {"add_lora": NAME, "folder": PATH}      load an adapter
+    {"remove_lora": NAME}                   forget it
+    {"add": ID, "prompt": [...], ...}       begin a request, see `_Worker.add`
+    {"abort": ID}                           end a request; nothing more is told of it
+
+So whatever was aborted has left vLLM's batch before anything that was added later enters it.
+On standard output come, a line each:
+
+    {"ready": VERSION, "cpu": ..., "length": ...}    the model is loaded
+    {"lora": NAME, "refused": REASON or null}        what came of an adapter
+    {"refused": REASON, "id": ID}                    vLLM does not take this request
+    {"outputs": [...]}                               what one step brought
+    {"fault": WORDS, "kind": "missing" or "broken"}  the last line: the worker ends
+
+When the input ends, nobody asks any more, and the worker ends with all processes of vLLM.
 """
 
 from __future__ import annotations
 
+import argparse
+import atexit
+import importlib
+import itertools
 import json
+import multiprocessing
 import os
 import queue
 import re
+import shutil
 import signal
 import sys
 import threading
 import time
+from multiprocessing import connection
 from typing import IO, Any
 
 # Some arguments and the reading of an adapter's patterns are as in this version.
 OLDEST = (0, 32)
 # vLLM left to itself gives its shared memory back; killed, it leaves it behind.
 GRACE_SECONDS = 10.0
+# What goes before the given arguments. On a processor vLLM would take nearly all memory there
+# is, and compile for a minute.
+DEFAULTS = {
+    True: ("--dtype=float32", "--enforce-eager", f"--kv-cache-memory-bytes={2 * 2**30}"),
+    False: ("--dtype=bfloat16",),
+}
+
+Message = dict[str, Any]
 
 
-# None: the input has ended.
-Requests = queue.Queue[dict[str, Any] | None]
-
-
-class _Refusal(Exception):
-    """What the user can mend."""
+class _MissingError(Exception):
+    """There is no vLLM that can be used."""
 
 
 class _Line:
-    """Sends messages, one a line."""
+    """Sends messages, one a line; from any thread."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+        self._stream, self._lock = stream, threading.Lock()
 
     def send(self, **message: Any) -> None:
-        self._stream.write(json.dumps(message) + "\n")
-        self._stream.flush()
+        with self._lock:
+            self._stream.write(json.dumps(message) + "\n")
+            self._stream.flush()
 
 
 def main() -> int:
     """Answer until the input ends; the exit code is 0 where nothing went wrong."""
-    # A Ctrl-C is the asking process's matter.
+    # A Ctrl-C is the asking process's matter, and so is a SIGTERM to all of a service. The
+    # latter has a handler, since vLLM's own processes would inherit that it is ignored.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     # vLLM writes to standard output; that must not get between the messages.
     line = _Line(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     setup = json.loads(sys.stdin.readline())
-    requests: Requests = queue.Queue()
-    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    # Registered first, called last: when vLLM has ended.
+    atexit.register(shutil.rmtree, setup["place"], True)
+    messages: queue.Queue[Message | None] = queue.Queue()
+    threading.Thread(target=_listen, args=(messages, setup["place"]), daemon=True).start()
     try:
-        _Work(setup, line).carry_on(requests)
-    except _Refusal as error:
+        _Worker(setup, line).run(messages)
+    except _MissingError as error:
         line.send(fault=str(error), kind="missing")
         return 1
     except Exception as error:
@@ -66,96 +95,165 @@ def main() -> int:
     return 0
 
 
-def _listen(requests: Requests) -> None:
+def _listen(messages: queue.Queue[Message | None], place: str) -> None:
     for text in sys.stdin:
-        requests.put(json.loads(text))
-    requests.put(None)
+        messages.put(json.loads(text))
+    messages.put(None)
     time.sleep(GRACE_SECONDS)
+    # It still loads or computes, perhaps in processes that would live on.
+    shutil.rmtree(place, ignore_errors=True)
+    _kill_all()
+
+
+def _kill_all() -> None:
+    """End this process with its whole group, if the group is its own."""
     if os.getpgrp() == os.getpid():
-        # It still loads or computes, perhaps in processes that would live on.
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
 
-class _Work:
-    """The loaded model, and the requests in work."""
+class _Worker:
+    """The loaded model, its adapters, and the requests in work.
 
-    def __init__(self, setup: dict[str, Any], line: _Line) -> None:
+    Args:
+        setup: `engine` holds arguments of vLLM's `EngineArgs`; `arguments` further ones, as on
+            vLLM's command line.
+        line: Where answers go.
+    """
+
+    def __init__(self, setup: Message, line: _Line) -> None:
         vllm, parts = _import_vllm()
         self._line, self._sampling = line, vllm.SamplingParams
-        self._prompt = parts["inputs"].tokens_input
-        self._last_only = parts["sampling_params"].RequestOutputKind.FINAL_ONLY
-        self._adapters = {
-            name: parts["lora.request"].LoRARequest(name, number, folder)
-            for number, (name, folder) in enumerate(setup["adapters"].items(), start=1)
-        }
-        arguments = setup["engine"]
-        if parts["platforms"].current_platform.is_cpu():
-            arguments = {**setup["on_processor"], **arguments}
-        self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
+        self._prompt, self._lora = parts["inputs"].tokens_input, parts["lora.request"].LoRARequest
+        self._kinds = parts["sampling_params"].RequestOutputKind
+        self._loras: dict[str, Any] = {}
+        self._lora_ids = itertools.count(1)
         self._firsts: dict[str, int] = {}
-        line.send(ready=vllm.__version__)
+        self._ending = False
+        cpu = bool(parts["platforms"].current_platform.is_cpu())
+        parser = parts["utils.argparse_utils"].FlexibleArgumentParser()
+        given = vllm.EngineArgs.add_cli_args(parser).parse_args(
+            [*DEFAULTS[cpu], *setup["arguments"]]
+        )
+        arguments = argparse.Namespace(**{**vars(given), **setup["engine"]})
+        self._engine = vllm.LLMEngine.from_engine_args(vllm.EngineArgs.from_cli_args(arguments))
+        # Asked for here: of one that has ended meanwhile nothing would be known later.
+        children = {child.sentinel: child for child in multiprocessing.active_children()}
+        threading.Thread(target=self._watch, args=(children,), daemon=True).start()
+        length = self._engine.model_config.max_model_len
+        line.send(ready=vllm.__version__, cpu=cpu, length=length)
 
-    def carry_on(self, requests: Requests) -> None:
-        """Take requests as they come, answer each as soon as it is done, until the last."""
+    def run(self, messages: queue.Queue[Message | None]) -> None:
+        """Take messages as they come, tell what every step brings, until the last message."""
         while True:
-            while not requests.empty() or not self._engine.has_unfinished_requests():
-                request = requests.get()
-                if request is None:
+            while not messages.empty() or not self._engine.has_unfinished_requests():
+                message = messages.get()
+                if message is None:
+                    self._ending = True
                     return
-                self._begin(request)
-            for output in self._engine.step():
-                if output.finished:
-                    self._answer(output)
+                if "add_lora" in message:
+                    self.add_lora(message["add_lora"], message["folder"])
+                elif "remove_lora" in message:
+                    if lora := self._loras.pop(message["remove_lora"], None):
+                        self._engine.remove_lora(lora.lora_int_id)
+                elif "abort" in message:
+                    self._engine.abort_request([message["abort"]])
+                    self._firsts.pop(message["abort"], None)
+                else:
+                    self.add(message)
+            if outputs := self._engine.step():
+                self._line.send(outputs=[self._told(output) for output in outputs])
 
-    def _begin(self, request: dict[str, Any]) -> None:
-        number, adapter = str(request["number"]), request["adapter"]
-        self._firsts[number] = request["first"]
-        self._engine.add_request(
-            number,
-            self._prompt(request["prompt"]),
-            self._sampling(**request["sampling"], output_kind=self._last_only),
-            lora_request=None if adapter is None else self._adapters[adapter],
-        )
+    def add_lora(self, name: str, folder: str) -> None:
+        """Load an adapter; its files are needed again where vLLM has room for fewer."""
+        lora = self._lora(name, next(self._lora_ids), folder)
+        try:
+            self._engine.add_lora(lora)
+        except Exception as error:
+            self._line.send(lora=name, refused=str(error) or type(error).__name__)
+        else:
+            self._loras[name] = lora
+            self._line.send(lora=name, refused=None)
 
-    def _answer(self, output: Any) -> None:
-        """Send new tokens with their log-probabilities, and those of the prompt's last tokens."""
-        new, first = output.outputs[0], self._firsts.pop(output.request_id)
-        self._line.send(
-            number=int(output.request_id),
-            tokens=list(new.token_ids),
-            reason=new.finish_reason,
-            logprobs=_of_tokens(new.token_ids, new.logprobs),
-            prompt=_of_tokens(
-                output.prompt_token_ids[first:], (output.prompt_logprobs or [])[first:]
-            ),
-        )
+    def add(self, message: Message) -> None:
+        """Begin a request: `prompt` token ids, `sampling`, `stream`, `adapter`, `salt`, `first`.
+
+        Prompts share the prefix cache only under the same salt. Where the prompt's
+        log-probabilities are wanted, they are told from the token at `first` on.
+        """
+        number, adapter = message["add"], message["adapter"]
+        kind = self._kinds.DELTA if message["stream"] else self._kinds.FINAL_ONLY
+        self._firsts[number] = message["first"]
+        try:
+            self._engine.add_request(
+                number,
+                self._prompt(message["prompt"], cache_salt=message["salt"]),
+                self._sampling(**message["sampling"], output_kind=kind),
+                lora_request=None if adapter is None else self._loras[adapter],
+            )
+        except Exception as error:
+            del self._firsts[number]
+            self._line.send(refused=str(error) or type(error).__name__, id=number)
+
+    def _told(self, output: Any) -> Message:
+        """New tokens with their log-probabilities, and those of the prompt where they are there."""
+        number, new = output.request_id, output.outputs[0]
+        first = self._firsts.pop(number) if output.finished else self._firsts[number]
+        read = (output.prompt_logprobs or [])[first:]
+        return {
+            "id": number,
+            "tokens": list(new.token_ids),
+            "reason": new.finish_reason,
+            "cached": output.num_cached_tokens or 0,
+            "logprobs": _scores(new.token_ids, new.logprobs or []),
+            "prompt": _scores(output.prompt_token_ids[first:], read),
+        }
+
+    def _watch(self, children: dict[Any, Any]) -> None:
+        """End where a process of vLLM has ended: who waits for its answer would wait for ever."""
+        while children:
+            for sentinel in connection.wait(list(children)):
+                child = children.pop(sentinel)
+                child.join()
+                code = child.exitcode or 0
+                if child.exitcode != 0 and not self._ending:
+                    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
+                    self._line.send(fault=f"{child.name} ended by {how}", kind="broken")
+                    _kill_all()
 
 
-def _of_tokens(tokens: Any, listed: Any) -> list[tuple[float, bool]]:
-    """Of every token its log-probability, and whether no other one is likelier."""
+def _scores(tokens: Any, listed: Any) -> list[Any]:
+    """Of every token its log-probability and the likeliest tokens with theirs, best first.
+
+    None stands for the first token of a prompt: nothing comes before it.
+    """
     return [
-        (entry[token].logprob, entry[token].logprob >= max(e.logprob for e in entry.values()))
-        for token, entry in zip(tokens, listed or [], strict=False)
+        entries
+        and [
+            entries[token].logprob,
+            sorted(((i, e.logprob) for i, e in entries.items()), key=lambda one: (-one[1], one[0])),
+        ]
+        for token, entries in zip(tokens, listed, strict=False)
     ]
 
 
 def _import_vllm() -> tuple[Any, dict[str, Any]]:
     """The library and some of its modules, in a version whose words are known here."""
-    # This file's folder is searched first, and `requests` there is Laura's.
+    # This file's folder is searched first, and `vllm` and `requests` there are Laura's.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
-    import importlib
-
+    names = ("inputs", "lora.request", "platforms", "sampling_params", "utils.argparse_utils")
     try:
         vllm = importlib.import_module("vllm")
-        names = ("inputs", "lora.request", "platforms", "sampling_params")
+        version = tuple(int(part) for part in re.findall(r"\d+", vllm.__version__)[:2])
+        if version < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise _MissingError(
+                f"{sys.executable} has vLLM {vllm.__version__}, older than {oldest}"
+            )
         parts = {name: importlib.import_module(f"vllm.{name}") for name in names}
     except ImportError as error:
-        raise _Refusal(f"{sys.executable} cannot import vllm ({error})") from error
-    if tuple(int(part) for part in re.findall(r"\d+", vllm.__version__)[:2]) < OLDEST:
-        oldest = ".".join(str(part) for part in OLDEST)
-        raise _Refusal(f"{sys.executable} has vLLM {vllm.__version__}, older than {oldest}")
+        raise _MissingError(f"{sys.executable} cannot import vllm ({error})") from error
     return vllm, parts
 
 

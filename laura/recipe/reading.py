@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from laura.recipe.checks import check_recipe, own_faults
 from laura.recipe.document import YamlDocument, yaml_text
-from laura.recipe.faults import SectionType, validate
+from laura.recipe.faults import validate
 from laura.recipe.section import Section
 from laura.recipe.sections import MeasureSection, Recipe
 from laura.results.errors import Fault, RecipeError, StoreError
@@ -69,25 +68,6 @@ def stored_recipe(path: Path) -> Recipe:
     except RecipeError as error:
         raise StoreError(f"{path}: {error.faults[0]}") from error
     return document.accepted(*validate(Recipe, document.data))
-
-
-def read_section(path: Path, kind_of: Callable[[dict[str, Any]], type[SectionType]]) -> SectionType:
-    """Read a YAML file that is one section, such as a user's own task.
-
-    Args:
-        path: The file.
-        kind_of: Which section it should be, told from what stands in the file; a
-            `ValueError` it raises is the one fault of the file's key `kind`.
-
-    Raises:
-        RecipeError: as `read_recipe`.
-    """
-    document = YamlDocument.read(path, "give the path of a YAML file")
-    try:
-        kind = kind_of(document.data)
-    except ValueError as error:
-        return document.accepted(None, [Fault("kind", str(error))])
-    return document.accepted(*validate(kind, document.data))
 
 
 def read_measure_section(overrides: Iterable[str]) -> MeasureSection:

@@ -65,7 +65,6 @@ def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
 
     Raises:
         UsageError: a device that there is not, or arguments that do not fit the base.
-        MissingExtraError: vLLM is not installed.
     """
     each = max(1, settings.queue // 2)  # no tenant may fill the queue alone
     if settings.kind == "vllm":

@@ -15,55 +15,37 @@ from typing import Any
 from laura.results.errors import UsageError
 
 OPTION = "--vllm-argument"
-_SOCKET = "vLLM listens on a private socket with a random key; --host and --port are the door's"
-_SAMPLING = "answers are drawn as the request says, and by nothing else"
-_TEXT = "texts become tokens in Laura, by the base's own tokenizer"
-_PROMPTS = "prompts and answers are never logged"
-_ONE = "one server has to know every adapter; start further replicas instead"
-_ADAPTERS = "adapters come from --adapters, after they were checked"
-_POSITIONS = "the base's config.json says it; the longest text is max-model-len"
-# What may not be given, and why or what to use instead.
-REFUSED = {
-    "host": _SOCKET,
-    "port": _SOCKET,
-    "uds": _SOCKET,
-    "api-key": _SOCKET,
-    "ssl-keyfile": _SOCKET,
-    "ssl-certfile": _SOCKET,
-    "ssl-ca-certs": _SOCKET,
-    "ssl-cert-reqs": _SOCKET,
-    "ssl-ciphers": _SOCKET,
-    "enable-ssl-refresh": _SOCKET,
-    "root-path": _SOCKET,
-    "grpc": _SOCKET,
-    "grpc-port": _SOCKET,
-    "model": "the model is BASE",
-    "served-model-name": "clients know the base by its own name",
-    "tokenizer": _TEXT,
-    "skip-tokenizer-init": _TEXT,
-    "hf-overrides": _POSITIONS,
-    "enable-lora": _ADAPTERS,
-    "lora-modules": _ADAPTERS,
-    "default-mm-loras": _ADAPTERS,
-    "lora-target-modules": "adapters may change every map of the layers",
-    "max-lora-rank": "use --max-rank",
-    "max-loras": "use --slots",
-    "max-cpu-loras": "use --slots",
-    "generation-config": _SAMPLING,
-    "override-generation-config": _SAMPLING,
-    "logits-processors": _SAMPLING,
-    "logprobs-mode": "log-probabilities are the model's own",
-    "tokens-only": "Laura asks for completions",
-    "enable-prompt-tokens-details": "Laura counts what came from the cache",
-    "disable-log-stats": "the numbers are at /metrics",
-    "disable-uvicorn-access-log": "the door logs requests",
-    "enable-log-requests": _PROMPTS,
-    "enable-log-outputs": _PROMPTS,
-    "enable-log-deltas": _PROMPTS,
-    "api-server-count": _ONE,
-    "headless": _ONE,
-    "config": "a file could set what Laura sets; give each argument by itself",
+# What may not be given, by why or what to use instead.
+_REASONS = {
+    "Laura speaks with vLLM through pipes; --host and --port are the door's": (
+        "host port uds api-key ssl-keyfile ssl-certfile ssl-ca-certs ssl-cert-reqs ssl-ciphers "
+        "enable-ssl-refresh root-path grpc grpc-port disable-uvicorn-access-log "
+        "enable-prompt-tokens-details tokens-only"
+    ),
+    "the model is BASE": "model",
+    "clients know the base by its own name": "served-model-name",
+    "texts become tokens in Laura, by the base's own tokenizer": "tokenizer skip-tokenizer-init",
+    "the base's config.json says it; the longest text is max-model-len": "hf-overrides",
+    "adapters come from --adapters, after they were checked": (
+        "enable-lora lora-modules default-mm-loras"
+    ),
+    "adapters may change every map of the layers": "lora-target-modules",
+    "use --max-rank": "max-lora-rank",
+    "use --slots": "max-loras max-cpu-loras",
+    "answers are drawn as the request says, and by nothing else": (
+        "generation-config override-generation-config logits-processors"
+    ),
+    "log-probabilities are the model's own": "logprobs-mode",
+    "the numbers are at /metrics": "disable-log-stats",
+    "prompts and answers are never logged": (
+        "enable-log-requests enable-log-outputs enable-log-deltas"
+    ),
+    "one engine has to know every adapter; start further replicas instead": (
+        "api-server-count headless"
+    ),
+    "a file could set what Laura sets; give each argument by itself": "config",
 }
+REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 LENGTH, FORMAT, RUNNING = "max-model-len", "dtype", "max-num-seqs"
 FORMATS = {
     "float32": "float32",
@@ -72,7 +54,6 @@ FORMATS = {
     "float16": "float16",
     "half": "float16",
 }
-AUTOMATIC = ("auto", "-1")
 
 
 @dataclass(frozen=True)
@@ -106,36 +87,32 @@ def read_arguments(given: Sequence[str]) -> VllmArguments:
     Raises:
         UsageError: with every fault.
     """
-    faults, found = list[str](), dict[str, str | None]()
+    faults, words, known, seen = list[str](), list[str](), dict[str, Any](), set[str]()
     for text in given:
         name, equals, value = text.partition("=")
-        name = _plain(name)
-        fault = "came twice; give it once" if name in found else _fault(name)
-        if fault:
+        # As vLLM's help writes it; behind a dot comes a key of a JSON value.
+        first, dot, keys = name.strip().lstrip("-").partition(".")
+        first = first.replace("_", "-")
+        name = first + dot + keys
+        if name in seen:
+            faults.append(f"{OPTION} {text}: came twice; give it once")
+        elif fault := _fault(first):
             faults.append(f"{OPTION} {text}: {fault}")
-        found[name] = value if equals else None
-    known: dict[str, Any] = {}
-    for name, reader in UNDERSTOOD.items():
-        if name in found:
-            value = found.pop(name) or ""
+        elif name in UNDERSTOOD:
+            reader, wanted = UNDERSTOOD[name]
             known[name] = reader(value)
             if known[name] is None:
-                faults.append(f"{OPTION} {name}={value}: {WANTED[name]}")
+                faults.append(f"{OPTION} {name}={value}: {wanted}")
+        else:
+            words.append(f"--{name}{equals}{value}")
+        seen.add(name)
     if faults:
         raise UsageError("; ".join(faults))
-    words = (f"--{name}" if value is None else f"--{name}={value}" for name, value in found.items())
     return VllmArguments(tuple(words), known.get(FORMAT), known.get(LENGTH), known.get(RUNNING))
 
 
-def _plain(name: str) -> str:
-    """A name as vLLM's help writes it; behind a dot comes a key of a JSON value."""
-    first, dot, keys = name.strip().lstrip("-").partition(".")
-    return first.replace("_", "-") + dot + keys
-
-
-def _fault(name: str) -> str:
-    """What speaks against an argument; empty for nothing."""
-    first = name.partition(".")[0]
+def _fault(first: str) -> str:
+    """What speaks against an argument of this name; empty for nothing."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", first):
         return "give NAME=VALUE, such as tensor-parallel-size=2, or NAME alone for a switch"
     first = first.removeprefix("no-")
@@ -146,22 +123,19 @@ def _fault(name: str) -> str:
     return f"write names out; this is the beginning of {longer[0]}" if longer else ""
 
 
-def _length(value: str) -> int | None:
-    return 0 if value in AUTOMATIC else _count(value)
-
-
 def _count(value: str) -> int | None:
     return int(value) if re.fullmatch(r"[1-9][0-9]{0,8}", value) else None
 
 
-# None for what is no such value.
-UNDERSTOOD: dict[str, Callable[[str], Any]] = {
-    LENGTH: _length,
-    FORMAT: FORMATS.get,
-    RUNNING: _count,
-}
-WANTED = {
-    LENGTH: "give a whole number of tokens, or auto for as many as there is memory for",
-    FORMAT: f"allowed are {', '.join(FORMATS)}; leave it out for what suits the device",
-    RUNNING: "give a whole number of sequences",
+# How a value is read, with None for what is none, and what to give instead.
+UNDERSTOOD: dict[str, tuple[Callable[[str], Any], str]] = {
+    LENGTH: (
+        lambda value: 0 if value in ("auto", "-1") else _count(value),
+        "give a whole number of tokens, or auto for as many as there is memory for",
+    ),
+    FORMAT: (
+        FORMATS.get,
+        f"allowed are {', '.join(FORMATS)}; leave it out for what suits the device",
+    ),
+    RUNNING: (_count, "give a whole number of sequences"),
 }

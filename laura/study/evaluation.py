@@ -121,7 +121,7 @@ def _opened(
 ) -> Iterator[tuple[MeasuringEngine, str]]:
     """The engine with its adapters, and the fingerprint of the model."""
     if section.engine == "vllm":
-        from laura.engine.vllm_engine import VllmEngine
+        from laura.engine.vllm import VllmEngine
 
         precision = resolve_precision(section.precision, pick_device(device))
         folder = resolve_model(model, progress=progress)

@@ -254,10 +254,11 @@ def test_files_that_contradict_themselves_are_refused(tmp_path: Path, tiny_model
 
 
 def test_vllm_refuses_it_by_name(folders: list[Path]) -> None:
-    from laura.engine.vllm_engine import _lora_arguments
+    from laura.engine.vllm import check_adapter
+    from laura.models.adapters import read_settings
 
     with pytest.raises(AdapterError, match=r"adapter a has trained lengths \(DoRA\)"):
-        _lora_arguments({"a": folders[0]})
+        check_adapter(read_settings(folders[0]), "adapter a")
 
 
 def test_kept_lengths_go_with_the_weights_that_were_measured(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from laura.cli import doctor
 from laura.engine import vllm_worker
 from laura.engine.engine import Engine
 from laura.engine.requests import (
@@ -25,12 +28,20 @@ from laura.engine.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.engine.vllm_engine import VllmEngine
+from laura.engine.vllm import PREFIX, VllmEngine, VllmProcess, check_batches
 from laura.models.adapters import load_adapter, save_adapter
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, attach, lora_layers
-from laura.results.errors import AdapterError, DataError, MissingExtraError, ModelError, UsageError
+from laura.results.errors import (
+    AdapterError,
+    DataError,
+    MissingExtraError,
+    ModelError,
+    StoreError,
+    UsageError,
+)
 from tests.conftest import make_tiny_model, make_tiny_tokenizer
+from tests.models import fake_vllm
 
 PAIRS = [
     ("the cat sat on", " a mat and the dog"),
@@ -46,12 +57,54 @@ SCORES = [ScoreRequest(*pair) for pair in PAIRS]
 PROMPTS = ["the dog ran", "question: how many cats? answer", "a", "1 2 3 4 5 6 7", "An apple TO IT"]
 
 
-def use_fake(monkeypatch: pytest.MonkeyPatch, folder: Path, fault: str = "") -> None:
-    (folder / "vllm").mkdir(exist_ok=True)
-    shutil.copy(Path(__file__).with_name("fake_vllm.py"), folder / "vllm" / "__init__.py")
-    monkeypatch.setenv("LAURA_VLLM_PYTHON", sys.executable)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.setenv("FAKE_VLLM", fault)
+class Fake:
+    """A folder with the stand-in for vLLM, its faults and its log; the environment names it."""
+
+    def __init__(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch, model: bool = False, **faults: Any
+    ) -> None:
+        self.place = place
+        (place / "site" / "vllm").mkdir(parents=True)
+        shutil.copy(fake_vllm.__file__, place / "site" / "vllm" / "__init__.py")
+        monkeypatch.setenv("LAURA_VLLM_PYTHON", sys.executable)
+        monkeypatch.setenv("PYTHONPATH", str(place / "site"))
+        monkeypatch.setenv("FAKE_VLLM", str(place))
+        monkeypatch.setenv("FAKE_VLLM_MODEL", "1" if model else "")
+        self.faults(**faults)
+
+    def faults(self, **faults: Any) -> None:
+        """Misbehave so from now on."""
+        (self.place / "aside.json").write_text(json.dumps(faults))
+        (self.place / "aside.json").replace(self.place / "faults.json")
+
+    def code(self, text: str) -> None:
+        """Another content of the package."""
+        (self.place / "site" / "vllm" / "__init__.py").write_text(text)
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """What happened of a kind."""
+        path = self.place / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [entry for entry in map(json.loads, lines) if kind in entry]
+
+    def pids(self) -> list[int]:
+        """Of every worker so far, and of the processes that they started."""
+        return [e["pid"] for e in self.log("start")] + [e["core"] for e in self.log("core")]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    return Fake(tmp_path / "fake", monkeypatch)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files, with a path that is short enough for sockets."""
+    place = Path(tempfile.mkdtemp(prefix="t-"))
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    yield place
+    shutil.rmtree(place)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +158,7 @@ def there(
 ) -> Iterator[VllmEngine]:
     """The vLLM engine over the stand-in."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        use_fake(monkeypatch, tmp_path_factory.mktemp("fake"))
+        Fake(tmp_path_factory.mktemp("fake"), monkeypatch, model=True)
         engine = VllmEngine(folder, adapters=adapters)
     with engine:
         yield engine
@@ -182,7 +235,7 @@ def test_known_answers_are_not_computed_and_others_are_told(there: VllmEngine) -
 def test_more_requests_than_are_in_work_at_once(
     here: Engine, there: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("laura.engine.vllm_engine.MOST_IN_WORK", 3)
+    monkeypatch.setattr("laura.engine.vllm.MOST_IN_WORK", 3)
     agree(there.score(SCORES), here.score(SCORES))
 
 
@@ -286,128 +339,222 @@ def test_no_such_python(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
         VllmEngine(folder)
 
 
-def test_python_without_vllm(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_fake(monkeypatch, tmp_path)
-    (tmp_path / "vllm" / "__init__.py").write_text("import no_such_module_of_ours\n")
+def test_python_without_vllm(folder: Path, fake: Fake) -> None:
+    fake.code("import no_such_module_of_ours\n")
     with pytest.raises(MissingExtraError, match=r"cannot import vllm .*pip install vllm"):
         VllmEngine(folder)
-
-
-def test_old_vllm(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_fake(monkeypatch, tmp_path, "old")
-    with pytest.raises(MissingExtraError, match=r"vLLM 0\.31\.4, older than 0\.32"):
-        VllmEngine(folder)
-
-
-def test_a_library_that_cannot_load(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    use_fake(monkeypatch, tmp_path)
-    (tmp_path / "vllm" / "__init__.py").write_text("raise OSError('libmissing.so')\n")
+    fake.code("raise OSError('libmissing.so')\n")
     with pytest.raises(ModelError, match=r"vLLM failed: OSError: libmissing\.so"):
         VllmEngine(folder)
 
 
-def pids_of(engine: VllmEngine) -> list[int]:
-    """The worker, and the process it has started."""
-    helper = next(line for line in engine._process._told() if line.startswith("helper"))
-    return [engine._process._process.pid, int(helper.split()[1])]
+def test_old_vllm(folder: Path, fake: Fake) -> None:
+    fake.faults(version="0.31.4")
+    found = doctor.examine(vllm=str(folder))[-1]
+    assert found.state == "limited" and "older than 0.32" in found.advice
+    with pytest.raises(MissingExtraError, match=r"vLLM 0\.31\.4, older than 0\.32"):
+        VllmEngine(folder)
 
 
-def gone(pid: int, seconds: float = 20.0) -> bool:
+def test_vllm_that_ends_at_its_start(folder: Path, fake: Fake) -> None:
+    fake.faults(exit=True)
+    with pytest.raises(ModelError, match=r"exit code 3 \(ValueError: no memory left for it\); its"):
+        VllmEngine(folder)
+
+
+def gone(pids: list[int], seconds: float = 20.0) -> bool:
+    """Whether these processes end within the time."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                return True
-            os.kill(pid, 0)
-        except (ProcessLookupError, FileNotFoundError):
-            return True
+    while any(alive(pid) for pid in pids):
+        if time.monotonic() > end:
+            return False
         time.sleep(0.05)
-    return False
+    return True
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("die", r"ended by signal SIGKILL; its last words:(.|\n)*no memory left for it"),
-        ("raise", "vLLM failed: RuntimeError: the engine core is dead"),
+        ({"die_after": 1}, r"ended by signal SIGKILL; its last words:(.|\n)*no memory left for it"),
+        ({"raise_after": 1}, "vLLM failed: RuntimeError: the engine core is dead"),
+        ({"reason": "abort"}, r"broke off .* \(abort\)"),
+        ({"unwanted": True}, "vLLM refuses a request: as told"),
     ],
 )
 def test_a_failing_process_is_an_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str, words: str
+    folder: Path, fake: Fake, temporary: Path, fault: dict[str, Any], words: str
 ) -> None:
-    use_fake(monkeypatch, tmp_path, fault)
     told: dict[int, ScoreAnswer] = {}
     with VllmEngine(folder) as engine:
-        pids = pids_of(engine)
+        engine.score(SCORES[:1])
+        fake.faults(**fault)
         with pytest.raises(ModelError, match=words):
-            engine.score(SCORES, found=told.__setitem__)
-        assert all(gone(pid) for pid in pids)
+            engine.score([*SCORES], found=told.__setitem__)
+        assert gone(fake.pids()) and not list(temporary.glob(f"{PREFIX}*"))
         with pytest.raises(ModelError, match="was closed"):
             engine.score(SCORES)
-    assert len(told) == 1
+    assert not told
 
 
-def test_half_an_answer_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("fault", [{}, {"mute": True}])
+def test_a_killed_process_of_vllms_own_is_an_error(
+    folder: Path, fake: Fake, fault: dict[str, Any]
 ) -> None:
-    use_fake(monkeypatch, tmp_path, "abort")
-    with VllmEngine(folder) as engine, pytest.raises(ModelError, match=r"broke off .* \(abort\)"):
-        engine.score(SCORES)
+    """vLLM's front waits for ever for what its killed core was computing."""
+    with VllmEngine(folder) as engine:
+        fake.faults(**fault)
+        os.kill(fake.log("core")[0]["core"], signal.SIGKILL)
+        with pytest.raises(ModelError, match="vLLM failed: EngineCore ended by signal SIGKILL"):
+            engine.generate([GenerateRequest("a", (), 400)] * 20)
+    assert gone(fake.pids())
+
+
+def test_an_adapter_that_vllm_cannot_load(
+    folder: Path, fake: Fake, adapters: dict[str, Path]
+) -> None:
+    fake.faults(refuse=True)
+    with pytest.raises(AdapterError, match=r"vLLM cannot load adapter rank 3: .* as told"):
+        VllmEngine(folder, adapters=adapters)
+    assert gone(fake.pids())
 
 
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_an_interruption_leaves_no_process(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    use_fake(monkeypatch, tmp_path, "none")
+def test_an_interruption_leaves_no_process(folder: Path, fake: Fake, temporary: Path) -> None:
     with pytest.raises(KeyboardInterrupt), VllmEngine(folder) as engine:
-        pids = pids_of(engine)
+        place = engine._process.folder
+        assert place.parent == temporary and place.stat().st_mode & 0o077 == 0
+        assert fake.log("start")[0]["temporary"] == str(place)
         engine.score(SCORES, found=interrupt)
-    assert all(gone(pid) for pid in pids)
+    assert gone(fake.pids()) and not list(temporary.iterdir())
 
 
 def test_a_process_that_does_not_listen_is_killed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_fake(monkeypatch, tmp_path, "hang")
     monkeypatch.setattr(vllm_worker, "GRACE_SECONDS", -1.5)  # half a second on this side
-    with pytest.raises(KeyboardInterrupt), VllmEngine(folder) as engine:
-        pids = pids_of(engine)
-        engine.score(SCORES, found=interrupt)
-    assert all(gone(pid) for pid in pids)
+    with VllmEngine(folder) as engine:
+        fake.faults(mute=True)
+        engine._process.send({"add": "1", **engine._reading([5, 6], 1, None)})
+        os.kill(engine._process.pid, signal.SIGSTOP)
+        for number in range(20):  # more than a pipe holds
+            engine._process.send({"abort": str(number) * 10_000})
+    assert gone(fake.pids())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["none", "hang"])
-def test_a_killed_command_leaves_no_process(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
+@pytest.mark.parametrize("fault", [{}, {"mute": True}])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_command_leaves_nothing(
+    folder: Path, fake: Fake, temporary: Path, fault: dict[str, Any], end: signal.Signals
 ) -> None:
-    use_fake(monkeypatch, tmp_path, fault)
     root = Path(__file__).resolve().parents[2]
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{root}")
+    path = f"{fake.place / 'site'}{os.pathsep}{root}"
     code = (
-        "import sys, time; from pathlib import Path\n"
+        "import time; from pathlib import Path\n"
         "from laura.engine.requests import ScoreRequest\n"
-        "from laura.engine.vllm_engine import VllmEngine\n"
+        "from laura.engine.vllm import VllmEngine\n"
         f"engine = VllmEngine(Path({str(folder)!r}))\n"
-        "lines = engine._process._told()\n"
-        "pid = next(line for line in lines if line.startswith('helper')).split()[1]\n"
-        "print(engine._process._process.pid, pid, flush=True)\n"
+        "print('ready', flush=True)\n"
         "engine.score([ScoreRequest('a', ' b'), ScoreRequest('a', ' c')])\n"
         "time.sleep(300)\n"
     )
-    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    command = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert command.stdout is not None
     with command.stdout:
-        pids = [int(pid) for pid in command.stdout.readline().split()]
-    command.kill()
+        assert command.stdout.readline() == "ready\n"
+    fake.faults(**fault)
+    command.send_signal(end)
     command.wait()
-    assert len(pids) == 2 and all(gone(pid) for pid in pids)
+    pids = fake.pids()
+    assert len(pids) == 2 and gone(pids) and not list(temporary.glob(f"{PREFIX}*"))
+
+
+def test_a_folder_that_was_left_goes_and_others_stay(fake: Fake, temporary: Path) -> None:
+    setup = {"engine": {}, "arguments": []}
+    heard: list[Any] = []
+    one = VllmProcess(setup, heard.append)
+    left, young, link = (temporary / f"{PREFIX}{name}" for name in ("left", "young", "link"))
+    for folder in (left, young):
+        (folder / "1").mkdir(parents=True)
+    link.symlink_to(left / "1")
+    for folder in (left, one.folder):
+        os.utime(folder, (0, 0))
+    two = VllmProcess(setup, heard.append)
+    assert not left.exists() and young.exists() and link.is_symlink()
+    assert one.folder.exists(), "its process lives"
+    one.close()
+    two.close()
+    assert not one.folder.exists() and not two.folder.exists()
+
+
+def test_no_room_for_a_folder(fake: Fake, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "mkdtemp", full)
+        with pytest.raises(StoreError, match=r"No space left on device.*set TMPDIR"):
+            VllmProcess({}, print)
+    deep = temporary / ("deep" * 20)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(UsageError, match="too long for the path of a socket; set TMPDIR"):
+        VllmProcess({}, print)
+    assert not list(deep.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("gpu", "apart", "words"),
+    [
+        (False, True, ""),
+        (True, False, ""),
+        (False, False, "vLLM answers the base in company otherwise than alone"),
+    ],
+    ids=["by the rule", "on a GPU", "against the rule"],
+)
+def test_what_shares_a_batch_is_checked(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: bool,
+    apart: bool,
+    words: str,
+) -> None:
+    fake = Fake(tmp_path / "fake", monkeypatch, model=True, gpu=gpu)
+    if apart is gpu is False:
+        monkeypatch.setattr(VllmEngine, "_groups", lambda self, asked: [range(len(asked))])
+    found = doctor.examine(vllm=str(folder))[-1]
+    assert (found.state, found.found) == (
+        ("limited", words) if words else ("ok", "answers base and adapters in company as alone")
+    )
+    together = [entry["batch"] for entry in fake.log("batch")]
+    assert any("base" in batch and len(batch) > 1 for batch in together) is not apart
+
+
+def require_vllm() -> None:
+    if not os.environ.get("LAURA_VLLM_PYTHON"):
+        pytest.skip("vLLM lives in another Python; set LAURA_VLLM_PYTHON to that one")
+
+
+@pytest.mark.slow
+def test_vllm_itself_answers_in_company_as_alone(smollm2_folder: Path) -> None:
+    require_vllm()
+    assert check_batches(smollm2_folder, torch.float32) == ""
 
 
 @pytest.fixture(scope="module")
@@ -415,8 +562,7 @@ def real(
     smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[VllmEngine, Callable[[bool], Engine]]]:
     """vLLM itself with the real small model and an adapter; and the engine in process."""
-    if not os.environ.get("LAURA_VLLM_PYTHON"):
-        pytest.skip("vLLM lives in another Python; set LAURA_VLLM_PYTHON to that one")
+    require_vllm()
     place = make_adapter(smollm2_folder, tmp_path_factory.mktemp("adapter") / "real", 4)
 
     def in_process(adapted: bool) -> Engine:

@@ -77,8 +77,8 @@ def test_every_fault_is_told_at_once() -> None:
     told = str(error.value).split("; ")
     assert [part for part in told if part.startswith("--vllm-argument")] == [
         "--vllm-argument port=1: Laura sets this itself",
-        "--vllm-argument --seed=2: came twice",
         "--vllm-argument dtype=int8: allowed are float32, float, bfloat16, float16, half",
+        "--vllm-argument --seed=2: came twice",
         "--vllm-argument max-num-seqs=x: give a whole number of sequences",
     ]
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serve.test_vllm import World, alive, make_adapter, run, until
+from tests.models.test_vllm_engine import Fake, alive
+from tests.serve.test_vllm import make_adapter, run, until
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -36,10 +37,13 @@ def library(tiny_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "library"
 
 
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    return Fake(tmp_path / "fake", monkeypatch)
+
+
 @contextmanager
-def door(
-    base: Path, library: Path, world: World, temporary: Path
-) -> Iterator[subprocess.Popen[str]]:
+def door(base: Path, library: Path, fake: Fake, temporary: Path) -> Iterator[subprocess.Popen[str]]:
     """A running command; it is killed at the end, if it is not before."""
     words = ["-m", "laura", "serve", str(base), "--adapters", str(library)]
     with subprocess.Popen(
@@ -49,9 +53,7 @@ def door(
         text=True,
         env={
             **os.environ,
-            "LAURA_VLLM_PYTHON": sys.executable,
-            "PYTHONPATH": f"{world.place / 'site'}{os.pathsep}{ROOT}",
-            "STAND_IN": str(world.place),
+            "PYTHONPATH": f"{fake.place / 'site'}{os.pathsep}{ROOT}",
             "TMPDIR": str(temporary),
         },
     ) as child:
@@ -68,51 +70,46 @@ def url(child: subprocess.Popen[str]) -> str:
     return told
 
 
-def gone(world: World, temporary: Path) -> bool:
-    running = [entry["pid"] for entry in world.log("start") if alive(entry["pid"])]
-    return not running and not list(temporary.iterdir())
+def gone(fake: Fake, temporary: Path) -> bool:
+    return not any(map(alive, fake.pids())) and not list(temporary.iterdir())
 
 
 def test_killed_while_it_serves(
-    tiny_folder: Path, library: Path, tmp_path: Path, temporary: Path
+    tiny_folder: Path, library: Path, fake: Fake, temporary: Path
 ) -> None:
-    world = World(tmp_path)
-    with door(tiny_folder, library, world, temporary) as child:
+    with door(tiny_folder, library, fake, temporary) as child:
         place = url(child)
         assert httpx.post(f"{place}/admin/adapters/one/load", timeout=60).status_code == 200
-        copies = list(temporary.glob("laura-*/adapters/*/adapter_model.safetensors"))
-        sockets = list(temporary.glob("laura-*/*.sock"))
-        assert len(copies) == 1 and len(sockets) == 1, "there is something to leave behind"
+        copies = list(temporary.glob("laura-*/*/adapter_model.safetensors"))
+        assert len(copies) == 1, "there is something to leave behind"
         child.kill()
         child.wait()
-        run(until(lambda: gone(world, temporary)))
+        run(until(lambda: gone(fake, temporary)))
 
 
 @pytest.mark.parametrize("moment", ["starts", "waits for vLLM"])
 def test_killed_while_it_starts_or_waits(
-    tiny_folder: Path, library: Path, tmp_path: Path, temporary: Path, moment: str
+    tiny_folder: Path, library: Path, fake: Fake, temporary: Path, moment: str
 ) -> None:
-    world = World(tmp_path)
-    world.faults(slow=300 if moment == "starts" else 0)
-    with door(tiny_folder, library, world, temporary) as child:
+    fake.faults(slow=300 if moment == "starts" else 0)
+    with door(tiny_folder, library, fake, temporary) as child:
         if moment != "starts":
             url(child)
-            world.faults(exit=True)
-            os.kill(world.log("start")[0]["pid"], signal.SIGKILL)
-            run(until(lambda: len(world.log("start")) == 3, 60))
-        run(until(lambda: bool(world.log("start")), 60))
-        assert len(list(temporary.glob("laura-*"))) == 1
+            fake.faults(exit=True)
+            os.kill(fake.log("start")[0]["pid"], signal.SIGKILL)
+            run(until(lambda: len(fake.log("start")) == 3, 60))
+        run(until(lambda: bool(fake.log("start")), 60))
         child.kill()
         child.wait()
-        run(until(lambda: gone(world, temporary)))
+        run(until(lambda: gone(fake, temporary)))
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_in_order(
-    tiny_folder: Path, library: Path, tmp_path: Path, temporary: Path
+    tiny_folder: Path, library: Path, fake: Fake, temporary: Path, end: signal.Signals
 ) -> None:
-    world = World(tmp_path)
-    with door(tiny_folder, library, world, temporary) as child:
+    with door(tiny_folder, library, fake, temporary) as child:
         url(child)
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(60) == 0
-        assert gone(world, temporary), "at once, not some time later"
+        child.send_signal(end)
+        assert child.wait(60) == (0 if end is signal.SIGTERM else 130)
+        assert gone(fake, temporary), "at once, not some time later"
