@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from laura.engine.live_text import Score, TextStream, Told
+from laura.engine.detokenizer import Detokenizer, Score, TextDelta
 from laura.serve.engines import (
     AdapterFiles,
     Ask,
@@ -90,7 +90,7 @@ class Job:
             VllmFault: vLLM refuses, breaks off or has gone.
         """
         ask, ends = self.ask, frozenset() if self.ask.ignore_end else end_ids
-        text = TextStream(lambda ids: tokenizer.decode(ids, skip_special_tokens=True), ask.stop)
+        text = Detokenizer(lambda ids: tokenizer.decode(ids, skip_special_tokens=True), ask.stop)
         stopped, ended = False, False
         async with contextlib.aclosing(_pieces(client, self.model, ask, salt, ends)) as pieces:
             async for piece in pieces:
@@ -108,7 +108,7 @@ class Job:
                         stopped = text.stopped
                 self.new += taken
                 count(self, taken)
-                self._tell(text.told())
+                self._tell(text.delta())
                 if stopped and not ended:
                     break
         self._tell(text.rest())
@@ -123,7 +123,7 @@ class Job:
         wanted = self.ask.top_logprobs is not None
         return (token.token_id, token.logprob, token.top) if wanted else None
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, told: TextDelta) -> None:
         if told.text or told.scores:
             self.tell(NewText(told.text, tuple(TokenScore(*score) for score in told.scores)))
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from laura.cli import app as cli
 from laura.engine import decoding
-from laura.engine.key_values import Geometry
+from laura.engine.kv_cache import Geometry
 from laura.models import losses
 from laura.models.lora import LoraSettings, attach
 from laura.recipe.sections import FullArm, LoraArm, Recipe
