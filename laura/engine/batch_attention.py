@@ -5,7 +5,7 @@
 All tokens stand in one row, so that weights are read once for all of them. A part of a
 prompt attends to what its row already holds of the same prompt and to itself, a drafted
 token to its row and the draft before it, each as if it came alone in a step of its own.
-What stands before several rows (`Row.prefix`) is read once for all of them in a block.
+What stands before several rows (`Row.prefix`) is read once for all of them.
 
 Shapes: T tokens of the pass, N rows, P drafted tokens of one, H heads, G key/value heads,
 S = 2 G (keys, then values), R = H / G, L longest row or prefix, D head width, B parts read
@@ -26,9 +26,6 @@ from laura.models.attention import grouped_attention
 # Rows are read up to whole pieces: sums are then taken in the same order whatever the
 # neighbours' lengths are, since all that is added is zeros. Products split longer sums.
 SHORT_ROW, SHORT_PIECE, LONG_PIECE = 256, 16, 512
-
-Prefixes = list[tuple[Row, Tensor | slice]]
-"""Shared prefixes, each with the rows of a pass that stand behind it."""
 
 
 class BatchAttention:
@@ -73,6 +70,8 @@ class BatchAttention:
         self.back: Tensor | None = None
         if joined != list(range(self.count)):
             self.back = torch.tensor(joined, device=device).argsort()
+        tokens = [row for row, drafted in running for _ in range(1 + drafted)]
+        self.prefixes = _prefixes(tokens, device)
         self.parts = [_PromptPart(rows, tokens, device) for rows, tokens in _together(parts)]
 
     def attend(
@@ -86,15 +85,40 @@ class BatchAttention:
     def attended(self, layer: int, query_THD: Tensor, both_TSD: Tensor, scaling: float) -> Tensor:
         """Write keys and values of one layer; attention (T, H * D) of the pass."""
         outputs, start = [], self.count
-        for step, order in zip(self.steps, self.orders, strict=True):
-            outputs.append(step.attend(layer, query_THD[order], both_TSD[order], scaling))
-        if self.back is not None:
-            outputs = [torch.cat(outputs).index_select(0, self.back)]
+        if self.steps:
+            outputs.append(self._decoded(layer, query_THD[:start], both_TSD[:start], scaling))
         for part in self.parts:
             places = slice(start, start + part.total)
             start += part.total
             outputs.append(part.attend(layer, query_THD[places], both_TSD[places], scaling))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _decoded(self, layer: int, query_NHD: Tensor, both_NSD: Tensor, scaling: float) -> Tensor:
+        """Attention (N, H * D) of the tokens that are decoded, over rows and shared prefixes."""
+        # Heads that share keys become queries of one head: nothing is repeated.
+        query = query_NHD.unflatten(1, (both_NSD.shape[1] // 2, -1))
+        outputs, weights = [], []
+        for step, order in zip(self.steps, self.orders, strict=True):
+            pairs_NG2LD = step.write(layer, both_NSD[order])
+            own, mask, (keys, values) = query[order], step.mask_N11L, pairs_NG2LD.unbind(2)
+            if self.prefixes:
+                output, weight = partial_attention(own, keys, values, scaling, mask)
+                weights.append(weight)
+            else:
+                mask = mask.expand(-1, -1, own.shape[2], -1)
+                output = scaled_dot_product_attention(own, keys, values, mask, scale=scaling)
+            outputs.append(output)
+        output = self._in_order(outputs)
+        if self.prefixes:
+            weight = self._in_order(weights)
+            for prefix, places in self.prefixes:
+                found = prefix_attention(query[places], *_held(prefix, layer).unbind(1), scaling)
+                output[places] = joined_attention(output[places], weight[places], *found)
+        return output.to(query.dtype).reshape(self.count, -1)
+
+    def _in_order(self, parts: list[Tensor]) -> Tensor:
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return joined if self.back is None else joined.index_select(0, self.back)
 
 
 class _NextTokens:
@@ -114,13 +138,11 @@ class _NextTokens:
         starts = heads.view(self.count, self.groups, 2).transpose(1, 2).flatten(1) * capacity
         self.places = starts + places[:, None]
         self.mask_N11L = _mask(places, self.longest, block.pairs.dtype)
-        self.prefixes = _prefixes(rows, device)
 
-    def attend(self, layer: int, query_NHD: Tensor, both_NSD: Tensor, scaling: float) -> Tensor:
-        """Writes the new keys and values; attention (N, H * D) over each whole row."""
+    def write(self, layer: int, both_NSD: Tensor) -> Tensor:
+        """Write the new keys and values; those (N, G, 2, L, D) that each token may see."""
         self.flat[layer].index_put_((self.places,), both_NSD)
-        pairs_NG2LD = self.pairs[layer, :, :, :, : self.longest]
-        return _over_rows(query_NHD, pairs_NG2LD, self.mask_N11L, scaling, layer, self.prefixes)
+        return self.pairs[layer, :, :, :, : self.longest]
 
 
 class _Draft:
@@ -135,18 +157,17 @@ class _Draft:
         self.start, self.end = row.tokens + 1, row.tokens + 1 + drafted
         self.longest = _read_length(self.end, row.block.capacity)
         places = torch.arange(self.start, self.end, device=device)
-        self.mask_P11L = _mask(places, self.longest, self.pairs.dtype)
-        self.prefixes = _prefixes([row] * drafted, device)
+        self.mask_N11L = _mask(places, self.longest, self.pairs.dtype)
 
-    def attend(self, layer: int, query_PHD: Tensor, both_PSD: Tensor, scaling: float) -> Tensor:
-        """Writes the draft's keys and values; attention (P, H * D) of each over what it sees."""
+    def write(self, layer: int, both_PSD: Tensor) -> Tensor:
+        """Write the draft's keys and values; the row, (P, G, 2, L, D), once for each token."""
         row_G2LD = self.pairs[layer, self.index]
         row_G2LD[:, :, self.start : self.end] = both_PSD.unflatten(1, (2, -1)).permute(2, 1, 0, 3)
-        shared = row_G2LD[None, :, :, : self.longest].expand(len(query_PHD), -1, -1, -1, -1)
-        return _over_rows(query_PHD, shared, self.mask_P11L, scaling, layer, self.prefixes)
+        return row_G2LD[None, :, :, : self.longest].expand(len(both_PSD), -1, -1, -1, -1)
 
 
-def _prefixes(rows: Sequence[Row], device: torch.device) -> Prefixes:
+def _prefixes(rows: Sequence[Row], device: torch.device) -> list[tuple[Row, Tensor | slice]]:
+    """Shared prefixes, each with the places of those rows that stand behind it."""
     found: dict[Row, list[int]] = {}
     for place, row in enumerate(rows):
         if row.prefix is not None:
@@ -168,30 +189,6 @@ def _mask(places_N: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
     unseen = torch.arange(longest, device=places_N.device) > places_N[:, None]
     mask = torch.zeros(unseen.shape, dtype=dtype, device=places_N.device)
     return mask.masked_fill_(unseen, float("-inf"))[:, None, None]
-
-
-def _over_rows(
-    query_NHD: Tensor,
-    pairs_NG2LD: Tensor,
-    mask_N11L: Tensor,
-    scaling: float,
-    layer: int,
-    prefixes: Prefixes,
-) -> Tensor:
-    """Attention (N, H * D) of one token a row, over the row and what stands before it."""
-    # Heads that share keys become queries of one head: nothing is repeated.
-    query = query_NHD.unflatten(1, (pairs_NG2LD.shape[1], -1))
-    keys, values = pairs_NG2LD.unbind(2)
-    if not prefixes:
-        mask = mask_N11L.expand(-1, -1, query.shape[2], -1)
-        output = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
-        return output.reshape(len(query_NHD), -1)
-    output, weight = partial_attention(query, keys, values, scaling, mask_N11L)
-    for prefix, rows in prefixes:
-        key, value = _held(prefix, layer).unbind(1)
-        found = prefix_attention(query[rows], key, value, scaling)
-        output[rows] = joined_attention(output[rows], weight[rows], *found)
-    return output.to(query.dtype).reshape(len(query_NHD), -1)
 
 
 def _held(row: Row, layer: int) -> Tensor:

@@ -12,9 +12,9 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +27,8 @@ from laura.engine.fused_linear import FUSED, FusedLinear
 PLAIN_KINDS = ("Llama", "Mistral", "Qwen2")
 
 
-class Decoder(Protocol):
-    """Takes a pass through all layers."""
-
-    def __call__(
-        self, ids: Sequence[int], positions: Sequence[int], attention: BatchAttention
-    ) -> Tensor:
-        """Hidden states (T, W) behind the last norm, of tokens at their positions."""
+Decoder = Callable[[Sequence[int], Sequence[int], BatchAttention], Tensor]
+"""Token ids and their positions to hidden states (T, W) behind the last norm."""
 
 
 class ModuleDecoder:

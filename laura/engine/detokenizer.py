@@ -1,6 +1,7 @@
 """The detokenizer: text as it comes, token by token.
 
-Nothing is told that may still change or be cut off. Held back are the bytes of an unfinished character and what could begin a stop text.
+Nothing is told that may still change or be cut off: held back are the bytes of an unfinished
+character and what could begin a stop text.
 """
 
 from __future__ import annotations

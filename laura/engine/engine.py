@@ -195,14 +195,15 @@ class Engine:
             cache_bytes=self.cache_bytes,
             prefix_share=PREFIX_SHARE if repeated else 0,
             part_tokens=self.row_tokens,
-            block_tokens=BLOCK_TOKENS,
             must_be_finite=False,
         )
         cache = scheduler.kv_cache
+        rows = [cache.capacity(one.room) for one in waiting]
+        prefixes = [cache.capacity(len(one.prefix.prompt)) for one in waiting if one.prefix]
         # However little memory is given, one sequence finds room at a time.
-        shared = {one: len(one.prefix.prompt) if one.prefix else 0 for one in waiting}
-        least = max(cache.row_bytes(one.room) + cache.row_bytes(shared[one]) for one in waiting)
+        least = self.runner.geometry.row_bytes(max(rows) + max(prefixes, default=0))
         cache.budget_bytes = max(cache.budget_bytes, least)
+        cache.block_tokens = min(BLOCK_TOKENS, sum(rows))
         while waiting or scheduler.busy:
             while waiting and scheduler.add(waiting[-1]):
                 waiting.pop()

@@ -150,6 +150,8 @@ class KVCache:
         budget_bytes: Most memory of all blocks together.
         most_rows: Most rows in use at the same time.
         device: Where the model lives.
+
+    Attributes:
         block_tokens: Tokens of a block's rows together, about.
     """
 
@@ -160,10 +162,9 @@ class KVCache:
         budget_bytes: int,
         most_rows: int,
         device: torch.device,
-        block_tokens: int = BLOCK_TOKENS,
     ) -> None:
         self.geometry, self.longest, self.budget_bytes = geometry, longest, budget_bytes
-        self.most_rows, self.device, self.block_tokens = most_rows, device, block_tokens
+        self.most_rows, self.device, self.block_tokens = most_rows, device, BLOCK_TOKENS
         self.blocks: list[Block] = []
 
     @property
@@ -181,19 +182,24 @@ class KVCache:
         """Tokens that all rows hold."""
         return sum(row.tokens for block in self.blocks for row in block.rows)
 
-    def row_bytes(self, tokens: int) -> int:
-        """Memory of the row that so many tokens take."""
-        return self.geometry.row_bytes(self._capacity(tokens))
+    def capacity(self, tokens: int) -> int:
+        """Tokens of the row that so many take."""
+        capacity = SHORTEST_ROW
+        while capacity < tokens:
+            capacity *= 2
+        return min(capacity, self.longest)
 
     def can_ever_hold(self, tokens: int) -> bool:
         """Whether a row of so many tokens fits the budget at all."""
-        return tokens <= self.longest and self.row_bytes(tokens) <= self.budget_bytes
+        if tokens > self.longest:
+            return False
+        return self.geometry.row_bytes(self.capacity(tokens)) <= self.budget_bytes
 
     def take(self, tokens: int) -> Row | None:
         """A row for so many tokens; None while there is no room for it."""
         if self.rows >= self.most_rows:
             return None
-        capacity = self._capacity(tokens)
+        capacity = self.capacity(tokens)
         open_blocks = [
             block
             for block in self.blocks
@@ -220,9 +226,3 @@ class KVCache:
             if self.bytes + wanted_bytes <= self.budget_bytes:
                 return
             self.blocks.remove(block)
-
-    def _capacity(self, tokens: int) -> int:
-        capacity = SHORTEST_ROW
-        while capacity < tokens:
-            capacity *= 2
-        return min(capacity, self.longest)

@@ -47,7 +47,7 @@ class PrefixCache:
 
     def fill(self, owner: Hashable, tokens: Sequence[int], row: Row) -> int:
         """Copy the longest kept prefix of `tokens` into an empty row; its length."""
-        found, path = self._path(owner, tokens)
+        found = self._longest(owner, tuple(tokens))
         start = 0
         for node, count in found:
             assert node.pairs is not None
@@ -55,7 +55,7 @@ class PrefixCache:
             row.block.pairs[:, row.index, :, :, span] = node.pairs[:, :, :, :count]
             start += count
         row.tokens = start
-        self._touch(path)
+        self._touch([node for node, _ in found])
         return start
 
     def keep(self, owner: Hashable, tokens: Sequence[int], row: Row) -> None:
@@ -64,7 +64,7 @@ class PrefixCache:
         if not self.budget_bytes or not tokens:
             return
         node = self._roots.setdefault(owner, _Node((), None))
-        start, path = 0, [node]
+        start, path = 0, list[_Node]()
         while start < len(tokens):
             chunk = tokens[start : start + CHUNK]
             near = node.children.get(chunk[0], [])
@@ -77,20 +77,11 @@ class PrefixCache:
         self._touch(path)
         self._shrink()
 
-    def forget(self) -> None:
-        """Keep nothing of what there is."""
-        self._roots, self._nodes, self.bytes = {}, {}, 0
-
-    def _path(
-        self, owner: Hashable, tokens: Sequence[int]
-    ) -> tuple[list[tuple[_Node, int]], list[_Node]]:
+    def _longest(self, owner: Hashable, tokens: tuple[int, ...]) -> list[tuple[_Node, int]]:
         """The nodes that `tokens` begin with, each with how many of its tokens."""
         found: list[tuple[_Node, int]] = []
         node, start = self._roots.get(owner), 0
-        tokens = tuple(tokens)
-        path = []
         while node is not None and start < len(tokens):
-            path.append(node)
             rest = tokens[start : start + CHUNK]
             best, most = None, 0
             for child in node.children.get(rest[0], []):
@@ -102,7 +93,7 @@ class PrefixCache:
             found.append((best, most))
             start += most
             node = best if most == CHUNK else None
-        return found, [*path, *([found[-1][0]] if found else [])]
+        return found
 
     def _add(
         self,
@@ -126,8 +117,7 @@ class PrefixCache:
 
     def _touch(self, path: Sequence[_Node]) -> None:
         for node in reversed(path):
-            if node in self._nodes:
-                self._nodes[node] = self._nodes.pop(node)
+            self._nodes[node] = self._nodes.pop(node)
 
     def _shrink(self) -> None:
         while self.bytes > self.budget_bytes and self._nodes:

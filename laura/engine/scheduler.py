@@ -22,7 +22,7 @@ from laura.engine.adapter_slots import FEWEST_TOKENS
 from laura.engine.batch_attention import BatchAttention
 from laura.engine.detokenizer import Detokenizer, decoder_of
 from laura.engine.drafting import Drafter, NgramTables, allot
-from laura.engine.kv_cache import BLOCK_TOKENS, KVCache, Row
+from laura.engine.kv_cache import KVCache, Row
 from laura.engine.model_runner import ModelRunner
 from laura.engine.prefix_cache import PrefixCache, common_length
 from laura.engine.sampler import scores_of
@@ -54,7 +54,6 @@ class Scheduler(Generic[Runner]):
         prefix_share: Share of it that the prefix cache may take.
         most_rows: Most sequences at the same time.
         part_tokens: Most tokens of prompts in a pass, unless many wait for few who run.
-        block_tokens: Tokens of the rows of a block of the KV cache together, about.
         drafts: Whether answers are drafted ahead (drafting.py), where that is worth it.
         must_be_finite: Whether a sequence breaks off where its numbers leave the finite range.
 
@@ -72,7 +71,6 @@ class Scheduler(Generic[Runner]):
         prefix_share: float = PREFIX_SHARE,
         most_rows: int = MOST_ROWS,
         part_tokens: int = 128,
-        block_tokens: int = BLOCK_TOKENS,
         drafts: bool = True,
         must_be_finite: bool = True,
     ) -> None:
@@ -94,7 +92,6 @@ class Scheduler(Generic[Runner]):
             cache_bytes - kept,
             most_rows,
             self.device,
-            block_tokens,
         )
         self._reading: list[TokenSequence] = []
         self._owners: dict[Row, TokenSequence] = {}

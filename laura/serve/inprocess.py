@@ -32,6 +32,7 @@ from laura.serve.engines import (
     EngineError,
     EngineState,
     Event,
+    Finish,
     NewText,
     PromptScores,
     SlotState,
@@ -229,7 +230,7 @@ class InProcess:
 
     async def _admit(self) -> None:
         """Begin what waits, in fair order, as far as there is room."""
-        while waiting := list(self._queue.in_order()):
+        while self._takes and (waiting := list(self._queue.in_order())):
             found = await self._do(self._add_first, waiting)
             if found is None:
                 return
@@ -256,8 +257,8 @@ class InProcess:
             if text.text or text.scores:
                 tell(NewText(text.text, _scores(text.scores)))
             if output.finish:
-                finish = "length" if output.finish == "length" else "stop"
-                tell(Ended(finish, *_counts(sequence)))  # type: ignore[arg-type]
+                finish: Finish = "length" if output.finish == "length" else "stop"
+                tell(Ended(finish, *_counts(sequence)))
             if output.fault:
                 what = f"the answer broke off: {output.fault}"
                 tell(EngineError(what, "adapter" if sequence.slot else "request"))

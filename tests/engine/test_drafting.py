@@ -1,10 +1,11 @@
-"""Drafter against a plain search, what a pass allots them, and what is told of them."""
+"""Drafts against a plain search, what a pass allots them, what is told of them and kept."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from laura.engine import drafting as module
 from laura.engine.adapter_slots import FEWEST_TOKENS
 from laura.engine.detokenizer import Detokenizer
 from laura.engine.drafting import (
@@ -19,14 +21,17 @@ from laura.engine.drafting import (
     MOST_DRAFTED,
     NEWEST,
     SOURCES,
+    TOKEN_BITS,
     WORTH,
     Drafter,
     NgramTable,
+    NgramTables,
     Source,
     allot,
 )
 from laura.engine.sampler import Draw
 from laura.engine.sequence import StepOutput, TokenSequence, extend
+from tests.engine.alone import MLP, made_adapter, one_answer, serving, tiny
 
 CPU_FREE_ROWS, VOCABULARY = 12, 12
 
@@ -93,12 +98,6 @@ def test_drafts_are_what_a_plain_search_through_everything_finds() -> None:
     assert found == {None, *SOURCES}
 
 
-def test_what_repeats_itself_is_drafted_beyond_its_end() -> None:
-    assert Drafter([7, 1, 2, 1, 2]).next(6)[0] == [1, 2, 1, 2, 1, 2]
-    assert Drafter([3]).next(6) == ([], 0.0)
-    assert Drafter([3, 3]).next(0)[0] == []
-
-
 def test_trust_follows_how_often_a_draft_was_right() -> None:
     drafts = Drafter([1, 2, 3, 4, 1, 2, 3])
     first = drafts.next(1)[1]
@@ -161,15 +160,6 @@ def test_no_other_allotment_brings_more_for_its_time() -> None:
     assert len(seen) > 4
 
 
-def test_those_who_are_likely_to_be_right_are_drafted_first() -> None:
-    doubtful = Drafter([1, 2, 3, 1])
-    for _ in range(3):  # each time something else follows
-        for token in (random.Random(5).randrange(50, 99), 1):
-            doubtful.add(token)
-    taken = allot([(doubtful, 100), (looping(), 100), (Drafter([1]), 100)], 12, CPU_FREE_ROWS)
-    assert (len(taken[0]), taken[2]) == (0, []) and len(taken[1]) > 1
-
-
 def asked(draft: Sequence[int], **more: object) -> tuple[TokenSequence, Sequence[int]]:
     settings: dict[str, object] = {"owner": "t", "prompt": (0,), "limit": 9, **more}
     one = TokenSequence(**settings)  # type: ignore[arg-type]
@@ -227,14 +217,87 @@ def test_one_number_is_drawn_for_every_token_that_is_told() -> None:
     assert source.random() == expected.random()
 
 
-def test_every_drafted_token_has_scores_of_its_own() -> None:
-    one = asked([3, 4], top=2)
-    logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(1))
-    logits[0, 3], logits[1, 4] = 9.0, 9.0
-    news = extend([one], logits)
-    nats = logits.log_softmax(-1)
-    scores = [score for own in news for score in own.delta.scores]
-    assert [token for token, _, _ in scores] == [3, 4, int(logits[2].argmax())]
-    for row, (token, value, best) in enumerate(scores):
-        assert value == pytest.approx(nats[row, token].item(), abs=1e-6)
-        assert [i for i, _ in best] == nats[row].topk(2).indices.tolist()
+def test_only_an_answer_is_remembered_and_its_newest_place_counts() -> None:
+    table = NgramTable()
+    table.add([1, 2, 3, 4, 5], start=3)
+    assert table.after([1, 2]) is None, "inside the prompt"
+    assert (table.after([1, 2, 3]), table.after([2, 3]), table.after([3, 4])) == (4, 4, 5)
+    assert table.on([9, 9, 2, 3], 5) == [4, 5]
+    table.add([1, 2, 3, 7], start=3)
+    assert table.on([1, 2, 3], 5) == [7]
+    assert table.on([3], 5) == [] == table.on([], 5)
+
+
+def test_large_tokens_are_not_mistaken_for_others() -> None:
+    table, large = NgramTable(), 2**TOKEN_BITS - 1
+    table.add([large, large, 1], 0)
+    for end in ([0, large], [large, 0], [1, large, large], [large - 1, large], [large]):
+        assert table.after(end) is None
+    assert table.after([large, large]) == 1
+
+
+def test_memory_is_bounded_and_the_oldest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_NGRAMS", 10)
+    monkeypatch.setattr(module, "MOST_TABLES", 3)
+    table = NgramTable()
+    table.add([1, 2, 3], 2)
+    for first in range(10, 100, 3):
+        table.add([first, first + 1, first + 2], 0)
+        table.add([1, 2, 3], 2)  # seen again and again
+        assert len(table) <= 10
+    assert table.after([1, 2]) == 3 and table.after([10, 11]) is None
+    tables = NgramTables()
+    kept = tables.of("a")
+    for name in "bcacda":
+        tables.of(name)
+    assert tables.of("a") is kept
+    assert len(tables._of) == 3 and "b" not in tables._of
+
+
+def test_a_very_long_answer_is_remembered_at_once() -> None:
+    """All tenants wait meanwhile; one by one, 200,000 tokens took most of a minute."""
+    table = NgramTable()
+    table.add(range(20_000), 0)
+    started = time.perf_counter()
+    table.add(range(200_000), 0)
+    assert time.perf_counter() - started < 1
+    assert len(table) <= module.MOST_NGRAMS and table.after([199_997, 199_998]) == 199_999
+
+
+def test_neither_tenants_nor_adapters_hear_of_one_another(tiny_tokenizer: Any) -> None:
+    prompt = tuple(tiny_tokenizer.encode("question: how many cats? answer"))
+    with serving(tiny(), tiny_tokenizer, cache_bytes=2**25, slots=2) as engine:
+        slots = [
+            engine.runner.slots.place(n, n, *made_adapter(i, 4, MLP)) for i, n in enumerate("xy")
+        ]
+
+        def steps(owner: str, slot: Any) -> int:
+            """How many an answer takes."""
+            assert engine.add(TokenSequence(owner, prompt, 40, slot, ignore_end=True))
+            count = 0
+            while engine.busy:
+                engine.step()
+                count += 1
+            return count
+
+        first = {(owner, slot): steps(owner, slot) for owner in "ab" for slot in (None, *slots)}
+        for slot in (None, *slots):
+            assert first["a", slot] == first["b", slot], "as if nobody had asked before"
+        assert len(engine.ngrams._of) == 6
+        again = {key: steps(*key) for key in first}
+        for key, count in again.items():
+            assert count < 15 < first[key], "its own answer is known by heart"
+
+
+def test_nothing_is_remembered_of_a_fault_or_without_drafts(tiny_tokenizer: Any) -> None:
+    settings, tensors = made_adapter(9, 4, MLP)
+    huge = {name: tensor * 1e25 for name, tensor in tensors.items()}
+    prompt = tuple(tiny_tokenizer.encode("the dog ran"))
+    with serving(tiny(), tiny_tokenizer, cache_bytes=2**25) as engine:
+        slot = engine.runner.slots.place("huge", "huge", settings, huge)
+        assert one_answer(engine, TokenSequence("t", prompt, 9, slot)).fault
+        one_answer(engine, TokenSequence("t", prompt, 0, scores_prompt=True))
+        assert sum(map(len, engine.ngrams._of.values())) == 0
+        engine.drafts = False
+        one_answer(engine, TokenSequence("u", prompt, 9, ignore_end=True))
+        assert all(owner != "u" for owner, *_ in engine.ngrams._of)

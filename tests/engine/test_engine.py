@@ -16,7 +16,6 @@ from torch.nn import functional
 from laura.engine import engine as module
 from laura.engine.batch_attention import joined_attention, partial_attention, prefix_attention
 from laura.engine.engine import Engine, common_prefix
-from laura.engine.prefix_tree import packs
 from laura.engine.requests import GenerateRequest, ScoreRequest, TokenDocument
 from laura.results.errors import DataError, ModelError, UsageError
 
@@ -367,11 +366,6 @@ def test_progress_counts_to_the_end(lively_model: Any, tiny_tokenizer: Any) -> N
     assert [bar[0] for bar in counting.bars] == ["scoring", "generating", "measuring loss"]
     for _, total, done in counting.bars:
         assert done == pytest.approx(total)
-
-
-def test_packs_keep_order_and_limit() -> None:
-    assert packs([9, 3, 3, 3, 1], 6) == [[0], [1, 2], [3, 4]]
-    assert packs([], 6) == []
 
 
 @pytest.mark.slow

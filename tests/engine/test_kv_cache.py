@@ -95,15 +95,3 @@ def test_beginnings_are_found_and_bounded() -> None:
     assert hits > 3000
     nothing = lanes.take(1000)
     assert nothing is not None and kept.fill("three", texts[-1], nothing) == 0
-    kept.forget()
-    assert kept.bytes == 0 and kept.fill("one", texts[-1], nothing) == 0
-
-
-def test_nothing_is_kept_without_memory() -> None:
-    lanes, kept = KVCache(GEOMETRY, 128, ROW, 1, CPU), PrefixCache(0)
-    row = lanes.take(9)
-    assert row is not None
-    write(row, [1, 2, 3])
-    kept.keep("one", [1, 2, 3], row)
-    row.tokens = 0
-    assert kept.fill("one", [1, 2, 3], row) == 0

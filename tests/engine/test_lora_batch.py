@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from laura.engine import lora_batch
-from laura.engine.adapter_slots import FEWEST_TOKENS, Slot, Slots
+from laura.engine.adapter_slots import Slot, Slots
 from laura.engine.fused_linear import FusedLinear, fuse_linears
 from laura.engine.lora_batch import LoraBatch, lora_batch_of, slot_order
 from laura.models.adapters import PREFIX
@@ -71,11 +71,6 @@ def looks_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return bool(request.param)
 
 
-@pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_batch, "looks_up_adapters", lambda device: False)
-
-
 def test_every_token_goes_through_its_adapter(looks_up: bool) -> None:
     torch.manual_seed(0)
     setting, source = Setting(), random.Random(0)
@@ -88,52 +83,6 @@ def test_every_token_goes_through_its_adapter(looks_up: bool) -> None:
         plan = setting.check([*((slot, 1) for slot in some), *parts[: turn % 4]])
         assert bool(plan.lookups) <= looks_up
         assert looks_up <= (plan.gather is None)
-
-
-def test_few_tokens_are_looked_up_by_shelf_and_segment() -> None:
-    setting = Setting()
-    one, two, other = setting.placed[0], setting.placed[1], setting.placed[6]
-    few = [(None, 1), (one, 1), (two, 1), (other, 1), (None, 1), (other, 3)]
-    plan = setting.check([*few, (two, 60), (one, 60), (one, 7)])
-    assert [look.tokens for look in plan.lookups] == [
-        slice(1, 3), slice(3, 4), slice(5, 8), slice(128, 135)
-    ]  # fmt: skip
-    assert [look.indices_T.tolist() for look in plan.lookups] == [[0, 1], [0], [0] * 3, [0] * 7]
-    assert [(run.first, run.each) for run in plan.aligned] == [(1, 60), (0, 60)]
-    # Many short pieces of one slot are not one long piece: each may come alone.
-    plan = setting.check([(one, 7), (one, 7), (one, 7)])
-    assert [look.tokens for look in plan.lookups] == [slice(0, 21)] and not plan.aligned
-
-
-@pytest.mark.parametrize("each", [4, 5, 9, 12])
-def test_sorted_tokens_of_equal_number_are_not_moved(each: int, looks_up: bool) -> None:
-    setting = Setting()
-    segments: Segments = [(None, 1), *((slot, each) for slot in setting.placed[:6])]
-    plan = setting.check(segments)
-    assert plan.gather is None
-    if looks_up and each < FEWEST_TOKENS:
-        assert [look.tokens for look in plan.lookups] == [slice(1, 1 + 6 * each)]
-        assert not plan.aligned
-        return
-    assert not plan.lookups
-    assert [(run.first, run.count, run.each, run.start) for run in plan.aligned] == [
-        (0, 6, each, 1)
-    ]
-
-
-@pytest.mark.usefixtures("products")
-def test_unequal_numbers_are_filled_up_and_idle_places_bridged() -> None:
-    setting = Setting()
-    placed = setting.placed
-    setting.slots.remove("3")
-    counts = {0: 1, 1: 3, 2: 1, 4: 2, 5: 4}
-    plan = setting.check([(placed[i], 1) for i, count in counts.items() for _ in range(count)])
-    assert not plan.aligned
-    assert [(run.count, run.each) for run in plan.padded] == [(6, 4)]
-    plan = setting.check([(placed[0], 200), (placed[1], 9), (placed[2], 9)])
-    assert [(run.count, run.each) for run in plan.aligned] == [(1, 200), (2, 9)]
-    plan = setting.check([(placed[i], 1 if i % 2 else 20) for i in (5, 0, 2, 1, 4)])
-    assert [run.each for run in plan.aligned] == [1, 1, 20, 20, 20] and not plan.padded
 
 
 def test_a_plan_that_stays_follows_its_slots(looks_up: bool) -> None:

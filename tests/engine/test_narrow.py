@@ -9,9 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from laura.engine.engine import Engine
 from laura.engine.evaluating import NarrowLinear, narrow
-from laura.engine.requests import GenerateRequest
 from laura.models.device import FEW_ROWS, linear
 from laura.models.lora import LoraSettings, attach, lora_layers
 
@@ -52,20 +50,3 @@ def test_the_model_is_as_it_was_afterwards(tiny_model: Any) -> None:
         raise ZeroDivisionError
     assert dict(tiny_model.named_modules()) == before
     assert all(layer.product is functional.linear for layer in lora_layers(tiny_model).values())
-
-
-def test_generation_takes_this_way(
-    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from laura.engine import evaluating as module
-
-    rows: list[int] = []
-
-    def counting(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        rows.append(x.numel() // x.shape[-1])
-        return linear(x, *rest)
-
-    monkeypatch.setattr(module, "linear", counting)
-    request = GenerateRequest("the cat sat on a mat", (), 3)
-    Engine(tiny_model, tiny_tokenizer).generate([request, request])
-    assert rows.count(2) == 2 * 14, "two steps of two rows through fourteen maps"

@@ -101,18 +101,6 @@ def test_samples_do_not_depend_on_their_neighbours(tiny_model: Any, tiny_tokeniz
     assert [answer.text for answer in backwards] == [answer.text for answer in together]
 
 
-@torch.no_grad()
-def test_logprobs_are_the_models(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    request = GenerateRequest("the dog", (), 8, temperature=0.8, top_k=20, seed=3, logprobs=True)
-    (answer,) = Engine(tiny_model, tiny_tokenizer).generate([request])
-    prompt = tiny_tokenizer.encode("the dog")
-    tokens = [*prompt, *answer.token_ids]
-    logits = tiny_model(torch.tensor([tokens])).logits[0].log_softmax(-1)
-    expected = [logits[i - 1, tokens[i]].item() for i in range(len(prompt), len(tokens))]
-    assert len(answer.logprobs) == 8
-    assert answer.logprobs == pytest.approx(expected, abs=1e-4)
-
-
 def test_one_prompt_is_read_once_for_all_its_samples(tiny_model: Any, tiny_tokenizer: Any) -> None:
     engine = Engine(tiny_model, tiny_tokenizer)
     read = []
@@ -131,21 +119,6 @@ def test_one_prompt_is_read_once_for_all_its_samples(tiny_model: Any, tiny_token
         read.clear()
         engine.generate(requests)
         assert read.count(0) == 1 and max(map(read.count, range(tokens - 1))) == 1
-
-
-def test_one_prompt_with_other_limits_between_others(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    """Its samples do not stand next to one another, as what is longest comes first."""
-    engine = Engine(tiny_model, tiny_tokenizer)
-    prompts = ["question: how many", "a dog ran to it", "the cat sat on a", "an apple"]
-    limits = (100, 70, 60, 50, 40)
-    requests = [
-        GenerateRequest(prompt, (), limit)
-        for prompt, limit in zip([*prompts, prompts[0]], limits, strict=True)
-    ]
-    longest = len(tiny_tokenizer.encode(prompts[0])) + 100
-    engine.cache_bytes = engine.runner.geometry.row_bytes(longest) * 3
-    for request, answer in zip(requests, engine.generate(requests), strict=True):
-        assert [answer] == engine.generate([request])
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from laura.engine import scheduler
-from laura.engine.adapter_slots import FEWEST_TOKENS
-from laura.engine.sampler import Draw
 from laura.engine.scheduler import Scheduler
 from laura.engine.sequence import TokenSequence
 from laura.models.adapters import read_settings
@@ -144,18 +141,6 @@ def test_a_long_prompt_is_read_in_parts_while_others_run(
     check_greedy(long, tiny())
 
 
-def test_pieces_of_a_prompt_leave_no_few_tokens_behind() -> None:
-    for most in (16, 128):
-        for tokens in range(1, 300):
-            left, pieces = tokens, []
-            while left:
-                pieces.append(scheduler._piece(left, most))
-                left -= pieces[-1]
-            assert max(pieces) <= most and sum(pieces) == tokens
-            assert len(pieces) == -(-tokens // most)
-            assert tokens < FEWEST_TOKENS or min(pieces) >= FEWEST_TOKENS
-
-
 def test_scores_of_answer_and_prompt_equal_a_plain_pass(
     engine: Scheduler, tiny_tokenizer: Any
 ) -> None:
@@ -213,38 +198,6 @@ def test_end_tokens_and_stop_texts_end_an_answer(engine: Scheduler, tiny_tokeniz
     place = tokens.index(tokens[5])
     assert heard.finish == "end" and len(ended.tokens) == place + 1
     assert heard.text == tiny_tokenizer.decode(tokens[:place])
-
-
-def test_draws_do_not_depend_on_neighbours(engine: Scheduler, tiny_tokenizer: Any) -> None:
-    def draw(seed: int) -> Draw:
-        return Draw(0.8, 0.9, 40, random.Random(seed))
-
-    prompt = tiny_tokenizer.encode("the dog ran")
-    first = [wanted(prompt, 15, draw=draw(seed)) for seed in range(4)]
-    for one in first:
-        one_answer(engine, one)
-    again = [wanted(prompt, 15, draw=draw(seed)) for seed in range(4)]
-    heard: dict[TokenSequence, Heard] = {}
-    for one in again:
-        engine.add(one)
-        hear(engine, heard, steps=2)
-        engine.add(wanted(tiny_tokenizer.encode("a cat"), 9, draw=draw(9)))
-    hear(engine, heard)
-    assert [one.tokens for one in again] == [one.tokens for one in first]
-    assert len({tuple(one.tokens) for one in first}) == 4
-
-
-def test_samples_of_one_prompt_read_it_once(engine: Scheduler, tiny_tokenizer: Any) -> None:
-    prompt = tiny_tokenizer.encode("the cat sat on a mat and the dog ran to it. " * 4)
-    samples = [wanted(prompt, 6, draw=Draw(1.0, source=random.Random(i))) for i in range(3)]
-    heard: dict[TokenSequence, Heard] = {}
-    for one in samples:
-        engine.add(one)
-    hear(engine, heard)
-    assert [one.cached for one in samples] == [0, len(prompt) - 1, len(prompt) - 1]
-    alone_again = wanted(prompt, 6, draw=Draw(1.0, source=random.Random(2)))
-    one_answer(engine, alone_again)
-    assert alone_again.tokens == samples[2].tokens
 
 
 def test_the_next_turn_of_a_chat_finds_what_was_said(

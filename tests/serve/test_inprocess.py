@@ -27,7 +27,7 @@ from laura.serve.engines import (
 from laura.serve.inprocess import InProcess, open_inprocess
 from laura.serve.library import Library
 from tests.conftest import make_tiny_model
-from tests.engine.alone import ATTENTION, MLP, alone, made_adapter, merged, tiny, written
+from tests.engine.alone import MLP, alone, made_adapter, merged, tiny, written
 
 ADAPTERS = {f"a{seed}": made_adapter(seed, 4 if seed % 2 else 6, MLP) for seed in range(6)}
 TEXT = "question: how many cats? answer"
@@ -356,17 +356,6 @@ def test_no_tenant_starves(tiny_tokenizer: Any) -> None:
             assert sum(one.done() for one in flood) < 12
             for one in flood:
                 one.cancel()
-
-    run(work())
-
-
-def test_attention_adapters_load_too(tiny_tokenizer: Any) -> None:
-    async def work() -> None:
-        async with running(tiny_tokenizer) as setting:
-            ADAPTERS["attention"] = made_adapter(7, 3, ATTENTION)
-            found = await text_of(setting.submit(adapter="attention"))
-            assert found == expected(tiny_tokenizer, "attention", setting.prompt, 8)
-            del ADAPTERS["attention"]
 
     run(work())
 
