@@ -112,7 +112,8 @@ class BatchAttention:
         if self.prefixes:
             weight = self._in_order(weights)
             for prefix, places in self.prefixes:
-                found = prefix_attention(query[places], *_held(prefix, layer).unbind(1), scaling)
+                key, value = _held(prefix, layer).unbind(1)
+                found = prefix_attention(query[places], key, value, scaling)
                 output[places] = joined_attention(output[places], weight[places], *found)
         return output.to(query.dtype).reshape(self.count, -1)
 

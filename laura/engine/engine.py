@@ -187,7 +187,7 @@ class Engine:
     ) -> None:
         """Continue all sequences to their ends."""
         waiting = share_prefixes(sequences)
-        # Samples of one prompt read it once.
+        # Samples of one prompt read it once; nothing else waits for the prefix cache.
         repeated = len({(one.slot, one.prompt) for one in waiting}) < len(waiting)
         scheduler = Scheduler(
             self.runner,
@@ -195,11 +195,12 @@ class Engine:
             cache_bytes=self.cache_bytes,
             prefix_share=PREFIX_SHARE if repeated else 0,
             part_tokens=self.row_tokens,
+            worth_waiting=self.encoder.context_tokens,
             must_be_finite=False,
         )
         cache = scheduler.kv_cache
         rows = [cache.capacity(one.room) for one in waiting]
-        prefixes = [cache.capacity(len(one.prefix.prompt)) for one in waiting if one.prefix]
+        prefixes = [len(one.prefix.prompt) for one in waiting if one.prefix]
         # However little memory is given, one sequence finds room at a time.
         least = self.runner.geometry.row_bytes(max(rows) + max(prefixes, default=0))
         cache.budget_bytes = max(cache.budget_bytes, least)
@@ -384,7 +385,7 @@ def share_prefixes(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
         if length * (len(distinct) - 1) < LEAST_SAVED:
             alone += members
             continue
-        prefix = TokenSequence(len(families), first.prompt[:length], 0, first.slot)
+        prefix = TokenSequence("evaluation", first.prompt[:length], 0, first.slot)
         for one in members:
             one.prefix = prefix
         families.append(members)

@@ -207,11 +207,14 @@ class KVCache:
         ]
         if open_blocks:
             return max(open_blocks, key=lambda block: len(block.rows)).take()
-        return self._grow(capacity)
+        return self._grow(capacity, max(1, self.block_tokens // capacity))
 
-    def _grow(self, capacity: int) -> Row | None:
+    def take_alone(self, tokens: int) -> Row | None:
+        """A row in a block of its own, no longer than its tokens: for a prefix that many share."""
+        return self._grow(tokens, 1)
+
+    def _grow(self, capacity: int, rows: int) -> Row | None:
         one = self.geometry.row_bytes(capacity)
-        rows = max(1, self.block_tokens // capacity)
         self._give_up(rows * one)
         rows = min(rows, (self.budget_bytes - self.bytes) // one)
         if not rows:

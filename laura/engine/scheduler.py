@@ -34,7 +34,7 @@ from laura.models.losses import CHUNK_POSITIONS
 MOST_ROWS = 256
 # Share of the memory for keys and values that the prefix cache may take.
 PREFIX_SHARE = 0.25
-# Of prompts that begin alike, one is read before the others from so many tokens on.
+# Waiting for another prompt to be read delays a first token by a step.
 WORTH_WAITING = 32
 # A first token is worth delaying the next ones of so many others.
 FIRST_BEFORE_NEXT = 4
@@ -54,6 +54,8 @@ class Scheduler(Generic[Runner]):
         prefix_share: Share of it that the prefix cache may take.
         most_rows: Most sequences at the same time.
         part_tokens: Most tokens of prompts in a pass, unless many wait for few who run.
+        worth_waiting: Of prompts that begin alike, one is read before the others from so many
+            tokens on, and where it is the same prompt.
         drafts: Whether answers are drafted ahead (drafting.py), where that is worth it.
         must_be_finite: Whether a sequence breaks off where its numbers leave the finite range.
 
@@ -71,10 +73,12 @@ class Scheduler(Generic[Runner]):
         prefix_share: float = PREFIX_SHARE,
         most_rows: int = MOST_ROWS,
         part_tokens: int = 128,
+        worth_waiting: int = WORTH_WAITING,
         drafts: bool = True,
         must_be_finite: bool = True,
     ) -> None:
         self.runner, self.part_tokens, self.must_be_finite = runner, part_tokens, must_be_finite
+        self.worth_waiting = worth_waiting
         self.drafts, self.drafted_tokens, self.accepted_tokens = drafts, 0, 0
         self.device = runner.device
         self.context_tokens = Encoder(tokenizer, runner.model.config).context_tokens
@@ -95,6 +99,7 @@ class Scheduler(Generic[Runner]):
         )
         self._reading: list[TokenSequence] = []
         self._owners: dict[Row, TokenSequence] = {}
+        self._prefixes: list[TokenSequence] = []
 
     @torch.inference_mode()
     def add(self, one: TokenSequence) -> bool:
@@ -130,8 +135,6 @@ class Scheduler(Generic[Runner]):
         self._free(one)
         if one.prefix is not None:
             one.prefix.users -= 1
-            if not one.prefix.users:
-                self._free(one.prefix)
 
     @property
     def busy(self) -> bool:
@@ -164,20 +167,26 @@ class Scheduler(Generic[Runner]):
 
     def _take_rows(self, one: TokenSequence) -> Row | None:
         """A row, and one for its shared prefix where that has none yet."""
-        prefix = one.prefix
+        row, prefix = self._take_row_behind(one.prefix, one.room), one.prefix
+        if row is None:
+            # Prefixes stay for those who come; now they are in the way.
+            for unused in [own for own in self._prefixes if own is not prefix and not own.users]:
+                self._prefixes.remove(unused)
+                self._free(unused)
+            row = self._take_row_behind(prefix, one.room)
+        if row is not None and prefix is not None:
+            row.prefix = prefix.row
+            prefix.users += 1
+        return row
+
+    def _take_row_behind(self, prefix: TokenSequence | None, tokens: int) -> Row | None:
         if prefix is not None and prefix.row is None:
-            prefix.row = self.kv_cache.take(len(prefix.prompt))
+            prefix.row = self.kv_cache.take_alone(len(prefix.prompt))
             if prefix.row is None:
                 return None
+            self._prefixes.append(prefix)
             self._reading.append(prefix)
-        row = self.kv_cache.take(one.room)
-        if prefix is not None:
-            if row is not None:
-                row.prefix = prefix.row
-                prefix.users += 1
-            elif not prefix.users:
-                self._free(prefix)
-        return row
+        return self.kv_cache.take(tokens)
 
     def _free(self, one: TokenSequence) -> None:
         row, one.row = _row(one), None
@@ -197,7 +206,7 @@ class Scheduler(Generic[Runner]):
             row.tokens += tokens
             if row.tokens == len(one.own):
                 self._reading.remove(one)
-                if not one.users:
+                if one not in self._prefixes:
                     found.append((one, end - 1))
         for one, _ in found:
             row = _row(one)
@@ -269,10 +278,9 @@ class Scheduler(Generic[Runner]):
         if not self.prefix_cache.budget_bytes:
             return False
         own = one.own
+        worth = min(self.worth_waiting, max(WORTH_WAITING, len(own) - 1))
         return any(
-            other.key == one.key
-            and common_length(other.own, own[:-1]) >= min(WORTH_WAITING, len(own))
-            for other in before
+            other.key == one.key and common_length(other.own, own[:-1]) >= worth for other in before
         )
 
     def _pass(

@@ -159,9 +159,14 @@ def _drawn(
     drawn = [(one, row) for one, row in answers if one.draw.source is not None]
     if not drawn:
         return likeliest
-    logits = logits_NV[[row for _, row in drawn]]
-    found = choose(logits, [one.draw for one, _ in drawn])
+    found = choose(_rows(logits_NV, drawn), [one.draw for one, _ in drawn])
     return likeliest | {one: token for (one, _), token in zip(drawn, found, strict=True)}
+
+
+def _rows(logits_NV: Tensor, answers: Sequence[tuple[TokenSequence, int]]) -> Tensor:
+    """The logits of these answers; a copy only where they are not all there are."""
+    rows = [row for _, row in answers]
+    return logits_NV if rows == list(range(len(logits_NV))) else logits_NV[rows]
 
 
 def _scored(
@@ -174,8 +179,7 @@ def _scored(
     if not wanted:
         return {}
     most = max(one.top or 0 for one, _ in wanted)
-    logits = logits_NV[[row for _, row in wanted]]
-    found = scores_of(logits, [tokens[one] for one, _ in wanted], most)
+    found = scores_of(_rows(logits_NV, wanted), [tokens[one] for one, _ in wanted], most)
     return {one: score for (one, _), score in zip(wanted, found, strict=True)}
 
 

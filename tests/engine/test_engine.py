@@ -208,6 +208,15 @@ def test_end_token_ends_an_answer(lively_model: Any, tiny_tokenizer: Any) -> Non
     assert ended.text == tiny_tokenizer.decode(new[:first])
 
 
+def test_a_diverged_model_is_measured_all_the_same(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    with torch.no_grad():
+        tiny_model.model.norm.weight.fill_(float("nan"))
+    request = GenerateRequest("the dog ran", (), 5, logprobs=True)
+    (answer,) = Engine(tiny_model, tiny_tokenizer).generate([request])
+    assert answer.tokens == len(answer.logprobs) > 0
+    assert all(math.isnan(nats) for nats in answer.logprobs)
+
+
 def test_impossible_prompts_are_named(tiny_model: Any, tiny_tokenizer: Any) -> None:
     engine = Engine(tiny_model, tiny_tokenizer)
     assert engine.generate([]) == []
