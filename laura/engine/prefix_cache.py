@@ -58,6 +58,10 @@ class PrefixCache:
         self._touch([node for node, _ in found])
         return start
 
+    def length(self, owner: Hashable, tokens: Sequence[int]) -> int:
+        """How much of the beginning of `tokens` is kept."""
+        return sum(count for _, count in self._longest(owner, tuple(tokens)))
+
     def keep(self, owner: Hashable, tokens: Sequence[int], row: Row) -> None:
         """Keep what a row holds of `tokens`, its first ones."""
         tokens = tuple(tokens[: row.tokens])

@@ -277,11 +277,13 @@ class Scheduler(Generic[Runner]):
         """Whether a prompt that is just being read will be its prefix."""
         if not self.prefix_cache.budget_bytes:
             return False
-        own = one.own
-        worth = min(self.worth_waiting, max(WORTH_WAITING, len(own) - 1))
-        return any(
-            other.key == one.key and common_length(other.own, own[:-1]) >= worth for other in before
-        )
+        own = one.own[:-1]
+        worth = min(self.worth_waiting, max(WORTH_WAITING, len(own)))
+        alike = [common_length(other.own, own) for other in before if other.key == one.key]
+        shared = max(alike, default=0)
+        if shared < worth:
+            return False
+        return shared - self.prefix_cache.length(one.key, own) >= WORTH_WAITING
 
     def _pass(
         self, running: Sequence[TokenSequence], drafts: Sequence[Sequence[int]], parts: Parts

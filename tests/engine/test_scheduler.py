@@ -1,4 +1,4 @@
-"""The live engine against each answer computed alone, without cache, batch or slots."""
+"""The scheduler over a model that serves, against each answer alone without cache or batch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from laura.engine.sampler import Draw
 from laura.engine.scheduler import Scheduler
 from laura.engine.sequence import TokenSequence
 from laura.models.adapters import read_settings
@@ -198,6 +199,23 @@ def test_end_tokens_and_stop_texts_end_an_answer(engine: Scheduler, tiny_tokeniz
     place = tokens.index(tokens[5])
     assert heard.finish == "end" and len(ended.tokens) == place + 1
     assert heard.text == tiny_tokenizer.decode(tokens[:place])
+
+
+def test_samples_of_one_prompt_read_it_once_and_begin_together(
+    engine: Scheduler, tiny_tokenizer: Any
+) -> None:
+    engine.drafts = False
+    prompt = tiny_tokenizer.encode("the cat sat on a mat and the dog ran to it. " * 4)
+    samples = [wanted(prompt, 6, draw=Draw(1.0, source=random.Random(i))) for i in range(4)]
+    for one in samples:
+        engine.add(one)
+    hear(engine, {}, steps=2)
+    assert [one.cached for one in samples] == [0, *[len(prompt) - 1] * 3]
+    assert [len(one.tokens) for one in samples] == [2, 1, 1, 1]
+    hear(engine, {})
+    again = wanted(prompt, 6, draw=Draw(1.0, source=random.Random(2)))
+    one_answer(engine, again)
+    assert again.tokens == samples[2].tokens
 
 
 def test_the_next_turn_of_a_chat_finds_what_was_said(
