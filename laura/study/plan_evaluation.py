@@ -10,7 +10,7 @@ from laura.study.plan_arms import FLOAT32, adapter_numbers
 from laura.study.plan_memory import CHUNK_POSITIONS
 from laura.study.plan_shapes import Shapes
 
-# The same numbers as in engine/scheduler.py and device.pass_tokens, which need torch.
+# The same numbers as in models/decoding.py and device.pass_tokens, which need torch.
 MOST_ROWS = 256
 PASS_TOKENS = {"cpu": 1024}
 OTHER_PASS_TOKENS = 2048
