@@ -13,15 +13,14 @@ import torch
 from laura.data.end_tokens import end_tokens
 from laura.data.examples import Example
 from laura.data.templates import encode
-from laura.engine.continuation import Continuation
 from laura.engine.engine import Engine
-from laura.engine.live import LiveEngine
 from laura.engine.requests import GenerateRequest
+from laura.engine.sequence import TokenSequence
 from laura.engine.vllm import end_ids
 from laura.models.load import describe_model, load_base, resolve_model
 from laura.serve.chat_in_process import LoadedPanel
 from laura.serve.chatting import Chat, Sampling
-from tests.models.live_twin import one_answer, tiny
+from tests.engine.alone import one_answer, serving, tiny
 
 MESSAGES = [{"role": "user", "content": "the dog ran"}]
 TAUGHT, COUNT = "<|im_end|>", 20
@@ -71,10 +70,10 @@ def test_a_taught_end_ends_the_answer_in_evaluation_and_server(
     (answer,) = Engine(model, taught).generate([GenerateRequest(prompt, (), COUNT)])
     assert answer.finish == "end" and list(answer.token_ids[:-1]) == before
     assert answer.text == taught.decode(before)
-    with LiveEngine(model, taught, cache_bytes=2**25) as live:
-        heard = one_answer(live, Continuation("t", tuple(taught.encode(prompt)), COUNT))
-        assert heard.finish == "stop" and heard.text == taught.decode(before)
-        free = Continuation("t", tuple(taught.encode(prompt)), COUNT, ignore_end=True)
+    with serving(model, taught, cache_bytes=2**25) as live:
+        heard = one_answer(live, TokenSequence("t", tuple(taught.encode(prompt)), COUNT))
+        assert heard.finish == "end" and heard.text == taught.decode(before)
+        free = TokenSequence("t", tuple(taught.encode(prompt)), COUNT, ignore_end=True)
         assert one_answer(live, free).finish == "length" and len(free.tokens) == COUNT
 
 
@@ -93,7 +92,7 @@ def test_chat_and_vllm_end_there_too(
     )
     config, tokenizer = describe_model(tmp_path)
     base = load_base(str(tmp_path), device="cpu")
-    with LiveEngine(base.model, base.tokenizer, cache_bytes=2**25) as live:
+    with serving(base.model, base.tokenizer, cache_bytes=2**25) as live:
         assert end_ids(tmp_path, config, tokenizer) == live.end_ids == {0, 2}
 
 

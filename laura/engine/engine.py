@@ -12,18 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from laura.data.end_tokens import end_tokens
-from laura.engine.decoding import Answer, Generation, Segments
-from laura.engine.evaluating import evaluating
-from laura.engine.key_values import Geometry, geometry_of
-from laura.engine.narrow import narrow
-from laura.engine.reading import Text, by_place, read_along, read_once, supervised
+from laura.engine.evaluating import evaluating, narrow
+from laura.engine.model_runner import ModuleRunner
+from laura.engine.prefix_passes import by_place, inputs_of, supervised
+from laura.engine.prefix_tree import SHORTEST_PREFIX, Pass, Text, plan
 from laura.engine.requests import (
     FORGET,
     Direction,
@@ -35,13 +32,20 @@ from laura.engine.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.engine.sampling import check_settings, choose, draw_of
-from laura.models.device import autocast, cache_budget, linear, pass_tokens
+from laura.engine.sampler import check_settings, draw_of
+from laura.engine.scheduler import PREFIX_SHARE, Scheduler
+from laura.engine.sequence import Finish, TokenSequence
+from laura.models.device import cache_budget, pass_tokens
 from laura.models.encoding import Encoder
-from laura.models.lora import route
 from laura.models.losses import CHUNK_POSITIONS, output_head
 from laura.results.errors import ModelError, UsageError
-from laura.results.progress import SILENT, Progress
+from laura.results.progress import SILENT, Bar, Progress
+
+# A shared prefix is a second part of every step's attention: it should save so many tokens of
+# reading.
+LEAST_SAVED = 256
+# Few large blocks: nobody waits for a row of another length here.
+BLOCK_TOKENS = 2**15
 
 Reference = nn.Module | Callable[[], AbstractContextManager[object]]
 Found = Callable[[int, list[tuple[float, bool]]], None]
@@ -81,8 +85,8 @@ class Engine:
         self.progress = progress
         self.adapters = dict(adapters or {})
         self.encoder = Encoder(tokenizer, model.config)
-        self.head = output_head(model)
-        self.device = self.head.weight.device
+        self.runner = ModuleRunner(model, precision, routed=bool(self.adapters))
+        self.device = self.runner.device
         self.row_tokens = row_tokens or pass_tokens(self.device)
         self.cache_bytes = cache_bytes or cache_budget(self.device)
 
@@ -114,7 +118,7 @@ class Engine:
             context, continuation = self.encoder.pair(request.context, request.continuation)
             tokens = (context + continuation)[-(self.encoder.context_tokens + 1) :]
             key = (self._slot(request.adapter), tuple(tokens[:-1]))
-            text = texts.setdefault(key, Text(key[1], key[0]))
+            text = texts.setdefault(key, Text(key[1], slot=key[0]))
             parts.append((text, len(text.asked), len(continuation)))
             text.asked += range(len(key[1]) - len(continuation), len(key[1]))
             text.targets += continuation
@@ -156,37 +160,60 @@ class Engine:
             DataError: a prompt is empty.
         """
         answers = dict(known or {})
-        waiting = [
-            self._answer(number, request)
+        numbers = {
+            self._sequence(request): number
             for number, request in enumerate(requests)
             if number not in answers
-        ]
+        }
 
-        def done(answer: Answer) -> None:
-            answers[answer.number] = self._finished(answer)
-            found(answer.number, answers[answer.number])
+        def done(one: TokenSequence, finish: Finish) -> None:
+            answers[numbers[one]] = self._answer(one, finish)
+            found(numbers[one], answers[numbers[one]])
 
-        if waiting:
+        if numbers:
             with (
-                evaluating([self.model], self.precision, keep=[self.head]),
+                evaluating([self.model], self.precision, keep=[self.runner.head]),
                 narrow(self.model),
-                self.progress.bar("generating", len(waiting), "answers") as bar,
+                self.progress.bar("generating", len(numbers), "answers") as bar,
             ):
-                Generation(
-                    self._read_on,
-                    self._pick,
-                    self._texts,
-                    done,
-                    geometry=self._geometry(),
-                    end_ids=end_tokens(
-                        self.tokenizer, getattr(self.model, "generation_config", None)
-                    ),
-                    budget_bytes=self.cache_bytes,
-                    row_tokens=self.row_tokens,
-                    device=self.device,
-                    bar=bar,
-                ).run(waiting)
+                self._run(list(numbers), done, bar)
         return [answers[number] for number in range(len(requests))]
+
+    def _run(
+        self,
+        sequences: list[TokenSequence],
+        done: Callable[[TokenSequence, Finish], None],
+        bar: Bar,
+    ) -> None:
+        """Continue all sequences to their ends."""
+        waiting = share_prefixes(sequences)
+        # Samples of one prompt read it once; nothing else waits for the prefix cache.
+        repeated = len({(one.slot, one.prompt) for one in waiting}) < len(waiting)
+        scheduler = Scheduler(
+            self.runner,
+            self.tokenizer,
+            cache_bytes=self.cache_bytes,
+            prefix_share=PREFIX_SHARE if repeated else 0,
+            part_tokens=self.row_tokens,
+            worth_waiting=self.encoder.context_tokens,
+            must_be_finite=False,
+        )
+        cache = scheduler.kv_cache
+        rows = [cache.capacity(one.room) for one in waiting]
+        prefixes = [len(one.prefix.prompt) for one in waiting if one.prefix]
+        # However little memory is given, one sequence finds room at a time.
+        least = self.runner.geometry.row_bytes(max(rows) + max(prefixes, default=0))
+        cache.budget_bytes = max(cache.budget_bytes, least)
+        cache.block_tokens = min(BLOCK_TOKENS, sum(rows))
+        while waiting or scheduler.busy:
+            while waiting and scheduler.add(waiting[-1]):
+                waiting.pop()
+            for output in scheduler.step():
+                one = output.sequence
+                bar.advance(1 / one.limit)
+                if output.finish:
+                    bar.advance(1 - len(one.tokens) / one.limit)
+                    done(one, output.finish)
 
     def document_losses(
         self, documents: Sequence[TokenDocument], adapter: str | None = None
@@ -231,35 +258,38 @@ class Engine:
         """
         module = reference if isinstance(reference, nn.Module) else self.model
         switch = nullcontext if isinstance(reference, nn.Module) else reference
-        reference_head = output_head(module)
-        if reference_head.weight.shape[0] != self.head.weight.shape[0]:
+        head, reference_head = self.runner.head, output_head(module)
+        if reference_head.weight.shape[0] != head.weight.shape[0]:
             raise ModelError(
                 f"the reference has {reference_head.weight.shape[0]} tokens in its vocabulary, "
-                f"the model {self.head.weight.shape[0]}; a divergence needs the same vocabulary"
+                f"the model {head.weight.shape[0]}; a divergence needs the same vocabulary"
             )
         texts = [supervised(document, None) for document in documents]
-        readings = [text.reading for text in texts]
         results = {way: [[0.0] * len(text.asked) for text in texts] for way in directions}
         slot = self._slot(adapter)
-        tokens = sum(len(reading.tokens) for reading in readings if reading.asked)
+        # Nothing is shared, so that both models can read the same inputs.
+        passes = plan(texts, self.row_tokens, share=False)
         with (
-            evaluating([self.model, module], self.precision, keep=[self.head, reference_head]),
-            self.progress.bar("measuring divergence", tokens, "tokens") as bar,
+            evaluating([self.model, module], self.precision, keep=[head, reference_head]),
+            self.progress.bar("measuring divergence", _tokens(passes), "tokens") as bar,
         ):
-            for one, inputs, places in read_once(readings, self.row_tokens, self.device):
-                with self._routed([(slot, one.tokens)]):
-                    hidden = self._trunk(self.model, inputs)[places]
+            for one, inputs in inputs_of(texts, passes, self.device):
+                places = torch.tensor([place for _, _, place in one.asks], device=self.device)
+                with self.runner.through([(slot, one.tokens)]):
+                    hidden = self.runner.states(inputs)[places]
                 with switch():
-                    expected_hidden = self._trunk(module, inputs)[places]
+                    expected_hidden = self.runner.states(inputs, module)[places]
                 for start in range(0, len(places), CHUNK_POSITIONS):
                     part = slice(start, start + CHUNK_POSITIONS)
-                    expected = self._log_probabilities(reference_head, expected_hidden[part])
-                    given = self._log_probabilities(self.head, hidden[part])
+                    expected = self.runner.logits(
+                        expected_hidden[part], reference_head
+                    ).log_softmax(-1)
+                    given = self.runner.logits(hidden[part]).log_softmax(-1)
                     for way, found in results.items():
                         p, q = (expected, given) if way == "forward" else (given, expected)
                         nats = (p.exp() * (p - q)).sum(-1).tolist()
-                        for (reading, place, _), value in zip(one.asks[part], nats, strict=True):
-                            found[reading][place] = value
+                        for (text, number, _), value in zip(one.asks[part], nats, strict=True):
+                            found[text][number] = value
                 bar.advance(one.tokens)
         return results
 
@@ -269,21 +299,21 @@ class Engine:
         nats = {i: [(0.0, False)] * count for i, count in left.items()}
         for i in [i for i, count in left.items() if not count]:
             found(i, [])
-        passes = read_along([text.reading for text in texts], self.row_tokens, self.device, done)
+        passes = [one for one in plan(texts, self.row_tokens) if one.needed - done]
         with (
             evaluating([self.model], self.precision),
-            self.progress.bar(title, passes.tokens, "tokens") as bar,
+            self.progress.bar(title, _tokens(passes), "tokens") as bar,
         ):
-            for one, inputs in passes:
-                with self._routed([(piece.slot, piece.tokens) for piece in one.pieces]):
-                    states = self._trunk(self.model, inputs)
-                for reading, number, value in self._asked(texts, one.asks, states):
-                    if reading in done:
+            for one, inputs in inputs_of(texts, passes, self.device):
+                with self.runner.through([(piece.slot, piece.tokens) for piece in one.pieces]):
+                    states = self.runner.states(inputs)
+                for place, number, value in self._asked(texts, one.asks, states):
+                    if place in done:
                         continue
-                    nats[reading][number] = value
-                    left[reading] -= 1
-                    if not left[reading]:
-                        found(reading, nats.pop(reading))
+                    nats[place][number] = value
+                    left[place] -= 1
+                    if not left[place]:
+                        found(place, nats.pop(place))
                 bar.advance(one.tokens)
 
     def _asked(
@@ -294,34 +324,34 @@ class Engine:
         for part in by_place(asks, CHUNK_POSITIONS):
             places = sorted({place for _, _, place in part})
             row = {place: i for i, place in enumerate(places)}
-            logits = self._logits(self.head, states_TW[torch.tensor(places, device=self.device)])
+            logits = self.runner.logits(states_TW[torch.tensor(places, device=self.device)])
             rows = torch.tensor([row[place] for _, _, place in part], device=self.device)
-            targets = [texts[reading].targets[number] for reading, number, _ in part]
+            targets = [texts[text].targets[number] for text, number, _ in part]
             target = torch.tensor(targets, device=self.device)
             nats = (logits.logsumexp(-1)[rows] - logits[rows, target]).tolist()
             best = (logits.argmax(-1)[rows] == target).tolist()
-            for (reading, number, _), *value in zip(part, nats, best, strict=True):
-                yield reading, number, (value[0], value[1])
+            for (text, number, _), *value in zip(part, nats, best, strict=True):
+                yield text, number, (value[0], value[1])
 
-    def _answer(self, number: int, request: GenerateRequest) -> Answer:
+    def _sequence(self, request: GenerateRequest) -> TokenSequence:
         check_settings(request)
-        return Answer(
-            number,
+        return TokenSequence(
+            "evaluation",
             tuple(self.encoder.prompt(request.prompt, request.max_new_tokens)),
-            tuple(text for text in request.stop if text),
             request.max_new_tokens,
             self._slot(request.adapter),
             draw_of(request),
-            [] if request.logprobs else None,
+            tuple(text for text in request.stop if text),
+            0 if request.logprobs else None,
         )
 
-    def _finished(self, answer: Answer) -> GenerateAnswer:
-        tokens = answer.tokens[:-1] if answer.finish == "end" else answer.tokens
+    def _answer(self, one: TokenSequence, finish: Finish) -> GenerateAnswer:
+        tokens = one.tokens[:-1] if finish == "end" else one.tokens
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        for stop in answer.stop:
+        for stop in one.stop:
             text = text.split(stop)[0]
-        ids = tuple(answer.tokens)
-        return GenerateAnswer(text, len(ids), answer.finish, tuple(answer.logprobs or ()), ids)
+        ids = tuple(one.tokens)
+        return GenerateAnswer(text, len(ids), finish, tuple(one.logprobs), ids)
 
     def _slot(self, adapter: str | None) -> int | None:
         if adapter is None:
@@ -332,55 +362,49 @@ class Engine:
             )
         return self.adapters[adapter]
 
-    def _routed(self, segments: Segments) -> AbstractContextManager[object]:
-        """Passes through these slots, where the engine has adapters; else the model as it is."""
-        if not self.adapters:
-            return nullcontext()
-        # Neighbours of one slot go through its matrices together.
-        runs = groupby(segments, key=lambda segment: segment[0])
-        merged = [(slot, sum(tokens for _, tokens in run)) for slot, run in runs]
-        if len(merged) == 1:
-            return route(self.model, merged[0][0])
-        return route(self.model, segments=merged)
 
-    def _geometry(self) -> Geometry:
-        exact = self.precision == torch.float32
-        return geometry_of(self.model.config, self.head.weight.dtype if exact else self.precision)
+def _tokens(passes: Sequence[Pass]) -> int:
+    return sum(one.tokens for one in passes)
 
-    def _texts(self, token_lists: list[list[int]]) -> list[str]:
-        return list(self.tokenizer.batch_decode(token_lists, skip_special_tokens=False))
 
-    def _read_on(
-        self, token_ids: Tensor, position_ids: Tensor, decode: Any, segments: Segments
-    ) -> Tensor:
-        inputs = {"input_ids": token_ids, "position_ids": position_ids, "decode": decode}
-        with self._routed(segments):
-            return self._states(self.model, inputs)
+def share_prefixes(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """Give sequences of one slot whose prompts begin alike a shared prefix, where that saves more
+    reading than it costs.
 
-    def _pick(self, hidden_NW: Tensor, answers: list[Answer]) -> list[tuple[int, float]]:
-        # In bfloat16 the best logits are often equal and the lowest id would win.
-        logits = self._logits(self.head, hidden_NW)
-        tokens = choose(logits, [answer.draw for answer in answers])
-        nats = [0.0] * len(tokens)
-        if any(answer.logprobs is not None for answer in answers):
-            chosen = logits.gather(1, torch.tensor(tokens, device=self.device)[:, None])[:, 0]
-            nats = (chosen - logits.logsumexp(-1)).tolist()
-        return list(zip(tokens, nats, strict=True))
+    Returns:
+        The sequences, those with one prefix together; whoever should begin first stands last:
+        the longest, so that no long one runs alone in the end.
+    """
+    groups: dict[tuple[object, tuple[int, ...]], list[TokenSequence]] = {}
+    for one in reversed(sequences):
+        groups.setdefault((one.slot, one.prompt[:SHORTEST_PREFIX]), []).append(one)
+    families, alone = list[list[TokenSequence]](), list[TokenSequence]()
+    for members in groups.values():
+        distinct = list({one.prompt: None for one in members})
+        length, first = common_prefix(distinct), members[0]
+        if length * (len(distinct) - 1) < LEAST_SAVED:
+            alone += members
+            continue
+        prefix = TokenSequence("evaluation", first.prompt[:length], 0, first.slot)
+        for one in members:
+            one.prefix = prefix
+        families.append(members)
+    families += [alone] if alone else []
+    for members in families:
+        members.sort(key=lambda one: one.room)
+    families.sort(key=lambda members: members[-1].room)
+    return [one for members in families for one in members]
 
-    def _trunk(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Hidden states (T, W) of a pass over one row."""
-        return self._states(model, inputs)[0]
 
-    def _states(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Hidden states (B, T, W) of a pass."""
-        with autocast(self.device, self.precision):
-            output = model.get_decoder()(**inputs, use_cache=False)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+def common_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all prompts share at their beginning and that are worth sharing.
 
-    def _logits(self, head: nn.Linear, hidden_NW: Tensor) -> Tensor:
-        """Logits (N, V), float32; the head's own number format does the arithmetic."""
-        return linear(hidden_NW.to(head.weight.dtype), head.weight).float()
-
-    def _log_probabilities(self, head: nn.Linear, hidden_NW: Tensor) -> Tensor:
-        return self._logits(head, hidden_NW).log_softmax(-1)
+    Every prompt keeps at least one token of its own; 0 for a single prompt and for
+    a prefix shorter than `SHORTEST_PREFIX`.
+    """
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)
+    most = min(len(prompt) for prompt in prompts) - 1
+    length = next((i for i in range(most) if low[i] != high[i]), most)
+    return length if length >= SHORTEST_PREFIX else 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from laura.engine.engine import Engine
-from laura.engine.prefixes import Reading, plan
+from laura.engine.prefix_tree import Text, plan
 from laura.engine.requests import GenerateRequest, ScoreRequest
 
 # Requests looked at; the rest is taken to be like them.
@@ -80,7 +80,7 @@ def forecast(engine: Engine, requests: Sequence[Any], models: int, pace: Pace) -
     sample = requests[:SAMPLE]
     if not sample:
         return Forecast(0, 0, 0.0)
-    readings = []
+    texts = {}
     for request in sample:
         if isinstance(request, ScoreRequest):
             tokens = [t for part in engine.encoder.pair(request.context, request.continuation)
@@ -88,8 +88,8 @@ def forecast(engine: Engine, requests: Sequence[Any], models: int, pace: Pace) -
         else:
             tokens = engine.encoder.prompt(request.prompt, request.max_new_tokens)
         tokens = tokens[-engine.encoder.context_tokens :]
-        readings.append(Reading(tuple(tokens), (len(tokens) - 1,)))
-    counted = sum(one.tokens for one in plan(list(set(readings)), engine.row_tokens))
+        texts[tuple(tokens)] = Text(tuple(tokens), [len(tokens) - 1])
+    counted = sum(one.tokens for one in plan(list(texts.values()), engine.row_tokens))
     read = models * counted * len(requests) // len(sample)
     written = models * sum(getattr(request, "max_new_tokens", 0) for request in requests)
     return Forecast(read, written, read * pace.read + written * pace.written)

@@ -195,7 +195,7 @@ def free_rows(device: torch.device) -> int:
 
     SmolLM2-135M, two cores, milliseconds a pass of 1, 8, 16, 32 rows: 40, 44, 57, 87 in float32,
     32, 39, 57, 104 in bfloat16. Elsewhere it was not measured: there drafts only fill up what
-    takes as long as a row (drafts.py).
+    takes as long as a row (engine/drafting.py).
     """
     return 12 if device.type == "cpu" else 0
 

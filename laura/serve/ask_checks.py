@@ -26,7 +26,7 @@ def check_ask(
     Raises:
         EngineError: kind "request", with every fault, or "adapter".
     """
-    from laura.engine.sampling import check_settings
+    from laura.engine.sampler import check_settings
 
     if (ask.adapter is None) != (adapter is None):
         raise ValueError("an ask names an adapter exactly where its files are given")

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from laura.data.templates import chat_prompts
-from laura.engine.continuation import Continuation, News
-from laura.engine.live import LiveEngine
+from laura.engine.adapter_slots import Slot
+from laura.engine.model_runner import FusedRunner
 from laura.engine.requests import GenerateRequest
-from laura.engine.sampling import check_settings, draw_of
+from laura.engine.sampler import check_settings, draw_of
+from laura.engine.scheduler import Scheduler
+from laura.engine.sequence import StepOutput, TokenSequence
 from laura.models.adapter_files import read_adapter
 from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
 from laura.models.encoding import Encoder
 from laura.models.load import Base, load_base
-from laura.models.slots import Slot
 from laura.results.errors import UsageError
 from laura.results.interrupts import interrupts_postponed
 from laura.results.progress import SILENT, Progress
@@ -50,17 +51,17 @@ class LoadedPanel:
         read = {name: read_adapter(folder) for name, folder in adapters.items()}
         keep_freed_memory()
         base = self._base = load_base(model, device=device, progress=progress)
-        self._engine = LiveEngine(
+        runner = FusedRunner(
             base.model,
-            base.tokenizer,
-            precision=resolve_precision("auto", base.model.device),
+            resolve_precision("auto", base.model.device),
             slots=max(1, len(read)),
             max_rank=max((settings.largest_rank for settings, _ in read.values()), default=1),
-            cache_bytes=cache_budget(base.model.device),
         )
+        memory = cache_budget(base.model.device)
+        self._scheduler = Scheduler(runner, base.tokenizer, cache_bytes=memory)
         self._slots: dict[str, Slot | None] = {BASE: None}
         for name, (settings, tensors) in read.items():
-            self._slots[name] = self._engine.slots.place(name, name, settings, tensors)
+            self._slots[name] = runner.slots.place(name, name, settings, tensors)
         self._encoder = Encoder(base.tokenizer, base.model.config)
         self._has_template = bool(getattr(base.tokenizer, "chat_template", None))
         self.members = [Member(BASE, True)]
@@ -78,30 +79,29 @@ class LoadedPanel:
             UsageError: a conversation leaves no room for its answer.
         """
         asked = {
-            self._continuation(name, messages, sampling): replies[name]
+            self._sequence(name, messages, sampling): replies[name]
             for name, messages in conversations.items()
         }
-        with self._engine:
-            try:
-                self._run(asked)
-            finally:
-                for one in asked:
-                    self._engine.drop(one)
+        try:
+            self._run(asked)
+        finally:
+            for one in asked:
+                self._scheduler.drop(one)
 
-    def _run(self, asked: Mapping[Continuation, Reply]) -> None:
+    def _run(self, asked: Mapping[TokenSequence, Reply]) -> None:
         waiting = list(asked)
         # A step that is broken off would leave rows of which nobody knows how long they are.
         with interrupts_postponed() as rest:
-            while waiting or self._engine.busy:
+            while waiting or self._scheduler.busy:
                 rest()
-                waiting = [one for one in waiting if not self._engine.add(one)]
-                for news in self._engine.step():
-                    _tell(news, asked[news.of])
+                waiting = [one for one in waiting if not self._scheduler.add(one)]
+                for output in self._scheduler.step():
+                    _tell(output, asked[output.sequence])
 
-    def _continuation(self, name: str, messages: Messages, sampling: Sampling) -> Continuation:
+    def _sequence(self, name: str, messages: Messages, sampling: Sampling) -> TokenSequence:
         text = self._prompt(messages)
         tokens = len(self._base.tokenizer.encode(text))
-        most = self._engine.context_tokens
+        most = self._scheduler.context_tokens
         if tokens + sampling.max_tokens > most:
             raise UsageError(
                 f"the conversation has {tokens} tokens and the answer may have "
@@ -116,7 +116,7 @@ class LoadedPanel:
             seed=sampling.seed,
         )
         check_settings(request)
-        return Continuation(
+        return TokenSequence(
             owner="chat",
             prompt=tuple(self._encoder.prompt(text, sampling.max_tokens)),
             limit=sampling.max_tokens,
@@ -131,12 +131,13 @@ class LoadedPanel:
         return messages[-1]["content"] + "\n\n"
 
 
-def _tell(news: News, reply: Reply) -> None:
-    reply.text += news.told.text
-    if news.fault:
-        reply.finish, reply.error = "failed", news.fault
-    elif news.finish:
-        reply.finish, reply.tokens = news.finish, len(news.of.tokens)
+def _tell(output: StepOutput, reply: Reply) -> None:
+    reply.text += output.delta.text
+    if output.fault:
+        reply.finish, reply.error = "failed", output.fault
+    elif output.finish:
+        reply.finish = "length" if output.finish == "length" else "stop"
+        reply.tokens = len(output.sequence.tokens)
 
 
 def _member(name: str, folder: Path, base: Base) -> Member:

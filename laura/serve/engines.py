@@ -150,7 +150,7 @@ class EngineState:
         memory_bytes: Of the weights, the adapters and the cache of keys and values.
         cache_tokens: Tokens that the cache of keys and values holds at the moment.
         drafted_tokens: Tokens that Laura's own engine drafted ahead since the start
-            (models/drafts.py).
+            (engine/drafting.py).
         accepted_tokens: Those of them that were right and gone on from: steps that were saved.
     """
 

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
 
+from laura.engine.adapter_slots import Slot, Slots
 from laura.models.lora import LoraSettings
-from laura.models.slots import Slot, Slots
 from laura.results.errors import AdapterError
 from laura.serve.engines import AdapterFiles
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laura.engine.live_text import Score, TextStream
+from laura.engine.detokenizer import Detokenizer, Score
 from laura.engine.vllm import (
     Message,
     VllmProcess,
@@ -137,7 +137,7 @@ class _Sequence:
     ask: Ask
     adapter: AdapterFiles | None
     ends: frozenset[int]
-    text: TextStream
+    text: Detokenizer
     slot: _Slot | None = None
     events: asyncio.Queue[Event | EngineError] = field(default_factory=asyncio.Queue)
     over: bool = False
@@ -193,7 +193,7 @@ class _Sequence:
             if stopped:
                 break
         ended = stopped or output["reason"] is not None
-        for told in (text.told(), text.rest()) if ended else (text.told(),):
+        for told in (text.delta(), text.rest()) if ended else (text.delta(),):
             if told.text or told.scores:
                 self.tell(NewText(told.text, tuple(TokenScore(*one) for one in told.scores)))
         if ended:
@@ -346,7 +346,7 @@ class VllmServed:
             ask,
             adapter,
             frozenset() if ask.ignore_end else self._ends,
-            TextStream(lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True), ask.stop),
+            Detokenizer(lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True), ask.stop),
         )
         try:
             cost = len(ask.prompt) + ask.max_new_tokens

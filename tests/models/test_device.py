@@ -90,17 +90,18 @@ def test_auto_is_bf16_only_where_hardware_and_kernels_are(
 BF16_PROGRAM = """
 import sys, torch
 from laura.models.device import autocast, has_bf16_arithmetic, resolve_precision
-from laura.engine.continuation import Continuation
+from laura.engine.sequence import TokenSequence
 from laura.engine.engine import Engine
-from laura.engine.live import LiveEngine
+from laura.engine.model_runner import FusedRunner
+from laura.engine.scheduler import Scheduler
 from laura.engine.requests import GenerateRequest, ScoreRequest
 from tests.conftest import make_tiny_model, make_tiny_tokenizer
 cpu, tokenizer = torch.device("cpu"), make_tiny_tokenizer()
 bf16 = resolve_precision("bf16", cpu)
 model = make_tiny_model()
-with LiveEngine(model, tokenizer, precision=bf16, cache_bytes=2**25) as live:
-    live.add(Continuation("t", tuple(tokenizer.encode("the dog ran")), 8, ignore_end=True))
-    told = sum(len(live.step()) for _ in range(8))
+live = Scheduler(FusedRunner(model, bf16), tokenizer, cache_bytes=2**25)
+live.add(TokenSequence("t", tuple(tokenizer.encode("the dog ran")), 8, ignore_end=True))
+told = sum(len(live.step()) for _ in range(8))
 engine = Engine(model, tokenizer, bf16)
 engine.score([ScoreRequest("the dog", " ran")])
 engine.generate([GenerateRequest("the dog", (), 8)])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from laura.engine.live_pass import LivePass
+from laura.engine.batch_attention import BatchAttention
 from laura.models.adapters import save_adapter
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, attach, lora_layers
@@ -67,21 +67,21 @@ def test_the_record_is_told_and_another_base_warned_of(panel: LoadedPanel) -> No
 
 
 def test_answers_grow_word_by_word(panel: LoadedPanel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(panel._engine, "drafts", False)  # each step tells one token
+    monkeypatch.setattr(panel._scheduler, "drafts", False)  # each step tells one token
     seen: list[list[str]] = []
-    step = panel._engine.step
+    step = panel._scheduler.step
 
     def watched(turn: Turn) -> None:
         def stepped() -> Any:
             seen.append([reply.text for reply in turn.replies.values()])
             return step()
 
-        panel._engine.step = stepped  # type: ignore[method-assign]
+        panel._scheduler.step = stepped  # type: ignore[method-assign]
 
     try:
         turn = Chat(panel, Sampling(max_tokens=12)).ask("Where does Ada live?", watched)
     finally:
-        panel._engine.step = step  # type: ignore[method-assign]
+        panel._scheduler.step = step  # type: ignore[method-assign]
     for place, reply in enumerate(turn.replies.values()):
         grown = [texts[place] for texts in seen]
         assert len(set(grown)) > 5
@@ -93,15 +93,15 @@ def test_a_stopped_answer_leaves_the_model_as_it_was(
 ) -> None:
     # What the loud one says, and so how soon it ends, is the processor's rounding; and drafts from
     # the answers before bring four tokens a pass. So that none has ended by itself in the third:
-    monkeypatch.setattr(panel._engine, "drafts", False)
-    monkeypatch.setattr(panel._engine, "end_ids", frozenset())
+    monkeypatch.setattr(panel._scheduler, "drafts", False)
+    monkeypatch.setattr(panel._scheduler, "end_ids", frozenset())
     chat = Chat(panel, Sampling(max_tokens=12))
     before = chat.ask("Where does Ada live?", lambda turn: None)
     chat.turns.clear()
-    attended, passes = LivePass.attended, []
+    attended, passes = BatchAttention.attended, []
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def stop_in_the_third(work: LivePass, layer: int, *given: Any) -> Any:
+    def stop_in_the_third(work: BatchAttention, layer: int, *given: Any) -> Any:
         passes.extend([1] if layer == 1 else [])
         if layer == 1 and len(passes) == 3:
             signal.raise_signal(signal.SIGINT)
@@ -109,7 +109,7 @@ def test_a_stopped_answer_leaves_the_model_as_it_was(
 
     try:
         with monkeypatch.context() as patched:
-            patched.setattr(LivePass, "attended", stop_in_the_third)
+            patched.setattr(BatchAttention, "attended", stop_in_the_third)
             stopped = chat.ask("Where does Ada live?", lambda turn: None)
     finally:
         signal.signal(signal.SIGINT, handler)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from laura.engine.live import LiveEngine
+from laura.engine.model_runner import FusedRunner
+from laura.engine.scheduler import Scheduler
 from laura.models.adapter_files import base_facts
 from laura.serve.engines import (
     AdapterFiles,
@@ -26,7 +27,7 @@ from laura.serve.engines import (
 from laura.serve.inprocess import InProcess, open_inprocess
 from laura.serve.library import Library
 from tests.conftest import make_tiny_model
-from tests.models.live_twin import ATTENTION, MLP, alone, made_adapter, merged, tiny, written
+from tests.engine.alone import MLP, alone, made_adapter, merged, tiny, written
 
 ADAPTERS = {f"a{seed}": made_adapter(seed, 4 if seed % 2 else 6, MLP) for seed in range(6)}
 TEXT = "question: how many cats? answer"
@@ -59,8 +60,10 @@ class Setting:
         model, slots = tiny(), changes.pop("slots", 3)
         cache_bytes = changes.pop("cache_bytes", 2**25)
 
-        def make() -> LiveEngine:
-            self.live = LiveEngine(model, tokenizer, cache_bytes=cache_bytes, slots=slots)
+        def make() -> Scheduler:
+            self.live = Scheduler(
+                FusedRunner(model, slots=slots), tokenizer, cache_bytes=cache_bytes
+            )
             return self.live
 
         self.engine = InProcess(
@@ -127,7 +130,7 @@ def test_the_last_answer_to_end_lets_in_who_waits_for_its_slot(tiny_tokenizer: A
             first = setting.submit(60, adapter="a0")
             await anext(first)
             second = asyncio.ensure_future(text_of(setting.submit(adapter="a1")))
-            while not setting.engine._room._loading._reads:  # type: ignore[union-attr]
+            while not setting.engine._loading._reads:  # type: ignore[union-attr]
                 await asyncio.sleep(0.01)
             async for _ in first:
                 pass
@@ -317,7 +320,7 @@ def test_a_dead_engine_says_so(tiny_tokenizer: Any, caplog: Any) -> None:
             events = setting.submit(400)
             await anext(events)
             assert setting.live is not None
-            setting.live._logits = lambda _: 1 / 0  # type: ignore[assignment,method-assign]
+            setting.live.runner.logits = lambda _: 1 / 0  # type: ignore[assignment,method-assign]
             with pytest.raises(EngineError) as caught:
                 await text_of(events)
             assert caught.value.kind == "gone"
@@ -333,7 +336,7 @@ def test_a_dead_engine_says_so(tiny_tokenizer: Any, caplog: Any) -> None:
 def test_an_engine_that_cannot_be_made(tiny_tokenizer: Any, caplog: Any) -> None:
     async def work() -> None:
         setting = Setting(tiny_tokenizer)
-        setting.engine._room._make = lambda: 1 / 0  # type: ignore[assignment,return-value]
+        setting.engine._make = lambda: 1 / 0  # type: ignore[assignment,return-value]
         with pytest.raises(ZeroDivisionError):
             await setting.engine.start()
         await setting.engine.stop(0)
@@ -353,17 +356,6 @@ def test_no_tenant_starves(tiny_tokenizer: Any) -> None:
             assert sum(one.done() for one in flood) < 12
             for one in flood:
                 one.cancel()
-
-    run(work())
-
-
-def test_attention_adapters_load_too(tiny_tokenizer: Any) -> None:
-    async def work() -> None:
-        async with running(tiny_tokenizer) as setting:
-            ADAPTERS["attention"] = made_adapter(7, 3, ATTENTION)
-            found = await text_of(setting.submit(adapter="attention"))
-            assert found == expected(tiny_tokenizer, "attention", setting.prompt, 8)
-            del ADAPTERS["attention"]
 
     run(work())
 

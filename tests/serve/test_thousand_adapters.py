@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from laura.models.adapters import PREFIX
 from tests.conftest import make_tiny_tokenizer
-from tests.models.live_twin import ATTENTION, MLP, next_logits, tiny
+from tests.engine.alone import ATTENTION, MLP, next_logits, tiny
 from tests.serve.real_server import RealServer, serving
 
 pytestmark = pytest.mark.slow

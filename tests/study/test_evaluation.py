@@ -211,10 +211,10 @@ def test_forecast_counts_what_is_shared_once(tiny_model: Any, tiny_tokenizer: An
     assert (written.read, written.written) == (read, 45)
     assert written.seconds == pytest.approx(read * 0.001 + 0.45)
     read_tokens: list[int] = []
-    trunk = engine._trunk
-    engine._trunk = lambda model, inputs: (  # type: ignore[method-assign]
+    states = engine.runner.states
+    engine.runner.states = lambda inputs: (  # type: ignore[method-assign]
         read_tokens.append(inputs["input_ids"].shape[1]),
-        trunk(model, inputs),
+        states(inputs),
     )[1]
     real = measure_pace(engine)
     assert 0 < real.read < 0.1 and 0 < real.written < 0.1

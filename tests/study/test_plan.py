@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from laura.cli import app as cli
-from laura.engine import decoding
-from laura.engine.key_values import Geometry
+from laura.engine import scheduler
+from laura.engine.kv_cache import Geometry
 from laura.models import losses
 from laura.models.lora import LoraSettings, attach
 from laura.recipe.sections import FullArm, LoraArm, Recipe
@@ -139,7 +139,7 @@ def test_adapters_and_operations_are_those_of_the_model(targets: Any) -> None:
 def test_numbers_written_twice_agree() -> None:
     for name in ("CHUNK_POSITIONS", "GROUP_POSITIONS", "BLOCK_WORDS"):
         assert getattr(plan_memory, name) == getattr(losses, name)
-    assert plan_evaluation.MOST_ROWS == decoding.MOST_ROWS
+    assert plan_evaluation.MOST_ROWS == scheduler.MOST_ROWS
     shapes = shapes_from(LLAMA_2_7B, "config.json")
     geometry = Geometry(32, 32, 128, torch.bfloat16)
     assert plan_evaluation.cache_row_bytes(shapes, 100, 2) == geometry.row_bytes(100)

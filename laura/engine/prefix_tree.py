@@ -1,0 +1,277 @@
+"""Which tokens are read together, and which only once: the plan of a scoring. No torch.
+
+Texts that begin alike form a tree: the shared beginning is its trunk, what differs
+its branches. A piece is such a tree (or a single text) laid flat, trunk first; a pass
+is a row of pieces without padding. A tree too large for one pass has its trunk read
+in a pass of its own and kept; the passes of its branches then follow that prefix.
+
+    texts   a b c d | a b c e | x y      piece 1: a b c, d, e     piece 2: x y
+
+Every token is read at its place in its own text and sees only what stands before it
+there, so the plan changes the cost and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+# A shorter beginning is not worth a branch; a shorter prefix not worth a pass.
+SHORTEST_TRUNK = 4
+SHORTEST_PREFIX = 32
+# Attention of a piece reads a square of this side; a short trunk is not worth a large one.
+LARGEST_PIECE = 1024
+LARGEST_SHORT_PIECE = 512
+# Deeper trees occur only in contrived texts; their branches are read apart.
+DEEPEST = 200
+
+
+@dataclass
+class Text:
+    """A text to be read.
+
+    Attributes:
+        tokens: Its token ids.
+        asked: Its places whose output is asked for.
+        slot: The adapter slot that reads it; None for the base.
+        targets: The token that should follow each asked place.
+        requests: Numbers of the requests that it answers.
+    """
+
+    tokens: tuple[int, ...]
+    asked: list[int] = field(default_factory=list)
+    slot: int | None = None
+    targets: list[int] = field(default_factory=list)
+    requests: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Span:
+    """Tokens `start` to `end` of a text, and the span of the piece that comes before."""
+
+    text: int
+    start: int
+    end: int
+    before: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return self.end - self.start
+
+
+@dataclass
+class Piece:
+    """A tree laid flat: spans in the order in which they are read."""
+
+    slot: int | None
+    spans: list[Span] = field(default_factory=list)
+    ending: list[tuple[int, int]] = field(default_factory=list)  # (text, its last span)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to read."""
+        return sum(span.tokens for span in self.spans)
+
+
+@dataclass
+class Pass:
+    """Pieces read in one go.
+
+    Attributes:
+        pieces: One after another, ordered by slot.
+        follows: Number of the prefix that stands before every piece, if any.
+        keeps: Number of the prefix that this pass (then one span) makes, if any.
+        asks: (text, number of its asked place, place in the row).
+        needed: Texts whose answers need this pass.
+    """
+
+    pieces: list[Piece]
+    follows: int | None = None
+    keeps: int | None = None
+    asks: list[tuple[int, int, int]] = field(default_factory=list)
+    needed: set[int] = field(default_factory=set)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to read."""
+        return sum(piece.tokens for piece in self.pieces)
+
+
+@dataclass
+class _Node:
+    """A part of the tree: tokens `start` to `end` of `source`, then its children."""
+
+    source: int
+    start: int
+    end: int
+    children: list[_Node] = field(default_factory=list)
+    ending: list[int] = field(default_factory=list)
+
+    @cached_property
+    def total(self) -> int:
+        """Tokens of the whole tree; asked only once the tree is settled."""
+        return self.end - self.start + sum(child.total for child in self.children)
+
+    def below(self) -> Iterator[int]:
+        yield from self.ending
+        for child in self.children:
+            yield from child.below()
+
+
+def plan(texts: Sequence[Text], row_tokens: int, share: bool = True) -> list[Pass]:
+    """The passes that answer every asked place once, those that make a prefix before its users.
+
+    Args:
+        texts: What is read; those without tokens or asked places are left out.
+        row_tokens: Most tokens of a pass; a piece above it is read alone.
+        share: Whether common beginnings are read once.
+    """
+    wanted = [i for i, text in enumerate(texts) if text.asked and text.tokens]
+    planner = _Planner(texts, row_tokens)
+    if not share:
+        roots = [_Node(i, 0, len(texts[i].tokens), ending=[i]) for i in wanted]
+        return planner.passes(roots)
+    roots = []
+    for slot in {texts[i].slot: None for i in wanted}:
+        members = sorted(
+            (i for i in wanted if texts[i].slot == slot), key=lambda i: texts[i].tokens
+        )
+        roots += _settled(_grown(texts, members, 0, 0), 0)
+    return planner.passes(roots)
+
+
+def _grown(texts: Sequence[Text], members: list[int], start: int, depth: int) -> _Node:
+    """The tree of sorted texts that share their first `start` tokens."""
+    first, last = texts[members[0]].tokens, texts[members[-1]].tokens
+    end, most = start, min(len(first), len(last))
+    while end < most and first[end] == last[end]:
+        end += 1
+    node = _Node(members[0], start, end)
+    rest = 0
+    while rest < len(members) and len(texts[members[rest]].tokens) == end:
+        node.ending.append(members[rest])
+        rest += 1
+    groups: list[list[int]] = []
+    for i in members[rest:]:
+        token = texts[i].tokens[end]
+        if not groups or texts[groups[-1][0]].tokens[end] != token or depth >= DEEPEST:
+            groups.append([])
+        groups[-1].append(i)
+    node.children = [_grown(texts, group, end, depth + 1) for group in groups]
+    return node
+
+
+def _settled(node: _Node, start: int) -> list[_Node]:
+    """The node, beginning at `start`, with every trunk that is not worth it dissolved."""
+    length = node.end - start
+    if not node.children:
+        return [_Node(node.source, start, node.end, [], node.ending)]
+    if length < SHORTEST_TRUNK:
+        return [*_ended(node, start), *(one for c in node.children for one in _settled(c, start))]
+    children = [one for child in node.children for one in _settled(child, node.end)]
+    kept = _Node(node.source, start, node.end, children, node.ending)
+    if length >= SHORTEST_PREFIX or kept.total <= LARGEST_SHORT_PIECE:
+        return [kept]
+    return [*_ended(node, start), *(replace(child, start=start) for child in children)]
+
+
+def _ended(node: _Node, start: int) -> list[_Node]:
+    """A text that ends where others go on, when it is read apart from them."""
+    return [_Node(node.source, start, node.end, [], node.ending)] if node.ending else []
+
+
+class _Planner:
+    """Lays trees flat and packs them."""
+
+    def __init__(self, texts: Sequence[Text], row_tokens: int) -> None:
+        self.texts, self.row_tokens = texts, row_tokens
+        self.made: list[Pass] = []
+        self.prefixes: list[list[tuple[Pass, Span]]] = []  # each a chain from its root
+
+    def passes(self, roots: list[_Node]) -> list[Pass]:
+        """All passes for these trees."""
+        self._place(roots, None)
+        return self.made
+
+    def _place(self, nodes: list[_Node], follows: int | None) -> None:
+        limit = min(LARGEST_PIECE, self.row_tokens)
+        small = [node for node in nodes if not node.children or node.total <= limit]
+        pieces = [self._flat(node) for node in small]
+        # The longest first, so that time left is not underestimated.
+        pieces.sort(key=lambda piece: -piece.tokens)
+        for pack in packs([piece.tokens for piece in pieces], self.row_tokens):
+            row = sorted((pieces[i] for i in pack), key=lambda piece: route_order(piece.slot))
+            self._add(Pass(row, follows))
+        for node in nodes:
+            if node.children and node.total > limit:
+                self._place_branches(node, follows)
+
+    def _place_branches(self, node: _Node, follows: int | None) -> None:
+        """A trunk in a pass of its own, then its branches behind it."""
+        trunk = Span(node.source, node.start, node.end)
+        piece = Piece(self.texts[node.source].slot, [trunk], [(i, 0) for i in node.ending])
+        made = Pass([piece], follows, keeps=len(self.prefixes), needed=set(node.below()))
+        chain = self.prefixes[follows] if follows is not None else []
+        self.prefixes.append([*chain, (made, trunk)])
+        self._add(made)
+        assert made.keeps is not None
+        self._place(node.children, made.keeps)
+
+    def _flat(self, root: _Node) -> Piece:
+        piece = Piece(self.texts[root.source].slot)
+        waiting: list[tuple[_Node, int | None]] = [(root, None)]
+        while waiting:
+            node, before = waiting.pop()
+            own = len(piece.spans)
+            piece.spans.append(Span(node.source, node.start, node.end, before))
+            piece.ending += [(i, own) for i in node.ending]
+            waiting += [(child, own) for child in reversed(node.children)]
+        return piece
+
+    def _add(self, made: Pass) -> None:
+        """Append a pass and find where the asked places of the texts that end in it lie."""
+        self.made.append(made)
+        start = 0
+        for piece in made.pieces:
+            begins = []
+            for span in piece.spans:
+                begins.append(start)
+                start += span.tokens
+            for text, last in piece.ending:
+                made.needed.add(text)
+                chain: list[tuple[Pass, Span, int]] = []
+                place: int | None = last
+                while place is not None:
+                    chain.append((made, piece.spans[place], begins[place]))
+                    place = piece.spans[place].before
+                if made.follows is not None:
+                    chain += [(prefix, span, 0) for prefix, span in self.prefixes[made.follows]]
+                self._ask(text, chain)
+
+    def _ask(self, text: int, chain: list[tuple[Pass, Span, int]]) -> None:
+        for number, asked in enumerate(self.texts[text].asked):
+            where, span, begin = next(c for c in chain if c[1].start <= asked < c[1].end)
+            where.asks.append((text, number, begin + asked - span.start))
+
+
+def route_order(slot: int | None) -> int:
+    """A number that sorts slots, the base first."""
+    return -1 if slot is None else slot
+
+
+def packs(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Group positions, in order, so that the lengths of a group sum to at most `limit`.
+
+    A length above the limit stands alone.
+    """
+    groups: list[list[int]] = []
+    total = 0
+    for position, length in enumerate(lengths):
+        if not groups or total + length > limit:
+            groups.append([])
+            total = 0
+        groups[-1].append(position)
+        total += length
+    return groups

@@ -1,0 +1,128 @@
+"""Joined maps with a plan of a pass against every token computed alone from its adapter's files."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from laura.engine import lora_batch
+from laura.engine.adapter_slots import Slot, Slots
+from laura.engine.fused_linear import FusedLinear, fuse_linears
+from laura.engine.lora_batch import LoraBatch, lora_batch_of, slot_order
+from laura.models.adapters import PREFIX
+from laura.models.lora import LoraSettings
+from tests.engine.alone import ATTENTION, MLP, made_adapter, tiny
+
+CPU = torch.device("cpu")
+KINDS = ((4, (*ATTENTION, *MLP)), (2, ATTENTION[:3:2]), (3, MLP), (5, ATTENTION[3:]))
+Segments = list[tuple[Slot | None, int]]
+Files = dict[Slot, tuple[LoraSettings, dict[str, Tensor]]]
+
+
+class Setting:
+    """Nine adapters in arrays of 6, 1, 1 and 1 slots."""
+
+    def __init__(self) -> None:
+        self.joined, self.current = fuse_linears(tiny(), torch.float32)
+        self.slots = Slots([one.group for one in self.joined], 9, 8, torch.float32, CPU)
+        kinds = [KINDS[max(0, number - 5)] for number in range(9)]
+        self.files: Files = {}
+        for i, kind in enumerate(kinds):
+            adapter = made_adapter(i, *kind)
+            self.files[self.slots.place(str(i), "", *adapter)] = adapter
+        self.placed = list(self.files)
+
+    def alone(self, joined: FusedLinear, slot: Slot | None, x_I: Tensor, plain_O: Tensor) -> Tensor:
+        """One token's outputs, map by map, in float64."""
+        parts = list(plain_O.double().split(joined.group.outputs))
+        if slot is not None:
+            settings, tensors = self.files[slot]
+            for number, name in enumerate(joined.group.names):
+                if name in settings.targets:
+                    a, b = (tensors[f"{PREFIX}{name}.lora_{x}.weight"].double() for x in "AB")
+                    scale = settings.for_module(name)[1]
+                    parts[number] = parts[number] + scale * (b @ (a @ x_I.double()))
+        return torch.cat(parts)
+
+    def check(self, segments: Segments) -> LoraBatch:
+        """The batch of a pass, by which every token has gone through its adapter."""
+        total = sum(tokens for _, tokens in segments)
+        plan = lora_batch_of(segments, CPU)
+        owners = [slot for slot, tokens in segments for _ in range(tokens)]
+        for one in self.joined[:4]:
+            x = torch.randn(total, one.group.inputs)
+            self.current.batch = LoraBatch()
+            plain = one(x)
+            self.current.batch = plan
+            found = one(x)
+            for token, slot in enumerate(owners):
+                expected = self.alone(one, slot, x[token], plain[token]).float()
+                torch.testing.assert_close(found[token], expected, atol=1e-4, rtol=1e-5)
+        return plan
+
+
+@pytest.fixture(params=[True, False], ids=["lookups", "products"])
+def looks_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """As on a processor, and as on a GPU."""
+    monkeypatch.setattr(lora_batch, "looks_up_adapters", lambda device: request.param)
+    return bool(request.param)
+
+
+def test_every_token_goes_through_its_adapter(looks_up: bool) -> None:
+    torch.manual_seed(0)
+    setting, source = Setting(), random.Random(0)
+    for turn in range(12):
+        some = [source.choice([None, *setting.placed]) for _ in range(source.choice([1, 3, 9, 30]))]
+        if turn % 2:
+            some.sort(key=slot_order)
+        lengths = [1, 9, 9, 20, 60]
+        parts = [(source.choice([None, *setting.placed]), source.choice(lengths)) for _ in range(3)]
+        plan = setting.check([*((slot, 1) for slot in some), *parts[: turn % 4]])
+        assert bool(plan.lookups) <= looks_up
+        assert looks_up <= (plan.gather is None)
+
+
+def test_a_plan_that_stays_follows_its_slots(looks_up: bool) -> None:
+    """Adapters come and go between two passes of the same answers."""
+    setting = Setting()
+    placed, current = setting.placed, setting.current
+    segments: Segments = [(placed[4], 4), (placed[5], 4)]
+    one, plans = setting.joined[0], []
+    x = torch.randn(8, one.group.inputs)
+    plain = one(x)
+    expected = [
+        setting.alone(one, placed[4 + token // 4], x[token], plain[token]) for token in range(8)
+    ]
+    for change in (None, "0", "2", "1", "new", "3", None):
+        if change == "new":
+            setting.slots.place("new", "", *made_adapter(99, *KINDS[0]))
+        elif change:
+            assert setting.slots.remove(change)
+        current.prepare(segments, CPU)
+        plans.append(current.batch)
+        torch.testing.assert_close(one(x), torch.stack(expected).float(), atol=1e-4, rtol=1e-5)
+    assert 1 < len({id(plan) for plan in plans}) < 7
+    assert placed[5].array.views
+    current.clear()
+    assert not placed[5].array.views and not (current.batch.aligned or current.batch.lookups)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_looked_up_token_does_not_depend_on_its_neighbours(precision: torch.dtype) -> None:
+    """To the last bit, whoever else is in the pass."""
+    torch.manual_seed(0)
+    joined, current = fuse_linears(tiny(), precision)
+    slots = Slots([one.group for one in joined], 4, 8, precision, CPU)
+    placed = [slots.place(str(i), "", *made_adapter(i, *KINDS[0])) for i in range(4)]
+    owners = [placed[i % 4] for i in range(20)]
+    for one in joined[:4]:
+        x = torch.randn(20, one.group.inputs).to(precision)
+        current.prepare([(slot, 1) for slot in owners], CPU)
+        whole = one(x)
+        for some in ([7], [3, 4], [19, 0, 8, 2, 5]):
+            current.prepare([(owners[i], 1) for i in some], CPU)
+            assert one(x[some]).equal(whole[some])
+    current.clear()
