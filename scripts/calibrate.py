@@ -41,8 +41,8 @@ from laura.results.statistics import Estimate
 from laura.study.claims.judgement import judge
 from laura.study.claims.settings import Setting
 from laura.study.claims.simulated import SimulatedWorld, simulate
+from laura.study.evidence import Evidence
 from laura.study.recommend import decide
-from laura.study.summary import Evidence
 
 # As measured in the micro study: learning, source score lost and validation loss at four rates.
 LEARNT, LOST = (0.60, 0.90, 0.93, 0.88), (0.06, 0.13, 0.36, 0.50)

@@ -23,7 +23,8 @@ from laura.results.store import StudyStore
 from laura.study.claims.judgement import judge
 from laura.study.claims.settings import Setting
 from laura.study.compare import compare
-from laura.study.summary import Evidence, Point, RunFacts, evidence_of, gather
+from laura.study.evidence import Evidence, Point, RunFacts
+from laura.study.summary import evidence_of, gather
 
 ARM = "lora-r16"
 TOLD = ("learns-less-code", "forgets-less", "forgets-less-matched", "same-tradeoff",

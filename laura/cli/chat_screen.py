@@ -18,7 +18,7 @@ from rich.text import Text
 from laura.report.samples.terminal import beside
 from laura.report.visible import visible, visible_line
 from laura.serve.chatting import Chat, Member, Reply, Turn, comparable
-from laura.serve.word_difference import Piece, difference, summary
+from laura.serve.word_difference import TextPart, difference, summary
 
 # Lines of each answer that are seen while it grows; whole ones are printed at the end.
 GROWING_LINES = 12
@@ -91,7 +91,7 @@ def _answer(reply: Reply, base: Reply | None) -> Iterator[RenderableType]:
     yield ""
 
 
-def _marked(pieces: list[Piece]) -> Text:
+def _marked(pieces: list[TextPart]) -> Text:
     text = Text(overflow="fold")
     for piece in pieces:
         start, end, style = _MARKS.get(piece.kind, ("", "", ""))

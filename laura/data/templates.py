@@ -88,7 +88,7 @@ def encode_all(
             follows, or an instruct row has no answer.
     """
     render = prompt_render(tokenizer, template)
-    encoder = _Encoder(tokenizer, render, regime, begin=template == "plain")
+    encoder = _ChunkEncoder(tokenizer, render, regime, begin=template == "plain")
     return list(encoder.encode(iter(examples)))
 
 
@@ -129,7 +129,7 @@ def check_end_token(encoded: Sequence[Encoded], tokenizer: Any) -> None:
             )
 
 
-class _Encoder:
+class _ChunkEncoder:
     """Encodes examples chunk by chunk, so that the tokenizer sees many texts at once."""
 
     def __init__(self, tokenizer: Any, render: Render, regime: Regime, begin: bool) -> None:

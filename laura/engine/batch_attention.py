@@ -5,7 +5,7 @@
 All tokens stand in one row, so that weights are read once for all of them. A part of a
 prompt attends to what its row already holds of the same prompt and to itself, a drafted
 token to its row and the draft before it, each as if it came alone in a step of its own.
-What stands before several rows (`Row.prefix`) is read once for all of them.
+What stands before several rows (`CacheRow.prefix`) is read once for all of them.
 
 Shapes: T tokens of the pass, N rows, P drafted tokens of one, H heads, G key/value heads,
 S = 2 G (keys, then values), R = H / G, L longest row or prefix, D head width, B parts read
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from laura.engine.kv_cache import Block, Row
+from laura.engine.kv_cache import Block, CacheRow
 from laura.models.attention import grouped_attention
 
 # Rows are read up to whole pieces: sums are then taken in the same order whatever the
@@ -42,11 +42,11 @@ class BatchAttention:
 
     def __init__(
         self,
-        running: Sequence[tuple[Row, int]],
-        parts: Sequence[tuple[Row, int]],
+        running: Sequence[tuple[CacheRow, int]],
+        parts: Sequence[tuple[CacheRow, int]],
         device: torch.device,
     ) -> None:
-        where: dict[Row, int] = {}
+        where: dict[CacheRow, int] = {}
         self.count = 0
         for row, drafted in running:
             where[row] = self.count
@@ -153,7 +153,7 @@ class _Draft:
     when it comes alone.
     """
 
-    def __init__(self, row: Row, drafted: int, device: torch.device) -> None:
+    def __init__(self, row: CacheRow, drafted: int, device: torch.device) -> None:
         self.pairs, self.index = row.block.pairs, row.index
         self.start, self.end = row.tokens + 1, row.tokens + 1 + drafted
         self.longest = _read_length(self.end, row.block.capacity)
@@ -167,9 +167,11 @@ class _Draft:
         return row_G2LD[None, :, :, : self.longest].expand(len(both_PSD), -1, -1, -1, -1)
 
 
-def _prefixes(rows: Sequence[Row], device: torch.device) -> list[tuple[Row, Tensor | slice]]:
+def _prefixes(
+    rows: Sequence[CacheRow], device: torch.device
+) -> list[tuple[CacheRow, Tensor | slice]]:
     """Shared prefixes, each with the places of those rows that stand behind it."""
-    found: dict[Row, list[int]] = {}
+    found: dict[CacheRow, list[int]] = {}
     for place, row in enumerate(rows):
         if row.prefix is not None:
             found.setdefault(row.prefix, []).append(place)
@@ -192,7 +194,7 @@ def _mask(places_N: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(unseen, float("-inf"))[:, None, None]
 
 
-def _held(row: Row, layer: int) -> Tensor:
+def _held(row: CacheRow, layer: int) -> Tensor:
     """Keys and values (G, 2, L, D) that a row holds."""
     return row.block.pairs[layer, row.index, :, :, : row.tokens]
 
@@ -235,7 +237,7 @@ def joined_attention(output: Tensor, weight: Tensor, other: Tensor, other_weight
 class _PromptPart:
     """Further tokens of a prompt, or prompts of one length from their beginning."""
 
-    def __init__(self, rows: Sequence[Row], tokens: int, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[CacheRow], tokens: int, device: torch.device) -> None:
         self.rows, self.prefix = [(row.block.pairs, row.index) for row in rows], rows[0].prefix
         self.tokens, self.total = tokens, tokens * len(rows)
         self.start, self.end = rows[0].tokens, rows[0].tokens + tokens
@@ -262,9 +264,9 @@ class _PromptPart:
         return output.transpose(1, 2).reshape(self.total, -1)
 
 
-def _together(parts: Sequence[tuple[Row, int]]) -> Iterator[tuple[list[Row], int]]:
+def _together(parts: Sequence[tuple[CacheRow, int]]) -> Iterator[tuple[list[CacheRow], int]]:
     """Neighbouring prompts of one length that are read from their beginning, in one go."""
-    rows: list[Row] = []
+    rows: list[CacheRow] = []
     length = 0
     for row, tokens in parts:
         alone = row.tokens or row.prefix or (rows and (rows[0].tokens or rows[0].prefix))

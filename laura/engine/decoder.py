@@ -75,7 +75,7 @@ class _Norm:
 
 
 @dataclass
-class _Layer:
+class _FusedLayer:
     before_attention: _Norm
     qkv: FusedLinear
     output: FusedLinear
@@ -105,7 +105,7 @@ class PlainDecoder:
         for number, layer in enumerate(decoder.layers):
             qkv, output, gate_up, down = fused[number * count : (number + 1) * count]
             before, between = _Norm.of(layer.input_layernorm), layer.post_attention_layernorm
-            self.layers.append(_Layer(before, qkv, output, _Norm.of(between), gate_up, down))
+            self.layers.append(_FusedLayer(before, qkv, output, _Norm.of(between), gate_up, down))
 
     def __call__(
         self, ids: Sequence[int], positions: Sequence[int], attention: BatchAttention

@@ -42,7 +42,7 @@ TOKEN_BITS = 24
 
 
 @dataclass(frozen=True)
-class Source:
+class DraftSource:
     """Where a draft comes from.
 
     Attributes:
@@ -58,11 +58,11 @@ class Source:
 
 # The most telling first.
 SOURCES = (
-    Source(False, 3, 0.6),
-    Source(True, 3, 0.6),
-    Source(True, 2, 0.4),
-    Source(False, 2, 0.4),
-    Source(False, 1, 0.2),
+    DraftSource(False, 3, 0.6),
+    DraftSource(True, 3, 0.6),
+    DraftSource(True, 2, 0.4),
+    DraftSource(False, 2, 0.4),
+    DraftSource(False, 1, 0.2),
 )
 
 
@@ -169,7 +169,7 @@ class Drafter:
                 self._behind[tuple(self._tokens[-source.length :])] = len(self._tokens)
         self._tokens.append(token)
 
-    def _found(self) -> tuple[Source | None, int]:
+    def _found(self) -> tuple[DraftSource | None, int]:
         """The most telling source that knows this end, and which token followed there."""
         for source in SOURCES:
             end = tuple(self._tokens[-source.length :])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from laura.engine.evaluating import evaluating, narrow
 from laura.engine.model_runner import ModuleRunner
 from laura.engine.prefix_passes import by_place, inputs_of, supervised
-from laura.engine.prefix_tree import SHORTEST_PREFIX, Pass, Text, plan
+from laura.engine.prefix_tree import SHORTEST_PREFIX, ScoringPass, Text, plan
 from laura.engine.requests import (
     FORGET,
     Direction,
@@ -363,7 +363,7 @@ class Engine:
         return self.adapters[adapter]
 
 
-def _tokens(passes: Sequence[Pass]) -> int:
+def _tokens(passes: Sequence[ScoringPass]) -> int:
     return sum(one.tokens for one in passes)
 
 

@@ -57,7 +57,7 @@ def geometry_of(config: Any, dtype: torch.dtype) -> Geometry:
 
 
 @dataclass(eq=False)
-class Row:
+class CacheRow:
     """One sequence's keys and values.
 
     Attributes:
@@ -70,7 +70,7 @@ class Row:
     block: Block
     index: int
     tokens: int = 0
-    prefix: Row | None = None
+    prefix: CacheRow | None = None
 
     @property
     def start(self) -> int:
@@ -91,16 +91,16 @@ class Block:
         self.pairs = torch.zeros(shape, dtype=geometry.dtype, device=device)
         self.capacity, self.most = capacity, rows
         self.bytes = rows * geometry.row_bytes(capacity)
-        self.rows: list[Row] = []
+        self.rows: list[CacheRow] = []
         self.running = 0
 
-    def take(self) -> Row:
+    def take(self) -> CacheRow:
         """A free row, to be read into."""
-        row = Row(self, len(self.rows))
+        row = CacheRow(self, len(self.rows))
         self.rows.append(row)
         return row
 
-    def start(self, row: Row) -> None:
+    def start(self, row: CacheRow) -> None:
         """Put a row among those that are decoded."""
         other = self.rows[self.running]
         if other is not row:
@@ -112,12 +112,12 @@ class Block:
             row.index, self.rows[there] = there, row
         self.running += 1
 
-    def cut(self, row: Row, tokens: int) -> None:
+    def cut(self, row: CacheRow, tokens: int) -> None:
         """Forget what a row holds behind so many tokens."""
         self._clear(row.index, tokens, row.tokens)
         row.tokens = tokens
 
-    def free(self, row: Row) -> None:
+    def free(self, row: CacheRow) -> None:
         """Give a row back; the last of its kind takes its place."""
         index = row.index
         self._clear(index, 0, row.tokens)
@@ -131,7 +131,7 @@ class Block:
             self._move(last, index)
         self.rows.pop()
 
-    def _move(self, row: Row, index: int) -> None:
+    def _move(self, row: CacheRow, index: int) -> None:
         """Move a row to an index that is clear."""
         self.pairs[:, index, :, :, : row.tokens] = self.pairs[:, row.index, :, :, : row.tokens]
         self._clear(row.index, 0, row.tokens)
@@ -195,7 +195,7 @@ class KVCache:
             return False
         return self.geometry.row_bytes(self.capacity(tokens)) <= self.budget_bytes
 
-    def take(self, tokens: int) -> Row | None:
+    def take(self, tokens: int) -> CacheRow | None:
         """A row for so many tokens; None while there is no room for it."""
         if self.rows >= self.most_rows:
             return None
@@ -209,11 +209,11 @@ class KVCache:
             return max(open_blocks, key=lambda block: len(block.rows)).take()
         return self._grow(capacity, max(1, self.block_tokens // capacity))
 
-    def take_alone(self, tokens: int) -> Row | None:
+    def take_alone(self, tokens: int) -> CacheRow | None:
         """A row in a block of its own, no longer than its tokens: for a prefix that many share."""
         return self._grow(tokens, 1)
 
-    def _grow(self, capacity: int, rows: int) -> Row | None:
+    def _grow(self, capacity: int, rows: int) -> CacheRow | None:
         one = self.geometry.row_bytes(capacity)
         self._give_up(rows * one)
         rows = min(rows, (self.budget_bytes - self.bytes) // one)

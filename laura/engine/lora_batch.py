@@ -141,7 +141,7 @@ class LoraBatch:
 
 
 @dataclass
-class _Entry:
+class _BatchEntry:
     """A slot's tokens in the pass."""
 
     slot: Slot
@@ -167,24 +167,24 @@ def lora_batch_of(segments: Sequence[tuple[Slot | None, int]], device: torch.dev
     entries, start = [], 0
     for slot, tokens in segments:
         if slot is not None:
-            entries.append(_Entry(slot, list(range(start, start + tokens))))
+            entries.append(_BatchEntry(slot, list(range(start, start + tokens))))
         start += tokens
     if looks_up_adapters(device):
         return _looked_up(entries, device)
     return _gathered(entries, start, device)
 
 
-def _looked_up(entries: Sequence[_Entry], device: torch.device) -> LoraBatch:
+def _looked_up(entries: Sequence[_BatchEntry], device: torch.device) -> LoraBatch:
     """Few tokens of a segment are looked up, more go through a product.
 
     It is the segment that decides, not what else goes through its slot: an answer in
     company owes its bits to the answer alone.
     """
-    many, few = list[_Entry](), list[_Entry]()
+    many, few = list[_BatchEntry](), list[_BatchEntry]()
     for entry in entries:
         (many if len(entry.tokens) >= entry.slot.array.fewest_tokens else few).append(entry)
     batch = LoraBatch(aligned=list(_aligned(many)))
-    run: list[_Entry] = []
+    run: list[_BatchEntry] = []
     for entry in few:
         if run and not _beside(run[-1], entry):
             batch.lookups.append(_lookup(run, device))
@@ -195,24 +195,24 @@ def _looked_up(entries: Sequence[_Entry], device: torch.device) -> LoraBatch:
     return batch
 
 
-def _beside(one: _Entry, other: _Entry) -> bool:
+def _beside(one: _BatchEntry, other: _BatchEntry) -> bool:
     """Whether one lookup may serve both."""
     return one.slot.array is other.slot.array and one.tokens[-1] + 1 == other.tokens[0]
 
 
-def _lookup(run: Sequence[_Entry], device: torch.device) -> Lookup:
+def _lookup(run: Sequence[_BatchEntry], device: torch.device) -> Lookup:
     indices = [entry.slot.index for entry in run for _ in entry.tokens]
     tokens = slice(run[0].tokens[0], run[-1].tokens[-1] + 1)
     return Lookup(run[0].slot.array, tokens, torch.tensor(indices, device=device))
 
 
-def _gathered(segments: Sequence[_Entry], total: int, device: torch.device) -> LoraBatch:
+def _gathered(segments: Sequence[_BatchEntry], total: int, device: torch.device) -> LoraBatch:
     """Few tokens of a slot are filled up to those of its neighbours where it pays."""
-    few: dict[Slot, _Entry] = {}
-    many: dict[Slot, _Entry] = {}
+    few: dict[Slot, _BatchEntry] = {}
+    many: dict[Slot, _BatchEntry] = {}
     for one in segments:
         kind = many if len(one.tokens) >= MANY_TOKENS else few
-        kind.setdefault(one.slot, _Entry(one.slot, [])).tokens.extend(one.tokens)
+        kind.setdefault(one.slot, _BatchEntry(one.slot, [])).tokens.extend(one.tokens)
     batch = LoraBatch()
     gather: list[int] = []
     back: dict[int, int] = {}
@@ -231,11 +231,11 @@ def _gathered(segments: Sequence[_Entry], total: int, device: torch.device) -> L
     return batch
 
 
-def _may_stay(entry: _Entry) -> bool:
+def _may_stay(entry: _BatchEntry) -> bool:
     return entry.tokens[-1] - entry.tokens[0] + 1 == len(entry.tokens)
 
 
-def _aligned(entries: Sequence[_Entry]) -> Iterator[SlotRun]:
+def _aligned(entries: Sequence[_BatchEntry]) -> Iterator[SlotRun]:
     """Runs of neighbours with equally many tokens, one slot's behind another's."""
     run: SlotRun | None = None
     for entry in entries:
@@ -254,9 +254,9 @@ def _aligned(entries: Sequence[_Entry]) -> Iterator[SlotRun]:
         yield run
 
 
-def _padded(entries: Sequence[_Entry], free: int) -> Iterator[list[_Entry]]:
+def _padded(entries: Sequence[_BatchEntry], free: int) -> Iterator[list[_BatchEntry]]:
     """Runs of neighbours that are worth filling up to the longest of them."""
-    run: list[_Entry] = []
+    run: list[_BatchEntry] = []
     for entry in entries:
         if run and not _fits(run, entry, free):
             yield run
@@ -266,7 +266,7 @@ def _padded(entries: Sequence[_Entry], free: int) -> Iterator[list[_Entry]]:
         yield run
 
 
-def _fits(run: Sequence[_Entry], entry: _Entry, free: int) -> bool:
+def _fits(run: Sequence[_BatchEntry], entry: _BatchEntry, free: int) -> bool:
     last, first = run[-1].slot, run[0].slot
     if last.array is not entry.slot.array:
         return False
@@ -277,7 +277,7 @@ def _fits(run: Sequence[_Entry], entry: _Entry, free: int) -> bool:
     return rows <= 2 * sum(len(one.tokens) for one in (*run, entry)) + free
 
 
-def _filled(run: Sequence[_Entry], gather: list[int], back: dict[int, int]) -> SlotRun:
+def _filled(run: Sequence[_BatchEntry], gather: list[int], back: dict[int, int]) -> SlotRun:
     """A padded run; its tokens are added to `gather`, and where they are to `back`."""
     first = run[0].slot
     each = max(len(entry.tokens) for entry in run)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from laura.engine.kv_cache import Row
+from laura.engine.kv_cache import CacheRow
 
 CHUNK = 64
 
@@ -45,7 +45,7 @@ class PrefixCache:
         # In the order of their last use; a parent is used after its children.
         self._nodes: dict[_Node, Hashable] = {}
 
-    def fill(self, owner: Hashable, tokens: Sequence[int], row: Row) -> int:
+    def fill(self, owner: Hashable, tokens: Sequence[int], row: CacheRow) -> int:
         """Copy the longest kept prefix of `tokens` into an empty row; its length."""
         found = self._longest(owner, tuple(tokens))
         start = 0
@@ -62,7 +62,7 @@ class PrefixCache:
         """How much of the beginning of `tokens` is kept."""
         return sum(count for _, count in self._longest(owner, tuple(tokens)))
 
-    def keep(self, owner: Hashable, tokens: Sequence[int], row: Row) -> None:
+    def keep(self, owner: Hashable, tokens: Sequence[int], row: CacheRow) -> None:
         """Keep what a row holds of `tokens`, its first ones."""
         tokens = tuple(tokens[: row.tokens])
         if not self.budget_bytes or not tokens:
@@ -104,7 +104,7 @@ class PrefixCache:
         owner: Hashable,
         parent: _Node,
         chunk: tuple[int, ...],
-        row: Row,
+        row: CacheRow,
         start: int,
         near: Sequence[_Node],
     ) -> _Node:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laura.engine.prefix_tree import Pass, Piece, Text, packs
+from laura.engine.prefix_tree import ScoringPass, Text, TokenSpan, packs
 from laura.engine.requests import TokenDocument
 from laura.models.attention import grouped_attention
 from laura.results.errors import DataError
@@ -50,7 +50,7 @@ class TreeAttention:
 
     def __init__(
         self,
-        pieces: Sequence[Piece],
+        pieces: Sequence[TokenSpan],
         prefix: PrefixKeys | None,
         keeps: PrefixKeys | None,
         device: torch.device,
@@ -91,12 +91,12 @@ class TreeAttention:
         return torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
 
 
-def _blocks(pieces: Sequence[Piece]) -> list[list[Piece]]:
+def _blocks(pieces: Sequence[TokenSpan]) -> list[list[TokenSpan]]:
     groups = packs([piece.tokens for piece in pieces], BLOCK_TOKENS)
     return [[pieces[place] for place in group] for group in groups]
 
 
-def _mask(block: Sequence[Piece], before: int) -> Tensor:
+def _mask(block: Sequence[TokenSpan], before: int) -> Tensor:
     """Who sees whom: (tokens of the block, prefix and block), True where it does."""
     size = sum(piece.tokens for piece in block)
     mask = torch.zeros(size, before + size, dtype=torch.bool)
@@ -133,8 +133,8 @@ def supervised(document: TokenDocument, slot: int | None) -> Text:
 
 
 def inputs_of(
-    texts: Sequence[Text], passes: Sequence[Pass], device: torch.device
-) -> Iterator[tuple[Pass, dict[str, Any]]]:
+    texts: Sequence[Text], passes: Sequence[ScoringPass], device: torch.device
+) -> Iterator[tuple[ScoringPass, dict[str, Any]]]:
     """The model's inputs, pass by pass; prefixes are kept as long as others follow."""
     last_use = {one.follows: place for place, one in enumerate(passes)}
     prefixes: dict[int, PrefixKeys] = {}

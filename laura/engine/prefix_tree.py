@@ -62,7 +62,7 @@ class Span:
 
 
 @dataclass
-class Piece:
+class TokenSpan:
     """A tree laid flat: spans in the order in which they are read."""
 
     slot: int | None
@@ -76,7 +76,7 @@ class Piece:
 
 
 @dataclass
-class Pass:
+class ScoringPass:
     """Pieces read in one go.
 
     Attributes:
@@ -87,7 +87,7 @@ class Pass:
         needed: Texts whose answers need this pass.
     """
 
-    pieces: list[Piece]
+    pieces: list[TokenSpan]
     follows: int | None = None
     keeps: int | None = None
     asks: list[tuple[int, int, int]] = field(default_factory=list)
@@ -100,13 +100,13 @@ class Pass:
 
 
 @dataclass
-class _Node:
+class _TreeNode:
     """A part of the tree: tokens `start` to `end` of `source`, then its children."""
 
     source: int
     start: int
     end: int
-    children: list[_Node] = field(default_factory=list)
+    children: list[_TreeNode] = field(default_factory=list)
     ending: list[int] = field(default_factory=list)
 
     @cached_property
@@ -120,7 +120,7 @@ class _Node:
             yield from child.below()
 
 
-def plan(texts: Sequence[Text], row_tokens: int, share: bool = True) -> list[Pass]:
+def plan(texts: Sequence[Text], row_tokens: int, share: bool = True) -> list[ScoringPass]:
     """The passes that answer every asked place once, those that make a prefix before its users.
 
     Args:
@@ -131,7 +131,7 @@ def plan(texts: Sequence[Text], row_tokens: int, share: bool = True) -> list[Pas
     wanted = [i for i, text in enumerate(texts) if text.asked and text.tokens]
     planner = _Planner(texts, row_tokens)
     if not share:
-        roots = [_Node(i, 0, len(texts[i].tokens), ending=[i]) for i in wanted]
+        roots = [_TreeNode(i, 0, len(texts[i].tokens), ending=[i]) for i in wanted]
         return planner.passes(roots)
     roots = []
     for slot in {texts[i].slot: None for i in wanted}:
@@ -142,13 +142,13 @@ def plan(texts: Sequence[Text], row_tokens: int, share: bool = True) -> list[Pas
     return planner.passes(roots)
 
 
-def _grown(texts: Sequence[Text], members: list[int], start: int, depth: int) -> _Node:
+def _grown(texts: Sequence[Text], members: list[int], start: int, depth: int) -> _TreeNode:
     """The tree of sorted texts that share their first `start` tokens."""
     first, last = texts[members[0]].tokens, texts[members[-1]].tokens
     end, most = start, min(len(first), len(last))
     while end < most and first[end] == last[end]:
         end += 1
-    node = _Node(members[0], start, end)
+    node = _TreeNode(members[0], start, end)
     rest = 0
     while rest < len(members) and len(texts[members[rest]].tokens) == end:
         node.ending.append(members[rest])
@@ -163,23 +163,23 @@ def _grown(texts: Sequence[Text], members: list[int], start: int, depth: int) ->
     return node
 
 
-def _settled(node: _Node, start: int) -> list[_Node]:
+def _settled(node: _TreeNode, start: int) -> list[_TreeNode]:
     """The node, beginning at `start`, with every trunk that is not worth it dissolved."""
     length = node.end - start
     if not node.children:
-        return [_Node(node.source, start, node.end, [], node.ending)]
+        return [_TreeNode(node.source, start, node.end, [], node.ending)]
     if length < SHORTEST_TRUNK:
         return [*_ended(node, start), *(one for c in node.children for one in _settled(c, start))]
     children = [one for child in node.children for one in _settled(child, node.end)]
-    kept = _Node(node.source, start, node.end, children, node.ending)
+    kept = _TreeNode(node.source, start, node.end, children, node.ending)
     if length >= SHORTEST_PREFIX or kept.total <= LARGEST_SHORT_PIECE:
         return [kept]
     return [*_ended(node, start), *(replace(child, start=start) for child in children)]
 
 
-def _ended(node: _Node, start: int) -> list[_Node]:
+def _ended(node: _TreeNode, start: int) -> list[_TreeNode]:
     """A text that ends where others go on, when it is read apart from them."""
-    return [_Node(node.source, start, node.end, [], node.ending)] if node.ending else []
+    return [_TreeNode(node.source, start, node.end, [], node.ending)] if node.ending else []
 
 
 class _Planner:
@@ -187,15 +187,15 @@ class _Planner:
 
     def __init__(self, texts: Sequence[Text], row_tokens: int) -> None:
         self.texts, self.row_tokens = texts, row_tokens
-        self.made: list[Pass] = []
-        self.prefixes: list[list[tuple[Pass, Span]]] = []  # each a chain from its root
+        self.made: list[ScoringPass] = []
+        self.prefixes: list[list[tuple[ScoringPass, Span]]] = []  # each a chain from its root
 
-    def passes(self, roots: list[_Node]) -> list[Pass]:
+    def passes(self, roots: list[_TreeNode]) -> list[ScoringPass]:
         """All passes for these trees."""
         self._place(roots, None)
         return self.made
 
-    def _place(self, nodes: list[_Node], follows: int | None) -> None:
+    def _place(self, nodes: list[_TreeNode], follows: int | None) -> None:
         limit = min(LARGEST_PIECE, self.row_tokens)
         small = [node for node in nodes if not node.children or node.total <= limit]
         pieces = [self._flat(node) for node in small]
@@ -203,25 +203,25 @@ class _Planner:
         pieces.sort(key=lambda piece: -piece.tokens)
         for pack in packs([piece.tokens for piece in pieces], self.row_tokens):
             row = sorted((pieces[i] for i in pack), key=lambda piece: route_order(piece.slot))
-            self._add(Pass(row, follows))
+            self._add(ScoringPass(row, follows))
         for node in nodes:
             if node.children and node.total > limit:
                 self._place_branches(node, follows)
 
-    def _place_branches(self, node: _Node, follows: int | None) -> None:
+    def _place_branches(self, node: _TreeNode, follows: int | None) -> None:
         """A trunk in a pass of its own, then its branches behind it."""
         trunk = Span(node.source, node.start, node.end)
-        piece = Piece(self.texts[node.source].slot, [trunk], [(i, 0) for i in node.ending])
-        made = Pass([piece], follows, keeps=len(self.prefixes), needed=set(node.below()))
+        piece = TokenSpan(self.texts[node.source].slot, [trunk], [(i, 0) for i in node.ending])
+        made = ScoringPass([piece], follows, keeps=len(self.prefixes), needed=set(node.below()))
         chain = self.prefixes[follows] if follows is not None else []
         self.prefixes.append([*chain, (made, trunk)])
         self._add(made)
         assert made.keeps is not None
         self._place(node.children, made.keeps)
 
-    def _flat(self, root: _Node) -> Piece:
-        piece = Piece(self.texts[root.source].slot)
-        waiting: list[tuple[_Node, int | None]] = [(root, None)]
+    def _flat(self, root: _TreeNode) -> TokenSpan:
+        piece = TokenSpan(self.texts[root.source].slot)
+        waiting: list[tuple[_TreeNode, int | None]] = [(root, None)]
         while waiting:
             node, before = waiting.pop()
             own = len(piece.spans)
@@ -230,7 +230,7 @@ class _Planner:
             waiting += [(child, own) for child in reversed(node.children)]
         return piece
 
-    def _add(self, made: Pass) -> None:
+    def _add(self, made: ScoringPass) -> None:
         """Append a pass and find where the asked places of the texts that end in it lie."""
         self.made.append(made)
         start = 0
@@ -241,7 +241,7 @@ class _Planner:
                 start += span.tokens
             for text, last in piece.ending:
                 made.needed.add(text)
-                chain: list[tuple[Pass, Span, int]] = []
+                chain: list[tuple[ScoringPass, Span, int]] = []
                 place: int | None = last
                 while place is not None:
                     chain.append((made, piece.spans[place], begins[place]))
@@ -250,7 +250,7 @@ class _Planner:
                     chain += [(prefix, span, 0) for prefix, span in self.prefixes[made.follows]]
                 self._ask(text, chain)
 
-    def _ask(self, text: int, chain: list[tuple[Pass, Span, int]]) -> None:
+    def _ask(self, text: int, chain: list[tuple[ScoringPass, Span, int]]) -> None:
         for number, asked in enumerate(self.texts[text].asked):
             where, span, begin = next(c for c in chain if c[1].start <= asked < c[1].end)
             where.asks.append((text, number, begin + asked - span.start))

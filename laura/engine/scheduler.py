@@ -22,7 +22,7 @@ from laura.engine.adapter_slots import FEWEST_TOKENS
 from laura.engine.batch_attention import BatchAttention
 from laura.engine.detokenizer import Detokenizer, decoder_of
 from laura.engine.drafting import Drafter, NgramTables, allot
-from laura.engine.kv_cache import KVCache, Row
+from laura.engine.kv_cache import CacheRow, KVCache
 from laura.engine.model_runner import ModelRunner
 from laura.engine.prefix_cache import PrefixCache, common_length
 from laura.engine.sampler import scores_of
@@ -98,7 +98,7 @@ class Scheduler(Generic[Runner]):
             self.device,
         )
         self._reading: list[TokenSequence] = []
-        self._owners: dict[Row, TokenSequence] = {}
+        self._owners: dict[CacheRow, TokenSequence] = {}
         self._prefixes: list[TokenSequence] = []
 
     @torch.inference_mode()
@@ -165,7 +165,7 @@ class Scheduler(Generic[Runner]):
         self._settle(asked, outputs)
         return outputs
 
-    def _take_rows(self, one: TokenSequence) -> Row | None:
+    def _take_rows(self, one: TokenSequence) -> CacheRow | None:
         """A row, and one for its shared prefix where that has none yet."""
         row, prefix = self._take_row_behind(one.prefix, one.room), one.prefix
         if row is None:
@@ -179,7 +179,7 @@ class Scheduler(Generic[Runner]):
             prefix.users += 1
         return row
 
-    def _take_row_behind(self, prefix: TokenSequence | None, tokens: int) -> Row | None:
+    def _take_row_behind(self, prefix: TokenSequence | None, tokens: int) -> CacheRow | None:
         if prefix is not None and prefix.row is None:
             prefix.row = self.kv_cache.take_alone(len(prefix.prompt))
             if prefix.row is None:
@@ -330,6 +330,6 @@ def _piece(tokens: int, most: int) -> int:
     return most - FEWEST_TOKENS if left < FEWEST_TOKENS <= most // 2 else most
 
 
-def _row(one: TokenSequence) -> Row:
+def _row(one: TokenSequence) -> CacheRow:
     assert one.row is not None
     return one.row

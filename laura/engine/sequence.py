@@ -14,7 +14,7 @@ from torch import Tensor
 from laura.engine.adapter_slots import Slot
 from laura.engine.detokenizer import NOTHING, Detokenizer, Score, TextDelta
 from laura.engine.drafting import Drafter
-from laura.engine.kv_cache import Row
+from laura.engine.kv_cache import CacheRow
 from laura.engine.sampler import Draw, choose, most_likely, scores_of
 
 Finish = Literal["stop", "end", "length"]
@@ -56,7 +56,7 @@ class TokenSequence:
     logprobs: list[float] = field(default_factory=list)
     cached: int = 0
     # The scheduler's own, from its beginning to its end.
-    row: Row | None = None
+    row: CacheRow | None = None
     users: int = 0  # sequences in work whose prefix it is
     text: Detokenizer | None = None
     stops: Mapping[int, Finish] = field(default_factory=dict)

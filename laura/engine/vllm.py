@@ -56,6 +56,7 @@ from laura.engine.requests import (
 )
 from laura.models.adapter_files import read_settings
 from laura.models.adapters import save_adapter
+from laura.models.attach import attach
 from laura.models.encoding import Encoder
 from laura.models.load import (
     LAYER_MAPS,
@@ -64,7 +65,7 @@ from laura.models.load import (
     load_base,
     quiet_transformers,
 )
-from laura.models.lora import LoraSettings, attach, detach, lora_layers
+from laura.models.lora import LoraSettings, detach, lora_layers
 from laura.results.errors import (
     AdapterError,
     DataError,

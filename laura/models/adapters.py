@@ -19,18 +19,10 @@ from laura.models.adapter_files import (
     linear_shapes,
     read_adapter,
 )
+from laura.models.attach import attach
 from laura.models.dora import DoraLinear
 from laura.models.layers import names_within
-from laura.models.lora import (
-    LoraLinear,
-    LoraSettings,
-    attach,
-    detach,
-    lora_layers,
-    merge,
-    route,
-    unmerge,
-)
+from laura.models.lora import LoraLinear, LoraSettings, detach, lora_layers, merge, route, unmerge
 from laura.models.pissa import plain_settings
 from laura.results.errors import AdapterError
 from laura.results.store import disk_faults, write_json

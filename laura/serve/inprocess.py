@@ -40,7 +40,7 @@ from laura.serve.engines import (
 )
 from laura.serve.fairness import FairQueue, QueueFull
 from laura.serve.rates import TokenRate
-from laura.serve.tickets import GONE, Events, call
+from laura.serve.tickets import GONE, SequenceEvents, call
 
 if TYPE_CHECKING:
     from laura.engine.detokenizer import Score
@@ -151,7 +151,7 @@ class InProcess:
             raise EngineError(str(full), "full", seconds) from None
         self._wake.set()
         # A reader that is lost may be so in any thread.
-        return Events(ticket.events, lambda: call(loop, self._cancel, ticket))
+        return SequenceEvents(ticket.events, lambda: call(loop, self._cancel, ticket))
 
     async def load(self, adapter: AdapterFiles, pin: bool = False) -> None:
         """Bring an adapter into memory now; see `ServingEngine.load`."""

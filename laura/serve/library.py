@@ -153,7 +153,7 @@ class Entry:
     created: int = 0
 
 
-class _Found:
+class _FoundFolder:
     """An adapter in the folder, with what its checks have given so far."""
 
     def __init__(self, name: str, folder: Path, refused: str | None) -> None:
@@ -212,7 +212,7 @@ class Library:
         self.notes: tuple[str, ...] = ()
         """What lies in the folder and cannot be offered, a sentence each."""
         self._folder = folder.resolve() if folder else None
-        self._found: dict[str, _Found] = {}
+        self._found: dict[str, _FoundFolder] = {}
         self.rescan()
 
     def names(self) -> list[str]:
@@ -279,7 +279,7 @@ class Library:
             refused = self._refused_name(name, by_fold[name.casefold()], taken)
             before = known.get(name)
             kept = before is not None and (before.folder, before.by_name) == (folder, refused)
-            scanned[name] = before if before and kept else _Found(name, folder, refused)
+            scanned[name] = before if before and kept else _FoundFolder(name, folder, refused)
         self._found, self.notes = scanned, notes
 
     def _refused_name(self, name: str, alike: list[str], taken: set[str]) -> str | None:
@@ -294,13 +294,13 @@ class Library:
             )
         return None
 
-    def _get(self, name: str) -> _Found:
+    def _get(self, name: str) -> _FoundFolder:
         found = self._found.get(name)
         if found is None:
             raise UnknownAdapterError(f"there is no adapter '{printable(name, 128)}'")
         return found
 
-    def _look(self, found: _Found, whole: bool = False) -> None:
+    def _look(self, found: _FoundFolder, whole: bool = False) -> None:
         """Bring the outline up to date; what is known of the whole is dropped if it changed.
 
         What was seen within a tick of its last change may have changed again unseen: where
@@ -332,7 +332,7 @@ class Library:
         found.marks = current
         found.settled = all(mark is None or mark[4] < now - TICK_NS for mark in current)
 
-    def _read(self, found: _Found, known: Outline) -> AdapterFiles:
+    def _read(self, found: _FoundFolder, known: Outline) -> AdapterFiles:
         with OpenFolder(found.folder, Path(found.name)) as folder:
             digest = read_through(folder, known, self.bounds)
         rank = known.settings.largest_rank

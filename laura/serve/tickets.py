@@ -11,7 +11,7 @@ GONE = "the engine has stopped; try again in a moment"
 """What whoever asks an engine of this process hears when it has ended."""
 
 
-class Events(AsyncIterator[Event]):
+class SequenceEvents(AsyncIterator[Event]):
     """The events of one sequence, in order; closing it, or losing it, cancels the sequence.
 
     Args:

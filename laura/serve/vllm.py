@@ -51,7 +51,7 @@ from laura.serve.engines import (
 )
 from laura.serve.fairness import FairQueue, QueueFull
 from laura.serve.rates import TokenRate
-from laura.serve.tickets import Events, call
+from laura.serve.tickets import SequenceEvents, call
 from laura.serve.vllm_arguments import LENGTH, NO_ARGUMENTS, OPTION, VllmArguments
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Patience:
 
 
 @dataclass(eq=False)
-class _Slot:
+class _VllmSlot:
     """A LoRA slot: an adapter in vLLM's memory, or on its way there.
 
     Attributes:
@@ -138,7 +138,7 @@ class _Sequence:
     adapter: AdapterFiles | None
     ends: frozenset[int]
     text: Detokenizer
-    slot: _Slot | None = None
+    slot: _VllmSlot | None = None
     events: asyncio.Queue[Event | EngineError] = field(default_factory=asyncio.Queue)
     over: bool = False
     new: int = 0
@@ -279,7 +279,7 @@ class VllmServed:
         self._numbers = itertools.count(1)
         self._running: dict[str, _Sequence] = {}
         # The least recently used one first.
-        self._slots: dict[tuple[str, str], _Slot] = {}
+        self._slots: dict[tuple[str, str], _VllmSlot] = {}
         self._loads: dict[str, asyncio.Future[str | None]] = {}
         # Whether base and adapters take turns, whose turn it is, and since when.
         self._base_apart, self._base_turn, self._turn_began = False, False, 0.0
@@ -356,7 +356,7 @@ class VllmServed:
             seconds = self._queue.seconds_until_room(rate, full.tenants_own)
             raise EngineError(str(full), "full", seconds) from None
         self._pump()
-        return Events(sequence.events, lambda: self._give_up(sequence))
+        return SequenceEvents(sequence.events, lambda: self._give_up(sequence))
 
     async def load(self, adapter: AdapterFiles, pin: bool = False) -> None:
         """See `ServingEngine.load`."""
@@ -593,12 +593,12 @@ class VllmServed:
         if not known and sum(slot.pinned for slot in self._slots.values()) >= self._slots_total:
             raise EngineError("every place is taken by pinned adapters; unpin one", "adapter")
 
-    def _take_slot(self, adapter: AdapterFiles) -> _Slot:
+    def _take_slot(self, adapter: AdapterFiles) -> _VllmSlot:
         """A slot for this adapter, in use once more; its loading has begun."""
         key = adapter.name, adapter.digest
         slot = self._slots.pop(key, None)
         if slot is None:
-            slot = _Slot(adapter, next(self._numbers))
+            slot = _VllmSlot(adapter, next(self._numbers))
             self._start_loading(slot)
         self._slots[key] = slot
         slot.in_use += 1
@@ -614,7 +614,7 @@ class VllmServed:
             if idle and (slot.leaving or (too_many and not slot.pinned)):
                 self._free(slot)
 
-    def _free(self, slot: _Slot) -> None:
+    def _free(self, slot: _VllmSlot) -> None:
         """Forget a slot; vLLM does before it hears anything else."""
         self._slots.pop((slot.adapter.name, slot.adapter.digest), None)
         if slot.loaded:
@@ -622,11 +622,11 @@ class VllmServed:
         if self._process is not None:
             shutil.rmtree(self._process.folder / str(slot.number), ignore_errors=True)
 
-    def _start_loading(self, slot: _Slot) -> None:
+    def _start_loading(self, slot: _VllmSlot) -> None:
         slot.loading = asyncio.create_task(self._load(slot))
         slot.loading.add_done_callback(lambda task: self._end_loading(slot, task))
 
-    async def _load(self, slot: _Slot) -> None:
+    async def _load(self, slot: _VllmSlot) -> None:
         """Have an adapter loaded, from a private copy: vLLM never reads what a user can change.
 
         Raises:
@@ -656,7 +656,7 @@ class VllmServed:
             raise EngineError(f"vLLM cannot load adapter {name}", "adapter")
         slot.loaded = True
 
-    def _end_loading(self, slot: _Slot, task: asyncio.Task[None]) -> None:
+    def _end_loading(self, slot: _VllmSlot, task: asyncio.Task[None]) -> None:
         """Begin or refuse the sequences that wait for an adapter."""
         if task.cancelled() or task is not slot.loading:
             return

@@ -13,7 +13,7 @@ _WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPart:
     """Words in a row that share their lot."""
 
     kind: Literal["same", "removed", "added"]
@@ -21,7 +21,7 @@ class Piece:
     words: int
 
 
-def difference(before: str, after: str) -> list[Piece]:
+def difference(before: str, after: str) -> list[TextPart]:
     """What turns one text into another.
 
     Pieces that are the same or added, joined, are `after`, character by character. White
@@ -33,21 +33,21 @@ def difference(before: str, after: str) -> list[Piece]:
     return list(_pieces(_WORD.findall(before), _WORD.findall(after)))
 
 
-def _pieces(old: list[str], fresh: list[str]) -> Iterator[Piece]:
+def _pieces(old: list[str], fresh: list[str]) -> Iterator[TextPart]:
     matcher = SequenceMatcher(
         None, [word.strip() for word in old], [word.strip() for word in fresh], autojunk=False
     )
     for tag, i, j, k, m in matcher.get_opcodes():
         if tag == "equal":
-            yield Piece("same", "".join(fresh[k:m]), m - k)
+            yield TextPart("same", "".join(fresh[k:m]), m - k)
             continue
         if i < j:
-            yield Piece("removed", "".join(old[i:j]), j - i)
+            yield TextPart("removed", "".join(old[i:j]), j - i)
         if k < m:
-            yield Piece("added", "".join(fresh[k:m]), m - k)
+            yield TextPart("added", "".join(fresh[k:m]), m - k)
 
 
-def summary(pieces: list[Piece]) -> str:
+def summary(pieces: list[TextPart]) -> str:
     """Counts of words, in a sentence."""
     same, removed, added = (
         sum(piece.words for piece in pieces if piece.kind == kind)

@@ -22,6 +22,7 @@ from laura.models.load import DTYPES, resolve_model
 from laura.recipe.sections import FullArm, LoraArm
 from laura.results.errors import AdapterError, ModelError, ShapeError
 from laura.results.store import check_folder, read_json, write_json
+from laura.study.evidence import Evidence, Point
 from laura.study.session import Session
 from laura.study.spectra_results import (
     FORMAT,
@@ -30,7 +31,7 @@ from laura.study.spectra_results import (
     spectra_file,
     subspaces_file,
 )
-from laura.study.summary import Evidence, Point, gather
+from laura.study.summary import gather
 
 UNUSABLE = (ModelError, AdapterError, ShapeError)
 

@@ -11,16 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from laura.recipe.search import Family, families_of, grid_seeds, rates_beyond, reachable_rates
 from laura.recipe.sections import Recipe
 from laura.results.schema import FamilyTable, SearchTable, TrialRow
 from laura.results.statistics import mean_of_tasks
 from laura.results.task_result import change
-
-if TYPE_CHECKING:
-    from laura.study.summary import Evidence, Point
+from laura.study.evidence import Choice, Evidence, Point
 
 ENDED = ("done", "diverged", "pruned")
 
@@ -57,32 +54,6 @@ class Tried:
     seed: int
     state: str
     outcome: Outcome | None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One arm's rates, and what was chosen among them.
-
-    Attributes:
-        rates: The list that was run, rising: the recipe's with what it has grown by, or
-            those that a search drew.
-        best: Seed to its best rate. A seed is missing where not every rate has ended
-            with it, or where none is allowed.
-        further: The rates that the list is to grow by next; empty where no seed's best
-            lies at an end, or nothing may be added there.
-    """
-
-    rates: tuple[float, ...]
-    best: dict[int, float]
-    further: tuple[float, ...] = ()
-
-    @property
-    def edge(self) -> str:
-        """`low`, `high` or `both` where some seed's best is at that end of several, or ""."""
-        if len(self.rates) < 2:
-            return ""
-        low, high = (end in self.best.values() for end in (self.rates[0], self.rates[-1]))
-        return "both" if low and high else "low" if low else "high" if high else ""
 
 
 LOST = Outcome(-math.inf, math.inf)

@@ -15,7 +15,7 @@ from laura.recipe.sections import Recipe
 from laura.results.errors import UsageError
 
 if TYPE_CHECKING:
-    from laura.study.summary import Evidence
+    from laura.study.evidence import Evidence
 
 FRESH_SEEDS = 3
 Configuration = tuple[str, float]  # arm and peak rate

@@ -20,7 +20,7 @@ from laura.analysis.resampling import DRAWS, Array, ItemTable, resample_items, r
 from laura.analysis.tradeoff import CurvePoint
 from laura.results.schema import MEAN, FrontPoint, NeededRow, Tradeoff
 from laura.results.task_result import RATIO_FIELDS, TaskResult
-from laura.study.summary import Evidence, Point
+from laura.study.evidence import Evidence, Point
 
 MOST_TOLD = 3  # points that lack one task, in words
 

@@ -14,7 +14,8 @@ from laura.recipe.sections import Recipe
 from laura.results.store import StudyStore
 from laura.results.task_result import TaskResult
 from laura.study.measures import is_current
-from laura.study.summary import Evidence, Point, gather
+from laura.study.sampled import extra_points, prompts_of
+from laura.study.summary import gather
 
 if TYPE_CHECKING:
     from laura.study.session import Session
@@ -39,18 +40,6 @@ class ExtraJob:
         if self.run is None:
             return store.base_evaluation(name)
         return store.run(self.run).evaluation(self.step, name)
-
-
-def extra_points(name: str, evidence: Evidence) -> list[Point]:
-    """The points of a study that an extra covers, in order."""
-    recipe = evidence.recipe
-    last = max(recipe.budget.tokens or recipe.budget.epochs or [0])
-    return [
-        point
-        for point in evidence.points
-        if evidence.is_chosen(point)
-        and (recipe.measure.extras[name].at == "all" or point.budget == last)
-    ]
 
 
 def most_jobs(recipe: Recipe) -> int:
@@ -85,8 +74,7 @@ def measure_extras(session: Session, job: ExtraJob) -> str:
     Returns:
         `measured`, or `busy` where another process is at this model.
     """
-    from laura.study.measuring import measure
-    from laura.study.sampled import prompts_of
+    from laura.study.session import measure
     from laura.study.sharing import BUSY, LOCK, claimed
 
     run = None if job.run is None else session.store.run(job.run)

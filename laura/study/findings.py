@@ -15,11 +15,11 @@ from laura.results.statistics import Estimate
 from laura.results.store import StudyStore
 from laura.study.choosing import choice_gaps
 from laura.study.curves import build_curves
+from laura.study.evidence import Evidence
 from laura.study.measures import leading
 from laura.study.sampled import build_sampled
 from laura.study.spectra_results import read_spectra, read_subspaces
 from laura.study.stability import read_spikes
-from laura.study.summary import Evidence
 
 
 def build_findings(evidence: Evidence, store: StudyStore) -> Analysis:

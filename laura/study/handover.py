@@ -36,9 +36,9 @@ from laura.results.task_result import TaskResult, change
 from laura.study.claims.judgement import judge
 from laura.study.claims.settings import FORGETTING, LEARNING, Setting
 from laura.study.claims.verdicts import estimated
+from laura.study.evidence import Evidence, Point
 from laura.study.measures import leading
 from laura.study.recommend import Configuration, Decision, answer_of, describe
-from laura.study.summary import Evidence, Point
 from laura.study.untried import untried
 
 NAME_ENDING, LONGEST_NAME = "-recommended", 64

@@ -19,7 +19,7 @@ from laura.study.claims.answer import amount, compare_pair, main_pair
 from laura.study.claims.judgement import judge_claims
 from laura.study.claims.settings import GROUPS
 from laura.study.claims.simulated import SimulatedWorld, rates_of, simulate
-from laura.study.summary import Evidence
+from laura.study.evidence import Evidence
 
 LUCK = 0.03  # of a run: as measured on the micro laboratory
 ITEMS, STUDIES = 200, 5

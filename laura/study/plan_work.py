@@ -27,7 +27,7 @@ from laura.study.plan_evaluation import answers_of
 from laura.study.plan_memory import OPTIMISER_STATE
 from laura.study.plan_shapes import Shapes
 from laura.training.schedules import longest_warmup, plan_legs
-from laura.training.work import Work, training_flops
+from laura.training.work import TrainingWork, training_flops
 
 # Of data/corpus.py: an example's entry in records.bin and digests.bin.
 EXAMPLE_BYTES = 120
@@ -117,7 +117,7 @@ def trained_tokens(recipe: Recipe, points: list[int]) -> int:
     return total
 
 
-def work_of(shapes: Shapes, arm: Arm) -> Work:
+def work_of(shapes: Shapes, arm: Arm) -> TrainingWork:
     """Operations a token takes, counted from shapes as `flops.count_work` counts them."""
     each = shapes.layer_elements
     below = first_trained(shapes, arm)
@@ -128,7 +128,7 @@ def work_of(shapes: Shapes, arm: Arm) -> Work:
     else:
         count = shapes.layers if arm.layers is None else len(arm.layers)
         trained, frozen = count * each, (shapes.layers - below - count) * each
-    return Work(
+    return TrainingWork(
         frozen,
         trained,
         shapes.head_elements,

@@ -35,7 +35,7 @@ from laura.results.units import memory_text, rate_text
 from laura.study.claims.answer import amount, points
 from laura.study.claims.judgement import read_setting
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
-from laura.study.summary import Point
+from laura.study.evidence import Point
 
 State = Literal["recommended", "suggested", "not met"]
 

@@ -22,16 +22,15 @@ from laura.results.statistics import Estimate, seed_error
 from laura.results.store import StudyStore, file_hash, read_json, read_lines_gz, write_json
 from laura.results.task_result import TaskResult, samples_file
 from laura.study.curves import describe
-from laura.study.extras import extra_points
+from laura.study.evidence import Evidence, Point
 from laura.study.measures import is_current
-from laura.study.summary import Evidence, Point
 
 FORMAT = 1
 COMPARED = ("distinct", "rarefied_passed", "rarefied_failed")
 
 
 @dataclass(frozen=True)
-class _Sampled:
+class _Sample:
     """One model's samples of an extra: whose, (n, c) of each item, each prompt's numbers."""
 
     point: Point | None
@@ -103,7 +102,19 @@ def analysis_file(result: Path) -> Path:
     return Path(*parts).with_name(f"{result.stem}.diversity.json")
 
 
-def _found(name: str, evidence: Evidence, store: StudyStore, gaps: list[str]) -> Iterator[_Sampled]:
+def extra_points(name: str, evidence: Evidence) -> list[Point]:
+    """The points of a study that an extra covers, in order."""
+    recipe = evidence.recipe
+    last = max(recipe.budget.tokens or recipe.budget.epochs or [0])
+    return [
+        point
+        for point in evidence.points
+        if evidence.is_chosen(point)
+        and (recipe.measure.extras[name].at == "all" or point.budget == last)
+    ]
+
+
+def _found(name: str, evidence: Evidence, store: StudyStore, gaps: list[str]) -> Iterator[_Sample]:
     for point in [None, *extra_points(name, evidence)]:
         whose = "the base" if point is None else describe(point)
         path = (
@@ -124,10 +135,10 @@ def _found(name: str, evidence: Evidence, store: StudyStore, gaps: list[str]) ->
         except (StoreError, KeyError) as error:
             gaps.append(f"samples of {name} on {whose} cannot be used: {error}")
             continue
-        yield _Sampled(point, counts, prompts)
+        yield _Sample(point, counts, prompts)
 
 
-def _diversity(name: str, one: _Sampled, evidence: Evidence) -> DiversityRow:
+def _diversity(name: str, one: _Sample, evidence: Evidence) -> DiversityRow:
     extra = evidence.recipe.measure.extras[name]
     prompts = list(one.prompts.values())
     samples = max(prompt["samples"] for prompt in prompts)
@@ -141,7 +152,7 @@ def _diversity(name: str, one: _Sampled, evidence: Evidence) -> DiversityRow:
     )
 
 
-def _pass_at_k(name: str, one: _Sampled, evidence: Evidence) -> PassAtKRow:
+def _pass_at_k(name: str, one: _Sample, evidence: Evidence) -> PassAtKRow:
     extra = evidence.recipe.measure.extras[name]
     ks = sorted({1, *extra.k})
     return PassAtKRow(
@@ -152,7 +163,7 @@ def _pass_at_k(name: str, one: _Sampled, evidence: Evidence) -> PassAtKRow:
     )
 
 
-def _differences(name: str, found: Sequence[_Sampled], evidence: Evidence) -> list[CountDifference]:
+def _differences(name: str, found: Sequence[_Sample], evidence: Evidence) -> list[CountDifference]:
     """Arms against one another and against the base, paired by prompt, at each budget."""
     extra = evidence.recipe.measure.extras[name]
     sides: dict[tuple[float | None, str | None], list[dict[int, Prompt]]] = {}

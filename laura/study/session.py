@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from laura.data.packing import Fitted, fit
-from laura.evals.runner import RowProvider
+from laura.engine.engine import Engine
+from laura.evals.runner import Material, RowProvider, evaluate
 from laura.evals.tasks import TASKS
 from laura.models.device import pick_device, resolve_precision
 from laura.recipe.sections import BudgetSection, Recipe
@@ -29,7 +30,6 @@ from laura.results.task_result import TaskResult
 from laura.study.external import adopt, budget_of, check_external, epoch_size, marks_of
 from laura.study.material import StudyData
 from laura.study.measures import all_tasks, is_current, result_names
-from laura.study.measuring import measure
 from laura.study.replay import ReplayData
 from laura.study.run_record import UNTRAINED, budget_marks, template_identity
 from laura.study.sharing import BUSY, LOCK, claimed, held
@@ -311,3 +311,40 @@ class Session:
             "identity": self._identity(spec),
         }
         write_json(path, record)
+
+
+def measure(session: Session, names: list[str], run: RunStore | None, step: int = 0) -> None:
+    """Measure tasks or extras on a model of an open study; what stands is not measured again.
+
+    Args:
+        session: The study.
+        names: Tasks as the recipe names them, or extras.
+        run: The run; None for the base.
+        step: The run's checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint does not match its checksums.
+    """
+    if run is None:
+        base = session.bench.base.model
+        _evaluate(session, names, base, None, "base", session.store.base_evaluation)
+        return
+    with session.bench.tuned(run.checkpoint(step)) as (model, reference):
+        out = partial(run.evaluation, step)
+        _evaluate(session, names, model, reference, run.folder.name, out)
+
+
+def _evaluate(
+    session: Session,
+    names: list[str],
+    model: Any,
+    reference: Any,
+    name: str,
+    out: Callable[[str], Path],
+) -> None:
+    section, progress = session.recipe.measure, session.progress
+    precision = resolve_precision(section.precision, model.device)
+    engine = Engine(model, session.bench.base.tokenizer, precision, progress=progress)
+    documents, data_dir = session.data.documents, session.data_dir
+    material = Material(section, session.rows, documents, reference, data_dir)
+    evaluate(engine, names, material, model_name=name, out=out, progress=progress)

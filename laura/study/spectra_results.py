@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from laura.results.errors import StoreError
 from laura.results.schema import CheckpointSpectra, F, SubspaceOverlap, faults_of
 from laura.results.store import StudyStore, read_json
-from laura.study.summary import Evidence, Point
+from laura.study.evidence import Evidence, Point
 
 FORMAT = 1
 

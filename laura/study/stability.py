@@ -6,7 +6,7 @@ from typing import Any
 
 from laura.analysis.spikes import loss_spikes
 from laura.results.schema import RunSpikes
-from laura.study.summary import Evidence
+from laura.study.evidence import Evidence
 
 
 def read_spikes(evidence: Evidence) -> list[RunSpikes]:

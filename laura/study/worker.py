@@ -28,7 +28,7 @@ from laura.results.progress import Bar
 ADVANCE_SECONDS = 0.3
 
 
-class _Line:
+class _Messages:
     """Sends messages, one a line."""
 
     def __init__(self, stream: IO[str]) -> None:
@@ -42,7 +42,7 @@ class _Line:
 class _SentBar:
     """A bar that stands elsewhere; small advances are sent together."""
 
-    def __init__(self, line: _Line, number: int) -> None:
+    def __init__(self, line: _Messages, number: int) -> None:
         self._line, self._number = line, number
         self._waiting, self._sent = 0.0, time.monotonic()
 
@@ -64,7 +64,7 @@ class _SentBar:
 class SentProgress:
     """A `Progress` that someone else shows."""
 
-    def __init__(self, line: _Line) -> None:
+    def __init__(self, line: _Messages) -> None:
         self._line, self._count = line, 0
 
     @contextmanager
@@ -91,7 +91,7 @@ def main() -> int:
     """Work until told to stop; the exit code is 0 or 130 where that was all."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # What libraries print must not get between the messages.
-    line = _Line(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8"))
+    line = _Messages(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     setup = json.loads(sys.stdin.readline())
     runs: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -116,7 +116,7 @@ def _listen(runs: queue.Queue[dict[str, Any]]) -> None:
     os._exit(EXIT_DONE)
 
 
-def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Line) -> None:
+def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Messages) -> None:
     import torch
 
     from laura.recipe.sections import BudgetSection, Recipe

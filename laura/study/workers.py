@@ -78,7 +78,7 @@ class Crew:
             "device": device,
             "threads": max(1, threads() // max(1, self.workers)),
         }
-        self._crew: list[_Worker] = []
+        self._crew: list[_WorkerProcess] = []
         self.shared = False
         self._stop = threading.Event()
 
@@ -143,10 +143,10 @@ class Crew:
             return
         # Also a single one goes to a worker: with other threads its sums would round otherwise.
         while len(self._crew) < min(self.workers, most):
-            self._crew.append(_Worker(self._setup, self.session.lock, self._progress))
+            self._crew.append(_WorkerProcess(self._setup, self.session.lock, self._progress))
         faults = list[BaseException]()
 
-        def guarded(worker: _Worker) -> None:
+        def guarded(worker: _WorkerProcess) -> None:
             def carry(group: Group, points: int | None) -> list[str]:
                 if self._stop.is_set():
                     raise _Stopped
@@ -197,7 +197,7 @@ def _grouped(jobs: Sequence[RunSpec | ExtraJob], recipe: Recipe, workers: int) -
     return [*cohorts(runs, recipe, workers), *extras]
 
 
-class _Worker:
+class _WorkerProcess:
     """One process, and the conversation with it: a line of JSON a message."""
 
     def __init__(self, setup: dict[str, Any], lock: int | None, progress: Progress) -> None:

@@ -11,10 +11,10 @@ from laura.data.packing import Row
 from laura.models.layers import decoder_layers
 from laura.models.lora import LoraLinear
 from laura.models.losses import output_head
-from laura.training.work import Work, training_flops
+from laura.training.work import TrainingWork, training_flops
 
 
-def count_work(model: Any) -> Work:
+def count_work(model: Any) -> TrainingWork:
     """Count a model as it stands: with LoRA layers attached, or everything trained."""
     head = output_head(model)
     below = _below_training(model)
@@ -34,7 +34,7 @@ def count_work(model: Any) -> Work:
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     each = config.num_attention_heads * width
-    return Work(
+    return TrainingWork(
         frozen,
         trained,
         head.weight.numel(),
@@ -55,7 +55,7 @@ def _below_training(model: Any) -> list[nn.Module]:
     return list(untrained)
 
 
-def step_flops(work: Work, batch: list[Row]) -> int:
+def step_flops(work: TrainingWork, batch: list[Row]) -> int:
     """Operations of one training step on these rows, forward and backward."""
     tokens = sum(len(row.token_ids) for row in batch)
     labelled = sum(label >= 0 for row in batch for label in row.labels)

@@ -30,7 +30,7 @@ from laura.training.batches import BatchPlan
 from laura.training.checkpoints import load_state, save_state
 from laura.training.flops import count_work, step_flops
 from laura.training.schedules import Leg, rate_factor
-from laura.training.work import Work
+from laura.training.work import TrainingWork
 
 # Training is lost when the loss stays, for this many steps, above that of guessing
 # and this many nats above where it began.
@@ -80,7 +80,7 @@ class Trainer:
     updating: bool = field(init=False, default=False)
     owed: dict[str, Any] | None = field(init=False, default=None)
     _state: dict[str, Tensor] = field(init=False)
-    _work: Work = field(init=False)
+    _work: TrainingWork = field(init=False)
     _recent: list[float] = field(init=False, default_factory=list)
     _first: float | None = field(init=False, default=None)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingWork:
     """Multiply-add counts of a model, per token where not said otherwise.
 
     Attributes:
@@ -35,7 +35,7 @@ class Work:
     passed_attention: int = 0
 
 
-def training_flops(work: Work, tokens: int, labelled: int, pairs: int) -> int:
+def training_flops(work: TrainingWork, tokens: int, labelled: int, pairs: int) -> int:
     """Operations of training, forward and backward.
 
     Args:

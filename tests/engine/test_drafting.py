@@ -24,9 +24,9 @@ from laura.engine.drafting import (
     TOKEN_BITS,
     WORTH,
     Drafter,
+    DraftSource,
     NgramTable,
     NgramTables,
-    Source,
     allot,
 )
 from laura.engine.sampler import Draw
@@ -38,7 +38,7 @@ CPU_FREE_ROWS, VOCABULARY = 12, 12
 
 def plain_search(
     tokens: Sequence[int], before: Sequence[Sequence[int]], most: int
-) -> tuple[Source | None, list[int]]:
+) -> tuple[DraftSource | None, list[int]]:
     """The first source that knows the end, and what it tells, by looking through everything."""
     for source in SOURCES:
         told = _said(tokens, before, most) if source.earlier else _own(tokens, source.length, most)

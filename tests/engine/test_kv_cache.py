@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from laura.engine.kv_cache import Geometry, KVCache, Row
+from laura.engine.kv_cache import CacheRow, Geometry, KVCache
 from laura.engine.prefix_cache import PrefixCache
 
 GEOMETRY = Geometry(2, 1, 4, torch.float32)
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 ROW = GEOMETRY.row_bytes(128)
 
 
-def write(row: Row, marks: list[int]) -> None:
+def write(row: CacheRow, marks: list[int]) -> None:
     """One mark a token, in keys and values."""
     for mark in marks:
         row.block.pairs[:, row.index, :, 0, row.tokens] = mark
@@ -22,7 +22,7 @@ def write(row: Row, marks: list[int]) -> None:
         row.tokens += 1
 
 
-def read(row: Row) -> list[int]:
+def read(row: CacheRow) -> list[int]:
     keys = row.block.pairs[0, row.index, 0, 0, :, 0]
     assert keys.equal(-row.block.pairs[1, row.index, 0, 1, :, 3])
     assert not keys[row.tokens :].any(), "behind its tokens a row is zero"
@@ -32,8 +32,8 @@ def read(row: Row) -> list[int]:
 def test_rows_keep_what_is_theirs() -> None:
     source = random.Random(0)
     lanes = KVCache(GEOMETRY, 1000, 40 * ROW, 30, CPU)
-    marks: dict[Row, list[int]] = {}
-    running: set[Row] = set()
+    marks: dict[CacheRow, list[int]] = {}
+    running: set[CacheRow] = set()
     for turn in range(600):
         row = lanes.take(source.choice([5, 128, 129, 400, 1000]))
         if row is not None:

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from laura.engine.evaluating import NarrowLinear, narrow
+from laura.models.attach import attach
 from laura.models.device import FEW_ROWS, linear
-from laura.models.lora import LoraSettings, attach, lora_layers
+from laura.models.lora import LoraSettings, lora_layers
 
 SHAPES = [(1,), (1, 1), (3, 1), (1, 5), (2, 3), (4, 1), (FEW_ROWS,), (FEW_ROWS + 1,), (0,)]
 

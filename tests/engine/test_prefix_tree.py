@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from laura.engine import prefix_passes
 from laura.engine.engine import Engine
-from laura.engine.prefix_tree import Pass, Text, plan
+from laura.engine.prefix_tree import ScoringPass, Text, plan
 from laura.engine.requests import ScoreAnswer, ScoreRequest
 
 # Few different tokens and runs of them, so that texts share beginnings of every length.
@@ -23,7 +23,7 @@ def text_of(runs: list[tuple[int, int]], slot: int | None) -> Text:
     return Text(tokens, list(range(0, len(tokens), 3)), slot)
 
 
-def text_before(passes: list[Pass], one: Pass, readings: list[Text]) -> list[int]:
+def text_before(passes: list[ScoringPass], one: ScoringPass, readings: list[Text]) -> list[int]:
     """Tokens of the stem that a pass follows, from the first on."""
     if one.follows is None:
         return []

@@ -138,7 +138,8 @@ def _adapter(folder: Path, model: Any) -> Path:
     import torch
 
     from laura.models.adapters import save_adapter
-    from laura.models.lora import LoraSettings, attach, lora_layers
+    from laura.models.attach import attach
+    from laura.models.lora import LoraSettings, lora_layers
 
     settings = LoraSettings(rank=2, alpha=8.0, targets=("q_proj", "down_proj"))
     attach(model, settings, seed=0)

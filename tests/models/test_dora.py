@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest, ScoreRequest
 from laura.models.adapters import load_adapter, load_adapters, merge_check, save_adapter
+from laura.models.attach import attach
 from laura.models.device import autocast
 from laura.models.lean import lean
-from laura.models.lora import LoraSettings, attach, detach, lora_layers, route
+from laura.models.lora import LoraSettings, detach, lora_layers, route
 from laura.results.errors import AdapterError
 from tests.conftest import make_tiny_model
 from tests.models import peft_twin as oracle

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from laura.models.attach import attach
 from laura.models.attention import Documents
 from laura.models.device import autocast
 from laura.models.dropouts import dropping
 from laura.models.lean import lean
-from laura.models.lora import LoraSettings, attach
+from laura.models.lora import LoraSettings
 from laura.models.losses import packed_loss_sum
 from laura.results.errors import ModelError
 from tests.conftest import make_tiny_model

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from laura.models.adapters import load_adapter, save_adapter
-from laura.models.lora import LoraSettings, attach, detach, lora_layers
+from laura.models.attach import attach
+from laura.models.lora import LoraSettings, detach, lora_layers
 from laura.results.errors import ModelError
 from tests.conftest import make_tiny_model
 from tests.models import peft_twin as oracle

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from laura.models import lean as module
+from laura.models.attach import attach
 from laura.models.attention import Documents
 from laura.models.device import autocast
 from laura.models.lean import LeanGatedUnit, LeanLinear, LeanNorm, lean
-from laura.models.lora import LoraSettings, attach
+from laura.models.lora import LoraSettings
 from laura.models.losses import packed_loss_sum
 
 CPU = torch.device("cpu")

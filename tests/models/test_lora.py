@@ -11,7 +11,8 @@ import torch
 
 from laura.models import lora
 from laura.models.adapters import load_adapter, merge_check, save_adapter
-from laura.models.lora import LoraSettings, attach, detach, lora_layers, merge, route, unmerge
+from laura.models.attach import attach
+from laura.models.lora import LoraSettings, detach, lora_layers, merge, route, unmerge
 from laura.results.errors import AdapterError
 
 # PEFT 0.21, the oracle, still asks transformers for an attribute it has deprecated.

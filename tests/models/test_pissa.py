@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from laura.models.adapters import load_adapter, save_adapter
+from laura.models.attach import attach
 from laura.models.device import autocast
 from laura.models.lean import lean
-from laura.models.lora import LoraSettings, attach, detach, lora_layers, route
+from laura.models.lora import LoraSettings, detach, lora_layers, route
 from tests.conftest import make_tiny_model
 from tests.models import peft_twin as oracle
 

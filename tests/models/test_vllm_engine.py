@@ -30,8 +30,9 @@ from laura.engine.requests import (
 )
 from laura.engine.vllm import PREFIX, VllmEngine, VllmProcess, check_batches
 from laura.models.adapters import load_adapter, save_adapter
+from laura.models.attach import attach
 from laura.models.load import load_base
-from laura.models.lora import LoraSettings, attach, lora_layers
+from laura.models.lora import LoraSettings, lora_layers
 from laura.results.errors import (
     AdapterError,
     DataError,

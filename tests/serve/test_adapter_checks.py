@@ -17,7 +17,8 @@ from safetensors.torch import load, load_file, save
 from laura.models import adapter_files
 from laura.models.adapter_files import BaseFacts, base_facts
 from laura.models.adapters import copy_weights, load_adapter, save_adapter
-from laura.models.lora import LoraSettings, attach, detach, lora_layers
+from laura.models.attach import attach
+from laura.models.lora import LoraSettings, detach, lora_layers
 from laura.models.safe_files import ReadOnce
 from laura.results.errors import AdapterError
 from laura.serve.engines import AdapterFiles

@@ -12,8 +12,9 @@ import torch
 
 from laura.engine.batch_attention import BatchAttention
 from laura.models.adapters import save_adapter
+from laura.models.attach import attach
 from laura.models.load import load_base
-from laura.models.lora import LoraSettings, attach, lora_layers
+from laura.models.lora import LoraSettings, lora_layers
 from laura.results.errors import AdapterError, UsageError
 from laura.results.schema import Record, write_record
 from laura.serve.chat_in_process import LoadedPanel

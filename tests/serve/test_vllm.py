@@ -21,8 +21,9 @@ from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.models import adapters as peft_files
 from laura.models.adapter_files import base_facts
+from laura.models.attach import attach
 from laura.models.load import load_base
-from laura.models.lora import LoraSettings, attach, detach, lora_layers
+from laura.models.lora import LoraSettings, detach, lora_layers
 from laura.results.errors import AdapterError, MissingExtraError, ModelError, UsageError
 from laura.serve import vllm
 from laura.serve.engines import AdapterFiles, Ask, Ended, EngineError, Event, NewText, PromptScores

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import random
 
-from laura.serve.word_difference import Piece, difference, summary
+from laura.serve.word_difference import TextPart, difference, summary
 
 
 def test_words_that_go_stand_before_those_that_come() -> None:
     assert difference("The cat sat on the mat.", "The cat sat on a golden mat.") == [
-        Piece("same", "The cat sat on", 4),
-        Piece("removed", " the", 1),
-        Piece("added", " a golden", 2),
-        Piece("same", " mat.", 2),
+        TextPart("same", "The cat sat on", 4),
+        TextPart("removed", " the", 1),
+        TextPart("added", " a golden", 2),
+        TextPart("same", " mat.", 2),
     ]
 
 
 def test_nothing_and_white_space_alone() -> None:
     assert difference("", "") == []
-    assert difference("", "x") == [Piece("added", "x", 1)]
-    assert difference("x", "") == [Piece("removed", "x", 1)]
+    assert difference("", "x") == [TextPart("added", "x", 1)]
+    assert difference("x", "") == [TextPart("removed", "x", 1)]
     assert [piece.kind for piece in difference("a  b", "a\nb")] == ["same"]
     assert difference("猫は", "犬は") == [
-        Piece("removed", "猫", 1), Piece("added", "犬", 1), Piece("same", "は", 1)
+        TextPart("removed", "猫", 1), TextPart("added", "犬", 1), TextPart("same", "は", 1)
     ]  # fmt: skip
 
 

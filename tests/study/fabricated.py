@@ -19,7 +19,8 @@ from laura.results.schema import Claim
 from laura.study.claims.judgement import judge_claims
 from laura.study.claims.settings import Setting
 from laura.study.claims.simulated import SimulatedWorld, simulate
-from laura.study.summary import Evidence, evidence_of
+from laura.study.evidence import Evidence
+from laura.study.summary import evidence_of
 
 RATES = (2.5e-4, 5e-4, 1e-3)
 BASE_LEARNT, BASE_KEPT = 0.1, 0.85

@@ -15,7 +15,8 @@ from laura.recipe.sections import Recipe
 from laura.results.errors import RecipeError
 from laura.results.task_result import TaskResult, summarise
 from laura.study.choosing import choice_gaps, why_none
-from laura.study.summary import Evidence, Point, RunFacts, evidence_of
+from laura.study.evidence import Evidence, Point, RunFacts
+from laura.study.summary import evidence_of
 
 TEXT = """
 name: chosen

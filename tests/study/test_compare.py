@@ -295,7 +295,8 @@ def test_what_cannot_be_confirmed_is_told(
     asked: str, words: str, recipe_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from laura.study import confirming
-    from laura.study.summary import Point, evidence_of
+    from laura.study.evidence import Point
+    from laura.study.summary import evidence_of
     from tests.study.test_choosing import measured, run_of
 
     made = "arms.made={method: lora, external: [{model: x, budget: 600, learning_rate: 1e-3}]}"

@@ -14,7 +14,8 @@ from laura.cli import app as cli
 from laura.engine import scheduler
 from laura.engine.kv_cache import Geometry
 from laura.models import losses
-from laura.models.lora import LoraSettings, attach
+from laura.models.attach import attach
+from laura.models.lora import LoraSettings
 from laura.recipe.sections import FullArm, LoraArm, Recipe
 from laura.study import plan_evaluation, plan_memory
 from laura.study.plan import plan

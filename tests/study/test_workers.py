@@ -22,7 +22,7 @@ from laura.results.errors import CheckpointError, LauraError, StoreError
 from laura.results.progress import SILENT
 from laura.study import workers
 from laura.study.opening import open_study
-from laura.study.worker import SentProgress, _Line
+from laura.study.worker import SentProgress, _Messages
 from laura.study.workers import Crew, choose_workers
 from tests.study.carried_out import compare
 from tests.study.conftest import RECIPE, damaged_copy
@@ -115,13 +115,13 @@ def test_their_progress_is_shown_and_adds_up(side_by_side: Any) -> None:
 
 def test_a_bar_whose_work_was_stopped_does_not_say_that_it_has_finished() -> None:
     stream, times, said = io.StringIO(), itertools.count(0, 100), list[str]()
-    sent = SentProgress(_Line(stream))
+    sent = SentProgress(_Messages(stream))
     with sent.bar("kept", 10, "tokens") as bar:
         bar.advance(10)
     with pytest.raises(KeyboardInterrupt), sent.bar("stopped", 10, "tokens"):
         raise KeyboardInterrupt
     shown = PlainLines(said.append, clock=lambda: float(next(times)))
-    there = workers._Worker.__new__(workers._Worker)
+    there = workers._WorkerProcess.__new__(workers._WorkerProcess)
     there._progress, there._bars = shown, {}
     for line in stream.getvalue().splitlines():
         there._report(json.loads(line))
@@ -159,16 +159,16 @@ def test_what_stops_a_worker_is_told_as_it_would_be_here(side_by_side: Any, tmp_
 def test_a_worker_that_is_killed_is_told_and_the_rest_is_kept(
     recipe_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[workers._Worker] = []
-    original = workers._Worker._report
+    started: list[workers._WorkerProcess] = []
+    original = workers._WorkerProcess._report
 
-    def killed(self: workers._Worker, message: dict[str, Any]) -> None:
+    def killed(self: workers._WorkerProcess, message: dict[str, Any]) -> None:
         if "title" in message and not started:
             started.append(self)
             self._process.kill()
         original(self, message)
 
-    monkeypatch.setattr(workers._Worker, "_report", killed)
+    monkeypatch.setattr(workers._WorkerProcess, "_report", killed)
     recipe = parse_recipe(recipe_text, ["seeds=[0]"])
     with pytest.raises(StoreError, match=r"ended by signal SIGKILL.*fewer --workers"):
         compare(recipe, study=tmp_path / "s", workers=2)
@@ -180,7 +180,7 @@ def test_an_idle_worker_ends_when_nobody_talks_to_it(side_by_side: Any) -> None:
     recipe, folder, _, _ = side_by_side
     with open_study(recipe, folder, None, None) as session:
         crew = Crew(session, None, None, 2)
-        worker = workers._Worker(crew._setup, session.lock, SILENT)
+        worker = workers._WorkerProcess(crew._setup, session.lock, SILENT)
         assert worker._process.stdin is not None
         worker._process.stdin.close()
         assert worker._process.wait(60) == 0

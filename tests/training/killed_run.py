@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from laura.models.lora import LoraSettings, attach
+from laura.models.attach import attach
+from laura.models.lora import LoraSettings
 from laura.results.progress import Silent
 from tests.conftest import make_tiny_model
 from tests.training.test_loop import make_plan, make_section, train

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from laura.models import lora
-from laura.models.lora import LoraLinear, LoraSettings, attach
+from laura.models.attach import attach
+from laura.models.lora import LoraLinear, LoraSettings
 from laura.models.lora_product import lora_products
 from laura.results.errors import CheckpointError
 from laura.results.store import RunStore

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from laura.data.packing import Row, fit
 from laura.data.templates import Encoded
 from laura.models.adapters import save_adapter
-from laura.models.lora import LoraSettings, attach, detach
+from laura.models.attach import attach
+from laura.models.lora import LoraSettings, detach
 from laura.recipe.sections import BudgetSection, TrainSection
 from laura.results.errors import CheckpointError, DataError
 from laura.results.progress import Silent

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from laura.models.lora import LoraSettings, attach
+from laura.models.attach import attach
+from laura.models.lora import LoraSettings
 from laura.models.lora_plus import rate_ratios
 from laura.results.store import RunStore
 from laura.training.optimisers import StepRule, build_optimiser

@@ -16,8 +16,8 @@ from laura.study.claims.capability import learnt, off_floor
 from laura.study.claims.front import equal_learning
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
 from laura.study.claims.verdicts import estimated
+from laura.study.evidence import Point
 from laura.study.run_record import repeat_caveats
-from laura.study.summary import Point
 
 STILL_LEARNT = 0.9  # of what the tuned configuration learnt
 SHORT_REASON = 14  # words

@@ -34,7 +34,8 @@ from laura.study.claims.answer import (
 from laura.study.claims.settings import Setting
 from laura.study.claims.table import CLAIMS, Claimed
 from laura.study.claims.verdicts import Finding, estimated, would_decide
-from laura.study.summary import Evidence, gather
+from laura.study.evidence import Evidence
+from laura.study.summary import gather
 
 
 def judge(settings: Sequence[Setting], missing: Sequence[str] = ()) -> Judgement:

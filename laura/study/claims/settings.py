@@ -24,8 +24,8 @@ from laura.results.statistics import (
     crossed,
 )
 from laura.results.task_result import RATIO_FIELDS, TaskResult
+from laura.study.evidence import Evidence, Point
 from laura.study.measures import leading
-from laura.study.summary import Evidence, Point
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,8 +19,9 @@ from laura.recipe.sections import Arm, Recipe
 from laura.results.schema import Analysis
 from laura.results.task_result import VALIDATION, Item, Metric, TaskResult
 from laura.study.claims.settings import Setting
+from laura.study.evidence import Evidence, Point, RunFacts
 from laura.study.measures import result_names
-from laura.study.summary import Evidence, Point, RunFacts, evidence_of
+from laura.study.summary import evidence_of
 
 CHOICES = 4  # of a question with choices; guessing is a quarter
 TOKENS = 10
@@ -88,7 +89,7 @@ def simulate(
         for seed in (recipe.seeds if own.external else seeds)
     ]
     wanted += [(arm, rate, seed) for arm, rate, own in fresh for seed in own]
-    scores = _Scores(world, list(recipe.arms), draw)
+    scores = _SimulatedScores(world, list(recipe.arms), draw)
     runs, points = [], []
     for arm, rate, seed in wanted:
         marks: list[dict[str, Any]] = [
@@ -114,7 +115,7 @@ def simulate(
     return setting
 
 
-class _Scores:
+class _SimulatedScores:
     """The items of one study and every model's answers to them."""
 
     def __init__(
