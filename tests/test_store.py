@@ -107,7 +107,7 @@ def test_a_killed_write_leaves_the_old_file_and_a_leftover(tmp_path: Path) -> No
     store.write_json(path, "old")
     code = (
         "import os, signal, sys, pathlib\n"
-        "from laura import store\n"
+        "from laura.results import store\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "store.write_json(pathlib.Path(sys.argv[1]), 'new')\n"
     )

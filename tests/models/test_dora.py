@@ -256,7 +256,7 @@ def test_files_that_contradict_themselves_are_refused(tmp_path: Path, tiny_model
 
 def test_vllm_refuses_it_by_name(folders: list[Path]) -> None:
     from laura.engine.vllm import check_adapter
-    from laura.models.adapters import read_settings
+    from laura.models.adapter_files import read_settings
 
     with pytest.raises(AdapterError, match=r"adapter a has trained lengths \(DoRA\)"):
         check_adapter(read_settings(folders[0]), "adapter a")

@@ -16,9 +16,8 @@ import pytest
 
 from laura.recipe.reading import parse_recipe
 from laura.results.errors import RecipeError, StoreError, UsageError
-from laura.results.store import StudyStore, read_json, write_json
+from laura.results.store import StudyStore, read_json
 from laura.results.task_result import TaskResult
-from laura.study.opening import open_study
 from tests.study.carried_out import compare, judgement, train, write_summary
 
 
@@ -119,14 +118,6 @@ def test_another_base_data_or_measure_is_refused(finished: Any) -> None:
     other = recipe.model_copy(update={"base": held})
     with pytest.raises(StoreError, match="another dtype"):
         compare(other, study=folder)
-    # Folders of before have it in their recipe alone.
-    facts = read_json(folder / "study.json")
-    old = {key: value for key, value in facts["identity"].items() if key != "dtype"}
-    write_json(folder / "study.json", {**facts, "identity": old})
-    with pytest.raises(StoreError, match="another dtype"):
-        compare(other, study=folder)
-    with open_study(recipe, folder, None, None):
-        assert read_json(folder / "study.json") == facts
 
 
 def test_a_warmup_longer_than_the_run_is_told_before_anything_is_measured(
