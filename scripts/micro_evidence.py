@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from laura.results.schema import MEAN, SUMMARY_FILE, PointRow, Summary, read_file
-from laura.units import rate_text
+from laura.results.units import rate_text
 
 
 def table(summary: Summary) -> list[str]:
