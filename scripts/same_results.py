@@ -28,6 +28,8 @@ TASKS = "micro_code,micro_math,micro_facts,micro_events,micro_pronouns"
 COMPARE = [
     "recipes/micro.yaml", "--workers", "1", "--set", "seeds=[0]", "--set", "search.extend=0",
     "--set", "budget.tokens=[8000,16000]", "--set", "measure.limit=40",
+    # In bfloat16 another shape of a product may turn a near tie.
+    "--set", "measure.precision=fp32",
     "--set", "arms.full.learning_rates=[8e-4]", "--set", "arms.lora-r16.learning_rates=[5e-3]",
 ]  # fmt: skip
 QUESTIONS = (
