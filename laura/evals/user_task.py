@@ -30,7 +30,6 @@ from laura.data.sources import find_data_dir
 from laura.engine.requests import GenerateRequest
 from laura.evals.scoring import ChoiceQuestion, TaskSettings
 from laura.evals.tasks import Kind, TaskEntry
-from laura.recipe.sections import Source
 from laura.recipe.tasks import file_name_fault, task_file
 from laura.results.errors import DataError, LauraError, UsageError
 from laura.results.task_result import Item
@@ -207,7 +206,7 @@ class UserTask:
     @functools.cached_property
     def _placed(self) -> list[Placed]:
         if hasattr(self.module, "ROWS"):
-            return raw_rows(Source(source=self.module.ROWS), self.path.parent, self._data_dir)
+            return raw_rows(self.module.ROWS, self.path.parent, self._data_dir)
         with self._watched("rows()"):
             found = list(self.module.rows())
         if not found or not all(isinstance(row, dict) for row in found):

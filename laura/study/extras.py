@@ -74,14 +74,13 @@ def measure_extras(session: Session, job: ExtraJob) -> str:
     Returns:
         `measured`, or `busy` where another process is at this model.
     """
-    from laura.study.session import measure
     from laura.study.sharing import BUSY, LOCK, claimed
 
     run = None if job.run is None else session.store.run(job.run)
     with claimed((session.store.folder / "base" if run is None else run.folder) / LOCK) as mine:
         if not mine:
             return BUSY
-        measure(session, list(job.names), run, job.step)
+        session.measure(list(job.names), run, job.step)
         for name in job.names:
             prompts_of(job.result(session.store, name))
     return "measured"

@@ -118,7 +118,7 @@ class Session:
         """Measure the base, before anything is trained."""
         words = "another laura process measures the base; waiting"
         with held(self.store.folder / "base" / LOCK, words, self.progress):
-            measure(self, all_tasks(self.recipe), None)
+            self.measure(all_tasks(self.recipe), None)
 
     def specs(self, arm: str, learning_rate: float, seed: int) -> list[RunSpec]:
         """The runs that one arm at one rate with one seed takes: one, or one a budget."""
@@ -221,10 +221,37 @@ class Session:
             if run.state == "diverged":
                 self.progress.say(f"{first.arm} diverged: {run.reason}")
 
+    def measure(self, names: list[str], run: RunStore | None, step: int = 0) -> None:
+        """Measure tasks or extras on a model; what stands is not measured again.
+
+        Args:
+            names: Tasks as the recipe names them, or extras.
+            run: The run; None for the base.
+            step: The run's checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint does not match its checksums.
+        """
+        if run is None:
+            self._evaluate(names, self.bench.base.model, None, "base", self.store.base_evaluation)
+            return
+        with self.bench.tuned(run.checkpoint(step)) as (model, reference):
+            out = partial(run.evaluation, step)
+            self._evaluate(names, model, reference, run.folder.name, out)
+
+    def _evaluate(
+        self, names: list[str], model: Any, reference: Any, name: str, out: Callable[[str], Path]
+    ) -> None:
+        section, progress = self.recipe.measure, self.progress
+        precision = resolve_precision(section.precision, model.device)
+        engine = Engine(model, self.bench.base.tokenizer, precision, progress=progress)
+        material = Material(section, self.rows, self.data.documents, reference, self.data_dir)
+        evaluate(engine, names, material, model_name=name, out=out, progress=progress)
+
     def measure_point(self, run: RunStore, step: int) -> None:
         """Measure a checkpoint of a run, where that has not been done."""
         if not self._is_measured(run, step):
-            measure(self, all_tasks(self.recipe), run, step)
+            self.measure(all_tasks(self.recipe), run, step)
 
     def _is_measured(self, run: RunStore, step: int) -> bool:
         for name in result_names(all_tasks(self.recipe)):
@@ -311,40 +338,3 @@ class Session:
             "identity": self._identity(spec),
         }
         write_json(path, record)
-
-
-def measure(session: Session, names: list[str], run: RunStore | None, step: int = 0) -> None:
-    """Measure tasks or extras on a model of an open study; what stands is not measured again.
-
-    Args:
-        session: The study.
-        names: Tasks as the recipe names them, or extras.
-        run: The run; None for the base.
-        step: The run's checkpoint.
-
-    Raises:
-        CheckpointError: the checkpoint does not match its checksums.
-    """
-    if run is None:
-        base = session.bench.base.model
-        _evaluate(session, names, base, None, "base", session.store.base_evaluation)
-        return
-    with session.bench.tuned(run.checkpoint(step)) as (model, reference):
-        out = partial(run.evaluation, step)
-        _evaluate(session, names, model, reference, run.folder.name, out)
-
-
-def _evaluate(
-    session: Session,
-    names: list[str],
-    model: Any,
-    reference: Any,
-    name: str,
-    out: Callable[[str], Path],
-) -> None:
-    section, progress = session.recipe.measure, session.progress
-    precision = resolve_precision(section.precision, model.device)
-    engine = Engine(model, session.bench.base.tokenizer, precision, progress=progress)
-    documents, data_dir = session.data.documents, session.data_dir
-    material = Material(section, session.rows, documents, reference, data_dir)
-    evaluate(engine, names, material, model_name=name, out=out, progress=progress)

@@ -109,7 +109,7 @@ def test_help_imports_nothing_heavy() -> None:
             f"sys.argv = ['laura', *{words}]\n"
             "try:\n    main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
             # pydantic is typer's own, which asks it for the kinds of a command's options.
-            "heavy = 'torch transformers altair datasets numpy yaml rich gguf click'.split()\n"
+            "heavy = 'torch transformers altair datasets numpy ruamel rich gguf click'.split()\n"
             f"heavy += ['pydantic', 'laura.api', 'laura.report'][{len(words) > 1}:]\n"
             "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
         )
