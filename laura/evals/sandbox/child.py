@@ -445,7 +445,7 @@ def _raised(name: str, known: str, told: str) -> BaseException:
     """The program's exception: of the built-in class it derives from, with its own words."""
     base = getattr(sys.modules["builtins"], known)
     text = told.partition(" ")[2].partition(": ")[2]
-    kind = type(name, (base,), {"__str__": lambda self: text, "told": told})
+    kind: Any = type(name, (base,), {"__str__": lambda self: text, "told": told})
     error: BaseException = kind.__new__(kind, text)
     return error
 
