@@ -3,62 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from laura.cli.console import Console
-from laura.cli.options import RecipeOptions
+from laura.cli.options import RecipeOptions, argument, option
 from laura.results.errors import UsageError
 
 MOST_PARAMETERS = 1e15
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanOptions(RecipeOptions):
     """What is planned for."""
 
-    gpus: Annotated[
-        str | None,
-        typer.Option(
-            metavar="1,8,...",
-            help="Plan for so many GPUs, with sharding.",
-            show_default="this machine, which is measured",
-        ),
-    ] = None
-    flops_per_second: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Operations a second of one device, such as 2e14.",
-            show_default="this machine's matrix products",
-        ),
-    ] = None
-    epoch_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Tokens of one epoch, where the data is not here."),
-    ] = None
-    table: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PARAMETERS[,P]",
-            help="Instead of a recipe: the paper's memory table for so many parameters, P the "
-            "adapter's share of them, as in --table 7e9,0.01",
-        ),
-    ] = None
+    recipe: str | None = argument(None, metavar="RECIPE")
+    """YAML file of a recipe or a series, or the name of a shipped one."""
+    gpus: str | None = option(metavar="1,8,...", show_default="this machine, which is measured")
+    """Plan for so many GPUs, with sharding."""
+    flops_per_second: float | None = option(
+        metavar="RATE", show_default="this machine's matrix products"
+    )
+    """Operations a second of one device, such as 2e14."""
+    epoch_tokens: int | None = option(min=1, metavar="N")
+    """Tokens of one epoch, where the data is not here."""
+    table: str | None = option(metavar="PARAMETERS[,P]")
+    """Instead of a recipe: the paper's memory table for so many parameters, P the adapter's share
+    of them, as in --table 7e9,0.01"""
 
 
-def plan(
-    console: Console,
-    options: PlanOptions,
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECIPE",
-            help="YAML file of a recipe or a series, or the name of a shipped one.",
-        ),
-    ] = None,
-) -> None:
+def plan(console: Console, options: PlanOptions) -> None:
     """Say what a recipe or a series takes: memory, tokens, operations, time and disk.
 
     Nothing is trained and no weights are read; of the base config.json is enough. Of a series
@@ -75,13 +48,13 @@ def plan(
     if options.table is not None:
         _answer_table(console, *_table(options.table), gpus or [1, 8, 16, 32, 64])
         return
-    if recipe is None:
+    if options.recipe is None:
         raise UsageError("laura plan needs a RECIPE, or --table PARAMETERS for the paper's")
     from laura.api import resolve_recipe
     from laura.recipe.sections import Recipe
 
     chosen = resolve_recipe(
-        recipe,
+        options.recipe,
         overrides=options.overrides,
         setting=options.setting,
         data_dir=options.data_dir,

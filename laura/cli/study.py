@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 import laura
 from laura.cli.console import Console
-from laura.cli.options import RecipeArgument, StudyOptions
+from laura.cli.options import RECIPE, StudyOptions, argument, option
 
 if TYPE_CHECKING:
     from laura.results.schema import Summary
@@ -17,32 +16,23 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "micro"
 
 
-def compare(
-    console: Console,
-    options: StudyOptions,
-    recipe: RecipeArgument = DEFAULT_RECIPE,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=64,
-            help="Runs carried out side by side, each in a process.",
-            show_default="1; for a tiny base one a core",
-        ),
-    ] = None,
-    confirm: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ARM@RATE",
-            help="Also run this arm at this rate with fresh seeds, which had no part in choosing "
-            "it. Repeatable.",
-        ),
-    ] = None,
-    confirm_seeds: Annotated[
-        int, typer.Option(metavar="N", min=1, max=100, help="Fresh seeds of each --confirm.")
-    ] = 3,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(StudyOptions):
+    """What is compared, and how."""
+
+    recipe: str = argument(DEFAULT_RECIPE, **RECIPE)
+    workers: int | None = option(
+        metavar="N", min=1, max=64, show_default="1; for a tiny base one a core"
+    )
+    """Runs carried out side by side, each in a process."""
+    confirm: list[str] | None = option(metavar="ARM@RATE")
+    """Also run this arm at this rate with fresh seeds, which had no part in choosing it.
+    Repeatable."""
+    confirm_seeds: int = option(default=3, metavar="N", min=1, max=100)
+    """Fresh seeds of each --confirm."""
+
+
+def compare(console: Console, options: CompareOptions) -> None:
     """Compare arms: what each learns, what it forgets.
 
     Evaluates the base, trains every arm at every learning rate with every seed,
@@ -54,30 +44,23 @@ def compare(
     Example:
       laura compare recipes/smollm2-gsm8k.yaml --data-dir data --set seeds=[0]
     """
-    found = laura.compare(
-        recipe,
-        workers=workers,
-        confirm=confirm,
-        confirm_seeds=confirm_seeds,
-        progress=console.progress,
-        **vars(options),
-    )
-    _answer(console, found)
+    _answer(console, laura.compare(**vars(options), progress=console.progress))
 
 
-def train(
-    console: Console,
-    recipe: RecipeArgument,
-    arm: Annotated[str, typer.Option(metavar="NAME", help="Arm of the recipe to train.")],
-    options: StudyOptions,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(metavar="RATE", help="Learning rate.", show_default="the arm's only one"),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed.", show_default="the recipe's first")
-    ] = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(StudyOptions):
+    """Which run of a recipe is trained."""
+
+    recipe: str = argument(**RECIPE)
+    arm: str = option(default=MISSING, metavar="NAME")
+    """Arm of the recipe to train."""
+    learning_rate: float | None = option(metavar="RATE", show_default="the arm's only one")
+    """Learning rate."""
+    seed: int | None = option(metavar="N", show_default="the recipe's first")
+    """Seed."""
+
+
+def train(console: Console, options: TrainOptions) -> None:
     """Train one run: an arm, a learning rate, a seed.
 
     The run lands in the study folder where `laura compare` finds it again.
@@ -86,29 +69,23 @@ def train(
     Example:
       laura train recipes/smollm2-gsm8k.yaml --arm lora --learning-rate 3e-4
     """
-    made = laura.train(
-        recipe,
-        arm,
-        learning_rate=learning_rate,
-        seed=seed,
-        progress=console.progress,
-        **vars(options),
-    )
+    made = laura.train(**vars(options), progress=console.progress)
     runs = [run.model_dump() for run in made.runs]
     text = "\n".join(f"{run.id}: {run.state}, in {run.folder}" for run in made.runs)
     console.answer({"runs": runs, "summary": _without_curves(made.summary)}, text)
 
 
-def report(
-    console: Console,
-    study: Annotated[
-        Path, typer.Argument(metavar="STUDY", help="Folder of a study, or of a series.")
-    ],
-    form: Annotated[
-        Literal["html", "md"],
-        typer.Option("--format", help="html: report.html, one page for a browser; md: report.md."),
-    ] = "html",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What is drawn."""
+
+    study: Path = argument(metavar="STUDY")
+    """Folder of a study, or of a series."""
+    form: Literal["html", "md"] = option("--format", default="html")
+    """html: report.html, one page for a browser; md: report.md."""
+
+
+def report(console: Console, options: ReportOptions) -> None:
     """Draw the report again from a study folder alone.
 
     Figures for a paper lie in STUDY/figures, as SVG and PNG.
@@ -117,7 +94,7 @@ def report(
     Example:
       laura report studies/smollm2-demo --format md
     """
-    _answer(console, laura.write_report(study, form, progress=console.progress))
+    _answer(console, laura.write_report(options.study, options.form, progress=console.progress))
 
 
 def _answer(console: Console, found: laura.StudyResults | laura.SeriesResults) -> None:

@@ -19,11 +19,13 @@ from typing import Any
 from laura.data.examples import Example
 from laura.data.files import count_rows, kind_of, missing_file, read_rows
 from laura.data.hub import hub_rows
-from laura.data.named import BENCHMARK_ROWS, NAMED, NamedSource
+from laura.data.named import BENCHMARK_ROWS, NAMED, KnownSet
 from laura.recipe.sections import Source
 from laura.results.errors import DataError
 
 BUILTIN = Path(__file__).parent / "builtin"
+Placed = tuple[str, dict[str, Any]]
+_FILE_ENDING = re.compile(r"\.(jsonl?|gz|txt|csv|parquet)$")
 ROLES = ("system", "user", "assistant")
 ALLOWED_FIELDS = "messages ([{role, content}, ...]), or prompt and completion, or text"
 
@@ -67,8 +69,12 @@ def stream_examples(source: Source, data_dir: Path | None = None) -> Iterator[Ex
     Raises:
         DataError, HubError: as `load_examples`, when the row is reached.
     """
-    streaming = source.limit is not None or is_endless(source, data_dir)
-    return _examples(source, data_dir, streaming)
+    found = 0
+    for example in islice(_examples(source, data_dir), source.limit):
+        found += 1
+        yield example
+    if not found:
+        raise DataError(f"{source.source} has no rows; a source needs at least one")
 
 
 def is_endless(source: Source, data_dir: Path | None = None) -> bool:
@@ -127,13 +133,12 @@ def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[
     hub_split = _split(name, split, known.splits)
     local = known.local.get(split, "")
     folder = find_data_dir(data_dir)
-    rows: Iterable[tuple[str, dict[str, Any]]]
     path = _shipped_or_own(folder, local, known.builtin, split)
     if path is not None:
-        rows = ((f"{path}, line {number}", row) for number, row in read_rows(path))
+        rows = _file_rows(path)
     else:
         found = hub_rows(known.hub, known.config, hub_split, streaming=False, local_hint=local)
-        rows = ((f"{known.hub}, row {number}", row) for number, row in enumerate(found))
+        rows = _placed(found, known.hub)
     checked = [_need_fields(row, known.fields, place) for place, row in rows]
     if path is not None and split in known.task_ids:
         checked = [row for row in checked if row["task_id"] in known.task_ids[split]]
@@ -142,26 +147,35 @@ def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[
     return checked
 
 
-def _examples(source: Source, data_dir: Path | None, streaming: bool) -> Iterator[Example]:
-    found = 0
-    for example in islice(_all_examples(source, data_dir, streaming), source.limit):
-        found += 1
-        yield example
-    if not found:
-        raise DataError(f"{source.source} has no rows; a source needs at least one")
-
-
-def _all_examples(source: Source, data_dir: Path | None, streaming: bool) -> Iterator[Example]:
-    named = _named(source)
+def _examples(source: Source, data_dir: Path | None) -> Iterator[Example]:
+    named, path = _named(source), source_file(source, data_dir)
+    split = ""
     if named is not None:
-        return _named_examples(source, named, data_dir, streaming)
-    path = _file(source, data_dir)
-    if path is not None:
-        return _file_examples(source, path)
-    return _hub_examples(source, streaming)
+        split = source.split or named.default_split
+        _split(source.source, split, named.splits)
+    elif path is not None:
+        _refuse_parts(source, path)
+    if path is None:
+        streaming = source.limit is not None or is_endless(source, data_dir)
+        rows = _hub_rows(source, named, streaming)
+    else:
+        rows = _file_rows(path)
+        if named is not None and _splits_in_rows(named):
+            rows = ((place, row) for place, row in rows if row["split"] == split)
+    for index, (place, row) in enumerate(rows):
+        example = (
+            _detected(row, index, place) if named is None else _mapped(row, named, index, place)
+        )
+        if not _blank(example):
+            yield example
+        elif named is None and path is not None:
+            raise DataError(
+                f"{place}: has nothing to learn (its text or answer is blank, or no message is "
+                "the assistant's); fill it or delete the line"
+            )
 
 
-def _named(source: Source) -> NamedSource | None:
+def _named(source: Source) -> KnownSet | None:
     """The named set a source means, also when it gives the set's own Hub id."""
     if source.source in NAMED:
         return NAMED[source.source]
@@ -171,7 +185,7 @@ def _named(source: Source) -> NamedSource | None:
     return None
 
 
-def _local_file(source: Source, named: NamedSource, data_dir: Path | None) -> Path | None:
+def _local_file(source: Source, named: KnownSet, data_dir: Path | None) -> Path | None:
     folder = find_data_dir(data_dir)
     split = source.split or named.default_split
     local = named.local.get(split)
@@ -191,41 +205,12 @@ def _shipped_or_own(folder: Path | None, local: str, builtin: str, split: str) -
     return BUILTIN / builtin.format(split=split) if builtin else None
 
 
-def _splits_in_rows(named: NamedSource) -> bool:
+def _splits_in_rows(named: KnownSet) -> bool:
     """Whether one file holds the rows of several splits."""
     return bool(named.builtin) and "{split}" not in named.builtin and len(named.splits) > 1
 
 
-def _named_examples(
-    source: Source, named: NamedSource, data_dir: Path | None, streaming: bool
-) -> Iterator[Example]:
-    split = source.split or named.default_split
-    hub_split = _split(source.source, split, named.splits)
-    path = _local_file(source, named, data_dir)
-    if path is not None:
-        numbered = ((f"{path}, line {number}", row) for number, row in read_rows(path))
-        if _splits_in_rows(named):
-            numbered = ((place, row) for place, row in numbered if row["split"] == split)
-    else:
-        name = f"{source.source}, split {split}"
-        config = source.subset or named.config
-        rows = hub_rows(
-            named.hub,
-            config,
-            hub_split,
-            folder=named.folder,
-            streaming=streaming,
-            local_hint=named.local.get(split, ""),
-        )
-        rows = named.regroup(rows) if named.regroup else rows
-        numbered = ((f"{name}, row {number}", row) for number, row in enumerate(rows))
-    for index, (place, row) in enumerate(numbered):
-        example = _mapped(row, named, index, place)
-        if not _blank(example):
-            yield example
-
-
-def _mapped(row: dict[str, Any], named: NamedSource, index: int, place: str) -> Example:
+def _mapped(row: dict[str, Any], named: KnownSet, index: int, place: str) -> Example:
     if not named.text and not named.answer:
         return _detected(row, index, place)
     if named.text:
@@ -250,7 +235,7 @@ def _file(source: Source, data_dir: Path | None) -> Path | None:
     for place in places:
         if _exists(place):
             return place
-    if text.startswith((".", "~", "/")) or re.search(r"\.(jsonl?|gz|txt|csv|parquet)$", text):
+    if text.startswith((".", "~", "/")) or _FILE_ENDING.search(text):
         raise DataError(" and ".join(missing_file(place) for place in places))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         return None
@@ -274,28 +259,83 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _file_examples(source: Source, path: Path) -> Iterator[Example]:
+def _refuse_parts(source: Source, path: Path) -> None:
     if source.split or source.subset:
         field = "split" if source.split else "subset"
         raise DataError(f"{path} is a file and has no {field}; leave {field} out")
-    for index, (number, row) in enumerate(read_rows(path)):
-        place = f"{path}, line {number}"
-        example = _detected(row, index, place)
-        if _blank(example):
-            raise DataError(
-                f"{place}: has nothing to learn (its text or answer is blank, or no message is "
-                "the assistant's); fill it or delete the line"
-            )
-        yield example
 
 
-def _hub_examples(source: Source, streaming: bool) -> Iterator[Example]:
-    split = source.split or "train"
-    rows = hub_rows(source.source, source.subset, split, streaming=streaming)
-    for index, row in enumerate(rows):
-        example = _detected(row, index, f"{source.source}, split {split}, row {index}")
-        if not _blank(example):
-            yield example
+# ----- rows as they stand, each with its place -----
+
+
+def raw_rows(source: Source, beside: Path, data_dir: Path | None = None) -> list[Placed]:
+    """Every row of a source, at most `source.limit`, with the place it stands at.
+
+    Looked up in this order: a file relative to `beside`, a benchmark's rows (with
+    `split`), a named set, a data set of the Hub.
+
+    Args:
+        source: File, name or Hub id, with split, subset and limit.
+        beside: Folder that relative paths start from.
+        data_dir: Data folder; None means `LAURA_DATA`, if set.
+
+    Raises:
+        DataError: a missing or broken file, an unknown name, or no rows.
+        HubError: the Hub is needed and cannot be reached.
+    """
+    rows = list(islice(_raw_rows(source, beside, data_dir), source.limit))
+    if not rows:
+        raise DataError(f"{source.source} has no rows; a source needs at least one")
+    return rows
+
+
+def _raw_rows(source: Source, beside: Path, data_dir: Path | None) -> Iterable[Placed]:
+    path = beside / Path(source.source).expanduser()
+    if path.is_file():
+        _refuse_parts(source, path)
+        return _file_rows(path)
+    if _FILE_ENDING.search(source.source):
+        raise DataError(missing_file(path))
+    if source.source in BENCHMARK_ROWS and source.split:
+        return _placed(load_rows(source.source, source.split, data_dir), source.source)
+    local = source_file(source, data_dir)
+    if local is None:
+        return _hub_rows(source, _named(source), source.limit is not None, regroup=False)
+    wanted = source.split
+    # Some sets that come with Laura hold every split in one file.
+    return (
+        (place, row)
+        for place, row in _file_rows(local)
+        if wanted is None or row.get("split", wanted) == wanted
+    )
+
+
+def _file_rows(path: Path) -> Iterator[Placed]:
+    return ((f"{path}, line {number}", row) for number, row in read_rows(path))
+
+
+def _hub_rows(
+    source: Source, named: KnownSet | None, streaming: bool, regroup: bool = True
+) -> Iterator[Placed]:
+    known = named or KnownSet(source.source, None, {})
+    split = source.split or known.default_split
+    rows: Iterable[dict[str, Any]] = hub_rows(
+        known.hub,
+        source.subset or known.config,
+        known.splits.get(split, split),
+        folder=known.folder,
+        streaming=streaming,
+        local_hint=known.local.get(split, ""),
+    )
+    rows = known.regroup(rows) if regroup and known.regroup else rows
+    return _placed(rows, f"{source.source}, split {split}")
+
+
+def _placed(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Placed]:
+    return ((f"{name}, row {number}", row) for number, row in enumerate(rows))
+
+
+# ----- one row -----
 
 
 def _detected(row: Mapping[str, Any], index: int, place: str) -> Example:

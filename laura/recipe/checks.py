@@ -13,11 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from laura.recipe.arms import ExternalPoint
 from laura.recipe.faults import validate
 from laura.recipe.search import families_of
-from laura.recipe.section import Section, short
-from laura.recipe.sections import BASE_SAMPLES, FullArm, Recipe
+from laura.recipe.sections import BASE_SAMPLES, ExternalPoint, FullArm, Recipe, Section, short
 from laura.recipe.tasks import is_task_file, task_file
 from laura.results.errors import Fault
 

@@ -8,8 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from laura.recipe.arms import NOT_IN_GRIDS, FullArm, LoraArm
-from laura.recipe.section import Place, Section, short
+from laura.recipe.sections import NOT_IN_GRIDS, FullArm, LoraArm, Place, Section, short
 from laura.results.errors import Fault
 
 SectionType = TypeVar("SectionType", bound=Section)

@@ -8,8 +8,7 @@ from pathlib import Path
 from laura.recipe.checks import check_recipe, own_faults
 from laura.recipe.document import YamlDocument, yaml_text
 from laura.recipe.faults import validate
-from laura.recipe.section import Section
-from laura.recipe.sections import MeasureSection, Recipe
+from laura.recipe.sections import MeasureSection, Recipe, Section
 from laura.results.errors import Fault, RecipeError, StoreError
 
 

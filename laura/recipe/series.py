@@ -29,8 +29,7 @@ from laura.recipe.checks import check_recipe, own_faults
 from laura.recipe.document import YamlDocument
 from laura.recipe.faults import validate
 from laura.recipe.reading import recipe_of
-from laura.recipe.section import Section, short
-from laura.recipe.sections import Recipe
+from laura.recipe.sections import Recipe, Section, short
 from laura.recipe.tasks import NAME_PATTERN
 from laura.results.errors import Fault, RecipeError
 

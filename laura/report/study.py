@@ -165,7 +165,7 @@ def _run_gaps(summary: Summary) -> list[str]:
 
 
 def _arm_gaps(summary: Summary) -> list[str]:
-    reached: dict[str, set[float]] = {arm.name: set() for arm in summary.arms}
+    reached: dict[str, set[float | None]] = {arm.name: set() for arm in summary.arms}
     sentences = []
     for group in groups(summary, selected=True):
         reached.setdefault(group.arm, set()).add(group.budget)

@@ -35,7 +35,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from laura.recipe.document import YamlDocument
 from laura.recipe.faults import validate
-from laura.recipe.section import Section, short
+from laura.recipe.sections import Section, short
 from laura.results.errors import Fault, RecipeError, StoreError
 from laura.results.store import disk_faults
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from laura.report import html
+from laura.report.charts.table import CHARTS
+from laura.report.figures import DrawnChart, draw_figures
 from laura.report.study import Study, read_study
 from tests.report.gallery import JUDGEMENT, crowd, write_gallery
 
@@ -238,6 +241,20 @@ def crowd_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return read_study(folder)
 
 
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """Folder, Markdown and HTML of a study with something on every page."""
+    folder = tmp_path_factory.mktemp("drawn") / "study"
+    write_gallery(Builder, folder)
+    return (folder, *both(folder))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures, where these are not looked at: drawing takes nearly all the time."""
+    monkeypatch.setattr(html, "draw_figures", no_figures)
+
+
 @pytest.fixture
 def build() -> Callable[..., dict[str, Any]]:
     """build(**gaps) -> the value of a summary.json."""
@@ -248,6 +265,23 @@ def build() -> Callable[..., dict[str, Any]]:
 def make_study(tmp_path: Path) -> Callable[..., Path]:
     """make_study(summary, costs=True) -> a study folder with recipe and costs."""
     return lambda summary, costs=True: Builder.write(tmp_path / "study", summary, costs)
+
+
+def both(study: Path) -> tuple[str, str]:
+    """Markdown and HTML of a study, its figures drawn once."""
+    kept: dict[str, Any] = {}
+
+    def once(*given: Any) -> Any:
+        return kept or kept.update(draw_figures(*given)) or kept
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "draw_figures", once)
+        markdown, page = html.write_report(study, form="md"), html.write_report(study)
+    return markdown.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
+
+
+def no_figures(*_: Any) -> dict[str, DrawnChart]:
+    return {c.name: DrawnChart(c.name, c.title, c.explanation, c.page) for c in CHARTS}
 
 
 def with_mean(scores: dict[str, Any], tasks: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import altair
 
 from laura.report.arms import who_is_drawn
 from laura.report.charts import style
-from laura.report.charts.style import Chart, ChartPanel, Row
+from laura.report.charts.style import ChartPanel, Row, chart_of
 from laura.report.samples.find import BASE
 from laura.report.study import Study
 from laura.results.schema import DiversityRow, PassAtKRow, SampledRow
@@ -60,8 +60,14 @@ def _drawn(first: SampledRow) -> str:
     return f"{first.samples} samples a prompt{heat}."
 
 
+@chart_of("Diversity of the outputs")
 def diversity(study: Study) -> list[ChartPanel]:
-    """One panel for each extra."""
+    """How many different texts a model writes to the same prompt, of all its samples, of those that
+    pass and of those that fail. Finetuning narrows it; LoRA is said to keep more of the base's
+    (figure 5 of Biderman et al. 2024). Counts of passing samples also grow with the share that
+    passes.
+    """
+    # One panel for each extra.
     panels = []
     for extra, models in by_model(study.analysis.diversity).items():
         rows: list[Row] = [
@@ -89,8 +95,19 @@ def diversity(study: Study) -> list[ChartPanel]:
     return panels
 
 
+def _passes_note(study: Study) -> str:
+    sampled = {one.arm for one in study.analysis.pass_at_k if one.arm}
+    drawn = [name for name in style.coloured(study.summary) if name in sampled]
+    return who_is_drawn(drawn, sampled, "The table below has")
+
+
+@chart_of("pass@k", _passes_note)
 def pass_at_k(study: Study) -> list[ChartPanel]:
-    """One panel for each extra that has more than one k: the base and one line an arm."""
+    """The chance that at least one of k samples passes (the unbiased estimate of Chen et al. 2021).
+    Where the lines of two models cross, the one that is better at k = 1 has lost answers that
+    the other still finds among many.
+    """
+    # One panel for each extra that has more than one k: the base and one line an arm.
     summary, panels = study.summary, []
     places = {name: place for place, name in enumerate(style.coloured(summary))}
     found = [
@@ -117,29 +134,3 @@ def pass_at_k(study: Study) -> list[ChartPanel]:
         words = f"pass@k against k on a logarithmic axis, of {', '.join(models)}."
         panels.append(ChartPanel(extra, drawing, words))
     return panels
-
-
-def _passes_note(study: Study) -> str:
-    sampled = {one.arm for one in study.analysis.pass_at_k if one.arm}
-    drawn = [name for name in style.coloured(study.summary) if name in sampled]
-    return who_is_drawn(drawn, sampled, "The table below has")
-
-
-DIVERSITY = Chart(
-    "diversity",
-    "Diversity of the outputs",
-    "How many different texts a model writes to the same prompt, of all its samples, of "
-    "those that pass and of those that fail. Finetuning narrows it; LoRA is said to keep "
-    "more of the base's (figure 5 of Biderman et al. 2024). Counts of passing samples also "
-    "grow with the share that passes.",
-    diversity,
-)
-PASS_AT_K = Chart(
-    "pass_at_k",
-    "pass@k",
-    "The chance that at least one of k samples passes (the unbiased estimate of Chen et al. "
-    "2021). Where the lines of two models cross, the one that is better at k = 1 has lost "
-    "answers that the other still finds among many.",
-    pass_at_k,
-    _passes_note,
-)

@@ -13,7 +13,7 @@ import altair
 from laura.report import formats
 from laura.report.arms import representatives, who_is_drawn
 from laura.report.charts import style
-from laura.report.charts.style import GREY, Chart, ChartPanel, Row
+from laura.report.charts.style import GREY, ChartPanel, Row, chart_of
 from laura.report.study import Study
 from laura.results.schema import CheckpointSpectra, MatrixSpectra, Summary
 
@@ -55,8 +55,14 @@ def arms_note(study: Study) -> str:
     return who_is_drawn(drawn, every, f"The table “{TABLE}” has")
 
 
+@chart_of("Rank of the updates, layer by layer", arms_note)
 def spectra(study: Study) -> list[ChartPanel]:
-    """Rank of the updates against layer, module by module: a panel an arm, on common axes."""
+    """How many directions keep 90 % of the update's sum of squares, for every matrix, at each arm's
+    best rate (mean over seeds; the axis is logarithmic above about 8). The dashed line is the
+    same number of iid noise of that shape: an update near it has no preferred directions. LoRA
+    cannot exceed its rank.
+    """
+    # Rank of the updates against layer, module by module: a panel an arm, on common axes.
     found = of_representatives(study)
     rows = _rows(study.summary, [one for own in found.values() for one in own])
     return [_panel(study.summary, place, arm, rows) for place, arm in enumerate(found)]
@@ -157,8 +163,12 @@ def _budget_color(summary: Summary, rows: list[Row]) -> altair.Color:
     return altair.Color("budget_text:N", scale=scale, legend=legend)
 
 
+@chart_of("Intruder dimensions", arms_note)
 def intruders(study: Study) -> list[ChartPanel]:
-    """One line an arm at its largest budget against layer; none where they were not counted."""
+    """Leading directions of the tuned matrix that are like no direction of the base. Many of them
+    go with forgetting, not with learning (Shuttleworth et al. 2025).
+    """
+    # One line an arm at its largest budget against layer; none where they were not counted.
     counts: dict[tuple[str, int], list[float]] = {}
     for arm, own in of_representatives(study).items():
         largest = max(one.budget for one in own)
@@ -183,23 +193,3 @@ def intruders(study: Study) -> list[ChartPanel]:
     )
     words = "Intruder dimensions a matrix against layer, one line an arm."
     return [ChartPanel("count", drawing, words)]
-
-
-SPECTRA = Chart(
-    "spectra",
-    "Rank of the updates, layer by layer",
-    "How many directions keep 90 % of the update's sum of squares, for every matrix, at each "
-    "arm's best rate (mean over seeds; the axis is logarithmic above about 8). The dashed "
-    "line is the same number of iid noise of that shape: an update near it has no preferred "
-    "directions. LoRA cannot exceed its rank.",
-    spectra,
-    arms_note,
-)
-INTRUDERS = Chart(
-    "intruders",
-    "Intruder dimensions",
-    "Leading directions of the tuned matrix that are like no direction of the base. Many of "
-    "them go with forgetting, not with learning (Shuttleworth et al. 2025).",
-    intruders,
-    arms_note,
-)

@@ -1,4 +1,4 @@
-"""The table of charts: a new one is a file that makes a `Chart`, and a line here.
+"""The table of charts: a new one is a function that draws it, and a name here.
 
 One from outside joins with `CHARTS.append(own)`; it ends the page that it names.
 """
@@ -9,17 +9,7 @@ from laura.report.charts import lines, outputs, spectra, tradeoff
 from laura.report.charts.style import Chart
 
 CHARTS: list[Chart] = [
-    tradeoff.TRADEOFF,
-    tradeoff.FORGETTING,
-    lines.LEARNING_CURVES,
-    lines.DRIFTS,
-    lines.LEARNING_RATES,
-    lines.REGULARISERS,
-    spectra.SPECTRA,
-    spectra.INTRUDERS,
-    outputs.DIVERSITY,
-    outputs.PASS_AT_K,
-    lines.REPLAY,
-    lines.RANKS,
-    lines.LOSS_CURVES,
-]
+    tradeoff.tradeoff, tradeoff.forgetting_by_task, lines.learning_curves, lines.drift,
+    lines.learning_rates, lines.regularisers, spectra.spectra, spectra.intruders,
+    outputs.diversity, outputs.pass_at_k, lines.replay, lines.ranks, lines.loss_curves,
+]  # fmt: skip

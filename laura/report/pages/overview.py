@@ -25,7 +25,7 @@ from laura.report.blocks import (
     wide,
 )
 from laura.report.study import Study
-from laura.report.tables import measured, score_column, score_rows
+from laura.report.tables import measured, score_column, score_rows, seed_count
 from laura.results.schema import (
     VERDICTS,
     Candidate,
@@ -125,8 +125,8 @@ def _arms(summary: Summary) -> list[Block]:
     columns = [
         Column("arm", lambda row: row.arm),
         number("rate", lambda row: TableCell(row.marked_rate, title=row.runs)),
-        number("budget", lambda row: row.budget),
-        number("seeds", lambda row: row.seeds),
+        number("budget", lambda row: row.facts["budget"]),
+        number("seeds", seed_count),
         *(score_column(summary, task, counted=True) for task in measured(summary)),
     ]
     text = (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from laura.report.blocks import Block
-from laura.report.pages import analyses, overview, scores, settings, variants
+from laura.report.pages import analyses, overview, scores, settings
 from laura.report.study import Study
 
 
@@ -29,11 +29,11 @@ PAGES: tuple[ReportPage, ...] = (
     ReportPage("overview", "Overview", overview.overview),
     ReportPage("scores", "Learning and forgetting", scores.scores),
     ReportPage("learning-rate", "Learning rate", scores.learning_rate),
-    ReportPage("regularisers", "Regularisers", variants.regularisers),
+    ReportPage("regularisers", "Regularisers", scores.regularisers),
     ReportPage("spectra", "Spectra", analyses.spectra),
     ReportPage("diversity", "Diversity and pass@k", analyses.diversity),
-    ReportPage("replay", "Replay", variants.replay),
-    ReportPage("variants", "Modules, rank, alpha", variants.variants),
+    ReportPage("replay", "Replay", scores.replay),
+    ReportPage("variants", "Modules, rank, alpha", scores.variants),
     ReportPage("cost", "Cost", settings.cost),
     ReportPage("claims", "Claims", overview.claims),
     ReportPage("runs", "Runs", scores.runs),

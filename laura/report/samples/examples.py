@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from laura.report import formats
-from laura.report.samples.find import BASE, MeasuredModel
-from laura.report.samples.select import KeptSamples, SampleFilter, select
+from laura.report.samples.find import BASE, KeptSamples, MeasuredModel, SampleFilter, select
 from laura.report.samples.text import SamplePage, SampleText, page
 from laura.results.errors import UsageError
 from laura.results.schema import Summary

@@ -10,16 +10,18 @@ from typing import Any
 
 from laura.evals.tasks import TASKS
 from laura.report.samples.find import (
+    KeptSamples,
     MeasuredModel,
+    SampleFilter,
+    Selection,
     choose_models,
     choose_task,
     find_results,
     model_lines,
     models_of,
+    select,
 )
-from laura.report.samples.select import KeptSamples, SampleFilter, Selection, select
-from laura.report.samples.terminal import plain_lines
-from laura.report.samples.text import SamplePage, loss_lines, page
+from laura.report.samples.text import SamplePage, loss_lines, page, plain_lines
 from laura.report.visible import visible_line
 from laura.results.errors import UsageError
 
