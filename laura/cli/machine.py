@@ -105,7 +105,7 @@ def schema(console: Console) -> None:
     """
     import json
 
-    from laura.recipe.series import recipe_schema
+    from laura.recipe.reading import recipe_schema
 
     text = recipe_schema()
     console.answer(json.loads(text), text)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from laura.recipe.tasks import DRIFT
 from laura.report import formats
 from laura.report.arms import groups
-from laura.report.samples.examples import Examples, read_examples
+from laura.report.samples.show import Examples, read_examples
 from laura.results.errors import StoreError, UsageError
 from laura.results.schema import (
     ANALYSIS_FILE,

@@ -37,13 +37,10 @@ def study(tmp_path: Path) -> Path:
             for n in range(40)
         ]
         samples = [
-            {
-                **item,
-                "prompt": f"ask {item['index']}",
-                "text": f"{model} says {item['index']} {HOSTILE}",
-            }
+            {**item, "prompt": f"ask {item['index']}",
+             "text": f"{model} says {item['index']} {HOSTILE}"}
             for item in items
-        ]
+        ]  # fmt: skip
         metrics = {"exact_match": summarise(items, "exact_match", True)}
         TaskResult("gsm8k", "1", model, 40, metrics, items, 1.0).write(out("gsm8k"), samples)
     return store.folder

@@ -18,10 +18,17 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from laura.recipe.document import MOST_VALUES, YamlDocument, yaml_text
-from laura.recipe.reading import parse_recipe, read_measure_section, read_recipe, recipe_yaml
+from laura.recipe.reading import (
+    Series,
+    parse_recipe,
+    read_measure_section,
+    read_recipe,
+    read_study,
+    recipe_schema,
+    recipe_yaml,
+    shipped_recipes,
+)
 from laura.recipe.sections import Recipe
-from laura.recipe.series import Series, read_study, recipe_schema
-from laura.recipe.shipped import shipped_recipes
 from laura.results.errors import RecipeError
 
 GOOD = """\

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.recipe.reading import Series, parse_recipe, read_study, recipe_yaml
 from laura.recipe.sections import Recipe
-from laura.recipe.series import Series, read_study
 from laura.results.errors import RecipeError
 
 COMMON = """\

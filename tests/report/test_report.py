@@ -14,10 +14,8 @@ from typing import Any
 
 import pytest
 
-from laura.report.charts.table import CHARTS
-from laura.report.figures import script_json
-from laura.report.html import write_report
-from laura.report.markdown import escaped, fenced
+from laura.report.figures import CHARTS, script_json
+from laura.report.html import escaped, fenced, write_report
 from laura.results.errors import StoreError
 from tests.report.gallery import HOSTILE, JUDGEMENT
 

@@ -45,19 +45,13 @@ def math_rows(seed: int, count: int = 30) -> tuple[list[Row], list[Row]]:
     items, samples = [], []
     for index in range(count):
         right = chance.random() < 0.4
-        item = {
-            "index": index,
-            "correct": right,
-            "exact_match": int(right),
-            "tokens": chance.randrange(9, 60),
-            "finish": "stop",
-        }
+        item = {"index": index, "correct": right, "exact_match": int(right), "finish": "stop"}
+        item["tokens"] = chance.randrange(9, 60)
         texts = {
-            "prompt": f"{FEWSHOT}Question: number {index}?\nAnswer:",
+            "prompt": f"{FEWSHOT}Question: number {index}?\nAnswer:", "target": f"#### {index}",
             "text": f"by {seed}: {index} apples #### {index}",
             "strict": str(index if right else index + 1),
-            "target": f"#### {index}",
-        }
+        }  # fmt: skip
         items.append(item)
         samples.append({**item, **texts})
     return items, samples
@@ -71,17 +65,11 @@ def code_rows(seed: int, per_item: int) -> tuple[list[Row], list[Row]]:
         marks = [chance.random() < 0.5 for _ in range(per_item)]
         items.append({"index": index, "pass@1": sum(marks) / per_item})
         samples += [
-            {
-                "index": index,
-                "sample": number,
-                "prompt": f"def f{index}():\n",
-                "text": f"    return {number}",
-                "program": f"def f{index}():\n    return {number}\nassert f{index}()",
-                "passed": mark,
-                "fault": "" if mark else "AssertionError",
-            }
+            {"index": index, "sample": number, "prompt": f"def f{index}():\n", "passed": mark,
+             "text": f"    return {number}", "fault": "" if mark else "AssertionError",
+             "program": f"def f{index}():\n    return {number}\nassert f{index}()"}
             for number, mark in enumerate(marks)
-        ]
+        ]  # fmt: skip
     return items, samples
 
 
@@ -95,16 +83,10 @@ def loss_items(shift: float) -> list[Row]:
 def choice_items() -> list[Row]:
     """Items of a choice task as they are without texts."""
     return [
-        {
-            "index": n,
-            "correct": n % 2 == 0,
-            "gold": 1,
-            "loglikelihoods": [-9.0, -4.0 if n % 2 == 0 else -12.0],
-            "choice_characters": [6, 3],
-            "acc": int(n % 2 == 0),
-        }
+        {"index": n, "correct": n % 2 == 0, "gold": 1, "acc": int(n % 2 == 0),
+         "loglikelihoods": [-9.0, -4.0 if n % 2 == 0 else -12.0], "choice_characters": [6, 3]}
         for n in range(4)
-    ]
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -276,14 +258,9 @@ def test_choices_say_what_was_chosen(study: Path) -> None:
 @pytest.mark.parametrize(("metric", "chosen"), [("acc", "a sea"), ("acc_norm", "the long ending")])
 def test_choices_with_texts(metric: str, chosen: str) -> None:
     row = {
-        "index": 0,
-        "context": "He walked to",
-        "choices": ["a sea", "the long ending"],
-        "gold": 0,
-        "loglikelihoods": [-5.0, -7.0],
-        "choice_characters": [5, 15],
-        "extra": {"kept": [1, 2]},
-    }
+        "index": 0, "context": "He walked to", "choices": ["a sea", "the long ending"], "gold": 0,
+        "loglikelihoods": [-5.0, -7.0], "choice_characters": [5, 15], "extra": {"kept": [1, 2]},
+    }  # fmt: skip
     lines = list(plain_lines(page("item 0", ["m"], [(row, True)], metric=metric)))
     assert lines.index("Context: He walked to") < lines.index("Choices (> the model's):")
     (marked,) = [line for line in lines if line.startswith("  >")]

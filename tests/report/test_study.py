@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from laura.report import formats
 from laura.report.arms import final_groups, groups
-from laura.report.charts.table import CHARTS
-from laura.report.pages.table import PAGES
-from laura.report.samples.examples import MOST_CHARACTERS, MOST_ITEMS, MOST_MODELS
+from laura.report.figures import CHARTS
+from laura.report.html import PAGES
+from laura.report.samples.show import MOST_CHARACTERS, MOST_ITEMS, MOST_MODELS
 from laura.report.study import Study, gaps, read_study, read_summary
 from laura.report.tables import measured, score_cell, score_rows
 from laura.results.errors import StoreError, UsageError

@@ -18,9 +18,7 @@ from rich.console import Console
 
 from laura.cli.decision import claims_table, recommendation_text
 from laura.report.blocks import Document, Figure
-from laura.report.html import lay_out
-from laura.report.markdown import document_text
-from laura.report.pages.table import PAGES
+from laura.report.html import PAGES, document_text, lay_out
 from laura.report.study import Study
 from laura.report.tables import summary_table
 from laura.results.schema import Constraint, Judgement, Recommendation
