@@ -97,7 +97,7 @@ def write_report(study: Path, progress: Progress = SILENT, form: Format = "html"
     """
     read = read_study(study)
     charts = draw_figures(read, study, progress)
-    pages, absent = lay_out(read, PAGES)
+    pages, absent = lay_out(read)
     name, mark = read.summary.name, read.summary.base.fingerprint[:16]
     document = Document(
         kind=f"study {name}",
@@ -112,12 +112,10 @@ def write_report(study: Path, progress: Progress = SILENT, form: Format = "html"
     return write_document(document, charts, study, form)
 
 
-def lay_out(
-    study: Study, table: Sequence[ReportPage]
-) -> tuple[list[LaidPage], list[tuple[str, str]]]:
+def lay_out(study: Study) -> tuple[list[LaidPage], list[tuple[str, str]]]:
     """The pages there is something for, and of the others title and reason."""
     pages, absent = [], []
-    for page in table:
+    for page in PAGES:
         found = page.blocks(study)
         if isinstance(found, str):
             absent.append((page.title, found))

@@ -312,6 +312,18 @@ def test_what_users_can_mend(error: Exception, words: str) -> None:
         assert console.mistake(ours) is None
 
 
+def test_interrupting_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(*words: Any, progress: Any, **named: Any) -> None:
+        with progress.bar("work", 10, "items") as bar:
+            bar.advance()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("laura.compare", compare)
+    ended = run("compare", "x")
+    assert ended.exit_code == 130
+    assert ended.stderr.strip() == "stopped; the same command continues"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_politely(number: signal.Signals) -> None:
     ended = python(
