@@ -14,12 +14,12 @@ from pydantic import WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from laura.recipe.arms import ExternalPoint
 from laura.recipe.sections import (
     AnalysisSection,
     BaseSection,
     BudgetSection,
     DataSection,
+    ExternalPoint,
     Extra,
     FullArm,
     LoraArm,

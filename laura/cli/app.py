@@ -12,9 +12,8 @@ from laura.cli.console import command, listen_for_stop
 from laura.cli.decision import claims, gate, recommend
 from laura.cli.machine import doctor, fetch, merge, schema
 from laura.cli.measurement import evaluate, show, spectra
-from laura.cli.plan import plan
 from laura.cli.serve import serve
-from laura.cli.study import compare, report, train
+from laura.cli.study import compare, plan, report, train
 from laura.cli.tenants import tenants
 
 app = typer.Typer(

@@ -8,13 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import typer
 
 from laura.cli.console import Console
 from laura.cli.measurement import adapter_names
-from laura.cli.options import AdapterOption, BaseArgument, DeviceOption
+from laura.cli.options import ADAPTER, BASE, DEVICE, argument, option
 from laura.results.errors import EXIT_INTERRUPTED, EXIT_USER, UsageError
 
 if TYPE_CHECKING:
@@ -24,22 +25,24 @@ REPEAT_SECONDS = 0.2
 HINT = "Ctrl-C stops an answer, /clear begins anew, Ctrl-D leaves."
 
 
-def chat(
-    console: Console,
-    base: BaseArgument,
-    adapter: AdapterOption = None,
-    prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Ask this once and leave.")
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option(min=0, max=2, metavar="X", help="0 takes the most likely token.")
-    ] = 0.0,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most new tokens of an answer.")
-    ] = 256,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the draws.")] = 0,
-    device: DeviceOption = None,
-) -> int | None:
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """Who is asked what, and how."""
+
+    base: str = argument(**BASE)
+    adapter: list[str] | None = option(**ADAPTER)
+    prompt: str | None = option(metavar="TEXT")
+    """Ask this once and leave."""
+    temperature: float = option(default=0.0, min=0, max=2, metavar="X")
+    """0 takes the most likely token."""
+    max_tokens: int = option(default=256, min=1, metavar="N")
+    """Most new tokens of an answer."""
+    seed: int = option(default=0, min=0, metavar="N")
+    """Seed of the draws."""
+    device: str | None = option(**DEVICE)
+
+
+def chat(console: Console, options: ChatOptions) -> int | None:
     """Ask base and adapters the same question, and see what differs.
 
     Answers stand side by side where the terminal is wide enough. Of an adapter's,
@@ -51,16 +54,17 @@ def chat(
       laura chat smollm2-135m-instruct-q4 --adapter studies/demo-recommended
       laura chat smollm2-135m-instruct-q4 --prompt "What is 17 times 3?" --json
     """
+    prompt = options.prompt
     if console.as_json and prompt is None:
         raise UsageError("--json needs --prompt: one question, one object")
     if prompt is not None and not prompt.strip():
         raise UsageError("--prompt is empty; there is nothing to ask")
-    adapters = adapter_names(adapter or ())
+    adapters = adapter_names(options.adapter or ())
     from laura.serve.chat_in_process import LoadedPanel
     from laura.serve.chatting import Chat, Sampling
 
-    panel = LoadedPanel(base, adapters, device, console.progress)
-    talk = Chat(panel, Sampling(temperature, max_tokens, seed))
+    panel = LoadedPanel(options.base, adapters, options.device, console.progress)
+    talk = Chat(panel, Sampling(options.temperature, options.max_tokens, options.seed))
     # What the output's encoding lacks is escaped, and ends nothing.
     getattr(sys.stdout, "reconfigure", lambda errors: None)(errors="backslashreplace")
     if prompt is None:

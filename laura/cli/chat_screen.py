@@ -15,7 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from laura.report.samples.terminal import beside
+from laura.report.samples.text import beside
 from laura.report.visible import visible, visible_line
 from laura.serve.chatting import Chat, Member, Reply, Turn, comparable
 from laura.serve.word_difference import TextPart, difference, summary

@@ -19,12 +19,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from laura.cli.options import parameter, parameters
 from laura.results.errors import (
     EXIT_BUG,
     EXIT_DONE,
@@ -84,45 +85,30 @@ class Console:
 def command(app: typer.Typer, name: str | None = None) -> Callable[[Command], Command]:
     """Register a function as a command of `app`.
 
-    The function takes a `Console`, then its arguments and options; `--json` is added. A
-    dataclass among them stands for options, one for each of its fields. It returns its exit
-    code, None for 0.
+    The function takes a `Console` and, where it has any, a dataclass of its arguments and
+    options; `--json` is added. It returns its exit code, None for 0.
     """
 
     def register(function: Command) -> Command:
-        hints = get_type_hints(function, include_extras=True)
-        groups: dict[str, Any] = {name: one for name, one in hints.items() if is_dataclass(one)}
+        hints = get_type_hints(function)
+        kinds: list[Any] = [kind for kind in hints.values() if is_dataclass(kind)]
 
         @functools.wraps(function)
         def run(json: bool = False, **given: Any) -> None:
-            for name, kind in groups.items():
-                given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
             with opened(json) as console:
-                code = function(console, **given)
+                code = function(console, *(kind(**given) for kind in kinds))
             if code:
                 raise SystemExit(code)
 
-        parameters = list[inspect.Parameter]()
-        for one in list(inspect.signature(function).parameters.values())[1:]:
-            if one.name in groups:
-                kinds = get_type_hints(groups[one.name], include_extras=True)
-                own = [_option(f.name, kinds[f.name], f.default) for f in fields(groups[one.name])]
-                parameters += own
-            else:
-                parameters.append(_option(one.name, hints[one.name], one.default))
-        parameters.append(_option("json", _Json, False))
+        found = [one for kind in kinds for one in parameters(kind)]
+        found.append(parameter("json", _Json, False))
         # What typer reads of a function.
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in found}
         app.command(name)(run)
         return function
 
     return register
-
-
-def _option(name: str, hint: Any, default: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=hint)
 
 
 @contextmanager

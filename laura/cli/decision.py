@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 import laura
 from laura.cli.console import Console
-from laura.cli.options import StudyArgument
+from laura.cli.options import STUDY, argument, option
 from laura.results.errors import EXIT_GATE, EvidenceError, UsageError
 
 if TYPE_CHECKING:
@@ -22,48 +20,34 @@ if TYPE_CHECKING:
 _COLOURS = {"supported": "green", "contradicted": "red", "mixed": "yellow"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BoundOptions:
     """What is asked of a configuration."""
 
-    max_forgetting: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X",
-            help="Forget at most X: 0.02, 2% or '2 points' of the score; '0.1 nats' of a loss.",
-        ),
-    ] = None
-    min_learning: Annotated[
-        str | None,
-        typer.Option(
-            metavar="Y",
-            help="Gain at least Y over the base, written alike; by default anything above 0.",
-        ),
-    ] = None
-    memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Peak memory of training as measured, such as 16GB."),
-    ] = None
-    arm: Annotated[str | None, typer.Option(metavar="NAME", help="Only this arm.")] = None
+    study: Path = argument(**STUDY)
+    max_forgetting: str | None = option(metavar="X")
+    """Forget at most X: 0.02, 2% or '2 points' of the score; '0.1 nats' of a loss."""
+    min_learning: str | None = option(metavar="Y")
+    """Gain at least Y over the base, written alike; by default anything above 0."""
+    memory: str | None = option(metavar="SIZE")
+    """Peak memory of training as measured, such as 16GB."""
+    arm: str | None = option(metavar="NAME")
+    """Only this arm."""
 
 
-def claims(
-    console: Console,
-    studies: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="STUDY...", help="Study folder, or a series'; several are judged together."
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Where the JSON goes.",
-            show_default="STUDY/claims.json; of several studies nowhere",
-        ),
-    ] = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ClaimsOptions:
+    """What is judged."""
+
+    studies: list[Path] = argument(metavar="STUDY...")
+    """Study folder, or a series'; several are judged together."""
+    out: Path | None = option(
+        metavar="FILE", show_default="STUDY/claims.json; of several studies nowhere"
+    )
+    """Where the JSON goes."""
+
+
+def claims(console: Console, options: ClaimsOptions) -> None:
     """Judge the paper's statements by a study.
 
     A statement is supported when the 95 % interval of its effect, over items and seeds,
@@ -79,6 +63,7 @@ def claims(
     from laura.results.store import SeriesStore
     from laura.study.claims import judgement
 
+    studies, out = options.studies, options.out
     series = len(studies) == 1 and bool(SeriesStore(studies[0]).settings())
     if len(studies) == 1 and out is None:
         write = judgement.write_series_claims if series else judgement.write_claims
@@ -146,25 +131,17 @@ def claims_table(found: Judgement) -> RenderableType:
     return Group(*parts)
 
 
-def recommend(
-    console: Console,
-    study: StudyArgument,
-    bounds: BoundOptions,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Where the ready recipe goes.",
-            show_default="STUDY/recommended.yaml",
-        ),
-    ] = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Copy the weights there too, with their record (laura.json)."
-        ),
-    ] = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RecommendOptions(BoundOptions):
+    """Where what was chosen goes."""
+
+    out: Path | None = option(metavar="FILE", show_default="STUDY/recommended.yaml")
+    """Where the ready recipe goes."""
+    adapter: Path | None = option(metavar="DIR")
+    """Copy the weights there too, with their record (laura.json)."""
+
+
+def recommend(console: Console, options: RecommendOptions) -> None:
     """Say which configuration to take, and why.
 
     Every measured configuration that could keep the bound is named, also with one seed; the
@@ -175,11 +152,11 @@ def recommend(
     Example:
       laura recommend studies/micro --max-forgetting 5% --adapter best
     """
-    found = laura.recommend(study, out=out, adapter=adapter, **vars(bounds))
+    found = laura.recommend(**vars(options))
     console.answer(found.model_dump(mode="json"), recommendation_text(found))
 
 
-def gate(console: Console, study: StudyArgument, bounds: BoundOptions) -> int | None:
+def gate(console: Console, options: BoundOptions) -> int | None:
     """Judge like `recommend`, as an exit code.
 
     0: a configuration surely keeps the bounds. 4: none that was measured does. 2: the best
@@ -192,7 +169,8 @@ def gate(console: Console, study: StudyArgument, bounds: BoundOptions) -> int | 
     """
     from laura.api import constraint
 
-    asked = constraint(**vars(bounds))
+    bounds = dict(vars(options))
+    study, asked = bounds.pop("study"), constraint(**bounds)
     from laura.study.handover import recommendation_of
     from laura.study.recommend import answer_of, describe, not_met_text
     from laura.study.recommend import recommend as choose

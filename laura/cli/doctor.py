@@ -49,6 +49,10 @@ class DoctorFinding:
         return f"{mark}  {self.name:<17}  {self.found}{advice}"
 
 
+# State, what is there, and where something is to be done about it, what.
+Look = tuple[State, str] | tuple[State, str, str]
+
+
 def examine(
     data_dir: Path | None = None, network: bool = False, vllm: str | None = None
 ) -> list[DoctorFinding]:
@@ -59,22 +63,23 @@ def examine(
         network: Whether to ask the Hub for a sign of life (waits up to ten seconds).
         vllm: A base to start vLLM with; None means that it is not looked at.
     """
-    looks: list[Callable[[], DoctorFinding]] = [_python, _libraries]
+    looks: dict[str, Callable[[], Look]] = {"python": _python, "libraries": _libraries}
     if importlib.util.find_spec("torch") is not None:
-        looks += [_devices, _bf16]
-    looks += [_cores, _memory, _disk, _cache, lambda: _data(data_dir), _sandbox, _lm_eval]
+        looks |= {"devices": _devices, "bf16 arithmetic": _bf16}
+    looks |= {"cores": _cores, "memory": _memory, "disk": _disk, "cache": _cache}
+    looks |= {"data": lambda: _data(data_dir), "sandbox": _sandbox, "extra lm-eval": _lm_eval}
     if network:
-        looks.append(_hub)
+        looks["hub"] = _hub
     if vllm is not None:
-        looks.append(lambda: _vllm(vllm))
-    return [look() for look in looks]
+        looks["vllm"] = lambda: _vllm(vllm)
+    return [DoctorFinding(name, *look()) for name, look in looks.items()]
 
 
-def _python() -> DoctorFinding:
-    return DoctorFinding("python", "ok", f"{platform.python_version()} on {platform.platform()}")
+def _python() -> Look:
+    return "ok", f"{platform.python_version()} on {platform.platform()}"
 
 
-def _libraries() -> DoctorFinding:
+def _libraries() -> Look:
     versions, absent = [], []
     for name in LIBRARIES:
         try:
@@ -83,11 +88,11 @@ def _libraries() -> DoctorFinding:
             absent.append(name)
     if absent:
         advice = f"python -m pip install {' '.join(absent)}"
-        return DoctorFinding("libraries", "missing", f"without {', '.join(absent)}", advice)
-    return DoctorFinding("libraries", "ok", ", ".join(versions))
+        return "missing", f"without {', '.join(absent)}", advice
+    return "ok", ", ".join(versions)
 
 
-def _devices() -> DoctorFinding:
+def _devices() -> Look:
     import torch
 
     found = [
@@ -98,46 +103,46 @@ def _devices() -> DoctorFinding:
     if torch.backends.mps.is_available():
         found.append("mps")
     if found:
-        return DoctorFinding("devices", "ok", "; ".join([*found, "cpu"]))
+        return "ok", "; ".join([*found, "cpu"])
     advice = (
         "enough for models of a few hundred million parameters; for larger ones use a machine "
         "with a GPU, and a torch built for it"
     )
-    return DoctorFinding("devices", "limited", "cpu only", advice)
+    return "limited", "cpu only", advice
 
 
-def _bf16() -> DoctorFinding:
+def _bf16() -> Look:
     from laura.models.device import has_bf16_arithmetic, pick_device
 
     device = pick_device()
     if has_bf16_arithmetic(device):
-        return DoctorFinding("bf16 arithmetic", "ok", f"in hardware on {device.type}")
+        return "ok", f"in hardware on {device.type}"
     advice = "nothing to do: precision auto trains in fp32 here, more slowly"
-    return DoctorFinding("bf16 arithmetic", "limited", f"not in hardware on {device.type}", advice)
+    return "limited", f"not in hardware on {device.type}", advice
 
 
-def _cores() -> DoctorFinding:
+def _cores() -> Look:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     capped = os.environ.get("OMP_NUM_THREADS", "")
     if capped.isdigit() and int(capped) < cores:
         advice = "unset OMP_NUM_THREADS to use them all"
-        return DoctorFinding("cores", "limited", f"{cores}, capped to {capped}", advice)
-    return DoctorFinding("cores", "ok", str(cores))
+        return "limited", f"{cores}, capped to {capped}", advice
+    return "ok", str(cores)
 
 
-def _memory() -> DoctorFinding:
+def _memory() -> Look:
     total, free = _memory_bytes()
     if total is None:
-        return DoctorFinding("memory", "limited", "unknown on this system")
+        return "limited", "unknown on this system"
     found = memory_text(total) + (f", {memory_text(free)} free" if free else "")
     if (free or total) < COMFORTABLE_MEMORY_BYTES:
         advice = (
             "full finetuning of a 135M model wants about 6 GiB; close other programs, or lower "
             "train.row_tokens"
         )
-        return DoctorFinding("memory", "limited", found, advice)
-    return DoctorFinding("memory", "ok", found)
+        return "limited", found, advice
+    return "ok", found
 
 
 def _memory_bytes() -> tuple[int | None, int | None]:
@@ -153,48 +158,44 @@ def _memory_bytes() -> tuple[int | None, int | None]:
         return None, None
 
 
-def _disk() -> DoctorFinding:
+def _disk() -> Look:
     here = Path.cwd()
     free = shutil.disk_usage(here).free
     found = f"{memory_text(free)} free at {here}"
     if not os.access(here, os.W_OK):
-        return DoctorFinding(
-            "disk", "limited", f"{here} may not be written", "give --out another folder"
-        )
+        return "limited", f"{here} may not be written", "give --out another folder"
     if free < COMFORTABLE_DISK_BYTES:
         advice = "checkpoints of full finetuning need room; free some, or give --out another disk"
-        return DoctorFinding("disk", "limited", found, advice)
-    return DoctorFinding("disk", "ok", found)
+        return "limited", found, advice
+    return "ok", found
 
 
-def _cache() -> DoctorFinding:
+def _cache() -> Look:
     from laura.models.cache import cache_root
 
     root = cache_root()
     place = next(path for path in (root, *root.parents) if path.exists())
     if not os.access(place, os.W_OK):
         advice = "set LAURA_CACHE to a folder you may write"
-        return DoctorFinding("cache", "missing", f"{root} may not be written", advice)
+        return "missing", f"{root} may not be written", advice
     models = sorted(p.name for p in (root / "models").glob("*") if not p.name.startswith("."))
     if not models:
-        return DoctorFinding(
-            "cache", "ok", f"{root}, empty", "laura fetch smollm2-135m-instruct-q4"
-        )
-    return DoctorFinding("cache", "ok", f"{root} with {', '.join(models)}")
+        return "ok", f"{root}, empty", "laura fetch smollm2-135m-instruct-q4"
+    return "ok", f"{root} with {', '.join(models)}"
 
 
-def _data(data_dir: Path | None) -> DoctorFinding:
+def _data(data_dir: Path | None) -> Look:
     told = data_dir or (Path(chosen) if (chosen := os.environ.get("LAURA_DATA")) else None)
     advice = "give --data-dir or set LAURA_DATA; without it, data comes from the Hub"
     if told is None:
-        return DoctorFinding("data", "limited", "no local data folder", advice)
+        return "limited", "no local data folder", advice
     if not told.is_dir():
-        return DoctorFinding("data", "missing", f"{told} is not a folder", advice)
+        return "missing", f"{told} is not a folder", advice
     sets = sorted(path.name for path in told.iterdir() if path.is_dir())
-    return DoctorFinding("data", "ok", f"{told} with {', '.join(sets) or 'nothing in it'}")
+    return "ok", f"{told} with {', '.join(sets) or 'nothing in it'}"
 
 
-def _sandbox() -> DoctorFinding:
+def _sandbox() -> Look:
     from laura.evals.sandbox import require_sandbox
     from laura.results.errors import SandboxError
 
@@ -202,33 +203,33 @@ def _sandbox() -> DoctorFinding:
         require_sandbox()
     except SandboxError as error:
         # Only tasks whose answers are programs want it.
-        return DoctorFinding("sandbox", "limited", "generated code can not be run", str(error))
-    return DoctorFinding("sandbox", "ok", "generated code runs confined")
+        return "limited", "generated code can not be run", str(error)
+    return "ok", "generated code runs confined"
 
 
-def _hub() -> DoctorFinding:
+def _hub() -> Look:
     from urllib.error import HTTPError
     from urllib.request import urlopen
 
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if not address.startswith(("http://", "https://")):
         advice = "let HF_ENDPOINT begin with https://, or unset it"
-        return DoctorFinding("hub", "missing", f"HF_ENDPOINT is {address}", advice)
+        return "missing", f"HF_ENDPOINT is {address}", advice
     try:
         with urlopen(address, timeout=HUB_SECONDS):
-            return DoctorFinding("hub", "ok", f"{address} answers")
+            return "ok", f"{address} answers"
     except HTTPError as error:
-        return DoctorFinding("hub", "ok", f"{address} answers ({error.code})")
+        return "ok", f"{address} answers ({error.code})"
     except OSError as error:
         advice = (
             "use local folders and --data-dir, or set HTTPS_PROXY or HF_ENDPOINT; "
             "smollm2-135m-instruct-q4 needs PyPI only"
         )
         reason = getattr(error, "reason", None) or error
-        return DoctorFinding("hub", "limited", f"{address} does not answer ({reason})", advice)
+        return "limited", f"{address} does not answer ({reason})", advice
 
 
-def _vllm(base: str) -> DoctorFinding:
+def _vllm(base: str) -> Look:
     import torch
 
     from laura.engine.vllm import check_batches
@@ -239,16 +240,14 @@ def _vllm(base: str) -> DoctorFinding:
         wrong = check_batches(resolve_model(base), torch.float32)
     except LauraError as error:
         # Only who names it as the engine wants it.
-        return DoctorFinding("vllm", "limited", "cannot be used", str(error))
+        return "limited", "cannot be used", str(error)
     if wrong:
-        return DoctorFinding(
-            "vllm", "limited", wrong, "use Laura's own engine; another vLLM may do"
-        )
-    return DoctorFinding("vllm", "ok", "answers base and adapters in company as alone")
+        return "limited", wrong, "use Laura's own engine; another vLLM may do"
+    return "ok", "answers base and adapters in company as alone"
 
 
-def _lm_eval() -> DoctorFinding:
+def _lm_eval() -> Look:
     if importlib.util.find_spec("lm_eval"):
-        return DoctorFinding("extra lm-eval", "ok", metadata.version("lm-eval"))
+        return "ok", metadata.version("lm-eval")
     advice = "optional: python -m pip install 'laura-lab[lm-eval]'"
-    return DoctorFinding("extra lm-eval", "limited", "not installed", advice)
+    return "limited", "not installed", advice

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from laura.cli.console import Console
-from laura.cli.options import DataOption, DeviceOption
+from laura.cli.options import DATA, DEVICE, argument, option
 from laura.results.errors import EXIT_USER
 
 
-def merge(
-    console: Console,
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The model the adapter is for.")],
-    adapter: Annotated[
-        Path,
-        typer.Argument(metavar="ADAPTER", exists=True, file_okay=False, help="Adapter folder."),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model.")],
-    device: DeviceOption = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """What is merged, and where to."""
+
+    base: str = argument(metavar="BASE")
+    """The model the adapter is for."""
+    adapter: Path = argument(metavar="ADAPTER", exists=True, file_okay=False)
+    """Adapter folder."""
+    out: Path = argument(metavar="OUT")
+    """Folder for the merged model."""
+    device: str | None = option(**DEVICE)
+
+
+def merge(console: Console, options: MergeOptions) -> None:
     """Add an adapter's updates into the weights.
 
     Saves a model that needs no adapter, and says how far the merged model's
@@ -33,7 +35,7 @@ def merge(
     """
     from laura.study.merging import merge_adapter
 
-    answer = merge_adapter(base, adapter, out, device=device, progress=console.progress)
+    answer = merge_adapter(**vars(options), progress=console.progress)
     lines = (
         f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}"
         for name, value in answer.items()
@@ -41,10 +43,15 @@ def merge(
     console.answer(answer, "\n".join(lines))
 
 
-def fetch(
-    console: Console,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in the registry, or Hub id.")],
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions:
+    """What is fetched."""
+
+    name: str = argument(metavar="NAME")
+    """Name in the registry, or Hub id."""
+
+
+def fetch(console: Console, options: FetchOptions) -> None:
     """Get a named model, with checksum.
 
     \b
@@ -53,25 +60,23 @@ def fetch(
     """
     from laura.models.fetch import fetch as fetch_model
 
-    folder = fetch_model(name, console.progress)
+    name, folder = options.name, fetch_model(options.name, console.progress)
     console.answer({"name": name, "folder": str(folder)}, f"{name} is at {folder}")
 
 
-def doctor(
-    console: Console,
-    network: Annotated[
-        bool, typer.Option("--network", help="Also ask whether the Hub can be reached.")
-    ] = False,
-    vllm: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BASE",
-            help="Also start vLLM with this base, and ask it and made-up adapters alone and "
-            "together; a minute or two.",
-        ),
-    ] = None,
-    data_dir: DataOption = None,
-) -> int | None:
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """What is looked at besides."""
+
+    network: bool = option(default=False)
+    """Also ask whether the Hub can be reached."""
+    vllm: str | None = option(metavar="BASE")
+    """Also start vLLM with this base, and ask it and made-up adapters alone and together; a
+    minute or two."""
+    data_dir: Path | None = option(**DATA)
+
+
+def doctor(console: Console, options: DoctorOptions) -> int | None:
     """Say what this machine can do and what is missing.
 
     Exits with 2 when something that every comparison needs is missing.
@@ -82,7 +87,7 @@ def doctor(
     """
     from laura.cli.doctor import examine
 
-    findings = examine(data_dir, network, vllm)
+    findings = examine(**vars(options))
     usable = not any(finding.state == "missing" for finding in findings)
     value = {"usable": usable, "findings": [vars(finding) for finding in findings]}
     console.answer(value, "\n".join(finding.text() for finding in findings))
@@ -100,7 +105,7 @@ def schema(console: Console) -> None:
     """
     import json
 
-    from laura.recipe.series import recipe_schema
+    from laura.recipe.reading import recipe_schema
 
     text = recipe_schema()
     console.answer(json.loads(text), text)

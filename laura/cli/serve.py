@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from laura.cli.console import Console
-from laura.cli.options import BaseArgument, DeviceOption
+from laura.cli.options import BASE, DEVICE, argument, option
 
 if TYPE_CHECKING:
     from laura.serve.library import Library, Policy
@@ -18,110 +16,56 @@ if TYPE_CHECKING:
 SHOWN_ADAPTERS = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """Who is served what, where, and within which limits."""
 
-    adapters: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            file_okay=False,
-            metavar="DIR",
-            help="Folder of LoRA adapters in PEFT's format, each a folder in it.",
-        ),
-    ] = None
-    tenants: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="LAURA_TENANTS",
-            metavar="FILE",
-            help="Who may ask what, made by `laura tenants add`. Without it only this machine is "
-            "served, and nobody needs a key.",
-        ),
-    ] = None
-    engine: Annotated[
-        Literal["inprocess", "vllm"],
-        typer.Option(help="Laura's own engine, or a vLLM server that Laura starts."),
-    ] = "inprocess"
-    host: Annotated[str, typer.Option(metavar="NAME", help="Address to listen at.")] = "127.0.0.1"
-    port: Annotated[
-        int,
-        typer.Option(min=0, max=65535, metavar="N", help="Port to listen at; 0 takes a free one."),
-    ] = 8000
-    slots: Annotated[
-        int, typer.Option(min=1, max=4096, metavar="N", help="Most adapters in memory at once.")
-    ] = 16
-    max_rank: Annotated[
-        int, typer.Option(min=1, max=1024, metavar="N", help="Largest rank of an adapter.")
-    ] = 64
-    max_forgetting: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Most that an adapter may have forgotten, in its laura.json's unit.",
-            show_default="no bound",
-        ),
-    ] = None
-    forgetful: Annotated[
-        Literal["refuse", "warn"],
-        typer.Option(help="What to do with an adapter that forgot more."),
-    ] = "refuse"
-    unrecorded: Annotated[
-        Literal["allow", "warn", "refuse"],
-        typer.Option(help="What to do with an adapter without a laura.json."),
-    ] = "warn"
-    queue: Annotated[int, typer.Option(min=1, metavar="N", help="Most answers that wait.")] = 512
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Longest answer.", show_default="what the base reads"
-        ),
-    ] = None
-    max_prompt_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Longest prompt.", show_default="what the base reads"
-        ),
-    ] = None
-    timeout: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="Longest time for an answer.")
-    ] = 600
-    grace: Annotated[
-        float,
-        typer.Option(min=0, metavar="SECONDS", help="Time that a stop leaves running answers."),
-    ] = 30
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="Of weights and products.")
-    ] = "auto"
-    device: DeviceOption = None
-    drafts: Annotated[
-        bool,
-        typer.Option(
-            "--drafts/--no-drafts",
-            help="Guess what repeats in an answer and check it in the same step: the same text, "
-            "sooner where few are answered at once.",
-        ),
-    ] = True
-    vllm_argument: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="An argument of vLLM's own server, such as tensor-parallel-size=2; may be given "
-            "several times.",
-        ),
-    ] = None
-    audit: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Where admin actions are written, a line of JSON each."),
-    ] = None
+    base: str = argument(**BASE)
+    adapters: Path | None = option(exists=True, file_okay=False, metavar="DIR")
+    """Folder of LoRA adapters in PEFT's format, each a folder in it."""
+    tenants: Path | None = option(envvar="LAURA_TENANTS", metavar="FILE")
+    """Who may ask what, made by `laura tenants add`. Without it only this machine is served, and
+    nobody needs a key."""
+    engine: Literal["inprocess", "vllm"] = option(default="inprocess")
+    """Laura's own engine, or a vLLM server that Laura starts."""
+    host: str = option(default="127.0.0.1", metavar="NAME")
+    """Address to listen at."""
+    port: int = option(default=8000, min=0, max=65535, metavar="N")
+    """Port to listen at; 0 takes a free one."""
+    slots: int = option(default=16, min=1, max=4096, metavar="N")
+    """Most adapters in memory at once."""
+    max_rank: int = option(default=64, min=1, max=1024, metavar="N")
+    """Largest rank of an adapter."""
+    max_forgetting: float | None = option(metavar="X", show_default="no bound")
+    """Most that an adapter may have forgotten, in its laura.json's unit."""
+    forgetful: Literal["refuse", "warn"] = option(default="refuse")
+    """What to do with an adapter that forgot more."""
+    unrecorded: Literal["allow", "warn", "refuse"] = option(default="warn")
+    """What to do with an adapter without a laura.json."""
+    queue: int = option(default=512, min=1, metavar="N")
+    """Most answers that wait."""
+    max_new_tokens: int | None = option(min=1, metavar="N", show_default="what the base reads")
+    """Longest answer."""
+    max_prompt_tokens: int | None = option(min=1, metavar="N", show_default="what the base reads")
+    """Longest prompt."""
+    timeout: float = option(default=600.0, min=1, metavar="SECONDS")
+    """Longest time for an answer."""
+    grace: float = option(default=30.0, min=0, metavar="SECONDS")
+    """Time that a stop leaves running answers."""
+    precision: Literal["auto", "fp32", "bf16"] = option(default="auto")
+    """Of weights and products."""
+    device: str | None = option(**DEVICE)
+    drafts: bool = option("--drafts/--no-drafts", default=True)
+    """Guess what repeats in an answer and check it in the same step: the same text, sooner where
+    few are answered at once."""
+    vllm_argument: list[str] | None = option(metavar="NAME=VALUE")
+    """An argument of vLLM's own server, such as tensor-parallel-size=2; may be given several
+    times."""
+    audit: Path | None = option(metavar="FILE")
+    """Where admin actions are written, a line of JSON each."""
 
 
-def serve(
-    console: Console,
-    base: BaseArgument,
-    options: ServeOptions,
-) -> None:
+def serve(console: Console, options: ServeOptions) -> None:
     """Serve a base and many adapters by OpenAI's API.
 
     Clients name the base or an adapter as their model. A page to chat is at /, numbers for
@@ -144,7 +88,7 @@ def serve(
         action=options.forgetful,
     )
     settings = ServeSettings(
-        base=model_name(base),
+        base=model_name(options.base),
         host=options.host,
         port=options.port,
         request_seconds=options.timeout,
@@ -153,7 +97,7 @@ def serve(
         new_tokens=options.max_new_tokens,
     )
     engine_settings = EngineSettings(
-        base=base,
+        base=options.base,
         kind=options.engine,
         slots=0 if options.adapters is None else options.slots,
         max_rank=options.max_rank,

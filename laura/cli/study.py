@@ -1,15 +1,15 @@
-"""The commands on recipes and study folders: `laura compare`, `train` and `report`."""
+"""The commands on recipes and study folders: `laura compare`, `train`, `report` and `plan`."""
 
 from __future__ import annotations
 
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 import laura
 from laura.cli.console import Console
-from laura.cli.options import RecipeArgument, StudyOptions
+from laura.cli.options import RECIPE, RecipeOptions, StudyOptions, argument, option
+from laura.results.errors import UsageError
 
 if TYPE_CHECKING:
     from laura.results.schema import Summary
@@ -17,32 +17,23 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "micro"
 
 
-def compare(
-    console: Console,
-    options: StudyOptions,
-    recipe: RecipeArgument = DEFAULT_RECIPE,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=64,
-            help="Runs carried out side by side, each in a process.",
-            show_default="1; for a tiny base one a core",
-        ),
-    ] = None,
-    confirm: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ARM@RATE",
-            help="Also run this arm at this rate with fresh seeds, which had no part in choosing "
-            "it. Repeatable.",
-        ),
-    ] = None,
-    confirm_seeds: Annotated[
-        int, typer.Option(metavar="N", min=1, max=100, help="Fresh seeds of each --confirm.")
-    ] = 3,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(StudyOptions):
+    """What is compared, and how."""
+
+    recipe: str = argument(DEFAULT_RECIPE, **RECIPE)
+    workers: int | None = option(
+        metavar="N", min=1, max=64, show_default="1; for a tiny base one a core"
+    )
+    """Runs carried out side by side, each in a process."""
+    confirm: list[str] | None = option(metavar="ARM@RATE")
+    """Also run this arm at this rate with fresh seeds, which had no part in choosing it.
+    Repeatable."""
+    confirm_seeds: int = option(default=3, metavar="N", min=1, max=100)
+    """Fresh seeds of each --confirm."""
+
+
+def compare(console: Console, options: CompareOptions) -> None:
     """Compare arms: what each learns, what it forgets.
 
     Evaluates the base, trains every arm at every learning rate with every seed,
@@ -54,30 +45,23 @@ def compare(
     Example:
       laura compare recipes/smollm2-gsm8k.yaml --data-dir data --set seeds=[0]
     """
-    found = laura.compare(
-        recipe,
-        workers=workers,
-        confirm=confirm,
-        confirm_seeds=confirm_seeds,
-        progress=console.progress,
-        **vars(options),
-    )
-    _answer(console, found)
+    _answer(console, laura.compare(**vars(options), progress=console.progress))
 
 
-def train(
-    console: Console,
-    recipe: RecipeArgument,
-    arm: Annotated[str, typer.Option(metavar="NAME", help="Arm of the recipe to train.")],
-    options: StudyOptions,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(metavar="RATE", help="Learning rate.", show_default="the arm's only one"),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed.", show_default="the recipe's first")
-    ] = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(StudyOptions):
+    """Which run of a recipe is trained."""
+
+    recipe: str = argument(**RECIPE)
+    arm: str = option(default=MISSING, metavar="NAME")
+    """Arm of the recipe to train."""
+    learning_rate: float | None = option(metavar="RATE", show_default="the arm's only one")
+    """Learning rate."""
+    seed: int | None = option(metavar="N", show_default="the recipe's first")
+    """Seed."""
+
+
+def train(console: Console, options: TrainOptions) -> None:
     """Train one run: an arm, a learning rate, a seed.
 
     The run lands in the study folder where `laura compare` finds it again.
@@ -86,29 +70,23 @@ def train(
     Example:
       laura train recipes/smollm2-gsm8k.yaml --arm lora --learning-rate 3e-4
     """
-    made = laura.train(
-        recipe,
-        arm,
-        learning_rate=learning_rate,
-        seed=seed,
-        progress=console.progress,
-        **vars(options),
-    )
+    made = laura.train(**vars(options), progress=console.progress)
     runs = [run.model_dump() for run in made.runs]
     text = "\n".join(f"{run.id}: {run.state}, in {run.folder}" for run in made.runs)
     console.answer({"runs": runs, "summary": _without_curves(made.summary)}, text)
 
 
-def report(
-    console: Console,
-    study: Annotated[
-        Path, typer.Argument(metavar="STUDY", help="Folder of a study, or of a series.")
-    ],
-    form: Annotated[
-        Literal["html", "md"],
-        typer.Option("--format", help="html: report.html, one page for a browser; md: report.md."),
-    ] = "html",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What is drawn."""
+
+    study: Path = argument(metavar="STUDY")
+    """Folder of a study, or of a series."""
+    form: Literal["html", "md"] = option("--format", default="html")
+    """html: report.html, one page for a browser; md: report.md."""
+
+
+def report(console: Console, options: ReportOptions) -> None:
     """Draw the report again from a study folder alone.
 
     Figures for a paper lie in STUDY/figures, as SVG and PNG.
@@ -117,7 +95,7 @@ def report(
     Example:
       laura report studies/smollm2-demo --format md
     """
-    _answer(console, laura.write_report(study, form, progress=console.progress))
+    _answer(console, laura.write_report(options.study, options.form, progress=console.progress))
 
 
 def _answer(console: Console, found: laura.StudyResults | laura.SeriesResults) -> None:
@@ -153,3 +131,112 @@ def _shown(study: laura.StudyResults) -> list[Any]:
 def _without_curves(summary: Summary) -> dict[str, Any]:
     """The summary without the training curves, which are long and lie in summary.json."""
     return summary.model_dump(mode="json", exclude={"runs": {"__all__": {"loss_curve"}}})
+
+
+# ----- what a recipe will take -----
+
+
+MOST_PARAMETERS = 1e15
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(RecipeOptions):
+    """What is planned for."""
+
+    recipe: str | None = argument(None, metavar="RECIPE")
+    """YAML file of a recipe or a series, or the name of a shipped one."""
+    gpus: str | None = option(metavar="1,8,...", show_default="this machine, which is measured")
+    """Plan for so many GPUs, with sharding."""
+    flops_per_second: float | None = option(
+        metavar="RATE", show_default="this machine's matrix products"
+    )
+    """Operations a second of one device, such as 2e14."""
+    epoch_tokens: int | None = option(min=1, metavar="N")
+    """Tokens of one epoch, where the data is not here."""
+    table: str | None = option(metavar="PARAMETERS[,P]")
+    """Instead of a recipe: the paper's memory table for so many parameters, P the adapter's share
+    of them, as in --table 7e9,0.01"""
+
+
+def plan(console: Console, options: PlanOptions) -> None:
+    """Say what a recipe or a series takes: memory, tokens, operations, time and disk.
+
+    Nothing is trained and no weights are read; of the base config.json is enough. Of a series
+    every setting is planned, and all of them together.
+
+    \b
+    Example:
+      laura plan recipes/smollm2-gsm8k.yaml
+      laura plan mine.yaml --set base.model=llama-2-7b --gpus 1,8,32 --flops-per-second 2e14
+      laura plan micro/paper --setting code-instruct
+      laura plan --table 7e9 --gpus 1,8,16,32,64
+    """
+    gpus = _numbers(options.gpus)
+    if options.table is not None:
+        _answer_table(console, *_table(options.table), gpus or [1, 8, 16, 32, 64])
+        return
+    if options.recipe is None:
+        raise UsageError("laura plan needs a RECIPE, or --table PARAMETERS for the paper's")
+    from laura.api import resolve_recipe
+    from laura.recipe.sections import Recipe
+
+    chosen = resolve_recipe(
+        options.recipe,
+        overrides=options.overrides,
+        setting=options.setting,
+        data_dir=options.data_dir,
+    )
+    from laura.study.plan import plan as make_plan
+    from laura.study.plan_series import plan_series
+    from laura.study.plan_text import plan_text, series_text
+
+    given: dict[str, Any] = {
+        "gpus": gpus,
+        "device": options.device,
+        "flops_per_second": options.flops_per_second,
+        "epoch_tokens": options.epoch_tokens,
+        "data_dir": options.data_dir,
+    }
+    if isinstance(chosen, Recipe):
+        found = make_plan(chosen, **given)
+        console.answer(found, plan_text(found))
+    else:
+        found = plan_series(chosen, **given)
+        console.answer(found, series_text(found))
+
+
+def _answer_table(console: Console, parameters: float, share: float, devices: list[int]) -> None:
+    from laura.study.plan_paper import paper_rows
+    from laura.study.plan_text import paper_text
+
+    value = {"parameters": parameters, "share": share, "devices": devices}
+    value["rows"] = paper_rows(parameters, devices, share)
+    console.answer(value, paper_text(parameters, devices, share))
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    from laura.study.plan import check_gpus
+
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--gpus wants whole numbers, as in --gpus 1,8,64; came {text}") from None
+    return check_gpus(counts)
+
+
+def _table(text: str) -> tuple[float, float]:
+    from laura.study.plan_paper import SHARE
+
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    share = numbers[1] if len(numbers) == 2 else SHARE
+    if not 1 <= len(numbers) <= 2 or not 1 <= numbers[0] <= MOST_PARAMETERS or not 0 < share <= 1:
+        raise UsageError(
+            f"--table wants parameters from 1 to 1e15, and a share in (0, 1], as in "
+            f"--table 7e9,0.01; came {text}"
+        )
+    return numbers[0], share

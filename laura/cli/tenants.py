@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from laura.cli.console import Console, command
+from laura.cli.options import argument, option
 from laura.results.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,49 +28,76 @@ key = typer.Typer(
 tenants.add_typer(key, name="key")
 
 RELOAD = "A server that runs takes this in when told to: POST /admin/tenants/reload."
-FILE = Path("tenants.yaml")
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The tenant.")]
-FileOption = Annotated[
-    Path, typer.Option(envvar="LAURA_TENANTS", metavar="FILE", help="The tenants file.")
-]
 
 
-@dataclass(frozen=True)
-class Rules:
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Which file."""
+
+    file: Path = option(default=Path("tenants.yaml"), envvar="LAURA_TENANTS", metavar="FILE")
+    """The tenants file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantOptions(FileOptions):
+    """Who is meant."""
+
+    name: str = argument(metavar="NAME")
+    """The tenant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOptions(TenantOptions):
     """What a tenant may do; None where nothing was said."""
 
-    adapters: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Adapters it may use: names, 'prefix*', or '*' for all; '' for none.",
-        ),
-    ] = None
-    base: Annotated[
-        bool | None, typer.Option("--base/--no-base", help="Whether it may ask the base itself.")
-    ] = None
-    requests_per_minute: Annotated[
-        str | None, typer.Option(metavar="N", help="At most; 'none': no limit.")
-    ] = None
-    tokens_per_minute: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="At most, prompts and answers together; 'none': no limit."),
-    ] = None
-    concurrent: Annotated[
-        str | None, typer.Option(metavar="N", help="Requests at a time; 'none': no limit.")
-    ] = None
-    priority: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Share of the engine while several wait; 1 is usual."),
-    ] = None
-    expires: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATE",
-            help="Its keys end with this moment, UTC: 2027-01-31 or 2027-01-31T12:00Z; "
-            "'none': never.",
-        ),
-    ] = None
+    adapters: str | None = option(metavar="A,B")
+    """Adapters it may use: names, 'prefix*', or '*' for all; '' for none."""
+    base: bool | None = option("--base/--no-base")
+    """Whether it may ask the base itself."""
+    requests_per_minute: str | None = option(metavar="N")
+    """At most; 'none': no limit."""
+    tokens_per_minute: str | None = option(metavar="N")
+    """At most, prompts and answers together; 'none': no limit."""
+    concurrent: str | None = option(metavar="N")
+    """Requests at a time; 'none': no limit."""
+    priority: float | None = option(metavar="X")
+    """Share of the engine while several wait; 1 is usual."""
+    expires: str | None = option(metavar="DATE")
+    """Its keys end with this moment, UTC: 2027-01-31 or 2027-01-31T12:00Z; 'none': never."""
+
+    def wanted(self) -> dict[str, Any]:
+        """The settings that were named; None where 'none' was.
+
+        Raises:
+            UsageError: a limit is no whole number.
+        """
+        told = {name: value for name, value in vars(self).items() if value is not None}
+        wanted = {name: value for name, value in told.items() if name not in ("name", "file")}
+        if "adapters" in wanted:
+            names = (one.strip() for one in str(wanted["adapters"]).split(","))
+            wanted["adapters"] = [name for name in names if name]
+        for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
+            if name in wanted:
+                wanted[name] = _limit("--" + name.replace("_", "-"), str(wanted[name]))
+        if wanted.get("expires") == "none":
+            wanted["expires"] = None
+        return wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdminOptions(FileOptions):
+    """What becomes of admin keys."""
+
+    revoke: str | None = option(metavar="ID")
+    """Take this admin key away, make none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevokeOptions(TenantOptions):
+    """Which key is taken away."""
+
+    wanted: str = argument(metavar="ID")
+    """Of `laura tenants list`: how its SHA-256 begins."""
 
 
 @tenants.callback()
@@ -79,7 +107,7 @@ def _root() -> None:
 
 
 @command(tenants)
-def add(console: Console, name: NameArgument, rules: Rules, file: FileOption = FILE) -> None:
+def add(console: Console, options: RuleOptions) -> None:
     """Add a tenant and show its key, this once.
 
     The file is made where there is none. Without options a tenant may ask the base, without
@@ -89,27 +117,29 @@ def add(console: Console, name: NameArgument, rules: Rules, file: FileOption = F
     Example:
       laura tenants add acme --adapters 'support-*,maths' --requests-per-minute 60
     """
-    wanted = _settings(rules)
+    wanted = options.wanted()
     from laura.serve.tenant_changes import add as add_tenant
 
     given = {field: value for field, value in wanted.items() if value is not None}
-    _show_key(console, name, file, add_tenant(file, name, given))
+    made = add_tenant(options.file, options.name, given)
+    _show_key(console, options.name, options.file, made)
 
 
 @command(tenants, "set")
-def set_(console: Console, name: NameArgument, rules: Rules, file: FileOption = FILE) -> None:
+def set_(console: Console, options: RuleOptions) -> None:
     """Change what a tenant may do; what is not named stays.
 
     \b
     Example:
       laura tenants set acme --concurrent 16 --tokens-per-minute none
     """
-    wanted = _settings(rules)
+    wanted = options.wanted()
     if not wanted:
         raise UsageError("nothing to change was named; see `laura tenants set --help`")
     from laura.serve.tenant_changes import set_limits
     from laura.serve.tenants import Tenants
 
+    file, name = options.file, options.name
     set_limits(file, name, wanted)
     tenant = Tenants.read(file).get(name)
     assert tenant is not None
@@ -118,7 +148,7 @@ def set_(console: Console, name: NameArgument, rules: Rules, file: FileOption = 
 
 
 @command(tenants, "list")
-def list_(console: Console, file: FileOption = FILE) -> None:
+def list_(console: Console, options: FileOptions) -> None:
     """List the tenants, what they may do, and the IDs of their keys.
 
     An ID is the beginning of a key's SHA-256. Tells every mistake in the file.
@@ -129,6 +159,7 @@ def list_(console: Console, file: FileOption = FILE) -> None:
     """
     from laura.serve.tenants import key_id, parse_tenants, read_tenants_text
 
+    file = options.file
     whole = parse_tenants(read_tenants_text(file), str(file))
     found = [_tenant_json(name, one) for name, one in whole.tenants.items()]
     admins = [key_id(one) for one in whole.admin.keys]
@@ -144,7 +175,7 @@ def list_(console: Console, file: FileOption = FILE) -> None:
 
 
 @command(tenants)
-def remove(console: Console, name: NameArgument, file: FileOption = FILE) -> None:
+def remove(console: Console, options: TenantOptions) -> None:
     """Remove a tenant with all keys.
 
     \b
@@ -153,18 +184,13 @@ def remove(console: Console, name: NameArgument, file: FileOption = FILE) -> Non
     """
     from laura.serve.tenant_changes import remove as remove_tenant
 
+    file, name = options.file, options.name
     remove_tenant(file, name)
     console.answer({"removed": name, "file": str(file)}, f"{name} is removed.\n{RELOAD}")
 
 
 @command(tenants)
-def admin(
-    console: Console,
-    file: FileOption = FILE,
-    revoke: Annotated[
-        str | None, typer.Option(metavar="ID", help="Take this admin key away, make none.")
-    ] = None,
-) -> None:
+def admin(console: Console, options: AdminOptions) -> None:
     """Make an admin key and show it, this once.
 
     It opens /admin and /metrics and is no tenant's: it asks no model. There may be two.
@@ -175,14 +201,15 @@ def admin(
     """
     from laura.serve.tenant_changes import make_admin, revoke_key
 
-    if revoke is not None:
-        _show_revoked(console, None, file, revoke_key(file, None, revoke))
+    file = options.file
+    if options.revoke is not None:
+        _show_revoked(console, None, file, revoke_key(file, None, options.revoke))
     else:
         _show_key(console, None, file, make_admin(file))
 
 
 @command(key, "add")
-def add_key(console: Console, name: NameArgument, file: FileOption = FILE) -> None:
+def add_key(console: Console, options: TenantOptions) -> None:
     """Make a tenant's second key and show it, this once.
 
     The first one opens as before, until it is revoked.
@@ -193,19 +220,12 @@ def add_key(console: Console, name: NameArgument, file: FileOption = FILE) -> No
     """
     from laura.serve.tenant_changes import add_key as add_tenant_key
 
+    file, name = options.file, options.name
     _show_key(console, name, file, add_tenant_key(file, name))
 
 
 @command(key)
-def revoke(
-    console: Console,
-    name: NameArgument,
-    wanted: Annotated[
-        str,
-        typer.Argument(metavar="ID", help="Of `laura tenants list`: how its SHA-256 begins."),
-    ],
-    file: FileOption = FILE,
-) -> None:
+def revoke(console: Console, options: RevokeOptions) -> None:
     """Take a key away.
 
     Whoever holds a key finds its ID by `printf %s KEY | sha256sum`.
@@ -216,21 +236,8 @@ def revoke(
     """
     from laura.serve.tenant_changes import revoke_key
 
-    _show_revoked(console, name, file, revoke_key(file, name, wanted))
-
-
-def _settings(rules: Rules) -> dict[str, Any]:
-    """The settings that were named; None where 'none' was."""
-    wanted = {name: value for name, value in vars(rules).items() if value is not None}
-    if "adapters" in wanted:
-        names = (one.strip() for one in str(wanted["adapters"]).split(","))
-        wanted["adapters"] = [name for name in names if name]
-    for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
-        if name in wanted:
-            wanted[name] = _limit("--" + name.replace("_", "-"), str(wanted[name]))
-    if wanted.get("expires") == "none":
-        wanted["expires"] = None
-    return wanted
+    file, name = options.file, options.name
+    _show_revoked(console, name, file, revoke_key(file, name, options.wanted))
 
 
 def _limit(option: str, text: str) -> int | None:

@@ -41,42 +41,47 @@ def wikitext_articles(rows: Rows) -> Iterator[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class NamedSource:
-    """One data set known by name.
+class KnownSet:
+    """One data set known by name: for its examples, or for the rows of a benchmark.
 
     Attributes:
         hub: Data set id on the Hub; empty for a set that comes with Laura.
         config: Hub configuration; None where there is only one.
         splits: Our split name to the Hub's.
+        local: Split to file in the data folder.
+        fields: Of a benchmark, what every row must have.
+        builtin: File that comes with Laura; its rows name their split, where there
+            are several and the name has no place for one.
         prompt: Fields that make the prompt, joined by a blank line; the first
             is needed, the others may be empty or absent.
         answer: Field of the answer.
         text: Field of plain text; a set has text, or prompt and answer, or neither: then
             its rows say what they are, as those of a file do (`messages`).
-        local: Split to file in the data folder.
         default_split: What `split: null` means.
         folder: Hub folder (`data_dir`) that holds the rows, where there are several.
         regroup: Makes documents of the Hub's rows, where a row is less than one.
         huge: True where the whole set is too large to load without a limit.
         joined: What stands between prompt and answer in a set that is running text of
             pairs; None for pairs.
-        builtin: File that comes with Laura; its rows name their split, where there
-            are several and the name has no place for one.
+        task_ids: Of a benchmark where one local file holds every split: split to the
+            `task_id` of its rows. The Hub's splits are split already.
     """
 
     hub: str
     config: str | None
     splits: Mapping[str, str]
+    local: Mapping[str, str] = field(default_factory=dict)
+    fields: tuple[str, ...] = ()
+    builtin: str = ""
     prompt: tuple[str, ...] = ()
     answer: str = ""
     text: str = ""
-    local: Mapping[str, str] = field(default_factory=dict)
     default_split: str = "train"
     folder: str | None = None
     regroup: Callable[[Rows], Iterator[dict[str, Any]]] | None = None
     huge: bool = False
     joined: str | None = None
-    builtin: str = ""
+    task_ids: Mapping[str, range] = field(default_factory=dict)
 
 
 def _micro(domain: str) -> dict[str, str]:
@@ -84,54 +89,30 @@ def _micro(domain: str) -> dict[str, str]:
 
 
 # fmt: off
-NAMED: dict[str, NamedSource] = {
-    "gsm8k": NamedSource("openai/gsm8k", "main", TRAIN_TEST, ("question",), "answer", local={"train": "gsm8k/train.jsonl.gz", "test": "gsm8k/test.jsonl"}),  # noqa: E501
-    "metamathqa": NamedSource("meta-math/MetaMathQA", None, TRAIN, ("query",), "response", local={"train": "metamathqa/train.jsonl.gz"}),  # noqa: E501
-    "magicoder-evol-instruct": NamedSource("ise-uiuc/Magicoder-Evol-Instruct-110K", None, TRAIN, ("instruction",), "response", local={"train": "magicoder-evol-instruct/train.jsonl.gz"}),  # noqa: E501
-    "codealpaca": NamedSource("sahil2801/CodeAlpaca-20k", None, TRAIN, ("instruction", "input"), "output", local={"train": "codealpaca/new_codealpaca.jsonl.gz"}),  # noqa: E501
-    "starcoder-python": NamedSource("bigcode/starcoderdata", None, TRAIN, text="content", local={"train": "starcoder-python/train.jsonl.gz"}, folder="python", huge=True),  # noqa: E501
-    "openwebmath": NamedSource("open-web-math/open-web-math", None, TRAIN, text="text", local={"train": "openwebmath/train.jsonl.gz"}, huge=True),  # noqa: E501
-    "tulu-v2-mix": NamedSource("allenai/tulu-v2-sft-mixture", None, TRAIN, local={"train": "tulu-v2-mix/train.jsonl.gz"}),  # noqa: E501
-    "wikitext": NamedSource("Salesforce/wikitext", "wikitext-2-raw-v1", ALL_SPLITS, text="text", local={"validation": "wikitext2/valid.jsonl.gz", "test": "wikitext2/test.jsonl.gz"}, default_split="test", regroup=wikitext_articles),  # noqa: E501
-    "c4": NamedSource("allenai/c4", "en", TRAIN_VALIDATION, text="text", local={"train": "c4_sample/c4.jsonl.gz", "validation": "c4_sample/c4.jsonl.gz"}, huge=True),  # noqa: E501
-    "builtin:word-problems": NamedSource("", None, ALL_SPLITS, ("question",), "answer", builtin="word_problems.jsonl.gz"),  # noqa: E501
-    "builtin:plain-text": NamedSource("", None, TRAIN, text="text", builtin="source_text.jsonl.gz"),
-    "micro-math": NamedSource("", None, ALL_SPLITS, ("question",), "answer", local=_micro("math"), builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
-    "micro-code": NamedSource("", None, ALL_SPLITS, ("prompt",), "canonical_solution", local=_micro("code"), builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
-    "micro-math-text": NamedSource("", None, ALL_SPLITS, ("question",), "answer", local=_micro("math"), joined="\n", builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
-    "micro-code-text": NamedSource("", None, ALL_SPLITS, ("prompt",), "canonical_solution", local=_micro("code"), joined="", builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
-    "micro-source": NamedSource("", None, {"test": "test"}, text="text", local={"test": "micro/source.jsonl.gz"}, default_split="test", builtin="micro/source.jsonl.gz"),  # noqa: E501
+NAMED: dict[str, KnownSet] = {
+    "gsm8k": KnownSet("openai/gsm8k", "main", TRAIN_TEST, prompt=("question",), answer="answer", local={"train": "gsm8k/train.jsonl.gz", "test": "gsm8k/test.jsonl"}),  # noqa: E501
+    "metamathqa": KnownSet("meta-math/MetaMathQA", None, TRAIN, prompt=("query",), answer="response", local={"train": "metamathqa/train.jsonl.gz"}),  # noqa: E501
+    "magicoder-evol-instruct": KnownSet("ise-uiuc/Magicoder-Evol-Instruct-110K", None, TRAIN, prompt=("instruction",), answer="response", local={"train": "magicoder-evol-instruct/train.jsonl.gz"}),  # noqa: E501
+    "codealpaca": KnownSet("sahil2801/CodeAlpaca-20k", None, TRAIN, prompt=("instruction", "input"), answer="output", local={"train": "codealpaca/new_codealpaca.jsonl.gz"}),  # noqa: E501
+    "starcoder-python": KnownSet("bigcode/starcoderdata", None, TRAIN, text="content", local={"train": "starcoder-python/train.jsonl.gz"}, folder="python", huge=True),  # noqa: E501
+    "openwebmath": KnownSet("open-web-math/open-web-math", None, TRAIN, text="text", local={"train": "openwebmath/train.jsonl.gz"}, huge=True),  # noqa: E501
+    "tulu-v2-mix": KnownSet("allenai/tulu-v2-sft-mixture", None, TRAIN, local={"train": "tulu-v2-mix/train.jsonl.gz"}),  # noqa: E501
+    "wikitext": KnownSet("Salesforce/wikitext", "wikitext-2-raw-v1", ALL_SPLITS, text="text", local={"validation": "wikitext2/valid.jsonl.gz", "test": "wikitext2/test.jsonl.gz"}, default_split="test", regroup=wikitext_articles),  # noqa: E501
+    "c4": KnownSet("allenai/c4", "en", TRAIN_VALIDATION, text="text", local={"train": "c4_sample/c4.jsonl.gz", "validation": "c4_sample/c4.jsonl.gz"}, huge=True),  # noqa: E501
+    "builtin:word-problems": KnownSet("", None, ALL_SPLITS, prompt=("question",), answer="answer", builtin="word_problems.jsonl.gz"),  # noqa: E501
+    "builtin:plain-text": KnownSet("", None, TRAIN, text="text", builtin="source_text.jsonl.gz"),
+    "micro-math": KnownSet("", None, ALL_SPLITS, prompt=("question",), answer="answer", local=_micro("math"), builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
+    "micro-code": KnownSet("", None, ALL_SPLITS, prompt=("prompt",), answer="canonical_solution", local=_micro("code"), builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
+    "micro-math-text": KnownSet("", None, ALL_SPLITS, prompt=("question",), answer="answer", local=_micro("math"), joined="\n", builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
+    "micro-code-text": KnownSet("", None, ALL_SPLITS, prompt=("prompt",), answer="canonical_solution", local=_micro("code"), joined="", builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
+    "micro-source": KnownSet("", None, {"test": "test"}, text="text", local={"test": "micro/source.jsonl.gz"}, default_split="test", builtin="micro/source.jsonl.gz"),  # noqa: E501
 }
 # fmt: on
 
 
-@dataclass(frozen=True)
-class BenchmarkRows:
-    """The rows of one benchmark.
-
-    Attributes:
-        hub: Data set id on the Hub; empty for rows that come with Laura.
-        config: Hub configuration, or None.
-        splits: Our split name to the Hub's.
-        local: Split to file in the data folder.
-        fields: What every row must have.
-        builtin: File that comes with Laura.
-        task_ids: Where one local file holds every split: split to the `task_id` of
-            its rows. The Hub's splits are split already.
-    """
-
-    hub: str
-    config: str | None
-    splits: Mapping[str, str]
-    local: Mapping[str, str]
-    fields: tuple[str, ...]
-    builtin: str = ""
-    task_ids: Mapping[str, range] = field(default_factory=dict)
-
-
-def _micro_rows(name: str, *fields: str) -> BenchmarkRows:
+def _micro_rows(name: str, *fields: str) -> KnownSet:
     file = f"micro/{name}.jsonl.gz"
-    return BenchmarkRows("", None, {"test": "test"}, {"test": file}, fields, builtin=file)
+    return KnownSet("", None, {"test": "test"}, {"test": file}, fields, builtin=file)
 
 
 # Task ids of the splits, as in Austin et al. 2021, arXiv:2108.07732, and its repository.
@@ -144,17 +125,17 @@ MBPP_IDS = {
 MBPP_SPLITS = {split: split for split in MBPP_IDS}
 
 # fmt: off
-BENCHMARK_ROWS: dict[str, BenchmarkRows] = {
-    "hellaswag": BenchmarkRows("Rowan/hellaswag", None, TRAIN_VALIDATION, {"validation": "hellaswag/validation.jsonl.gz"}, ("activity_label", "ctx_a", "ctx_b", "endings", "label")),  # noqa: E501
-    "arc_challenge": BenchmarkRows("allenai/ai2_arc", "ARC-Challenge", ALL_SPLITS, {split: f"arc_challenge/{split}.jsonl" for split in ALL_SPLITS}, ("question", "choices", "answerKey")),  # noqa: E501
-    "winogrande": BenchmarkRows("allenai/winogrande", "winogrande_xl", TRAIN_VALIDATION, {"train": "winogrande/train_m.jsonl", "validation": "winogrande/dev.jsonl"}, ("sentence", "option1", "option2", "answer")),  # noqa: E501
+BENCHMARK_ROWS: dict[str, KnownSet] = {
+    "hellaswag": KnownSet("Rowan/hellaswag", None, TRAIN_VALIDATION, {"validation": "hellaswag/validation.jsonl.gz"}, ("activity_label", "ctx_a", "ctx_b", "endings", "label")),  # noqa: E501
+    "arc_challenge": KnownSet("allenai/ai2_arc", "ARC-Challenge", ALL_SPLITS, {split: f"arc_challenge/{split}.jsonl" for split in ALL_SPLITS}, ("question", "choices", "answerKey")),  # noqa: E501
+    "winogrande": KnownSet("allenai/winogrande", "winogrande_xl", TRAIN_VALIDATION, {"train": "winogrande/train_m.jsonl", "validation": "winogrande/dev.jsonl"}, ("sentence", "option1", "option2", "answer")),  # noqa: E501
     "micro_facts": _micro_rows("facts", "question", "choices", "answerKey"),
     "micro_events": _micro_rows("events", "activity_label", "ctx_a", "ctx_b", "endings", "label"),
     "micro_pronouns": _micro_rows("pronouns", "sentence", "option1", "option2", "answer"),
-    "micro_code": BenchmarkRows("", None, ALL_SPLITS, _micro("code"), ("prompt", "test", "entry_point"), builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
-    "micro_math": BenchmarkRows("", None, ALL_SPLITS, _micro("math"), ("question", "answer"), builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
-    "gsm8k": BenchmarkRows("openai/gsm8k", "main", TRAIN_TEST, NAMED["gsm8k"].local, ("question", "answer")),  # noqa: E501
-    "humaneval": BenchmarkRows("openai/openai_humaneval", None, {"test": "test"}, {"test": "humaneval/HumanEval.jsonl"}, ("task_id", "prompt", "entry_point", "test")),  # noqa: E501
-    "mbpp": BenchmarkRows("google-research-datasets/mbpp", "full", MBPP_SPLITS, {split: "mbpp/mbpp.jsonl" for split in MBPP_IDS}, ("task_id", "text", "code", "test_list"), task_ids=MBPP_IDS),  # noqa: E501
+    "micro_code": KnownSet("", None, ALL_SPLITS, _micro("code"), ("prompt", "test", "entry_point"), builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
+    "micro_math": KnownSet("", None, ALL_SPLITS, _micro("math"), ("question", "answer"), builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
+    "gsm8k": KnownSet("openai/gsm8k", "main", TRAIN_TEST, NAMED["gsm8k"].local, ("question", "answer")),  # noqa: E501
+    "humaneval": KnownSet("openai/openai_humaneval", None, {"test": "test"}, {"test": "humaneval/HumanEval.jsonl"}, ("task_id", "prompt", "entry_point", "test")),  # noqa: E501
+    "mbpp": KnownSet("google-research-datasets/mbpp", "full", MBPP_SPLITS, {split: "mbpp/mbpp.jsonl" for split in MBPP_IDS}, ("task_id", "text", "code", "test_list"), task_ids=MBPP_IDS),  # noqa: E501
 }
 # fmt: on

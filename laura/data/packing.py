@@ -212,25 +212,6 @@ def epoch_rows(lengths: Sequence[int], row_tokens: int, seed: int, epoch: int) -
     return arrange(lengths, row_tokens, f"{seed} epoch {epoch}")
 
 
-def pack(
-    encoded: Sequence[Encoded],
-    row_tokens: int,
-    overlong: Overlong = "error",
-    seed: int | str = 0,
-    *,
-    split_long: bool = False,
-    progress: Progress = SILENT,
-) -> list[Row]:
-    """Pack examples into rows, all of them made at once; see `fit` and `arrange`.
-
-    Raises:
-        DataError: as `fit`.
-    """
-    fitted = fit(encoded, row_tokens, overlong, split_long=split_long, progress=progress)
-    rows = arrange(fitted.lengths, row_tokens, seed)
-    return [fitted.row(encoded, documents) for documents in rows]
-
-
 def step_ends(row_lengths: Iterable[int], batch_tokens: int) -> Iterator[int]:
     """How many rows are used up after each optimiser step.
 
@@ -250,11 +231,6 @@ def step_ends(row_lengths: Iterable[int], batch_tokens: int) -> Iterator[int]:
         tokens += length
     if tokens:
         yield rows
-
-
-def fill_rate(rows: Sequence[Row], row_tokens: int) -> float:
-    """Share of the rows' room that holds tokens, a fraction."""
-    return sum(len(row.token_ids) for row in rows) / (len(rows) * row_tokens)
 
 
 def _cuts(

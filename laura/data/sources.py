@@ -8,22 +8,25 @@ data set id on the Hub. For a named set the data folder (`--data-dir` or
 from __future__ import annotations
 
 import difflib
+import gzip
+import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from laura.data.examples import Example
-from laura.data.files import count_rows, kind_of, missing_file, read_rows
-from laura.data.hub import hub_rows
-from laura.data.named import BENCHMARK_ROWS, NAMED, NamedSource
+from laura.data.named import BENCHMARK_ROWS, NAMED, KnownSet
 from laura.recipe.sections import Source
-from laura.results.errors import DataError
+from laura.results.errors import DataError, HubError, LauraError
 
 BUILTIN = Path(__file__).parent / "builtin"
+Placed = tuple[str, dict[str, Any]]
+_FILE_ENDING = re.compile(r"\.(jsonl?|gz|txt|csv|parquet)$")
 ROLES = ("system", "user", "assistant")
 ALLOWED_FIELDS = "messages ([{role, content}, ...]), or prompt and completion, or text"
 
@@ -67,8 +70,12 @@ def stream_examples(source: Source, data_dir: Path | None = None) -> Iterator[Ex
     Raises:
         DataError, HubError: as `load_examples`, when the row is reached.
     """
-    streaming = source.limit is not None or is_endless(source, data_dir)
-    return _examples(source, data_dir, streaming)
+    found = 0
+    for example in islice(_examples(source, data_dir), source.limit):
+        found += 1
+        yield example
+    if not found:
+        raise DataError(f"{source.source} has no rows; a source needs at least one")
 
 
 def is_endless(source: Source, data_dir: Path | None = None) -> bool:
@@ -127,13 +134,12 @@ def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[
     hub_split = _split(name, split, known.splits)
     local = known.local.get(split, "")
     folder = find_data_dir(data_dir)
-    rows: Iterable[tuple[str, dict[str, Any]]]
     path = _shipped_or_own(folder, local, known.builtin, split)
     if path is not None:
-        rows = ((f"{path}, line {number}", row) for number, row in read_rows(path))
+        rows = _file_rows(path)
     else:
         found = hub_rows(known.hub, known.config, hub_split, streaming=False, local_hint=local)
-        rows = ((f"{known.hub}, row {number}", row) for number, row in enumerate(found))
+        rows = _placed(found, known.hub)
     checked = [_need_fields(row, known.fields, place) for place, row in rows]
     if path is not None and split in known.task_ids:
         checked = [row for row in checked if row["task_id"] in known.task_ids[split]]
@@ -142,26 +148,35 @@ def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[
     return checked
 
 
-def _examples(source: Source, data_dir: Path | None, streaming: bool) -> Iterator[Example]:
-    found = 0
-    for example in islice(_all_examples(source, data_dir, streaming), source.limit):
-        found += 1
-        yield example
-    if not found:
-        raise DataError(f"{source.source} has no rows; a source needs at least one")
-
-
-def _all_examples(source: Source, data_dir: Path | None, streaming: bool) -> Iterator[Example]:
-    named = _named(source)
+def _examples(source: Source, data_dir: Path | None) -> Iterator[Example]:
+    named, path = _named(source), source_file(source, data_dir)
+    split = ""
     if named is not None:
-        return _named_examples(source, named, data_dir, streaming)
-    path = _file(source, data_dir)
-    if path is not None:
-        return _file_examples(source, path)
-    return _hub_examples(source, streaming)
+        split = source.split or named.default_split
+        _split(source.source, split, named.splits)
+    elif path is not None:
+        _refuse_parts(source, path)
+    if path is None:
+        streaming = source.limit is not None or is_endless(source, data_dir)
+        rows = _hub_rows(source, named, streaming)
+    else:
+        rows = _file_rows(path)
+        if named is not None and _splits_in_rows(named):
+            rows = ((place, row) for place, row in rows if row["split"] == split)
+    for index, (place, row) in enumerate(rows):
+        example = (
+            _detected(row, index, place) if named is None else _mapped(row, named, index, place)
+        )
+        if not _blank(example):
+            yield example
+        elif named is None and path is not None:
+            raise DataError(
+                f"{place}: has nothing to learn (its text or answer is blank, or no message is "
+                "the assistant's); fill it or delete the line"
+            )
 
 
-def _named(source: Source) -> NamedSource | None:
+def _named(source: Source) -> KnownSet | None:
     """The named set a source means, also when it gives the set's own Hub id."""
     if source.source in NAMED:
         return NAMED[source.source]
@@ -171,7 +186,7 @@ def _named(source: Source) -> NamedSource | None:
     return None
 
 
-def _local_file(source: Source, named: NamedSource, data_dir: Path | None) -> Path | None:
+def _local_file(source: Source, named: KnownSet, data_dir: Path | None) -> Path | None:
     folder = find_data_dir(data_dir)
     split = source.split or named.default_split
     local = named.local.get(split)
@@ -191,41 +206,12 @@ def _shipped_or_own(folder: Path | None, local: str, builtin: str, split: str) -
     return BUILTIN / builtin.format(split=split) if builtin else None
 
 
-def _splits_in_rows(named: NamedSource) -> bool:
+def _splits_in_rows(named: KnownSet) -> bool:
     """Whether one file holds the rows of several splits."""
     return bool(named.builtin) and "{split}" not in named.builtin and len(named.splits) > 1
 
 
-def _named_examples(
-    source: Source, named: NamedSource, data_dir: Path | None, streaming: bool
-) -> Iterator[Example]:
-    split = source.split or named.default_split
-    hub_split = _split(source.source, split, named.splits)
-    path = _local_file(source, named, data_dir)
-    if path is not None:
-        numbered = ((f"{path}, line {number}", row) for number, row in read_rows(path))
-        if _splits_in_rows(named):
-            numbered = ((place, row) for place, row in numbered if row["split"] == split)
-    else:
-        name = f"{source.source}, split {split}"
-        config = source.subset or named.config
-        rows = hub_rows(
-            named.hub,
-            config,
-            hub_split,
-            folder=named.folder,
-            streaming=streaming,
-            local_hint=named.local.get(split, ""),
-        )
-        rows = named.regroup(rows) if named.regroup else rows
-        numbered = ((f"{name}, row {number}", row) for number, row in enumerate(rows))
-    for index, (place, row) in enumerate(numbered):
-        example = _mapped(row, named, index, place)
-        if not _blank(example):
-            yield example
-
-
-def _mapped(row: dict[str, Any], named: NamedSource, index: int, place: str) -> Example:
+def _mapped(row: dict[str, Any], named: KnownSet, index: int, place: str) -> Example:
     if not named.text and not named.answer:
         return _detected(row, index, place)
     if named.text:
@@ -250,7 +236,7 @@ def _file(source: Source, data_dir: Path | None) -> Path | None:
     for place in places:
         if _exists(place):
             return place
-    if text.startswith((".", "~", "/")) or re.search(r"\.(jsonl?|gz|txt|csv|parquet)$", text):
+    if text.startswith((".", "~", "/")) or _FILE_ENDING.search(text):
         raise DataError(" and ".join(missing_file(place) for place in places))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         return None
@@ -274,28 +260,74 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _file_examples(source: Source, path: Path) -> Iterator[Example]:
+def _refuse_parts(source: Source, path: Path) -> None:
     if source.split or source.subset:
         field = "split" if source.split else "subset"
         raise DataError(f"{path} is a file and has no {field}; leave {field} out")
-    for index, (number, row) in enumerate(read_rows(path)):
-        place = f"{path}, line {number}"
-        example = _detected(row, index, place)
-        if _blank(example):
-            raise DataError(
-                f"{place}: has nothing to learn (its text or answer is blank, or no message is "
-                "the assistant's); fill it or delete the line"
-            )
-        yield example
 
 
-def _hub_examples(source: Source, streaming: bool) -> Iterator[Example]:
-    split = source.split or "train"
-    rows = hub_rows(source.source, source.subset, split, streaming=streaming)
-    for index, row in enumerate(rows):
-        example = _detected(row, index, f"{source.source}, split {split}, row {index}")
-        if not _blank(example):
-            yield example
+# ----- rows as they stand, each with its place -----
+
+
+def raw_rows(name: str, beside: Path, data_dir: Path | None = None) -> list[Placed]:
+    """Every row of a source, with the place it stands at.
+
+    Looked up in this order: a file relative to `beside`, a named set, a data set of the Hub.
+
+    Args:
+        name: File, name or Hub id.
+        beside: Folder that relative paths start from.
+        data_dir: Data folder; None means `LAURA_DATA`, if set.
+
+    Raises:
+        DataError: a missing or broken file, an unknown name, or no rows.
+        HubError: the Hub is needed and cannot be reached.
+    """
+    rows = list(_raw_rows(name, beside, data_dir))
+    if not rows:
+        raise DataError(f"{name} has no rows; a source needs at least one")
+    return rows
+
+
+def _raw_rows(name: str, beside: Path, data_dir: Path | None) -> Iterable[Placed]:
+    path = beside / Path(name).expanduser()
+    if path.is_file():
+        return _file_rows(path)
+    if _FILE_ENDING.search(name):
+        raise DataError(missing_file(path))
+    source = Source(source=name)
+    local = source_file(source, data_dir)
+    if local is None:
+        return _hub_rows(source, _named(source), streaming=False, regroup=False)
+    return _file_rows(local)
+
+
+def _file_rows(path: Path) -> Iterator[Placed]:
+    return ((f"{path}, line {number}", row) for number, row in read_rows(path))
+
+
+def _hub_rows(
+    source: Source, named: KnownSet | None, streaming: bool, regroup: bool = True
+) -> Iterator[Placed]:
+    known = named or KnownSet(source.source, None, {})
+    split = source.split or known.default_split
+    rows: Iterable[dict[str, Any]] = hub_rows(
+        known.hub,
+        source.subset or known.config,
+        known.splits.get(split, split),
+        folder=known.folder,
+        streaming=streaming,
+        local_hint=known.local.get(split, ""),
+    )
+    rows = known.regroup(rows) if regroup and known.regroup else rows
+    return _placed(rows, f"{source.source}, split {split}")
+
+
+def _placed(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Placed]:
+    return ((f"{name}, row {number}", row) for number, row in enumerate(rows))
+
+
+# ----- one row -----
 
 
 def _detected(row: Mapping[str, Any], index: int, place: str) -> Example:
@@ -389,3 +421,210 @@ def _list(row: Mapping[Any, Any]) -> str:
 def _short(value: object) -> str:
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+# ----- JSON Lines, every fault one message with its line -----
+
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSON Lines file, plain or gzipped, one after the other.
+
+    Blank lines are passed over. Whether a file is gzipped is read from its
+    first bytes, not its name.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Line number, counted from 1, and the row.
+
+    Raises:
+        DataError: the file is missing (with the nearest names), unreadable, a
+            broken gzip, not UTF-8, or a line is not a JSON object.
+    """
+    for number, line in _lines(path):
+        yield number, _row(path, number, line)
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a JSON Lines file; what they hold is not checked, which makes it quick.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return sum(1 for _ in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers."""
+    try:
+        with path.open("rb") as file:
+            compressed = file.peek(2)[:2] == GZIP_MAGIC
+            if path.suffix == ".gz" and not compressed and file.peek(1):
+                raise DataError(
+                    f"{path} ends in .gz but is not gzipped; rename it to .jsonl, or compress it"
+                )
+            lines: BinaryIO | gzip.GzipFile = gzip.open(file) if compressed else file
+            for number, line in enumerate(lines, start=1):
+                whole = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if whole.strip():
+                    yield number, whole
+    except FileNotFoundError as error:
+        raise DataError(missing_file(path)) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path} is a broken gzip file ({error}); fetch or write it again"
+        ) from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder; name a JSON Lines file inside it") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{str(path)!r} cannot be read ({error}); check the path") from error
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    place = f"{path}, line {number}"
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place}: is not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or "nested too deeply"
+        raise DataError(
+            f"{place}: is not JSON ({reason}); the file must be JSON Lines, one object a line"
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(
+            f'{place}: must be a JSON object such as {{"text": ...}}, came {kind_of(row)}'
+        )
+    return row
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is called in messages."""
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return names.get(type(value), "a number")
+
+
+def missing_file(path: Path) -> str:
+    """Message for a file that is not there, with the nearest names in its folder."""
+    folder = path.parent
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except (OSError, ValueError):
+        return f"{path} does not exist, nor does its folder; check the path"
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    near = near or [name for name in names if ".jsonl" in name][:3]
+    hint = f"nearest there: {', '.join(near)}" if near else "its folder holds no JSON Lines file"
+    return f"{path} does not exist; {hint}"
+
+
+# ----- rows of the Hub, through `datasets`, with every refusal explained -----
+
+
+ANSWER_SECONDS = 15.0
+
+
+def hub_rows(
+    repository: str,
+    config: str | None,
+    split: str,
+    *,
+    folder: str | None = None,
+    streaming: bool = True,
+    local_hint: str = "",
+) -> Iterator[dict[str, Any]]:
+    """Rows of one split, in the Hub's order.
+
+    Args:
+        repository: Data set id, such as `openai/gsm8k`.
+        config: Configuration name, or None.
+        split: The Hub's name of the split.
+        folder: Folder of the repository to read, or None.
+        streaming: Read row by row instead of fetching the whole split first.
+        local_hint: File that would have been used from a data folder.
+
+    Raises:
+        HubError: no network, no such data set, or access is refused; says how
+            to use local files instead.
+        DataError: the configuration or split does not exist.
+    """
+    import datasets
+
+    _check_reachable(repository, local_hint)
+    try:
+        rows = datasets.load_dataset(
+            repository, config, split=split, data_dir=folder, streaming=streaming
+        )
+        for row in rows:
+            yield dict(row)
+    except LauraError:
+        raise
+    except ValueError as error:
+        raise DataError(
+            f"{repository} on the Hub: {_first_line(error)}; give the configuration as `subset` "
+            "and the split as `split`"
+        ) from error
+    except Exception as error:
+        raise HubError(_refusal(repository, _first_line(error), local_hint)) from error
+
+
+def _check_reachable(repository: str, local_hint: str) -> None:
+    """Ask once, with a short wait; `datasets` itself retries for half a minute."""
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        huggingface_hub.HfApi().dataset_info(repository, timeout=ANSWER_SECONDS)
+    except HFValidationError as error:
+        raise DataError(f"{repository!r} is not a Hub data set id: {_first_line(error)}") from error
+    except HfHubHTTPError as error:
+        code = getattr(error.response, "status_code", None)
+        if code in (401, 403, 404):
+            reason = (
+                "it does not exist, or you may not read it; check the id, accept its terms on "
+                "its page and log in with `hf auth login`"
+            )
+            raise HubError(_refusal(repository, reason, local_hint)) from error
+        raise HubError(_refusal(repository, _first_line(error), local_hint)) from error
+    except Exception as error:
+        reason = f"the Hub cannot be reached ({_first_line(error)})"
+        raise HubError(_refusal(repository, reason, local_hint)) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def _refusal(repository: str, reason: str, local_hint: str) -> str:
+    from huggingface_hub import constants
+
+    place = f" with {local_hint} in it" if local_hint else ""
+    offline = constants.HF_HUB_OFFLINE
+    last = (
+        "unset HF_HUB_OFFLINE to download it"
+        if offline
+        else "if it was downloaded before, set HF_HUB_OFFLINE=1"
+    )
+    return (
+        f"data set {repository}: {reason}. Without the Hub: give --data-dir (or set LAURA_DATA) "
+        f"to a folder{place}, or name a JSON Lines file as the source; or {last}"
+    )

@@ -10,7 +10,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -156,13 +156,10 @@ def refuse_measured(
     """
     found = measured_rows(examples, measured)
     if found:
-        first = ", ".join(
-            f"{examples[place].index} ({part})" for place, part in list(found.items())[:5]
-        )
-        more = ", ..." if len(found) > 5 else ""
+        first = _first(f"{examples[place].index} ({part})" for place, part in found.items())
         raise DataError(
             f"{name} holds {len(found)} rows that are measured on (same content or same "
-            f"question): {first}{more}. What is measured must not be learnt: choose another split "
+            f"question): {first}. What is measured must not be learnt: choose another split "
             "or source, or delete these rows from one"
         )
 
@@ -208,12 +205,18 @@ def _refuse_overlap(
     there = questions.all_keys(others)
     same = [example.index for example in examples if questions.keys(example) & there]
     if same:
-        first = ", ".join(str(index) for index in same[:5]) + (", ..." if len(same) > 5 else "")
+        first = _first(map(str, same))
         raise DataError(
             f"data.{name} and data.{other_name} overlap in {len(same)} rows (same content or same "
             f"question): rows {first} of {name} also stand in {other_name}. What is measured must "
             f"not be learnt: choose another split for {other_name}, or delete these rows from one"
         )
+
+
+def _first(names: Iterable[str]) -> str:
+    """The first five."""
+    shown = list(islice(names, 6))
+    return ", ".join([*shown[:5], *(["..."] if shown[5:] else [])])
 
 
 def _hold_out(

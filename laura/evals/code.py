@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.sandbox import Program, ProgramLimits, Sandbox, Verdict
 from laura.evals.scoring import drawn_item, sampled
-from laura.recipe.measure import pass_names
-from laura.recipe.sections import MeasureSection
+from laura.recipe.sections import MeasureSection, pass_names
 from laura.results.progress import SILENT, Progress
 from laura.results.task_result import Item
 

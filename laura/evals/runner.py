@@ -34,8 +34,7 @@ from laura.evals.scoring import (
     document_items,
 )
 from laura.evals.tasks import TaskEntry
-from laura.recipe.measure import pass_names
-from laura.recipe.sections import Extra, MeasureSection
+from laura.recipe.sections import Extra, MeasureSection, pass_names
 from laura.recipe.tasks import is_lm_eval, is_task_file
 from laura.results.errors import DataError, StoreError, UsageError
 from laura.results.progress import SILENT, Progress

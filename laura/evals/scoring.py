@@ -18,8 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from laura.engine.requests import GenerateRequest, ScoreAnswer, ScoreRequest, TokenDocument
-from laura.recipe.measure import pass_names
-from laura.recipe.sections import Extra, MeasureSection
+from laura.recipe.sections import Extra, MeasureSection, pass_names
 from laura.results.errors import DataError, DivergenceError
 from laura.results.statistics import pass_at_k
 from laura.results.task_result import Item

@@ -25,8 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from laura.data.raw_rows import Placed, raw_rows
-from laura.data.sources import find_data_dir
+from laura.data.sources import Placed, find_data_dir, raw_rows
 from laura.engine.requests import GenerateRequest
 from laura.evals.scoring import ChoiceQuestion, TaskSettings
 from laura.evals.tasks import Kind, TaskEntry

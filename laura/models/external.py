@@ -11,8 +11,7 @@ from typing import Any
 
 from laura.models.adapter_files import CONFIG, WEIGHTS, read_settings
 from laura.models.load import check_model_folder, resolve_model, weight_files
-from laura.recipe.arms import ExternalPoint
-from laura.recipe.sections import Arm, LoraArm
+from laura.recipe.sections import Arm, ExternalPoint, LoraArm
 from laura.results.errors import AdapterError, CheckpointError, ModelError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import file_hash, read_json, write_json

@@ -19,7 +19,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
-from laura.recipe.section import short
+from laura.recipe.sections import short
 from laura.results.errors import Fault, RecipeError
 
 LARGEST_WHOLE_NUMBER = 10**15

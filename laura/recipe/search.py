@@ -1,76 +1,14 @@
-"""The `search` section of a recipe, the rates a list may grow to, and families of arms."""
+"""What a search works on: the rates a list may grow to, and families of arms."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from pydantic import Field
-
-from laura.recipe.arms import Arm, value_words
-from laura.recipe.section import Count, NotNegative, Section, Seed
+from laura.recipe.sections import Arm, SearchSection, value_words
 
 RATE_DIGITS = 3  # significant digits of a rate that Laura itself thinks of
-
-
-class SearchSection(Section):
-    """How learning rates are chosen, and the values of an arm's `grid`."""
-
-    sampler: Literal["grid", "random", "tpe"] = "grid"
-    """`grid`: every rate of every arm is run. `random`, `tpe` (Optuna's): rates are drawn between
-    the lowest and the highest of `learning_rates`, evenly in their logarithm or where earlier
-    trials did well, and with them the values of the arm's grid."""
-    seeds: Literal["all", "first"] | None = None
-    """`all`: every rate of every arm is run with every seed, and the best is chosen for each seed
-    by itself, so that the luck of the choice is in the error. `first`: every rate with the first
-    seed, the others at the rate that is best there; cheaper, but then no verdict says more than
-    `suggested`. Null: all for grid, first for a search."""
-    extend: int = Field(3, ge=0)
-    """A grid's list of rates whose best (with any seed) lies at its end grows there by the ratio
-    of the last two, at most so many rates at both ends together; 0: never. Lists of one rate and
-    checkpoints made elsewhere stay as they are."""
-    trials: Count = 20
-    """Trials of each arm, or of each family of arms a grid makes."""
-    seed: Seed = 0
-    """Seed of the sampler."""
-    pruner: Literal["none", "median", "hyperband"] = "none"
-    """Stops a trial whose validation loss at an early budget point is worse than the median's, or
-    drops out of Hyperband's round; needs several budget points."""
-    objective: Literal["validation_loss", "learning"] | None = None
-    """What the best rate is best at. `validation_loss`: on held-out rows that no score is told
-    on. `learning`: the change of the leading learning score itself, which flatters the arm chosen
-    by it. Null: validation_loss for grid, learning for a search."""
-    max_forgetting: NotNegative | None = None
-    """A rate is chosen only if the arm forgot at most so much: the fall of the mean of the
-    forgetting accuracies (0.05 is five points), or where none is measured, how much worse the
-    first forgetting score became. Null for no bound."""
-    families: dict[str, list[str]] = Field({})
-    """Arms that are searched together; a `grid` writes this by itself."""
-    allow_shared_rate: bool = False
-    """Accept arms compared at one and the same rate. It misleads: the best LoRA rate is about ten
-    times the best full rate."""
-
-    @property
-    def objective_value(self) -> str:
-        """The objective with its default filled in."""
-        return self.objective or ("validation_loss" if self.sampler == "grid" else "learning")
-
-    @property
-    def seeds_value(self) -> Literal["all", "first"]:
-        """Which seeds every rate is run with, the default filled in."""
-        return self.seeds or ("all" if self.sampler == "grid" else "first")
-
-    def faults(self) -> Iterable[tuple[str, str]]:
-        """Seeds that a search cannot be run with."""
-        if self.seeds == "all" and self.sampler != "grid":
-            yield (
-                "seeds",
-                f"is all, but search.sampler is {self.sampler}, whose trials are drawn by what the "
-                "first seed came to and so stand for no other; set search.seeds: first, or leave "
-                "it out, or set search.sampler: grid",
-            )
 
 
 def rates_beyond(arm: Arm, search: SearchSection) -> tuple[list[float], list[float]]:

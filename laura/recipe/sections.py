@@ -1,51 +1,612 @@
 """A recipe: what is compared, on which data, and how it is measured.
 
-Every default lives with its key and nowhere else: the arms in `arms.py`, the measures in
-`measure.py`, the search in `search.py`, the rest here. Each part of Laura receives its own
-section, never the whole recipe. What two sections must agree on is in `checks.py`,
-reading YAML in `reading.py`.
+Every key and its default stand here once. Each part of Laura receives its own section, never
+the whole recipe. What two sections must agree on is in `checks.py`, reading YAML in
+`reading.py`.
+
+Learning-rate ranges and alpha = 2r follow Biderman et al. 2024, arXiv:2405.09673; they are
+ranges to search, not constants. An arm with a `grid` stands for one arm a combination of its
+values: they are written out as the recipe is validated, so that everything after that knows
+plain arms only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal, Self
+import functools
+import itertools
+import math
+import re
+import reprlib
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
-
-from laura.recipe.arms import Arm, FullArm, LoraArm, write_out_grids
-from laura.recipe.measure import Extra, MeasureSection
-from laura.recipe.search import SearchSection
-from laura.recipe.section import (
-    Count,
-    Positive,
-    Section,
-    Seed,
-    Share,
-    refuse,
-    short,
-    twice,
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+    field_validator,
+    model_validator,
 )
-from laura.recipe.tasks import NAME_PATTERN
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-__all__ = [
-    "AnalysisSection",
-    "Arm",
-    "BaseSection",
-    "BudgetSection",
-    "DataSection",
-    "Extra",
-    "FullArm",
-    "LoraArm",
-    "MeasureSection",
-    "Recipe",
-    "ReplaySource",
-    "SearchSection",
-    "Section",
-    "Source",
-    "TrainSection",
+from laura.recipe.tasks import (
+    FORGETTING,
+    LEARNING,
+    NAME_PATTERN,
+    TAKEN,
+    check_task,
+    result_name,
+    task_schema,
+)
+
+Place = tuple[str | int, ...]
+
+
+def short(value: object) -> str:
+    """A value as it came, in at most about sixty characters."""
+    try:
+        text = _REPR.repr(value)
+    except ValueError:
+        return "a number too long to show"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring, _REPR.maxother, _REPR.maxlevel, _REPR.maxlong = 60, 60, 3, 40
+
+
+def twice(values: Iterable[Hashable]) -> str:
+    """What is wrong with a list that names a value twice; empty where none does."""
+    seen = set()
+    for value in values:
+        if value in seen:
+            return f"names {value} twice; keep one"
+        seen.add(value)
+    return ""
+
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe; unknown keys, wrong types and infinities are faults.
+
+    What a key means stands below it and becomes its description in the reference and in
+    the JSON Schema.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
+
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after the first studies; see `identity`."""
+
+    def identity(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """What tells this section from another one, as JSON values.
+
+        A field of `later` counts only where it is not at its default, so that runs which
+        were made before the field existed keep their IDs.
+        """
+        fields = type(self).model_fields
+        unset = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude={*exclude, *unset})
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together: the key, dotted, and the reason.
+
+        They are told by `checks.py` and do not keep the section from being made.
+        """
+        return ()
+
+
+def refuse(faults: Mapping[Place, str]) -> NoReturn:
+    """Refuse a section from within its validator, each fault at its own key.
+
+    Raises:
+        ValidationError: always; pydantic adds the way to the section.
+    """
+    details: list[InitErrorDetails] = [
+        {
+            "type": PydanticCustomError("fault", "{problem}", {"problem": problem}),
+            "loc": place,
+            "input": None,
+        }
+        for place, problem in faults.items()
+    ]
+    raise ValidationError.from_exception_data("section", details)
+
+
+# ----- arms -----
+
+MOST_ARMS = 200
+MOST_NAME = 64  # of tasks.NAME_PATTERN
+NOT_IN_GRIDS = ("external", "grid", "learning_rates", "method")
+
+
+class ExternalPoint(Section):
+    """A checkpoint or adapter that was trained elsewhere."""
+
+    model: str = Field(min_length=1)
+    """Folder or Hub id of the checkpoint, or of the PEFT adapter."""
+    revision: str | None = None
+    """Hub branch, tag or commit; null for main."""
+    budget: Positive
+    """The point of `budget` it has reached."""
+    learning_rate: Rate
+    """The peak rate it was trained at."""
+    seed: Seed = 0
+    """The seed it was trained with."""
+
+
+class AnyArm(Section):
+    """What full finetuning and LoRA have in common."""
+
+    later = frozenset({"external", "layers", "attention_dropout", "residual_dropout", "replay"})
+
+    external: list[ExternalPoint] | None = Field(None, min_length=1)
+    """Checkpoints made elsewhere (TRL, Axolotl, Unsloth, ...): they are measured, nothing is
+    trained. The arm's other settings say how they were made; those that the files show are
+    checked."""
+    replay: Share = 0.0
+    """Share of all training tokens that come from `data.replay`, the target's being the rest;
+    give several arms different shares to sweep it."""
+    grid: dict[str, list[Any]] | None = Field(None, exclude=True)
+    """Lists of values for other keys of the arm, as in `rank: [4, 16]`: makes an arm of every
+    combination, with names such as `lora-rank-4`."""
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    """Decoder layers that are adapted or trained, counted from 0; null: all. With `full`,
+    embeddings, last norm and output map then stay frozen too."""
+    attention_dropout: Share | None = None
+    """Dropout on the attention weights while training; null: as the base's config has it, which
+    is 0 for Llama."""
+    residual_dropout: Share = 0.0
+    """Dropout on what each attention and each MLP block adds to the residual stream, while
+    training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rates_of_others(cls, value: Any) -> Any:
+        """The rates of checkpoints made elsewhere stand with them."""
+        points = value.get("external") if isinstance(value, dict) else None
+        if not points or "learning_rates" in value or not isinstance(points, list):
+            return value
+        rates = [point.get("learning_rate") for point in points if isinstance(point, dict)]
+        known = sorted({rate for rate in rates if isinstance(rate, int | float)})
+        return {**value, "learning_rates": known} if known else value
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _values_of_keys(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, dict) or not value:
+            came = "an empty section" if value == {} else short(value)
+            raise ValueError(f"must hold lists of values, as in rank: [4, 16], came {came}")
+        known = _grid_of(cls).model_validate(value).model_dump(exclude_unset=True)
+        return {key: known[key] for key in value}
+
+    @property
+    def rates_made(self) -> set[float]:
+        """The rates of checkpoints made elsewhere."""
+        return {point.learning_rate for point in self.external or []}
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together."""
+        for key in ("learning_rates", "layers"):
+            if problem := twice(getattr(self, key) or []):
+                yield key, problem
+
+
+class FullArm(AnyArm):
+    """Full finetuning: every weight is trained, or every weight of some layers."""
+
+    later = AnyArm.later | {"weight_decay_toward"}
+
+    method: Literal["full"]
+    """full"""
+    learning_rates: list[Rate] = Field([1e-5, 3e-5, 1e-4], min_length=1)
+    """Rates to try, about a tenth of LoRA's."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled decay of the weights; see `train.weight_decay_rule`."""
+    weight_decay_toward: Literal["zero", "base"] = "zero"
+    """Where decay pulls the weights: to zero, or back to the base (L2-SP), which holds a second
+    copy of the trained weights in memory."""
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together."""
+        yield from super().faults()
+        if self.weight_decay_toward == "base" and not self.weight_decay:
+            yield (
+                "weight_decay_toward",
+                "is base, but nothing decays while weight_decay is 0; give it a value, such as "
+                "1e-4, or leave weight_decay_toward out",
+            )
+
+
+class LoraArm(AnyArm):
+    """LoRA: low-rank updates beside frozen weights."""
+
+    later = AnyArm.later | {"lora_plus_ratio", "init", "dora"}
+
+    method: Literal["lora"]
+    """lora"""
+    learning_rates: list[Rate] = Field([1e-4, 3e-4, 1e-3], min_length=1)
+    """Rates to try, about ten times full's."""
+    rank: Count = 16
+    """Rank r of every update."""
+    alpha: Positive | None = None
+    """Scale numerator; null means 2r."""
+    rslora: bool = False
+    """Scale by alpha/sqrt(r) instead of alpha/r."""
+    targets: Literal["all", "mlp", "attention"] | list[str] = "all"
+    """Linear maps that get an update: a group, or module names."""
+    dropout: Share = 0.0
+    """Dropout on the input of the update."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled decay of A and B toward zero: toward the base, but with `init: pissa` away from
+    it."""
+    lora_plus_ratio: float = Field(1.0, ge=1)
+    """LoRA+: rate of B as a multiple of A's; 1 is plain LoRA."""
+    init: Literal["default", "pissa"] = "default"
+    """How A and B start: `default`: A random, B zero; `pissa`: with the r leading singular
+    directions of the weight, which is frozen without them. A checkpoint is a plain adapter on
+    the base, of rank 2r."""
+    dora: bool = False
+    """DoRA: the length of every row of the weight is trained."""
+
+    @property
+    def alpha_value(self) -> float:
+        """Alpha with the rule alpha = 2r filled in (Biderman et al. 2024)."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together."""
+        yield from super().faults()
+        if self.targets == []:
+            yield "targets", "is empty; name a module or use all, mlp, attention"
+        if self.dora and self.init == "pissa":
+            yield (
+                "init",
+                "is pissa, which does not go with dora: PEFT's conversion to an adapter on the "
+                "base loses the trained lengths; choose one of the two",
+            )
+
+
+Arm = Annotated[FullArm | LoraArm, Field(discriminator="method")]
+
+
+def _named_once(values: list[Any]) -> list[Any]:
+    """Values whose names as parts of an arm's are different."""
+    if problem := twice(map(value_words, values)):
+        raise ValueError(problem)
+    return values
+
+
+@functools.cache
+def _grid_of(kind: type[AnyArm]) -> type[Section]:
+    """The grid of a kind of arm as a section: to each key a list of what the key may be."""
+    lists: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if name not in NOT_IN_GRIDS:
+            one: Any = Annotated[field.annotation, Field(), *field.metadata]
+            several = Annotated[list[one], Field(min_length=1), AfterValidator(_named_once)]
+            lists[name] = (several, None)
+    return create_model(f"{kind.__name__}Grid", __base__=Section, **lists)
+
+
+def write_out_grids(arms: Mapping[str, Arm]) -> tuple[dict[str, Arm], dict[str, list[str]]]:
+    """Plain arms, and for each arm that had a grid the names of those it stood for.
+
+    Raises:
+        ValidationError: every fault of what the grids make, each where the grid is written.
+    """
+    plain: dict[str, Arm] = {}
+    families: dict[str, list[str]] = {}
+    faults: dict[Place, str] = {}
+    for name, arm in arms.items():
+        if arm.grid is None:
+            plain[name] = arm
+            continue
+        for key in arm.model_fields_set.intersection(arm.grid):
+            faults[name, "grid", key] = "stands beside the grid too; keep one of them"
+        count = math.prod(map(len, arm.grid.values()))
+        if count > MOST_ARMS:
+            faults[name, "grid"] = f"makes {count:,} arms, at most {MOST_ARMS}; shorten its lists"
+            continue
+        families[name] = []
+        for values in itertools.product(*arm.grid.values()):
+            chosen = dict(zip(arm.grid, values, strict=True))
+            made = "-".join([name, *(f"{key}-{value_words(chosen[key])}" for key in chosen)])
+            if len(made) > MOST_NAME:
+                problem = f"the name {made}, at most {MOST_NAME} characters; shorten the arm's"
+                faults.setdefault((name, "grid"), f"makes {problem}")
+            elif made in arms or made in plain:
+                problem = f"an arm called {made}, and there is another of that name; rename one"
+                faults.setdefault((name, "grid"), f"makes {problem}")
+            plain[made] = arm.model_copy(update={**chosen, "grid": None})
+            families[name].append(made)
+    if faults:
+        refuse({("arms", *place): problem for place, problem in faults.items()})
+    return plain, families
+
+
+def value_words(value: Any) -> str:
+    """A setting's value as it stands in an arm's name: 16, 0.05, mlp, q_proj.v_proj."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ".".join(map(value_words, value))
+    return re.sub(r"[^A-Za-z0-9._-]", "-", str(value).removesuffix(".0"))
+
+
+# ----- what is measured -----
+
+LearningTask = Annotated[
+    str,
+    AfterValidator(functools.partial(check_task, known=LEARNING)),
+    WithJsonSchema(task_schema(LEARNING)),
 ]
+ForgettingTask = Annotated[
+    str,
+    AfterValidator(functools.partial(check_task, known=FORGETTING)),
+    WithJsonSchema(task_schema(FORGETTING)),
+]
+TopP = Annotated[float, Field(gt=0, le=1)]
+MOST_SAMPLES = 10_000
 
+# Values of keys that a preset stands for; what the recipe says itself wins.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Biderman et al. 2024, arXiv:2405.09673, and the harnesses it names (lm-eval, BigCode).
+    "paper": {
+        "forgetting": ["hellaswag", "arc_challenge", "winogrande"],
+        "limit": None,
+        "gsm8k_shots": 5,
+        "gsm8k_prompt": "plain",
+        "gsm8k_sampler": "sampled",
+        "gsm8k_tokens": 256,
+        "code_prompt": "plain",
+        "code_samples": 50,
+        "code_temperature": 0.2,
+        "code_top_p": 0.95,
+        "code_tokens": 512,
+        "code_k": [1],
+    },
+    "quick": {
+        "forgetting": ["hellaswag", "arc_challenge", "winogrande"],
+        "limit": 200,
+        "subset": "random",
+        "gsm8k_sampler": "first",
+        "code_samples": 1,
+        "code_temperature": 0.0,
+    },
+}
+
+
+class Extra(Section):
+    """Several samples of every answer of a generation task; defaults are the paper's."""
+
+    task: Literal["humaneval", "mbpp", "micro_code", "gsm8k", "micro_math"]
+    """What is answered, asked as the `measure` section says."""
+    samples: int = Field(50, ge=2, le=MOST_SAMPLES)
+    """Answers drawn to every item, with the same seeds for all."""
+    temperature: Positive = 0.2
+    """The paper draws 50 at 0.2 for diversity, 256 at 0.8 for pass@k."""
+    top_p: TopP = 0.95
+    """Share of likely tokens that is drawn from; 1 for all."""
+    k: list[Count] = Field([1])
+    """pass@k for these k, each at most `samples`; 1 is always told."""
+    at: Literal["last", "all"] = "last"
+    """Budget points: the largest, or all, of every seed at the best rate."""
+    limit: int | None = Field(None, ge=2)
+    """Items; null for `measure.limit`."""
+
+    def code_settings(self) -> dict[str, Any]:
+        """The keys of the `measure` section that say the same for tasks of programs."""
+        return {
+            "code_samples": self.samples,
+            "code_temperature": self.temperature,
+            "code_top_p": self.top_p,
+            "code_k": list(self.k),
+        }
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """A k for which too few samples are drawn."""
+        return _k_faults(self.k, "k", self.samples, "samples")
+
+
+class MeasureSection(Section):
+    """What is measured at every budget point, on the base first."""
+
+    preset: Literal["paper", "quick"] | None = None
+    """Values for the keys below that are not given. `paper`: whole benchmarks; HumanEval 50
+    samples at T=0.2, top-p 0.95; GSM8K 5-shot greedy; forgetting is the mean of HellaSwag,
+    ARC-Challenge and WinoGrande. `quick`: the same 200 random items of each every time, one greedy
+    program; a share of 200 has a standard error of up to 3.5 points."""
+    learning: list[LearningTask] = Field(["target_loss"], min_length=1)
+    """Target scores; the first one leads. Also `lm_eval:NAME`, any task of lm-eval, and the path
+    of your own task file (.yaml, .py), from the working directory or the data folder."""
+    forgetting: list[ForgettingTask] = Field(["source_loss", "kl"], min_length=1)
+    """Scores of what the base could do; their shares of right answers are averaged. Also
+    `lm_eval:NAME`, any task of lm-eval, and the path of your own task file (.yaml, .py), from the
+    working directory or the data folder."""
+    limit: int | None = Field(200, ge=2)
+    """Items of each benchmark; null for all."""
+    subset: Literal["first", "random"] = "first"
+    """Which items `limit` leaves: the first, or random ones, the same every time."""
+    loss_documents: int = Field(200, ge=2)
+    """Documents of each held-out loss."""
+    loss_tokens: int = Field(512, ge=8)
+    """A held-out document is cut to this many tokens."""
+    gsm8k_shots: int = Field(5, ge=0, le=8)
+    """Worked examples before a GSM8K question."""
+    gsm8k_prompt: Literal["plain", "chat"] = "plain"
+    """`plain`: lm-eval's prompt, `Question: ...` and `Answer:`; `chat`: the question alone in the
+    model's chat template, as instruct training shows it, worked examples as earlier turns."""
+    gsm8k_sampler: Literal["first", "sampled"] = "first"
+    """`first`: the same first training rows for every question (lm-eval's `sampler: first_n`),
+    read once; `sampled`: lm-eval's default, others for every question."""
+    gsm8k_tokens: Count = 256
+    """New tokens allowed for a GSM8K answer."""
+    code_prompt: Literal["plain", "chat"] = "plain"
+    """How humaneval and mbpp are asked. `plain`: lm-eval's prompts, continued; `chat`: the task in
+    the model's chat template, code taken out of the answer."""
+    code_samples: int = Field(1, ge=1, le=MOST_SAMPLES)
+    """Programs drawn for every task of humaneval and mbpp."""
+    code_temperature: float = Field(0.0, ge=0)
+    """0 writes the most likely program; the paper draws 50 at 0.2."""
+    code_top_p: TopP = 0.95
+    """Share of likely tokens programs are drawn from; 1 for all."""
+    code_k: list[Count] = Field([1])
+    """pass@k for these k, each at most `code_samples`; 1 is always told."""
+    code_tokens: Count = 512
+    """New tokens allowed for a program."""
+    mbpp_shots: int = Field(3, ge=0, le=9)
+    """Worked examples before an MBPP task: its prompt rows 2, 3, ..."""
+    micro_prompt: Literal["chat", "text"] = "chat"
+    """How micro_math and micro_code are asked. `chat`: in the model's chat template, as instruct
+    training shows them; `text`: as they stand in running text."""
+    extras: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Extra] = Field({})
+    """Further measurements by name, for diversity and pass@k: several samples of every answer, on
+    the base and on each arm's best rate, after everything else. They may be added to a study that
+    stands."""
+    engine: Literal["laura", "vllm"] = "laura"
+    """What answers in `laura evaluate`: Laura's own engine, or vLLM in a process of its own
+    (LAURA_VLLM_PYTHON names the Python that has it)."""
+    precision: Literal["auto", "bf16", "fp32"] = "fp32"
+    """Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats."""
+    lm_eval_include: str | None = None
+    """Folder of your own lm-eval task files, for tasks named `lm_eval:NAME`; they win over
+    lm-eval's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, value: Any) -> Any:
+        known = isinstance(value, dict) and isinstance(value.get("preset"), str)
+        return {**PRESETS.get(value["preset"], {}), **value} if known else value
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Samples that cannot be told together, and results of one name."""
+        samples = self.code_samples
+        yield from _k_faults(self.code_k, "code_k", samples, "measure.code_samples")
+        if samples > 1 and self.code_temperature == 0:
+            yield (
+                "code_temperature",
+                f"is 0, so all {samples} samples would be the same program; give a temperature "
+                "above 0, such as 0.2, or measure.code_samples: 1",
+            )
+        by_result: dict[str, list[str]] = {}
+        for task in (*self.learning, *self.forgetting):
+            by_result.setdefault(result_name(task), []).append(task)
+        taken = {*TAKEN, "mean", *by_result}
+        for name in filter(taken.__contains__, self.extras):
+            problem = "is what a task's own result is called; give it another name"
+            yield f"extras.{name}", problem
+        for name, alike in by_result.items():
+            if len(alike) > len(set(alike)):
+                yield "", "names a task twice"
+            elif len(alike) > 1:
+                yield "", f"{' and '.join(alike)} would both be called {name}; rename a file"
+
+
+def pass_names(k: Iterable[int]) -> tuple[str, ...]:
+    """Names of the metrics pass@k, rising; 1 is always among them."""
+    return tuple(f"pass@{one}" for one in sorted({1, *k}))
+
+
+def _k_faults(
+    k: Sequence[int], key: str, samples: int, samples_key: str
+) -> Iterable[tuple[str, str]]:
+    if problem := twice(k):
+        yield key, problem
+    too_large = [str(one) for one in k if one > samples]
+    if too_large:
+        yield (
+            key,
+            f"names {', '.join(too_large)}, but pass@k needs at least k samples and "
+            f"{samples_key} is {samples}; draw more or leave it out",
+        )
+
+
+# ----- how rates are chosen -----
+
+
+class SearchSection(Section):
+    """How learning rates are chosen, and the values of an arm's `grid`."""
+
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    """`grid`: every rate of every arm is run. `random`, `tpe` (Optuna's): rates are drawn between
+    the lowest and the highest of `learning_rates`, evenly in their logarithm or where earlier
+    trials did well, and with them the values of the arm's grid."""
+    seeds: Literal["all", "first"] | None = None
+    """`all`: every rate of every arm is run with every seed, and the best is chosen for each seed
+    by itself, so that the luck of the choice is in the error. `first`: every rate with the first
+    seed, the others at the rate that is best there; cheaper, but then no verdict says more than
+    `suggested`. Null: all for grid, first for a search."""
+    extend: int = Field(3, ge=0)
+    """A grid's list of rates whose best (with any seed) lies at its end grows there by the ratio
+    of the last two, at most so many rates at both ends together; 0: never. Lists of one rate and
+    checkpoints made elsewhere stay as they are."""
+    trials: Count = 20
+    """Trials of each arm, or of each family of arms a grid makes."""
+    seed: Seed = 0
+    """Seed of the sampler."""
+    pruner: Literal["none", "median", "hyperband"] = "none"
+    """Stops a trial whose validation loss at an early budget point is worse than the median's, or
+    drops out of Hyperband's round; needs several budget points."""
+    objective: Literal["validation_loss", "learning"] | None = None
+    """What the best rate is best at. `validation_loss`: on held-out rows that no score is told
+    on. `learning`: the change of the leading learning score itself, which flatters the arm chosen
+    by it. Null: validation_loss for grid, learning for a search."""
+    max_forgetting: NotNegative | None = None
+    """A rate is chosen only if the arm forgot at most so much: the fall of the mean of the
+    forgetting accuracies (0.05 is five points), or where none is measured, how much worse the
+    first forgetting score became. Null for no bound."""
+    families: dict[str, list[str]] = Field({})
+    """Arms that are searched together; a `grid` writes this by itself."""
+    allow_shared_rate: bool = False
+    """Accept arms compared at one and the same rate. It misleads: the best LoRA rate is about ten
+    times the best full rate."""
+
+    @property
+    def objective_value(self) -> str:
+        """The objective with its default filled in."""
+        return self.objective or ("validation_loss" if self.sampler == "grid" else "learning")
+
+    @property
+    def seeds_value(self) -> Literal["all", "first"]:
+        """Which seeds every rate is run with, the default filled in."""
+        return self.seeds or ("all" if self.sampler == "grid" else "first")
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Seeds that a search cannot be run with."""
+        if self.seeds == "all" and self.sampler != "grid":
+            yield (
+                "seeds",
+                f"is all, but search.sampler is {self.sampler}, whose trials are drawn by what the "
+                "first seed came to and so stand for no other; set search.seeds: first, or leave "
+                "it out, or set search.sampler: grid",
+            )
+
+
+# ----- base, data, budget, training, analysis -----
 
 BASE_SAMPLES = "base_samples"
 SAMPLED_ONLY = ("count", "tokens", "temperature", "prompts", "prompt_tokens")

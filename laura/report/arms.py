@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from laura.report import formats
+from laura.report.samples.find import BASE
 from laura.results.schema import ArmRow, PointRow, Summary
 from laura.results.statistics import Estimate, over_seeds
 
@@ -24,12 +25,20 @@ NO_VARIATION = {"rank", "alpha", "external"}
 
 @dataclass(frozen=True)
 class Group:
-    """The seeds of one arm at one budget: at one rate, or each at its own best."""
+    """The seeds of one arm at one budget: at one rate, or each at its own best.
+
+    Without points it is the base, or an arm that was not measured.
+    """
 
     summary: Summary
     arm: str
-    budget: float
-    points: tuple[PointRow, ...]
+    budget: float | None = None
+    points: tuple[PointRow, ...] = ()
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the base, whose scores it has; an arm may be called so too."""
+        return self.arm == BASE and not self.points
 
     @property
     def learning_rate(self) -> float:
@@ -39,7 +48,18 @@ class Group:
     @property
     def rate(self) -> str:
         """The rate in words, or the rates where seeds differ."""
-        return formats.rates([point.learning_rate for point in self.points])
+        return formats.rates([point.learning_rate for point in self.points]) or formats.ABSENT
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the lowest or highest one tried."""
+        edges = [arm.edge for arm in self.summary.arms if arm.name == self.arm]
+        return bool(self.points) and any(edges)
+
+    @property
+    def marked_rate(self) -> str:
+        """The rate, with a star at the end of the range."""
+        return f"{self.rate} *" if self.at_edge else self.rate
 
     @property
     def tokens(self) -> float:
@@ -58,7 +78,7 @@ class Group:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a tooltip says of every group."""
+        """What a table or tooltip says of every group."""
         return {
             "arm": self.arm,
             "rate": self.rate,
@@ -68,7 +88,9 @@ class Group:
         }
 
     def value(self, name: str) -> Estimate | None:
-        """Score over the seeds that have one."""
+        """Score over the seeds that have one; the base's own."""
+        if self.is_base:
+            return self.summary.base.scores.get(name)
         return self._over_seeds(lambda point: point.scores.get(name))
 
     def change(self, name: str) -> Estimate | None:

@@ -11,12 +11,19 @@ from typing import Any
 import vl_convert
 from markupsafe import Markup
 
+from laura.report.charts import analyses, lines, tradeoff
 from laura.report.charts.style import GREY, Chart, ChartPanel
-from laura.report.charts.table import CHARTS
 from laura.report.study import Study
 from laura.results.progress import SILENT, Progress
 from laura.results.store import disk_faults, write_bytes, write_text
 
+# A new chart is a function that draws it, and a name here. One from outside joins with
+# `CHARTS.append(own)`; it ends the page that it names.
+CHARTS: list[Chart] = [
+    tradeoff.tradeoff, tradeoff.forgetting_by_task, lines.learning_curves, lines.drift,
+    lines.learning_rates, lines.regularisers, analyses.spectra, analyses.intruders,
+    analyses.diversity, analyses.pass_at_k, lines.replay, lines.ranks, lines.loss_curves,
+]  # fmt: skip
 PIXELS_PER_POINT = 2.0
 PANEL_WIDTH = 400
 FIGURES = "figures"
@@ -64,19 +71,14 @@ _IDS = re.compile(r'(?<=id=")[\w-]*clip\d+(?=")|(?<=url\(#)[\w-]*clip\d+(?=\))')
 
 
 @dataclass(frozen=True)
-class DrawnChart:
+class DrawnChart(Chart):
     """A chart as the page embeds it; no panels where there was nothing to draw.
 
     Attributes:
-        page: The page that it ends, where no page puts it at a place of its own.
         panels: Each with its specification, ready for a script element.
         svg: The whole figure, standing still: for print, and where scripts do not run.
     """
 
-    name: str
-    title: str
-    explanation: str
-    page: str
     panels: list[tuple[ChartPanel, Markup]] = field(default_factory=list)
     svg: str = ""
 
@@ -99,20 +101,20 @@ def draw_figures(study: Study, folder: Path, progress: Progress = SILENT) -> dic
     with progress.bar("Drawing the report", len(CHARTS), "figures") as bar:
         for chart in CHARTS:
             bar.note(chart.name)
-            drawn[chart.name] = _draw(chart, study, folder / FIGURES)
+            drawn[chart.name] = draw_chart(chart, study, folder / FIGURES)
             bar.advance()
     return drawn
 
 
-def _draw(chart: Chart, study: Study, folder: Path) -> DrawnChart:
+def draw_chart(chart: Chart, study: Study, folder: Path) -> DrawnChart:
+    """Write a chart's files into a folder, or take an older report's away; see `draw_figures`."""
     panels = chart.draw(study)
     svg_file, png_file = folder / f"{chart.name}.svg", folder / f"{chart.name}.png"
     if not panels:
-        # An older report's figure must not stay beside a page that does not show it.
         with disk_faults(folder):
             svg_file.unlink(missing_ok=True)
             png_file.unlink(missing_ok=True)
-        return DrawnChart(chart.name, chart.title, chart.explanation, chart.page)
+        return DrawnChart(**vars(chart))
     # Checking against the JSON Schema takes most of the time; a test does it instead.
     specifications = [panel.drawing.to_dict(validate=False) for panel in panels]
     svg = vl_convert.vegalite_to_svg(_figure(panels, specifications))
@@ -122,8 +124,8 @@ def _draw(chart: Chart, study: Study, folder: Path) -> DrawnChart:
     write_text(svg_file, svg)
     write_bytes(png_file, vl_convert.svg_to_png(svg, scale=PIXELS_PER_POINT))
     scripts = [script_json(_embedded(*pair)) for pair in zip(panels, specifications, strict=True)]
-    embedded = list(zip(panels, scripts, strict=True))
-    return DrawnChart(chart.name, chart.title, chart.caption(study), chart.page, embedded, svg)
+    facts = {**vars(chart), "explanation": chart.caption(study)}
+    return DrawnChart(**facts, panels=list(zip(panels, scripts, strict=True)), svg=svg)
 
 
 def _figure(panels: list[ChartPanel], specifications: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -13,16 +14,65 @@ import vl_convert
 from markupsafe import Markup
 
 from laura.report import formats
-from laura.report.blocks import Block, Document, Figure, Fold, LaidPage
-from laura.report.figures import DrawnChart, draw_figures, inline_svg
-from laura.report.markdown import document_text
-from laura.report.pages.table import PAGES, ReportPage
+from laura.report.blocks import (
+    AnswerColumns,
+    Block,
+    Document,
+    Figure,
+    Fold,
+    LaidPage,
+    Link,
+    Listing,
+    Notice,
+    Prose,
+    Still,
+    Subheading,
+    Table,
+    TableCell,
+    Verbatim,
+)
+from laura.report.figures import FIGURES, DrawnChart, draw_figures, inline_svg
+from laura.report.pages import analyses, overview
+from laura.report.samples.text import SampleText
 from laura.report.study import Study, read_study
 from laura.results.progress import SILENT, Progress
 from laura.results.schema import Summary
 from laura.results.store import write_text
 
 Format = Literal["html", "md"]
+
+
+@dataclass(frozen=True)
+class ReportPage:
+    """One page of the report.
+
+    Attributes:
+        name: What a link calls it.
+        title: Its heading, and its name in the navigation.
+        blocks: What stands on it; or why the study has nothing for it, and how to get it.
+    """
+
+    name: str
+    title: str
+    blocks: Callable[[Study], list[Block] | str]
+
+
+# A new page is a function that gives its blocks, and a line here.
+PAGES: tuple[ReportPage, ...] = (
+    ReportPage("overview", "Overview", overview.overview),
+    ReportPage("scores", "Learning and forgetting", overview.scores),
+    ReportPage("learning-rate", "Learning rate", overview.learning_rate),
+    ReportPage("regularisers", "Regularisers", overview.regularisers),
+    ReportPage("spectra", "Spectra", analyses.spectra),
+    ReportPage("diversity", "Diversity and pass@k", analyses.diversity),
+    ReportPage("replay", "Replay", overview.replay),
+    ReportPage("variants", "Modules, rank, alpha", overview.variants),
+    ReportPage("cost", "Cost", analyses.cost),
+    ReportPage("claims", "Claims", overview.claims),
+    ReportPage("runs", "Runs", overview.runs),
+    ReportPage("samples", "Samples", analyses.samples),
+    ReportPage("settings", "Data and settings", analyses.settings),
+)
 
 
 def write_report(study: Path, progress: Progress = SILENT, form: Format = "html") -> Path:
@@ -47,7 +97,7 @@ def write_report(study: Path, progress: Progress = SILENT, form: Format = "html"
     """
     read = read_study(study)
     charts = draw_figures(read, study, progress)
-    pages, absent = lay_out(read, PAGES)
+    pages, absent = lay_out(read)
     name, mark = read.summary.name, read.summary.base.fingerprint[:16]
     document = Document(
         kind=f"study {name}",
@@ -62,12 +112,10 @@ def write_report(study: Path, progress: Progress = SILENT, form: Format = "html"
     return write_document(document, charts, study, form)
 
 
-def lay_out(
-    study: Study, table: Sequence[ReportPage]
-) -> tuple[list[LaidPage], list[tuple[str, str]]]:
+def lay_out(study: Study) -> tuple[list[LaidPage], list[tuple[str, str]]]:
     """The pages there is something for, and of the others title and reason."""
     pages, absent = [], []
-    for page in table:
+    for page in PAGES:
         found = page.blocks(study)
         if isinstance(found, str):
             absent.append((page.title, found))
@@ -146,3 +194,114 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("runs", str(len(summary.runs))),
     ]
     return [(name, value) for name, value in found if value]
+
+
+# ----- Markdown, for a repository or a paper: the same blocks as the page's -----
+
+
+def document_text(document: Document, charts: Mapping[str, DrawnChart]) -> str:
+    """The whole file."""
+    told = " · ".join(f"{escaped(name)} **{escaped(value)}**" for name, value in document.facts)
+    parts = [f"# {escaped(document.headline)}", f"Laura report · {escaped(document.kind)}", told]
+    for page in document.pages:
+        parts.append(f"## {escaped(page.title)}")
+        parts += _blocks(page.blocks, charts)
+    if document.absent:
+        parts.append("## Not in this report")
+        parts.append("\n".join(f"- **{escaped(t)}**: {escaped(r)}." for t, r in document.absent))
+    parts += ["---", escaped(document.footer)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _blocks(blocks: Sequence[Block], charts: Mapping[str, DrawnChart]) -> Iterator[str]:
+    for block in blocks:
+        match block:
+            case Subheading():
+                yield f"### {escaped(block.text)}"
+            case Prose():
+                yield escaped(block.text)
+            case Notice():
+                yield f"**{escaped(block.title)}**"
+                yield "\n".join(f"- {escaped(sentence)}" for sentence in block.sentences)
+            case Listing():
+                yield "\n".join(f"- **{escaped(term)}** {escaped(t)}" for term, t in block.items)
+            case Table():
+                yield from _table(block)
+            case Figure():
+                yield from _figure(charts[block.chart])
+            case Still():
+                yield f"![{escaped(block.description)}]({block.file})"
+            case Link():
+                yield f"[{escaped(block.text)}]({block.file})"
+            case Fold():
+                yield f"### {escaped(block.title)}"
+                yield from _blocks(block.blocks, charts)
+            case Verbatim():
+                yield fenced(block.text)
+            case AnswerColumns():
+                yield from _answers(block)
+
+
+def _figure(chart: DrawnChart) -> Iterator[str]:
+    yield f"### {escaped(chart.title)}"
+    if not chart.panels:
+        yield "Nothing to draw: the study holds no measured run for this chart."
+        return
+    yield f"![{escaped(chart.description)}]({FIGURES}/{chart.name}.svg)"
+    yield escaped(chart.explanation)
+
+
+def _table(block: Table) -> Iterator[str]:
+    heads = [escaped(c.heading + (f" ({c.note})" if c.note else "")) for c in block.columns]
+    rule = ["---:" if column.numeric else "---" for column in block.columns]
+    rows = [heads, rule, *([_cell(cell) for cell in row] for row in block.rows)]
+    yield f"*{escaped(block.caption)}*"
+    yield "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(cell: TableCell) -> str:
+    text = escaped(cell.text)
+    if cell.code and re.fullmatch(r"[\w.-]+", cell.text):
+        text = f"`{cell.text}`"
+    return f"{text} ({escaped(cell.below)})" if cell.below else text
+
+
+def _answers(block: AnswerColumns) -> Iterator[str]:
+    words = ", ".join(f"{one.model} {one.word}" for one in block.item.answers)
+    yield f"#### {escaped(block.item.heading)}: {escaped(words)}"
+    yield from _texts(block.item.shared)
+    for answer in block.item.answers:
+        yield f"**{escaped(answer.model)}: {answer.word}**"
+        yield from _texts(answer.texts)
+
+
+def _texts(texts: Sequence[SampleText]) -> Iterator[str]:
+    for text in texts:
+        note = f" ({escaped(text.note)})" if text.note else ""
+        yield f"{escaped(text.title)}{note}:"
+        yield fenced(text.text)
+
+
+def escaped(text: str) -> str:
+    """Text on one line that Markdown takes as it is: no HTML, no table, no emphasis, no link.
+
+    What stands between backticks stays code.
+    """
+    parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    told = "".join(
+        part.replace("|", "\\|") if at % 2 else _plain(part) for at, part in enumerate(parts)
+    )
+    return re.sub(r"^([-+]|\d+[.)])(?=\s)", r"\\\1", told)
+
+
+def _plain(text: str) -> str:
+    for character, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(character, safe)
+    return re.sub(r"([\\`|*_\[\]#~])", r"\\\1", text)
+
+
+def fenced(text: str) -> str:
+    """Text as a block of code, with a fence that nothing in it can close."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text.rstrip()}\n{fence}"

@@ -171,7 +171,7 @@ def _scores(summary: Summary, anchor: str) -> Table:
     columns = [
         Column("arm", lambda row: row.arm),
         number("rate", lambda row: row.rate),
-        number("budget", lambda row: row.budget),
+        number("budget", lambda row: row.facts["budget"]),
         *(score_column(summary, task) for task in measured(summary) if task.name in leading),
     ]
     last = {row.arm: row for row in score_rows(summary)}

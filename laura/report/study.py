@@ -11,7 +11,7 @@ from typing import TypeVar
 from laura.recipe.tasks import DRIFT
 from laura.report import formats
 from laura.report.arms import groups
-from laura.report.samples.examples import Examples, read_examples
+from laura.report.samples.show import Examples, read_examples
 from laura.results.errors import StoreError, UsageError
 from laura.results.schema import (
     ANALYSIS_FILE,
@@ -165,7 +165,7 @@ def _run_gaps(summary: Summary) -> list[str]:
 
 
 def _arm_gaps(summary: Summary) -> list[str]:
-    reached: dict[str, set[float]] = {arm.name: set() for arm in summary.arms}
+    reached: dict[str, set[float | None]] = {arm.name: set() for arm in summary.arms}
     sentences = []
     for group in groups(summary, selected=True):
         reached.setdefault(group.arm, set()).add(group.budget)

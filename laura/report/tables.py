@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -21,58 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 
-@dataclass(frozen=True)
-class ScoreRow:
-    """An arm at one budget, or the base; without a group one that was not measured.
-
-    Attributes:
-        at_edge: The best rate is the lowest or highest one tried.
-    """
-
-    summary: Summary
-    arm: str
-    group: Group | None = None
-    at_edge: bool = False
-
-    @property
-    def rate(self) -> str:
-        """Learning rate."""
-        return self.group.rate if self.group else ABSENT
-
-    @property
-    def marked_rate(self) -> str:
-        """The same with a star at the end of the range."""
-        return f"{self.rate} *" if self.at_edge else self.rate
-
-    @property
-    def budget(self) -> str:
-        """Budget with its unit."""
-        return formats.budget_of(self.summary, self.group.budget if self.group else None)
-
-    @property
-    def seeds(self) -> str:
-        """Number of seeds."""
-        if self.group is None:
-            return ABSENT if self.arm == BASE else "0"
-        return str(len(self.group.seeds))
-
-    @property
-    def runs(self) -> str:
-        """IDs behind the row."""
-        return self.group.runs if self.group else ""
-
-    def score(self, task: TaskFacts) -> TableCell:
-        """The score, and below what was learnt or forgotten against the base."""
-        if self.group is None:
-            base = self.summary.base.scores if self.arm == BASE else {}
-            return TableCell(formats.value(base.get(task.name), task))
-        learnt = task.name in self.summary.measure.learning
-        return TableCell(
-            formats.value(self.group.value(task.name), task),
-            formats.moved(self.group.change(task.name), task, learnt),
-        )
-
-
 def measured(summary: Summary) -> list[TaskFacts]:
     """What a table has a column for: learning tasks, then measures of forgetting."""
     return [
@@ -80,17 +27,26 @@ def measured(summary: Summary) -> list[TaskFacts]:
     ]
 
 
-def score_rows(summary: Summary) -> list[ScoreRow]:
+def score_rows(summary: Summary) -> list[Group]:
     """The base, then every arm at its best rate, one a budget; arms without one as a gap."""
-    found = [ScoreRow(summary, BASE)]
-    edges = {arm.name: bool(arm.edge) for arm in summary.arms}
-    by_arm: dict[str, list[Group]] = {arm.name: [] for arm in summary.arms}
-    for group in groups(summary, selected=True):
-        by_arm.setdefault(group.arm, []).append(group)
-    for arm, own in by_arm.items():
-        found += [ScoreRow(summary, arm, group, edges.get(arm, False)) for group in own]
-        found += [] if own else [ScoreRow(summary, arm)]
-    return found
+    found = groups(summary, selected=True)
+    by_arm = {arm.name: [g for g in found if g.arm == arm.name] for arm in summary.arms}
+    rows = [one for arm, own in by_arm.items() for one in own or [Group(summary, arm)]]
+    return [Group(summary, BASE), *rows, *(g for g in found if g.arm not in by_arm)]
+
+
+def score_cell(task: TaskFacts, row: Group) -> TableCell:
+    """The score, and below what was learnt or forgotten against the base."""
+    score = formats.value(row.value(task.name), task)
+    if not row.points:
+        return TableCell(score)
+    learnt = task.name in row.summary.measure.learning
+    return TableCell(score, formats.moved(row.change(task.name), task, learnt))
+
+
+def seed_count(row: Group) -> str:
+    """How many seeds a row is of."""
+    return ABSENT if row.is_base else str(len(row.seeds))
 
 
 def score_column(summary: Summary, task: TaskFacts, counted: bool = False) -> Column:
@@ -98,7 +54,7 @@ def score_column(summary: Summary, task: TaskFacts, counted: bool = False) -> Co
     side = "learnt" if task.name in summary.measure.learning else "forgot"
     note = f"{side}, n = {task.n}" if counted and task.n else side
     heading = f"{task.short_title}, {formats.unit(task)}"
-    return number(heading, lambda row: row.score(task), note)
+    return number(heading, partial(score_cell, task), note)
 
 
 def final_scores(
@@ -114,10 +70,10 @@ def final_scores(
         Column("arm", lambda row: row.arm),
         wide(heading, lambda row: remarks[row.arm]),
         number("rate", lambda row: row.rate),
-        number("seeds", lambda row: row.seeds),
+        number("seeds", seed_count),
         *(score_column(summary, summary.task(task)) for task in names),
     ]
-    rows = [ScoreRow(summary, arm, found.get(arm)) for arm in remarks]
+    rows = [found.get(arm, Group(summary, arm)) for arm in remarks]
     return table(name, caption, columns, rows)
 
 
@@ -151,8 +107,8 @@ def _arms_table(summary: Summary) -> list[RenderableType]:
     columns = [
         Column("arm", lambda row: row.arm),
         number("rate", lambda row: row.marked_rate),
-        number("budget", lambda row: row.budget),
-        number("seeds", lambda row: row.seeds),
+        number("budget", lambda row: row.facts["budget"]),
+        number("seeds", seed_count),
         *_short_columns(summary),
     ]
     rows, title = score_rows(summary), f"{summary.name}: arms at their best learning rate"
@@ -169,8 +125,7 @@ def _short_columns(summary: Summary) -> list[Column]:
     found = []
     for task in measured(summary):
         unit = "points" if task.is_share else "nats" if "nats" in task.unit else task.unit
-        score = partial(_score, task)
-        moved = partial(_moved, task)
+        score, moved = partial(_score, task), partial(_moved, task)
         if task.name == summary.primary:
             found.append(number(f"{task.short_title} ({formats.unit(task)})", score))
             found.append(number(f"learnt ({unit})", moved))
@@ -182,12 +137,12 @@ def _short_columns(summary: Summary) -> list[Column]:
     return found
 
 
-def _score(task: TaskFacts, row: ScoreRow) -> str:
-    return row.score(task).text
+def _score(task: TaskFacts, row: Group) -> str:
+    return score_cell(task, row).text
 
 
-def _moved(task: TaskFacts, row: ScoreRow) -> str:
-    return row.score(task).below or ABSENT
+def _moved(task: TaskFacts, row: Group) -> str:
+    return score_cell(task, row).below or ABSENT
 
 
 def _listing(sentences: Sequence[str]) -> RenderableType:

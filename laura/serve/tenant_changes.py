@@ -10,8 +10,8 @@ from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
+from laura.recipe.checks import validate
 from laura.recipe.document import YamlDocument
-from laura.recipe.faults import validate
 from laura.results.errors import RecipeError, StoreError, UsageError
 from laura.results.store import disk_faults, write_bytes
 from laura.serve.tenants import (

@@ -33,9 +33,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from laura.recipe.checks import validate
 from laura.recipe.document import YamlDocument
-from laura.recipe.faults import validate
-from laura.recipe.section import Section, short
+from laura.recipe.sections import Section, short
 from laura.results.errors import Fault, RecipeError, StoreError
 from laura.results.store import disk_faults
 

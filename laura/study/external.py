@@ -9,8 +9,7 @@ from typing import Any
 
 from laura.data.templates import Encoded
 from laura.models.external import find_external, write_note
-from laura.recipe.arms import ExternalPoint
-from laura.recipe.sections import Arm, BudgetSection, Recipe
+from laura.recipe.sections import Arm, BudgetSection, ExternalPoint, Recipe
 from laura.results.progress import SILENT, Progress
 from laura.results.store import RunStore, write_folder, write_json
 

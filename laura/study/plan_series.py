@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from laura.recipe.series import Series
+from laura.recipe.reading import Series
 from laura.results.errors import UsageError
 from laura.study.plan import plan
 from laura.study.plan_claims import could_decide

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from laura.recipe.series import Series
+from laura.recipe.reading import Series
 from laura.results.errors import LauraError
 from laura.results.progress import SILENT, Progress
 from laura.results.schema import Summary

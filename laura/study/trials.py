@@ -19,7 +19,8 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from laura.recipe.search import RATE_DIGITS, Family, SearchSection
+from laura.recipe.search import RATE_DIGITS, Family
+from laura.recipe.sections import SearchSection
 from laura.results.errors import StoreError
 from laura.results.store import content_hash, disk_faults
 from laura.study.choosing import Outcome

@@ -13,9 +13,7 @@ import typer.main
 
 from laura.cli.app import app
 from laura.recipe.document import YamlDocument, yaml_text
-from laura.recipe.reading import read_measure_section
-from laura.recipe.series import read_study
-from laura.recipe.shipped import find_recipe, shipped_recipes
+from laura.recipe.reading import find_recipe, read_measure_section, read_study, shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/python.md", "docs/serving.md")

@@ -37,13 +37,10 @@ def study(tmp_path: Path) -> Path:
             for n in range(40)
         ]
         samples = [
-            {
-                **item,
-                "prompt": f"ask {item['index']}",
-                "text": f"{model} says {item['index']} {HOSTILE}",
-            }
+            {**item, "prompt": f"ask {item['index']}",
+             "text": f"{model} says {item['index']} {HOSTILE}"}
             for item in items
-        ]
+        ]  # fmt: skip
         metrics = {"exact_match": summarise(items, "exact_match", True)}
         TaskResult("gsm8k", "1", model, 40, metrics, items, 1.0).write(out("gsm8k"), samples)
     return store.folder
@@ -66,25 +63,21 @@ def test_a_pipe_gets_plain_text(study: Path) -> None:
     ended = run(study)
     assert ended.exit_code == 0, ended.stderr
     assert "== item 0: passed ==" in ended.stdout and "== item 1: failed ==" in ended.stdout
-    assert "\x1b" not in ended.stdout and "\\x1b[2J" in ended.stdout and "[red]é" in ended.stdout
+    assert (
+        not set(ended.stdout) & set("\x1b\x07\u202e\x9b")
+        and "\\x1b[2J" in ended.stdout
+        and "[red]é" in ended.stdout
+    )
     assert run(study, "--failed").stdout.count(": failed ==") == 20
     assert run(study, "--passed", "--limit", "3").stdout.count(": passed ==") == 3
     assert run(study, "--index", "4").stdout.count("== item") == 1
     pair = run(study, "--model", "base", "--model", "lora", "--differ").stdout
     differ = sum((n % 2 == 0) != (n % 3 == 0) for n in range(40))
     assert pair.count("== item") == differ
+    answer = json.loads(run(study, "--model", "base,lora", "--differ", "--json").stdout)
+    assert answer["matching"] == answer["shown"] == len(answer["items"]) == differ
+    assert answer["items"][0]["answers"][1]["row"]["text"].endswith(HOSTILE), "uncut, as it was"
     assert pair.count("\n-- base: ") == pair.count("\n-- abc123/9: ") == differ
-
-
-def test_json_is_one_object_and_exact(study: Path) -> None:
-    ended = run(study, "--model", "base,lora", "--failed", "--json")
-    answer = json.loads(ended.stdout)
-    assert answer["matching"] == answer["shown"] == len(answer["items"])
-    for item in answer["items"]:
-        base, lora = item["answers"]
-        assert not (base["passed"] and lora["passed"])
-        assert lora["row"]["text"] == f"abc123 says {item['index']} {HOSTILE}"
-    assert not set(ended.stdout) & set("\x1b\x07\u202e\x9b") and "é" in ended.stdout
 
 
 def test_mistakes_exit_2_without_traceback(study: Path, tmp_path: Path) -> None:
@@ -189,13 +182,10 @@ def test_the_users_pager_reads_plain_text(study: Path, tmp_path: Path) -> None:
     assert code == 0 and "item" not in seen, seen
     text = caught.read_text("utf-8")
     assert "item 39: " in text and "é" in text and "\x1b" not in text
+    seen, code = in_terminal(study, PAGER="true")
+    assert code == 0 and "Traceback" not in seen and "error" not in seen, "it may end early"
     seen, code = in_terminal(study, "--no-pager", PAGER="false")
     assert code == 0 and "item 39: " in seen
-
-
-def test_a_pager_that_ends_early_is_no_error(study: Path) -> None:
-    seen, code = in_terminal(study, PAGER="true")
-    assert code == 0 and "Traceback" not in seen and "error" not in seen
 
 
 @pytest.mark.skipif(not os.path.exists("/usr/bin/less"), reason="less is not installed")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from laura.data.hub import hub_rows
+from laura.data.sources import hub_rows
 from laura.results.errors import DataError, HubError, LauraError
 
 

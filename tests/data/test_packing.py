@@ -7,17 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laura.data.packing import (
-    Row,
-    epoch_rows,
-    fill_rate,
-    fit,
-    pack,
-    step_ends,
-)
+from laura.data.packing import Row, epoch_rows, fit, step_ends
 from laura.data.templates import Encoded
 from laura.results.errors import DataError
 from laura.results.progress import Silent
+from tests.data.packed import fill_rate, pack
 
 
 def encoded(index: int, length: int, prompt: int = 1) -> Encoded:
@@ -116,22 +110,19 @@ def test_overlong_examples() -> None:
         assert sum(label >= 0 for label in row.labels) == split.labels[number]
 
 
-def test_what_is_dropped_is_said() -> None:
+def test_what_is_dropped_is_said_and_nothing_left_is_an_error() -> None:
     said = []
 
     class Listener(Silent):
         def say(self, text: str) -> None:
             said.append(text)
 
-    pack([encoded(0, 10), encoded(1, 30)], 20, "drop", progress=Listener())
+    fit([encoded(0, 10), encoded(1, 30)], 20, "drop", progress=Listener())
     assert said == ["data: 1 examples too long and dropped (rows hold 20 tokens)"]
-
-
-def test_nothing_left_is_an_error() -> None:
     with pytest.raises(DataError, match=r"no example is left .* 1 examples too long and dropped"):
-        pack([encoded(1, 30)], 20, "drop")
+        fit([encoded(1, 30)], 20, "drop")
     with pytest.raises(DataError, match="no example is left"):
-        pack([], 20)
+        fit([], 20)
 
 
 def test_steps_take_as_many_rows_as_fit() -> None:

@@ -128,15 +128,11 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
             load(name)
 
 
-def test_a_file_has_no_split(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", {"text": "a"})
+def test_a_file_has_no_split_and_may_lie_in_the_data_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    path = write(tmp_path / "mine" / "a.jsonl", {"text": "a"})
     with pytest.raises(DataError, match="has no split"):
         load(path, split="train")
-
-
-def test_relative_names_are_found_in_the_data_folder(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    write(tmp_path / "mine" / "a.jsonl", {"text": "a"})
     assert load_examples(Source(source="mine/a.jsonl"), tmp_path)[0].text == "a"
 
 
@@ -150,7 +146,7 @@ def test_data_folder_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @given(st.integers(0, 2**32), st.integers(1, 6))
 @settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_mutated_bytes_give_examples_or_a_clear_error(
     tmp_path: Path, seed: int, changes: int
@@ -198,12 +194,9 @@ def test_named_sets_from_the_data_folder(shared_data: Path) -> None:
     assert next(stream_examples(Source(source="c4"), shared_data)).text
 
 
-def test_named_sets_know_their_splits(tmp_path: Path) -> None:
+def test_named_sets_know_their_splits_and_some_want_a_limit() -> None:
     with pytest.raises(DataError, match="gsm8k has no split 'dev'; it has train, test"):
         load("gsm8k", split="dev")
-
-
-def test_a_set_too_large_to_load_wants_a_limit() -> None:
     with pytest.raises(DataError, match="too large to load whole; give a limit"):
         load("openwebmath")
 
@@ -222,15 +215,11 @@ def test_every_named_set_is_complete() -> None:
     [
         ("hellaswag", "validation", 10_042),
         ("arc_challenge", "test", 1172),
-        ("arc_challenge", "train", 1119),
         ("winogrande", "validation", 1267),
-        ("winogrande", "train", 2558),
         ("gsm8k", "test", 1319),
         ("humaneval", "test", 164),
         ("mbpp", "prompt", 10),
         ("mbpp", "test", 500),
-        ("mbpp", "validation", 90),
-        ("mbpp", "train", 374),
     ],
 )
 def test_benchmark_rows(shared_data: Path, name: str, split: str, count: int) -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.recipe.reading import Series, parse_recipe, read_study, recipe_yaml
 from laura.recipe.sections import Recipe
-from laura.recipe.series import Series, read_study
 from laura.results.errors import RecipeError
 
 COMMON = """\
@@ -65,23 +64,13 @@ def test_settings_are_laid_over_what_they_share(tmp_path: Path) -> None:
     assert read(tmp_path, recipe_yaml(code)) == code, "a recipe alone is still a recipe"
 
 
-def test_a_setting_may_be_a_file_beside_the_series(tmp_path: Path) -> None:
-    (tmp_path / "own.yaml").write_text(
-        "name: alone\ndata: {train: micro-code, test: micro-code}\nseeds: [5]\n", encoding="utf-8"
-    )
-    series = read(tmp_path, COMMON + "settings: {code: own.yaml}\n")
-    assert isinstance(series, Series)
-    assert series.settings["code"].seeds == [5]
-    assert series.settings["code"].name == "code"
-
-
 def test_overrides_reach_a_setting_that_is_a_file(tmp_path: Path) -> None:
-    own = "name: alone\ndata: {train: micro-code, test: micro-code}\n"
+    own = "name: alone\nseeds: [5]\ndata: {train: micro-code, test: micro-code}\n"
     (tmp_path / "own.yaml").write_text(own, encoding="utf-8")
     text = COMMON + "settings: {code: own.yaml, code.x: own.yaml}\n"
     series = read(tmp_path, text, ("settings.code.x.seeds=[4]", "settings.code.domain=a"))
     assert isinstance(series, Series)
-    assert [r.seeds for r in series.settings.values()] == [[0, 1, 2], [4]]
+    assert [(r.name, r.seeds) for r in series.settings.values()] == [("code", [5]), ("code.x", [4])]
     assert [r.domain for r in series.settings.values()] == ["a", "target"]
     assert faults(tmp_path, text, ("settings.other.seeds=[4]",)) == {
         "--set settings.other.seeds": None

@@ -11,37 +11,28 @@ from typing import Any
 
 import pytest
 
+from laura.report import html
+from laura.report.figures import CHARTS, DrawnChart, draw_figures
 from laura.report.study import Study, read_study
 from tests.report.gallery import JUDGEMENT, crowd, write_gallery
 
-TASKS: dict[str, dict[str, Any]] = {
-    "gsm8k": {"title": "GSM8K, strict match", "metric": "exact_match", "unit": "share"},
-    "target_loss": {"title": "Target loss", "metric": "nats_per_token", "unit": "nats per token"},
-    "hellaswag": {"title": "HellaSwag, acc_norm", "metric": "acc_norm", "unit": "share"},
-    "arc_challenge": {"title": "ARC-Challenge, acc_norm", "metric": "acc_norm", "unit": "share"},
-    "winogrande": {"title": "WinoGrande, acc", "metric": "acc", "unit": "share"},
-    "source_loss": {"title": "Source loss", "metric": "nats_per_token", "unit": "nats per token"},
-    "kl": {"title": "KL(base || tuned)", "metric": "nats_per_token", "unit": "nats per token"},
-    "kl_reverse": {
-        "title": "KL(tuned || base)", "metric": "nats_per_token", "unit": "nats per token"
-    },
-    "kl_source": {
-        "title": "KL(base || tuned) on source text", "metric": "nats_per_token",
-        "unit": "nats per token",
-    },
-}  # fmt: skip
-BASE = {
-    "gsm8k": 0.02,
-    "target_loss": 1.31,
-    "hellaswag": 0.42,
-    "arc_challenge": 0.29,
-    "winogrande": 0.53,
-    "source_loss": 3.12,
-    "kl": 0.0,
-    "kl_reverse": 0.0,
-    "kl_source": 0.0,
+# Title and metric; the base's score, how far the largest budget moves it, how many times as far
+# with full finetuning, and whether the rate matters.
+TASKS: dict[str, tuple[str, str, float, float, float, bool]] = {
+    "gsm8k": ("GSM8K, strict match", "exact_match", 0.02, 0.06, 1.1, False),
+    "target_loss": ("Target loss", "nats_per_token", 1.31, -0.35, 1, False),
+    "hellaswag": ("HellaSwag, acc_norm", "acc_norm", 0.42, -0.02, 2, True),
+    "arc_challenge": ("ARC-Challenge, acc_norm", "acc_norm", 0.29, 0.01, -1, False),
+    "winogrande": ("WinoGrande, acc", "acc", 0.53, -0.012, 1, True),
+    "source_loss": ("Source loss", "nats_per_token", 3.12, 0.09, 2.2, True),
+    "kl": ("KL(base || tuned)", "nats_per_token", 0.0, 0.12, 1.8, True),
+    "kl_reverse": ("KL(tuned || base)", "nats_per_token", 0.0, 0.1, 1.7, True),
+    "kl_source": ("KL(base || tuned) on source text", "nats_per_token", 0.0, 0.08, 2, True),
 }
 ARMS = {"lora-r16": ("lora", [1e-4, 3e-4, 1e-3], 3e-4), "full": ("full", [1e-5, 3e-5, 1e-4], 3e-5)}
+
+
+FORGETTING = ("hellaswag", "arc_challenge", "winogrande", "source_loss", "kl")
 
 
 class Builder:
@@ -51,13 +42,7 @@ class Builder:
         self,
         *,
         learning: tuple[str, ...] = ("gsm8k", "target_loss"),
-        forgetting: tuple[str, ...] = (
-            "hellaswag",
-            "arc_challenge",
-            "winogrande",
-            "source_loss",
-            "kl",
-        ),
+        forgetting: tuple[str, ...] = FORGETTING,
         seeds: tuple[int, ...] = (0, 1, 2),
         budgets: tuple[int, ...] = (20_000, 40_000, 80_000),
         arms: dict[str, tuple[str, list[float], float | None]] | None = None,
@@ -91,7 +76,7 @@ class Builder:
                 "fingerprint": "ab" * 32,
                 "parameters": 134_515_008,
                 "scores": with_mean(
-                    {task: self.score(task, BASE[task]) for task in measured}, self.accuracies
+                    {task: self.score(task, TASKS[task][2]) for task in measured}, self.accuracies
                 ),
             },
             "measure": {"learning": list(self.learning), "forgetting": list(self.forgetting)},
@@ -115,20 +100,17 @@ class Builder:
 
     @property
     def accuracies(self) -> list[str]:
-        return [task for task in self.forgetting if TASKS[task]["unit"] == "share"]
+        return [task for task in self.forgetting if is_share(task)]
 
     def tasks(self, measured: list[str]) -> dict[str, Any]:
-        found = {
-            task: {
-                "name": task,
-                **TASKS[task],
-                "higher_is_better": TASKS[task]["unit"] == "share",
-                "n": 200,
-            }
-            for task in measured
-        }
+        found: dict[str, Any] = {}
+        for task in measured:
+            (title, metric, *_), share = TASKS[task], is_share(task)
+            found[task] = {"name": task, "title": title, "metric": metric, "n": 200,
+                           "unit": "share" if share else "nats per token",
+                           "higher_is_better": share}  # fmt: skip
         if self.accuracies:
-            short = ", ".join(TASKS[task]["title"].split(",")[0] for task in self.accuracies)
+            short = ", ".join(TASKS[task][0].split(",")[0] for task in self.accuracies)
             found["mean"] = {
                 "name": "mean", "title": f"Source tasks: {short}", "unit": "share",
                 "higher_is_better": True, "n": 200 * len(self.accuracies),
@@ -161,7 +143,7 @@ class Builder:
         }
 
     def score(self, task: str, value: float) -> dict[str, Any]:
-        share = TASKS[task]["unit"] == "share"
+        share = is_share(task)
         stderr = (value * (1 - value) / 200) ** 0.5 if share else 0.03
         return {"value": value, "stderr": stderr, "n": 200}
 
@@ -171,24 +153,14 @@ class Builder:
         heat = {0: 0.6, 1: 1.0, 2: 1.4}[
             min(2, self.arms[run["arm"]][1].index(run["learning_rate"]))
         ]
-        moves = {
-            "gsm8k": 0.06 * grown * (1.1 if full else 1.0),
-            "target_loss": -0.35 * grown,
-            "hellaswag": -0.02 * grown * heat * (2 if full else 1),
-            "arc_challenge": 0.01 * grown - 0.02 * full * grown,
-            "winogrande": -0.012 * grown * heat,
-            "source_loss": 0.09 * grown * heat * (2.2 if full else 1),
-            "kl": 0.12 * grown * heat * (1.8 if full else 1),
-            "kl_reverse": 0.1 * grown * heat * (1.7 if full else 1),
-            "kl_source": 0.08 * grown * heat * (2 if full else 1),
-        }
         scores, changes = {}, {}
         for task in [*self.learning, *self.forgetting]:
             if task in self.missing:
                 continue
-            share = TASKS[task]["unit"] == "share"
-            change = moves[task] + self.random.gauss(0, 0.006 if share else 0.008)
-            scores[task] = self.score(task, max(0.0, BASE[task] + change))
+            *_, base, move, further, heated = TASKS[task]
+            change = move * grown * (heat if heated else 1) * (further if full else 1)
+            change += self.random.gauss(0, 0.006 if is_share(task) else 0.008)
+            scores[task] = self.score(task, max(0.0, base + change))
             changes[task] = {"value": change, "stderr": 0.012, "n": 200}
         loss = 1.3 - 0.3 * grown + 0.08 * abs(heat - 1) + self.random.gauss(0, 0.003)
         return {
@@ -216,6 +188,10 @@ class Builder:
         return study
 
 
+def is_share(task: str) -> bool:
+    return TASKS[task][1] != "nats_per_token"
+
+
 @pytest.fixture(scope="session")
 def builder() -> type[Builder]:
     """The class itself, for fixtures that outlive one test."""
@@ -238,6 +214,20 @@ def crowd_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return read_study(folder)
 
 
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """Folder, Markdown and HTML of a study with something on every page."""
+    folder = tmp_path_factory.mktemp("drawn") / "study"
+    write_gallery(Builder, folder)
+    return (folder, *both(folder))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures, where these are not looked at: drawing takes nearly all the time."""
+    monkeypatch.setattr(html, "draw_figures", no_figures)
+
+
 @pytest.fixture
 def build() -> Callable[..., dict[str, Any]]:
     """build(**gaps) -> the value of a summary.json."""
@@ -248,6 +238,23 @@ def build() -> Callable[..., dict[str, Any]]:
 def make_study(tmp_path: Path) -> Callable[..., Path]:
     """make_study(summary, costs=True) -> a study folder with recipe and costs."""
     return lambda summary, costs=True: Builder.write(tmp_path / "study", summary, costs)
+
+
+def both(study: Path) -> tuple[str, str]:
+    """Markdown and HTML of a study, its figures drawn once."""
+    kept: dict[str, Any] = {}
+
+    def once(*given: Any) -> Any:
+        return kept or kept.update(draw_figures(*given)) or kept
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "draw_figures", once)
+        markdown, page = html.write_report(study, form="md"), html.write_report(study)
+    return markdown.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
+
+
+def no_figures(*_: Any) -> dict[str, DrawnChart]:
+    return {chart.name: DrawnChart(**vars(chart)) for chart in CHARTS}
 
 
 def with_mean(scores: dict[str, Any], tasks: list[str]) -> dict[str, Any]:

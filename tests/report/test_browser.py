@@ -13,19 +13,16 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from laura.report.html import write_report
 from tests import browsing
 from tests.browsing import DESK, PHONE, UNNAMED, contrast, focused, launched, luminance
-from tests.report.gallery import HOSTILE, write_gallery
+from tests.report.gallery import HOSTILE
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> Path:
-    study = tmp_path_factory.mktemp("browser") / "study"
-    write_gallery(builder, study)
-    return write_report(study)
+def report(drawn: tuple[Path, str, str]) -> Path:
+    return drawn[0] / "report.html"
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from laura.report.html import write_report
 from laura.report.series import write_series_report
 from laura.results.errors import StoreError
 from laura.results.store import SeriesStore
 from tests.report.gallery import JUDGEMENT, claims_value
+
+DRAWN = '<svg><clipPath id="clip0"></clipPath><g clip-path="url(#clip0)"></g></svg>'
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,10 @@ def series(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> Path:
         study = builder.write(store.setting(name).folder, summary)
         judged = {**JUDGEMENT, "answer": f"Verdict of {name}."}
         (study / "claims.json").write_text(json.dumps(judged))
-        write_report(study)
-        write_report(study, form="md")
+        (study / "figures").mkdir()
+        (study / "figures/tradeoff.svg").write_text(DRAWN)
+        for form in ("html", "md"):
+            (study / f"report.{form}").touch()
     (folder / "claims.json").write_text(json.dumps(claims_value()))
     return folder
 

@@ -16,7 +16,7 @@ from laura.engine.engine import Engine
 from laura.evals.runner import Material, file_rows, plan_task
 from laura.recipe.reading import parse_recipe, recipe_yaml
 from laura.recipe.sections import MeasureSection, Recipe
-from laura.report.charts.table import CHARTS
+from laura.report.figures import CHARTS
 from laura.report.html import write_report
 from laura.report.study import read_study
 from laura.report.tables import summary_table

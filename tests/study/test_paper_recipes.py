@@ -20,10 +20,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from laura.models.targets import GROUPS
-from laura.recipe.reading import parse_recipe, recipe_yaml
+from laura.recipe.reading import Series, parse_recipe, read_study, recipe_yaml, shipped_recipes
 from laura.recipe.sections import FullArm, LoraArm, Recipe
-from laura.recipe.series import Series, read_study
-from laura.recipe.shipped import shipped_recipes
 from laura.results.errors import LauraError
 from laura.results.store import StudyStore, read_json
 from laura.training.schedules import plan_legs

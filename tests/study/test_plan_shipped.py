@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from laura.models.cache import model_entry
+from laura.recipe.reading import read_study, shipped_recipes
 from laura.recipe.sections import Recipe
-from laura.recipe.series import read_study
-from laura.recipe.shipped import shipped_recipes
 from laura.study.plan import plan
 from laura.study.plan_series import plan_series
 from laura.study.plan_text import plan_text, series_text

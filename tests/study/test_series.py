@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from laura.cli import app as cli
-from laura.recipe.series import Series, read_study
+from laura.recipe.reading import Series, read_study
 from laura.results.errors import DataError
 from laura.results.store import SeriesStore
 from laura.study.series import compare_series

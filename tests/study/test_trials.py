@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from laura.recipe.search import Family, SearchSection
+from laura.recipe.search import Family
+from laura.recipe.sections import SearchSection
 from laura.results.errors import StoreError
 from laura.study.choosing import LOST, Outcome
 from laura.study.trials import STARTUP_TRIALS, Trial, Trials

@@ -18,9 +18,7 @@ from rich.console import Console
 
 from laura.cli.decision import claims_table, recommendation_text
 from laura.report.blocks import Document, Figure
-from laura.report.html import lay_out
-from laura.report.markdown import document_text
-from laura.report.pages.table import PAGES
+from laura.report.html import document_text, lay_out
 from laura.report.study import Study
 from laura.report.tables import summary_table
 from laura.results.schema import Constraint, Judgement, Recommendation
@@ -117,7 +115,7 @@ def shown(renderable: Any) -> str:
 def report_text(one: Setting, judged: Judgement, advice: Recommendation | None) -> str:
     """Page and terminal table of a study, as the commands draw them, but for the charts."""
     study = Study(build_summary(filled(one).evidence), judgement=judged, recommendation=advice)
-    pages, absent = lay_out(study, PAGES)
+    pages, absent = lay_out(study)
     pages = [replace(page, blocks=[block for block in page.blocks if not isinstance(block, Figure)])
              for page in pages]  # fmt: skip
     page = document_text(Document("study", "", study.answer, [], pages, absent, ""), {})

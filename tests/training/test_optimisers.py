@@ -12,11 +12,19 @@ from laura.models.attach import attach
 from laura.models.lora import LoraSettings
 from laura.models.lora_plus import rate_ratios
 from laura.results.store import RunStore
+from laura.training import optimisers
 from laura.training.optimisers import StepRule, build_optimiser
 from laura.training.schedules import plan_legs, rate_factor
 from tests.conftest import make_tiny_model
 from tests.models import peft_twin as oracle
-from tests.training.test_loop import Interrupter, make_plan, make_section, train, weights
+from tests.training.test_loop import (
+    Interrupter,
+    make_plan,
+    make_section,
+    naive_loss,
+    train,
+    weights,
+)
 
 
 def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -234,3 +242,35 @@ def test_variants_resume_bit_for_bit(variant: str, tmp_path: Path) -> None:
     last = plan.points[-1]
     one, other = weights(tmp_path / "whole", last), weights(tmp_path / "cut", last)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_optimiser_from_outside_steps_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function and its line in the tables; the run is the naive loop's with momentum."""
+
+    def momentum(groups: list[dict[str, Any]], section: Any, lr: float) -> Any:
+        return torch.optim.SGD(groups, lr=lr, momentum=section.beta_values[0])
+
+    monkeypatch.setitem(optimisers.OPTIMISERS, "momentum", momentum)
+    monkeypatch.setitem(optimisers.OWN_DECAY, "momentum", "pytorch")
+    section = make_section(schedule="constant", warmup=0.0, clip=None, betas=[0.8, 0.9])
+    section = section.model_copy(update={"optimiser": "momentum"})
+    plan = make_plan(section, (600, 1200))
+    assert train(make_tiny_model(), tmp_path, section, plan, learning_rate=0.02) == "done"
+    naive, losses = make_tiny_model(), []
+    naive.set_attn_implementation("eager")
+    speeds = [torch.zeros_like(parameter) for parameter in naive.parameters()]
+    for step in range(plan.points[-1]):
+        loss = naive_loss(naive, plan.batches[step])
+        losses.append(float(loss.detach()))
+        gradients = torch.autograd.grad(loss, list(naive.parameters()))
+        with torch.no_grad():
+            for parameter, speed, gradient in zip(
+                naive.parameters(), speeds, gradients, strict=True
+            ):
+                speed.mul_(0.8).add_(gradient)
+                parameter.sub_(0.02 * speed)
+    rows = RunStore(tmp_path).metrics()
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-4)
+    assert losses[-1] < losses[0]

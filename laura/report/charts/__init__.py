@@ -1,1 +1,1 @@
-"""The charts of a report; their table is `laura.report.charts.table`."""
+"""The charts of a report; their table stands in `laura.report.figures`."""

@@ -20,7 +20,7 @@ from laura.report.arms import (
     who_is_drawn,
 )
 from laura.report.charts import style
-from laura.report.charts.style import Chart, ChartPanel, Row
+from laura.report.charts.style import ChartPanel, Row, chart_of
 from laura.report.study import Study
 from laura.results.schema import RunRow, Summary, TaskFacts
 from laura.results.task_result import VALIDATION
@@ -144,20 +144,36 @@ def over_tokens(
     return panels
 
 
+@chart_of("Scores against tokens", style.colour_note)
 def learning_curves(study: Study) -> list[ChartPanel]:
-    """One panel for each learning task and each measure of forgetting but the divergences."""
+    """Every arm at its best learning rate, measured at each budget (mean over seeds). The dashed
+    line is the base before training. A line that keeps moving has not settled at the largest
+    budget.
+    """
+    # One panel for each learning task and each measure of forgetting but the divergences.
     names = [*study.summary.measure.learning, *study.summary.forgetting_measures]
     return over_tokens(study.summary, [name for name in names if name not in DRIFT])
 
 
+@chart_of("Divergence from the base", style.colour_note)
 def drift(study: Study) -> list[ChartPanel]:
-    """One panel for each divergence that was measured: forward and reverse, target and source."""
+    """How far each arm's predictions have moved from the base's, at its best rate after each budget
+    (mean over seeds): KL(base || tuned) is large where the base's likely words have become
+    unlikely, KL(tuned || base) where new ones have become likely. On target inputs some of it is
+    what was to be learnt; on source text all of it is drift. The base is at 0.
+    """
+    # One panel for each divergence that was measured: forward and reverse, target and source.
     measured = {*study.summary.measure.learning, *study.summary.measure.forgetting}
     return over_tokens(study.summary, [name for name in DRIFT if name in measured])
 
 
+@chart_of("Regularisers: learning and forgetting against budget")
 def regularisers(study: Study) -> list[ChartPanel]:
-    """Full finetuning held back in several ways, and LoRA; the leading measures."""
+    """Full finetuning alone, with weight decay, dropout or decay toward the base (L2-SP), beside
+    the plainest arms of LoRA by rank (figure 4 of Biderman et al. 2024). A regulariser is worth
+    its price where it keeps the source scores up without pulling the target score down.
+    """
+    # Full finetuning held back in several ways, and LoRA; the leading measures.
     arms = regularised(study.summary)
     return over_tokens(study.summary, leading(study.summary), arms) if arms else []
 
@@ -165,11 +181,16 @@ def regularisers(study: Study) -> list[ChartPanel]:
 # ----- over learning rates -----
 
 
+@chart_of("Scores against learning rate", style.colour_note)
 def learning_rates(study: Study) -> list[ChartPanel]:
-    """Every arm and rate at the largest budget that rate reached; chosen rates are ringed.
-
-    Panels for validation loss, the leading task, and the measures of forgetting but KL.
+    """Every learning rate tried, at the largest budget it was measured at. For each seed the rate
+    with the lowest validation loss, or the one that a search found best by its own objective, is
+    chosen; rates chosen with any seed are ringed. A ring at the end of its line means that the
+    best rate may lie outside the range tried. Arms are compared at their own best rates, never
+    at a shared one.
     """
+    # Every arm and rate at the largest budget that rate reached; chosen rates are ringed. Panels
+    # for validation loss, the leading task, and the measures of forgetting but KL.
     summary = study.summary
     last = {(group.arm, group.learning_rate): group for group in groups(summary)}.values()
     rates = {rate for arm in summary.arms for rate in arm.rates}
@@ -227,8 +248,13 @@ def _crosses(summary: Summary, x: altair.X) -> list[altair.Chart]:
 # ----- over a setting of the arms, at their best rates and largest budgets -----
 
 
+@chart_of("Modules and rank")
 def ranks(study: Study) -> list[ChartPanel]:
-    """LoRA's leading measures over its rank, one line a choice of modules."""
+    """Arms of LoRA at their best rates and largest budgets, by rank and by the modules that are
+    adapted. In the paper more rank moves along the trade-off: it learns more and forgets more
+    (figure 7 of Biderman et al. 2024).
+    """
+    # LoRA's leading measures over its rank, one line a choice of modules.
     summary, series = study.summary, adapted(study.summary)
     arms = {arm.name: arm for arm in summary.arms}
     found = [group for name, group in final_groups(summary).items() if name in series]
@@ -250,8 +276,13 @@ def ranks(study: Study) -> list[ChartPanel]:
     ]  # fmt: skip
 
 
+@chart_of("Replay: learning and forgetting against its share")
 def replay(study: Study) -> list[ChartPanel]:
-    """The leading task and every measure of forgetting over the share of replayed tokens."""
+    """Arms that differ in `replay` alone, at their best rates and largest budgets. Replay mixes
+    source data among the target's; what it costs in learning stands beside what it saves of the
+    source scores.
+    """
+    # The leading task and every measure of forgetting over the share of replayed tokens.
     summary, named = study.summary, families(study.summary, "replay")
     of_arm = {arm.name: (family, arm) for family, arms in named.items() for arm in arms}
     found = [group for name, group in final_groups(summary).items() if name in of_arm]
@@ -276,8 +307,18 @@ def replay(study: Study) -> list[ChartPanel]:
 # ----- training loss -----
 
 
+def _losses_note(study: Study) -> str:
+    every = [arm.name for arm in study.summary.arms]
+    return who_is_drawn(style.coloured(study.summary), every, "The table above has the runs of")
+
+
+@chart_of("Training loss", _losses_note)
 def loss_curves(study: Study) -> list[ChartPanel]:
-    """One panel with every rate and seed that wrote a loss, of the arms that have a colour."""
+    """The loss the optimiser saw, step by step, for every arm, rate and seed at its largest budget.
+    A smooth fall is healthy; spikes or a rise mean that the learning rate is too high. Low
+    training loss alone says nothing about forgetting.
+    """
+    # One panel with every rate and seed that wrote a loss, of the arms that have a colour.
     summary = study.summary
     arms = style.coloured(summary)
     # Of every arm, rate and seed the run with the largest budget; shorter ones only cover it.
@@ -328,77 +369,3 @@ def _loss(summary: Summary, run: RunRow, tokens: float, loss: float) -> Row:
         "seed": str(run.seed), "budget": formats.budget_of(summary, run.budget),
         "state": run.state,
     }  # fmt: skip
-
-
-def _losses_note(study: Study) -> str:
-    every = [arm.name for arm in study.summary.arms]
-    return who_is_drawn(style.coloured(study.summary), every, "The table above has the runs of")
-
-
-# ----- the table -----
-
-LEARNING_CURVES = Chart(
-    "learning_curves",
-    "Scores against tokens",
-    "Every arm at its best learning rate, measured at each budget (mean over seeds). The "
-    "dashed line is the base before training. A line that keeps moving has not settled at "
-    "the largest budget.",
-    learning_curves,
-    style.colour_note,
-)
-DRIFTS = Chart(
-    "drift",
-    "Divergence from the base",
-    "How far each arm's predictions have moved from the base's, at its best rate after each "
-    "budget (mean over seeds): KL(base || tuned) is large where the base's likely words have "
-    "become unlikely, KL(tuned || base) where new ones have become likely. On target inputs "
-    "some of it is what was to be learnt; on source text all of it is drift. The base is at 0.",
-    drift,
-    style.colour_note,
-)
-LEARNING_RATES = Chart(
-    "learning_rates",
-    "Scores against learning rate",
-    "Every learning rate tried, at the largest budget it was measured at. For each seed the "
-    "rate with the lowest validation loss, or the one that a search found best by its own "
-    "objective, is chosen; rates chosen with any seed are ringed. A ring at the "
-    "end of its line means that the best rate may lie outside the range tried. Arms are "
-    "compared at their own best rates, never at a shared one.",
-    learning_rates,
-    style.colour_note,
-)
-REGULARISERS = Chart(
-    "regularisers",
-    "Regularisers: learning and forgetting against budget",
-    "Full finetuning alone, with weight decay, dropout or decay toward the base (L2-SP), "
-    "beside the plainest arms of LoRA by rank (figure 4 of Biderman et al. 2024). A "
-    "regulariser is worth its price where it keeps the source scores up without pulling the "
-    "target score down.",
-    regularisers,
-)
-REPLAY = Chart(
-    "replay",
-    "Replay: learning and forgetting against its share",
-    "Arms that differ in `replay` alone, at their best rates and largest budgets. Replay "
-    "mixes source data among the target's; what it costs in learning stands beside what it "
-    "saves of the source scores.",
-    replay,
-)
-RANKS = Chart(
-    "ranks",
-    "Modules and rank",
-    "Arms of LoRA at their best rates and largest budgets, by rank and by the modules that "
-    "are adapted. In the paper more rank moves along the trade-off: it learns more and "
-    "forgets more (figure 7 of Biderman et al. 2024).",
-    ranks,
-)
-LOSS_CURVES = Chart(
-    "loss_curves",
-    "Training loss",
-    "The loss the optimiser saw, step by step, for every arm, rate and seed at its largest "
-    "budget. A smooth fall is healthy; spikes or a rise "
-    "mean that the learning rate is too high. Low training loss alone says nothing about "
-    "forgetting.",
-    loss_curves,
-    _losses_note,
-)

@@ -85,6 +85,17 @@ class Chart:
         return f"{self.explanation} {self.note(study)}".strip()
 
 
+def chart_of(
+    title: str, note: Callable[[Study], str] = lambda study: ""
+) -> Callable[[Callable[[Study], list[ChartPanel]]], Chart]:
+    """Makes the chart of a function that draws it; what its docstring says stands on the page."""
+
+    def make(draw: Callable[[Study], list[ChartPanel]]) -> Chart:
+        return Chart(draw.__name__, title, " ".join(str(draw.__doc__).split()), draw, note)
+
+    return make
+
+
 # ----- colour and shape -----
 
 

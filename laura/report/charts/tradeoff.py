@@ -10,7 +10,7 @@ import altair
 from laura.report import formats
 from laura.report.arms import Group, final_groups, groups
 from laura.report.charts import style
-from laura.report.charts.style import GREY, Chart, ChartPanel, Row
+from laura.report.charts.style import GREY, ChartPanel, Row, chart_of
 from laura.report.study import Study
 from laura.results.schema import MEAN, Summary, TaskFacts
 
@@ -43,8 +43,16 @@ def pairs(summary: Summary) -> list[tuple[str, str]]:
     return found + [(summary.primary, name) for name in others]
 
 
+@chart_of("The trade-off: what was learnt, what was lost", style.colour_note)
 def tradeoff(study: Study) -> list[ChartPanel]:
-    """One line an arm, a marker a budget, the base at zero; a panel a pair with some point."""
+    """Every marker is an arm at its best learning rate after one budget, beside the base, which is
+    the grey diamond at zero. Up means more learnt, right means less forgotten; an arm that lies
+    above and to the right of another is better in both. Bars are one standard error either way:
+    a difference no longer than the bars may be chance. Small pale markers are single seeds.
+    Rings are the Pareto front: means over the seeds of an arm at one rate and budget, among all
+    rates, that none beats in both.
+    """
+    # One line an arm, a marker a budget, the base at zero; a panel a pair with some point.
     summary, panels = study.summary, []
     singles = [
         Group(summary, one.arm, one.budget, (one,)) for one in summary.points if one.selected
@@ -217,8 +225,12 @@ def _front_names(rows: list[Row]) -> list[altair.Chart]:
 # ----- task by task -----
 
 
+@chart_of("Forgetting, task by task")
 def forgetting_by_task(study: Study) -> list[ChartPanel]:
-    """One panel for the accuracies with their mean, one for losses and KL, one for each other."""
+    """Every arm at its best learning rate and largest budget. Left of the dashed line, which is the
+    base, something was lost. A mean can hide that one task fell while another rose.
+    """
+    # One panel for the accuracies with their mean, one for losses and KL, one for each other.
     summary = study.summary
     accuracies = [*summary.accuracies, MEAN] if summary.accuracies else []
     others = [name for name in summary.forgetting_measures if name != MEAN]
@@ -274,24 +286,3 @@ def _by_task(summary: Summary, name: str, title: str, tasks: list[TaskFacts]) ->
         f"Change of {', '.join(labels)} from the base, one point an arm.",
         max(140, len(labels) * (22 + 16 * max(1, len(arms)))),
     )
-
-
-TRADEOFF = Chart(
-    "tradeoff",
-    "The trade-off: what was learnt, what was lost",
-    "Every marker is an arm at its best learning rate after one budget, beside the base, "
-    "which is the grey diamond at zero. Up means more learnt, right means less "
-    "forgotten; an arm that lies above and to the right of another is better in both. Bars "
-    "are one standard error either way: a difference no longer than the bars may be chance. "
-    "Small pale markers are single seeds. Rings are the Pareto front: means over the seeds of "
-    "an arm at one rate and budget, among all rates, that none beats in both.",
-    tradeoff,
-    style.colour_note,
-)
-FORGETTING = Chart(
-    "forgetting_by_task",
-    "Forgetting, task by task",
-    "Every arm at its best learning rate and largest budget. Left of the dashed line, which "
-    "is the base, something was lost. A mean can hide that one task fell while another rose.",
-    forgetting_by_task,
-)

@@ -1,1 +1,1 @@
-"""The pages of a report; their table is `laura.report.pages.table`."""
+"""The pages of a report; their table stands in `laura.report.html`."""
