@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 
 from laura import __version__
 from laura.serve.admin import Admin, Audit, admin_routes
-from laura.serve.context import RequestLog, context_of
+from laura.serve.auth import Tenants
+from laura.serve.context import ApiError, RequestLog, context_of, of_validation
 from laura.serve.engines import ServingEngine
-from laura.serve.errors import ApiError, of_validation
 from laura.serve.metrics import Metrics
 from laura.serve.middleware import RequestMiddleware
 from laura.serve.page_files import INDEX, page_response
@@ -33,7 +33,6 @@ from laura.serve.schemas import (
 from laura.serve.service import GenerationRequest, Service
 from laura.serve.settings import ServeSettings
 from laura.serve.stream import EventStream, all_chunks, while_there
-from laura.serve.tenants import Tenants
 
 if TYPE_CHECKING:
     from laura.serve.library import Library
@@ -118,22 +117,23 @@ def _openai_routes(service: Service) -> APIRouter:
 
 async def _answer(service: Service, request: Request, wanted: GenerationRequest) -> Response:
     context = context_of(request)
-    work, serializer = await while_there(request.receive, service.begin(context, wanted))
+    generation, serializer = await while_there(request.receive, service.begin(context, wanted))
     handed_on = False
     try:
         if not wanted.stream:
 
             async def whole() -> str:
-                chunks = [one async for one in all_chunks(work, serializer) if one is not None]
-                return serializer.whole(chunks, context).model_dump_json()
+                chunks = [one async for one in all_chunks(generation, serializer)]
+                found = serializer.whole([one for one in chunks if one is not None], context)
+                return found.model_dump_json()
 
             answer = await while_there(request.receive, whole())
             return Response(answer, media_type="application/json")
         heartbeat = service.settings.heartbeat_seconds
-        await while_there(request.receive, work.wait_for_first(heartbeat))
-        handed_on = True  # the stream closes the work
+        await while_there(request.receive, generation.wait_for_first(heartbeat))
+        handed_on = True  # the stream closes it
         return EventStream(
-            work,
+            generation,
             serializer,
             context,
             wants_usage=wanted.wants_usage,
@@ -142,7 +142,7 @@ async def _answer(service: Service, request: Request, wanted: GenerationRequest)
         )
     finally:
         if not handed_on:
-            await work.close()
+            generation.close()
 
 
 def _operations_routes(service: Service, metrics: Metrics) -> APIRouter:

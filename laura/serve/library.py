@@ -34,8 +34,8 @@ from laura.models.lora import LoraSettings
 from laura.models.safe_files import FileMark, OpenFolder, UnreadableError, printable
 from laura.results.errors import AdapterError, LauraError, StoreError, UsageError
 from laura.results.schema import Record
+from laura.serve.auth import NAME_PATTERN
 from laura.serve.engines import AdapterFiles
-from laura.serve.tenants import NAME_PATTERN
 
 Unrecorded = Literal["allow", "warn", "refuse"]
 Action = Literal["warn", "refuse"]

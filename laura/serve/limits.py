@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from laura.serve.errors import ApiError
-from laura.serve.tenants import Tenant, Tenants
+from laura.serve.auth import Tenant, Tenants
+from laura.serve.context import ApiError
 
 Which = Literal["requests", "tokens", "concurrent"]
 TICKS = 10**6

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from laura.data.templates import chat_prompts
-from laura.serve.errors import bad_request
+from laura.serve.context import bad_request
 from laura.serve.schemas import ChatMessage
 
 T = TypeVar("T")

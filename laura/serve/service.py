@@ -6,22 +6,28 @@ import asyncio
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from laura.serve.answers import ChatSerializer, CompletionSerializer, Serializer
-from laura.serve.context import RequestContext, RequestLog
-from laura.serve.engines import AdapterFiles, Ask, EngineError, Event, ServingEngine
-from laura.serve.errors import ApiError, adapter_refused, bad_request, of_engine, unknown_model
+from laura.serve.auth import LOCAL, Tenant, Tenants, may_use
+from laura.serve.context import (
+    ApiError,
+    RequestContext,
+    RequestLog,
+    adapter_refused,
+    bad_request,
+    unknown_model,
+)
+from laura.serve.engines import AdapterFiles, SequenceRequest, ServingEngine
 from laura.serve.library import AdapterRefusedError, UnknownAdapterError, short_record
 from laura.serve.limits import Limits
 from laura.serve.prompts import Prompter, TokenTexts
 from laura.serve.schemas import INT64, ChatCompletionRequest, CompletionRequest, ModelCard
 from laura.serve.settings import ServeSettings
-from laura.serve.tenants import LOCAL, Tenant, Tenants, may_use
-from laura.serve.work import Work, close_streams
+from laura.serve.stream import Generation
 
 if TYPE_CHECKING:
     from laura.results.schema import Record
@@ -179,7 +185,7 @@ class Service:
 
     async def begin(
         self, context: RequestContext, request: GenerationRequest
-    ) -> tuple[Work, Serializer]:
+    ) -> tuple[Generation, Serializer]:
         """Put what a request wants into the engine's queue.
 
         Raises:
@@ -191,24 +197,23 @@ class Service:
         context.adapter, context.stream = adapter or "base", bool(request.stream)
         _check_size(request, self.settings)
         prompts, echoes = await self._prompts(request)
-        asks = self._asks(context, request, prompts, adapter)
+        sequences = self._sequences(context, request, prompts, adapter)
         context.prompt_tokens = sum(map(len, prompts))
         # The most that they can use.
-        tokens = sum(len(ask.prompt) + ask.max_new_tokens for ask in asks)
+        tokens = sum(len(one.prompt) + one.max_new_tokens for one in sequences)
         admission = self.limits.admit(tenant, tokens)
-        try:
-            files = None if adapter is None else await self.files(adapter)
-            streams = await self._submit(asks, files)
-        except BaseException:
-            self.limits.settle(admission, 0)
-            raise
-        work = Work(
+        generation = Generation(
             context,
-            streams,
             self.settings.request_seconds,
             lambda: self.limits.settle(admission, context.used_tokens),
         )
-        return work, self._serializer(context, request, len(asks), echoes)
+        try:
+            files = None if adapter is None else await self.files(adapter)
+            generation.begin(self.engine, sequences, files)
+        except BaseException:
+            generation.close()
+            raise
+        return generation, self._serializer(context, request, len(sequences), echoes)
 
     def close(self) -> None:
         """End the threads that read prompts and adapters."""
@@ -241,13 +246,13 @@ class Service:
         texts = await self._prompter.echoes(request.prompt)
         return prompts, [text for text in texts for _ in range(request.n or 1)]
 
-    def _asks(
+    def _sequences(
         self,
         context: RequestContext,
         request: GenerationRequest,
         prompts: Sequence[tuple[int, ...]],
         adapter: str | None,
-    ) -> list[Ask]:
+    ) -> list[SequenceRequest]:
         """One sequence for each answer: all of the first prompt, then all of the second.
 
         The first answer to a prompt has the request's own seed, so that it does not depend
@@ -261,7 +266,7 @@ class Service:
             echo, top = False, (request.top_logprobs or 0) if request.logprobs else None
         budgets = [self._budget(request, len(prompt)) for prompt in prompts]
         return [
-            Ask(
+            SequenceRequest(
                 id=f"{context.id}-{place}-{choice}",
                 tenant=tenant.name,
                 prompt=prompt,
@@ -304,18 +309,6 @@ class Service:
                 f"{asked} new tokens are asked for; this server gives at most {most}", "max_tokens"
             )
         return asked
-
-    async def _submit(
-        self, asks: Sequence[Ask], files: AdapterFiles | None
-    ) -> list[AsyncIterator[Event]]:
-        streams: list[AsyncIterator[Event]] = []
-        try:
-            for ask in asks:
-                streams.append(self.engine.submit(ask, files))
-        except EngineError as error:
-            await close_streams(streams)
-            raise of_engine(error) from error
-        return streams
 
     def _serializer(
         self,

@@ -18,10 +18,10 @@ import uvicorn
 
 from laura.models.adapter_files import BaseFacts
 from laura.serve.app import create_app
+from laura.serve.auth import Tenant, Tenants, hash_of_key
 from laura.serve.engines import AdapterFiles
 from laura.serve.library import AdapterRefusedError, UnknownAdapterError
 from laura.serve.settings import ServeSettings
-from laura.serve.tenants import Tenant, Tenants, hash_of_key
 from tests.serve.fake_engine import FakeEngine
 
 BASE = "micro"

@@ -149,7 +149,7 @@ def test_new_adapters_are_there_after_a_rescan(micro_tokenizer: Any) -> None:
 
 
 def test_tenants_are_read_anew_without_a_restart(micro_tokenizer: Any, tmp_path: Path) -> None:
-    from laura.serve.tenants import hash_of_key
+    from laura.serve.auth import hash_of_key
     from tests.serve.houses import ADMIN
 
     file, log = tmp_path / "tenants.yaml", tmp_path / "audit.jsonl"

@@ -13,7 +13,7 @@ import pytest
 
 from laura.results.errors import StoreError
 from laura.serve.admin import Audit
-from laura.serve.tenants import new_key
+from laura.serve.auth import new_key
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -12,22 +12,24 @@ from typing import Any
 
 import pytest
 
+from laura.engine.detokenizer import TextDelta
 from laura.engine.model_runner import FusedRunner
 from laura.engine.scheduler import Scheduler
 from laura.models.adapter_files import base_facts
 from laura.serve.engines import (
     AdapterFiles,
-    Ask,
     Ended,
     EngineError,
     Event,
-    NewText,
     PromptScores,
+    SequenceRequest,
 )
 from laura.serve.inprocess import InProcess, open_inprocess
 from laura.serve.library import Library
+from laura.serve.settings import EngineSettings
 from tests.conftest import make_tiny_model
 from tests.engine.alone import MLP, alone, made_adapter, merged, tiny, written
+from tests.serve.fake_engine import Events
 
 ADAPTERS = {f"a{seed}": made_adapter(seed, 4 if seed % 2 else 6, MLP) for seed in range(6)}
 TEXT = "question: how many cats? answer"
@@ -72,14 +74,14 @@ class Setting:
         self.prompt = tuple(tokenizer.encode(TEXT))
         self.count = 0
 
-    def ask(self, limit: int = 8, **more: Any) -> Ask:
+    def ask(self, limit: int = 8, **more: Any) -> SequenceRequest:
         self.count += 1
         settings = {"tenant": "t", "prompt": self.prompt, "ignore_end": True, **more}
-        return Ask(id=str(self.count), max_new_tokens=limit, **settings)
+        return SequenceRequest(id=str(self.count), max_new_tokens=limit, **settings)
 
-    def submit(self, limit: int = 8, **more: Any) -> AsyncIterator[Event]:
+    def submit(self, limit: int = 8, **more: Any) -> Events:
         name = more.get("adapter")
-        return self.engine.submit(self.ask(limit, **more), files_of(name) if name else None)
+        return Events(self.engine, self.ask(limit, **more), files_of(name) if name else None)
 
 
 @asynccontextmanager
@@ -97,7 +99,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def text_of(events: AsyncIterator[Event]) -> str:
-    return "".join([event.text async for event in events if isinstance(event, NewText)])
+    return "".join([event.text async for event in events if isinstance(event, TextDelta)])
 
 
 def expected(tokenizer: Any, name: str | None, prompt: tuple[int, ...], limit: int) -> str:
@@ -130,7 +132,7 @@ def test_the_last_answer_to_end_lets_in_who_waits_for_its_slot(tiny_tokenizer: A
             first = setting.submit(60, adapter="a0")
             await anext(first)
             second = asyncio.ensure_future(text_of(setting.submit(adapter="a1")))
-            while not setting.engine._loading._reads:  # type: ignore[union-attr]
+            while not setting.engine._loader._reads:  # type: ignore[union-attr]
                 await asyncio.sleep(0.01)
             async for _ in first:
                 pass
@@ -144,11 +146,11 @@ def test_events_come_in_order(tiny_tokenizer: Any) -> None:
         async with running(tiny_tokenizer) as setting:
             events = [e async for e in setting.submit(5, top_logprobs=2, prompt_logprobs=True)]
             assert isinstance(events[0], PromptScores)
-            assert [score.token_id for score in events[0].tokens] == list(setting.prompt)
-            assert events[0].tokens[0].logprob is None
-            texts = [event for event in events if isinstance(event, NewText)]
-            assert sum(len(event.tokens) for event in texts) == 5
-            assert all(len(score.top) == 2 for event in texts for score in event.tokens)
+            assert [score[0] for score in events[0].scores] == list(setting.prompt)
+            assert events[0].scores[0][1] is None
+            texts = [event for event in events if isinstance(event, TextDelta)]
+            assert sum(len(event.scores) for event in texts) == 5
+            assert all(len(score[2]) == 2 for event in texts for score in event.scores)
             assert events[-1] == Ended("length", len(setting.prompt), 5, 0)
             again = [e async for e in setting.submit(5)]
             assert again[-1] == Ended("length", len(setting.prompt), 5, len(setting.prompt) - 1)
@@ -164,12 +166,10 @@ def test_a_closed_iterator_frees_its_row(tiny_tokenizer: Any) -> None:
             events = setting.submit(400, adapter="a1")
             await anext(events)
             assert setting.engine.state().running == {"t": 1}
-            await events.aclose()  # type: ignore[attr-defined]
-            reader = asyncio.ensure_future(text_of(setting.submit(400)))
-            lost = setting.submit(400)
+            events.close()
+            other = setting.submit(400)
             await asyncio.sleep(0.2)
-            reader.cancel()
-            del lost
+            other.close()
             for _ in range(200):
                 state = setting.engine.state()
                 if not state.running and not state.cache_tokens:
@@ -213,7 +213,7 @@ def test_a_bad_adapter_fails_alone(tiny_tokenizer: Any) -> None:
                 await setting.engine.load(files_of("wrong"))
             del ADAPTERS["wrong"]
             with pytest.raises(EngineError, match="rank 65"):
-                setting.engine.submit(setting.ask(adapter="big"), files_of("big", 65))
+                Events(setting.engine, setting.ask(adapter="big"), files_of("big", 65))
             assert await good == expected(tiny_tokenizer, None, setting.prompt, 60)
             assert setting.engine.state().slots == ()
 
@@ -262,13 +262,13 @@ def test_impossible_asks_are_refused_at_once(tiny_tokenizer: Any) -> None:
 
 def test_the_queue_is_bounded(tiny_tokenizer: Any) -> None:
     async def work() -> None:
-        async with running(tiny_tokenizer, most_waiting=3, most_waiting_per_tenant=2) as setting:
+        async with running(tiny_tokenizer, most_waiting=4) as setting:
             setting.reader.go.clear()
             held = [setting.submit(adapter="a1") for _ in range(2)]
             with pytest.raises(EngineError, match="too many of your requests wait") as caught:
                 setting.submit(adapter="a1")
             assert caught.value.kind == "full" and caught.value.retry_after
-            held.append(setting.submit(adapter="a1", tenant="u"))
+            held += [setting.submit(adapter="a1", tenant="u") for _ in range(2)]
             with pytest.raises(EngineError, match="too many requests"):
                 setting.submit(tenant="v", adapter="a1")
             setting.reader.go.set()
@@ -369,10 +369,11 @@ def test_an_engine_of_a_folder_reads_adapters_from_folders(
     model = merged(ADAPTERS["a1"], make_tiny_model)
 
     async def work() -> None:
-        engine = open_inprocess(str(tiny_folder), device="cpu", precision="fp32", slots=1)
+        settings = EngineSettings(base="tiny", device="cpu", precision="fp32", slots=1)
+        engine = open_inprocess(tiny_folder, settings)
         await engine.start()
-        ask = Ask("1", "t", prompt, 9, adapter="mine", ignore_end=True)
-        found = await text_of(engine.submit(ask, files))
+        ask = SequenceRequest("1", "t", prompt, 9, adapter="mine", ignore_end=True)
+        found = await text_of(Events(engine, ask, files))
         await engine.stop(1)
         assert found == tiny_tokenizer.decode(alone(model, prompt, 9), skip_special_tokens=True)
         assert engine.context_tokens == 512 and len(engine.fingerprint) == 64

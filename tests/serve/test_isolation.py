@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from laura.serve.tenants import Tenants
+from laura.serve.auth import Tenants
 from tests.serve.houses import ADMIN, BASE, House, build, key, tenant
 
 UNKNOWN = "zzz-unknown"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laura.serve.auth import LOCAL, Tenant, Tenants
 from laura.serve.limits import TICKS, Admission, Bucket, LimitError, Limits, Usage
-from laura.serve.tenants import LOCAL, Tenant, Tenants
 
 MICROSECOND = Fraction(1, TICKS)
 

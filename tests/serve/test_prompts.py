@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laura.serve.errors import ApiError
+from laura.serve.context import ApiError
 from laura.serve.prompts import Prompter, TokenTexts
 from laura.serve.schemas import ChatMessage, ContentPart
 from tests.conftest import make_tiny_tokenizer

@@ -17,8 +17,9 @@ import httpx
 import pytest
 
 from laura.results.errors import UsageError
+from laura.serve.auth import check_address
 from laura.serve.server import listening_socket, url_of
-from laura.serve.settings import ServeSettings, check_address
+from laura.serve.settings import ServeSettings
 from tests.serve.houses import until
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ import pytest
 
 from laura.results.errors import StoreError, UsageError
 from laura.serve import tenant_changes
+from laura.serve.auth import Tenants, hash_of_key
 from laura.serve.tenant_changes import add, add_key, make_admin, remove, revoke_key, set_limits
-from laura.serve.tenants import Tenants, hash_of_key
 from tests.serve.test_tenants import of_key
 
 ROOT = str(Path(__file__).parents[2])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from laura.results.errors import StoreError
 from laura.serve import tenants as tenants_module
-from laura.serve.tenants import (
+from laura.serve.auth import (
     Found,
     Tenant,
     Tenants,

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from laura.cli import app as cli
-from laura.serve.tenants import Tenants, hash_of_key, parse_tenants
+from laura.serve.auth import Tenants, hash_of_key, parse_tenants
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("add", "set", "list", "remove", "admin", "key add", "key revoke")

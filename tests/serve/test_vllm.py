@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from laura.engine.detokenizer import TextDelta
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.models import adapters as peft_files
@@ -26,12 +28,30 @@ from laura.models.load import load_base
 from laura.models.lora import LoraSettings, detach, lora_layers
 from laura.results.errors import AdapterError, MissingExtraError, ModelError, UsageError
 from laura.serve import vllm
-from laura.serve.engines import AdapterFiles, Ask, Ended, EngineError, Event, NewText, PromptScores
-from laura.serve.library import Library
+from laura.serve.engines import (
+    AdapterFiles,
+    Ended,
+    EngineError,
+    Event,
+    PromptScores,
+    SequenceRequest,
+)
+from laura.serve.library import Library, read_checked
+from laura.serve.settings import EngineSettings, read_arguments
 from laura.serve.vllm import Patience, VllmServed, write_plain
-from laura.serve.vllm_arguments import read_arguments
 from tests.models import fake_vllm
 from tests.models.test_vllm_engine import Fake, alive, gone, require_vllm
+from tests.serve.fake_engine import Events as Plain
+
+NUMBERS = itertools.count()
+
+
+class Events(Plain):
+    """Of a request that gets a name of its own."""
+
+    def __init__(self, engine: Any, ask: SequenceRequest, files: AdapterFiles | None) -> None:
+        super().__init__(engine, replace(ask, id=str(next(NUMBERS))), files)
+
 
 QUICK = Patience(start=60.0, poll=0.05, silence=5.0, first_pause=0.1, last_pause=0.5)
 PROMPT = (40, 41, 42, 50)
@@ -83,7 +103,7 @@ def shift(files: AdapterFiles | None) -> int:
     return fake_vllm.shift_of(total)
 
 
-def expected(ask: Ask, files: AdapterFiles | None) -> list[int]:
+def expected(ask: SequenceRequest, files: AdapterFiles | None) -> list[int]:
     """New tokens, with the end token if one comes."""
     tokens, number = list(ask.prompt), shift(files)
     for _ in range(ask.max_new_tokens):
@@ -93,22 +113,26 @@ def expected(ask: Ask, files: AdapterFiles | None) -> list[int]:
     return tokens[len(ask.prompt) :]
 
 
-def ask_for(number: int, files: AdapterFiles | None = None, **changes: Any) -> Ask:
+def ask_for(number: int, files: AdapterFiles | None = None, **changes: Any) -> SequenceRequest:
     prompt = (40 + number, *PROMPT)
     name = None if files is None else files.name
-    ask = Ask(f"ask {number}", "one", prompt, 12, adapter=name, ignore_end=True)
+    ask = SequenceRequest("", "one", prompt, 12, adapter=name, ignore_end=True)
     return replace(ask, **changes)
 
 
-async def collect(engine: VllmServed, ask: Ask, files: AdapterFiles | None = None) -> list[Event]:
-    return [event async for event in engine.submit(ask, files)]
+async def collect(
+    engine: VllmServed, ask: SequenceRequest, files: AdapterFiles | None = None
+) -> list[Event]:
+    return [event async for event in Events(engine, ask, files)]
 
 
 def text_of(events: list[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, NewText))
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
-async def check(engine: VllmServed, ask: Ask, files: AdapterFiles | None = None) -> None:
+async def check(
+    engine: VllmServed, ask: SequenceRequest, files: AdapterFiles | None = None
+) -> None:
     """The answer is that of who was asked."""
     events = await collect(engine, ask, files)
     tokens = expected(ask, files)
@@ -119,9 +143,21 @@ async def check(engine: VllmServed, ask: Ask, files: AdapterFiles | None = None)
     assert events[-1] == Ended(finish, len(ask.prompt), len(tokens), 3)
 
 
+SETTINGS = EngineSettings(base="tiny", kind="vllm")
+
+
+def made(folder: Path, **changes: Any) -> VllmServed:
+    """An engine with these settings of its own or of `EngineSettings`."""
+    own = {"patience": QUICK, "read": read}
+    for name in ("patience", "read", "most_running"):
+        if name in changes:
+            own[name] = changes.pop(name)
+    return VllmServed(folder, replace(SETTINGS, **changes), **own)  # type: ignore[arg-type]
+
+
 @asynccontextmanager
 async def serving(folder: Path, **settings: Any) -> Any:
-    engine = VllmServed(folder, **{"patience": QUICK, "read": read, **settings})
+    engine = made(folder, **settings)
     await engine.start()
     try:
         yield engine
@@ -216,18 +252,18 @@ def test_scores_and_stop_texts(tiny_folder: Path, fake: Fake, adapters: list[Ada
             ask = ask_for(1, files, top_logprobs=2, prompt_logprobs=True)
             events = await collect(engine, ask, files)
             assert isinstance(events[0], PromptScores)
-            first, *others = events[0].tokens
-            assert (first.token_id, first.logprob, first.top) == (ask.prompt[0], None, ())
+            first, *others = events[0].scores
+            assert first == (ask.prompt[0], None, ())
             for i, score in enumerate(others, start=1):
                 before = list(ask.prompt[:i])
-                assert score.logprob == pytest.approx(fake_vllm.nats(before, ask.prompt[i], number))
-                assert len(score.top) == 2 and score.top[0][1] >= score.top[1][1]
-            told = [s for event in events if isinstance(event, NewText) for s in event.tokens]
+                assert score[1] == pytest.approx(fake_vllm.nats(before, ask.prompt[i], number))
+                assert len(score[2]) == 2 and score[2][0][1] >= score[2][1][1]
+            told = [s for event in events if isinstance(event, TextDelta) for s in event.scores]
             new = expected(ask, files)
-            assert [score.token_id for score in told] == new
+            assert [score[0] for score in told] == new
             for i, score in enumerate(told):
                 before = [*ask.prompt, *new[:i]]
-                assert score.logprob == pytest.approx(fake_vllm.nats(before, new[i], number))
+                assert score[1] == pytest.approx(fake_vllm.nats(before, new[i], number))
 
             only = await collect(engine, replace(ask, max_new_tokens=0), files)
             assert only == [events[0], Ended("length", len(ask.prompt), 0, 3)]
@@ -253,14 +289,14 @@ def test_a_cancelled_sequence_is_out_before_another_kind_comes(
     async def work() -> None:
         async with serving(tiny_folder) as engine:
             await check(engine, ask_for(0, one), one)
-            events = engine.submit(ask_for(1, one, max_new_tokens=400), one)
+            events = Events(engine, ask_for(1, one, max_new_tokens=400), one)
             await anext(events)
             other = asyncio.create_task(check(engine, ask_for(2)))
             await asyncio.sleep(0.05)
             assert engine.state().waiting == {"one": 1}
             worker = fake.log("start")[-1]["pid"]
             os.kill(worker, signal.SIGSTOP)
-            await events.aclose()
+            events.close()
             await asyncio.sleep(stall)
             os.kill(worker, signal.SIGCONT)
             await other
@@ -287,7 +323,7 @@ def test_the_least_used_adapter_leaves(
             await asyncio.gather(*(check(engine, ask_for(n, f), f) for n, f in enumerate(several)))
             assert len(engine.state().slots) == 2
             await engine.load(two, pin=True)
-            for asked in (lambda: engine.submit(ask_for(1, three), three), None):
+            for asked in (lambda: Events(engine, ask_for(1, three), three), None):
                 with pytest.raises(EngineError, match="taken by pinned adapters; unpin") as error:
                     asked() if asked else await engine.load(three)
                 assert error.value.kind == "adapter"
@@ -305,7 +341,7 @@ def test_the_least_used_adapter_leaves(
     assert len(fake.log("unload")) == len(loads) - 2
     assert not [e for e in loads if Path(e["folder"]).is_relative_to(one.folder.parent)]
     with pytest.raises(EngineError, match="starts anew"):
-        VllmServed(tiny_folder).submit(ask_for(1), None)
+        VllmServed(tiny_folder, SETTINGS).submit(ask_for(1), None, print)
 
 
 def test_an_adapter_in_use_leaves_with_its_last_sequence(
@@ -322,8 +358,8 @@ def test_an_adapter_in_use_leaves_with_its_last_sequence(
             await running
             assert not engine.state().slots and len(fake.log("unload")) == 1
             # Whoever gives up while it is loaded leaves it there, ready for others.
-            reader = engine.submit(ask_for(2, one), one)
-            await reader.aclose()
+            reader = Events(engine, ask_for(2, one), one)
+            reader.close()
             await until(lambda: len(fake.log("load")) == 2)
             await check(engine, ask_for(3, one), one)
             assert len(fake.log("load")) == 2
@@ -384,7 +420,7 @@ def test_the_library_hands_over_what_it_checked(
     one, two = library.open("a1"), library.open("a2")
 
     async def work() -> None:
-        async with serving(tiny_folder, read=None) as engine:
+        async with serving(tiny_folder, read=read_checked) as engine:
             await check(engine, ask_for(1, one), one)
             # The right name, another adapter's bytes since the check.
             shutil.copy(one.folder / peft_files.WEIGHTS, two.folder / peft_files.WEIGHTS)
@@ -430,7 +466,7 @@ def test_killed_under_load_it_comes_back(
                 assert len(kinds) >= 8, "all that ran then"
                 assert not engine.state().ready and engine.state().why_not
                 with pytest.raises(EngineError, match="starts anew"):
-                    engine.submit(ask_for(1), None)
+                    Events(engine, ask_for(1), None)
                 # Everybody may read that; what vLLM says of itself is for the log.
                 await until(lambda: engine.state().why_not == "vLLM ended by signal SIGKILL")
                 await until(lambda: engine.state().ready)
@@ -486,7 +522,7 @@ def test_arguments_of_vllms_own(tiny_folder: Path, fake: Fake) -> None:
             assert engine.context_tokens == context
             await check(engine, ask_for(1, max_new_tokens=context - 5))
             with pytest.raises(EngineError, match=f"the context has {context} tokens"):
-                engine.submit(ask_for(1, max_new_tokens=context - 4), None)
+                Events(engine, ask_for(1, max_new_tokens=context - 4), None)
         start: dict[str, Any] = fake.log("start")[-1]["start"]
         return start
 
@@ -507,7 +543,7 @@ def test_arguments_of_vllms_own(tiny_folder: Path, fake: Fake) -> None:
 
     run(work())
     with pytest.raises(UsageError, match="max-model-len=513: the model reads 512 tokens"):
-        VllmServed(tiny_folder, arguments=read_arguments(["max-model-len=513"]))
+        made(tiny_folder, arguments=read_arguments(["max-model-len=513"]))
 
 
 @pytest.mark.parametrize("fault", ["mute", "die_after", "raise_after"])
@@ -550,9 +586,7 @@ def test_impossible_asks_and_a_full_queue(
     tiny_folder: Path, fake: Fake, adapters: list[AdapterFiles]
 ) -> None:
     async def work() -> None:
-        async with serving(
-            tiny_folder, slots=0, most_running=1, most_waiting_per_tenant=2
-        ) as engine:
+        async with serving(tiny_folder, slots=0, most_running=1, queue=4) as engine:
             for changes, words in (
                 ({"prompt": ()}, "the prompt is empty"),
                 ({"max_new_tokens": 0}, "allowed are 1 to 507"),
@@ -560,21 +594,21 @@ def test_impossible_asks_and_a_full_queue(
                 ({"prompt": (1, 512)}, "token ids must be 0 to 511"),
             ):
                 with pytest.raises(EngineError, match=words) as error:
-                    engine.submit(ask_for(1, **changes), None)
+                    Events(engine, ask_for(1, **changes), None)
                 assert error.value.kind == "request"
             with pytest.raises(EngineError, match="without places for adapters"):
-                engine.submit(ask_for(1, adapters[0]), adapters[0])
+                Events(engine, ask_for(1, adapters[0]), adapters[0])
 
-            running = engine.submit(ask_for(1, max_new_tokens=300), None)
-            waiting = [engine.submit(ask_for(n), None) for n in (2, 3)]
+            running = Events(engine, ask_for(1, max_new_tokens=300), None)
+            waiting = [Events(engine, ask_for(n), None) for n in (2, 3)]
             with pytest.raises(EngineError, match="too many of your requests wait") as error:
-                engine.submit(ask_for(4), None)
+                Events(engine, ask_for(4), None)
             assert error.value.kind == "full" and error.value.retry_after == 1.0
             other = asyncio.create_task(collect(engine, ask_for(5, tenant="two")))
             await asyncio.sleep(0)
             assert engine.state().waiting == {"one": 2, "two": 1}
-            await waiting[0].aclose()
-            await running.aclose()
+            waiting[0].close()
+            running.close()
             assert isinstance((await other)[-1], Ended)
             assert isinstance([event async for event in waiting[1]][-1], Ended)
             assert [event async for event in waiting[0]] == []
@@ -584,7 +618,7 @@ def test_impossible_asks_and_a_full_queue(
 
 def test_it_stops_in_order(tiny_folder: Path, fake: Fake) -> None:
     async def work() -> None:
-        engine = VllmServed(tiny_folder, slots=0, patience=QUICK)
+        engine = made(tiny_folder, slots=0)
         assert not engine.state().ready
         await engine.start()
         short = asyncio.create_task(check(engine, ask_for(1, max_new_tokens=50)))
@@ -595,7 +629,7 @@ def test_it_stops_in_order(tiny_folder: Path, fake: Fake) -> None:
         stopping = asyncio.create_task(engine.stop(1.0))
         await asyncio.sleep(0)
         with pytest.raises(EngineError, match="is stopping"):
-            engine.submit(ask_for(3), None)
+            Events(engine, ask_for(3), None)
         await short
         last = (await long)[-1]
         assert isinstance(last, Ended) and last.finish == "cancelled" and last.new_tokens > 9
@@ -609,7 +643,7 @@ def test_vllm_that_does_not_start(
     tiny_folder: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fails(kind: type[Exception], words: str, **changes: float) -> None:
-        engine = VllmServed(tiny_folder, patience=replace(QUICK, **changes))
+        engine = made(tiny_folder, patience=replace(QUICK, **changes))
         with pytest.raises(kind, match=words):
             await engine.start()
         assert not engine.state().ready
@@ -687,12 +721,12 @@ def test_vllm_itself(smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     async def same(engine: VllmServed, kind: int, place: int) -> None:
         files = kinds[kind]
         prompt = tuple(engine.tokenizer.encode(texts[place]))
-        ask = Ask(f"{kind} {place}", "one", prompt, 12, top_logprobs=0)
+        ask = SequenceRequest(f"{kind} {place}", "one", prompt, 12, top_logprobs=0)
         ask = replace(ask, adapter=None if files is None else files.name)
         events = await collect(engine, ask, files)
         wanted = expected[kind][place]
         assert text_of(events) == wanted.text
-        told = [s.logprob for e in events if isinstance(e, NewText) for s in e.tokens]
+        told = [s[1] for e in events if isinstance(e, TextDelta) for s in e.scores]
         assert told == pytest.approx(wanted.logprobs[: len(told)], abs=1e-2)
 
     async def work() -> None:
@@ -701,7 +735,9 @@ def test_vllm_itself(smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.M
             together = [same(engine, n % 3, n // 3 % 3) for n in range(18)]
             await asyncio.gather(*together)
             assert engine._process is not None
-            events = engine.submit(Ask("long", "one", (1, 2, 3), 500, ignore_end=True), None)
+            events = Events(
+                engine, SequenceRequest("long", "one", (1, 2, 3), 500, ignore_end=True), None
+            )
             await anext(events)
             os.killpg(engine._process.pid, signal.SIGKILL)
             with pytest.raises(EngineError, match="starts anew"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from laura.serve.word_difference import TextPart, difference, summary
+from laura.serve.chatting import TextPart, difference, summary
 
 
 def test_words_that_go_stand_before_those_that_come() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from laura.serve.yaml_edit import put, with_value
+from laura.serve.tenant_changes import put, with_value
 
 TEXT = """\
 # Ours, do not lose.

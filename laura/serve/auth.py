@@ -1,4 +1,6 @@
-"""Who may use the server: tenants, their keys, what each may use. No torch.
+"""Who may use the server: tenants, their keys, what each may use; without any, this machine.
+
+No torch, no web framework.
 
     # tenants.yaml, made by `laura tenants add NAME`
     tenants:
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 import re
 import secrets
@@ -36,8 +39,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from laura.recipe.document import YamlDocument
 from laura.recipe.faults import validate
 from laura.recipe.section import Section, short
-from laura.results.errors import Fault, RecipeError, StoreError
+from laura.results.errors import Fault, RecipeError, StoreError, UsageError
 from laura.results.store import disk_faults
+from laura.serve.settings import LOOPBACK
 
 KEY_START = "sk-laura-"
 MOST_KEYS = 2
@@ -351,3 +355,27 @@ def _cross_faults(data: dict[str, Any]) -> Iterable[Fault]:
             owner = owners.setdefault(str(key), where)
             if owner != where or key in listed[:place]:
                 yield Fault(f"{where}.keys.{place}", f"is a key of {owner} already; remove one")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can reach a server that listens at this address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_address(host: str, has_tenants: bool) -> None:
+    """Refuse to open a server without keys to other machines.
+
+    Raises:
+        UsageError: the address is no loopback address and there is no tenants file.
+    """
+    if not has_tenants and not is_loopback(host):
+        raise UsageError(
+            f"--host {host} would let other machines in, and without --tenants FILE nobody needs "
+            f"a key. Make keys with `laura tenants add NAME --file tenants.yaml`, or leave --host "
+            f"out to serve this machine alone ({LOOPBACK})"
+        )
