@@ -1,9 +1,14 @@
-"""The application: the routes of OpenAI's API, of operations and of the page."""
+"""The application: the routes of OpenAI's API, of operations and of the page.
+
+The page runs its own modules and nothing else, talks to its own server alone, and may not be
+framed. Names come from clients: only those of the files that are there have an answer.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,7 +25,6 @@ from laura.serve.context import ApiError, RequestLog, context_of, of_validation
 from laura.serve.engines import ServingEngine
 from laura.serve.metrics import Metrics
 from laura.serve.middleware import RequestMiddleware
-from laura.serve.page_files import INDEX, page_response
 from laura.serve.schemas import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -39,6 +43,27 @@ if TYPE_CHECKING:
 
 ERRORS = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_body"}
+PAGE = Path(__file__).parent / "page"
+INDEX = "index.html"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    # Kept by the browser, but asked about each time: a new version is seen at once.
+    "cache-control": "no-cache",
+}
 PARSE_FAULT = "the body is no JSON in UTF-8, or is nested too deeply"
 
 
@@ -185,6 +210,39 @@ def _page_routes() -> APIRouter:
         return response
 
     return routes
+
+
+def page_response(name: str = INDEX, if_none_match: str | None = None) -> Response | None:
+    """The answer to a GET of one of the page's files.
+
+    Args:
+        name: `index.html` for `/`, else what follows `/static/`.
+        if_none_match: The request's header of that name.
+
+    Returns:
+        200 with the file, 304 without a body where the client has it already, None where
+        there is no such file.
+    """
+    if name not in _files():
+        return None
+    kind, tag, body = _files()[name]
+    headers = {**PAGE_HEADERS, "etag": tag}
+    known = {one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")}
+    if known & {tag, "*"}:
+        return Response(b"", 304, headers)
+    return Response(body, 200, {**headers, "content-type": kind})
+
+
+@cache
+def _files() -> dict[str, tuple[str, str, bytes]]:
+    """Type, entity tag and content by name; read once while the server lives."""
+    found = {}
+    for path in PAGE.iterdir():
+        if path.suffix in TYPES:
+            body = path.read_bytes()
+            tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+            found[path.name] = (TYPES[path.suffix], tag, body)
+    return found
 
 
 async def _api_error(request: Request, fault: Exception) -> Response:

@@ -29,10 +29,9 @@ import re
 import secrets
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -168,19 +167,6 @@ LOCAL = Tenant(name="local", adapters=("*",))
 """The one tenant of a server without a tenants file: everything allowed, no limits."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a key is.
-
-    Attributes:
-        tenant: Whose it is; also where it has expired, so that a log can name them.
-        state: Whether it opens anything.
-    """
-
-    tenant: Tenant | None
-    state: Literal["valid", "expired", "unknown"]
-
-
 class Tenants:
     """All tenants of a server, found by key or by name.
 
@@ -220,8 +206,8 @@ class Tenants:
         """The tenant of this name."""
         return self._by_name.get(name)
 
-    def find(self, key: str, at: datetime | None = None) -> Found:
-        """What a key is; for logs. A client must not learn why its key is refused.
+    def find(self, key: str, at: datetime | None = None) -> tuple[Tenant | None, bool]:
+        """What a key is. A client must not learn why its key is refused.
 
         A key that was never made, one that was revoked and one that has expired cost the
         same steps.
@@ -229,12 +215,13 @@ class Tenants:
         Args:
             key: As the client sent it.
             at: Moment to judge expiry by; now by default.
+
+        Returns:
+            Whose it is, also where it has expired, so that a log can name them; and whether it
+            opens anything.
         """
         tenant, end = self._by_mark.get(self._mark(hash_of_key(key)), _NOBODY)
-        valid = (at or datetime.now(UTC)) < end
-        if valid:
-            return Found(tenant, "valid")
-        return Found(tenant, "unknown" if tenant is None else "expired")
+        return tenant, (at or datetime.now(UTC)) < end
 
     def is_admin(self, key: str) -> bool:
         """Whether a key opens the admin API."""

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -78,7 +78,7 @@ class Policy:
         action: What to do with one that breaks the bound.
 
     Raises:
-        UsageError: the bound is not finite, or there is no such choice.
+        UsageError: the bound is not finite.
     """
 
     max_forgetting: float | None = None
@@ -88,12 +88,6 @@ class Policy:
     def __post_init__(self) -> None:
         if self.max_forgetting is not None and not math.isfinite(self.max_forgetting):
             raise UsageError(f"max_forgetting is {self.max_forgetting}; give a finite number")
-        for name, value, choices in (
-            ("unrecorded", self.unrecorded, get_args(Unrecorded)),
-            ("action", self.action, get_args(Action)),
-        ):
-            if value not in choices:
-                raise UsageError(f"{name} is {value!r}; allowed are {', '.join(choices)}")
 
     def judge(self, record: Record | None) -> PolicyVerdict:
         """Judge an adapter by its record; None where it has none."""
@@ -159,9 +153,7 @@ class _FoundFolder:
     def __init__(self, name: str, folder: Path, refused: str | None) -> None:
         self.name, self.folder, self.by_name = name, folder, refused
         self.lock = threading.Lock()
-        """Held for a moment, around what is known."""
-        self.reading = threading.Lock()
-        """Held while the weights are read, so that several who want them read once."""
+        """Held for a moment, around what is known; not while the weights are read."""
         self.forget()
 
     def forget(self) -> None:
@@ -241,24 +233,23 @@ class Library:
             AdapterRefusedError: it is not served.
         """
         found = self._get(name)
-        with found.reading:
-            with found.lock:
-                self._look(found, whole=True)
-                known, refused, files = found.outline, found.entry.refused, found.files
-            if files is not None:
-                return files
-            if known is None or refused is not None:
-                raise AdapterRefusedError(refused or f"{name} is not read")
-            try:
-                files = self._read(found, known)
-            except AdapterError as error:
-                refused = printable(str(error))
-                # The system's refusal, unlike the files' own faults, may be over next time.
-                if not isinstance(error, UnreadableError):
-                    found.keep(known, refused=refused)
-                raise AdapterRefusedError(refused) from error
-            found.keep(known, files=files)
+        with found.lock:
+            self._look(found, whole=True)
+            known, refused, files = found.outline, found.entry.refused, found.files
+        if files is not None:
             return files
+        if known is None or refused is not None:
+            raise AdapterRefusedError(refused or f"{name} is not read")
+        try:
+            files = self._read(found, known)
+        except AdapterError as error:
+            refused = printable(str(error))
+            # The system's refusal, unlike the files' own faults, may be over next time.
+            if not isinstance(error, UnreadableError):
+                found.keep(known, refused=refused)
+            raise AdapterRefusedError(refused) from error
+        found.keep(known, files=files)
+        return files
 
     def rescan(self) -> None:
         """See which adapters there are; what is known of unchanged ones stays.

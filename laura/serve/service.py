@@ -79,11 +79,9 @@ class Service:
         if self.tenants is None:
             context.tenant, context.admin = LOCAL, True
         elif key is not None:
-            found = self.tenants.find(key)
-            context.tenant = found.tenant if found.state == "valid" else None
-            context.admin = self.tenants.is_admin(key)
-            if found.state == "expired" and found.tenant is not None:
-                context.expired = found.tenant.name
+            tenant, valid = self.tenants.find(key)
+            context.tenant, context.admin = tenant if valid else None, self.tenants.is_admin(key)
+            context.expired = None if valid or tenant is None else tenant.name
 
     def check_ready(self) -> None:
         """Refuse what cannot be answered now.

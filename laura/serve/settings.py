@@ -23,7 +23,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 OPTION = "--vllm-argument"
 # What may not be given, by why or what to use instead.
 _REASONS = {
-    "Laura speaks with vLLM through pipes; --host and --port are the door's": (
+    "Laura speaks with vLLM through pipes; --host and --port are Laura's server's": (
         "host port uds api-key ssl-keyfile ssl-certfile ssl-ca-certs ssl-cert-reqs ssl-ciphers "
         "enable-ssl-refresh root-path grpc grpc-port disable-uvicorn-access-log "
         "enable-prompt-tokens-details tokens-only"

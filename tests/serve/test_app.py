@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
 
+from laura.serve.app import PAGE, page_response
 from laura.serve.engines import EngineError
 from tests.serve.houses import BASE, House, build, key, tenant
 
@@ -201,12 +203,6 @@ def test_a_full_queue_takes_all_or_nothing(micro_tokenizer: Any) -> None:
     assert chat(house, n=2).status_code == 200
 
 
-def test_a_refused_adapter_says_why(micro_tokenizer: Any) -> None:
-    response = chat(build(micro_tokenizer), "broken")
-    assert response.status_code == 400 and "not finite" in error(response)["message"]
-    assert error(response)["param"] == "model"
-
-
 def test_an_engine_that_is_not_ready(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer, engine={"ready": False})
     for response in (ask(house, "GET", "/readyz"), chat(house)):
@@ -244,17 +240,6 @@ def test_the_log_has_numbers_and_names_only(micro_tokenizer: Any) -> None:
         assert secret not in house.log.getvalue()
 
 
-def test_every_answer_has_an_id(micro_tokenizer: Any) -> None:
-    house = build(micro_tokenizer)
-    ids = [
-        ask(house, "GET", path).headers["x-request-id"]
-        for path in ("/healthz", "/nowhere", "/v1/models", "/metrics")
-    ]
-    ids.append(chat(house, stream=True).headers["x-request-id"])
-    assert len(set(ids)) == 5
-    assert ids == [line["request_id"] for line in lines(house)]
-
-
 def test_the_page_and_what_it_needs(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer, tenant("ann"))
     page = ask(house, "GET", "/")
@@ -264,3 +249,35 @@ def test_the_page_and_what_it_needs(micro_tokenizer: Any) -> None:
     assert ask(house, "GET", "/static/page.css").headers["content-type"].startswith("text/css")
     for name in ("nothing.js", "../app.py", "..%2fapp.py", "%2e%2e/app.py", ""):
         assert ask(house, "GET", f"/static/{name}").status_code == 404
+
+
+def test_the_index_with_its_type_and_policy() -> None:
+    found = page_response()
+    assert found is not None and found.status_code == 200
+    assert found.headers["content-type"] == "text/html; charset=utf-8"
+    assert found.body == (PAGE / "index.html").read_bytes()
+    policy = dict(part.strip().split(" ", 1) for part in found.headers[POLICY].split(";"))
+    assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+    assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
+    assert "unsafe" not in found.headers[POLICY]
+    assert found.headers["x-content-type-options"] == "nosniff"
+
+
+POLICY = "content-security-policy"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "nothing.js", "../page_files.py", "/etc/passwd", "page.js/", "PAGE.JS", ".."]
+)
+def test_only_its_own_files_are_served(name: str) -> None:
+    assert page_response(name) is None
+
+
+def test_the_page_keeps_its_policy() -> None:
+    """No code or style in the markup, no way from a text to HTML, no address elsewhere."""
+    markup = (PAGE / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<style|\sstyle=|\son[a-z]+=|javascript:|<script>", markup)
+    for path in PAGE.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
+        assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text), path.name

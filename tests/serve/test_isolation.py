@@ -80,15 +80,6 @@ def test_anothers_adapter_is_as_unknown_as_any(micro_tokenizer: Any, name: str) 
     assert not house.engine.asked
 
 
-def test_same_bytes_for_names_of_one_length(micro_tokenizer: Any) -> None:
-    house = house_of_two(micro_tokenizer)
-    for there, missing in (("poems", "poemz"), ("team-b-1", "team-b-9"), ("broken", "brokem")):
-        for one, other in zip(asked(there), asked(missing), strict=True):
-            found, expected = exchange(house, "ann", *one), exchange(house, "ann", *other)
-            assert found[0] == expected[0] and found[2] == expected[2]
-            assert found[1] == expected[1].replace(missing.encode(), there.encode())
-
-
 def test_names_that_are_not_ones_own_are_not_looked_up(micro_tokenizer: Any) -> None:
     """Time cannot tell what is never done."""
     house = house_of_two(micro_tokenizer)
@@ -113,12 +104,6 @@ def test_lists_hold_ones_own(micro_tokenizer: Any) -> None:
     for who, names in (("ann", [BASE, "maths", "team-a-1"]), ("bob", ["poems", "team-b-1"])):
         _, body, _ = exchange(house, who, "GET", "/v1/models")
         assert [one["id"] for one in json.loads(body)["data"]] == names
-
-
-def test_a_tenant_without_the_base(micro_tokenizer: Any) -> None:
-    house = house_of_two(micro_tokenizer)
-    assert exchange(house, "bob", *asked(BASE)[0])[0] == 404
-    assert exchange(house, "bob", *asked("poems")[0])[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -199,12 +184,6 @@ def test_what_was_reserved_and_not_used_is_given_back(micro_tokenizer: Any) -> N
     assert exchange(house, "ann", *asked("maths")[0])[0] == 429
     assert exchange(house, "ann", *asked("maths")[0])[0] == 429
     assert limits.usage(ann).tokens == used and limits.usage(ann).running == 0
-
-
-def test_asks_carry_their_tenant_and_priority(micro_tokenizer: Any) -> None:
-    house = build(micro_tokenizer, tenant("ann", "*", priority=3.0))
-    exchange(house, "ann", *asked("maths")[0])
-    assert [(one.tenant, one.priority) for one in house.engine.asked] == [("ann", 3.0)]
 
 
 def test_reading_tenants_anew_changes_who_may_what(micro_tokenizer: Any) -> None:
