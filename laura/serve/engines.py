@@ -108,7 +108,7 @@ class AdapterFiles:
 
 @dataclass(frozen=True)
 class SlotState:
-    """One place for an adapter in the engine's memory."""
+    """A LoRA slot: an adapter in the engine's memory."""
 
     adapter: str
     pinned: bool
@@ -124,7 +124,7 @@ class EngineState:
         ready: Whether it answers.
         why_not: What is the matter, where it does not.
         slots: Adapters in memory.
-        slots_total: Places there are.
+        slots_total: LoRA slots there are.
         running: Sequences in work, by tenant.
         waiting: Sequences that wait, by tenant.
         tokens_per_second: New tokens over the last ten seconds.
@@ -213,11 +213,11 @@ class ServingEngine(Protocol):
         """Bring an adapter into memory now, and keep it there if `pin`; else it may leave again.
 
         Raises:
-            EngineError: it does not fit the base, or every place is in use or pinned.
+            EngineError: it does not fit the base, or every slot is in use or pinned.
         """
 
     async def unload(self, name: str) -> bool:
-        """Free an adapter's place when no sequence uses it; whether it had one."""
+        """Free an adapter's slot when no sequence uses it; whether it had one."""
 
     def state(self) -> EngineState:
         """What it is doing; costs nothing."""

@@ -183,7 +183,6 @@ class Library:
         max_rank: Largest rank of a module that is accepted.
         max_bytes: Largest file of weights that is accepted.
         policy: Conditions on the records.
-        dora: Whether the engine can serve DoRA.
 
     Raises:
         StoreError: the folder cannot be read.
@@ -197,10 +196,9 @@ class Library:
         max_rank: int = 256,
         max_bytes: int = 2 * 1024**3,
         policy: Policy | None = None,
-        dora: bool = False,
     ) -> None:
         self.base, self.policy = base, policy or Policy()
-        self.bounds = Bounds(max_rank=max_rank, max_bytes=max_bytes, dora=dora)
+        self.bounds = Bounds(max_rank=max_rank, max_bytes=max_bytes)
         self.notes: tuple[str, ...] = ()
         """What lies in the folder and cannot be offered, a sentence each."""
         self._folder = folder.resolve() if folder else None

@@ -71,8 +71,8 @@ class Service:
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="laura-adapters")
         self._opening: dict[str, asyncio.Task[AdapterFiles]] = {}
         self._names = frozenset(library.names())
-        self._prompter: Prompter | None = None
-        self._texts: TokenTexts | None = None
+        self._prompter = Prompter(engine.tokenizer, self._most_prompt_tokens)
+        self._texts = TokenTexts(engine.tokenizer)
 
     def identify(self, context: RequestContext, key: str | None) -> None:
         """Note whose request it is; nobody's without a valid key."""
@@ -216,8 +216,7 @@ class Service:
     def close(self) -> None:
         """End the threads that read prompts and adapters."""
         self._disk.shutdown(wait=False, cancel_futures=True)
-        if self._prompter is not None:
-            self._prompter.close()
+        self._prompter.close()
 
     async def _from_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
@@ -227,15 +226,14 @@ class Service:
         if not done.cancelled():
             done.exception()  # whoever waited has heard of it, or has gone
 
+    def _most_prompt_tokens(self) -> int:
+        context = self.engine.context_tokens  # known once the engine is ready
+        return min(self.settings.prompt_tokens or context, context)
+
     async def _prompts(
         self, request: GenerationRequest
     ) -> tuple[list[tuple[int, ...]], list[str] | None]:
         """Tokens of a request's prompts, and the texts that its answers begin with, if any."""
-        if self._prompter is None:
-            # The engine has its tokenizer once it is ready.
-            context = self.engine.context_tokens
-            most = min(self.settings.prompt_tokens or context, context)
-            self._prompter = Prompter(self.engine.tokenizer, most)
         if isinstance(request, ChatCompletionRequest):
             return [await self._prompter.chat(request.messages)], None
         prompts = await self._prompter.texts(request.prompt)
@@ -315,7 +313,6 @@ class Service:
         choices: int,
         echoes: list[str] | None,
     ) -> Serializer:
-        self._texts = texts = self._texts or TokenTexts(self.engine.tokenizer)
         kind = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
         heading = {
             "id": f"{kind}-{context.id}",
@@ -324,8 +321,10 @@ class Service:
             "system_fingerprint": f"laura-{self.engine.fingerprint[:12]}",
         }
         if isinstance(request, ChatCompletionRequest):
-            return ChatSerializer(heading, texts, choices, bool(request.logprobs))
-        return CompletionSerializer(heading, texts, choices, request.logprobs is not None, echoes)
+            return ChatSerializer(heading, self._texts, choices, bool(request.logprobs))
+        return CompletionSerializer(
+            heading, self._texts, choices, request.logprobs is not None, echoes
+        )
 
     def _card(self, entry: Entry | None) -> ModelCard:
         """How an adapter, or the base, is listed."""

@@ -422,10 +422,10 @@ class VllmServed(AsyncEngine):
     def _check_adapter(self, adapter: AdapterFiles) -> None:
         super()._check_adapter(adapter)
         if not self._slots_total:
-            raise EngineError("the server was started without places for adapters", "adapter")
+            raise EngineError("the server was started without LoRA slots", "adapter")
         pinned = sum(slot.pinned for slot in self._slots.values())
         if adapter not in self._slots and pinned >= self._slots_total:
-            raise EngineError("every place is taken by pinned adapters; unpin one", "adapter")
+            raise EngineError("every slot is taken by pinned adapters; unpin one", "adapter")
 
     def _slot(self, adapter: AdapterFiles, pin: bool | None = None) -> _VllmSlot:
         """The slot of an adapter that is used now, its loading begun; pinned or not as said."""
