@@ -131,7 +131,6 @@ class Entry:
         refused: Why it is not served; None where nothing is known against it.
         record: Its `laura.json`; None where it has none, or where it was refused before.
         warnings: What its users should know.
-        digest: Of its files, once all of them have been read (`Library.open`); None before.
         rank: Largest rank of a module; 0 where it was refused before.
         bytes: Size of its weights; 0 likewise.
         created: When its weights were last changed, seconds since 1970; 0 likewise.
@@ -141,7 +140,6 @@ class Entry:
     refused: str | None = None
     record: Record | None = None
     warnings: tuple[str, ...] = ()
-    digest: str | None = None
     rank: int = 0
     bytes: int = 0
     created: int = 0
@@ -170,8 +168,7 @@ class _FoundFolder:
         """Remember what reading all of it gave, if it has not changed since."""
         with self.lock:
             if self.outline is known:
-                digest = files.digest if files else None
-                self.files, self.entry = files, replace(self.entry, digest=digest, refused=refused)
+                self.files, self.entry = files, replace(self.entry, refused=refused)
 
 
 class Library:
@@ -309,10 +306,10 @@ class Library:
             judged = self.policy.judge(known.record)
             refused = judged.refused and printable(f"{found.name}: {judged.refused}")
             warnings = tuple(map(printable, known.warnings + judged.warnings))
-            rank, size = known.settings.largest_rank, known.bytes
             found.entry = Entry(
-                found.name, refused, known.record, warnings, None, rank, size, known.created
-            )
+                found.name, refused, known.record, warnings,
+                known.settings.largest_rank, known.bytes, known.created,
+            )  # fmt: skip
         except AdapterError as error:
             found.forget()
             found.entry = Entry(found.name, printable(str(error)))

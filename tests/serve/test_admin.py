@@ -224,14 +224,13 @@ def test_names_that_clients_invent_are_no_labels(micro_tokenizer: Any) -> None:
     assert "invented" not in ask(house, "GET", "/metrics").text
 
 
-def test_no_key_no_prompt_no_infinity(tmp_path: Path) -> None:
+def test_no_key_and_no_prompt(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     key = new_key()
     prompt = "Tell me all about " + "x" * 10_000
-    Audit(path).write(f"a {key}", key, f"Bearer {key}", f"({key})", prompt=prompt, rate=1e999)
+    Audit(path).write(f"a {key}", key, f"Bearer {key} {prompt}", f"({key})", key)
     text = path.read_text()
     assert key[12:] not in text and len(text) < 800
-    assert "Infinity" not in text and rows(path)[0]["rate"] == "inf"
 
 
 def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
