@@ -18,22 +18,14 @@ from tests.serve.houses import BASE, House, build, key, tenant
 HELLO = [{"role": "user", "content": "hello you"}]
 
 
-def ask(house: House, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
-    async def once() -> httpx.Response:
-        async with house.client() as client:
-            return await client.request(method, path, json=body, **options)
-
-    return asyncio.run(once())
-
-
 def chat(house: House, model: str = BASE, **fields: Any) -> httpx.Response:
     body = {"model": model, "messages": HELLO, "temperature": 0, **fields}
-    return ask(house, "POST", "/v1/chat/completions", body)
+    return house.request("POST", "/v1/chat/completions", body)
 
 
 def complete(house: House, prompt: Any, model: str = BASE, **fields: Any) -> httpx.Response:
     body = {"model": model, "prompt": prompt, "temperature": 0, **fields}
-    return ask(house, "POST", "/v1/completions", body)
+    return house.request("POST", "/v1/completions", body)
 
 
 def error(response: httpx.Response) -> dict[str, Any]:
@@ -48,18 +40,18 @@ def lines(house: House) -> list[dict[str, Any]]:
 
 def test_models_are_the_base_and_the_adapters_that_are_not_refused(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer)
-    found = ask(house, "GET", "/v1/models").json()["data"]
+    found = house.request("GET", "/v1/models").json()["data"]
     assert [one["id"] for one in found] == [BASE, "law", "maths", "poems"]
     assert [one["parent"] for one in found] == [None, BASE, BASE, BASE]
-    assert ask(house, "GET", "/v1/models/maths").json() == found[2]
-    refused = ask(house, "GET", "/v1/models/broken")
+    assert house.request("GET", "/v1/models/maths").json() == found[2]
+    refused = house.request("GET", "/v1/models/broken")
     assert refused.status_code == 400 and error(refused)["code"] == "adapter_refused"
 
 
 def test_a_base_whose_name_has_a_slash(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer)
     object.__setattr__(house.app.state.service.settings, "base", "owner/name")
-    assert ask(house, "GET", "/v1/models/owner/name").json()["id"] == "owner/name"
+    assert house.request("GET", "/v1/models/owner/name").json()["id"] == "owner/name"
 
 
 def test_a_conversation_is_answered_by_the_named_adapter(micro_tokenizer: Any) -> None:
@@ -205,13 +197,13 @@ def test_a_full_queue_takes_all_or_nothing(micro_tokenizer: Any) -> None:
 
 def test_an_engine_that_is_not_ready(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer, engine={"ready": False})
-    for response in (ask(house, "GET", "/readyz"), chat(house)):
+    for response in (house.request("GET", "/readyz"), chat(house)):
         assert response.status_code == 503 and error(response)["code"] == "not_ready"
         assert "it is loading" in error(response)["message"]
         assert int(response.headers["retry-after"]) >= 1
-    assert ask(house, "GET", "/healthz").status_code == 200
+    assert house.request("GET", "/healthz").status_code == 200
     house.engine.ready = True
-    assert ask(house, "GET", "/readyz").status_code == 200
+    assert house.request("GET", "/readyz").status_code == 200
 
 
 def test_an_answer_that_takes_too_long(micro_tokenizer: Any) -> None:
@@ -230,8 +222,8 @@ def test_a_stream_in_which_nothing_happens_shows_that_it_lives(micro_tokenizer: 
 def test_the_log_has_numbers_and_names_only(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer, tenant("ann", "*"))
     body = {"model": "maths", "messages": [{"role": "user", "content": "secret words"}]}
-    ask(house, "POST", "/v1/chat/completions", body, headers=key("ann"))
-    ask(house, "GET", "/v1/models", headers={"authorization": "Bearer sk-laura-wrong"})
+    house.request("POST", "/v1/chat/completions", body, headers=key("ann"))
+    house.request("GET", "/v1/models", headers={"authorization": "Bearer sk-laura-wrong"})
     first, second = lines(house)
     assert (first["tenant"], first["adapter"], first["status"]) == ("ann", "maths", 200)
     assert first["new_tokens"] > 0 and first["finish"] == ["stop"] and first["ms"] > 0
@@ -262,13 +254,13 @@ def test_who_wants_the_same_adapter_waits_for_one_reading(micro_tokenizer: Any) 
 
 def test_the_page_and_what_it_needs(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer, tenant("ann"))
-    page = ask(house, "GET", "/")
+    page = house.request("GET", "/")
     assert (
         page.status_code == 200 and "script-src 'self'" in page.headers["content-security-policy"]
     )
-    assert ask(house, "GET", "/static/page.css").headers["content-type"].startswith("text/css")
+    assert house.request("GET", "/static/page.css").headers["content-type"].startswith("text/css")
     for name in ("nothing.js", "../app.py", "..%2fapp.py", "%2e%2e/app.py", ""):
-        assert ask(house, "GET", f"/static/{name}").status_code == 404
+        assert house.request("GET", f"/static/{name}").status_code == 404
 
 
 def test_the_index_with_its_type_and_policy() -> None:

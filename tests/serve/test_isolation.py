@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 from urllib.parse import quote
@@ -38,14 +37,10 @@ def house_of_two(micro_tokenizer: Any, **options: Any) -> House:
 def exchange(
     house: House, who: str, method: str, path: str, body: Any = None
 ) -> tuple[int, bytes, dict[str, str]]:
-    async def once() -> tuple[int, bytes, dict[str, str]]:
-        async with house.client() as client:
-            response = await client.request(method, path, json=body, headers=key(who))
-            headers = dict(response.headers)
-            headers.pop("x-request-id")
-            return response.status_code, response.content, headers
-
-    return asyncio.run(once())
+    response = house.request(method, path, body, headers=key(who))
+    headers = dict(response.headers)
+    headers.pop("x-request-id")
+    return response.status_code, response.content, headers
 
 
 def asked(model: str) -> list[tuple[str, str, Any]]:
@@ -115,16 +110,10 @@ def test_lists_hold_ones_own(micro_tokenizer: Any) -> None:
 def test_keys_that_open_nothing(micro_tokenizer: Any, value: str) -> None:
     house = house_of_two(micro_tokenizer)
 
-    async def once() -> list[tuple[int, bytes]]:
-        async with house.client() as client:
-            headers = {"authorization": value.encode("latin-1")} if value else {}
-            answers = [
-                await client.request(method, path, json=body, headers=headers)
-                for method, path, body in [*asked("maths"), ("GET", "/v1/models", None)]
-            ]
-            return [(one.status_code, one.content) for one in answers]
-
-    found = asyncio.run(once())
+    headers = {"authorization": value.encode("latin-1")} if value else {}
+    asks = [*asked("maths"), ("GET", "/v1/models", None)]
+    answers = [house.request(*one, headers=headers) for one in asks]
+    found = [(one.status_code, one.content) for one in answers]
     assert {status for status, _ in found} == {401} and len({body for _, body in found}) == 1
     assert json.loads(found[0][1])["error"]["code"] == "invalid_api_key"
 

@@ -17,7 +17,6 @@ from laura.results.store import file_hash
 from laura.serve.library import Policy, PolicyVerdict, short_record
 from tests.serve.houses import BASE, build
 from tests.serve.page_server import RECORD
-from tests.serve.test_app import ask
 from tests.test_record import VALUE
 
 
@@ -52,10 +51,10 @@ def test_a_record_of_other_files_is_refused(winner: Path, name: str) -> None:
 
 def test_models_tell_what_the_base_learned_and_forgot(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer)
-    assert ask(house, "GET", f"/v1/models/{BASE}").json()["laura"]["record"] is None
+    assert house.request("GET", f"/v1/models/{BASE}").json()["laura"]["record"] is None
     record = Record.model_validate_json(json.dumps(VALUE))
     house.library.base = replace(house.library.base, record=record)
-    assert ask(house, "GET", "/v1/models").json()["data"][0]["laura"]["record"] == json.loads(
+    assert house.request("GET", "/v1/models").json()["data"][0]["laura"]["record"] == json.loads(
         json.dumps(short_record(record))
     )
 
