@@ -36,7 +36,7 @@ from laura.serve.schemas import (
 )
 from laura.serve.service import GenerationRequest, Service
 from laura.serve.settings import ServeSettings
-from laura.serve.stream import EventStream, all_chunks, while_there
+from laura.serve.stream import EventStream, while_there
 
 if TYPE_CHECKING:
     from laura.serve.library import Library
@@ -142,25 +142,17 @@ def _openai_routes(service: Service) -> APIRouter:
 
 async def _answer(service: Service, request: Request, wanted: GenerationRequest) -> Response:
     context = context_of(request)
-    generation, serializer = await while_there(request.receive, service.begin(context, wanted))
+    generation = await while_there(request.receive, service.begin(context, wanted))
     handed_on = False
     try:
         if not wanted.stream:
-
-            async def whole() -> str:
-                chunks = [one async for one in all_chunks(generation, serializer)]
-                found = serializer.whole([one for one in chunks if one is not None], context)
-                return found.model_dump_json()
-
-            answer = await while_there(request.receive, whole())
-            return Response(answer, media_type="application/json")
+            answer = await while_there(request.receive, generation.whole())
+            return Response(answer.model_dump_json(), media_type="application/json")
         heartbeat = service.settings.heartbeat_seconds
         await while_there(request.receive, generation.wait_for_first(heartbeat))
         handed_on = True  # the stream closes it
         return EventStream(
             generation,
-            serializer,
-            context,
             wants_usage=wanted.wants_usage,
             heartbeat_seconds=heartbeat,
             failed=service.failed,

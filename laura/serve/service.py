@@ -181,9 +181,7 @@ class Service:
         await self._from_disk(self.library.rescan)
         self._names = frozenset(self.library.names())
 
-    async def begin(
-        self, context: RequestContext, request: GenerationRequest
-    ) -> tuple[Generation, Serializer]:
+    async def begin(self, context: RequestContext, request: GenerationRequest) -> Generation:
         """Put what a request wants into the engine's queue.
 
         Raises:
@@ -197,11 +195,13 @@ class Service:
         prompts, echoes = await self._prompts(request)
         sequences = self._sequences(context, request, prompts, adapter)
         context.prompt_tokens = sum(map(len, prompts))
+        serializer = self._serializer(context, request, len(sequences), echoes)
         # The most that they can use.
         tokens = sum(len(one.prompt) + one.max_new_tokens for one in sequences)
         admission = self.limits.admit(tenant, tokens)
         generation = Generation(
             context,
+            serializer,
             self.settings.request_seconds,
             lambda: self.limits.settle(admission, context.used_tokens),
         )
@@ -211,7 +211,7 @@ class Service:
         except BaseException:
             generation.close()
             raise
-        return generation, self._serializer(context, request, len(sequences), echoes)
+        return generation
 
     def close(self) -> None:
         """End the threads that read prompts and adapters."""

@@ -22,6 +22,7 @@ from laura.serve.engines import (
     SequenceRequest,
     ServingEngine,
 )
+from laura.serve.schemas import ChatCompletion, Completion
 
 T = TypeVar("T")
 Told = tuple[int, Event]
@@ -34,13 +35,21 @@ class Generation:
     """The sequences of one request while an engine works on them, merged into one series.
 
     Args:
-        context: Told of every event.
+        context: Whose it is; told of every event.
+        serializer: How they are written.
         seconds: All must be answered within this time.
         done: Called once, when all is over.
     """
 
-    def __init__(self, context: RequestContext, seconds: float, done: Callable[[], None]) -> None:
-        self._context, self._seconds, self._done = context, seconds, done
+    def __init__(
+        self,
+        context: RequestContext,
+        serializer: Serializer,
+        seconds: float,
+        done: Callable[[], None],
+    ) -> None:
+        self.context, self.serializer = context, serializer
+        self._seconds, self._done = seconds, done
         self.deadline = asyncio.get_running_loop().time() + seconds
         self._told: asyncio.Queue[tuple[int, Event | EngineError]] = asyncio.Queue()
         self._held: Told | None = None
@@ -96,7 +105,7 @@ class Generation:
             ) from None
         if isinstance(event, EngineError):
             raise of_engine(event) from event
-        self._context.count(index, event)
+        self.context.count(index, event)
         if isinstance(event, Ended):
             self._open -= 1
             if event.finish == "cancelled":
@@ -118,6 +127,34 @@ class Generation:
             self._held = await self.next(seconds)
         except TimeoutError:
             return
+
+    async def chunks(self, heartbeat_seconds: float | None = None) -> AsyncGenerator[Chunk | None]:
+        """The chunks of the answer, and None whenever nothing has happened for so long.
+
+        Raises:
+            ApiError: as of `next`.
+        """
+        for first in self.serializer.begin():
+            yield first
+        while True:
+            try:
+                told = await self.next(heartbeat_seconds)
+            except TimeoutError:
+                yield None
+                continue
+            if told is None:
+                return
+            if (chunk := self.serializer.chunk(*told)) is not None:
+                yield chunk
+
+    async def whole(self) -> ChatCompletion | Completion:
+        """The answer when all of it is there.
+
+        Raises:
+            ApiError: as of `next`.
+        """
+        chunks = [one async for one in self.chunks() if one is not None]
+        return self.serializer.whole(chunks, self.context)
 
     def close(self) -> None:
         """Cancel whatever has not ended, and free its places. May be called twice."""
@@ -166,8 +203,6 @@ class EventStream(Response):
 
     Args:
         generation: What is told; closed at the end, whatever happens.
-        serializer: How it is written.
-        context: Whose it is.
         wants_usage: Whether the last chunk says what was used.
         heartbeat_seconds: A comment is sent when nothing happened for so long: it keeps
             proxies from hanging up, and finds out that a client is gone.
@@ -179,8 +214,6 @@ class EventStream(Response):
     def __init__(
         self,
         generation: Generation,
-        serializer: Serializer,
-        context: RequestContext,
         *,
         wants_usage: bool,
         heartbeat_seconds: float,
@@ -188,9 +221,8 @@ class EventStream(Response):
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._generation, self._serializer, self._context = generation, serializer, context
-        self._wants_usage, self._heartbeat = wants_usage, heartbeat_seconds
-        self._failed = failed
+        self._generation, self._wants_usage = generation, wants_usage
+        self._heartbeat, self._failed = heartbeat_seconds, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything; raises `ClientGone` when nobody listens any more."""
@@ -214,35 +246,18 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pieces(self) -> AsyncGenerator[bytes]:
+        generation, context = self._generation, self._generation.context
         try:
-            async for chunk in all_chunks(self._generation, self._serializer, self._heartbeat):
+            async for chunk in generation.chunks(self._heartbeat):
                 yield HEARTBEAT if chunk is None else _data(chunk.model_dump_json())
             if self._wants_usage:
-                yield _data(self._serializer.usage(self._context).model_dump_json())
+                yield _data(generation.serializer.usage(context).model_dump_json())
             yield _data("[DONE]")
         except Exception as error:
             # The status has long been sent; clients read the error from the stream.
-            fault = error if isinstance(error, ApiError) else self._failed(self._context, error)
-            self._context.code = fault.code
+            fault = error if isinstance(error, ApiError) else self._failed(context, error)
+            context.code = fault.code
             yield _data(json.dumps(fault.body()))
-
-
-async def all_chunks(
-    generation: Generation, serializer: Serializer, heartbeat_seconds: float | None = None
-) -> AsyncGenerator[Chunk | None]:
-    """The chunks of an answer, and None whenever nothing has happened for so long."""
-    for first in serializer.begin():
-        yield first
-    while True:
-        try:
-            told = await generation.next(heartbeat_seconds)
-        except TimeoutError:
-            yield None
-            continue
-        if told is None:
-            return
-        if (chunk := serializer.chunk(*told)) is not None:
-            yield chunk
 
 
 def _data(text: str) -> bytes:
