@@ -15,7 +15,7 @@ import pytest
 import typer.main
 
 from laura.cli.app import app
-from laura.serve.settings import check_address
+from laura.serve.auth import check_address
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT, CONTAINER = ROOT / "deploy" / "laura.service", ROOT / "deploy" / "Containerfile"

@@ -1,4 +1,4 @@
-"""Laura's side of `serving.py`: asks handed to the engine as the server hands them.
+"""Laura's side of `serving.py`: sequences handed to the engine as the server hands them.
 
 Prompts of a run are submitted together from an event loop; HTTP is left out, as it is on
 the peers' side.
@@ -27,6 +27,7 @@ class Laura:
         from laura.serve.engines import AdapterFiles
         from laura.serve.inprocess import open_inprocess
         from laura.serve.library import Library
+        from laura.serve.settings import EngineSettings
 
         self.work, self.count = work, 0
         self.files: list[AdapterFiles | None] = [None]
@@ -34,10 +35,11 @@ class Laura:
             folders = [Path(folder) for folder in work["adapters"]]
             library = Library(folders[0].parent, base_facts(Path(work["model"])))
             self.files = [library.open(folder.name) for folder in folders]
-        self.engine = open_inprocess(
-            work["model"], device="cpu", precision=way.precision,
-            slots=max(1, len(self.files)), drafts=way.drafts,
+        settings = EngineSettings(
+            base=work["model"], device="cpu", precision=way.precision,
+            slots=len(self.files), drafts=way.drafts,
         )  # fmt: skip
+        self.engine = open_inprocess(Path(work["model"]), settings)
 
     async def run(self) -> dict[str, Any]:
         """Every load: what it took; and what an adapter takes in memory."""
@@ -73,20 +75,22 @@ class Laura:
 
     async def one(self, number: int, ids: list[int]) -> tuple[int, float]:
         """New tokens of one answer, and when the first came."""
-        from laura.serve.engines import Ask, Ended
+        from laura.serve.engines import Ended, SequenceRequest
 
         files, self.count = self.files[number % len(self.files)], self.count + 1
-        ask = Ask(
+        request = SequenceRequest(
             id=str(self.count), tenant=f"tenant{number % 4}", prompt=tuple(ids),
             max_new_tokens=self.work["new_tokens"], adapter=files.name if files else None,
             ignore_end=True, top_logprobs=None,
         )  # fmt: skip
-        first, tokens = 0.0, 0
-        async for event in self.engine.submit(ask, files):
-            first = first or time.perf_counter()
-            if isinstance(event, Ended):
-                tokens = event.new_tokens
-        return tokens, first
+        told: asyncio.Queue[Any] = asyncio.Queue()
+        self.engine.submit(request, files, told.put_nowait)
+        event, first = await told.get(), time.perf_counter()
+        while not isinstance(event, Ended):
+            if isinstance(event, Exception):
+                raise event
+            event = await told.get()
+        return event.new_tokens, first
 
 
 def answer(work: dict[str, Any], way: Way) -> dict[str, Any]:

@@ -17,8 +17,16 @@ from rich.text import Text
 
 from laura.report.samples.text import beside
 from laura.report.visible import visible, visible_line
-from laura.serve.chatting import Chat, Member, Reply, Turn, comparable
-from laura.serve.word_difference import TextPart, difference, summary
+from laura.serve.chatting import (
+    Chat,
+    Member,
+    Reply,
+    TextPart,
+    Turn,
+    comparable,
+    difference,
+    summary,
+)
 
 # Lines of each answer that are seen while it grows; whole ones are printed at the end.
 GROWING_LINES = 12

@@ -76,8 +76,8 @@ def serve(console: Console, options: ServeOptions) -> None:
     Example:
       laura serve smollm2-135m-instruct-q4 --adapters adapters
     """
-    from laura.serve.settings import EngineSettings, ServeSettings, check_address, model_name
-    from laura.serve.vllm_arguments import read_arguments
+    from laura.serve.auth import check_address
+    from laura.serve.settings import EngineSettings, ServeSettings, model_name, read_arguments
 
     check_address(options.host, options.tenants is not None)
     from laura.serve.library import Policy  # with torch: not before what needs none of it
@@ -119,6 +119,7 @@ def _serve(
 ) -> None:
     from laura.serve.admin import Audit
     from laura.serve.app import create_app
+    from laura.serve.auth import Tenants
     from laura.serve.server import (
         listening_socket,
         open_base,
@@ -127,7 +128,6 @@ def _serve(
         run,
         url_of,
     )
-    from laura.serve.tenants import Tenants
 
     audit = Audit(options.audit)
     file = options.tenants

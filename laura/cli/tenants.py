@@ -13,7 +13,7 @@ from laura.cli.options import argument, option
 from laura.results.errors import UsageError
 
 if TYPE_CHECKING:
-    from laura.serve.tenants import TenantSettings
+    from laura.serve.auth import TenantSettings
 
 tenants = typer.Typer(
     help="Who may use `laura serve`: keys, allowed adapters, limits.",
@@ -136,8 +136,8 @@ def set_(console: Console, options: RuleOptions) -> None:
     wanted = options.wanted()
     if not wanted:
         raise UsageError("nothing to change was named; see `laura tenants set --help`")
+    from laura.serve.auth import Tenants
     from laura.serve.tenant_changes import set_limits
-    from laura.serve.tenants import Tenants
 
     file, name = options.file, options.name
     set_limits(file, name, wanted)
@@ -157,7 +157,7 @@ def list_(console: Console, options: FileOptions) -> None:
     Example:
       laura tenants list --file tenants.yaml
     """
-    from laura.serve.tenants import key_id, parse_tenants, read_tenants_text
+    from laura.serve.auth import key_id, parse_tenants, read_tenants_text
 
     file = options.file
     whole = parse_tenants(read_tenants_text(file), str(file))
@@ -248,7 +248,7 @@ def _limit(option: str, text: str) -> int | None:
 
 
 def _show_key(console: Console, name: str | None, file: Path, made: str) -> None:
-    from laura.serve.tenants import hash_of_key, key_id
+    from laura.serve.auth import hash_of_key, key_id
 
     whose = "The admin's" if name is None else f"{name}'s"
     made_id = key_id(hash_of_key(made))
@@ -266,7 +266,7 @@ def _show_revoked(console: Console, name: str | None, file: Path, gone: str) -> 
 
 
 def _tenant_json(name: str, one: TenantSettings) -> dict[str, Any]:
-    from laura.serve.tenants import key_id
+    from laura.serve.auth import key_id
 
     keys = [key_id(each) for each in one.keys]
     return {"name": name, **one.model_dump(mode="json"), "keys": keys, "expired": one.expired()}

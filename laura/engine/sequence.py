@@ -129,7 +129,7 @@ def extend(
         tokens = _drawn(answers, logits_NV, {one: likeliest[row] for one, row in answers})
         scores = _scored(answers, logits_NV, tokens)
         found = [
-            _next(one, tokens[one], scores.get(one))
+            advance(one, tokens[one], scores.get(one))
             if sound[row]
             else StepOutput(one, fault=UNSOUND)
             for one, row in answers
@@ -183,7 +183,8 @@ def _scored(
     return {one: score for (one, _), score in zip(wanted, found, strict=True)}
 
 
-def _next(one: TokenSequence, token: int, score: Score | None) -> StepOutput:
+def advance(one: TokenSequence, token: int, score: Score | None) -> StepOutput:
+    """Take in a sequence's next token, with its score where that is wanted."""
     assert one.text is not None
     prompt = () if one.tokens else tuple(one.prompt_scores)
     if not one.limit:

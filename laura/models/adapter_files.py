@@ -110,12 +110,10 @@ class Bounds:
     Attributes:
         max_rank: Largest rank of a module.
         max_bytes: Largest file of weights.
-        dora: Whether its engine can serve DoRA.
     """
 
     max_rank: int = 256
     max_bytes: int = 2 * 1024**3
-    dora: bool = False
 
 
 @dataclass(frozen=True)
@@ -479,7 +477,7 @@ def _settings(
     _check_tensors(tensors, path)
     _check_patterns(config.get("alpha_pattern"), len(base.linears), label)
     settings = resolved(config, _shapes(tensors), label)
-    if settings.dora and not bounds.dora:
+    if settings.dora:
         raise AdapterError(
             f"{label} has trained lengths (DoRA), which this server's engine cannot serve; "
             "merge it into its base"

@@ -18,11 +18,17 @@ from fastapi import APIRouter, Request
 
 from laura.results.errors import StoreError
 from laura.results.store import disk_faults
-from laura.serve.context import RequestContext, context_of
+from laura.serve.auth import LOCAL, Tenants, without_keys
+from laura.serve.context import (
+    ApiError,
+    RequestContext,
+    bad_request,
+    context_of,
+    of_engine,
+    unknown_model,
+)
 from laura.serve.engines import EngineError
-from laura.serve.errors import ApiError, bad_request, of_engine, unknown_model
 from laura.serve.service import Service
-from laura.serve.tenants import LOCAL, Tenants, without_keys
 
 MOST_CHARACTERS = 200
 BEGUN = "begun"
@@ -42,12 +48,7 @@ class Audit:
         self._path = path
 
     def write(
-        self,
-        action: str,
-        actor: str,
-        subject: str,
-        outcome: str,
-        **facts: str | float | bool | None,
+        self, action: str, actor: str, subject: str, outcome: str, request: str | None = None
     ) -> None:
         """Add a line, on the disk when this returns.
 
@@ -59,28 +60,22 @@ class Audit:
             actor: Who asked.
             subject: Of what: an adapter, a tenant, a file.
             outcome: `BEGUN`, then "done" or why not.
-            facts: What else is worth knowing. Names and numbers; infinities and NaN become
-                text.
+            request: Its id, where it was one.
 
         Raises:
             StoreError: it cannot be written; then the action had better not be done.
         """
         if self._path is None:
             return
-        assert "time" not in facts, "the log's own"
-        when = datetime.now(UTC).isoformat(timespec="milliseconds")
-        told = {"action": action, "actor": actor, "subject": subject, "outcome": outcome}
-        row = {"time": when, **told, **facts}
+        row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "action": action}
+        row |= {"actor": actor, "subject": subject, "outcome": outcome}
+        row |= {} if request is None else {"request": request}
         line = json.dumps({key: _safe(value) for key, value in row.items()}) + "\n"
         _append(self._path, line.encode("ascii"))
 
 
-def _safe(value: str | float | bool | None) -> str | float | bool | None:
-    if value is None or isinstance(value, int):
-        return value
-    if isinstance(value, float) and value - value == 0:  # finite
-        return value
-    text = without_keys(str(value))
+def _safe(text: str) -> str:
+    text = without_keys(text)
     return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 3] + "..."
 
 

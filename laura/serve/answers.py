@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from laura.engine.detokenizer import Score, TextDelta
 from laura.serve.context import RequestContext
-from laura.serve.engines import Ended, Event, NewText, PromptScores, TokenScore
+from laura.serve.engines import Ended, Event, PromptScores
 from laura.serve.prompts import TokenTexts
 from laura.serve.schemas import (
     AssistantMessage,
@@ -92,8 +93,8 @@ class ChatSerializer(Serializer):
 
     def chunk(self, index: int, event: Event) -> Chunk | None:
         """New text, or how the answer ended."""
-        if isinstance(event, NewText):
-            scores = self._scores(event.tokens) if self._logprobs else None
+        if isinstance(event, TextDelta):
+            scores = self._scores(event.scores) if self._logprobs else None
             return self._chunk(index, ChoiceDelta(content=event.text), logprobs=scores)
         if isinstance(event, Ended):
             return self._chunk(index, ChoiceDelta(), finish_reason=_finish(event))
@@ -119,14 +120,14 @@ class ChatSerializer(Serializer):
         choice = ChunkChoice(index=index, delta=delta, **more)
         return ChatCompletionChunk(**self._heading, choices=[choice])
 
-    def _scores(self, tokens: Sequence[TokenScore]) -> ChoiceLogprobs:
+    def _scores(self, tokens: Sequence[Score]) -> ChoiceLogprobs:
         return ChoiceLogprobs(
             content=[
                 TokenLogprob(
-                    **vars(self._top(token.token_id, token.logprob)),
-                    top_logprobs=[self._top(*one) for one in token.top],
+                    **vars(self._top(token, logprob)),
+                    top_logprobs=[self._top(*one) for one in rivals],
                 )
-                for token in tokens
+                for token, logprob, rivals in tokens
             ]
         )
 
@@ -173,10 +174,10 @@ class CompletionSerializer(Serializer):
         if isinstance(event, PromptScores):
             if self._echoes is None or not self._logprobs:
                 return None
-            return self._chunk(index, self._echoes[index], event.tokens)
-        if isinstance(event, NewText):
-            self._scored[index] += len(event.tokens)
-            return self._chunk(index, event.text, event.tokens)
+            return self._chunk(index, self._echoes[index], event.scores)
+        if isinstance(event, TextDelta):
+            self._scored[index] += len(event.scores)
+            return self._chunk(index, event.text, event.scores)
         last = self._chunk(index, "", (), _finish(event))
         if self._echoes is not None and self._logprobs:
             # Whoever asks for echo, as lm-eval does, tells the prompt's tokens from the new
@@ -213,31 +214,33 @@ class CompletionSerializer(Serializer):
         self,
         index: int,
         text: str,
-        tokens: Sequence[TokenScore] = (),
+        tokens: Sequence[Score] = (),
         finish: FinishReason | None = None,
     ) -> Completion:
         scores = self._scores(tokens, text, self._offsets[index]) if self._logprobs else None
         choice = CompletionChoice(index=index, text=text, logprobs=scores, finish_reason=finish)
         return Completion(**self._heading, choices=[choice])
 
-    def _scores(
-        self, tokens: Sequence[TokenScore], text: str, offsets: Offsets
-    ) -> CompletionLogprobs:
+    def _scores(self, tokens: Sequence[Score], text: str, offsets: Offsets) -> CompletionLogprobs:
         return CompletionLogprobs(
-            tokens=[self._texts.text_of(one.token_id) for one in tokens],
-            token_logprobs=[None if one.logprob is None else _nats(one.logprob) for one in tokens],
-            top_logprobs=[self._tops(one) for one in tokens],
-            text_offset=offsets.add([self._texts.bytes_of(one.token_id) for one in tokens], text),
+            tokens=[self._texts.text_of(token) for token, _, _ in tokens],
+            token_logprobs=[
+                None if logprob is None else _nats(logprob) for _, logprob, _ in tokens
+            ],
+            top_logprobs=[self._tops(*one) for one in tokens],
+            text_offset=offsets.add([self._texts.bytes_of(token) for token, _, _ in tokens], text),
         )
 
-    def _tops(self, token: TokenScore) -> dict[str, float] | None:
+    def _tops(
+        self, token: int, logprob: float | None, rivals: Sequence[tuple[int, float]]
+    ) -> dict[str, float] | None:
         """The most likely tokens in this place, and the one that stands there."""
-        if token.logprob is None:
+        if logprob is None:
             return None
         told: dict[str, float] = {}
-        for token_id, logprob in (*token.top, (token.token_id, token.logprob)):
+        for one, nats in (*rivals, (token, logprob)):
             # The likelier of two tokens that are written alike.
-            told.setdefault(self._texts.text_of(token_id), _nats(logprob))
+            told.setdefault(self._texts.text_of(one), _nats(nats))
         return told
 
 
@@ -293,7 +296,7 @@ def _nats(logprob: float | None) -> float:
 
 
 def _finish(ended: Ended) -> FinishReason:
-    # "cancelled" never comes here: `Work.next` makes an error of it.
+    # "cancelled" never comes here: `Generation.next` makes an error of it.
     return "length" if ended.finish == "length" else "stop"
 
 

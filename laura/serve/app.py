@@ -1,9 +1,14 @@
-"""The application: the routes of OpenAI's API, of operations and of the page."""
+"""The application: the routes of OpenAI's API, of operations and of the page.
+
+The page runs its own modules and nothing else, talks to its own server alone, and may not be
+framed. Names come from clients: only those of the files that are there have an answer.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,12 +20,11 @@ from starlette.exceptions import HTTPException
 
 from laura import __version__
 from laura.serve.admin import Admin, Audit, admin_routes
-from laura.serve.context import RequestLog, context_of
+from laura.serve.auth import Tenants
+from laura.serve.context import ApiError, RequestLog, context_of, of_validation
 from laura.serve.engines import ServingEngine
-from laura.serve.errors import ApiError, of_validation
 from laura.serve.metrics import Metrics
 from laura.serve.middleware import RequestMiddleware
-from laura.serve.page_files import INDEX, page_response
 from laura.serve.schemas import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -32,14 +36,34 @@ from laura.serve.schemas import (
 )
 from laura.serve.service import GenerationRequest, Service
 from laura.serve.settings import ServeSettings
-from laura.serve.stream import EventStream, all_chunks, while_there
-from laura.serve.tenants import Tenants
+from laura.serve.stream import EventStream, while_there
 
 if TYPE_CHECKING:
     from laura.serve.library import Library
 
 ERRORS = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_body"}
+PAGE = Path(__file__).parent / "page"
+INDEX = "index.html"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    # Kept by the browser, but asked about each time: a new version is seen at once.
+    "cache-control": "no-cache",
+}
 PARSE_FAULT = "the body is no JSON in UTF-8, or is nested too deeply"
 
 
@@ -118,31 +142,24 @@ def _openai_routes(service: Service) -> APIRouter:
 
 async def _answer(service: Service, request: Request, wanted: GenerationRequest) -> Response:
     context = context_of(request)
-    work, serializer = await while_there(request.receive, service.begin(context, wanted))
+    generation = await while_there(request.receive, service.begin(context, wanted))
     handed_on = False
     try:
         if not wanted.stream:
-
-            async def whole() -> str:
-                chunks = [one async for one in all_chunks(work, serializer) if one is not None]
-                return serializer.whole(chunks, context).model_dump_json()
-
-            answer = await while_there(request.receive, whole())
-            return Response(answer, media_type="application/json")
+            answer = await while_there(request.receive, generation.whole())
+            return Response(answer.model_dump_json(), media_type="application/json")
         heartbeat = service.settings.heartbeat_seconds
-        await while_there(request.receive, work.wait_for_first(heartbeat))
-        handed_on = True  # the stream closes the work
+        await while_there(request.receive, generation.wait_for_first(heartbeat))
+        handed_on = True  # the stream closes it
         return EventStream(
-            work,
-            serializer,
-            context,
+            generation,
             wants_usage=wanted.wants_usage,
             heartbeat_seconds=heartbeat,
             failed=service.failed,
         )
     finally:
         if not handed_on:
-            await work.close()
+            generation.close()
 
 
 def _operations_routes(service: Service, metrics: Metrics) -> APIRouter:
@@ -185,6 +202,39 @@ def _page_routes() -> APIRouter:
         return response
 
     return routes
+
+
+def page_response(name: str = INDEX, if_none_match: str | None = None) -> Response | None:
+    """The answer to a GET of one of the page's files.
+
+    Args:
+        name: `index.html` for `/`, else what follows `/static/`.
+        if_none_match: The request's header of that name.
+
+    Returns:
+        200 with the file, 304 without a body where the client has it already, None where
+        there is no such file.
+    """
+    if name not in _files():
+        return None
+    kind, tag, body = _files()[name]
+    headers = {**PAGE_HEADERS, "etag": tag}
+    known = {one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")}
+    if known & {tag, "*"}:
+        return Response(b"", 304, headers)
+    return Response(body, 200, {**headers, "content-type": kind})
+
+
+@cache
+def _files() -> dict[str, tuple[str, str, bytes]]:
+    """Type, entity tag and content by name; read once while the server lives."""
+    found = {}
+    for path in PAGE.iterdir():
+        if path.suffix in TYPES:
+            body = path.read_bytes()
+            tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+            found[path.name] = (TYPES[path.suffix], tag, body)
+    return found
 
 
 async def _api_error(request: Request, fault: Exception) -> Response:

@@ -1,9 +1,9 @@
-"""What the server's door asks of an engine, and what comes back. No torch.
+"""What the HTTP side asks of an engine, and what comes back. No torch.
 
-The door knows tenants, keys and HTTP; an engine knows tokens, adapters and memory.
-An engine runs in this process (`inprocess.py`) or is another server (`vllm.py`); the door
-cannot tell. One `Ask` is one sequence: a request with n = 3 is three asks with seeds of
-their own.
+The HTTP side knows tenants, keys and requests; an engine knows tokens, adapters and memory.
+An engine runs in this process (`inprocess.py`) or is another server (`vllm.py`); nobody else
+can tell. One `SequenceRequest` is one sequence: a request with n = 3 is three of them, with
+seeds of their own.
 
 Every call below is made from the event loop's thread; an engine that computes does so in a
 thread or process of its own.
@@ -11,18 +11,19 @@ thread or process of its own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from laura.engine.detokenizer import Score, TextDelta
 from laura.results.errors import LauraError
 
 Finish = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
-class Ask:
+class SequenceRequest:
     """One sequence that is wanted.
 
     Attributes:
@@ -57,33 +58,13 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class TokenScore:
-    """A token with its log-probability (nats, under the model itself) and its rivals.
-
-    `logprob` is None for the first token of a prompt: nothing comes before it.
-    """
-
-    token_id: int
-    logprob: float | None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
 class PromptScores:
-    """Scores of every token of the prompt, in order; comes once, before any text."""
+    """Scores of every token of the prompt, in order; comes once, before any text.
 
-    tokens: tuple[TokenScore, ...]
-
-
-@dataclass(frozen=True)
-class NewText:
-    """Text that stands for good: no stop text and no half character is among it.
-
-    `tokens` are those whose text this completes; only where log-probabilities are wanted.
+    Nothing comes before a prompt's first token, so it has no log-probability.
     """
 
-    text: str
-    tokens: tuple[TokenScore, ...] = ()
+    scores: tuple[Score, ...]
 
 
 @dataclass(frozen=True)
@@ -103,7 +84,7 @@ class Ended:
     cached_tokens: int = 0
 
 
-Event = PromptScores | NewText | Ended
+Event = PromptScores | TextDelta | Ended
 
 
 @dataclass(frozen=True)
@@ -127,7 +108,7 @@ class AdapterFiles:
 
 @dataclass(frozen=True)
 class SlotState:
-    """One place for an adapter in the engine's memory."""
+    """A LoRA slot: an adapter in the engine's memory."""
 
     adapter: str
     pinned: bool
@@ -143,7 +124,7 @@ class EngineState:
         ready: Whether it answers.
         why_not: What is the matter, where it does not.
         slots: Adapters in memory.
-        slots_total: Places there are.
+        slots_total: LoRA slots there are.
         running: Sequences in work, by tenant.
         waiting: Sequences that wait, by tenant.
         tokens_per_second: New tokens over the last ten seconds.
@@ -155,13 +136,13 @@ class EngineState:
     """
 
     ready: bool
-    why_not: str
-    slots: tuple[SlotState, ...]
-    slots_total: int
-    running: dict[str, int]
-    waiting: dict[str, int]
-    tokens_per_second: float
-    memory_bytes: dict[str, int]
+    why_not: str = ""
+    slots: tuple[SlotState, ...] = ()
+    slots_total: int = 0
+    running: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)
+    tokens_per_second: float = 0.0
+    memory_bytes: dict[str, int] = field(default_factory=dict)
     cache_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
@@ -187,8 +168,12 @@ class EngineError(LauraError, RuntimeError):
         self.kind, self.retry_after = kind, retry_after
 
 
+Tell = Callable[[Event | EngineError], None]
+"""Gets the events of a sequence in order, in the loop's thread; `Ended` or an error is the last."""
+
+
 class ServingEngine(Protocol):
-    """Answers asks as they come, several at a time.
+    """Answers sequences as they come, several at a time.
 
     Attributes:
         tokenizer: The base's tokenizer.
@@ -206,29 +191,33 @@ class ServingEngine(Protocol):
     async def stop(self, grace_seconds: float) -> None:
         """Take nothing new, finish what runs within the time, cancel the rest, free everything."""
 
-    def submit(self, ask: Ask, adapter: AdapterFiles | None) -> AsyncIterator[Event]:
-        """Take an ask in; its events in order, ending with `Ended`.
-
-        The ask stands in the queue when this returns. Closing the iterator, or cancelling
-        who reads it, cancels the ask and frees its place.
+    def submit(
+        self, request: SequenceRequest, adapter: AdapterFiles | None, tell: Tell
+    ) -> Callable[[], None]:
+        """Take a sequence in; it stands in the queue when this returns.
 
         Args:
-            ask: What is wanted.
-            adapter: The checked files of `ask.adapter`; None for the base.
+            request: What is wanted.
+            adapter: The checked files of `request.adapter`; None for the base.
+            tell: Gets its events.
+
+        Returns:
+            Cancels it and frees its place; nothing is told afterwards. Does nothing once it has
+            ended.
 
         Raises:
-            EngineError: at once where the ask cannot be taken in; from the iterator later on.
+            EngineError: it cannot be taken in.
         """
 
     async def load(self, adapter: AdapterFiles, pin: bool = False) -> None:
         """Bring an adapter into memory now, and keep it there if `pin`; else it may leave again.
 
         Raises:
-            EngineError: it does not fit the base, or every place is in use or pinned.
+            EngineError: it does not fit the base, or every slot is in use or pinned.
         """
 
     async def unload(self, name: str) -> bool:
-        """Free an adapter's place when no sequence uses it; whether it had one."""
+        """Free an adapter's slot when no sequence uses it; whether it had one."""
 
     def state(self) -> EngineState:
         """What it is doing; costs nothing."""

@@ -7,8 +7,8 @@ and all its memory. One awaits the other: between two steps the loop admits who 
 order, and whatever else is to be done with the model (an adapter loaded, a sequence dropped)
 stands in the thread's own queue. So nothing is locked, and nothing waits for longer than a step.
 
-An ask whose adapter is not loaded yet lets others pass (see loading.py); one that has no row
-yet does not, or a long one would wait for ever behind short ones.
+A sequence whose adapter is not loaded yet lets others pass (`AdapterLoader`); one that has no
+row yet does not, or a long one would wait for ever behind short ones.
 """
 
 from __future__ import annotations
@@ -16,57 +16,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
 
+from torch import Tensor
+
+from laura.engine.adapter_slots import Slot, Slots
+from laura.engine.model_runner import FusedRunner
+from laura.engine.scheduler import Scheduler
+from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
 from laura.models.encoding import Encoder
+from laura.models.load import load_base
+from laura.models.lora import LoraSettings
 from laura.results.errors import AdapterError
-from laura.serve.ask_checks import check_ask, check_rank
-from laura.serve.engines import (
-    AdapterFiles,
-    Ask,
-    Ended,
-    EngineError,
-    EngineState,
-    Event,
-    Finish,
-    NewText,
-    PromptScores,
-    SlotState,
-    TokenScore,
-)
-from laura.serve.fairness import FairQueue, QueueFull
-from laura.serve.rates import TokenRate
-from laura.serve.tickets import GONE, SequenceEvents, call
+from laura.serve.async_engine import AsyncEngine, ServedSequence, call
+from laura.serve.engines import AdapterFiles, EngineError, EngineState, SequenceRequest, SlotState
+from laura.serve.library import read_checked
+from laura.serve.settings import EngineSettings
 
-if TYPE_CHECKING:
-    from laura.engine.detokenizer import Score
-    from laura.engine.model_runner import FusedRunner
-    from laura.engine.scheduler import Scheduler
-    from laura.engine.sequence import StepOutput, TokenSequence
-    from laura.serve.loading import Adapter, Loading, Read
-
-MOST_WAITING, MOST_WAITING_PER_TENANT = 512, 256
 RETRY_SECONDS = 5.0
-NOT_READY = EngineState(False, "", (), 0, {}, {}, 0.0, {})
-DIED = "it has died of a fault"
+# Adapters that are read but have no slot yet are held in memory besides.
+MOST_READ_AHEAD = 4
 
+Adapter = tuple[LoraSettings, Mapping[str, Tensor]]
+Read = Callable[[AdapterFiles], Adapter]
 Result = TypeVar("Result")
 
 
-@dataclass(eq=False)
-class _Ticket:
-    """An ask, its checked adapter, and the events that came for it."""
-
-    ask: Ask
-    adapter: AdapterFiles | None
-    events: asyncio.Queue[Event | EngineError] = field(default_factory=asyncio.Queue)
-
-
-class InProcess:
+class InProcess(AsyncEngine):
     """A `ServingEngine` in this process.
 
     Args:
@@ -76,8 +55,7 @@ class InProcess:
         fingerprint: Hash of the base's weights.
         read: Reads an adapter's files, checked; called in a thread of its own.
         max_rank: Highest rank of an adapter.
-        most_waiting: Most asks that wait.
-        most_waiting_per_tenant: Most of one tenant.
+        most_waiting: Most sequences that wait.
     """
 
     def __init__(
@@ -89,24 +67,22 @@ class InProcess:
         read: Read,
         *,
         max_rank: int,
-        most_waiting: int = MOST_WAITING,
-        most_waiting_per_tenant: int = MOST_WAITING_PER_TENANT,
+        most_waiting: int = 512,
     ) -> None:
-        self.tokenizer, self.fingerprint, self.max_rank = tokenizer, fingerprint, max_rank
-        self.context_tokens = Encoder(tokenizer, config).context_tokens
-        self.vocabulary = int(config.vocab_size)
+        context, vocabulary = Encoder(tokenizer, config).context_tokens, int(config.vocab_size)
+        super().__init__(
+            tokenizer, context, vocabulary, fingerprint,
+            max_rank=max_rank, most_waiting=most_waiting,
+        )  # fmt: skip
         self._make, self._read = make, read
-        self._queue = FairQueue[_Ticket](most_waiting, most_waiting_per_tenant)
-        self._running: dict[TokenSequence, _Ticket] = {}
-        self._rate, self._state = TokenRate(), NOT_READY
+        self._published = EngineState(False)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="laura-engine")
-        self._wake = asyncio.Event()
-        self._takes, self._stop_at = False, float("inf")
+        self._changed = asyncio.Event()
+        self._stop_at = float("inf")
         self._steps: asyncio.Task[None] | None = None
         # There from the start to the end.
         self._scheduler: Scheduler[FusedRunner] | None = None
-        self._loading: Loading | None = None
-        self._why_not = "it is starting"
+        self._loader: AdapterLoader | None = None
 
     async def start(self) -> None:
         """Make ready to answer; returns when it is.
@@ -114,48 +90,29 @@ class InProcess:
         Raises:
             LauraError: the engine cannot be made.
         """
-        from laura.serve.loading import Loading
-
         loop = asyncio.get_running_loop()
         try:
             self._scheduler = await loop.run_in_executor(self._thread, self._make)
         except BaseException:
-            self._why_not = DIED
+            self._why_not = "it has died of a fault"
             raise
         slots = self._scheduler.runner.slots
-        self._loading = Loading(slots, self._read, lambda: call(loop, self._wake.set))
+        self._loader = AdapterLoader(slots, self._read, lambda: call(loop, self._wake))
         self._publish()
-        self._takes = True
+        self._ready, self._why_not = True, ""
         self._steps = asyncio.create_task(self._run())
 
     async def stop(self, grace_seconds: float) -> None:
         """Take nothing new, finish what runs within the time, cancel the rest, free everything."""
-        self._takes, self._stop_at = False, time.monotonic() + grace_seconds
-        self._wake.set()
+        self._ready, self._stop_at = False, time.monotonic() + grace_seconds
+        self._wake()
         if self._steps is not None:
             await asyncio.wait([self._steps])
         await asyncio.to_thread(self._thread.shutdown)
 
-    def submit(self, ask: Ask, adapter: AdapterFiles | None) -> AsyncIterator[Event]:
-        """Take an ask in; see `ServingEngine.submit`."""
-        if not self._takes:
-            raise EngineError(GONE, "gone", RETRY_SECONDS)
-        self._check(ask, adapter)
-        ticket, loop = _Ticket(ask, adapter), asyncio.get_running_loop()
-        cost = len(ask.prompt) + ask.max_new_tokens
-        try:
-            self._queue.put(ticket, ask.tenant, ask.priority, cost)
-        except QueueFull as full:
-            rate = self._rate.per_second()
-            seconds = self._queue.seconds_until_room(rate, full.tenants_own)
-            raise EngineError(str(full), "full", seconds) from None
-        self._wake.set()
-        # A reader that is lost may be so in any thread.
-        return SequenceEvents(ticket.events, lambda: call(loop, self._cancel, ticket))
-
     async def load(self, adapter: AdapterFiles, pin: bool = False) -> None:
         """Bring an adapter into memory now; see `ServingEngine.load`."""
-        check_rank(adapter, self.max_rank)
+        self._check_adapter(adapter)
         try:
             read = await asyncio.to_thread(self._read, adapter)
             await self._between_steps(self._place, adapter, read, pin)
@@ -166,33 +123,19 @@ class InProcess:
         """Free an adapter's slot when no sequence uses it; whether it had one."""
         return await self._between_steps(lambda: self._used.runner.slots.remove(name))
 
-    def state(self) -> EngineState:
-        """What it is doing; costs nothing."""
-        waiting = self._queue.waiting()
-        if self._scheduler is None:
-            return replace(NOT_READY, why_not=self._why_not, waiting=waiting)
-        return replace(
-            self._state,
-            running=dict(Counter(ticket.ask.tenant for ticket in self._running.values())),
-            waiting=waiting,
-            tokens_per_second=self._rate.per_second(),
-        )
+    def _figures(self) -> EngineState:
+        return self._published
 
-    def _check(self, ask: Ask, adapter: AdapterFiles | None) -> None:
-        """Refuse what cannot be meant, before it stands in the queue.
+    def _wake(self) -> None:
+        self._changed.set()
 
-        Raises:
-            EngineError: kind "request" or "adapter".
-        """
-        check_ask(
-            ask,
-            adapter,
-            context_tokens=self.context_tokens,
-            vocabulary=self.vocabulary,
-            max_rank=self.max_rank,
-        )
-        cache = self._used.kv_cache
-        if not cache.can_ever_hold(len(ask.prompt) + ask.max_new_tokens):
+    def _gone(self) -> EngineError:
+        return EngineError("the engine has stopped; try again in a moment", "gone", RETRY_SECONDS)
+
+    def _check(self, request: SequenceRequest) -> None:
+        super()._check(request)
+        cache, tokens = self._used.kv_cache, len(request.prompt) + request.max_new_tokens
+        if not cache.can_ever_hold(tokens):
             raise EngineError(
                 "prompt and answer are longer than this server has memory for", "request"
             )
@@ -200,7 +143,7 @@ class InProcess:
     @property
     def _used(self) -> Scheduler[FusedRunner]:
         if self._scheduler is None:
-            raise EngineError(GONE, "gone", RETRY_SECONDS)
+            raise self._gone()
         return self._scheduler
 
     async def _run(self) -> None:
@@ -219,9 +162,9 @@ class InProcess:
         """Admit who may begin, and one step; False when it is time to end."""
         scheduler = self._used
         if not scheduler.busy:
-            await self._wake.wait()
-        self._wake.clear()
-        if self._takes:
+            await self._changed.wait()
+        self._changed.clear()
+        if self._ready:
             await self._admit()
         elif not scheduler.busy or time.monotonic() >= self._stop_at:
             return False
@@ -230,72 +173,27 @@ class InProcess:
 
     async def _admit(self) -> None:
         """Begin what waits, in fair order, as far as there is room."""
-        while self._takes and (waiting := list(self._queue.in_order())):
+        while self._ready and (waiting := list(self._queue.in_order())):
             found = await self._do(self._add_first, waiting)
             if found is None:
                 return
-            ticket, sequence = found
-            there = self._queue.remove(ticket, ticket.ask.tenant)
-            if isinstance(sequence, EngineError):
-                ticket.events.put_nowait(sequence)
-            elif there:
-                self._queue.charge(ticket.ask.tenant, len(sequence.prompt))
-                self._running[sequence] = ticket
-            else:  # it was given up meanwhile
+            sequence, refused = found
+            if refused is not None:
+                self._refuse(sequence, refused)
+            elif not self._begun(sequence):
                 await self._do(self._used.drop, sequence)
 
-    def _take_in(self, outputs: Sequence[StepOutput]) -> None:
-        """What a step brought, as events."""
-        for output in outputs:
-            sequence, ticket = output.sequence, self._running.get(output.sequence)
-            if ticket is None:  # it was given up meanwhile
-                continue
-            tell, text = ticket.events.put_nowait, output.delta
-            self._queue.charge(ticket.ask.tenant, 1)
-            if output.prompt:
-                tell(PromptScores(_scores(output.prompt)))
-            if text.text or text.scores:
-                tell(NewText(text.text, _scores(text.scores)))
-            if output.finish:
-                finish: Finish = "length" if output.finish == "length" else "stop"
-                tell(Ended(finish, *_counts(sequence)))
-            if output.fault:
-                what = f"the answer broke off: {output.fault}"
-                tell(EngineError(what, "adapter" if sequence.slot else "request"))
-            if output.finish or output.fault:
-                del self._running[sequence]
-                # A place is free again: who waits for it is looked at, also where nobody runs.
-                self._wake.set()
-        if outputs:
-            self._rate.add(len(outputs))
-
-    def _cancel(self, ticket: _Ticket) -> None:
-        """Forget a ticket, waiting or in work."""
-        if self._queue.remove(ticket, ticket.ask.tenant):
-            return
-        for sequence, own in self._running.items():
-            if own is ticket:
-                del self._running[sequence]
-                self._thread.submit(self._then_publish, self._used.drop, sequence)
-                self._wake.set()
-                return
+    def _drop(self, sequence: ServedSequence) -> None:
+        self._thread.submit(self._then_publish, self._used.drop, sequence)
 
     def _close(self, died: bool) -> None:
         """Tell everybody that there is nothing more, and free what was held."""
-        self._takes, self._why_not = False, DIED if died else "it has stopped"
-        gone = list(self._queue.in_order())
-        for ticket in gone:
-            self._queue.remove(ticket, ticket.ask.tenant)
-        for sequence, ticket in self._running.items():
-            if died:
-                gone.append(ticket)
-            else:
-                ticket.events.put_nowait(Ended("cancelled", *_counts(sequence)))
-        for ticket in gone:
-            ticket.events.put_nowait(EngineError(GONE, "gone"))
-        if self._loading is not None:
-            self._loading.close()
-        self._running, self._scheduler, self._loading = {}, None, None
+        self._ready, self._why_not = False, "it has died of a fault" if died else "it has stopped"
+        self._send_away()
+        self._break_off(in_order=not died)
+        if self._loader is not None:
+            self._loader.close()
+        self._scheduler, self._loader, self._published = None, None, EngineState(False)
         self._thread.shutdown(wait=False)
 
     async def _between_steps(self, work: Callable[..., Result], *given: object) -> Result:
@@ -304,12 +202,12 @@ class InProcess:
         Raises:
             EngineError: the engine has stopped.
         """
-        if not self._takes:
-            raise EngineError(GONE, "gone", RETRY_SECONDS)
+        if not self._ready:
+            raise self._gone()
         try:
             return await self._do(work, *given)
         finally:
-            self._wake.set()
+            self._wake()
 
     async def _do(self, work: Callable[..., Result], *given: object) -> Result:
         loop = asyncio.get_running_loop()
@@ -328,20 +226,23 @@ class InProcess:
         scheduler = self._scheduler
         if scheduler is None:
             return
-        runner = scheduler.runner
-        held = tuple(
-            SlotState(slot.name, slot.pinned, slot.uses, slot.bytes)
-            for slot in runner.slots.held.values()
+        slots = scheduler.runner.slots
+        self._published = EngineState(
+            True,
+            slots=tuple(
+                SlotState(slot.name, slot.pinned, slot.uses, slot.bytes)
+                for slot in slots.held.values()
+            ),
+            slots_total=slots.most,
+            memory_bytes={
+                "weights": scheduler.runner.weight_bytes,
+                "adapters": slots.bytes,
+                "cache": scheduler.kv_cache.bytes + scheduler.prefix_cache.bytes,
+            },
+            cache_tokens=scheduler.kv_cache.tokens,
+            drafted_tokens=scheduler.drafted_tokens,
+            accepted_tokens=scheduler.accepted_tokens,
         )
-        memory = {
-            "weights": runner.weight_bytes,
-            "adapters": runner.slots.bytes,
-            "cache": scheduler.kv_cache.bytes + scheduler.prefix_cache.bytes,
-        }
-        self._state = EngineState(
-            True, "", held, runner.slots.most, {}, {}, 0.0, memory,
-            scheduler.kv_cache.tokens, scheduler.drafted_tokens, scheduler.accepted_tokens,
-        )  # fmt: skip
 
     def _place(self, files: AdapterFiles, adapter: Adapter, pin: bool) -> None:
         """Bring an adapter into a slot, and keep it there if `pin`."""
@@ -351,94 +252,105 @@ class InProcess:
         slot.pinned = pin
 
     def _add_first(
-        self, waiting: Sequence[_Ticket]
-    ) -> tuple[_Ticket, TokenSequence | EngineError] | None:
-        """Begin the first that can; it, or what is wrong with it, or None where nobody can."""
-        from laura.engine.sampler import draw_of
-        from laura.engine.sequence import TokenSequence
-        from laura.serve.loading import NotYet
-
-        loading = self._loading
-        assert loading is not None
-        loading.look_anew(ticket.adapter for ticket in waiting)
-        for ticket in waiting:
-            ask = ticket.ask
-            try:
-                slot = None if ticket.adapter is None else loading.slot(ticket.adapter)
-            except NotYet:
-                continue
-            except AdapterError as error:
-                return ticket, EngineError(str(error), "adapter")
-            sequence = TokenSequence(
-                ask.tenant,
-                ask.prompt,
-                ask.max_new_tokens,
-                slot,
-                draw_of(ask),
-                ask.stop,
-                ask.top_logprobs,
-                ask.prompt_logprobs,
-                ask.ignore_end,
-            )
-            return (ticket, sequence) if self._used.add(sequence) else None
+        self, waiting: Sequence[ServedSequence]
+    ) -> tuple[ServedSequence, EngineError | None] | None:
+        """Begin the first that can; it, and what is wrong with it, or None where nobody can."""
+        loader = self._loader
+        assert loader is not None
+        loader.look_anew(one.adapter for one in waiting)
+        for one in waiting:
+            if one.adapter is not None:
+                try:
+                    one.slot = loader.slot(one.adapter)
+                except AdapterError as error:
+                    return one, EngineError(str(error), "adapter")
+                if one.slot is None:
+                    continue
+            return (one, None) if self._used.add(one) else None
         return None
 
 
-def _scores(scores: Sequence[Score]) -> tuple[TokenScore, ...]:
-    return tuple(TokenScore(*score) for score in scores)
+class AdapterLoader:
+    """Reads adapters and puts them into slots without holding anybody up.
 
-
-def _counts(sequence: TokenSequence) -> tuple[int, int, int]:
-    return len(sequence.prompt), len(sequence.tokens), sequence.cached
-
-
-def open_inprocess(
-    model: str,
-    *,
-    revision: str | None = None,
-    device: str | None = None,
-    precision: str = "auto",
-    slots: int = 16,
-    max_rank: int = 64,
-    cache_bytes: int | None = None,
-    drafts: bool = True,
-    most_waiting: int = MOST_WAITING,
-    most_waiting_per_tenant: int = MOST_WAITING_PER_TENANT,
-) -> InProcess:
-    """Load a base and make an engine of it, which is to be started.
+    Files are read in a thread of their own; only the copy into a slot stands between two steps
+    of the engine. Where every slot is in use, the one that was used least recently takes no
+    further sequences until it is free, so that a new adapter does not wait for ever.
 
     Args:
-        model: As for `models.load.load_base`.
-        revision: Likewise.
-        device: Likewise.
-        precision: "fp32", "bf16" or "auto".
-        slots: Most adapters in memory at the same time.
-        max_rank: Highest rank of an adapter.
-        cache_bytes: Memory for keys and values; None for a share of what the device has.
-        drafts: Whether answers are drafted ahead (engine/drafting.py).
-        most_waiting: Most asks that wait.
-        most_waiting_per_tenant: Most of one tenant.
+        slots: Where they go; of the engine's thread, as all calls here are.
+        read: Reads an adapter's files.
+        notice: Called, from any thread, when one has been read.
+    """
+
+    def __init__(self, slots: Slots, read: Read, notice: Callable[[], None]) -> None:
+        self._slots, self._read, self._notice = slots, read, notice
+        self._reads: dict[str, Future[Adapter]] = {}
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="laura-adapters")
+        self._leaving: Slot | None = None
+
+    def look_anew(self, wanted: Iterable[AdapterFiles | None]) -> None:
+        """Begin a round over all that wait; what was read and is wanted no more is given up."""
+        self._leaving = None
+        if self._reads:
+            digests = {files.digest for files in wanted if files is not None}
+            self._reads = {key: read for key, read in self._reads.items() if key in digests}
+
+    def slot(self, files: AdapterFiles) -> Slot | None:
+        """The adapter's slot, filled now if its files are read and there is a place.
+
+        Returns:
+            None where it has none yet: ask again when something has changed.
+
+        Raises:
+            AdapterError: it cannot be loaded.
+        """
+        slot = self._slots.find(files.name, files.digest)
+        if slot is not None:
+            return None if slot is self._leaving else slot
+        read = self._reads.get(files.digest)
+        if read is None and len(self._reads) < MOST_READ_AHEAD:
+            read = self._reads[files.digest] = self._readers.submit(self._read, files)
+            read.add_done_callback(lambda _: self._notice())
+        if read is None or not read.done():
+            return None
+        if not self._slots.room_for(files.name):
+            if self._leaving is None:
+                held = self._slots.held.get(files.name)
+                self._leaving = held or self._slots.longest_unused()
+            if self._leaving is not None:
+                return None
+        del self._reads[files.digest]
+        try:
+            adapter = read.result()
+        except AdapterError:
+            raise
+        except Exception as error:
+            raise AdapterError(f"the adapter cannot be read ({type(error).__name__})") from error
+        return self._slots.place(files.name, files.digest, *adapter)
+
+    def close(self) -> None:
+        """Give everything up."""
+        self._reads = {}
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+
+def open_inprocess(folder: Path, settings: EngineSettings) -> InProcess:
+    """Load a base and make an engine of it, which is to be started.
 
     Raises:
         ModelError: the base cannot be used.
-        HubError: it cannot be downloaded.
         UsageError: there is no such device.
     """
-    from laura.engine.model_runner import FusedRunner
-    from laura.engine.scheduler import Scheduler
-    from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
-    from laura.models.load import load_base
-    from laura.serve.library import read_checked
-
     keep_freed_memory()
-    base = load_base(model, revision=revision, device=device)
-    place = base.model.device
-    arithmetic = resolve_precision(precision, place)
+    base = load_base(str(folder), device=settings.device)
+    place, slots = base.model.device, max(1, settings.slots)
+    arithmetic = resolve_precision(settings.precision, place)
 
     def make() -> Scheduler[FusedRunner]:
-        runner = FusedRunner(base.model, arithmetic, slots, max_rank)
-        memory = cache_bytes or cache_budget(place)
-        return Scheduler(runner, base.tokenizer, cache_bytes=memory, drafts=drafts)
+        runner = FusedRunner(base.model, arithmetic, slots, settings.max_rank)
+        memory = cache_budget(place)
+        return Scheduler(runner, base.tokenizer, cache_bytes=memory, drafts=settings.drafts)
 
     return InProcess(
         make,
@@ -446,7 +358,6 @@ def open_inprocess(
         base.model.config,
         base.fingerprint,
         read_checked,
-        max_rank=max_rank,
-        most_waiting=most_waiting,
-        most_waiting_per_tenant=most_waiting_per_tenant,
+        max_rank=settings.max_rank,
+        most_waiting=settings.queue,
     )

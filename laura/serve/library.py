@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -34,8 +34,8 @@ from laura.models.lora import LoraSettings
 from laura.models.safe_files import FileMark, OpenFolder, UnreadableError, printable
 from laura.results.errors import AdapterError, LauraError, StoreError, UsageError
 from laura.results.schema import Record
+from laura.serve.auth import NAME_PATTERN
 from laura.serve.engines import AdapterFiles
-from laura.serve.tenants import NAME_PATTERN
 
 Unrecorded = Literal["allow", "warn", "refuse"]
 Action = Literal["warn", "refuse"]
@@ -78,7 +78,7 @@ class Policy:
         action: What to do with one that breaks the bound.
 
     Raises:
-        UsageError: the bound is not finite, or there is no such choice.
+        UsageError: the bound is not finite.
     """
 
     max_forgetting: float | None = None
@@ -88,12 +88,6 @@ class Policy:
     def __post_init__(self) -> None:
         if self.max_forgetting is not None and not math.isfinite(self.max_forgetting):
             raise UsageError(f"max_forgetting is {self.max_forgetting}; give a finite number")
-        for name, value, choices in (
-            ("unrecorded", self.unrecorded, get_args(Unrecorded)),
-            ("action", self.action, get_args(Action)),
-        ):
-            if value not in choices:
-                raise UsageError(f"{name} is {value!r}; allowed are {', '.join(choices)}")
 
     def judge(self, record: Record | None) -> PolicyVerdict:
         """Judge an adapter by its record; None where it has none."""
@@ -137,7 +131,6 @@ class Entry:
         refused: Why it is not served; None where nothing is known against it.
         record: Its `laura.json`; None where it has none, or where it was refused before.
         warnings: What its users should know.
-        digest: Of its files, once all of them have been read (`Library.open`); None before.
         rank: Largest rank of a module; 0 where it was refused before.
         bytes: Size of its weights; 0 likewise.
         created: When its weights were last changed, seconds since 1970; 0 likewise.
@@ -147,7 +140,6 @@ class Entry:
     refused: str | None = None
     record: Record | None = None
     warnings: tuple[str, ...] = ()
-    digest: str | None = None
     rank: int = 0
     bytes: int = 0
     created: int = 0
@@ -159,9 +151,7 @@ class _FoundFolder:
     def __init__(self, name: str, folder: Path, refused: str | None) -> None:
         self.name, self.folder, self.by_name = name, folder, refused
         self.lock = threading.Lock()
-        """Held for a moment, around what is known."""
-        self.reading = threading.Lock()
-        """Held while the weights are read, so that several who want them read once."""
+        """Held for a moment, around what is known; not while the weights are read."""
         self.forget()
 
     def forget(self) -> None:
@@ -178,8 +168,7 @@ class _FoundFolder:
         """Remember what reading all of it gave, if it has not changed since."""
         with self.lock:
             if self.outline is known:
-                digest = files.digest if files else None
-                self.files, self.entry = files, replace(self.entry, digest=digest, refused=refused)
+                self.files, self.entry = files, replace(self.entry, refused=refused)
 
 
 class Library:
@@ -191,7 +180,6 @@ class Library:
         max_rank: Largest rank of a module that is accepted.
         max_bytes: Largest file of weights that is accepted.
         policy: Conditions on the records.
-        dora: Whether the engine can serve DoRA.
 
     Raises:
         StoreError: the folder cannot be read.
@@ -205,10 +193,9 @@ class Library:
         max_rank: int = 256,
         max_bytes: int = 2 * 1024**3,
         policy: Policy | None = None,
-        dora: bool = False,
     ) -> None:
         self.base, self.policy = base, policy or Policy()
-        self.bounds = Bounds(max_rank=max_rank, max_bytes=max_bytes, dora=dora)
+        self.bounds = Bounds(max_rank=max_rank, max_bytes=max_bytes)
         self.notes: tuple[str, ...] = ()
         """What lies in the folder and cannot be offered, a sentence each."""
         self._folder = folder.resolve() if folder else None
@@ -241,24 +228,23 @@ class Library:
             AdapterRefusedError: it is not served.
         """
         found = self._get(name)
-        with found.reading:
-            with found.lock:
-                self._look(found, whole=True)
-                known, refused, files = found.outline, found.entry.refused, found.files
-            if files is not None:
-                return files
-            if known is None or refused is not None:
-                raise AdapterRefusedError(refused or f"{name} is not read")
-            try:
-                files = self._read(found, known)
-            except AdapterError as error:
-                refused = printable(str(error))
-                # The system's refusal, unlike the files' own faults, may be over next time.
-                if not isinstance(error, UnreadableError):
-                    found.keep(known, refused=refused)
-                raise AdapterRefusedError(refused) from error
-            found.keep(known, files=files)
+        with found.lock:
+            self._look(found, whole=True)
+            known, refused, files = found.outline, found.entry.refused, found.files
+        if files is not None:
             return files
+        if known is None or refused is not None:
+            raise AdapterRefusedError(refused or f"{name} is not read")
+        try:
+            files = self._read(found, known)
+        except AdapterError as error:
+            refused = printable(str(error))
+            # The system's refusal, unlike the files' own faults, may be over next time.
+            if not isinstance(error, UnreadableError):
+                found.keep(known, refused=refused)
+            raise AdapterRefusedError(refused) from error
+        found.keep(known, files=files)
+        return files
 
     def rescan(self) -> None:
         """See which adapters there are; what is known of unchanged ones stays.
@@ -320,10 +306,10 @@ class Library:
             judged = self.policy.judge(known.record)
             refused = judged.refused and printable(f"{found.name}: {judged.refused}")
             warnings = tuple(map(printable, known.warnings + judged.warnings))
-            rank, size = known.settings.largest_rank, known.bytes
             found.entry = Entry(
-                found.name, refused, known.record, warnings, None, rank, size, known.created
-            )
+                found.name, refused, known.record, warnings,
+                known.settings.largest_rank, known.bytes, known.created,
+            )  # fmt: skip
         except AdapterError as error:
             found.forget()
             found.entry = Entry(found.name, printable(str(error)))

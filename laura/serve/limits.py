@@ -12,13 +12,14 @@ No locks: all calls come from one thread, the event loop's.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from laura.serve.errors import ApiError
-from laura.serve.tenants import Tenant, Tenants
+from laura.serve.auth import Tenant, Tenants
+from laura.serve.context import ApiError
 
 Which = Literal["requests", "tokens", "concurrent"]
 TICKS = 10**6
@@ -152,15 +153,14 @@ class _Account:
         """Of the limits that are in the way, the one that is longest."""
         refusals: list[LimitError] = []
         for which, bucket in self.buckets.items():
-            ticks = bucket.wait(amounts[which], now)
-            if ticks is None or ticks:
+            if (ticks := bucket.wait(amounts[which], now)) != 0:
                 seconds = None if ticks is None else ticks / TICKS
                 refusals.append(LimitError(which, bucket.limit, seconds))
         if self.concurrent is not None and self.running >= self.concurrent:
             refusals.append(LimitError("concurrent", self.concurrent, CONCURRENT_RETRY_SECONDS))
 
         def longest(one: LimitError) -> float:
-            return float("inf") if one.retry_after is None else one.retry_after
+            return math.inf if one.retry_after is None else one.retry_after
 
         return max(refusals, key=longest, default=None)
 

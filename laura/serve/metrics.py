@@ -104,8 +104,8 @@ class _EngineGauges(Collector):
             yield gauge
         for kind, name, words, number in (
             (GaugeMetricFamily, "laura_ready", "Whether the engine answers.", state.ready),
-            (GaugeMetricFamily, "laura_slots", "Places for adapters in memory.", state.slots_total),
-            (GaugeMetricFamily, "laura_slots_used", "Adapters in memory.", len(state.slots)),
+            (GaugeMetricFamily, "laura_slots", "LoRA slots.", state.slots_total),
+            (GaugeMetricFamily, "laura_slots_used", "LoRA slots in use.", len(state.slots)),
             (GaugeMetricFamily, "laura_tokens_per_second", "New tokens, last ten seconds.",
              state.tokens_per_second),
             (GaugeMetricFamily, "laura_cache_tokens", "Tokens in the cache of keys and values.",

@@ -14,11 +14,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from laura.serve.context import ClientGone, RequestContext
-from laura.serve.errors import ApiError
+from laura.serve.auth import is_loopback
+from laura.serve.context import ApiError, ClientGone, RequestContext
 from laura.serve.metrics import Metrics
 from laura.serve.service import Service
-from laura.serve.settings import is_loopback
 
 GONE = 499  # nginx's number for a client that did not wait
 # A client that is told early that its body is too large may still be sending: without

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from laura.data.templates import chat_prompts
-from laura.serve.errors import bad_request
+from laura.serve.context import bad_request
 from laura.serve.schemas import ChatMessage
 
 T = TypeVar("T")
@@ -23,16 +23,14 @@ class Prompter:
 
     Args:
         tokenizer: The base's tokenizer.
-        most_tokens: Longest prompt in tokens. Texts that must be longer are refused
+        most_tokens: Gives the longest prompt in tokens. Texts that must be longer are refused
             before they are read.
     """
 
-    def __init__(self, tokenizer: Any, most_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, most_tokens: Callable[[], int]) -> None:
         self._tokenizer, self._most_tokens = tokenizer, most_tokens
         self._ids = len(tokenizer)
-        # No text of so many characters has fewer tokens than are allowed.
-        longest = max((len(piece) for piece in tokenizer.get_vocab()), default=1)
-        self._most_characters = longest * most_tokens
+        self._longest_piece = max((len(piece) for piece in tokenizer.get_vocab()), default=1)
         self._has_template = bool(getattr(tokenizer, "chat_template", None))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="laura-prompts")
 
@@ -50,8 +48,7 @@ class Prompter:
                 "no_chat_template",
             )
         plain = [_plain(one) for one in messages]
-        length = sum(len(one["content"]) for one in plain)
-        self._check_length(length, self._most_characters, "characters", "messages")
+        self._check_length(sum(len(one["content"]) for one in plain), "characters", "messages")
         return await self._aside(lambda: self._chat(plain))
 
     async def texts(self, prompts: list[str] | list[list[int]]) -> list[tuple[int, ...]]:
@@ -62,7 +59,7 @@ class Prompter:
         """
         for prompt in prompts:
             if isinstance(prompt, str):
-                self._check_length(len(prompt), self._most_characters, "characters", "prompt")
+                self._check_length(len(prompt), "characters", "prompt")
         return await self._aside(lambda: [self._prompt(prompt) for prompt in prompts])
 
     async def echoes(self, prompts: list[str] | list[list[int]]) -> list[str]:
@@ -108,13 +105,15 @@ class Prompter:
     def _checked(self, tokens: list[int], field: str) -> tuple[int, ...]:
         if not tokens:
             raise bad_request("the prompt has no tokens, so nothing can follow it", field)
-        self._check_length(len(tokens), self._most_tokens, "tokens", field)
+        self._check_length(len(tokens), "tokens", field)
         return tuple(tokens)
 
-    def _check_length(self, came: int, most: int, unit: str, field: str) -> None:
-        if came > most:
+    def _check_length(self, came: int, unit: Literal["characters", "tokens"], field: str) -> None:
+        most = self._most_tokens()
+        # No text of so many characters has fewer tokens than are allowed.
+        if came > most * (self._longest_piece if unit == "characters" else 1):
             raise bad_request(
-                f"the prompt has {came} {unit}; allowed are {self._most_tokens} tokens. Shorten it",
+                f"the prompt has {came} {unit}; allowed are {most} tokens. Shorten it",
                 field,
                 "context_length_exceeded",
             )

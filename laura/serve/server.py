@@ -66,31 +66,13 @@ def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
     Raises:
         UsageError: a device that there is not, or arguments that do not fit the base.
     """
-    each = max(1, settings.queue // 2)  # no tenant may fill the queue alone
     if settings.kind == "vllm":
         from laura.serve.vllm import VllmServed
 
-        return VllmServed(
-            folder,
-            precision=settings.precision,
-            slots=settings.slots,
-            max_rank=settings.max_rank,
-            most_waiting=settings.queue,
-            most_waiting_per_tenant=each,
-            arguments=settings.arguments,
-        )
+        return VllmServed(folder, settings)
     from laura.serve.inprocess import open_inprocess
 
-    return open_inprocess(
-        str(folder),
-        device=settings.device,
-        precision=settings.precision,
-        slots=max(1, settings.slots),
-        max_rank=settings.max_rank,
-        drafts=settings.drafts,
-        most_waiting=settings.queue,
-        most_waiting_per_tenant=each,
-    )
+    return open_inprocess(folder, settings)
 
 
 def run(

@@ -6,22 +6,28 @@ import asyncio
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from laura.serve.answers import ChatSerializer, CompletionSerializer, Serializer
-from laura.serve.context import RequestContext, RequestLog
-from laura.serve.engines import AdapterFiles, Ask, EngineError, Event, ServingEngine
-from laura.serve.errors import ApiError, adapter_refused, bad_request, of_engine, unknown_model
+from laura.serve.auth import LOCAL, Tenant, Tenants, may_use
+from laura.serve.context import (
+    ApiError,
+    RequestContext,
+    RequestLog,
+    adapter_refused,
+    bad_request,
+    unknown_model,
+)
+from laura.serve.engines import AdapterFiles, SequenceRequest, ServingEngine
 from laura.serve.library import AdapterRefusedError, UnknownAdapterError, short_record
 from laura.serve.limits import Limits
 from laura.serve.prompts import Prompter, TokenTexts
 from laura.serve.schemas import INT64, ChatCompletionRequest, CompletionRequest, ModelCard
 from laura.serve.settings import ServeSettings
-from laura.serve.tenants import LOCAL, Tenant, Tenants, may_use
-from laura.serve.work import Work, close_streams
+from laura.serve.stream import Generation
 
 if TYPE_CHECKING:
     from laura.results.schema import Record
@@ -65,19 +71,17 @@ class Service:
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="laura-adapters")
         self._opening: dict[str, asyncio.Task[AdapterFiles]] = {}
         self._names = frozenset(library.names())
-        self._prompter: Prompter | None = None
-        self._texts: TokenTexts | None = None
+        self._prompter = Prompter(engine.tokenizer, self._most_prompt_tokens)
+        self._texts = TokenTexts(engine.tokenizer)
 
     def identify(self, context: RequestContext, key: str | None) -> None:
         """Note whose request it is; nobody's without a valid key."""
         if self.tenants is None:
             context.tenant, context.admin = LOCAL, True
         elif key is not None:
-            found = self.tenants.find(key)
-            context.tenant = found.tenant if found.state == "valid" else None
-            context.admin = self.tenants.is_admin(key)
-            if found.state == "expired" and found.tenant is not None:
-                context.expired = found.tenant.name
+            tenant, valid = self.tenants.find(key)
+            context.tenant, context.admin = tenant if valid else None, self.tenants.is_admin(key)
+            context.expired = None if valid or tenant is None else tenant.name
 
     def check_ready(self) -> None:
         """Refuse what cannot be answered now.
@@ -177,9 +181,7 @@ class Service:
         await self._from_disk(self.library.rescan)
         self._names = frozenset(self.library.names())
 
-    async def begin(
-        self, context: RequestContext, request: GenerationRequest
-    ) -> tuple[Work, Serializer]:
+    async def begin(self, context: RequestContext, request: GenerationRequest) -> Generation:
         """Put what a request wants into the engine's queue.
 
         Raises:
@@ -191,30 +193,30 @@ class Service:
         context.adapter, context.stream = adapter or "base", bool(request.stream)
         _check_size(request, self.settings)
         prompts, echoes = await self._prompts(request)
-        asks = self._asks(context, request, prompts, adapter)
+        sequences = self._sequences(context, request, prompts, adapter)
         context.prompt_tokens = sum(map(len, prompts))
+        serializer = self._serializer(context, request, len(sequences), echoes)
         # The most that they can use.
-        tokens = sum(len(ask.prompt) + ask.max_new_tokens for ask in asks)
+        tokens = sum(len(one.prompt) + one.max_new_tokens for one in sequences)
         admission = self.limits.admit(tenant, tokens)
-        try:
-            files = None if adapter is None else await self.files(adapter)
-            streams = await self._submit(asks, files)
-        except BaseException:
-            self.limits.settle(admission, 0)
-            raise
-        work = Work(
+        generation = Generation(
             context,
-            streams,
+            serializer,
             self.settings.request_seconds,
             lambda: self.limits.settle(admission, context.used_tokens),
         )
-        return work, self._serializer(context, request, len(asks), echoes)
+        try:
+            files = None if adapter is None else await self.files(adapter)
+            generation.begin(self.engine, sequences, files)
+        except BaseException:
+            generation.close()
+            raise
+        return generation
 
     def close(self) -> None:
         """End the threads that read prompts and adapters."""
         self._disk.shutdown(wait=False, cancel_futures=True)
-        if self._prompter is not None:
-            self._prompter.close()
+        self._prompter.close()
 
     async def _from_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
@@ -224,15 +226,14 @@ class Service:
         if not done.cancelled():
             done.exception()  # whoever waited has heard of it, or has gone
 
+    def _most_prompt_tokens(self) -> int:
+        context = self.engine.context_tokens  # known once the engine is ready
+        return min(self.settings.prompt_tokens or context, context)
+
     async def _prompts(
         self, request: GenerationRequest
     ) -> tuple[list[tuple[int, ...]], list[str] | None]:
         """Tokens of a request's prompts, and the texts that its answers begin with, if any."""
-        if self._prompter is None:
-            # The engine has its tokenizer once it is ready.
-            context = self.engine.context_tokens
-            most = min(self.settings.prompt_tokens or context, context)
-            self._prompter = Prompter(self.engine.tokenizer, most)
         if isinstance(request, ChatCompletionRequest):
             return [await self._prompter.chat(request.messages)], None
         prompts = await self._prompter.texts(request.prompt)
@@ -241,13 +242,13 @@ class Service:
         texts = await self._prompter.echoes(request.prompt)
         return prompts, [text for text in texts for _ in range(request.n or 1)]
 
-    def _asks(
+    def _sequences(
         self,
         context: RequestContext,
         request: GenerationRequest,
         prompts: Sequence[tuple[int, ...]],
         adapter: str | None,
-    ) -> list[Ask]:
+    ) -> list[SequenceRequest]:
         """One sequence for each answer: all of the first prompt, then all of the second.
 
         The first answer to a prompt has the request's own seed, so that it does not depend
@@ -261,7 +262,7 @@ class Service:
             echo, top = False, (request.top_logprobs or 0) if request.logprobs else None
         budgets = [self._budget(request, len(prompt)) for prompt in prompts]
         return [
-            Ask(
+            SequenceRequest(
                 id=f"{context.id}-{place}-{choice}",
                 tenant=tenant.name,
                 prompt=prompt,
@@ -305,18 +306,6 @@ class Service:
             )
         return asked
 
-    async def _submit(
-        self, asks: Sequence[Ask], files: AdapterFiles | None
-    ) -> list[AsyncIterator[Event]]:
-        streams: list[AsyncIterator[Event]] = []
-        try:
-            for ask in asks:
-                streams.append(self.engine.submit(ask, files))
-        except EngineError as error:
-            await close_streams(streams)
-            raise of_engine(error) from error
-        return streams
-
     def _serializer(
         self,
         context: RequestContext,
@@ -324,7 +313,6 @@ class Service:
         choices: int,
         echoes: list[str] | None,
     ) -> Serializer:
-        self._texts = texts = self._texts or TokenTexts(self.engine.tokenizer)
         kind = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
         heading = {
             "id": f"{kind}-{context.id}",
@@ -333,8 +321,10 @@ class Service:
             "system_fingerprint": f"laura-{self.engine.fingerprint[:12]}",
         }
         if isinstance(request, ChatCompletionRequest):
-            return ChatSerializer(heading, texts, choices, bool(request.logprobs))
-        return CompletionSerializer(heading, texts, choices, request.logprobs is not None, echoes)
+            return ChatSerializer(heading, self._texts, choices, bool(request.logprobs))
+        return CompletionSerializer(
+            heading, self._texts, choices, request.logprobs is not None, echoes
+        )
 
     def _card(self, entry: Entry | None) -> ModelCard:
         """How an adapter, or the base, is listed."""

@@ -1,24 +1,174 @@
-"""Server-sent events, and clients that go away."""
+"""An answer on its way: the events of a request's sequences, as server-sent events or whole."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from laura.serve.answers import Chunk, Serializer
-from laura.serve.context import ClientGone, RequestContext
-from laura.serve.errors import ApiError
-from laura.serve.work import Work
+from laura.serve.context import ApiError, ClientGone, RequestContext, of_engine
+from laura.serve.engines import (
+    AdapterFiles,
+    Ended,
+    EngineError,
+    Event,
+    SequenceRequest,
+    ServingEngine,
+)
+from laura.serve.schemas import ChatCompletion, Completion
 
 T = TypeVar("T")
+Told = tuple[int, Event]
+"""Which sequence, counted from 0, and what happened to it."""
 
 HEARTBEAT = b": still working\n\n"
+
+
+class Generation:
+    """The sequences of one request while an engine works on them, merged into one series.
+
+    Args:
+        context: Whose it is; told of every event.
+        serializer: How they are written.
+        seconds: All must be answered within this time.
+        done: Called once, when all is over.
+    """
+
+    def __init__(
+        self,
+        context: RequestContext,
+        serializer: Serializer,
+        seconds: float,
+        done: Callable[[], None],
+    ) -> None:
+        self.context, self.serializer = context, serializer
+        self._seconds, self._done = seconds, done
+        self.deadline = asyncio.get_running_loop().time() + seconds
+        self._told: asyncio.Queue[tuple[int, Event | EngineError]] = asyncio.Queue()
+        self._held: Told | None = None
+        self._cancels: list[Callable[[], None]] = []
+        self._open, self._closed = 0, False
+
+    def begin(
+        self,
+        engine: ServingEngine,
+        requests: Iterable[SequenceRequest],
+        adapter: AdapterFiles | None,
+    ) -> None:
+        """Put sequences into an engine's queue.
+
+        Raises:
+            ApiError: it does not take one of them; then this is to be closed.
+        """
+        try:
+            for request in requests:
+                tell = partial(self._tell, self._open)
+                self._cancels.append(engine.submit(request, adapter, tell))
+                self._open += 1
+        except EngineError as error:
+            raise of_engine(error) from error
+
+    async def next(self, seconds: float | None = None) -> Told | None:
+        """The next event of any sequence; None when all have ended, at once.
+
+        Args:
+            seconds: Longest time to wait.
+
+        Raises:
+            TimeoutError: nothing happened for so long.
+            ApiError: the engine failed, the answer was cancelled, or took too long.
+        """
+        if self._held is not None:
+            told, self._held = self._held, None
+            return told
+        if not self._open:
+            return None
+        left = self.deadline - asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(left if seconds is None else min(left, seconds)):
+                index, event = await self._told.get()
+        except TimeoutError:
+            if seconds is not None and seconds < left:
+                raise
+            raise ApiError(
+                504,
+                f"the answer took longer than {self._seconds:g} seconds; ask for fewer tokens, "
+                "or try again when the server is less busy",
+                "timeout",
+            ) from None
+        if isinstance(event, EngineError):
+            raise of_engine(event) from event
+        self.context.count(index, event)
+        if isinstance(event, Ended):
+            self._open -= 1
+            if event.finish == "cancelled":
+                raise ApiError(
+                    503,
+                    "the answer was broken off because the server is stopping; try again",
+                    "stopping",
+                    retry_after=1,
+                )
+        return index, event
+
+    async def wait_for_first(self, seconds: float) -> None:
+        """Wait until something happens, at most so long; `next` gives it once more.
+
+        Raises:
+            ApiError: as of `next`; what fails at once can still be answered with a status.
+        """
+        try:
+            self._held = await self.next(seconds)
+        except TimeoutError:
+            return
+
+    async def chunks(self, heartbeat_seconds: float | None = None) -> AsyncGenerator[Chunk | None]:
+        """The chunks of the answer, and None whenever nothing has happened for so long.
+
+        Raises:
+            ApiError: as of `next`.
+        """
+        for first in self.serializer.begin():
+            yield first
+        while True:
+            try:
+                told = await self.next(heartbeat_seconds)
+            except TimeoutError:
+                yield None
+                continue
+            if told is None:
+                return
+            if (chunk := self.serializer.chunk(*told)) is not None:
+                yield chunk
+
+    async def whole(self) -> ChatCompletion | Completion:
+        """The answer when all of it is there.
+
+        Raises:
+            ApiError: as of `next`.
+        """
+        chunks = [one async for one in self.chunks() if one is not None]
+        return self.serializer.whole(chunks, self.context)
+
+    def close(self) -> None:
+        """Cancel whatever has not ended, and free its places. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for cancel in self._cancels:
+                cancel()
+        finally:
+            self._done()
+
+    def _tell(self, index: int, event: Event | EngineError) -> None:
+        self._told.put_nowait((index, event))
 
 
 async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -52,9 +202,7 @@ class EventStream(Response):
     """Chunks as server-sent events, while the client listens.
 
     Args:
-        work: What is told; closed at the end, whatever happens.
-        serializer: How it is written.
-        context: Whose it is.
+        generation: What is told; closed at the end, whatever happens.
         wants_usage: Whether the last chunk says what was used.
         heartbeat_seconds: A comment is sent when nothing happened for so long: it keeps
             proxies from hanging up, and finds out that a client is gone.
@@ -65,9 +213,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        work: Work,
-        serializer: Serializer,
-        context: RequestContext,
+        generation: Generation,
         *,
         wants_usage: bool,
         heartbeat_seconds: float,
@@ -75,16 +221,15 @@ class EventStream(Response):
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._work, self._serializer, self._context = work, serializer, context
-        self._wants_usage, self._heartbeat = wants_usage, heartbeat_seconds
-        self._failed = failed
+        self._generation, self._wants_usage = generation, wants_usage
+        self._heartbeat, self._failed = heartbeat_seconds, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything; raises `ClientGone` when nobody listens any more."""
         try:
             await while_there(receive, self._send_all(send))
         finally:
-            await self._work.close()
+            self._generation.close()
 
     async def _send_all(self, send: Send) -> None:
         await send(
@@ -92,7 +237,7 @@ class EventStream(Response):
         )
         try:
             # Who does not read what is sent must not hold a place for ever either.
-            async with asyncio.timeout_at(self._work.deadline + self._heartbeat):
+            async with asyncio.timeout_at(self._generation.deadline + self._heartbeat):
                 async with aclosing(self._pieces()) as pieces:
                     async for piece in pieces:
                         await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -101,35 +246,18 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pieces(self) -> AsyncGenerator[bytes]:
+        generation, context = self._generation, self._generation.context
         try:
-            async for chunk in all_chunks(self._work, self._serializer, self._heartbeat):
+            async for chunk in generation.chunks(self._heartbeat):
                 yield HEARTBEAT if chunk is None else _data(chunk.model_dump_json())
             if self._wants_usage:
-                yield _data(self._serializer.usage(self._context).model_dump_json())
+                yield _data(generation.serializer.usage(context).model_dump_json())
             yield _data("[DONE]")
         except Exception as error:
             # The status has long been sent; clients read the error from the stream.
-            fault = error if isinstance(error, ApiError) else self._failed(self._context, error)
-            self._context.code = fault.code
+            fault = error if isinstance(error, ApiError) else self._failed(context, error)
+            context.code = fault.code
             yield _data(json.dumps(fault.body()))
-
-
-async def all_chunks(
-    work: Work, serializer: Serializer, heartbeat_seconds: float | None = None
-) -> AsyncGenerator[Chunk | None]:
-    """The chunks of an answer, and None whenever nothing has happened for so long."""
-    for first in serializer.begin():
-        yield first
-    while True:
-        try:
-            told = await work.next(heartbeat_seconds)
-        except TimeoutError:
-            yield None
-            continue
-        if told is None:
-            return
-        if (chunk := serializer.chunk(*told)) is not None:
-            yield chunk
 
 
 def _data(text: str) -> bytes:

@@ -1,20 +1,25 @@
-"""Changing a tenants file: one change at a time, whole or not at all, comments kept."""
+"""Changing a tenants file: one change at a time, whole or not at all.
+
+Only the lines of a value change, so that a person's comments and order stay (`put`).
+"""
 
 from __future__ import annotations
 
+import copy
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from laura.recipe.checks import validate
-from laura.recipe.document import YamlDocument
+from laura.recipe.document import YamlDocument, compose, yaml_text
 from laura.results.errors import RecipeError, StoreError, UsageError
 from laura.results.store import disk_faults, write_bytes
-from laura.serve.tenants import (
+from laura.serve.auth import (
     MOST_BYTES,
     MOST_KEYS,
     MOST_VALUES,
@@ -27,7 +32,6 @@ from laura.serve.tenants import (
     parse_tenants,
     read_tenants_text,
 )
-from laura.serve.yaml_edit import put, with_value
 
 HEADER = """\
 # Who may use `laura serve`. Change it with `laura tenants`, or here: `laura tenants list` tells
@@ -47,7 +51,8 @@ HEADER = """\
 #     keys: [SHA-256, ...]
 """
 WAIT_SECONDS = 30.0
-Changes = list[tuple[tuple[str, ...], Any]]
+Place = tuple[str, ...]
+Changes = list[tuple[Place, Any]]
 
 
 def add(path: Path, name: str, settings: dict[str, Any]) -> str:
@@ -158,7 +163,7 @@ def revoke_key(path: Path, name: str | None, wanted: str) -> str:
     return key_id(gone[0])
 
 
-def _add_key(changes: Changes, where: tuple[str, ...], keys: tuple[str, ...], revoke: str) -> str:
+def _add_key(changes: Changes, where: Place, keys: tuple[str, ...], revoke: str) -> str:
     if len(keys) >= MOST_KEYS:
         advice = f"revoke the one that is used no more: `{revoke} {key_id(keys[0])}`"
         raise UsageError(f"there are {len(keys)} keys already, the most there may be; {advice}")
@@ -249,3 +254,119 @@ def _written(settings: dict[str, Any]) -> dict[str, Any]:
     moment = checked.expires.replace(microsecond=0)
     begins = moment == moment.replace(hour=0, minute=0, second=0)
     return {**settings, "expires": moment.date() if begins else moment}
+
+
+def put(text: str, data: dict[str, Any], path: Place, value: Any) -> str:
+    """The text with another value in one place.
+
+    Only the lines of that value change. Where mappings are written in braces, the outermost
+    is written anew in lines, without the comments inside.
+
+    Args:
+        text: A YAML mapping, or nothing but comments.
+        data: What it reads as.
+        path: Keys from the outside in; mappings that are missing are made.
+        value: Mappings, lists, texts, numbers, dates. None takes the place away.
+
+    Returns:
+        YAML, provided that the place is written in the usual way. Anchors, aliases and
+        complex keys are not understood: read what comes out, and compare.
+    """
+    root = compose(text)
+    if not isinstance(root, MappingNode):
+        return text if value is None else f"{_ended(text)}{_dump(_nested(path, value), 0)}\n"
+    parent: Node | None = root
+    depth = 0
+    while depth < len(path) - 1 and _is_block_mapping(parent):
+        parent, depth = _child(parent, path[depth]), depth + 1
+    above, rest = path[:depth], path[depth:]
+    if not _is_block_mapping(parent):
+        # Nothing is there, or it is in braces: it is written anew, in its own parent.
+        new = with_value(_mapping_at(data, above), rest, value)
+        return put(text, data, above, new) if above else f"{_dump(new, 0)}\n"
+    alone = [key.value for key, _ in parent.value] == [path[-1]]
+    if value is None and alone and above:
+        return put(text, data, above, {})
+    return _put_entry(text, parent, path[-1], value)
+
+
+def with_value(data: dict[str, Any], path: Place, value: Any) -> dict[str, Any]:
+    """A copy of nested mappings with another value in one place; see `put`."""
+    new = copy.deepcopy(data)
+    place = new
+    for key in path[:-1]:
+        if not isinstance(place.get(key), dict):
+            place[key] = {}
+        place = place[key]
+    if value is None:
+        place.pop(path[-1], None)
+    else:
+        place[path[-1]] = value
+    return new
+
+
+def _put_entry(text: str, parent: MappingNode, key: str, value: Any) -> str:
+    """Replace, add or take away an entry of a mapping that stands in lines."""
+    column = parent.value[0][0].start_mark.column
+    entry = None if value is None else _dump({key: value}, column)
+    for key_node, value_node in parent.value:
+        if key_node.value != key:
+            continue
+        start, end = key_node.start_mark.index, _end(value_node)
+        line_end = _line_end(text, end)
+        if entry is None:
+            return text[: start - column] + text[line_end:]
+        if _is_block(value_node):
+            # A remark behind it is about its last line, which goes.
+            return f"{text[:start]}{entry}\n{text[line_end:]}"
+        return text[:start] + entry + text[end:]
+    if entry is None:
+        return text
+    end = _line_end(text, _end(parent))
+    return f"{_ended(text[:end])}{' ' * column}{entry}\n{text[end:]}"
+
+
+def _is_block(node: Node | None) -> TypeGuard[CollectionNode]:
+    """Whether a node is a mapping or list in lines, to which others can be added."""
+    return isinstance(node, CollectionNode) and not node.flow_style and bool(node.value)
+
+
+def _is_block_mapping(node: Node | None) -> TypeGuard[MappingNode]:
+    return isinstance(node, MappingNode) and _is_block(node)
+
+
+def _child(parent: MappingNode, key: str) -> Node | None:
+    return next((value for one, value in parent.value if one.value == key), None)
+
+
+def _end(node: Node) -> int:
+    """Where a value's last character ends; a block's own mark is behind the comments after it."""
+    if _is_block(node):
+        last = node.value[-1]
+        return _end(last[1] if isinstance(node, MappingNode) else last)
+    return int(node.end_mark.index)
+
+
+def _line_end(text: str, index: int) -> int:
+    """Where the line of a character ends, its line feed included."""
+    return text.find("\n", index) + 1 or len(text)
+
+
+def _ended(text: str) -> str:
+    return text if not text or text.endswith("\n") else text + "\n"
+
+
+def _nested(path: Place, value: Any) -> Any:
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+def _mapping_at(data: Any, path: Place) -> dict[str, Any]:
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _dump(value: Any, column: int) -> str:
+    return yaml_text(value).rstrip("\n").replace("\n", "\n" + " " * column)

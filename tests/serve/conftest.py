@@ -14,3 +14,8 @@ def micro_tokenizer() -> Any:
     from laura.models.load import load_tokenizer
 
     return load_tokenizer(MICRO_BASE)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"

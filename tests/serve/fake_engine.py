@@ -11,17 +11,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from laura.engine.detokenizer import Score, TextDelta
 from laura.serve.engines import (
     AdapterFiles,
-    Ask,
     Ended,
     EngineError,
     EngineState,
     Event,
-    NewText,
     PromptScores,
+    SequenceRequest,
+    ServingEngine,
     SlotState,
-    TokenScore,
+    Tell,
 )
 
 FINGERPRINT = "f00d" * 16
@@ -32,12 +33,12 @@ def logprob_of(token_id: int, place: int) -> float:
     return -((token_id * 7 + place * 13) % 97 + 1) / 16
 
 
-def score_of(token_id: int, place: int, top: int | None) -> TokenScore:
+def score_of(token_id: int, place: int, top: int | None) -> Score:
     """A token's score; every third one is not the most likely in its place."""
     logprob = logprob_of(token_id, place)
     rivals = [((token_id + 1) % 256, logprob / 2)] if is_beaten(token_id) else []
     likely = [*rivals, (token_id, logprob), ((token_id + 2) % 256, logprob - 1)]
-    return TokenScore(token_id, logprob, tuple(likely[: top or 0]))
+    return token_id, logprob, tuple(likely[: top or 0])
 
 
 def is_beaten(token_id: int) -> bool:
@@ -67,7 +68,7 @@ class FakeEngine:
     ends_at_once: bool = False
     ready: bool = True
     gate: asyncio.Event | None = None
-    asked: list[Ask] = field(default_factory=list)
+    asked: list[SequenceRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     running: dict[str, str] = field(default_factory=dict)
     slots: dict[str, bool] = field(default_factory=dict)
@@ -83,13 +84,33 @@ class FakeEngine:
             await asyncio.sleep(0.01)
         self.stopping.set()
 
-    def submit(self, ask: Ask, adapter: AdapterFiles | None) -> AsyncIterator[Event]:
+    def submit(
+        self, ask: SequenceRequest, adapter: AdapterFiles | None, tell: Tell
+    ) -> Callable[[], None]:
         assert (adapter.name if adapter else None) == ask.adapter
         if len(self.running) >= self.most:
             raise EngineError("the queue is full; try again", "full", retry_after=3)
         self.asked.append(ask)
         self.running[ask.id] = ask.tenant
-        return _Answer(self, ask)
+        task = asyncio.create_task(self._answer(ask, tell))
+
+        def cancel() -> None:
+            if self.running.pop(ask.id, None) is not None:
+                self.cancelled.append(ask.id)
+                task.cancel()
+
+        return cancel
+
+    async def _answer(self, ask: SequenceRequest, tell: Tell) -> None:
+        try:
+            async for event in self.events(ask):
+                if isinstance(event, Ended):
+                    self.running.pop(ask.id, None)
+                tell(event)
+        except Exception as error:
+            # A mistake of ours shows where what was told is written down.
+            del self.running[ask.id]
+            tell(error if isinstance(error, EngineError) else TextDelta(error))  # type: ignore[arg-type]
 
     async def load(self, adapter: AdapterFiles, pin: bool = False) -> None:
         if len(self.slots) >= 2 and adapter.name not in self.slots:
@@ -116,7 +137,7 @@ class FakeEngine:
             accepted_tokens=30,
         )
 
-    def answer_ids(self, ask: Ask) -> list[int]:
+    def answer_ids(self, ask: SequenceRequest) -> list[int]:
         """The tokens it will write."""
         words = self.tokenizer.decode(list(ask.prompt))
         text = f"[{ask.adapter}] {words}" if ask.adapter else words
@@ -124,12 +145,12 @@ class FakeEngine:
         shift = ask.seed % len(ids) if ask.temperature else 0
         return [*ids[shift:], *ids[:shift]]
 
-    async def events(self, ask: Ask) -> AsyncIterator[Event]:
+    async def events(self, ask: SequenceRequest) -> AsyncIterator[Event]:
         if self.gate is not None:
             await self.gate.wait()
         if ask.prompt_logprobs:
             scores = [score_of(one, i, ask.top_logprobs) for i, one in enumerate(ask.prompt)]
-            scores[0] = TokenScore(ask.prompt[0], None)
+            scores[0] = (ask.prompt[0], None, ())
             yield PromptScores(tuple(scores))
         ids = self.answer_ids(ask)
         if self.ends_at_once:
@@ -150,7 +171,7 @@ class FakeEngine:
             text = self.tokenizer.decode(ids[: place + 1])
             new = written if text.endswith("�") else told[: len(text)]
             scores = (score_of(ids[place], place, ask.top_logprobs),)
-            yield NewText(new[len(written) :], scores if ask.top_logprobs is not None else ())
+            yield TextDelta(new[len(written) :], scores if ask.top_logprobs is not None else ())
             written = new
             if any(stop in text for stop in ask.stop):
                 yield Ended("stop", len(ask.prompt), place + 1)
@@ -159,23 +180,25 @@ class FakeEngine:
         yield Ended(finish, len(ask.prompt), most, cached_tokens=1)
 
 
-class _Answer:
-    """The events of one ask; closing it frees its place even where it was never read."""
+class Events(AsyncIterator[Event]):
+    """The events of a sequence that is submitted at once; closing it cancels the sequence."""
 
-    def __init__(self, engine: FakeEngine, ask: Ask) -> None:
-        self._engine, self._ask = engine, ask
-        self._events = engine.events(ask)
-
-    def __aiter__(self) -> _Answer:
-        return self
+    def __init__(
+        self, engine: ServingEngine, request: SequenceRequest, files: AdapterFiles | None = None
+    ) -> None:
+        self.told: asyncio.Queue[Event | EngineError] = asyncio.Queue()
+        self.over = False
+        self.cancel = engine.submit(request, files, self.told.put_nowait)
 
     async def __anext__(self) -> Event:
-        event = await anext(self._events)
-        if isinstance(event, Ended):
-            self._engine.running.pop(self._ask.id, None)
+        if self.over:
+            raise StopAsyncIteration
+        event = await self.told.get()
+        self.over = isinstance(event, Ended | EngineError)
+        if isinstance(event, EngineError):
+            raise event
         return event
 
-    async def aclose(self) -> None:
-        if self._engine.running.pop(self._ask.id, None) is not None:
-            self._engine.cancelled.append(self._ask.id)
-        await self._events.aclose()  # type: ignore[attr-defined]
+    def close(self) -> None:
+        self.over = True
+        self.cancel()

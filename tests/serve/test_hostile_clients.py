@@ -48,12 +48,8 @@ def head(length: int | str, path: str = "/v1/chat/completions", **more: str) -> 
 
 
 def post(house: House, body: bytes, content_type: str = "application/json") -> Any:
-    async def once() -> Any:
-        async with house.client() as client:
-            headers = {"content-type": content_type}
-            return await client.post("/v1/chat/completions", content=body, headers=headers)
-
-    return asyncio.run(once())
+    headers = {"content-type": content_type}
+    return house.request("POST", "/v1/chat/completions", content=body, headers=headers)
 
 
 def status_of(answer: bytes) -> int:
@@ -215,7 +211,7 @@ def test_a_client_that_does_not_read_holds_no_place_for_ever(micro_tokenizer: An
 def test_pages_of_other_sites_are_kept_out(headers: dict[str, str], passes: bool) -> None:
     from starlette.datastructures import Headers
 
-    from laura.serve.errors import ApiError
+    from laura.serve.context import ApiError
 
     if passes:
         check_origin(Headers(headers), "127.0.0.1")
@@ -229,10 +225,6 @@ def test_another_sites_page_unloads_nothing(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer)
     house.engine.slots["maths"] = False
 
-    async def once() -> int:
-        async with house.client() as client:
-            headers = {"origin": "http://evil.example"}
-            answer = await client.post("/admin/adapters/maths/unload", headers=headers)
-            return answer.status_code
-
-    assert asyncio.run(once()) == 403 and house.engine.slots == {"maths": False}
+    headers = {"origin": "http://evil.example"}
+    answer = house.request("POST", "/admin/adapters/maths/unload", headers=headers)
+    assert answer.status_code == 403 and house.engine.slots == {"maths": False}

@@ -26,30 +26,6 @@ def client_of(url: str, name: str = "nobody") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key=bearer, max_retries=0, timeout=20)
 
 
-def test_chat(open_house: Any) -> None:
-    _, client = open_house
-    answer = client.chat.completions.create(
-        model="maths", messages=MESSAGES, temperature=0, user="someone", n=2, logprobs=True,
-        top_logprobs=1, max_completion_tokens=50, metadata={"a": "b"}, store=False,
-    )  # fmt: skip
-    assert [one.message.content for one in answer.choices] == [TEXT, TEXT]
-    assert answer.usage and answer.usage.total_tokens == (
-        answer.usage.prompt_tokens + answer.usage.completion_tokens
-    )
-    tokens = answer.choices[0].logprobs.content
-    assert "".join(one.token for one in tokens) == TEXT
-    assert all(one.logprob < 0 and len(one.top_logprobs) == 1 for one in tokens)
-    assert answer._request_id and answer._request_id.startswith("req-")
-
-
-def test_an_answer_sent_back(open_house: Any) -> None:
-    _, client = open_house
-    first = client.chat.completions.create(model="maths", messages=MESSAGES, temperature=0)
-    again = [*MESSAGES, first.choices[0].message, {"role": "user", "content": "more"}]
-    second = client.chat.completions.create(model="maths", messages=again, temperature=0)
-    assert "<|user|>more<|end|>" in (second.choices[0].message.content or "")
-
-
 def test_chat_as_a_stream(open_house: Any) -> None:
     _, client = open_house
     stream = client.chat.completions.create(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laura.serve.errors import ApiError
+from laura.serve.context import ApiError
 from laura.serve.prompts import Prompter, TokenTexts
 from laura.serve.schemas import ChatMessage, ContentPart
 from tests.conftest import make_tiny_tokenizer
@@ -68,7 +68,7 @@ def test_half_a_character_is_told_as_bytes_and_special_tokens_as_themselves() ->
 
 
 def prompter(most: int = 100) -> Prompter:
-    return Prompter(TINY, most)
+    return Prompter(TINY, lambda: most)
 
 
 def refused(work: Any) -> ApiError:
@@ -94,14 +94,14 @@ def test_a_conversation_through_the_template() -> None:
 def test_a_base_without_a_template_cannot_chat() -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = None
-    fault = refused(Prompter(tokenizer, 10).chat([ChatMessage(role="user", content="a")]))
+    fault = refused(Prompter(tokenizer, lambda: 10).chat([ChatMessage(role="user", content="a")]))
     assert (fault.status, fault.code) == (400, "no_chat_template")
 
 
 def test_a_template_may_refuse() -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    fault = refused(Prompter(tokenizer, 10).chat([ChatMessage(role="user", content="a")]))
+    fault = refused(Prompter(tokenizer, lambda: 10).chat([ChatMessage(role="user", content="a")]))
     assert fault.status == 400 and "roles must alternate" in str(fault)
 
 
@@ -119,7 +119,7 @@ def test_a_begin_token_comes_once() -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    plain, doubled = asyncio.run(Prompter(tokenizer, 99).texts(["ab", "<s>ab"]))
+    plain, doubled = asyncio.run(Prompter(tokenizer, lambda: 99).texts(["ab", "<s>ab"]))
     assert plain.count(1) == doubled.count(1) == 1
 
 

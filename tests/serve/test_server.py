@@ -17,8 +17,9 @@ import httpx
 import pytest
 
 from laura.results.errors import UsageError
-from laura.serve.server import listening_socket, url_of
-from laura.serve.settings import ServeSettings, check_address
+from laura.serve.auth import check_address
+from laura.serve.server import listening_socket
+from laura.serve.settings import ServeSettings
 from tests.serve.houses import until
 
 ROOT = Path(__file__).parents[2]
@@ -118,16 +119,6 @@ def test_a_taken_port_is_told() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"port {port}.*--port 0"):
             listening_socket(ServeSettings(base="m", port=port))
-
-
-def test_an_address_of_elsewhere_is_told() -> None:
-    with pytest.raises(UsageError, match=r"cannot listen at 192\.0\.2\.1"):
-        listening_socket(ServeSettings(base="m", host="192.0.2.1"))
-
-
-def test_where_it_listens() -> None:
-    with listening_socket(ServeSettings(base="m", port=0)) as place:
-        assert url_of(place) == f"http://127.0.0.1:{place.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org", ""])

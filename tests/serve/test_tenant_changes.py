@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
 import stat
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from laura.results.errors import StoreError, UsageError
-from laura.serve import tenant_changes
-from laura.serve.tenant_changes import add, add_key, make_admin, remove, revoke_key, set_limits
-from laura.serve.tenants import Tenants, hash_of_key
+from laura.serve.auth import Tenants, hash_of_key
+from laura.serve.tenant_changes import (
+    add,
+    add_key,
+    make_admin,
+    put,
+    remove,
+    revoke_key,
+    set_limits,
+    with_value,
+)
 from tests.serve.test_tenants import of_key
 
 ROOT = str(Path(__file__).parents[2])
@@ -135,16 +148,6 @@ def test_a_file_with_faults_is_not_touched(file: Path) -> None:
     assert file.read_bytes() == before
 
 
-def test_a_mistyped_path_makes_nothing(tmp_path: Path) -> None:
-    for change in (
-        lambda: remove(tmp_path / "no" / "x.yaml", "a"),
-        lambda: add_key(tmp_path / "no" / "x.yaml", "a"),
-    ):
-        with pytest.raises(StoreError, match="there is no"):
-            change()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_anchors_are_left_to_their_author(file: Path) -> None:
     file.write_text(
         "tenants:\n  a: &usual\n    priority: 2\n    adapters: &some [x]\n  b:\n    <<: *usual\n"
@@ -212,11 +215,117 @@ def test_killed_while_writing_the_old_file_stands(file: Path) -> None:
     remove(file, "acme")
 
 
-def test_who_waits_too_long_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenant_changes, "WAIT_SECONDS", 0.01)
-    with (
-        tenant_changes._locked(file),
-        pytest.raises(StoreError, match="another command has been changing"),
-    ):
-        remove(file, "acme")
-    assert file.read_text() == BY_HAND
+TEXT = """\
+# Ours, do not lose.
+tenants:
+  # The first one.
+  acme:   # since May
+    keys:
+      - abc  # the old one
+    priority: 2  # agreed with Bob
+
+  beta: {adapters: [a, b], priority: 1}
+  # after beta
+
+# about the admin
+admin:
+  keys: [xyz]   # one
+"""
+
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
+leaves = st.one_of(
+    st.integers(-9, 9),
+    st.booleans(),
+    st.lists(st.one_of(names, st.sampled_from(["*", "a-*", "1e5", "0x1f", "1:30", "no", "~"]))),
+    st.dates(date(1970, 1, 1), date(2200, 1, 1)),
+    st.builds(dict),
+)
+mappings = st.dictionaries(names, leaves, max_size=3)
+trees = st.dictionaries(names, st.one_of(leaves, mappings, st.dictionaries(names, mappings)))
+
+
+def loaded(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def dumped(tree: dict[str, Any], flow: bool | None) -> str:
+    yaml, out = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = flow, False
+    yaml.dump(tree, out)
+    return out.getvalue()
+
+
+def commented(text: str) -> list[str]:
+    return [line[line.index("#") :] for line in text.splitlines() if "#" in line]
+
+
+@settings(deadline=None)
+@given(
+    trees, st.lists(names, min_size=1, max_size=3), st.one_of(leaves, mappings), st.booleans(),
+    st.sampled_from([None, False, True]),
+)  # fmt: skip
+def test_reads_as_the_changed_mapping(
+    tree: dict[str, Any], path: list[str], value: Any, remarks: bool, flow: bool | None
+) -> None:
+    text = dumped(tree, flow)
+    if remarks and flow is False:
+        text = "".join(f"# x\n{line}  # y\n" for line in text.splitlines())
+    # Half of the time, somewhere that is there.
+    where, place = [], tree
+    for step in path:
+        there = list(place)
+        where.append(there[len(step) % len(there)] if there and len(step) % 2 else step)
+        below = place.get(where[-1])
+        place = below if isinstance(below, dict) else {}
+    new = put(text, tree, tuple(where), value)
+    assert loaded(new) == with_value(tree, tuple(where), value)
+
+
+@settings(deadline=None)
+@given(trees, st.integers(0, 100))
+def test_takes_away_what_is_there(tree: dict[str, Any], number: int) -> None:
+    paths = [(one,) for one in tree]
+    paths += [(one, two) for one in tree if isinstance(tree[one], dict) for two in tree[one]]
+    if not paths:
+        return
+    path = paths[number % len(paths)]
+    text = dumped(tree, False)
+    after = with_value(tree, path, None)
+    assert (loaded(put(text, tree, path, None)) or {}) == after
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "lost"),
+    [
+        (("tenants", "acme", "priority"), 3, []),
+        (("tenants", "acme", "concurrent"), 3, []),
+        (("tenants", "acme", "keys"), ["abc", "def"], ["# the old one"]),
+        (("tenants", "beta", "priority"), 3, []),
+        (("tenants", "beta", "expires"), date(2027, 1, 31), []),
+        (("tenants", "gamma"), {"keys": ["ghi"]}, []),
+        (("admin", "keys"), ["1", "2"], []),
+        (("admin", "keys"), None, ["# one"]),
+        (("tenants", "beta"), None, []),
+        (("tenants", "acme", "priority"), None, ["# agreed with Bob"]),
+        (("tenants", "acme"), None, ["# since May", "# the old one", "# agreed with Bob"]),
+        (("more",), {"a": {"b": 1}}, []),
+    ],
+)
+def test_comments_elsewhere_stay(path: tuple[str, ...], value: Any, lost: list[str]) -> None:
+    for text in (TEXT, TEXT.rstrip("\n")):
+        new = put(text, loaded(text), path, value)
+        assert loaded(new) == with_value(loaded(text), path, value)
+        assert commented(new) == [one for one in commented(text) if one not in lost]
+
+
+def test_windows_line_ends_and_a_byte_order_mark() -> None:
+    text = "\ufeff" + TEXT.replace("\n", "\r\n")
+    new = put(text, loaded(text), ("tenants", "beta", "priority"), 3)
+    assert loaded(new)["tenants"]["beta"]["priority"] == 3
+    assert commented(new) == commented(text)
+
+
+def test_what_looks_like_a_number_stays_text() -> None:
+    names = ["1e5", "0x1f", "12e45", "1:30", "08", "007", "1_000", "no", "null", "~", "2027-01-31"]
+    text = put("", {}, ("a",), names)
+    assert loaded(text) == {"a": names}

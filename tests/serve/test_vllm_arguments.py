@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from laura.results.errors import UsageError
-from laura.serve.settings import EngineSettings
-from laura.serve.vllm_arguments import REFUSED, VllmArguments, read_arguments
+from laura.serve.settings import REFUSED, EngineSettings, VllmArguments, read_arguments
 
 
 def test_what_laura_has_no_opinion_on_is_handed_on() -> None:

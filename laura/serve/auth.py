@@ -1,4 +1,6 @@
-"""Who may use the server: tenants, their keys, what each may use. No torch.
+"""Who may use the server: tenants, their keys, what each may use; without any, this machine.
+
+No torch, no web framework.
 
     # tenants.yaml, made by `laura tenants add NAME`
     tenants:
@@ -21,23 +23,24 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 import re
 import secrets
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from laura.recipe.checks import validate
 from laura.recipe.document import YamlDocument
 from laura.recipe.sections import Section, short
-from laura.results.errors import Fault, RecipeError, StoreError
+from laura.results.errors import Fault, RecipeError, StoreError, UsageError
 from laura.results.store import disk_faults
+from laura.serve.settings import LOOPBACK
 
 KEY_START = "sk-laura-"
 MOST_KEYS = 2
@@ -164,19 +167,6 @@ LOCAL = Tenant(name="local", adapters=("*",))
 """The one tenant of a server without a tenants file: everything allowed, no limits."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a key is.
-
-    Attributes:
-        tenant: Whose it is; also where it has expired, so that a log can name them.
-        state: Whether it opens anything.
-    """
-
-    tenant: Tenant | None
-    state: Literal["valid", "expired", "unknown"]
-
-
 class Tenants:
     """All tenants of a server, found by key or by name.
 
@@ -216,8 +206,8 @@ class Tenants:
         """The tenant of this name."""
         return self._by_name.get(name)
 
-    def find(self, key: str, at: datetime | None = None) -> Found:
-        """What a key is; for logs. A client must not learn why its key is refused.
+    def find(self, key: str, at: datetime | None = None) -> tuple[Tenant | None, bool]:
+        """What a key is. A client must not learn why its key is refused.
 
         A key that was never made, one that was revoked and one that has expired cost the
         same steps.
@@ -225,12 +215,13 @@ class Tenants:
         Args:
             key: As the client sent it.
             at: Moment to judge expiry by; now by default.
+
+        Returns:
+            Whose it is, also where it has expired, so that a log can name them; and whether it
+            opens anything.
         """
         tenant, end = self._by_mark.get(self._mark(hash_of_key(key)), _NOBODY)
-        valid = (at or datetime.now(UTC)) < end
-        if valid:
-            return Found(tenant, "valid")
-        return Found(tenant, "unknown" if tenant is None else "expired")
+        return tenant, (at or datetime.now(UTC)) < end
 
     def is_admin(self, key: str) -> bool:
         """Whether a key opens the admin API."""
@@ -351,3 +342,27 @@ def _cross_faults(data: dict[str, Any]) -> Iterable[Fault]:
             owner = owners.setdefault(str(key), where)
             if owner != where or key in listed[:place]:
                 yield Fault(f"{where}.keys.{place}", f"is a key of {owner} already; remove one")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can reach a server that listens at this address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_address(host: str, has_tenants: bool) -> None:
+    """Refuse to open a server without keys to other machines.
+
+    Raises:
+        UsageError: the address is no loopback address and there is no tenants file.
+    """
+    if not has_tenants and not is_loopback(host):
+        raise UsageError(
+            f"--host {host} would let other machines in, and without --tenants FILE nobody needs "
+            f"a key. Make keys with `laura tenants add NAME --file tenants.yaml`, or leave --host "
+            f"out to serve this machine alone ({LOOPBACK})"
+        )
