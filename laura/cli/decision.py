@@ -193,8 +193,7 @@ def gate(console: Console, study: StudyArgument, bounds: BoundOptions) -> int | 
     from laura.api import constraint
 
     asked = constraint(**vars(bounds))
-    from laura.study.handover import recommendation_of
-    from laura.study.recommend import answer_of, describe, not_met_text
+    from laura.study.recommend import answer_of, describe, not_met_text, recommendation_of
     from laura.study.recommend import recommend as choose
 
     decision = choose(study, asked)

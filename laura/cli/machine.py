@@ -31,7 +31,7 @@ def merge(
     Example:
       laura merge smollm2-135m-instruct-q4 studies/demo/runs/ID/checkpoints/STEP merged
     """
-    from laura.study.merging import merge_adapter
+    from laura.study.workbench import merge_adapter
 
     answer = merge_adapter(base, adapter, out, device=device, progress=console.progress)
     lines = (

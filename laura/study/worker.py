@@ -122,7 +122,7 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Messa
     from laura.recipe.sections import BudgetSection, Recipe
     from laura.study.extras import ExtraJob, measure_extras
     from laura.study.opening import join_study
-    from laura.study.session import RunSpec
+    from laura.study.runs import RunSpec
 
     torch.set_num_threads(setup["threads"])
     recipe = Recipe.model_validate_json(setup["recipe"])
@@ -144,7 +144,7 @@ def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Messa
             )
             for run in job["runs"]
         ]
-        line.send(done=session.carry_out_cohort(specs, job["points"]))
+        line.send(done=session.carry_out(specs, job["points"]))
 
 
 if __name__ == "__main__":

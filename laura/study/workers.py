@@ -20,17 +20,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from laura.models.device import threads
-from laura.recipe.sections import Recipe
 from laura.results import errors
 from laura.results.errors import LauraError, StoreError
 from laura.results.progress import Bar, Progress
-from laura.study.cohorts import cohorts
 from laura.study.extras import ExtraJob, measure_extras
-from laura.study.session import RunSpec, Session
+from laura.study.runs import RunSpec, cohorts
+from laura.study.session import Session
 from laura.study.sharing import BUSY, WAIT_SECONDS
 
 # Below so many parameters a step is so short that threads mostly wait for one another.
@@ -56,8 +54,6 @@ class Crew:
 
     Args:
         session: The open study.
-        data_dir: Folder of data sets that wins over the Hub.
-        device: Device name; None for the best there is.
         workers: How many runs go on at once; None for as many as pay.
 
     Attributes:
@@ -66,16 +62,14 @@ class Crew:
         shared: Whether another command was met at one of the runs.
     """
 
-    def __init__(
-        self, session: Session, data_dir: Path | None, device: str | None, workers: int | None
-    ) -> None:
+    def __init__(self, session: Session, workers: int | None) -> None:
         self.session, self._progress = session, session.progress
         self.workers = choose_workers(session) if workers is None else workers
         self._setup = {
             "recipe": session.recipe.model_dump_json(),
             "study": str(session.store.folder),
-            "data_dir": None if data_dir is None else str(data_dir),
-            "device": device,
+            "data_dir": str(session.data_dir or ""),
+            "device": session.bench.device_name,
             "threads": max(1, threads() // max(1, self.workers)),
         }
         self._crew: list[_WorkerProcess] = []
@@ -101,7 +95,9 @@ class Crew:
         Raises:
             LauraError: what stopped one of them; the others save where they are.
         """
-        left = deque(_grouped(specs, self.session.recipe, self.workers))
+        runs = [job for job in specs if isinstance(job, RunSpec)]
+        left = deque[Group](cohorts(runs, self.session.recipe, self.workers))
+        left.extend(job for job in specs if isinstance(job, ExtraJob))
 
         def work(carry: Carry) -> None:
             passed_over = 0
@@ -174,7 +170,7 @@ class Crew:
     def _carry_out_here(self, group: Group, points: int | None) -> list[str]:
         if isinstance(group, ExtraJob):
             return [measure_extras(self.session, group)]
-        return self.session.carry_out_cohort(group, points)
+        return self.session.carry_out(group, points)
 
     def wait(self) -> None:
         """Called by `work` where what is left is in other hands: let some time pass."""
@@ -188,13 +184,6 @@ class _Stopped(Exception):
 
 class _Unfinished(Exception):
     """Raised within a bar so that it leaves without saying that it has finished."""
-
-
-def _grouped(jobs: Sequence[RunSpec | ExtraJob], recipe: Recipe, workers: int) -> list[Group]:
-    """The jobs as they are handed out, runs that go together in one."""
-    runs = [job for job in jobs if isinstance(job, RunSpec)]
-    extras = [job for job in jobs if isinstance(job, ExtraJob)]
-    return [*cohorts(runs, recipe, workers), *extras]
 
 
 class _WorkerProcess:
