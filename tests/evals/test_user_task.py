@@ -15,6 +15,7 @@ from laura.evals import tasks, user_task
 from laura.evals.runner import Material, evaluate, file_rows, plan_task
 from laura.evals.scoring import TaskSettings, choice_item
 from laura.evals.tasks import TaskEntry
+from laura.evals.user_task import UserTask
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import DataError, UsageError
 from laura.results.store import read_lines_gz
@@ -103,6 +104,13 @@ def test_python_files(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> N
     answers = [[GenerateAnswer("one", 1, "end"), GenerateAnswer("two", 1, "end")]] * 2
     (item, samples), _ = task.grades(questions, answers)
     assert (item["length"], len(samples)) == (3, 2)
+
+
+def test_a_file_runs_under_its_own_future_alone(tmp_path: Path) -> None:
+    """A field's type is a type, as under Python itself, not our files' postponed text."""
+    path = tmp_path / "mine.py"
+    path.write_text(PYTHON_GENERATION)
+    assert UserTask.load(path).module.Asked.__annotations__ == {"index": int, "requests": tuple}
 
 
 def test_version_changes_with_file_and_rows(tmp_path: Path) -> None:

