@@ -24,12 +24,12 @@ record, which are copied as files after their checksums were checked.
 
 from __future__ import annotations
 
-import math
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from laura.recipe.reading import recipe_yaml
@@ -103,6 +103,11 @@ class Configuration:
     confirmed: bool
     cost: dict[str, Any]
 
+    @property
+    def place(self) -> tuple[str, float, float]:
+        """What tells it apart: arm, rate and budget."""
+        return self.arm.name, self.learning_rate, self.budget
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -141,7 +146,11 @@ def recommend(study: Path, constraint: Constraint) -> Decision:
         UsageError: no bound is given, one is no number, or there is no such arm.
         StoreError: the folder holds no study.
     """
-    _check(constraint)
+    if constraint.max_forgetting is None and constraint.min_learning is None:
+        raise UsageError(
+            "say what is wanted: --max-forgetting X (at most so much is forgotten), "
+            "--min-learning Y (at least so much is learnt), or both"
+        )
     setting = read_setting(study)
     known = ", ".join(setting.evidence.recipe.arms)
     if constraint.arm is not None and constraint.arm not in setting.evidence.recipe.arms:
@@ -165,17 +174,15 @@ def decide(
     could = [one for one in ordered if not _breaks_by_mean(one, constraint)]
     confirmed = _confirmed(setting, could or ordered, costs)
     state, chosen = _choose(could, confirmed, constraint)
-    rest = [one for one in could if not _same(one, chosen)]
+    rest = [one for one in could if chosen is None or one.place != chosen.place]
     nearest = [one for one in ordered if one not in could]
     nearest.sort(key=lambda one: _excess(one, constraint))
-    fresh = {_place(one): one for one in confirmed}
-    others = [
-        (one, _why_not(fresh.get(_place(one), one), constraint, True, setting)) for one in rest
-    ]
+    fresh = {one.place: one for one in confirmed}
+    others = [(one, _why_not(fresh.get(one.place, one), constraint, True, setting)) for one in rest]
     others += [(one, _why_not(one, constraint, False, setting)) for one in nearest[:3]]
     to_confirm = chosen if state == "suggested" else None
     confirm = _command(to_confirm, study) if to_confirm else ""
-    told = [fresh.get(_place(one), one) for one in could]
+    told = [fresh.get(one.place, one) for one in could]
     sure = next((one for one in told if not _breaks(one, constraint)), None)
     return Decision(state, chosen, others, len(explored), confirm, sure, constraint, setting)
 
@@ -220,14 +227,6 @@ def costs_of(study: Path) -> dict[str, RunCost]:
 def _size(value: float, unit: str) -> str:
     """What was learnt or forgot: `6 points`, `-0.4 points` where it went the other way."""
     return f"{'-' if value < 0 and points(value) != '0' else ''}{amount(value, unit)}"
-
-
-def _check(constraint: Constraint) -> None:
-    if constraint.max_forgetting is None and constraint.min_learning is None:
-        raise UsageError(
-            "say what is wanted: --max-forgetting X (at most so much is forgotten), "
-            "--min-learning Y (at least so much is learnt), or both"
-        )
 
 
 def _explored(
@@ -292,7 +291,7 @@ def _confirmed(
         fresh.setdefault(place, {})[point.seed] = point
     found: dict[tuple[str, float], Configuration] = {}
     for one in ordered:
-        by_seed = fresh.get(_place(one), {})
+        by_seed = fresh.get(one.place, {})
         if (one.arm.name, one.learning_rate) in found or len(by_seed) < MIN_SEEDS:
             continue
         told = _configuration(setting, one.arm, one.learning_rate, one.budget, by_seed, costs)
@@ -309,26 +308,18 @@ def _choose(
 
     One that surely keeps them and learns next to nothing is not what anybody would take.
     """
-    fresh = {_place(one): one for one in confirmed}
+    fresh = {one.place: one for one in confirmed}
     for one in could:
-        told = fresh.get(_place(one))
+        told = fresh.get(one.place)
         if told is not None and not _breaks(told, constraint):
             return "recommended", told
     # What fresh seeds have refuted is no suggestion any more.
-    left = [one for one in could if _place(one) not in fresh]
+    left = [one for one in could if one.place not in fresh]
     left += [one for one in confirmed if not _breaks_by_mean(one, constraint)]
     left.sort(key=lambda one: _preference(one, constraint))
     if not left:
         return "not met", None
     return ("suggested" if _breaks(left[0], constraint) else "recommended"), left[0]
-
-
-def _place(one: Configuration) -> tuple[str, float, float]:
-    return one.arm.name, one.learning_rate, one.budget
-
-
-def _same(one: Configuration, other: Configuration | None) -> bool:
-    return other is not None and _place(one) == _place(other)
 
 
 def _preference(one: Configuration, constraint: Constraint) -> tuple[float, float]:
@@ -413,16 +404,12 @@ def _cost(points_of: Mapping[int, Point], costs: Mapping[str, RunCost]) -> dict[
         "tokens": first.tokens,
         "budgets_of_the_run": [mark["budget"] for mark in first.record["points"]],
     }
-    for key, value in (("train_seconds", _mean), ("flops", _mean), ("tokens_per_second", _mean),
+    for key, value in (("train_seconds", fmean), ("flops", fmean), ("tokens_per_second", fmean),
                        ("peak_memory_bytes", max)):  # fmt: skip
         known = [found for row in rows if (found := getattr(row, key)) is not None]
         if known:
             cost[key] = value(known)
     return cost
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 # ----- what was not tried -----

@@ -24,6 +24,7 @@ from scripts.check_micro import check_card
 from scripts.make_micro_base import Stage, build_micro_base
 
 SMALL = WorldSettings(entities=8, events=8, names=8)
+SHORT = (Stage(0.5, 2_000, 3e-3, "constant"),)
 STAGES = (Stage(0.5, 10_000, 3e-3, "constant"), Stage(1.0, 14_000, 3e-3, "cosine"))
 
 
@@ -69,6 +70,7 @@ def test_every_target_token_was_read_in_pretraining(built: Path) -> None:
     assert not needed - read
 
 
+@pytest.mark.slow
 def test_a_stopped_build_goes_on_to_the_same_weights(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,13 +92,14 @@ def test_a_stopped_build_goes_on_to_the_same_weights(
         assert file_hash(tmp_path / "base" / name) == file_hash(built / name), name
 
 
+@pytest.mark.slow
 def test_stages_of_another_world_or_of_other_code_are_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One work folder, two seeds and two worlds: each base is the one a folder of its own gives."""
 
     def built(name: str, work: str, settings: WorldSettings) -> str:
-        build_micro_base(tmp_path / name, tmp_path / work, settings, STAGES[:1], "cpu")
+        build_micro_base(tmp_path / name, tmp_path / work, settings, SHORT, "cpu")
         return file_hash(tmp_path / name / "model.safetensors")
 
     first = built("a", "shared", SMALL)

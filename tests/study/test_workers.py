@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import pickle
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def test_their_progress_is_shown_and_adds_up(side_by_side: Any) -> None:
 
 
 def test_a_bar_whose_work_was_stopped_does_not_say_that_it_has_finished() -> None:
-    stream, times, said = io.StringIO(), itertools.count(0, 100), list[str]()
+    stream, times, said = io.BytesIO(), itertools.count(0, 100), list[str]()
     sent = SentProgress(_Messages(stream))
     with sent.bar("kept", 10, "tokens") as bar:
         bar.advance(10)
@@ -107,8 +109,10 @@ def test_a_bar_whose_work_was_stopped_does_not_say_that_it_has_finished() -> Non
     shown = PlainLines(said.append, clock=lambda: float(next(times)))
     there = workers._WorkerProcess.__new__(workers._WorkerProcess)
     there._progress, there._bars = shown, {}
-    for line in stream.getvalue().splitlines():
-        there._report(json.loads(line))
+    stream.seek(0)
+    with suppress(EOFError):
+        while True:
+            there._report(pickle.load(stream))
     assert there._bars == {}
     assert [text for text in said if "kept: finished in" in text]
     assert not [text for text in said if "stopped: finished" in text]
@@ -163,8 +167,7 @@ def test_a_worker_that_is_killed_is_told_and_the_rest_is_kept(
 def test_an_idle_worker_ends_when_nobody_talks_to_it(side_by_side: Any) -> None:
     recipe, folder, _, _ = side_by_side
     with open_study(recipe, folder, None, None) as session:
-        crew = Crew(session, 2)
-        worker = workers._WorkerProcess(crew._setup, session.lock, SILENT)
+        worker = Crew(session, 2).hire()
         assert worker._process.stdin is not None
         worker._process.stdin.close()
         assert worker._process.wait(60) == 0
