@@ -83,9 +83,9 @@ def predicted(case: Case, runtime: int) -> dict[str, int]:
     from workers.plan_memory import arm_of
 
     from laura.recipe.sections import BaseSection
-    from laura.study.plan_activations import Pass
-    from laura.study.plan_memory import training_parts
-    from laura.study.plan_shapes import shapes_of
+    from laura.study.plan.machine import Machine
+    from laura.study.plan.memory import Pass, training_parts
+    from laura.study.plan.shapes import shapes_of
 
     arm = arm_of(case.rank, case.targets, json.loads(case.more))
     tokens = case.row_tokens * case.rows_per_pass
@@ -99,8 +99,7 @@ def predicted(case: Case, runtime: int) -> dict[str, int]:
         document=min(DOCUMENT, case.row_tokens),
     )
     shapes = shapes_of(BaseSection(model=MODEL))
-    parts = training_parts(shapes, arm, case.optimiser, one, runtime=runtime, on_processor=True)
-    return asdict(parts)
+    return training_parts(shapes, arm, case.optimiser, one, Machine("cpu", 0, runtime))
 
 
 def measured(case: Case, scratch: Path, threads: int, seconds: float) -> dict[str, Any]:
@@ -137,8 +136,8 @@ def compare(
 def main() -> int:
     """Run the cases, print the table; 1 if any is off by more than a tenth."""
     from laura.recipe.sections import BaseSection
-    from laura.study.plan_machine import measure_machine
-    from laura.study.plan_shapes import shapes_of
+    from laura.study.plan.machine import measure_machine
+    from laura.study.plan.shapes import shapes_of
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

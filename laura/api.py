@@ -307,7 +307,7 @@ def compare(
         UsageError: what is to be confirmed is not of it, or of several settings.
         LauraError: what stopped it; the same call continues.
     """
-    from laura.study.confirming import check_configurations, read_configurations
+    from laura.study.runs import check_configurations, read_configurations
 
     chosen = resolve_recipe(recipe, overrides=overrides, setting=setting, data_dir=data_dir)
     wanted = read_configurations(confirm or ())
@@ -331,7 +331,7 @@ def compare(
 
         carry_out(chosen, study=folder, **options)
     else:
-        from laura.study.series import compare_series
+        from laura.study.compare import compare_series
 
         compare_series(chosen, folder=folder, **options)
     return _results(folder, "html", progress)
@@ -371,7 +371,7 @@ def train(
                 f"{recipe} is a series; say which setting with --setting, one of: {names}"
             )
         chosen = next(iter(chosen.settings.values()))
-    from laura.study.single import train as carry_out
+    from laura.study.compare import train as carry_out
 
     answer = carry_out(
         chosen,
@@ -470,8 +470,7 @@ def recommend(
         StoreError: the folder holds no study.
     """
     asked = constraint(max_forgetting, min_learning, memory, arm)
-    from laura.study.handover import recommendation_of, write_recipe, write_weights
-    from laura.study.recommend import not_met_text
+    from laura.study.recommend import not_met_text, recommendation_of, write_recipe, write_weights
     from laura.study.recommend import recommend as choose
 
     folder = Path(study)

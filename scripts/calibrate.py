@@ -174,8 +174,7 @@ def _null_analysis(evidence: Evidence, draw: np.random.Generator) -> Analysis:
     for point in evidence.points:
         if not evidence.is_chosen(point):
             continue
-        who = {"arm": point.arm, "run": point.run["id"], "seed": point.seed,
-               "learning_rate": point.learning_rate, "budget": point.budget}  # fmt: skip
+        who = point.whose
         if point.arm == "full":
             luck = draw.normal(0, 5)
             matrices = [

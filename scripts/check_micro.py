@@ -25,16 +25,15 @@ from laura.evals.tasks import find
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DOMAINS, SPLITS, forms, running_text
 from laura.micro.tokenizer import pieces
-from laura.micro.world import World
-from laura.models.load import load_base
+from laura.micro.world import World, text_of
+from laura.models.load import WEIGHTS, load_base
 from laura.models.registry import MICRO_BASE
 from laura.recipe.sections import MeasureSection
 from laura.results.errors import ModelError
 from laura.results.progress import SILENT, Progress
-from laura.results.store import StudyStore, read_json
+from laura.results.store import StudyStore, file_hash, read_json
 from laura.study.compare import TIMING
 from laura.study.evaluation import evaluate_model
-from laura.study.micro_base import check_card, text_of
 
 SOURCE_TASKS = ("micro_facts", "micro_events", "micro_pronouns")
 KNOWN = (0.85, 0.95)
@@ -204,6 +203,24 @@ def _values(summary: dict[str, Any], method: str, task: str) -> list[float]:
 
 def _changes(summary: dict[str, Any], method: str) -> list[float]:
     return [float(p["changes"]["mean"]["value"]) for p in _points(summary, method)]
+
+
+def check_card(folder: Path) -> dict[str, Any]:
+    """The card of a micro base, which must be of these weights.
+
+    Raises:
+        ModelError: there is no card, or it is of other weights.
+    """
+    if not (folder / "card.json").is_file():
+        raise ModelError(
+            f"{folder} has no card.json, so it is no micro base (see scripts/make_micro_base.py)"
+        )
+    card: dict[str, Any] = read_json(folder / "card.json")
+    if card.get("weights_sha256") != file_hash(folder / WEIGHTS):
+        raise ModelError(
+            f"card.json in {folder} is of other weights than its {WEIGHTS}; build the base again"
+        )
+    return card
 
 
 def main() -> None:

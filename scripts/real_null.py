@@ -22,7 +22,7 @@ from laura.results.store import StudyStore
 from laura.study.claims.judgement import judge
 from laura.study.claims.settings import Setting
 from laura.study.compare import compare
-from laura.study.evidence import Evidence, Point, RunFacts
+from laura.study.evidence import Evidence, RunFacts
 from laura.study.summary import evidence_of, gather
 
 ARM = "lora-r16"
@@ -46,7 +46,7 @@ def null_study(found: Evidence, first: list[int], second: list[int]) -> Evidence
         return {**run, "arm": arm_name, "seed": seed}
 
     runs = [RunFacts(renamed(r.record), r.state) for r in found.runs if r.seed in names]
-    points: list[Point] = [replace(p, run=renamed(p.run)) for p in found.points if p.seed in names]
+    points = [replace(p, record=renamed(p.record)) for p in found.points if p.seed in names]
     facts = {**found.facts, "trainable_parameters": {"full": 1, "lora": 1}}
     return evidence_of(recipe, facts, found.base, runs, points)
 

@@ -150,7 +150,7 @@ def test_train_and_evaluate_hand_everything_on(stand_in: Any, tmp_path: Path) ->
         task = {"gsm8k": {"file": "x", "n": 10, "metrics": {"exact_match": metric}}}
         return {"base": task, "poet": task} if named["adapters"] else task
 
-    stand_in("laura.study.single", train=carry_out)
+    stand_in("laura.study.compare", train=carry_out)
     made = laura.train(RECIPE, "lora", seed=2, out=tmp_path, device="cpu")
     assert (seen["arm"], seen["seed"], seen["study"], seen["device"]) == (
         "lora",

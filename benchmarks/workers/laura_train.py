@@ -1,7 +1,7 @@
 """One training of Laura, timed step by step; the twin of `peers/trl_train.py`.
 
 Uses the library as a program of a user would: a base from `Workbench`, rows
-from `pack`, `train_run`. The work, token ids and labels grouped into steps,
+from `arrange`, `train_run`. The work, token ids and labels grouped into steps,
 comes from a file that the peer reads too. See benchmarks/README.md.
 """
 
@@ -102,7 +102,7 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
 
 def plan_of(work: dict[str, Any], row_tokens: int, count: int) -> Any:
     """The work's first steps as a `BatchPlan`, the examples of each packed into rows."""
-    from laura.data.packing import Row, pack
+    from laura.data.packing import Row, arrange, fit
     from laura.data.templates import Encoded
     from laura.training.batches import BatchPlan
 
@@ -111,7 +111,9 @@ def plan_of(work: dict[str, Any], row_tokens: int, count: int) -> Any:
             Encoded(index, row["input_ids"], [label >= 0 for label in row["labels"]], 0)
             for index, row in enumerate(step)
         ]
-        return pack(encoded, row_tokens, seed=number)
+        fitted = fit(encoded, row_tokens)
+        rows = arrange(fitted.lengths, row_tokens, number)
+        return [fitted.row(encoded, documents) for documents in rows]
 
     steps = work["steps"][:count]
     return BatchPlan.of([rows_of(*step) for step in enumerate(steps)], [len(steps)])

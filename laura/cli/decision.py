@@ -171,8 +171,7 @@ def gate(console: Console, options: BoundOptions) -> int | None:
 
     bounds = dict(vars(options))
     study, asked = bounds.pop("study"), constraint(**bounds)
-    from laura.study.handover import recommendation_of
-    from laura.study.recommend import answer_of, describe, not_met_text
+    from laura.study.recommend import answer_of, describe, not_met_text, recommendation_of
     from laura.study.recommend import recommend as choose
 
     decision = choose(study, asked)

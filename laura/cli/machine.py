@@ -33,7 +33,7 @@ def merge(console: Console, options: MergeOptions) -> None:
     Example:
       laura merge smollm2-135m-instruct-q4 studies/demo/runs/ID/checkpoints/STEP merged
     """
-    from laura.study.merging import merge_adapter
+    from laura.study.workbench import merge_adapter
 
     answer = merge_adapter(**vars(options), progress=console.progress)
     lines = (

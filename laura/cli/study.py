@@ -186,9 +186,9 @@ def plan(console: Console, options: PlanOptions) -> None:
         setting=options.setting,
         data_dir=options.data_dir,
     )
-    from laura.study.plan import plan as make_plan
-    from laura.study.plan_series import plan_series
-    from laura.study.plan_text import plan_text, series_text
+    from laura.study.plan.planning import plan as make_plan
+    from laura.study.plan.planning import plan_series
+    from laura.study.plan.text import plan_text, series_text
 
     given: dict[str, Any] = {
         "gpus": gpus,
@@ -206,8 +206,7 @@ def plan(console: Console, options: PlanOptions) -> None:
 
 
 def _answer_table(console: Console, parameters: float, share: float, devices: list[int]) -> None:
-    from laura.study.plan_paper import paper_rows
-    from laura.study.plan_text import paper_text
+    from laura.study.plan.text import paper_rows, paper_text
 
     value = {"parameters": parameters, "share": share, "devices": devices}
     value["rows"] = paper_rows(parameters, devices, share)
@@ -217,7 +216,7 @@ def _answer_table(console: Console, parameters: float, share: float, devices: li
 def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
-    from laura.study.plan import check_gpus
+    from laura.study.plan.planning import check_gpus
 
     try:
         counts = [int(part) for part in text.split(",")]
@@ -227,7 +226,7 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def _table(text: str) -> tuple[float, float]:
-    from laura.study.plan_paper import SHARE
+    from laura.study.plan.text import SHARE
 
     try:
         numbers = [float(part) for part in text.split(",")]

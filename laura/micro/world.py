@@ -93,3 +93,8 @@ class World:
             return loose.line(LOOSE_PIECES)
         # What was said is often said again: a base that reads on can look back.
         return "\n".join([loose.line(LOOSE_PIECES // 3)] * 3)
+
+
+def text_of(row: Mapping[str, Any]) -> str:
+    """A document's text; of a conversation, what is said in it."""
+    return str(row.get("text") or "\n".join(m["content"] for m in row["messages"]))

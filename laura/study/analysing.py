@@ -23,14 +23,14 @@ from laura.recipe.sections import FullArm, LoraArm
 from laura.results.errors import AdapterError, ModelError, ShapeError
 from laura.results.store import check_folder, read_json, write_json
 from laura.study.evidence import Evidence, Point
-from laura.study.session import Session
-from laura.study.spectra_results import (
+from laura.study.findings import (
     FORMAT,
     analysed_points,
     base_spectra_file,
     spectra_file,
     subspaces_file,
 )
+from laura.study.session import Session
 from laura.study.summary import gather
 
 UNUSABLE = (ModelError, AdapterError, ShapeError)
@@ -91,7 +91,7 @@ def _stands(session: Session, point: Point, wanted: Wanted) -> bool:
     file = spectra_file(session.store, point)
     if file.is_file():
         return bool(read_json(file).get("settings") == wanted.settings)
-    return not session.store.run(point.run["id"]).checkpoint(point.step).is_dir()
+    return not session.store.run(point.run_id).checkpoint(point.step).is_dir()
 
 
 def _analyse_point(
@@ -103,7 +103,7 @@ def _analyse_point(
     device: torch.device,
 ) -> None:
     file = spectra_file(session.store, point)
-    check_folder(session.store.run(point.run["id"]).checkpoint(point.step))
+    check_folder(session.store.run(point.run_id).checkpoint(point.step))
     partial = _partial(file)
     fault, matrices, remarks = None, list[dict[str, Any]](), list[str]()
     title = f"spectra of {point.arm} at {point.learning_rate:g}, seed {point.seed}"
@@ -115,7 +115,7 @@ def _analyse_point(
             wanted,
             known=known,
             file=partial,
-            identity={"run": point.run["id"], "step": point.step},
+            identity={"run": point.run_id, "step": point.step},
             device=device,
             title=title,
             progress=session.progress,
@@ -126,11 +126,7 @@ def _analyse_point(
         session.progress.say(f"No spectra of {point.arm}, seed {point.seed}: {fault}")
     entry: dict[str, Any] = {
         "format": FORMAT,
-        "run": point.run["id"],
-        "arm": point.arm,
-        "seed": point.seed,
-        "learning_rate": point.learning_rate,
-        "budget": point.budget,
+        **point.whose,
         "step": point.step,
         "settings": wanted.settings,
         "warnings": remarks,
@@ -144,13 +140,13 @@ def _subspaces(session: Session, evidence: Evidence, k: int, device: torch.devic
     """Directions of the best lora and the best full arm, seed by seed, at the last budget."""
     pairs = _pairs(evidence)
     file = subspaces_file(session.store)
-    identity = {"k": k, "pairs": [[p.run["id"], q.run["id"], p.step, q.step] for p, q in pairs]}
+    identity = {"k": k, "pairs": [[p.run_id, q.run_id, p.step, q.step] for p, q in pairs]}
     if not pairs or (file.is_file() and read_json(file)["identity"] == identity):
         return
     base = _base(session)
     rows: list[dict[str, Any]] = []
     for number, pair in enumerate(pairs):
-        runs = [point.run["id"] for point in pair]
+        runs = [point.run_id for point in pair]
         folders = [_weights(session, point) for point in pair]
         partial = file.with_name(f"subspaces.{number}.partial.jsonl")
         try:
@@ -176,7 +172,7 @@ def _subspaces(session: Session, evidence: Evidence, k: int, device: torch.devic
 def _pairs(evidence: Evidence) -> list[tuple[Point, Point]]:
     """The best lora run and the best full run of each seed that has both, at the last budget."""
     arms = evidence.recipe.arms
-    budgets: Sequence[float] = evidence.recipe.budget.tokens or evidence.recipe.budget.epochs or []
+    budgets: Sequence[float] = evidence.recipe.budget.listed
     points = [p for p in analysed_points(evidence) if p.budget == budgets[-1]]
     sides = []
     for method in (LoraArm, FullArm):
@@ -193,7 +189,7 @@ def _pairs(evidence: Evidence) -> list[tuple[Point, Point]]:
 
 
 def _weights(session: Session, point: Point) -> Path:
-    checkpoint = session.store.run(point.run["id"]).checkpoint(point.step)
+    checkpoint = session.store.run(point.run_id).checkpoint(point.step)
     return weights_folder(checkpoint, session.progress)
 
 

@@ -30,8 +30,8 @@ from laura.recipe.sections import LoraArm, Recipe
 from laura.results.errors import UsageError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import MANIFEST, RunStore, read_json, run_id, write_folder, write_json
-from laura.study.compare import write_summary
 from laura.study.opening import open_study
+from laura.study.rebuilding import write_summary
 from laura.study.session import Session
 
 # What of the trainer's arguments decides the weights, beside the recipe's arm.
@@ -117,7 +117,7 @@ class LauraCallback(TrainerCallback):  # type: ignore[misc]
         self._marks = [mark for mark in known if mark["step"] <= state.global_step]
         done = {mark["budget"] for mark in self._marks}
         budget = self.recipe.budget
-        points = budget.tokens or budget.epochs or []
+        points = budget.listed
         self._left = [float(point) for point in points if point not in done]
         self._run.keep_metrics(lambda row: row["step"] <= state.global_step)
         session.base_results()

@@ -139,7 +139,7 @@ def _first_list(
     """An arm's rates before they grow, rising."""
     given = recipe.arms[arm]
     if given.external is not None:
-        last = max(recipe.budget.tokens or recipe.budget.epochs or [0])
+        last = max(recipe.budget.listed or [0])
         return sorted({point.learning_rate for point in given.external if point.budget == last})
     if recipe.search.sampler != "grid":
         # A search knows no list beforehand: what somebody else left half-way is not part of it.
@@ -177,7 +177,7 @@ def within(outcome: Outcome, evidence: Evidence) -> bool:
 def tried(evidence: Evidence) -> list[Tried]:
     """Every arm at every rate asked for, with every seed of the grid it was run with, in order."""
     recipe = evidence.recipe
-    last = max(recipe.budget.tokens or recipe.budget.epochs or [0])
+    last = max(recipe.budget.listed or [0])
     seeds = grid_seeds(recipe.seeds, recipe.search)
     states: dict[tuple[str, float, int], set[str]] = {}
     finished = set()
@@ -185,11 +185,11 @@ def tried(evidence: Evidence) -> list[Tried]:
         if run.seed in seeds and _is_asked_for(run.arm, run.learning_rate, recipe):
             states.setdefault((run.arm, run.learning_rate, run.seed), set()).add(run.state)
             if run.state == "done":
-                finished.add(run.id)
+                finished.add(run.run_id)
     outcomes = {
         (point.arm, point.learning_rate, point.seed): outcome_of(point, evidence)
         for point in evidence.points
-        if point.budget == last and point.run["id"] in finished
+        if point.budget == last and point.run_id in finished
     }
     searched = recipe.search.sampler != "grid"
     return [

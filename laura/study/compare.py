@@ -1,40 +1,45 @@
-"""`laura compare`: base, grids, longer lists, further and fresh seeds, extras, analysis, report.
+"""`laura compare` of a recipe and of a series, and `laura train`: one run of a recipe.
 
-A short program: each step leaves files, and a step whose files stand is not
-done again, so a comparison that is stopped at any moment goes on with the same
-command.
+Short programs: each step leaves files, and a step whose files stand is not done again, so what
+is stopped at any moment goes on with the same command.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laura.recipe.search import grid_seeds
+from laura.recipe.reading import Series
 from laura.recipe.sections import Recipe
+from laura.results.errors import LauraError, UsageError
 from laura.results.progress import SILENT, Progress
-from laura.results.schema import COST_FILE, Summary, write_file
-from laura.results.store import StudyStore, read_json, write_json
+from laura.results.schema import Summary
+from laura.results.store import SeriesStore, write_json
 from laura.study.analysing import analyse
-from laura.study.claims.judgement import write_claims
-from laura.study.cohorts import remark
-from laura.study.confirming import (
+from laura.study.claims.judgement import write_series_claims
+from laura.study.extras import extra_jobs, most_jobs
+from laura.study.opening import open_study
+from laura.study.plan.planning import announcement
+from laura.study.rebuilding import write_summary
+from laura.study.runs import (
     FRESH_SEEDS,
     Configuration,
+    RunSpec,
     check_configurations,
     check_run,
     fresh_seeds,
+    further_seeds,
+    grid_of,
+    remark,
+    runs_each,
+    specs_of,
 )
-from laura.study.extras import extra_jobs, most_jobs
-from laura.study.findings import write_findings
-from laura.study.opening import open_study
-from laura.study.plan_announced import announcement
-from laura.study.plan_work import each_of, further_seeds
-from laura.study.session import RunSpec, Session
-from laura.study.sharing import LOCK, held
-from laura.study.summary import build_costs, build_summary, gather
+from laura.study.session import Session
+from laura.study.sharing import BUSY, LOCK, WAIT_SECONDS, held
+from laura.study.summary import gather
 from laura.study.workers import Crew
 
 TIMING = "timing.json"
@@ -75,9 +80,13 @@ def compare(
     check_configurations(confirm, confirm_seeds, recipe)
     start = time.monotonic()
     with open_study(recipe, study, data_dir, device, progress) as session:
-        grid = grid_of(session)
+        grid = grid_of(recipe)
         session.check(grid)
-        search = _search(session) if recipe.search.sampler != "grid" else None
+        search = None
+        if recipe.search.sampler != "grid":
+            from laura.study.search import Search  # Optuna takes a while to import
+
+            search = Search(session)
         if told := remark(grid, recipe):
             progress.say(told)
         progress.say(announcement(session))
@@ -85,9 +94,9 @@ def compare(
             spec
             for seed in (fresh_seeds(recipe, confirm_seeds) if confirm else ())
             for arm, rate in confirm
-            for spec in session.specs(arm, rate, seed)
+            for spec in specs_of(recipe, arm, rate, seed)
         ]
-        crew = Crew(session, data_dir, device, workers)
+        crew = Crew(session, workers)
         runs, before = _carry_out(crew, grid, search, fresh, confirm)
         with held(session.store.folder / "analysis" / LOCK):
             analyse(session)
@@ -114,7 +123,7 @@ def _carry_out(
     due = [spec for spec in grid if search is None or recipe.arms[spec.arm].external]
     left, before = _left(session, due)
     ended, trials = search.counts() if search else (0, 0)
-    each, further = each_of(recipe), further_seeds(recipe)
+    each, further = runs_each(recipe), further_seeds(recipe)
     stages = 1 + len(left) + trials + len(further) * len(recipe.arms) * each
     stages += most_jobs(recipe) + len(fresh)
     with session.progress.bar("study", stages, "stages") as bar, crew:
@@ -131,42 +140,11 @@ def _carry_out(
         bar.advance(measured)
         crew.carry_out(extras, bar)
         if confirm:
-            check_run(confirm, gather(session.store, recipe))
+            check_run(confirm, gather(session.store, recipe).choices)
         last, stood = _left(session, fresh)
         bar.advance(stood)
         crew.carry_out(last, bar)
     return runs + len(more) + len(last), before + finished + stood
-
-
-def write_summary(store: StudyStore, recipe: Recipe) -> Summary:
-    """Build `summary.json`, `analysis.json`, `claims.json` and `cost.json` from the folder."""
-    evidence = gather(store, recipe)
-    summary = build_summary(evidence)
-    write_findings(evidence, store)
-    costs = build_costs(evidence, read_json(store.folder / "environment.json"))
-    write_file(store.folder / COST_FILE, costs)
-    write_file(store.summary_file, summary)
-    write_claims(store.folder, evidence)
-    return summary
-
-
-def grid_of(session: Session) -> list[RunSpec]:
-    """The runs that every study begins with, seed by seed; one rate where a search draws them."""
-    recipe = session.recipe
-    searched = recipe.search.sampler != "grid"
-    return [
-        spec
-        for seed in grid_seeds(recipe.seeds, recipe.search)
-        for name, arm in recipe.arms.items()
-        for rate in sorted(arm.learning_rates)[: 1 if searched and arm.external is None else None]
-        for spec in session.specs(name, rate, seed)
-    ]
-
-
-def _search(session: Session) -> Any:
-    from laura.study.search import Search  # Optuna takes a while to import
-
-    return Search(session)
 
 
 def _left(session: Session, specs: Sequence[RunSpec]) -> tuple[list[RunSpec], int]:
@@ -183,35 +161,25 @@ def _lengthen(crew: Crew) -> int:
     """
     count, session = 0, crew.session
     recipe = session.recipe
-    for _ in range(recipe.search.extend):
+    for _ in range(recipe.search.extend if recipe.search.sampler == "grid" else 0):
         choices = gather(session.store, recipe).choices
         for arm, choice in choices.items():
             if choice.further:
                 rates = ", ".join(f"{rate:g}" for rate in choice.further)
                 session.progress.say(f"{arm} is best at the end of its rates: {rates} is tried too")
-        grown = {arm: [*choice.rates, *choice.further] for arm, choice in choices.items()}
-        left, _ = _left(session, _grown_runs(session, grown))
+        grown = {
+            name: [
+                r for r in (*one.rates, *one.further) if r not in recipe.arms[name].learning_rates
+            ]
+            for name, one in choices.items()
+        }
+        left, _ = _left(session, grid_of(recipe, grown))
         if not left:
             break
         with session.progress.bar("further rates", len(left), "runs") as bar:
             crew.carry_out(left, bar)
         count += len(left)
     return count
-
-
-def _grown_runs(session: Session, rates: Mapping[str, Sequence[float]]) -> list[RunSpec]:
-    """The runs of rates that are not in the recipe, where it has a grid."""
-    recipe = session.recipe
-    if recipe.search.sampler != "grid":
-        return []
-    return [
-        spec
-        for seed in grid_seeds(recipe.seeds, recipe.search)
-        for name, arm in recipe.arms.items()
-        for rate in rates[name]
-        if rate not in arm.learning_rates
-        for spec in session.specs(name, rate, seed)
-    ]
 
 
 def _further_seeds(session: Session) -> list[RunSpec]:
@@ -223,5 +191,131 @@ def _further_seeds(session: Session) -> list[RunSpec]:
         spec
         for seed in seeds
         for name in best
-        for spec in session.specs(name, best[name][seed], seed)
+        for spec in specs_of(recipe, name, best[name][seed], seed)
     ]
+
+
+def compare_series(
+    series: Series,
+    *,
+    folder: Path,
+    data_dir: Path | None = None,
+    device: str | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> dict[str, Summary]:
+    """Carry out every setting, continuing what stands in the folder.
+
+    All are checked before the first is trained, so that a mistake in the last does not
+    come to light after hours.
+
+    Args:
+        series: The settings.
+        folder: The folder of the series.
+        data_dir: Folder of data sets that wins over the Hub.
+        device: Device name; None for the best there is.
+        progress: Where to report.
+        options: `workers`, `confirm` and `confirm_seeds` as for `compare`, in every setting.
+
+    Returns:
+        The summary of each setting.
+
+    Raises:
+        LauraError: what stops a setting; the others' finished work stands.
+    """
+    store, runs = SeriesStore(folder), {}
+    with progress.bar("checking the settings", len(series.settings), "settings") as bar:
+        for name, recipe in series.settings.items():
+            bar.note(name)
+            with _told(name, progress):
+                study = store.setting(name).folder
+                with open_study(recipe, study, data_dir, device) as session:
+                    session.check(grid_of(recipe))
+            runs[name] = len(grid_of(recipe))
+            bar.advance()
+    store.write(series.name, list(series.names))
+    summaries = {}
+    with progress.bar("series", sum(runs.values()), "grid runs") as bar:
+        for name, recipe in series.settings.items():
+            bar.note(name)
+            with _told(name, progress):
+                summaries[name] = compare(
+                    recipe,
+                    study=store.setting(name).folder,
+                    data_dir=data_dir,
+                    device=device,
+                    progress=progress,
+                    **options,
+                )
+            bar.advance(runs[name])
+    write_series_claims(folder)
+    return summaries
+
+
+@contextmanager
+def _told(name: str, progress: Progress) -> Iterator[None]:
+    """Say in which setting something went wrong."""
+    try:
+        yield
+    except LauraError:
+        progress.say(f"stopped in setting {name}")
+        raise
+
+
+def train(
+    recipe: Recipe,
+    *,
+    arm: str,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    study: Path,
+    data_dir: Path | None = None,
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Train one arm at one rate with one seed, and measure its budget points.
+
+    Args:
+        recipe: Where the arm and everything else is described.
+        arm: Name of an arm of the recipe.
+        learning_rate: None takes the arm's only rate.
+        seed: None takes the recipe's first.
+        study: The study folder.
+        data_dir: Folder of data sets that wins over the Hub.
+        device: Device name; None for the best there is.
+        progress: Where to report.
+
+    Returns:
+        `{"runs": [{"id", "state", "folder", "checkpoints"}], "summary": ...}`.
+
+    Raises:
+        UsageError: no such arm, or the arm has several rates and none was chosen.
+    """
+    if arm not in recipe.arms:
+        raise UsageError(f"the recipe has no arm {arm!r}; it has: {', '.join(recipe.arms)}")
+    rates = recipe.arms[arm].learning_rates
+    if learning_rate is None and len(rates) > 1:
+        listed = ", ".join(f"{rate:g}" for rate in rates)
+        raise UsageError(f"{arm} lists several rates ({listed}); choose one with --learning-rate")
+    rate = rates[0] if learning_rate is None else learning_rate
+    if not 0 < rate <= 1:
+        raise UsageError(f"--learning-rate must be above 0 and at most 1, came {rate:g}")
+    chosen = recipe.seeds[0] if seed is None else seed
+    with open_study(recipe, study, data_dir, device, progress) as session:
+        specs = specs_of(recipe, arm, rate, chosen)
+        if not specs:
+            raise UsageError(
+                f"{arm} has no checkpoint made elsewhere at rate {rate:g} with seed {chosen}; "
+                "choose one of those that its `external` names"
+            )
+        session.check(specs)
+        session.base_results()
+        runs = []
+        for spec in specs:
+            while (state := session.carry_out([spec])[0]) == BUSY:
+                time.sleep(WAIT_SECONDS)
+            run = session.run_store(spec)
+            folders = sorted(str(p) for p in (run.folder / "checkpoints").glob("[0-9]*"))
+            record = {"id": run.folder.name, "state": state, "folder": str(run.folder)}
+            runs.append({**record, "checkpoints": folders})
+        return {"runs": runs, "summary": write_summary(session.store, recipe)}

@@ -2,24 +2,58 @@
 
 Like `summary.json` it is rebuilt from the folder at any time and depends on neither time
 nor machine. What is missing is named under "gaps"; nothing stops because of it.
+
+The spectra and subspaces of its weights lie in
+
+base/analysis/spectra.json             of the base, once
+runs/ID/analysis/STEP/spectra.json     of one checkpoint
+analysis/subspaces.json                of the best lora and the best full arm
+
+Curves of learning and forgetting are told under the bootstrap: items and seeds are drawn anew,
+the items of a task together for all models, so that what models share cancels; the seeds of an
+arm at one rate together for all its budgets, so that a lucky run stays lucky. Shapes: B draws,
+the first as measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+from pydantic import ValidationError
+
+from laura.analysis import efficiency, tradeoff
 from laura.analysis.drift import explained
+from laura.analysis.resampling import DRAWS, Array, ItemTable, resample_items, resample_seeds
+from laura.analysis.spikes import loss_spikes
+from laura.analysis.tradeoff import CurvePoint
 from laura.recipe.tasks import DRIFT
-from laura.results.schema import ANALYSIS_FILE, Analysis, DriftFit, DriftRow, write_file
-from laura.results.statistics import Estimate
-from laura.results.store import StudyStore
+from laura.results.errors import StoreError
+from laura.results.schema import (
+    ANALYSIS_FILE,
+    MEAN,
+    Analysis,
+    CheckpointSpectra,
+    DriftFit,
+    DriftRow,
+    F,
+    FrontPoint,
+    NeededRow,
+    RunSpikes,
+    SubspaceOverlap,
+    Tradeoff,
+    faults_of,
+    write_file,
+)
+from laura.results.store import StudyStore, read_json
+from laura.results.task_result import RATIO_FIELDS, TaskResult
 from laura.study.choosing import choice_gaps
-from laura.study.curves import build_curves
-from laura.study.evidence import Evidence
-from laura.study.measures import leading
-from laura.study.sampled import build_sampled
-from laura.study.spectra_results import read_spectra, read_subspaces
-from laura.study.stability import read_spikes
+from laura.study.evidence import Evidence, Point, score_of
+from laura.study.extras import build_sampled
 
 
 def build_findings(evidence: Evidence, store: StudyStore) -> Analysis:
@@ -51,42 +85,28 @@ def write_findings(evidence: Evidence, store: StudyStore) -> Analysis:
 
 
 def _run_gaps(evidence: Evidence) -> list[str]:
-    gaps = [
-        f"{run.arm} at {run.learning_rate:g}, seed {run.seed} (run {run.id}) "
-        f"is {run.state}, not done"
-        for run in evidence.runs
-        if run.state != "done"
-    ]
-    measured = {(point.run["id"], point.step) for point in evidence.points}
-    gaps += [
-        f"{run.arm} at {run.learning_rate:g}, seed {run.seed} (run {run.id}) "
-        f"was not measured at budget {mark['budget']:g}"
-        for run in evidence.runs
-        for mark in run.record["points"]
-        if run.state == "done" and (run.id, mark["step"]) not in measured
-    ]
-    return gaps + choice_gaps(evidence)
+    measured = {(point.run_id, point.step) for point in evidence.points}
+    ended, missing = [], []
+    for run in evidence.runs:
+        told = f"{run.arm} at {run.learning_rate:g}, seed {run.seed} (run {run.run_id})"
+        if run.state != "done":
+            ended.append(f"{told} is {run.state}, not done")
+            continue
+        missing += [
+            f"{told} was not measured at budget {mark['budget']:g}"
+            for mark in run.record["points"]
+            if (run.run_id, mark["step"]) not in measured
+        ]
+    return [*ended, *missing, *choice_gaps(evidence)]
 
 
 def _drift(evidence: Evidence) -> list[DriftRow]:
-    rows = []
-    for point in evidence.points:
-        for name in DRIFT:
-            result = point.results.get(name)
-            if result is not None:
-                metric = result.metrics[leading(result)]
-                rows.append(
-                    DriftRow(
-                        arm=point.arm,
-                        run=point.run["id"],
-                        seed=point.seed,
-                        learning_rate=point.learning_rate,
-                        budget=point.budget,
-                        measure=name,
-                        value=Estimate(metric.value, metric.stderr, result.n),
-                    )
-                )
-    return rows
+    return [
+        DriftRow(**point.whose, measure=name, value=score_of(point.results[name]))
+        for point in evidence.points
+        for name in DRIFT
+        if name in point.results
+    ]
 
 
 def _drift_fit(
@@ -107,3 +127,390 @@ def _drift_fit(
             row = DriftFit(measure=name, forgetting=forgetting, r_squared=share, n=len(pairs))
             rows.append(row)
     return rows
+
+
+# ----- training -----
+
+
+def read_spikes(evidence: Evidence) -> list[RunSpikes]:
+    """The part `spikes` of analysis.json: one entry for every run that took steps.
+
+    Diverged runs are among them.
+    """
+    rows = []
+    for run in evidence.runs:
+        curves = _curves(run.metrics())
+        if not curves:
+            continue
+        found = [
+            (steps[spike.start], spike.rise)
+            for fresh, steps, losses in curves
+            for spike in loss_spikes(losses)
+            if spike.start >= fresh
+        ]
+        rows.append(
+            RunSpikes(
+                **run.whose,
+                count=len(found),
+                worst=max((rise for _, rise in found), default=None),
+                steps=[step for step, _ in found],
+                n=sum(len(steps) - fresh for fresh, steps, _ in curves),
+            )
+        )
+    return rows
+
+
+def _curves(rows: list[dict[str, Any]]) -> list[tuple[int, list[int], list[float]]]:
+    """Steps and losses of the trunk, and of every branch after the trunk it left.
+
+    Each with the number of steps at its beginning that another curve has already told.
+    """
+    trunk = [row for row in rows if not row["leg"].startswith("branch")]
+    legs: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["leg"].startswith("branch"):
+            legs.setdefault(row["leg"], []).append(row)
+    paths = [(0, trunk)] if trunk else []
+    for own in legs.values():
+        shared = [row for row in trunk if row["step"] < own[0]["step"]]
+        paths.append((len(shared), shared + own))
+    return [
+        (fresh, [row["step"] for row in path], [row["loss"] for row in path])
+        for fresh, path in paths
+    ]
+
+
+# ----- weights -----
+
+FORMAT = 1
+
+
+def base_spectra_file(store: StudyStore) -> Path:
+    """Where the base's own spectra lie."""
+    return store.folder / "base" / "analysis" / "spectra.json"
+
+
+def spectra_file(store: StudyStore, point: Point) -> Path:
+    """Where the spectra of a run at a budget point lie."""
+    return store.run(point.run_id).analysis(point.step, "spectra")
+
+
+def subspaces_file(store: StudyStore) -> Path:
+    """Where the comparison of directions lies."""
+    return store.folder / "analysis" / "subspaces.json"
+
+
+def analysed_points(evidence: Evidence) -> list[Point]:
+    """The points whose weights the recipe wants analysed: at each seed's best rate."""
+    wanted = evidence.recipe.analysis.spectra
+    return [] if wanted == "none" else evidence.chosen_points(wanted == "all")
+
+
+def read_spectra(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[CheckpointSpectra]:
+    """The `spectra` part of a study's analysis: one entry a checkpoint, in order.
+
+    Args:
+        store: The study.
+        evidence: What it holds.
+        gaps: Gets a sentence for each checkpoint that could not be analysed, and for
+            each file that is damaged.
+    """
+    found = []
+    for point in analysed_points(evidence):
+        file = spectra_file(store, point)
+        entry = _stored(file, gaps)
+        if entry is None:
+            continue
+        if "fault" in entry:
+            told = f"{point.arm}, seed {point.seed}, step {point.step}"
+            gaps.append(f"no spectra of {told}: {entry['fault']}")
+            continue
+        found += _checked(CheckpointSpectra, [entry], file, gaps)
+    return found
+
+
+def read_subspaces(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[SubspaceOverlap]:
+    """The `subspaces` part of a study's analysis; `gaps` as in `read_spectra`."""
+    section = evidence.recipe.analysis
+    if section.spectra == "none" or section.subspace_k is None:
+        return []
+    file = subspaces_file(store)
+    rows = (_stored(file, gaps) or {}).get("matrices", [])
+    return _checked(SubspaceOverlap, rows if isinstance(rows, list) else [rows], file, gaps)
+
+
+def _checked(kind: type[F], rows: list[Any], file: Path, gaps: list[str]) -> list[F]:
+    """Rows of a file of the weights' analysis; `gaps` gets the faults of a damaged one."""
+    try:
+        return [kind.model_validate(_without_format(row)) for row in rows]
+    except ValidationError as error:
+        gaps.append(f"{file} is damaged: {faults_of(error)}; delete it and give the command again")
+        return []
+
+
+def _without_format(row: Any) -> Any:
+    if not isinstance(row, dict):
+        return row
+    return {key: value for key, value in row.items() if key != "format"}
+
+
+def _stored(file: Path, gaps: list[str]) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        value = read_json(file)
+    except StoreError as error:
+        gaps.append(str(error))
+        return None
+    return value if isinstance(value, dict) else None
+
+
+# ----- curves of learning and forgetting -----
+
+MOST_TOLD = 3  # points that lack one task, in words
+
+
+@dataclass(frozen=True)
+class DrawnScores:
+    """One score of the base and of every point that has it, turned so that higher is better.
+
+    Attributes:
+        base: (B,).
+        points: Place in `evidence.points` to (B,).
+        items: How many items it was measured on.
+        sign: -1 where the score itself is better when it is lower.
+    """
+
+    base: Array
+    points: dict[int, Array]
+    items: int
+    sign: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a study's curves say.
+
+    Attributes:
+        tradeoff: The front and the areas; None where something was not measured.
+        efficiency: Budgets needed to reach levels of the learning tasks.
+        forgetting: What forgetting was judged by: a task, or `mean`.
+        forgotten: Place in `evidence.points` to what it forgot.
+    """
+
+    tradeoff: Tradeoff | None
+    efficiency: list[NeededRow]
+    forgetting: str
+    forgotten: dict[int, float]
+
+
+def build_curves(evidence: Evidence, gaps: list[str]) -> Curves:
+    """The parts `tradeoff` and `efficiency` of analysis.json, and what was forgotten.
+
+    Args:
+        evidence: The study.
+        gaps: What is missing is added here, in words.
+    """
+    learnt = {task: _scores(task, evidence, gaps) for task in evidence.learning}
+    forgetting = MEAN if evidence.accuracies else evidence.forgetting[0]
+    kept = _kept(forgetting, evidence, gaps)
+    forgotten = {} if kept is None else {i: kept.base - own for i, own in kept.points.items()}
+    leading = learnt[evidence.learning[0]]
+    found = None
+    if leading is not None and kept is not None:
+        found = _tradeoff(evidence, leading, forgetting, forgotten, gaps)
+    needed = [
+        row
+        for task, scores in learnt.items()
+        if scores is not None
+        for row in _efficiency(task, scores, evidence, gaps)
+    ]
+    told = {place: float(own[0]) for place, own in forgotten.items()}
+    return Curves(found, needed, forgetting, told)
+
+
+def _tradeoff(
+    evidence: Evidence,
+    learnt: DrawnScores,
+    forgetting: str,
+    forgotten: Mapping[int, Array],
+    gaps: list[str],
+) -> Tradeoff:
+    arms = {
+        arm: _cells(arm, range(len(evidence.points)), evidence, learnt.points, forgotten)
+        for arm in evidence.recipe.arms
+    }
+    areas = tradeoff.areas(arms, learnt.base)
+    if not areas and any(arms.values()):
+        gaps.append("no arm both learnt and forgot, so there is no area of the trade-off")
+    for arm, cells in arms.items():
+        if len(cells) == 1:
+            gaps.append(f"{arm} has one point only, so it has no curve of learning and forgetting")
+    named = [(arm, cell) for arm, cells in arms.items() for cell in cells]
+    base = float(learnt.base[0])
+    pairs = [(float(cell.learnt[0]) - base, float(cell.forgotten[0])) for _, cell in named]
+    front = [
+        FrontPoint(
+            arm=arm,
+            learning_rate=cell.rates[0],
+            budget=cell.budget,
+            learning=pairs[place][0],
+            forgetting=pairs[place][1],
+            seeds=list(cell.seeds),
+            runs=list(cell.runs),
+        )
+        for place in tradeoff.pareto_front(pairs)
+        for arm, cell in [named[place]]
+    ]
+    return Tradeoff(learning=evidence.learning[0], forgetting=forgetting, front=front, area=areas)
+
+
+def _efficiency(
+    task: str, learnt: DrawnScores, evidence: Evidence, gaps: list[str]
+) -> list[NeededRow]:
+    recipe = evidence.recipe
+    chosen = [at for at, point in enumerate(evidence.points) if evidence.is_chosen(point)]
+    curves = {}
+    for arm in evidence.recipe.arms:
+        if own := _cells(arm, chosen, evidence, learnt.points, learnt.points, together=True):
+            curves[arm] = own
+    if not curves:
+        return []
+    budgets = {tuple(cell.budget for cell in own) for own in curves.values()}
+    if len(budgets) > 1:
+        told = "; ".join(
+            f"{arm} at {', '.join(f'{cell.budget:g}' for cell in own)}"
+            for arm, own in curves.items()
+        )
+        gaps.append(f"{task} was measured at different budgets: {told}")
+    most = max(float(cell.learnt[0]) for own in curves.values() for cell in own)
+    base = float(learnt.base[0])
+    if most - base <= tradeoff.ROUNDING:
+        gaps.append(f"no arm improved {task}, so nothing is told of how fast one does")
+        return []
+    rows = []
+    for share in efficiency.LEVELS:
+        level = base + share * (most - base)
+        for arm, own in curves.items():
+            scores = np.stack([cell.learnt for cell in own], 1)
+            found = efficiency.needed([cell.budget for cell in own], scores, level)
+            rows.append(
+                NeededRow(
+                    arm=arm,
+                    task=task,
+                    level=learnt.sign * level,
+                    share=share,
+                    unit="tokens" if recipe.budget.tokens else "epochs",
+                    needed=found.value,
+                    at_most=found.at_most,
+                    interval=found.interval,
+                    reached=found.reached,
+                    rates=sorted({rate for cell in own for rate in cell.rates}),
+                    seeds=min(len(cell.seeds) for cell in own),
+                    n=learnt.items,
+                )
+            )
+    return rows
+
+
+def _cells(
+    arm: str,
+    places: Sequence[int],
+    evidence: Evidence,
+    learnt: Mapping[int, Array],
+    forgotten: Mapping[int, Array],
+    together: bool = False,
+) -> list[CurvePoint]:
+    """An arm's points at these places by rate and budget, means over resampled seeds.
+
+    `together` takes the seeds of a budget as one cell, whatever their rates.
+    """
+    groups: dict[tuple[float, float], dict[int, int]] = {}
+    for place in places:
+        point = evidence.points[place]
+        if point.arm == arm and place in learnt and place in forgotten:
+            rate = 0.0 if together else point.learning_rate
+            groups.setdefault((rate, point.budget), {})[point.seed] = place
+    cells = []
+    for (_, budget), by_seed in sorted(groups.items()):
+        seeds = sorted(by_seed)
+        own = [evidence.points[by_seed[seed]] for seed in seeds]
+        rates = tuple(sorted({point.learning_rate for point in own}))
+        # Drawn by arm, rates and seeds alone: the same for every budget of these runs.
+        generator = _generator(f"{arm}/{'+'.join(map(repr, rates))}/{seeds}")
+        weights = resample_seeds(len(seeds), DRAWS, generator)
+        sides = [
+            np.stack([table[by_seed[seed]] for seed in seeds], 1) for table in (learnt, forgotten)
+        ]
+        means = [(side * weights).sum(axis=1) for side in sides]
+        runs = tuple(str(point.run_id) for point in own)
+        cells.append(CurvePoint(rates, budget, tuple(seeds), runs, means[0], means[1]))
+    return cells
+
+
+def _kept(name: str, evidence: Evidence, gaps: list[str]) -> DrawnScores | None:
+    """The forgetting score: one task's, or the plain mean of the accuracies."""
+    if name != MEAN:
+        return _scores(name, evidence, gaps)
+    parts = [_scores(task, evidence, gaps) for task in evidence.accuracies]
+    whole = [part for part in parts if part is not None]
+    if len(whole) < len(parts):
+        return None
+    places = set.intersection(*(set(part.points) for part in whole))
+    k = len(whole)
+    points = {i: np.asarray(sum(part.points[i] for part in whole) / k) for i in sorted(places)}
+    base = np.asarray(sum(part.base for part in whole) / k)
+    return DrawnScores(base, points, sum(part.items for part in whole), 1.0)
+
+
+def _scores(task: str, evidence: Evidence, gaps: list[str]) -> DrawnScores | None:
+    """A task's scores; points that lack it, or have it not whole or of other items, are gaps."""
+    measure, base = evidence.measures[task], evidence.base.get(task)
+    fields = RATIO_FIELDS.get(measure.metric, (measure.metric,))
+    first = None if base is None else _columns(base, fields)
+    if base is None or first is None:
+        gaps.append(f"{task} was not measured on the base, or not whole")
+        return None
+    columns, places, missing = [first[1:]], [], []
+    for place, point in enumerate(evidence.points):
+        result = point.results.get(task)
+        same = result is not None and result.version == base.version
+        found = _columns(result, fields) if result and same else None
+        if found is not None and np.array_equal(found[0], first[0]):
+            columns.append(found[1:])
+            places.append(place)
+        else:
+            missing.append(point)
+    gaps += _missing(task, missing)
+    table = ItemTable(*(np.stack(parts) for parts in zip(*columns, strict=True)))
+    drawn = resample_items(table, DRAWS, _generator(task))
+    sign = 1.0 if measure.higher_is_better else -1.0
+    points = {place: sign * drawn[:, 1 + number] for number, place in enumerate(places)}
+    return DrawnScores(sign * drawn[:, 0], points, len(first[0]), sign)
+
+
+def _columns(result: TaskResult, fields: Sequence[str]) -> list[Array] | None:
+    """The items' indices, rising, and their values of some fields; None where one is no number."""
+    # A whole column at once: a study may have millions of items.
+    listed = [[item.get(field) for item in result.items] for field in ("index", *fields)]
+    try:
+        columns = [np.array(column, dtype=float) for column in listed]
+    except (TypeError, ValueError):
+        return None
+    if not all(np.isfinite(column).all() for column in columns):
+        return None
+    order = np.argsort(columns[0])
+    return [column[order] for column in columns]
+
+
+def _missing(task: str, points: Sequence[Point]) -> list[str]:
+    told = [str(point) for point in points[:MOST_TOLD]]
+    if len(points) > MOST_TOLD:
+        told.append(f"{len(points) - MOST_TOLD} more")
+    missing = f"{task} is missing, not whole, or of other items than the base's, for "
+    return [missing + "; ".join(told)] if told else []
+
+
+def _generator(text: str) -> np.random.Generator:
+    """Draws that depend on what they are for, not on what else is drawn."""
+    return np.random.default_rng(zlib.crc32(text.encode()))

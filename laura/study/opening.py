@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laura.evals.runner import file_rows
-from laura.models.device import pick_device
+import torch
+
+import laura
+from laura.engine.engine import Engine
+from laura.evals.runner import Material, RowProvider, check_name, file_rows, plan_task
+from laura.evals.tasks import TASKS
+from laura.models.device import has_bf16_arithmetic, pick_device, resolve_precision
 from laura.recipe.reading import recipe_yaml
 from laura.recipe.sections import Recipe
 from laura.results.errors import StoreError
@@ -22,10 +31,9 @@ from laura.results.store import (
     write_json,
     write_text,
 )
-from laura.study.environment import describe
-from laura.study.facts import refuse_another, task_facts, write_facts
+from laura.study.evidence import all_tasks
 from laura.study.material import ExampleEncoder, prepare
-from laura.study.replay import prepare_replay
+from laura.study.replay import ReplayReader
 from laura.study.session import Session
 from laura.study.sharing import StudyLock
 from laura.study.workbench import Workbench
@@ -110,7 +118,8 @@ def _read_all(
     )
     identity["data"] = data.fingerprint
     refuse_another(store, identity)
-    replay = prepare_replay(recipe, bench, encoder, data.measured, store.replay, data_dir, progress)
+    reader = ReplayReader(recipe, bench, encoder, data.measured, store.replay, data_dir, progress)
+    replay = reader.read()
     return Session(recipe, store, bench, data, rows, tasks, replay, data_dir, progress), identity
 
 
@@ -129,3 +138,121 @@ def _keep_only(corpus: Path) -> None:
     for other in corpus.parent.iterdir():
         if other.is_dir() and other != corpus:
             shutil.rmtree(other)
+
+
+# ----- study.json: what a study is made of, written when opened, checked ever after -----
+
+
+def refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
+    """Results of one folder must be comparable: same base and type, tokens, data and measures.
+
+    Raises:
+        StoreError: the folder holds a study with another identity.
+    """
+    path = store.folder / "study.json"
+    if not path.is_file():
+        return
+    before = read_json(path)["identity"]
+    changed = [key for key in identity if before.get(key) != identity[key]]
+    if changed:
+        raise StoreError(
+            f"{store.folder} holds a study with another {', '.join(changed)}; its "
+            "results cannot be compared with new ones: choose another folder with --out, "
+            "or another name"
+        )
+
+
+def task_facts(
+    recipe: Recipe, bench: Workbench, rows: RowProvider, data_dir: Path | None
+) -> dict[str, dict[str, str]]:
+    """Title and version of each extra and each task that is not Laura's own, by its result.
+
+    Each is made ready as if it were measured, so its mistakes are told before anything
+    large is read. Its version is not part of the study's identity: a task that changes
+    is measured again, and nothing is trained for it.
+
+    Raises:
+        LauraError: what is wrong with a task.
+    """
+    others = [task for task in all_tasks(recipe) if task not in TASKS]
+    for extra in recipe.measure.extras:
+        check_name(extra, recipe.measure.extras)
+        others.append(extra)
+    if not others:
+        return {}
+    base = bench.base
+    precision = resolve_precision(recipe.measure.precision, base.model.device)
+    engine = Engine(base.model, base.tokenizer, precision)
+    material = Material(recipe.measure, rows, {}, data_dir=data_dir)
+    found = {}
+    for task in others:
+        plan = plan_task(engine, task, material)
+        found[plan.name] = {"title": plan.title, "version": plan.version}
+    return found
+
+
+def write_facts(
+    store: StudyStore,
+    recipe: Recipe,
+    bench: Workbench,
+    identity: dict[str, Any],
+    tasks: dict[str, dict[str, str]],
+    replay: list[list[Any]],
+) -> None:
+    """Write `study.json`; `replay` is what its arms replay, which may change from one
+    command to the next: then they are other runs, and those of before are left out.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    base = bench.base
+    parameters = sum(p.numel() for p in base.model.parameters())
+    trainable = {name: bench.count_trainable(arm) for name, arm in recipe.arms.items()}
+    facts = {
+        "identity": identity,
+        "base": {"model": base.name, "fingerprint": base.fingerprint, "parameters": parameters},
+        "trainable_parameters": trainable,
+        "tasks": tasks,
+        **({"replay": replay} if replay else {}),
+    }
+    write_json(store.folder / "study.json", facts)
+
+
+PACKAGES = ("torch", "transformers", "safetensors", "datasets", "numpy", "pydantic")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Versions, processor and code version, as a JSON value."""
+    return {
+        "laura": laura.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "bf16_arithmetic": has_bf16_arithmetic(device),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout Laura runs from; None for an installed wheel."""
+    root = Path(laura.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -17,25 +17,58 @@ of each of the m the two of learning and forgetting at the level 1 - 0.05 / 2m.
 
 **Who has learnt nothing is not named**: without another bound, learning must be above 0, or
 the base itself would be the best answer to a bound on forgetting.
+
+What was decided is handed over as JSON, as a recipe, and as a folder of weights with its
+record, which are copied as files after their checksums were checked.
 """
 
 from __future__ import annotations
 
-import math
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
+from laura.recipe.reading import recipe_yaml
 from laura.results.errors import EvidenceError, UsageError
-from laura.results.schema import COST_FILE, Constraint, Costs, RunCost, read_file
-from laura.results.statistics import ALPHA, LEVEL, MIN_SEEDS, Contrast, TooThin
+from laura.results.schema import (
+    COST_FILE,
+    RECORD_FILE,
+    BaseIdentity,
+    Candidate,
+    Constraint,
+    Costs,
+    EstimatedTasks,
+    Recommendation,
+    Record,
+    RecordedClaim,
+    RunCost,
+    TaskScores,
+    read_file,
+    write_record,
+)
+from laura.results.statistics import ALPHA, LEVEL, MIN_SEEDS, Contrast, TooThin, count
+from laura.results.store import (
+    MANIFEST,
+    StudyStore,
+    check_folder,
+    disk_faults,
+    file_hash,
+    read_json,
+    write_folder,
+    write_text,
+)
+from laura.results.task_result import change
 from laura.results.units import memory_text, rate_text
+from laura.study.choosing import why_none
 from laura.study.claims.answer import amount, points
-from laura.study.claims.judgement import read_setting
-from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
-from laura.study.evidence import Point
+from laura.study.claims.judgement import judge, read_setting
+from laura.study.claims.settings import DROPOUTS, FORGETTING, LEARNING, Kind, Setting
+from laura.study.claims.verdicts import estimated
+from laura.study.evidence import Evidence, Point, leading, score_of
 
 State = Literal["recommended", "suggested", "not met"]
 
@@ -69,6 +102,11 @@ class Configuration:
     level: float
     confirmed: bool
     cost: dict[str, Any]
+
+    @property
+    def place(self) -> tuple[str, float, float]:
+        """What tells it apart: arm, rate and budget."""
+        return self.arm.name, self.learning_rate, self.budget
 
 
 @dataclass(frozen=True)
@@ -108,7 +146,11 @@ def recommend(study: Path, constraint: Constraint) -> Decision:
         UsageError: no bound is given, one is no number, or there is no such arm.
         StoreError: the folder holds no study.
     """
-    _check(constraint)
+    if constraint.max_forgetting is None and constraint.min_learning is None:
+        raise UsageError(
+            "say what is wanted: --max-forgetting X (at most so much is forgotten), "
+            "--min-learning Y (at least so much is learnt), or both"
+        )
     setting = read_setting(study)
     known = ", ".join(setting.evidence.recipe.arms)
     if constraint.arm is not None and constraint.arm not in setting.evidence.recipe.arms:
@@ -132,17 +174,15 @@ def decide(
     could = [one for one in ordered if not _breaks_by_mean(one, constraint)]
     confirmed = _confirmed(setting, could or ordered, costs)
     state, chosen = _choose(could, confirmed, constraint)
-    rest = [one for one in could if not _same(one, chosen)]
+    rest = [one for one in could if chosen is None or one.place != chosen.place]
     nearest = [one for one in ordered if one not in could]
     nearest.sort(key=lambda one: _excess(one, constraint))
-    fresh = {_place(one): one for one in confirmed}
-    others = [
-        (one, _why_not(fresh.get(_place(one), one), constraint, True, setting)) for one in rest
-    ]
+    fresh = {one.place: one for one in confirmed}
+    others = [(one, _why_not(fresh.get(one.place, one), constraint, True, setting)) for one in rest]
     others += [(one, _why_not(one, constraint, False, setting)) for one in nearest[:3]]
     to_confirm = chosen if state == "suggested" else None
     confirm = _command(to_confirm, study) if to_confirm else ""
-    told = [fresh.get(_place(one), one) for one in could]
+    told = [fresh.get(one.place, one) for one in could]
     sure = next((one for one in told if not _breaks(one, constraint)), None)
     return Decision(state, chosen, others, len(explored), confirm, sure, constraint, setting)
 
@@ -187,14 +227,6 @@ def costs_of(study: Path) -> dict[str, RunCost]:
 def _size(value: float, unit: str) -> str:
     """What was learnt or forgot: `6 points`, `-0.4 points` where it went the other way."""
     return f"{'-' if value < 0 and points(value) != '0' else ''}{amount(value, unit)}"
-
-
-def _check(constraint: Constraint) -> None:
-    if constraint.max_forgetting is None and constraint.min_learning is None:
-        raise UsageError(
-            "say what is wanted: --max-forgetting X (at most so much is forgotten), "
-            "--min-learning Y (at least so much is learnt), or both"
-        )
 
 
 def _explored(
@@ -259,7 +291,7 @@ def _confirmed(
         fresh.setdefault(place, {})[point.seed] = point
     found: dict[tuple[str, float], Configuration] = {}
     for one in ordered:
-        by_seed = fresh.get(_place(one), {})
+        by_seed = fresh.get(one.place, {})
         if (one.arm.name, one.learning_rate) in found or len(by_seed) < MIN_SEEDS:
             continue
         told = _configuration(setting, one.arm, one.learning_rate, one.budget, by_seed, costs)
@@ -276,26 +308,18 @@ def _choose(
 
     One that surely keeps them and learns next to nothing is not what anybody would take.
     """
-    fresh = {_place(one): one for one in confirmed}
+    fresh = {one.place: one for one in confirmed}
     for one in could:
-        told = fresh.get(_place(one))
+        told = fresh.get(one.place)
         if told is not None and not _breaks(told, constraint):
             return "recommended", told
     # What fresh seeds have refuted is no suggestion any more.
-    left = [one for one in could if _place(one) not in fresh]
+    left = [one for one in could if one.place not in fresh]
     left += [one for one in confirmed if not _breaks_by_mean(one, constraint)]
     left.sort(key=lambda one: _preference(one, constraint))
     if not left:
         return "not met", None
     return ("suggested" if _breaks(left[0], constraint) else "recommended"), left[0]
-
-
-def _place(one: Configuration) -> tuple[str, float, float]:
-    return one.arm.name, one.learning_rate, one.budget
-
-
-def _same(one: Configuration, other: Configuration | None) -> bool:
-    return other is not None and _place(one) == _place(other)
 
 
 def _preference(one: Configuration, constraint: Constraint) -> tuple[float, float]:
@@ -374,13 +398,13 @@ def _within_memory(found: list[Configuration], limit: int) -> list[Configuration
 
 def _cost(points_of: Mapping[int, Point], costs: Mapping[str, RunCost]) -> dict[str, Any]:
     """Tokens to the point; time, memory and FLOPs of the whole runs, over the seeds."""
-    rows = [costs[p.run["id"]] for p in points_of.values() if p.run["id"] in costs]
+    rows = [costs[p.run_id] for p in points_of.values() if p.run_id in costs]
     first = next(iter(points_of.values()))
     cost: dict[str, Any] = {
         "tokens": first.tokens,
-        "budgets_of_the_run": [mark["budget"] for mark in first.run["points"]],
+        "budgets_of_the_run": [mark["budget"] for mark in first.record["points"]],
     }
-    for key, value in (("train_seconds", _mean), ("flops", _mean), ("tokens_per_second", _mean),
+    for key, value in (("train_seconds", fmean), ("flops", fmean), ("tokens_per_second", fmean),
                        ("peak_memory_bytes", max)):  # fmt: skip
         known = [found for row in rows if (found := getattr(row, key)) is not None]
         if known:
@@ -388,5 +412,235 @@ def _cost(points_of: Mapping[int, Point], costs: Mapping[str, RunCost]) -> dict[
     return cost
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+# ----- what was not tried -----
+
+
+def untried(setting: Setting, chosen: Kind | None, budget: float | None) -> list[str]:
+    """What was not tried, in sentences.
+
+    Args:
+        setting: The study.
+        chosen: The arm that is recommended, if one is.
+        budget: Its budget.
+    """
+    evidence, arms, told = setting.evidence, setting.arms, list[str]()
+    recipe = evidence.recipe
+    for name in recipe.arms:
+        rates, edge = evidence.rates(name), evidence.edge(name)
+        if name not in evidence.best:
+            told.append(f"{name} {why_none(name, evidence)}.")
+        elif len(rates) == 1:
+            told.append(f"{name} was tried at the one learning rate {rates[0]:g}.")
+        elif edge:
+            ends = {"low": f"below {rates[0]:g}", "high": f"above {rates[-1]:g}"}
+            beyond = ends.get(edge, f"below {rates[0]:g} or above {rates[-1]:g}")
+            told.append(f"{name} is best at the end of its rates: none {beyond} was tried.")
+    if budget is not None and budget == max(setting.budgets):
+        told.append(f"No budget above {budget:,g} was tried.")
+    methods = {arm.method for arm in arms}
+    told += [f"No arm of {name} was tried." for name in ("full", "lora") if name not in methods]
+    loras = [arm for arm in arms if arm.method == "lora"]
+    if loras:
+        ranks = sorted({arm.rank for arm in loras})
+        told.append(f"LoRA was tried at rank {', '.join(map(str, ranks))} only.")
+        targets = sorted({arm.targets or "other" for arm in loras})
+        told.append(f"LoRA was tried on {', '.join(targets)} modules only.")
+    if not any(arm.number("replay") for arm in arms):
+        told.append("Replay of source data was not tried.")
+    if not any(arm.number(key) for arm in arms for key in ("weight_decay", *DROPOUTS)):
+        told.append("Neither weight decay nor dropout of full finetuning was tried.")
+    if chosen is not None and recipe.budget.points == "hot":
+        told.append("The budget is a point of a longer run whose rate had not come down yet.")
+    told.append(f"One optimiser was used ({recipe.train.optimiser}), and one batch size.")
+    return told
+
+
+NAME_ENDING, LONGEST_NAME = "-recommended", 64
+
+
+# ----- handing over -----
+
+
+def recommendation_of(
+    decision: Decision, recipe: Path | None, adapter: Path | None
+) -> Recommendation:
+    """A decision as `recommendation.json` holds it, with where recipe and weights went."""
+    setting, chosen = decision.setting, decision.chosen
+    gaps = untried(setting, chosen.arm if chosen else None, chosen.budget if chosen else None)
+    return Recommendation(
+        answer=answer_of(decision),
+        study=setting.name,
+        asked=decision.constraint,
+        state=decision.state,
+        measures={
+            name: {"tasks": setting.tasks(name), "unit": setting.unit(name)}
+            for name in (LEARNING, FORGETTING)
+        },
+        candidates=decision.candidates,
+        chosen=_candidate(chosen, setting, "") if chosen else None,
+        alternatives=[_candidate(one, setting, why) for one, why in decision.others],
+        confirm=decision.confirm,
+        not_tried=gaps,
+        recipe=None if recipe is None else str(recipe),
+        adapter=None if adapter is None else str(adapter),
+    )
+
+
+def write_recipe(decision: Decision, path: Path) -> None:
+    """Write the recipe of the recommended configuration, ready for `train` and `compare`.
+
+    It is the study's with one arm, one rate and one budget, under a name of its own, so that
+    it does not run into the study's folder. Points of a `hot` run keep the whole list: the
+    schedule belongs to the longest.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    recipe, chosen = decision.setting.evidence.recipe, _chosen(decision)
+    arm = recipe.arms[chosen.arm.name]
+    arm = arm.model_copy(update={"learning_rates": [chosen.learning_rate]})
+    budget = recipe.budget
+    if budget.points == "separate":
+        unit = "tokens" if budget.tokens else "epochs"
+        point = int(chosen.budget) if budget.tokens else chosen.budget
+        budget = budget.model_copy(update={unit: [point]})
+    name = recipe.name[: LONGEST_NAME - len(NAME_ENDING)] + NAME_ENDING
+    ready = recipe.model_copy(
+        update={"name": name, "arms": {chosen.arm.name: arm}, "budget": budget}
+    )
+    write_text(path, recipe_yaml(ready))
+
+
+def write_weights(decision: Decision, study: Path, folder: Path) -> Record:
+    """Copy the recommended checkpoint, with its `laura.json`; the first seed of the recipe.
+
+    The first and not the best: to pick the best seed by its scores would make the scores
+    in the record too good.
+
+    Raises:
+        EvidenceError: the checkpoint is not there any more.
+        UsageError: the folder holds something else.
+        CheckpointError: the checkpoint does not match its checksums.
+        StoreError: the folder cannot be written.
+    """
+    chosen = _chosen(decision)
+    point = next(iter(chosen.points.values()))
+    source = StudyStore(study).run(point.run_id).checkpoint(point.step)
+    if not source.is_dir():
+        raise EvidenceError(
+            f"the checkpoint {source} is not there any more; train it again with the recipe "
+            "that --out writes"
+        )
+    with disk_faults(folder):
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken and not (folder / RECORD_FILE).is_file():
+        raise UsageError(f"{folder} holds something else; name a new folder for --adapter")
+    facts = check_folder(source)
+    files = sorted(p for p in source.rglob("*") if p.is_file() and p.name != MANIFEST)
+    record = _record(
+        decision, study, point, {str(p.relative_to(source)): file_hash(p) for p in files}
+    )
+
+    def fill(place: Path) -> None:
+        shutil.copytree(source, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        write_record(place, record)
+
+    write_folder(folder, fill, facts)
+    return record
+
+
+def _chosen(decision: Decision) -> Configuration:
+    if decision.chosen is None:
+        raise ValueError("nothing was recommended, so there is nothing to hand over")
+    return decision.chosen
+
+
+def _candidate(one: Configuration, setting: Setting, why: str) -> Candidate:
+    sides = {
+        name: None if found is None else estimated(found, setting.unit(name), one.level)
+        for name, found in ((LEARNING, one.learning), (FORGETTING, one.forgetting))
+    }
+    return Candidate(
+        arm=one.arm.name,
+        method=one.arm.method,
+        settings=dict(one.arm.settings),
+        learning_rate=one.learning_rate,
+        budget=one.budget,
+        seeds=list(one.points),
+        runs=[point.run_id for point in one.points.values()],
+        confirmed=one.confirmed,
+        learning=sides[LEARNING],
+        forgetting=sides[FORGETTING],
+        learnt=one.learnt,
+        forgot=one.forgot,
+        cost=one.cost,
+        why_not=why,
+    )
+
+
+def _record(decision: Decision, study: Path, point: Point, weights: dict[str, str]) -> Record:
+    setting, chosen = decision.setting, _chosen(decision)
+    evidence = setting.evidence
+    base = evidence.facts["base"]
+    judged = judge([setting]).claims
+    return Record(
+        study=setting.name,
+        base=BaseIdentity(**base),
+        recipe=evidence.recipe.model_dump(mode="json"),
+        arm=chosen.arm.name,
+        method=chosen.arm.method,
+        learning_rate=chosen.learning_rate,
+        seed=point.seed,
+        budget=float(chosen.budget),
+        budget_unit="tokens" if evidence.recipe.budget.tokens else "epochs",
+        tokens=point.tokens,
+        step=point.step,
+        run=str(point.run_id),
+        scores=_scores(evidence, point),
+        confirmed=chosen.confirmed,
+        learning=_estimated(setting, LEARNING, chosen),
+        forgetting=_estimated(setting, FORGETTING, chosen),
+        claims=[
+            RecordedClaim(id=c.id, statement=c.statement, verdict=c.verdict, reason=c.reason)
+            for c in judged
+        ],
+        versions=_versions(study),
+        weights=weights,
+    )
+
+
+def _estimated(setting: Setting, measure: str, one: Configuration) -> EstimatedTasks:
+    found = one.learning if measure == LEARNING else one.forgetting
+    if found is None:
+        raise EvidenceError(
+            f"{describe(one)} has {count(len(one.points), 'seed')}: too few to tell how much seeds "
+            "differ, so its weights get no record; confirm it first, as `laura recommend` says"
+        )
+    told = estimated(found, setting.unit(measure), one.level)
+    return EstimatedTasks(tasks=setting.tasks(measure), **told.model_dump())
+
+
+def _scores(evidence: Evidence, point: Point) -> dict[str, TaskScores]:
+    found = {}
+    for name, measure in evidence.measures.items():
+        tuned, base = point.results.get(name), evidence.base.get(name)
+        if tuned is None:
+            continue
+        moved = change(base, tuned, leading(base)) if base else None
+        found[name] = TaskScores(
+            title=measure.title,
+            unit=measure.unit,
+            higher_is_better=measure.higher_is_better,
+            base=score_of(base) if base else None,
+            tuned=score_of(tuned),
+            change=moved,
+        )
+    return found
+
+
+def _versions(study: Path) -> dict[str, str]:
+    """What the weights were trained with, as the study recorded it."""
+    path = study / "environment.json"
+    known = read_json(path) if path.is_file() else {}
+    own = {key: known.get(key) for key in ("laura", "commit", "python")}
+    return {k: str(v) for k, v in {**own, **known.get("packages", {})}.items() if v is not None}

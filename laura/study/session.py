@@ -12,51 +12,102 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from laura.data.packing import Fitted, fit
+from laura.data.templates import Encoded
 from laura.engine.engine import Engine
 from laura.evals.runner import Material, RowProvider, evaluate
 from laura.evals.tasks import TASKS
-from laura.models.device import pick_device, resolve_precision
-from laura.recipe.sections import BudgetSection, Recipe
+from laura.models.attention import Documents
+from laura.models.device import autocast, pick_device, resolve_precision
+from laura.models.external import find_external, write_note
+from laura.models.losses import packed_loss_sum
+from laura.recipe.sections import Arm, BudgetSection, Recipe, TrainSection
 from laura.results.progress import SILENT, Progress
 from laura.results.store import (
     RunStore,
     StudyStore,
     content_hash,
     run_id,
+    write_folder,
     write_json,
 )
-from laura.results.task_result import TaskResult
-from laura.study.external import adopt, budget_of, check_external, epoch_size, marks_of
+from laura.results.task_result import VALIDATION, TaskResult
+from laura.study.evidence import all_tasks, is_current, result_names
 from laura.study.material import StudyData
-from laura.study.measures import all_tasks, is_current, result_names
 from laura.study.replay import ReplayData
-from laura.study.run_record import UNTRAINED, budget_marks, template_identity
+from laura.study.runs import UNTRAINED, RunSpec, budget_marks, external_points, template_identity
 from laura.study.sharing import BUSY, LOCK, claimed, held
-from laura.study.validation import validator
 from laura.study.workbench import Workbench
 from laura.training.batches import BatchPlan, plan_batches
 from laura.training.run import train_runs
 from laura.training.schedules import refuse_long_warmup
 
-RUN_FORMAT = 1  # counts up when the same recipe would train other weights
+# ----- checkpoints made elsewhere: they join a study without training -----
 
 
-@dataclass(frozen=True)
-class RunSpec:
-    """What determines a run, before anything is computed.
+def epoch_size(train: Sequence[Encoded]) -> tuple[int, int]:
+    """Tokens of all training examples, and how many of them are learnt."""
+    learnt = sum(sum(one.supervised[1:]) for one in train)
+    return sum(len(one.token_ids) for one in train), learnt
 
-    Attributes:
-        arm: Name of the arm.
-        learning_rate: Peak rate.
-        seed: Seed.
-        budget: Its budget points; one only where points are separate runs.
+
+def marks_of(
+    own: BudgetSection, whole: BudgetSection, epoch: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """What stands in run.json of each budget point that checkpoints made elsewhere reached.
+
+    The step is the point's place among those of the recipe, since nobody tells how many
+    steps were taken; an epoch is taken to have the tokens of the recipe's `data.train`.
+
+    Args:
+        own: The points that were reached.
+        whole: All points of the recipe.
+        epoch: As `epoch_size` tells; not looked at where budgets are in tokens.
     """
+    tokens, learnt = (1, 1) if own.tokens else epoch
+    return [
+        {"budget": point, "step": whole.listed.index(point) + 1, "tokens": round(point * tokens),
+         "supervised_tokens": round(point * learnt)}
+        for point in own.listed
+    ]  # fmt: skip
 
-    arm: str
-    learning_rate: float
-    seed: int
-    budget: BudgetSection
+
+def check_external(recipe: Recipe, base: Path, progress: Progress = SILENT) -> None:
+    """Find every checkpoint made elsewhere, before anything is measured or trained.
+
+    Raises:
+        LauraError: as `find_external`.
+    """
+    for arm in recipe.arms.values():
+        for point in arm.external or []:
+            find_external(point, arm, base, progress)
+
+
+def adopt(
+    run: RunStore, arm: Arm, spec: RunSpec, steps: dict[float, int], base: Path, progress: Progress
+) -> None:
+    """Note in a run's folder where its checkpoints lie.
+
+    Args:
+        run: The run's folder.
+        arm: The arm.
+        spec: The rate the checkpoints were trained at, and their seed.
+        steps: Step of each budget point.
+        base: Folder of the study's base.
+        progress: Told about downloads.
+    """
+    for point in external_points(arm, spec.learning_rate, spec.seed):
+        step = steps[point.budget]
+        weights = find_external(point, arm, base, progress)
+        facts = {"step": step, "learning_rate": spec.learning_rate, "seed": spec.seed}
+        fill = partial(write_note, point=point, weights=weights)
+        write_folder(run.checkpoint(step), fill, facts)
+    write_json(run.folder / "done.json", {"external": True, "points": sorted(steps.values())})
+
+
+RUN_FORMAT = 1  # counts up when the same recipe would train other weights
 
 
 @dataclass
@@ -120,20 +171,6 @@ class Session:
         with held(self.store.folder / "base" / LOCK, words, self.progress):
             self.measure(all_tasks(self.recipe), None)
 
-    def specs(self, arm: str, learning_rate: float, seed: int) -> list[RunSpec]:
-        """The runs that one arm at one rate with one seed takes: one, or one a budget."""
-        budget = self.recipe.budget
-        if self.recipe.arms[arm].external is not None:
-            own = budget_of(self.recipe.arms[arm], learning_rate, seed, budget)
-            return [RunSpec(arm, learning_rate, seed, own)] if own.tokens or own.epochs else []
-        points = budget.tokens or budget.epochs or []
-        separate = budget.points == "separate" and self.recipe.train.schedule == "cosine"
-        if not separate or len(points) == 1:
-            return [RunSpec(arm, learning_rate, seed, budget)]
-        unit = "tokens" if budget.tokens else "epochs"
-        parts = [budget.model_copy(update={unit: [point]}) for point in points]
-        return [RunSpec(arm, learning_rate, seed, part) for part in parts]
-
     def run_store(self, spec: RunSpec) -> RunStore:
         """The folder of a run; its name is the hash of everything that determines it."""
         return self.store.run(run_id(self._identity(spec)))
@@ -147,11 +184,7 @@ class Session:
         there = [step for step in steps if run.checkpoint(step).is_dir()]
         return all(self._is_measured(run, step) for step in there)
 
-    def carry_out(self, spec: RunSpec) -> str:
-        """Train a run, measure each of its budget points; see `carry_out_cohort`."""
-        return self.carry_out_cohort([spec])[0]
-
-    def carry_out_cohort(self, specs: Sequence[RunSpec], points: int | None = None) -> list[str]:
+    def carry_out(self, specs: Sequence[RunSpec], points: int | None = None) -> list[str]:
         """Train runs that differ in the learning rate alone in lock-step, then measure each.
 
         Args:
@@ -196,8 +229,7 @@ class Session:
         if arm.external is not None:
             steps = {mark["budget"]: mark["step"] for mark in marks}
             for spec, run in left:
-                base, rate = self.bench.base.folder, spec.learning_rate
-                adopt(run, arm, rate, spec.seed, steps, base, self.progress)
+                adopt(run, arm, spec, steps, self.bench.base.folder, self.progress)
             return
         rates = ", ".join(f"{spec.learning_rate:g}" for spec, _ in left)
         word = "rate" if len(left) == 1 else "rates"
@@ -323,7 +355,7 @@ class Session:
         if self.recipe.arms[spec.arm].external is not None:
             epoch = (0, 0) if spec.budget.tokens else self._epoch
             return marks_of(spec.budget, self.recipe.budget, epoch)
-        return budget_marks(self._plan(spec), spec.budget.tokens or spec.budget.epochs or [])
+        return budget_marks(self._plan(spec), spec.budget.listed)
 
     def _write_record(self, spec: RunSpec, run: RunStore, marks: list[dict[str, Any]]) -> None:
         path = run.folder / "run.json"
@@ -338,3 +370,26 @@ class Session:
             "identity": self._identity(spec),
         }
         write_json(path, record)
+
+
+def validator(model: Any, train: TrainSection, data: StudyData) -> Callable[[], float] | None:
+    """Measures the model as it then is, in mean nats per token; None where nobody asks."""
+    if train.validate_every is None:
+        return None
+    documents = data.documents[VALIDATION]
+    dtype = resolve_precision(train.precision, model.device)
+
+    def validate() -> float:
+        model.eval()
+        total, count = 0.0, 0
+        with torch.no_grad(), autocast(model.device, dtype):
+            for document in documents:
+                ids = torch.tensor([document.token_ids], device=model.device)
+                wanted = torch.tensor([*document.supervised[1:], False], device=model.device)
+                labels = torch.where(wanted, ids[0].roll(-1), -100)
+                inputs = {"input_ids": ids, "documents": Documents([ids.shape[1]])}
+                total += float(packed_loss_sum(model, inputs, labels, dtype))
+                count += int(wanted.sum())
+        return total / count
+
+    return validate

@@ -48,15 +48,13 @@ class StudyLock:
         self.alone = False
 
     def __enter__(self) -> StudyLock:
-        with disk_faults(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
         self._file = _opened(self._folder / LOCK)
+        words = f"another laura process sets up {self._folder}; waiting"
         try:
-            told = False
             while not self._taken():
-                if not told:
-                    self._progress.say(f"another laura process sets up {self._folder}; waiting")
-                told = True
+                if words:
+                    self._progress.say(words)
+                words = ""
                 time.sleep(WAIT_SECONDS)
         except BaseException:
             self._file.close()
@@ -87,8 +85,6 @@ def claimed(place: Path) -> Iterator[bool]:
     Args:
         place: A lock file; its folder is made if it is not there.
     """
-    with disk_faults(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
     with _opened(place) as file:
         yield try_lock(file)
 
@@ -102,8 +98,6 @@ def held(place: Path, words: str = "", progress: Progress = SILENT) -> Iterator[
         words: What is said if it must be waited for.
         progress: Where.
     """
-    with disk_faults(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
     with _opened(place) as file:
         if not try_lock(file):
             if words:
@@ -133,4 +127,5 @@ def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
 def _opened(path: Path) -> IO[str]:
     # Reading and writing: NFS wants the one for a shared, the other for an exclusive lock.
     with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a+", encoding="utf-8")

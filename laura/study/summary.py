@@ -34,14 +34,17 @@ from laura.results.statistics import (
 from laura.results.store import StudyStore, read_json
 from laura.results.task_result import VALIDATION, TaskResult, change
 from laura.study.choosing import choices, search_table
-from laura.study.evidence import Evidence, Point, RunFacts
-from laura.study.measures import (
+from laura.study.evidence import (
+    Evidence,
+    Point,
+    RunFacts,
     all_tasks,
     is_current,
     leading,
     result_names,
+    score_of,
 )
-from laura.study.run_record import is_of, read_record
+from laura.study.runs import is_of, read_record
 
 CURVE_POINTS = 200
 
@@ -94,7 +97,7 @@ def evidence_of(
     """
     arms = list(recipe.arms)
     ordered = sorted(runs, key=lambda run: _order(run.record, arms))
-    measured = sorted(points, key=lambda point: (*_order(point.run, arms), point.step))
+    measured = sorted(points, key=lambda point: (*_order(point.record, arms), point.step))
     found = Evidence(
         recipe,
         facts,
@@ -120,7 +123,7 @@ def build_summary(evidence: Evidence) -> Summary:
         tasks=_tasks(evidence),
         budget=BudgetPoints(
             unit="tokens" if recipe.budget.tokens else "epochs",
-            points=list(recipe.budget.tokens or recipe.budget.epochs or []),
+            points=list(recipe.budget.listed),
             mode=recipe.budget.points,
         ),
         arms=[_arm(name, evidence) for name in recipe.arms],
@@ -141,7 +144,7 @@ def build_costs(evidence: Evidence, environment: dict[str, Any]) -> Costs:
         if rows:
             speeds = sorted(row["tokens_per_second"] for row in rows)
             cost = RunCost(
-                id=run.id,
+                id=run.run_id,
                 arm=run.arm,
                 learning_rate=run.learning_rate,
                 seed=run.seed,
@@ -195,11 +198,7 @@ def _tasks(evidence: Evidence) -> dict[str, TaskFacts]:
 
 def _scores(results: dict[str, TaskResult], evidence: Evidence) -> dict[str, Estimate]:
     """Leading scores by task, and the mean of the accuracies where all were measured."""
-    scores = {}
-    for name, result in results.items():
-        metric = result.metrics[leading(result)]
-        scores[name] = Estimate(metric.value, metric.stderr, result.n)
-    return _with_mean(scores, evidence)
+    return _with_mean({name: score_of(one) for name, one in results.items()}, evidence)
 
 
 def _with_mean(estimates: dict[str, Estimate], evidence: Evidence) -> dict[str, Estimate]:
@@ -231,7 +230,7 @@ def _run(run: RunFacts, evidence: Evidence) -> RunRow:
     stride = max(1, len(rows) // CURVE_POINTS)
     budgets = [mark["budget"] for mark in run.record["points"]]
     return RunRow(
-        id=run.id,
+        id=run.run_id,
         arm=run.arm,
         learning_rate=run.learning_rate,
         seed=run.seed,
@@ -256,11 +255,7 @@ def _point(point: Point, evidence: Evidence) -> PointRow:
             before, after = evidence.base[task], point.results[task]
             changes[task] = change(before, after, leading(before))
     return PointRow(
-        run=point.run["id"],
-        arm=point.arm,
-        learning_rate=point.learning_rate,
-        seed=point.seed,
-        budget=point.budget,
+        **point.whose,
         tokens=point.tokens,
         supervised_tokens=point.supervised_tokens,
         mix=point.mix,

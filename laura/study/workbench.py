@@ -15,17 +15,18 @@ from typing import Any
 
 import torch
 
-from laura.models.adapters import load_adapter, save_adapter
+from laura.models.adapters import load_adapter, merge_check, save_adapter
 from laura.models.attach import attach
 from laura.models.dropouts import dropping
 from laura.models.external import weights_folder
 from laura.models.layers import chosen_layers
 from laura.models.load import Base, load_base, quiet_transformers
-from laura.models.lora import LoraSettings, detach, route
+from laura.models.lora import LoraSettings, detach, lora_layers, route
 from laura.models.lora_plus import rate_ratios
 from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
+from laura.results.errors import StoreError
 from laura.results.progress import SILENT, Progress
-from laura.results.store import check_folder
+from laura.results.store import check_folder, write_folder
 from laura.training.optimisers import StepRule
 
 Reference = Callable[[], AbstractContextManager[object]] | Any
@@ -197,3 +198,38 @@ def _checkpoint_writer(base: Base) -> Callable[[Path], None]:
 
 def _trainable(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+PROBE = "The quick brown fox jumps over the lazy dog. 12 + 30 = 42."
+
+
+def merge_adapter(
+    base: str,
+    adapter: Path,
+    out: Path,
+    *,
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Write base plus adapter as one plain model folder.
+
+    Returns:
+        `merged`, `unmerged` and `update`: largest differences of logits on a
+        probe text (see `merge_check`), and `folder`.
+
+    Raises:
+        StoreError: `out` exists already.
+    """
+    if out.exists():
+        raise StoreError(f"{out} exists; choose a folder that does not")
+    loaded = load_base(base, device=device, progress=progress)
+    load_adapter(loaded.model, adapter)
+    ids = loaded.tokenizer(PROBE, return_tensors="pt")["input_ids"].to(loaded.model.device)
+    differences = merge_check(loaded.model, ids)
+    with torch.no_grad():
+        for layer in lora_layers(loaded.model).values():
+            layer.base.weight.copy_(layer.tuned())
+    detach(loaded.model)
+    facts = {"base": loaded.name, "fingerprint": loaded.fingerprint}
+    write_folder(out, _checkpoint_writer(loaded), facts)
+    return {**differences, "folder": str(out)}

@@ -1,16 +1,16 @@
 """A worker process: carries out runs of a study that another process has opened.
 
-`python -m laura.study.worker`, started by `workers.py` only. The first line of
+`python -m laura.study.worker`, started by `workers.py` only. The first value of
 standard input is the setup, every further one names runs that go together, or a model
-whose extras are measured. Each line of standard output is a message: progress, `done`,
+whose extras are measured. Each value of standard output is a message: progress, `done`,
 or the fault that ended the worker. When the input ends, the process that opened the
 study is gone, and so is this one.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import queue
 import signal
 import sys
@@ -18,8 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from laura.results.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauraError
@@ -29,13 +28,13 @@ ADVANCE_SECONDS = 0.3
 
 
 class _Messages:
-    """Sends messages, one a line."""
+    """Sends messages, each pickled."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
 
     def send(self, **message: Any) -> None:
-        self._stream.write(json.dumps(message) + "\n")
+        pickle.dump(message, self._stream)
         self._stream.flush()
 
 
@@ -91,13 +90,13 @@ def main() -> int:
     """Work until told to stop; the exit code is 0 or 130 where that was all."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # What libraries print must not get between the messages.
-    line = _Messages(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8"))
+    line = _Messages(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    setup = json.loads(sys.stdin.readline())
-    runs: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_listen, args=(runs,), daemon=True).start()
+    setup = pickle.load(sys.stdin.buffer)
+    jobs: queue.Queue[Any] = queue.Queue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     try:
-        _work(setup, runs, line)
+        _work(setup, jobs, line)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except LauraError as error:
@@ -110,41 +109,20 @@ def main() -> int:
     return EXIT_DONE
 
 
-def _listen(runs: queue.Queue[dict[str, Any]]) -> None:
-    for text in sys.stdin:
-        runs.put(json.loads(text))
+def _listen(jobs: queue.Queue[Any]) -> None:
+    with suppress(EOFError, pickle.UnpicklingError):
+        while True:
+            jobs.put(pickle.load(sys.stdin.buffer))
     os._exit(EXIT_DONE)
 
 
-def _work(setup: dict[str, Any], runs: queue.Queue[dict[str, Any]], line: _Messages) -> None:
-    import torch
-
-    from laura.recipe.sections import BudgetSection, Recipe
-    from laura.study.extras import ExtraJob, measure_extras
+def _work(setup: dict[str, Any], jobs: queue.Queue[Any], line: _Messages) -> None:
     from laura.study.opening import join_study
-    from laura.study.session import RunSpec
+    from laura.study.workers import perform
 
-    torch.set_num_threads(setup["threads"])
-    recipe = Recipe.model_validate_json(setup["recipe"])
-    data_dir = Path(setup["data_dir"]) if setup["data_dir"] else None
-    study, device = Path(setup["study"]), setup["device"]
-    session = join_study(recipe, study, data_dir, device, SentProgress(line))
+    session = join_study(**setup, progress=SentProgress(line))
     while True:
-        job = runs.get()
-        if "names" in job:
-            extra = ExtraJob(job["run"], job["step"], tuple(job["names"]))
-            line.send(done=[measure_extras(session, extra)])
-            continue
-        specs = [
-            RunSpec(
-                run["arm"],
-                run["learning_rate"],
-                run["seed"],
-                BudgetSection.model_validate_json(run["budget"]),
-            )
-            for run in job["runs"]
-        ]
-        line.send(done=session.carry_out_cohort(specs, job["points"]))
+        line.send(done=perform(session, *jobs.get()))
 
 
 if __name__ == "__main__":

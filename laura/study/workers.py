@@ -9,8 +9,8 @@ command, however it ends.
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,18 +19,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from laura.models.device import threads
-from laura.recipe.sections import Recipe
 from laura.results import errors
 from laura.results.errors import LauraError, StoreError
 from laura.results.progress import Bar, Progress
-from laura.study.cohorts import cohorts
 from laura.study.extras import ExtraJob, measure_extras
-from laura.study.session import RunSpec, Session
+from laura.study.runs import RunSpec, cohorts
+from laura.study.session import Session
 from laura.study.sharing import BUSY, WAIT_SECONDS
 
 # Below so many parameters a step is so short that threads mostly wait for one another.
@@ -42,6 +40,13 @@ STOP_SECONDS = 600.0  # to save a large model to a slow disk
 Group = list[RunSpec] | ExtraJob
 # Carries out a group, a single run up to so many of its budget points; gives their states.
 Carry = Callable[[Group, int | None], list[str]]
+
+
+def perform(session: Session, group: Group, points: int | None) -> list[str]:
+    """Carry out runs together, or measure a model's extras; returns their states then."""
+    if isinstance(group, ExtraJob):
+        return [measure_extras(session, group)]
+    return session.carry_out(group, points)
 
 
 def choose_workers(session: Session) -> int:
@@ -56,8 +61,6 @@ class Crew:
 
     Args:
         session: The open study.
-        data_dir: Folder of data sets that wins over the Hub.
-        device: Device name; None for the best there is.
         workers: How many runs go on at once; None for as many as pay.
 
     Attributes:
@@ -66,18 +69,9 @@ class Crew:
         shared: Whether another command was met at one of the runs.
     """
 
-    def __init__(
-        self, session: Session, data_dir: Path | None, device: str | None, workers: int | None
-    ) -> None:
-        self.session, self._progress = session, session.progress
+    def __init__(self, session: Session, workers: int | None) -> None:
+        self.session = session
         self.workers = choose_workers(session) if workers is None else workers
-        self._setup = {
-            "recipe": session.recipe.model_dump_json(),
-            "study": str(session.store.folder),
-            "data_dir": None if data_dir is None else str(data_dir),
-            "device": device,
-            "threads": max(1, threads() // max(1, self.workers)),
-        }
         self._crew: list[_WorkerProcess] = []
         self.shared = False
         self._stop = threading.Event()
@@ -101,7 +95,9 @@ class Crew:
         Raises:
             LauraError: what stopped one of them; the others save where they are.
         """
-        left = deque(_grouped(specs, self.session.recipe, self.workers))
+        runs = [job for job in specs if isinstance(job, RunSpec)]
+        left = deque[Group](cohorts(runs, self.session.recipe, self.workers))
+        left.extend(job for job in specs if isinstance(job, ExtraJob))
 
         def work(carry: Carry) -> None:
             passed_over = 0
@@ -139,11 +135,11 @@ class Crew:
             LauraError: what stopped one of them; the others save where they are.
         """
         if self.workers <= 1:
-            work(self._carry_out_here)
+            work(partial(perform, self.session))
             return
         # Also a single one goes to a worker: with other threads its sums would round otherwise.
         while len(self._crew) < min(self.workers, most):
-            self._crew.append(_WorkerProcess(self._setup, self.session.lock, self._progress))
+            self._crew.append(self.hire())
         faults = list[BaseException]()
 
         def guarded(worker: _WorkerProcess) -> None:
@@ -171,10 +167,13 @@ class Crew:
         if faults:
             raise faults[0]
 
-    def _carry_out_here(self, group: Group, points: int | None) -> list[str]:
-        if isinstance(group, ExtraJob):
-            return [measure_extras(self.session, group)]
-        return self.session.carry_out_cohort(group, points)
+    def hire(self) -> _WorkerProcess:
+        """One more process, which joins the study and waits for its first order."""
+        session = self.session
+        setup = {"recipe": session.recipe, "folder": session.store.folder,
+                 "data_dir": session.data_dir, "device": session.bench.device_name}  # fmt: skip
+        each = max(1, threads() // max(1, self.workers))
+        return _WorkerProcess(setup, each, session.lock, session.progress)
 
     def wait(self) -> None:
         """Called by `work` where what is left is in other hands: let some time pass."""
@@ -190,17 +189,12 @@ class _Unfinished(Exception):
     """Raised within a bar so that it leaves without saying that it has finished."""
 
 
-def _grouped(jobs: Sequence[RunSpec | ExtraJob], recipe: Recipe, workers: int) -> list[Group]:
-    """The jobs as they are handed out, runs that go together in one."""
-    runs = [job for job in jobs if isinstance(job, RunSpec)]
-    extras = [job for job in jobs if isinstance(job, ExtraJob)]
-    return [*cohorts(runs, recipe, workers), *extras]
-
-
 class _WorkerProcess:
-    """One process, and the conversation with it: a line of JSON a message."""
+    """One process, and the conversation with it: a pickled value a message."""
 
-    def __init__(self, setup: dict[str, Any], lock: int | None, progress: Progress) -> None:
+    def __init__(
+        self, setup: dict[str, Any], threads: int, lock: int | None, progress: Progress
+    ) -> None:
         self._progress, self._setup = progress, setup
         self._errors = tempfile.TemporaryFile()
         self._bars: dict[int, tuple[ExitStack, Bar]] = {}
@@ -213,29 +207,25 @@ class _WorkerProcess:
             pass_fds=() if lock is None else (lock,),
             # A Ctrl-C reaches the command alone, which passes it on once.
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(setup["threads"])},
-            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
         self._say(setup)
 
     def carry_out(self, group: Group, points: int | None) -> list[str]:
-        """Have runs carried out together, or extras measured; returns their states then."""
-        if isinstance(group, ExtraJob):
-            self._say(asdict(group))
-        else:
-            runs = [{**asdict(spec), "budget": spec.budget.model_dump_json()} for spec in group]
-            self._say({"runs": runs, "points": points})
+        """Have it do what `perform` does."""
+        self._say((group, points))
         assert self._process.stdout is not None
         try:
-            for line in self._process.stdout:
-                message = json.loads(line)
+            while True:
+                message = pickle.load(self._process.stdout)
                 if "done" in message:
                     states: list[str] = message["done"]
                     return states
                 if "fault" in message:
                     raise _error(message["kind"], message["fault"])
                 self._report(message)
-            raise StoreError(self._end_words())
+        except (EOFError, pickle.UnpicklingError):
+            raise StoreError(self._end_words()) from None
         finally:
             for number in list(self._bars):
                 self._leave(number)
@@ -256,10 +246,10 @@ class _WorkerProcess:
             if stream is not None:
                 stream.close()
 
-    def _say(self, value: dict[str, Any]) -> None:
+    def _say(self, value: Any) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(value) + "\n")
+            pickle.dump(value, self._process.stdin)
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended; reading its answer tells why
@@ -294,7 +284,7 @@ class _WorkerProcess:
         last = self._errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
         told = f" ({last[0]})" if last else ""
         return (
-            f"a worker process on {self._setup['study']} ended by {how}{told}; the same command "
+            f"a worker process on {self._setup['folder']} ended by {how}{told}; the same command "
             "continues, and with fewer --workers it needs less memory"
         )
 

@@ -220,7 +220,7 @@ def test_train_evaluate_merge_and_fetch(instead: Any, tmp_path: Path) -> None:
     told = json.loads(run(*words, "--adapter", f"a={tmp_path}", "--json").stdout)
     assert told == {"base": scored, "a": tuned}
 
-    instead("laura.study.merging.merge_adapter", {"merged": 1e-7, "folder": "m"})
+    instead("laura.study.workbench.merge_adapter", {"merged": 1e-7, "folder": "m"})
     assert run("merge", "base", str(tmp_path), "m").stdout == "merged: 1e-07\nfolder: m\n"
     instead("laura.models.fetch.fetch", Path("cache/x"))
     assert json.loads(run("fetch", "x", "--json").stdout) == {"name": "x", "folder": "cache/x"}

@@ -15,7 +15,7 @@ from laura.data.packing import Row, arrange, fit
 from laura.data.templates import Encoded
 from laura.recipe.sections import BudgetSection, TrainSection
 from laura.results.errors import DataError
-from laura.study.run_record import budget_marks, repeat_caveats
+from laura.study.runs import budget_marks, repeat_caveats
 from laura.training.batches import BatchPlan, plan_batches
 
 STRIDE = 1_000_000  # tokens tell their source and example: number * STRIDE + index * 1000 + place

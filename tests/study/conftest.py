@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from laura.recipe.reading import parse_recipe
 from laura.results.store import StudyStore
+from tests.study.carried_out import compare
 
 RECIPE = """
 name: tiny
@@ -51,6 +55,28 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe_text(tiny_folder: Path, tiny_data: Path) -> str:
     """The tiny recipe."""
     return RECIPE.format(model=tiny_folder, folder=tiny_data)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Whatever the machine, a run here rounds as one in a worker process does."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_data: Path) -> Any:
+    """The tiny recipe, carried out in one process: for tests that only read it."""
+    recipe = parse_recipe(RECIPE.format(model=tiny_folder, folder=tiny_data))
+    folder = tmp_path_factory.mktemp("study") / "tiny"
+    with one_thread():
+        return recipe, folder, compare(recipe, study=folder)
 
 
 def damaged_copy(folder: Path, summary: dict[str, Any], place: Path) -> Path:

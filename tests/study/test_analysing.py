@@ -15,7 +15,7 @@ from laura.recipe.reading import parse_recipe
 from laura.recipe.sections import Recipe
 from laura.results.errors import RecipeError
 from laura.results.store import MANIFEST, StudyStore, file_hash, read_json, write_json
-from laura.study.spectra_results import base_spectra_file, subspaces_file
+from laura.study.findings import base_spectra_file, subspaces_file
 from laura.study.summary import gather
 from tests.analysis.test_weights import layer_maps, ranks
 from tests.study.carried_out import compare, read_spectra, read_subspaces, write_summary
@@ -86,13 +86,13 @@ def test_directions_of_lora_and_full_are_compared_seed_by_seed(
     _, store, evidence = analysed
     rows = read_subspaces(store, evidence, [])
     before = weights(tiny_folder, tiny_folder)
-    arms = {run.id: (run.arm, run.seed) for run in evidence.runs}
+    arms = {run.run_id: (run.arm, run.seed) for run in evidence.runs}
     pairs = {tuple(row["runs"]) for row in rows}
     assert sorted((arms[a], arms[b]) for a, b in pairs) == [
         (("lora", seed), ("full", seed)) for seed in (0, 1)
     ]
     assert len(rows) == 2 * len(before)
-    last = {p.run["id"]: p.step for p in evidence.points if p.budget == 1200}
+    last = {p.run_id: p.step for p in evidence.points if p.budget == 1200}
     for runs in pairs:
         sides = [weights(tiny_folder, store.run(run).checkpoint(last[run])) for run in runs]
         for row in (row for row in rows if tuple(row["runs"]) == runs):

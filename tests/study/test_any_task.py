@@ -23,7 +23,7 @@ from laura.report.tables import summary_table
 from laura.results.store import StudyStore
 from laura.results.task_result import TaskResult
 from laura.study.summary import gather
-from tests.study.carried_out import compare, train, write_summary
+from tests.study.carried_out import compare
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.
 pytestmark = [
@@ -185,24 +185,6 @@ def test_report_charts_and_tables_show_them(finished: Any) -> None:
     assert "Sums (%)" in heading and "Length (score)" in heading and "KL" in heading
     for name in (name for name, drawn in panels.items() if drawn):
         assert (study / "figures" / f"{name}.svg").stat().st_size > 1000
-
-
-def test_a_second_call_repeats_nothing(finished: Any) -> None:
-    recipe, study, summary, folder = finished
-    before = {p: p.stat().st_mtime_ns for p in (study / "runs").rglob("*") if p.is_file()}
-    assert compare(recipe, study=study, data_dir=folder) == summary
-    after = {p: p.stat().st_mtime_ns for p in (study / "runs").rglob("*") if p.is_file()}
-    assert before == after
-    (study / "summary.json").unlink()
-    assert write_summary(StudyStore(study), recipe) == summary
-
-
-def test_the_tasks_do_not_change_a_run(finished: Any, recipe_text: str, tmp_path: Path) -> None:
-    """The same run by itself with other measures has the same ID."""
-    _, _, summary, _ = finished
-    settings = ["seeds=[0]", "arms.full.learning_rates=[3e-3]", "arms.lora.learning_rates=[3e-2]"]
-    made = train(parse_recipe(recipe_text, settings), arm="lora", study=tmp_path / "other")
-    assert {run["id"] for run in made["runs"]} <= {point["run"] for point in summary["points"]}
 
 
 @pytest.mark.slow

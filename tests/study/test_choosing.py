@@ -269,7 +269,7 @@ def test_budgets_that_are_runs_of_their_own_have_ended_when_the_last_has() -> No
     for (arm, rate, seed), budget in itertools.product(whole_grid(recipe), (1, 2)):
         run = run_of(arm, rate, seed, "open" if (arm, seed, budget) == ("full", 1, 2) else "done")
         mark = {"budget": budget, "step": 9}
-        run = RunFacts({**run.record, "id": f"{run.id}-{budget}", "points": [mark]}, run.state)
+        run = RunFacts({**run.record, "id": f"{run.run_id}-{budget}", "points": [mark]}, run.state)
         runs.append(run)
         if run.state == "done":
             points.append(Point(run.record, budget, 9, 9, 9, {"validation_loss": measured(rate)}))

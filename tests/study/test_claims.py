@@ -441,7 +441,7 @@ def test_no_list_of_rates_speaks_for_itself(apart: float) -> None:
     for number in range(studies):
         made = setting(arms=arms, validation=flat, number=number, items=50,
                        own={"budgets": (1,), "forgetting": ("winogrande",)})  # fmt: skip
-        look = next(claim.look for claim in CLAIMS if claim.id == "rate-ten-times")
+        look = next(claim.judge for claim in CLAIMS if claim.id == "rate-ten-times")
         spoke += look([made]).p is not None
     assert spoke <= 0.05 * studies
 

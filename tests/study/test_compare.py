@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +11,17 @@ from laura.recipe.reading import parse_recipe
 from laura.results.errors import RecipeError, StoreError, UsageError
 from laura.results.store import StudyStore, read_json
 from laura.results.task_result import TaskResult
-from tests.study.carried_out import compare, judgement, train, write_summary
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_data: Path) -> Any:
-    """A finished study, shared by the tests that only read it."""
-    from tests.study.conftest import RECIPE
-
-    text = RECIPE.format(model=tiny_folder, folder=tiny_data)
-    recipe = parse_recipe(text)
-    folder = tmp_path_factory.mktemp("study") / "tiny"
-    return recipe, folder, compare(recipe, study=folder)
+from tests.study.carried_out import (
+    command,
+    compare,
+    finish,
+    judgement,
+    kill_at_random,
+    stamps,
+    train,
+    write_summary,
+)
+from tests.study.conftest import RECIPE, one_thread
 
 
 def test_every_rate_is_run_with_every_seed_and_each_seed_has_its_best(finished: Any) -> None:
@@ -65,19 +57,15 @@ def test_changes_are_taken_against_the_base_item_by_item(finished: Any) -> None:
         assert point["scores"]["target_loss"]["n"] == len(base.items) == 10
         assert point["changes"]["kl"]["value"] > 0
 
-
-def test_the_base_is_measured_before_anything_is_trained(finished: Any) -> None:
-    _, folder, _ = finished
     base = max(p.stat().st_mtime_ns for p in (folder / "base" / "evals").glob("*.json"))
     assert base < min(p.stat().st_mtime_ns for p in folder.glob("runs/*/run.json"))
 
 
 def test_a_second_call_repeats_nothing_and_the_summary_can_be_rebuilt(finished: Any) -> None:
     recipe, folder, summary = finished
-    before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
+    before = stamps(folder)
     again = compare(recipe, study=folder)
-    after = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
-    assert again == summary and before == after
+    assert again == summary and before == stamps(folder)
     (folder / "summary.json").unlink()
     assert write_summary(StudyStore(folder), recipe) == summary
 
@@ -101,7 +89,8 @@ def test_one_run_by_itself_is_the_run_of_the_comparison(finished: Any, tmp_path:
         train(recipe, arm="lora", study=tmp_path / "one")
     with pytest.raises(UsageError, match="no arm 'lroa'"):
         train(recipe, arm="lroa", study=tmp_path / "one")
-    made = train(recipe, arm="lora", learning_rate=0.01, study=tmp_path / "one")
+    with one_thread():
+        made = train(recipe, arm="lora", learning_rate=0.01, study=tmp_path / "one")
     known = {p["run"]: p for p in summary["points"]}
     for point in made["summary"]["points"]:
         assert point["scores"] == known[point["run"]]["scores"]
@@ -130,60 +119,19 @@ def test_a_warmup_longer_than_the_run_is_told_before_anything_is_measured(
     assert not (tmp_path / "study" / "base").exists()
 
 
-def test_one_shared_rate_needs_a_flag(recipe_text: str) -> None:
-    text = recipe_text.replace("[1e-3, 3e-3]", "[1e-3]").replace("[1e-2, 3e-2]", "[1e-3]")
-    with pytest.raises(RecipeError, match="shared learning rate"):
-        parse_recipe(text)
-    assert parse_recipe(text, ["search.allow_shared_rate=true"])
-
-
-def test_a_damaged_checkpoint_is_named_and_finished_runs_stay(
-    finished: Any, tmp_path: Path
-) -> None:
-    from laura.results.errors import CheckpointError
-    from tests.study.conftest import damaged_copy
-
-    recipe, folder, summary = finished
-    copy = damaged_copy(folder, summary, tmp_path)
-    with pytest.raises(CheckpointError, match=r"SHA-256.*give the same command again"):
-        compare(recipe, study=copy)
-
-
 @pytest.mark.slow
 def test_killed_at_random_moments_gives_the_same_summary(
     finished: Any, tiny_folder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     """Five SIGKILLs at random moments, then the same command to its end."""
-    from tests.study.conftest import RECIPE
-
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=tiny_folder, folder=tiny_data))
     _, _, summary = finished
-    command = [
-        sys.executable, "-m", "laura", "compare", str(tmp_path / "recipe.yaml"),
-        "--out", str(tmp_path / "study"),
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    moments, kills = random.Random(1), 0
-    started = time.monotonic()
-    while kills < 5 and time.monotonic() - started < 240:
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # Wait for the folder to exist, then for a random while: not only start-up is hit.
-        while not (tmp_path / "study" / "study.json").exists() and process.poll() is None:
-            time.sleep(0.05)
-        try:
-            process.wait(timeout=moments.uniform(0.2, 2.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        else:
-            break
-    assert kills == 5
-    finish = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
-    assert finish.returncode == 0, finish.stderr.decode()
-    assert json.loads((tmp_path / "study" / "summary.json").read_text()) == summary
+    study = tmp_path / "study"
+    one = command("compare", tmp_path / "recipe.yaml", "--out", study)
+    # Not only start-up is hit.
+    assert kill_at_random([one] * 5, (study / "study.json").exists, 1, 2.0) == 5
+    finish(one)
+    assert read_json(study / "summary.json") == summary
 
 
 def test_runs_of_an_arm_that_was_changed_since_do_not_count(
@@ -214,7 +162,7 @@ def test_a_list_grows_round_by_round_and_a_second_command_comes_to_the_same(
     assert full["rates"] == [1e-6, 2e-6, 4e-6, 8e-6] and full["edge"]
     runs = {(r["learning_rate"], r["seed"]) for r in whole["runs"] if r["arm"] == "full"}
     assert runs == {(rate, seed) for rate in full["rates"] for seed in (0, 1)}
-    real, begun = session.Session.carry_out_cohort, []
+    real, begun = session.Session.carry_out, []
 
     def killed(self: Any, specs: Any, points: int | None = None) -> list[str]:
         begun.append(specs[0].learning_rate)
@@ -222,7 +170,7 @@ def test_a_list_grows_round_by_round_and_a_second_command_comes_to_the_same(
             raise KeyboardInterrupt
         return real(self, specs, points)
 
-    monkeypatch.setattr(session.Session, "carry_out_cohort", killed)
+    monkeypatch.setattr(session.Session, "carry_out", killed)
     with pytest.raises(KeyboardInterrupt):
         compare(recipe, study=tmp_path / "again")
     monkeypatch.undo()
@@ -239,7 +187,7 @@ def test_a_configuration_is_confirmed_with_fresh_seeds(
     recipe = parse_recipe(recipe_text, ["seeds=[1]", "budget.tokens=[300, 600]"])
     study = tmp_path / "study"
     plain = compare(recipe, study=study)
-    real, begun = session.Session.carry_out_cohort, []
+    real, begun = session.Session.carry_out, []
 
     def killed(self: Any, specs: Any, points: int | None = None) -> list[str]:
         begun.append((specs[0].arm, specs[0].learning_rate, specs[0].seed))
@@ -247,7 +195,7 @@ def test_a_configuration_is_confirmed_with_fresh_seeds(
             raise KeyboardInterrupt
         return real(self, specs, points)
 
-    monkeypatch.setattr(session.Session, "carry_out_cohort", killed)
+    monkeypatch.setattr(session.Session, "carry_out", killed)
     asked = {"confirm": [("lora", 1e-2)], "confirm_seeds": 2}
     with pytest.raises(KeyboardInterrupt):
         compare(recipe, study=study, **asked)
@@ -264,10 +212,9 @@ def test_a_configuration_is_confirmed_with_fresh_seeds(
     assert all({"target_loss", "validation_loss"} <= p.results.keys() for p in fresh)
     costs = {row["seed"] for row in read_json(study / "cost.json")["runs"]}
     assert costs == {0, 1, 2}
-    before = {p: p.stat().st_mtime_ns for p in (study / "runs").rglob("*") if p.is_file()}
+    before = stamps(study)
     assert compare(recipe, study=study, **asked) == confirmed
-    after = {p: p.stat().st_mtime_ns for p in (study / "runs").rglob("*") if p.is_file()}
-    assert before == after
+    assert before == stamps(study)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +232,7 @@ def test_a_configuration_is_confirmed_with_fresh_seeds(
 def test_what_cannot_be_confirmed_is_told(
     asked: str, words: str, recipe_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from laura.study import confirming
+    from laura.study import runs as confirming
     from laura.study.evidence import Point
     from laura.study.summary import evidence_of
     from tests.study.test_choosing import measured, run_of
@@ -297,11 +244,11 @@ def test_what_cannot_be_confirmed_is_told(
         confirming.check_configurations(wanted, 3, recipe)
         run = run_of("lora", 1e-2, 0, "done")
         points = [Point(run.record, 1200, 9, 9, 9, {"validation_loss": measured(1.0)})]
-        confirming.check_run(wanted, evidence_of(recipe, {}, {}, [run], points))
+        confirming.check_run(wanted, evidence_of(recipe, {}, {}, [run], points).choices)
 
 
 def test_fresh_seeds_are_the_smallest_that_the_recipe_has_not(recipe_text: str) -> None:
-    from laura.study.confirming import check_configurations, fresh_seeds
+    from laura.study.runs import check_configurations, fresh_seeds
 
     recipe = parse_recipe(recipe_text, ["seeds=[1, 3, 0]"])
     assert fresh_seeds(recipe, 4) == [2, 4, 5, 6]

@@ -26,8 +26,7 @@ from laura.study.claims.judgement import (
     write_series_claims,
 )
 from laura.study.claims.settings import Setting
-from laura.study.handover import recommendation_of
-from laura.study.recommend import answer_of, decide
+from laura.study.recommend import answer_of, decide, recommendation_of
 from tests.study.fabricated import FULL, LORA, PAIR, rebuilt, setting
 from tests.study.test_words import branch
 
@@ -89,13 +88,13 @@ def damaged(old: Setting, chance: np.random.Generator) -> Setting:
             state = "diverged"
         if run.seed in lost_seeds:
             state = "gone"
-        kinds[run.id] = state
+        kinds[run.run_id] = state
         if state != "gone":
             runs.append(replace(run, state=state))
     read = dict(old._read)
     for point in (*was.points, *was.confirming):
         hit = chance.random() < share
-        if kinds[point.run["id"]] in ("gone", "diverged") or (hit and what == "budgets"):
+        if kinds[point.run_id] in ("gone", "diverged") or (hit and what == "budgets"):
             continue
         results = {t: r for t, r in point.results.items() if t not in lost_tasks}
         if hit and what == "results" and results:
@@ -148,11 +147,11 @@ def test_nothing_was_run_and_nothing_was_measured_on_the_base() -> None:
 def test_an_arm_without_a_finished_rate_is_told_and_the_others_are_judged() -> None:
     old = whole("code", "instruct")
     last = [run for run in old.evidence.runs if (run.arm, run.learning_rate) == ("mixed", 1e-3)]
-    gone = {run.id for run in last}
+    gone = {run.run_id for run in last}
     made = rebuilt(
         old,
-        runs=[run for run in old.evidence.runs if run.id not in gone],
-        points=[point for point in old.evidence.points if point.run["id"] not in gone],
+        runs=[run for run in old.evidence.runs if run.run_id not in gone],
+        points=[point for point in old.evidence.points if point.run_id not in gone],
     )
     concluded(made)
     found = judge([made])

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +26,8 @@ from laura.recipe.sections import MeasureSection
 from laura.results.errors import RecipeError, StoreError, UsageError
 from laura.results.task_result import TaskResult
 from laura.study.evaluation import evaluate_model
+from tests.study.carried_out import command, finish, kill_at_random
 
-ROOT = Path(__file__).resolve().parents[2]
 RANKS = (2, 4, 8, 16)
 
 
@@ -128,43 +123,27 @@ def test_results_of_other_arithmetic_are_measured_again(tmp_path: Path) -> None:
 def test_killed_and_started_again_gives_the_same_files(
     adapters: list[Path], tmp_path: Path
 ) -> None:
-    words = [sys.executable, "-m", "laura", "evaluate", "micro", "--limit", "60"]
-    words += ["--tasks", "micro_facts,micro_math,micro_code"]
+    words = ["evaluate", "micro", "--limit", 60, "--tasks", "micro_facts,micro_math,micro_code"]
     for path in adapters:
-        words += ["--adapter", str(path)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def started(out: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*words, "--out", str(out)], env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    whole = started(tmp_path / "whole")
-    output, errors = whole.communicate()
-    assert whole.returncode == 0, errors
-    assert "This takes at most about" in errors
-    assert output.count("rank16") == 1
-    expected = files_of(tmp_path / "whole")
+        words += ["--adapter", path]
+    whole = subprocess.run(
+        **command(*words, "--out", tmp_path / "whole"), capture_output=True, text=True, check=False
+    )
+    assert whole.returncode == 0, whole.stderr
+    assert "This takes at most about" in whole.stderr and whole.stdout.count("rank16") == 1
+    expected, folder = files_of(tmp_path / "whole"), tmp_path / "killed"
     assert len(expected) == 5 * 3 * 2
-    generator, kills = random.Random(1), 0
-    for _ in range(3):
-        process = started(tmp_path / "killed")
-        folder = tmp_path / "killed"
-        size = sum(path.stat().st_size for path in folder.rglob("*.jsonl")) if kills else 0
-        while process.poll() is None:
-            now = sum(path.stat().st_size for path in folder.rglob("*.jsonl"))
-            if now > size + generator.randrange(1_000, 40_000):
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.005)
-        process.communicate()
-    last = started(tmp_path / "killed")
-    _, errors = last.communicate()
-    assert last.returncode == 0, errors
+    kept, kills = 0, 0
+    for seed in range(3):
+
+        def begun(before: int = kept) -> bool:
+            return sum(path.stat().st_size for path in folder.rglob("*.jsonl")) > before + 1_000
+
+        kills += kill_at_random([command(*words, "--out", folder)], begun, seed, 0.5)
+        kept = sum(path.stat().st_size for path in folder.rglob("*.jsonl"))
+    finish(command(*words, "--out", folder))
     assert kills >= 2
-    assert files_of(tmp_path / "killed") == expected
+    assert files_of(folder) == expected
 
 
 def test_adapters_are_named_by_as_much_of_their_path_as_is_needed(tmp_path: Path) -> None:

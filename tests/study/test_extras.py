@@ -11,9 +11,8 @@ import pytest
 from laura.recipe.reading import parse_recipe
 from laura.results.task_result import TaskResult
 from laura.study import workers
-from tests.study.carried_out import compare
+from tests.study.carried_out import ROOT, compare, stamps
 
-ROOT = Path(__file__).parents[2]
 RECIPE = """
 name: drawn
 base: {model: micro}
@@ -28,7 +27,7 @@ arms:
   full: {method: full, learning_rates: [5e-4, 1e-3]}
   lora: {method: lora, rank: 4, learning_rates: [4e-3]}
 train: {schedule: trapezoidal, batch_tokens: 256, row_tokens: 256}
-seeds: [0, 1]
+seeds: [0]
 measure:
   learning: [target_loss]
   forgetting: [source_loss, kl, kl_reverse, kl_source, kl_reverse_source]
@@ -51,14 +50,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setattr(workers, "threads", lambda: 1)
         patch.setenv("PYTHONPATH", str(ROOT))
         plain = compare(parse_recipe(RECIPE), study=folder)
-        before = files(folder)
+        before = stamps(folder)
         recipe = parse_recipe(RECIPE, EXTRAS)
         summary = compare(recipe, study=folder, workers=2)
     return recipe, folder, plain, summary, before
-
-
-def files(folder: Path) -> dict[Path, int]:
-    return {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
 
 
 def measured(folder: Path, name: str) -> set[tuple[str, str]]:
@@ -69,7 +64,7 @@ def measured(folder: Path, name: str) -> set[tuple[str, str]]:
 def test_extras_are_measured_on_the_base_and_at_each_best_rate(study: Any) -> None:
     recipe, folder, _, summary, _ = study
     selected = [p for p in summary["points"] if p["selected"]]
-    assert len(selected) == 8  # two arms, two seeds, two budgets
+    assert len(selected) == 4  # two arms, two budgets
     every = {(p["run"], f"{p['step']:08d}") for p in selected}
     last = {(p["run"], f"{p['step']:08d}") for p in selected if p["budget"] == 1024}
     assert measured(folder, "passk") == {("evals", "evals"), *every}
@@ -78,7 +73,7 @@ def test_extras_are_measured_on_the_base_and_at_each_best_rate(study: Any) -> No
     assert result.n == 4 and result.items[0]["samples"] == 3
     assert TaskResult.read(folder / "base" / "evals" / "passk.json").n == 2
     analysis = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))
-    assert [len(analysis[part]) for part in ("diversity", "pass_at_k")] == [14, 14]
+    assert [len(analysis[part]) for part in ("diversity", "pass_at_k")] == [8, 8]
     assert analysis["diversity"][0]["arm"] is None
     assert {row["measure"] for row in analysis["drift"]} == set(recipe.measure.forgetting[1:])
     assert not [gap for gap in analysis["gaps"] if "measured" in gap]
@@ -86,7 +81,7 @@ def test_extras_are_measured_on_the_base_and_at_each_best_rate(study: Any) -> No
 
 def test_adding_them_repeats_nothing_and_changes_no_score(study: Any) -> None:
     _, folder, plain, summary, before = study
-    after = files(folder)
+    after = stamps(folder)
     assert all(after[path] == stamp for path, stamp in before.items())
     assert summary == plain
 
@@ -105,17 +100,17 @@ def test_what_is_gone_or_changed_is_measured_again_alone(study: Any) -> None:
     recipe, folder, _, summary, _ = study
     one = next(p for p in summary["points"] if p["selected"] and p["budget"] == 1024)
     path = folder / "runs" / one["run"] / "evals" / f"{one['step']:08d}" / "diversity.json"
-    whole, stamps = path.read_bytes(), files(folder)
+    whole, known = path.read_bytes(), stamps(folder)
     path.unlink()
     # In this process: what a worker drew is drawn again, sample for sample.
     assert compare(recipe, study=folder, workers=1) == summary
     assert path.read_bytes() == whole
-    changed = {p for p, stamp in files(folder).items() if stamps[p] != stamp}
+    changed = {p for p, stamp in stamps(folder).items() if known[p] != stamp}
     assert {p.name.split(".")[0] for p in changed} == {"diversity"}
     assert len({p.parent for p in changed if p.suffix == ".json"}) == 1
     other = parse_recipe(RECIPE, [EXTRAS[0].replace("0.7", "0.9"), EXTRAS[1]])
-    stamps = files(folder)
+    known = stamps(folder)
     compare(other, study=folder, workers=1)
-    changed = {p for p, stamp in files(folder).items() if stamps[p] != stamp}
+    changed = {p for p, stamp in stamps(folder).items() if known[p] != stamp}
     assert {p.name.split(".")[0] for p in changed} == {"diversity"}
     assert "temperature 0.9" in TaskResult.read(path).version

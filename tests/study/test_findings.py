@@ -16,9 +16,9 @@ import pytest
 from laura.recipe.reading import parse_recipe, recipe_yaml
 from laura.results.store import StudyStore, write_json
 from laura.results.task_result import Item, TaskResult, summarise
+from laura.study.extras import analysis_file
 from laura.study.findings import build_findings, write_findings
 from laura.study.rebuilding import rebuild
-from laura.study.sampled import analysis_file
 from laura.study.summary import gather
 
 ROOT = Path(__file__).parents[2]

@@ -21,6 +21,7 @@ from laura.results.errors import DataError, StoreError
 from laura.study import material, opening
 from laura.study.material import ExampleEncoder, prepare
 from laura.study.opening import open_study
+from laura.study.runs import specs_of
 from tests.study.carried_out import compare
 
 CHANGED_TEMPLATE = (
@@ -142,7 +143,7 @@ def test_another_chat_template_makes_other_runs(
 ) -> None:
     recipe = parse_recipe(recipe_text, ["seeds=[0]"])
     with open_study(recipe, tmp_path / "a", None, "cpu") as session:
-        spec = session.specs(next(iter(recipe.arms)), 1e-3, 0)[0]
+        spec = specs_of(session.recipe, next(iter(recipe.arms)), 1e-3, 0)[0]
         before = session.run_store(spec).folder.name
         tokenizer = session.bench.base.tokenizer
         monkeypatch.setattr(session.bench.base.tokenizer, "chat_template", CHANGED_TEMPLATE)

@@ -21,8 +21,8 @@ from laura.recipe.reading import find_recipe, read_recipe
 from laura.recipe.sections import MeasureSection, Source
 from laura.results.errors import DataError, ModelError
 from laura.results.store import read_lines_gz
-from laura.study.micro_base import STAGES, check_card, make_data
-from scripts.check_micro import check_base
+from scripts.check_micro import check_base, check_card
+from scripts.make_micro_base import STAGES, make_data
 
 LARGEST_BYTES = 6_000_000
 

@@ -19,10 +19,12 @@ from laura.models.load import load_base
 from laura.recipe.sections import Source
 from laura.results.errors import ModelError
 from laura.results.store import file_hash, read_lines_gz
-from laura.study import micro_base as module
-from laura.study.micro_base import Stage, build_micro_base, check_card
+from scripts import make_micro_base as module
+from scripts.check_micro import check_card
+from scripts.make_micro_base import Stage, build_micro_base
 
 SMALL = WorldSettings(entities=8, events=8, names=8)
+SHORT = (Stage(0.5, 2_000, 3e-3, "constant"),)
 STAGES = (Stage(0.5, 10_000, 3e-3, "constant"), Stage(1.0, 14_000, 3e-3, "cosine"))
 
 
@@ -68,6 +70,7 @@ def test_every_target_token_was_read_in_pretraining(built: Path) -> None:
     assert not needed - read
 
 
+@pytest.mark.slow
 def test_a_stopped_build_goes_on_to_the_same_weights(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,27 +92,23 @@ def test_a_stopped_build_goes_on_to_the_same_weights(
         assert file_hash(tmp_path / "base" / name) == file_hash(built / name), name
 
 
-def test_stages_of_another_world_are_not_taken(tmp_path: Path) -> None:
-    """One work folder, two seeds: the second base is the one a folder of its own gives."""
-    other, short = WorldSettings(seed=1, entities=8, events=8, names=8), STAGES[:1]
-    build_micro_base(tmp_path / "a", tmp_path / "shared", SMALL, short, "cpu")
-    build_micro_base(tmp_path / "b", tmp_path / "shared", other, short, "cpu")
-    build_micro_base(tmp_path / "c", tmp_path / "own", other, short, "cpu")
-    hashes = [file_hash(tmp_path / name / "model.safetensors") for name in "abc"]
-    assert hashes[1] == hashes[2] != hashes[0]
-
-
-def test_text_that_other_code_made_is_not_taken(
+@pytest.mark.slow
+def test_stages_of_another_world_or_of_other_code_are_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = STAGES[:1]
-    build_micro_base(tmp_path / "a", tmp_path / "shared", SMALL, short, "cpu")
+    """One work folder, two seeds and two worlds: each base is the one a folder of its own gives."""
+
+    def built(name: str, work: str, settings: WorldSettings) -> str:
+        build_micro_base(tmp_path / name, tmp_path / work, settings, SHORT, "cpu")
+        return file_hash(tmp_path / name / "model.safetensors")
+
+    first = built("a", "shared", SMALL)
+    second = built("b", "shared", WorldSettings(seed=1, entities=8, events=8, names=8))
     # The tokenizer reads the whole world and stays as it was; the stage does not.
     monkeypatch.setattr("laura.micro.pronouns.FIRST_SCHEMAS", 40)
-    build_micro_base(tmp_path / "b", tmp_path / "shared", SMALL, short, "cpu")
-    build_micro_base(tmp_path / "c", tmp_path / "own", SMALL, short, "cpu")
-    hashes = [file_hash(tmp_path / name / "model.safetensors") for name in "abc"]
-    assert hashes[1] == hashes[2] != hashes[0]
+    third = built("c", "shared", SMALL)
+    assert len({first, second, third}) == 3
+    assert third == built("d", "own", SMALL)
 
 
 def test_a_card_of_other_weights_is_refused(built: Path, tmp_path: Path) -> None:

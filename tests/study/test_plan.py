@@ -1,9 +1,10 @@
-"""The plan against the paper's tables, transformers, autograd's own books, and bad input."""
+"""The plan's work against the paper's tables, transformers, counts by hand, and bad input."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,24 +12,17 @@ import torch
 from typer.testing import CliRunner
 
 from laura.cli import app as cli
-from laura.engine import scheduler
-from laura.engine.kv_cache import Geometry
-from laura.models import losses
-from laura.models.attach import attach
-from laura.models.lora import LoraSettings
-from laura.recipe.sections import FullArm, LoraArm, Recipe
-from laura.study import plan_evaluation, plan_memory
-from laura.study.plan import plan
-from laura.study.plan_activations import Pass
-from laura.study.plan_arms import trainable_parameters
-from laura.study.plan_data import Survey
-from laura.study.plan_memory import training_parts
-from laura.study.plan_paper import TABLES, paper_rows, state_bytes
-from laura.study.plan_shapes import shapes_from
-from laura.study.plan_text import plan_line, plan_text
-from laura.study.plan_work import arm_work, trained_tokens, work_of
-from laura.training.flops import count_work
-from tests.conftest import make_tiny_model
+from laura.evals.tasks import micro_code, micro_math
+from laura.models.registry import MICRO_BASE
+from laura.recipe.reading import parse_recipe
+from laura.recipe.sections import LoraArm, Recipe
+from laura.study import extras
+from laura.study.plan import work
+from laura.study.plan.memory import trainable_parameters
+from laura.study.plan.planning import announcement, plan
+from laura.study.plan.shapes import shapes_from, shapes_of
+from laura.study.plan.text import paper_rows, plan_line, plan_text
+from laura.study.plan.work import Survey, arm_work, budget_tokens, trained_tokens, tries_of
 
 LLAMA_2_7B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
@@ -62,22 +56,16 @@ SLIPS = {("405B", "Adam+LoRA", "54.65"): 54.675}
 
 @pytest.mark.parametrize("size", PRINTED)
 def test_every_number_of_the_papers_tables(size: str) -> None:
-    parameters, devices = TABLES[size]
+    devices = [1, 8, 16, 32, 64, 128, 256][: len(PRINTED[size]["Adam"].split())]
+    parameters = float(size.removesuffix("B")) * 1e9
     rows = {row["case"]: row["bytes"] for row in paper_rows(parameters, devices)}
     for case, line in PRINTED[size].items():
         words = line.split()
-        assert len(words) == len(devices)
         for word, size_bytes in zip(words, rows[case], strict=True):
             decimals = len(word.partition(".")[2])
             printed = SLIPS.get((size, case, word), float(word))
             # Some are rounded, some cut.
             assert abs(size_bytes / 1e9 - printed) < 10**-decimals, (case, word)
-
-
-def test_the_papers_other_examples() -> None:
-    assert state_bytes(7e9, "adam", 0.01, base_bytes=4) == pytest.approx(29.12e9)
-    assert state_bytes(6.738e9, "adam", 0.0949) == pytest.approx(23.7e9, rel=3e-3)
-    assert state_bytes(6.738e9, "lion", 0.0949) == pytest.approx(21.2e9, rel=3e-3)
 
 
 @pytest.mark.parametrize(
@@ -123,66 +111,30 @@ def test_parameters_are_those_of_transformers(changes: dict[str, Any]) -> None:
     assert shapes_from(settings, kind).parameters == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("targets", ["all", "mlp", ["q_proj", "down_proj"]])
-def test_adapters_and_operations_are_those_of_the_model(targets: Any) -> None:
-    model = make_tiny_model()
-    shapes = shapes_from(model.config.to_dict(), "tiny")
-    assert work_of(shapes, FullArm(method="full")) == count_work(model)
-    arm = LoraArm(method="lora", rank=4, targets=targets)
-    chosen = targets if isinstance(targets, str) else tuple(targets)
-    attach(model, LoraSettings(rank=4, targets=chosen), seed=0)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trainable_parameters(shapes, arm) == trained
-    model.get_output_embeddings().weight.requires_grad_(False)
-    assert work_of(shapes, arm) == count_work(model)
-
-
-def test_numbers_written_twice_agree() -> None:
-    for name in ("CHUNK_POSITIONS", "GROUP_POSITIONS", "BLOCK_WORDS"):
-        assert getattr(plan_memory, name) == getattr(losses, name)
-    assert plan_evaluation.MOST_ROWS == scheduler.MOST_ROWS
-    shapes = shapes_from(LLAMA_2_7B, "config.json")
-    geometry = Geometry(32, 32, 128, torch.bfloat16)
-    assert plan_evaluation.cache_row_bytes(shapes, 100, 2) == geometry.row_bytes(100)
-
-
-def test_state_agrees_with_the_papers_formulas() -> None:
-    """Without activations and mixed precision, weights to optimiser are 16 or 12 bytes a number."""
-    shapes = shapes_from(LLAMA_2_7B, "config.json")
-    one = Pass(4096, 4096, 4, 4)
-    for ours, paper in (("adamw", "adam"), ("lion", "lion")):
-        parts = training_parts(shapes, FullArm(method="full"), ours, one)
-        copies = 4 * shapes.parameters if ours == "lion" else 0  # all directions at once
-        state = parts.weights + parts.gradients + parts.optimiser - copies
-        assert state == state_bytes(shapes.parameters, paper)  # type: ignore[arg-type]
-    arm = LoraArm(method="lora", rank=16)
-    parts = training_parts(shapes, arm, "adamw", Pass(4096, 4096, 2, 2))
-    share = trainable_parameters(shapes, arm) / shapes.parameters
-    state = parts.weights + parts.adapter + parts.gradients + parts.optimiser
-    assert state == pytest.approx(state_bytes(shapes.parameters, "adam", share))
-
-
-def make_recipe(**changes: Any) -> Recipe:
-    """A recipe of two arms whose data lies nowhere."""
+def micro_recipe(**changes: Any) -> Recipe:
+    """A recipe on the micro base, read as a file is: grids are written out."""
     data: dict[str, Any] = {
-        "name": "p", "base": {"model": "micro"}, "data": {"train": "nowhere/at-all"},
-        "budget": {"tokens": [1_000_000, 4_000_000]}, "seeds": [0, 1, 2],
+        "name": "p", "base": {"model": "micro"}, "data": {"train": {"source": "micro-code"}},
+        "budget": {"tokens": [10_000, 40_000]}, "seeds": [0, 1],
         "arms": {
             "full": {"method": "full", "learning_rates": [1e-5, 1e-4]},
             "lora": {"method": "lora", "learning_rates": [1e-4, 3e-4, 1e-3]},
         },
-        "measure": {"learning": ["gsm8k"], "forgetting": ["hellaswag"]},
+        "train": {"batch_tokens": 512, "row_tokens": 256},
+        "measure": {"learning": ["micro_code"], "forgetting": ["micro_facts"]},
     }  # fmt: skip
-    return Recipe.model_validate({**data, **changes})
+    return parse_recipe(json.dumps({**data, **changes}))
 
 
 def test_tokens_of_schedules() -> None:
     step = 1000
-    cosine = make_recipe(train={"batch_tokens": step, "row_tokens": 500})
+    cosine = micro_recipe(train={"batch_tokens": step, "row_tokens": 500})
     assert trained_tokens(cosine, [1_000_000, 4_000_000]) == 5_000_000
     hot = {"tokens": [1_000_000, 4_000_000], "points": "hot"}
-    assert trained_tokens(make_recipe(budget=hot), [1_000_000, 4_000_000]) == 4_000_000
-    forked = make_recipe(train={"batch_tokens": step, "row_tokens": 500, "schedule": "trapezoidal"})
+    assert trained_tokens(micro_recipe(budget=hot), [1_000_000, 4_000_000]) == 4_000_000
+    forked = micro_recipe(
+        train={"batch_tokens": step, "row_tokens": 500, "schedule": "trapezoidal"}
+    )
     # A trunk up to the last fork, and the last fifth of each budget.
     assert trained_tokens(forked, [1_000_000, 4_000_000]) == 3_200_000 + 1_000_000
 
@@ -190,39 +142,39 @@ def test_tokens_of_schedules() -> None:
 def test_runs_are_the_grid_and_the_further_seeds() -> None:
     shapes = shapes_from(LLAMA_2_7B, "config.json")
     known = Survey(None, None, 1024, 1.0, "")
-    recipe = make_recipe()
-    full = arm_work(recipe, "full", shapes, known, 4)
-    lora = arm_work(recipe, "lora", shapes, known, 4)
-    # rates x 3 seeds x 2 budgets that are runs of their own
-    assert (full.runs, lora.runs) == (12, 18)
-    assert full.checkpoint_bytes == 12 * 4 * shapes.parameters
-    assert lora.checkpoint_bytes == 18 * 4 * 39_976_960
+    recipe = micro_recipe()
+    full = arm_work(recipe, "full", shapes, known)
+    lora = arm_work(recipe, "lora", shapes, known)
+    # rates x 2 seeds x 2 budgets that are runs of their own
+    assert (full.runs, lora.runs) == (8, 12)
+    assert full.checkpoint_bytes == 8 * 4 * shapes.parameters
+    assert lora.checkpoint_bytes == 12 * 4 * 39_976_960
     assert full.resume_bytes == 3 * 4 * shapes.parameters
-    # A list may grow by three rates, each with 3 seeds at 2 budgets; but by none above 1.
-    assert (full.longer, lora.longer) == (18, 18)
+    # A list may grow by three rates, each with 2 seeds at 2 budgets; but by none above 1.
+    assert (full.longer, lora.longer) == (12, 12)
     arms = {"x": {"method": "full", "learning_rates": [0.3, 0.9]}}
     for extend, rates in ((3, 3), (1, 1), (0, 0)):
-        grown = make_recipe(arms=arms, search={"extend": extend})
-        assert arm_work(grown, "x", shapes, known, 4).longer == rates * 3 * 2
-    first = make_recipe(search={"seeds": "first"})
-    # (rates + 2 seeds) x 2 budgets, and three rates more with the first seed
-    works = [arm_work(first, name, shapes, known, 4) for name in ("full", "lora")]
-    assert [(work.runs, work.longer) for work in works] == [(8, 6), (10, 6)]
+        grown = micro_recipe(arms=arms, search={"extend": extend})
+        assert arm_work(grown, "x", shapes, known).longer == rates * 2 * 2
+    first = micro_recipe(search={"seeds": "first"})
+    # (rates + a seed) x 2 budgets, and three rates more with the first seed
+    works = [arm_work(first, name, shapes, known) for name in ("full", "lora")]
+    assert [(work.runs, work.longer) for work in works] == [(6, 6), (8, 6)]
 
 
 def test_runs_that_may_come_on_top_are_told_beside_those_that_are_counted() -> None:
-    recipe = make_recipe()
+    recipe = micro_recipe()
     found = plan(recipe, gpus=[1])
-    assert (found["totals"]["runs"], found["totals"]["longer"]) == (30, 36)
-    assert "Not counted: up to 36 more runs, where a best rate is at the end" in plan_text(found)
-    assert "30 runs (and up to 36 more)" in plan_line(found["totals"], {})
-    short = plan(make_recipe(search={"extend": 0}), gpus=[1])
-    assert "Not counted" not in plan_text(short) and "30 runs, " in plan_line(short["totals"], {})
+    assert (found["totals"]["runs"], found["totals"]["longer"]) == (20, 24)
+    assert "Not counted: up to 24 more runs, where a best rate is at the end" in plan_text(found)
+    assert "20 runs (and up to 24 more)" in plan_line(found["totals"], {})
+    short = plan(micro_recipe(search={"extend": 0}), gpus=[1])
+    assert "Not counted" not in plan_text(short) and "20 runs, " in plan_line(short["totals"], {})
 
 
 def test_a_plan_for_gpus_needs_config_json_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
-    recipe = make_recipe(base={"model": str(tmp_path)})
+    recipe = micro_recipe(base={"model": str(tmp_path)})
     found = plan(recipe, gpus=[1, 8], flops_per_second=2e14)
     full = found["arms"][0]["devices"]
     assert full[1]["training"]["gradients"] * 8 == full[0]["training"]["gradients"]
@@ -239,7 +191,7 @@ def run(*arguments: str) -> Any:
 
 def recipe_file(folder: Path, **changes: Any) -> str:
     path = folder / "p.yaml"
-    path.write_text(json.dumps(make_recipe(**changes).model_dump(mode="json")))
+    path.write_text(json.dumps(micro_recipe(**changes).model_dump(mode="json")))
     return str(path)
 
 
@@ -298,3 +250,168 @@ def test_this_machine_is_measured(tmp_path: Path) -> None:
     found = json.loads(ended.stdout)
     assert 1e8 < found["machine"]["runtime"] < 2e9
     assert found["totals"]["seconds"][0] > 0
+
+
+# ----- what a recipe can ask for besides plain arms -----
+
+KNOWN = Survey(100_000, 1000, 64, 0.5, "")
+
+
+def test_an_external_arm_is_measured_only() -> None:
+    made = [
+        {"model": "there", "budget": point, "learning_rate": 1e-4} for point in (10_000, 40_000)
+    ]
+    arms = {
+        "full": {"method": "full", "external": made},
+        "lora": {"method": "lora", "learning_rates": [1e-4, 3e-4]},
+    }
+    recipe = micro_recipe(arms=arms)
+    found = plan(recipe, gpus=[1])
+    full, lora = found["arms"]
+    assert (full["runs"], full["models"], full["tokens"], full["checkpoint_bytes"]) == (0, 2, 0, 0)
+    assert full["devices"][0]["training"] is None
+    assert full["devices"][0]["evaluation"]["peak"] > 0
+    # The base, two made elsewhere, and 2 rates x 2 seeds at 2 points.
+    assert found["totals"]["evaluation"]["models"] == 1 + 2 + 8
+    assert found["totals"]["runs"] == lora["runs"] == 8 and full["longer"] == 0
+
+
+def test_replay_comes_on_top_of_epochs_and_within_tokens() -> None:
+    epochs = micro_recipe(budget={"epochs": [1, 3]})
+    assert budget_tokens(epochs, KNOWN, 0.25) == [133_333, 400_000]
+    assert budget_tokens(micro_recipe(), KNOWN, 0.25) == [10_000, 40_000]
+    arms = {
+        "plain": {"method": "full", "learning_rates": [1e-4]},
+        "more": {"method": "full", "learning_rates": [1e-4], "replay": 0.5},
+    }
+    data = {
+        "train": {"source": "micro-code"},
+        "replay": [{"source": "base_samples", "count": 30, "tokens": 20}],
+    }
+    found = plan(micro_recipe(arms=arms, data=data, budget={"epochs": [1, 3]}), gpus=[1])
+    plain, more = found["arms"]
+    assert more["tokens"] == pytest.approx(2 * plain["tokens"], rel=0.01)
+    without = plan(micro_recipe(arms={"plain": arms["plain"]}, budget={"epochs": [1, 3]}), gpus=[1])
+    answers = found["totals"]["evaluation"]["answers"]
+    models = found["totals"]["evaluation"]["models"]
+    each = (without["totals"]["evaluation"]["answers"]) // without["totals"]["evaluation"]["models"]
+    assert answers == models * each + 30
+
+
+def test_a_search_has_its_trials_whatever_the_grid() -> None:
+    arms = {
+        "lora": {
+            "method": "lora", "learning_rates": [1e-4, 1e-3], "grid": {"rank": [4, 8, 16]},
+        },
+        "full": {"method": "full", "learning_rates": [1e-5, 1e-4]},
+        "fixed": {"method": "full", "learning_rates": [1e-4], "weight_decay": 0.1},
+    }  # fmt: skip
+    search = {"sampler": "tpe", "trials": 10}
+    recipe = micro_recipe(arms=arms, search=search)
+    assert tries_of(recipe) == {
+        "lora-rank-4": 4, "lora-rank-8": 3, "lora-rank-16": 3, "full": 10, "fixed": 1,
+    }  # fmt: skip
+    shapes = shapes_of(recipe.base)
+    # A try more for the second seed, at two budget points that are runs of their own.
+    assert arm_work(recipe, "full", shapes, KNOWN).runs == (10 + 1) * 2
+    grid = tries_of(micro_recipe(arms=arms))
+    assert grid == {"lora-rank-4": 2, "lora-rank-8": 2, "lora-rank-16": 2, "full": 2, "fixed": 1}
+
+
+def test_a_warmup_longer_than_the_shortest_run_is_told() -> None:
+    def told(steps: int) -> bool:
+        train = {"batch_tokens": 512, "row_tokens": 256, "warmup_steps": steps}
+        notes = plan(micro_recipe(train=train), gpus=[1])["notes"]
+        return any("warmup_steps is" in note and "will refuse" in note for note in notes)
+
+    # 10,000 tokens are twenty steps of 512.
+    assert told(21) and not told(20)
+
+
+def test_extras_are_counted_where_they_are_measured() -> None:
+    bare = plan(micro_recipe(), gpus=[1])["totals"]["evaluation"]
+    measure = micro_recipe().measure.model_dump(mode="json") | {
+        "extras": {
+            "last": {"task": "micro_code", "samples": 20, "limit": 10},
+            "every": {"task": "micro_math", "samples": 5, "limit": 8, "at": "all"},
+        }
+    }
+    recipe = micro_recipe(measure=measure)
+    more = plan(recipe, gpus=[1])["totals"]["evaluation"]
+    # The base, and of each of 2 arms 2 seeds, at the last or at both points.
+    last, every = (1 + 2 * 2) * 20 * 10, (1 + 2 * 2 * 2) * 5 * 8
+    assert more["answers"] - bare["answers"] == last + every
+    assert more["generated_tokens"] - bare["generated_tokens"] == 64 * (last + every)
+    assert extras.most_jobs(recipe) == work._extra_models(recipe, "all")
+    told = {"micro_code": micro_code.NEW_TOKENS, "micro_math": micro_math.NEW_TOKENS}
+    assert told == work.NEW_TOKENS
+
+
+def test_a_comparison_announces_what_is_trained_only() -> None:
+    made = [{"model": "there", "budget": 40_000, "learning_rate": 1e-4}]
+    arms = {"full": {"method": "full", "external": made}}
+    base = SimpleNamespace(folder=MICRO_BASE, model=SimpleNamespace(dtype=torch.float32))
+
+    def told(recipe: Recipe) -> str:
+        bench = SimpleNamespace(base=base, device_name="cpu")
+        session: Any = SimpleNamespace(
+            recipe=recipe, bench=bench, epoch_tokens=1000, data=SimpleNamespace(train=[1, 2])
+        )
+        return announcement(session)
+
+    assert "nothing is trained" in told(micro_recipe(arms=arms))
+    words = told(micro_recipe())  # (2 + 3 rates) x 2 seeds at 2 points
+    assert "memory beside torch's own full" in words and "20 runs (and up to 24 more)" in words
+
+
+@pytest.mark.parametrize(
+    ("arm", "path", "words"),
+    [
+        ({"method": "full", "layers": [1, 99]}, "layers", "names 99"),
+        ({"method": "lora", "layers": [99]}, "layers", "numbered 0 to"),
+        ({"method": "lora", "layers": [0], "targets": ["layers.1.mlp.up_proj"]}, "layers", "none"),
+    ],
+)
+def test_layers_that_the_base_lacks(
+    tmp_path: Path, arm: dict[str, Any], path: str, words: str
+) -> None:
+    file = tmp_path / "p.yaml"
+    data = micro_recipe().model_dump(mode="json") | {"arms": {"x": arm}}
+    file.write_text(json.dumps(data))
+    ended = CliRunner().invoke(cli.app, ["plan", str(file), "--gpus", "1", "--json"])
+    assert ended.exit_code == 2
+    fault = json.loads(ended.stdout)["error"]["faults"][0]
+    assert fault["path"] == f"arms.x.{path}" and words in fault["problem"]
+
+
+def series_file(folder: Path) -> str:
+    """A series of two settings."""
+    common = micro_recipe().model_dump(mode="json")
+    del common["name"], common["budget"]
+    budgets = {"one": {"tokens": [5000]}, "two": {"epochs": [1]}}
+    settings = {name: {"budget": budget} for name, budget in budgets.items()}
+    settings["two"]["data"] = {"train": {"source": "nowhere/at-all"}}
+    file = folder / "s.yaml"
+    file.write_text(json.dumps({"name": "s", "common": common, "settings": settings}))
+    return str(file)
+
+
+def test_a_series_is_planned_setting_by_setting_and_as_a_whole(tmp_path: Path) -> None:
+    def planned(*more: str) -> Any:
+        command = ["plan", series_file(tmp_path), "--gpus", "1", "--flops-per-second", "1e12"]
+        return CliRunner().invoke(cli.app, [*command, *more])
+
+    found = json.loads(planned("--json").stdout)
+    one, two = (found["settings"][name]["totals"] for name in ("one", "two"))
+    total = found["totals"]
+    assert total["runs"] == one["runs"] + two["runs"]
+    assert total["unknown"] == ["two"] and two["flops"] is None
+    assert (total["flops"], total["seconds"]) == (one["flops"], one["seconds"])
+    assert total["disk"]["resume"] == max(one["disk"]["resume"], two["disk"]["resume"])
+    ended = planned()
+    assert "all settings together" in ended.stdout and "training of two" in ended.stdout
+    refused = planned("--epoch-tokens", "1000")
+    assert refused.exit_code == 2 and "--setting" in refused.stderr
+    alone = json.loads(planned("--setting", "two", "--epoch-tokens", "1000", "--json").stdout)
+    assert list(alone["settings"]) == ["two"] and alone["totals"]["flops"] > 0
+    assert planned("--setting", "three").exit_code == 2

@@ -22,9 +22,15 @@ from laura.results.store import StudyStore, write_folder
 from laura.results.task_result import Metric, TaskResult
 from laura.study import recommend as module
 from laura.study.claims.settings import Setting
-from laura.study.confirming import check_configurations, read_configurations
-from laura.study.handover import recommendation_of, write_recipe
-from laura.study.recommend import Decision, answer_of, decide, recommend
+from laura.study.recommend import (
+    Decision,
+    answer_of,
+    decide,
+    recommend,
+    recommendation_of,
+    write_recipe,
+)
+from laura.study.runs import check_configurations, read_configurations
 from tests.study.fabricated import FULL, PAIR, filled, rebuilt, setting
 
 # Full learns most and forgets most; the small LoRA least of both.
@@ -50,7 +56,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(module, "read_setting", lambda folder: made)
         if memory is not None:
             rows = [
-                {"id": run.id, "arm": run.arm, "learning_rate": run.learning_rate,
+                {"id": run.run_id, "arm": run.arm, "learning_rate": run.learning_rate,
                  "seed": run.seed, "train_seconds": 60.0, "flops": 1e12,
                  "tokens_per_second": 9.0, "peak_memory_bytes": memory[run.arm], "cohort": 1}
                 for run in made.evidence.runs
@@ -396,7 +402,7 @@ def test_the_recipe_is_ready_and_has_a_name_of_its_own(tmp_path: Path) -> None:
 def checkpoint(folder: Path, made: Setting) -> None:
     """A checkpoint of every point of a study, as far as `--adapter` copies it."""
     for point in (*made.evidence.points, *made.evidence.confirming):
-        place = StudyStore(folder).run(point.run["id"]).checkpoint(point.step)
+        place = StudyStore(folder).run(point.run_id).checkpoint(point.step)
         write_folder(place, lambda at: (at / "adapter.bin").write_bytes(b"weights") and None, {})
     filled(made)
     facts = {"model": "simulated", "fingerprint": "f" * 64, "parameters": 1}

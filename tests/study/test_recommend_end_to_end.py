@@ -1,4 +1,4 @@
-"""A micro study from start to advice: claims, recommendation, weights with their record."""
+"""A micro study by the commands: claims, recommendation, weights with their record, scores."""
 
 from __future__ import annotations
 
@@ -134,3 +134,19 @@ def test_a_study_with_gaps_is_judged_and_they_are_named(study: Path, tmp_path: P
     nothing = run("recommend", copy, "--max-forgetting", "100%")
     assert nothing.exit_code == 2
     assert "no configuration has both" in " ".join(nothing.stderr.split())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_and_an_adapter_are_evaluated(study: Path, tmp_path: Path) -> None:
+    points = read_json(study / "summary.json")["points"]
+    for method in ("full", "lora-r4"):
+        point = next(p for p in points if p["arm"] == method)
+        place = study / "runs" / point["run"] / "checkpoints" / f"{point['step']:08d}"
+        model = [str(place)] if method == "full" else ["micro", "--adapter", str(place)]
+        done = run("evaluate", *model, "--tasks", "micro_facts,micro_code", "--limit", 60, "--set",
+                   "measure.precision=auto", "--out", tmp_path / method, "--json")  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        answer = json.loads(done.stdout)
+        answer = answer if method == "full" else answer[place.name]
+        found = answer["micro_facts"]["metrics"]["acc_norm"]["value"]
+        assert found == pytest.approx(point["scores"]["micro_facts"]["value"], abs=0.051)

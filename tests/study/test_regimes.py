@@ -10,6 +10,7 @@ import pytest
 from laura.recipe.reading import parse_recipe
 from laura.results.store import StudyStore
 from laura.study.opening import open_study
+from laura.study.runs import specs_of
 from laura.training import loop
 from tests.study.carried_out import train
 from tests.study.test_material import endless_text, pretraining
@@ -37,8 +38,8 @@ def test_a_stopped_run_goes_on_at_the_very_token(
 
     def attempt(folder: Path, progress: Any) -> None:
         with open_study(recipe, folder, None, "cpu", progress) as session:
-            for spec in session.specs("lora", 1e-2, 0):
-                session.carry_out(spec)
+            for spec in specs_of(session.recipe, "lora", 1e-2, 0):
+                session.carry_out([spec])
 
     attempt(tmp_path / "whole", Stopper())
     whole, read[:] = list(read), []
@@ -52,8 +53,7 @@ def test_a_stopped_run_goes_on_at_the_very_token(
     assert read == whole, "a pass was read twice, left out or changed"
 
 
-@pytest.mark.parametrize("unit", ["tokens", "epochs"])
-@pytest.mark.parametrize("mode", ["separate", "hot"])
+@pytest.mark.parametrize(("unit", "mode"), [("tokens", "separate"), ("epochs", "hot")])
 def test_budgets_are_runs_of_their_own_or_hot_and_the_summary_names_which(
     recipe_text: str, tmp_path: Path, unit: str, mode: str
 ) -> None:

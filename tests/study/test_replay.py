@@ -19,8 +19,9 @@ from laura.results.errors import CheckpointError, DataError
 from laura.results.progress import Silent
 from laura.results.store import read_json, read_lines_gz
 from laura.study.opening import join_study, open_study
-from laura.study.session import RunSpec, Session
-from tests.study.carried_out import compare, judgement, train
+from laura.study.runs import RunSpec, specs_of
+from laura.study.session import Session
+from tests.study.carried_out import compare, judgement
 from tests.study.test_material import endless_text
 
 TEXTS = [f"a dog number {i} ran to the mat and sat on an apple" for i in range(30)]
@@ -85,7 +86,7 @@ def opened(recipe: Recipe, folder: Path, progress: Any = None) -> Iterator[Sessi
 
 
 def spec(session: Session, arm: str = "lora") -> RunSpec:
-    return session.specs(arm, 1e-2, 0)[-1]
+    return specs_of(session.recipe, arm, 1e-2, 0)[-1]
 
 
 def run_ids(recipe: Recipe, folder: Path) -> dict[str, str]:
@@ -145,37 +146,20 @@ def test_the_mix_is_told_in_run_json_and_summary(replayed: Any, tmp_path: Path) 
     assert settings == {"full": None, "lora": 0.3}
 
 
-def test_runs_of_another_replay_are_left_out_of_the_summary(replayed: Any, tmp_path: Path) -> None:
-    texts = write(tmp_path / "t.jsonl", TEXTS)
-    others = write(tmp_path / "u.jsonl", [f"{text} too" for text in TEXTS])
-    recipes = [replayed(texts), replayed(texts, fraction=0.5), replayed(others, fraction=0.5)]
-    runs = []
-    for recipe in recipes:
-        made = train(recipe, arm="lora", learning_rate=1e-2, study=tmp_path / "s")
-        runs.append({run["id"] for run in made["runs"]})
-        assert {point["run"] for point in made["summary"]["points"]} == runs[-1]
-    assert len(set.union(*runs)) == 6
-    # Back to the first: nothing is trained again, and its runs are those that count.
-    made = train(recipes[0], arm="lora", learning_rate=1e-2, study=tmp_path / "s")
-    assert {point["run"] for point in made["summary"]["points"]} == runs[0]
-    assert len(list((tmp_path / "s" / "runs").iterdir())) == 6
-
-
-@pytest.mark.parametrize("regime", ["instruct", "pretrain"])
 def test_stopped_anywhere_a_run_with_replay_ends_with_the_same_weights(
-    replayed: Any, tmp_path: Path, regime: str
+    replayed: Any, tmp_path: Path
 ) -> None:
     entries = (write(tmp_path / "t.jsonl", TEXTS), write(tmp_path / "c.jsonl", CHATS))
-    recipe = replayed(*entries, regime=regime)
+    recipe = replayed(*entries)
     with opened(recipe, tmp_path / "whole") as session:
-        assert session.carry_out(spec(session)) == "done"
+        assert session.carry_out([spec(session)]) == ["done"]
         whole = session.run_store(spec(session))
-    for left in (3, 4, 2):
+    for left in (3, 4):
         stopper = Stopper("training", left)
         with pytest.raises(KeyboardInterrupt), opened(recipe, tmp_path / "cut", stopper) as session:
-            session.carry_out(spec(session))
+            session.carry_out([spec(session)])
     with opened(recipe, tmp_path / "cut") as session:
-        session.carry_out(spec(session))
+        session.carry_out([spec(session)])
         cut = session.run_store(spec(session))
     assert cut.folder.name == whole.folder.name
     keep = ("step", "loss", "tokens", "supervised_tokens", "learning_rate")
@@ -243,7 +227,7 @@ def test_an_endless_source_is_read_as_far_as_the_largest_share_needs(
     monkeypatch.setattr(sources, "hub_rows", endless_text([]))
     recipe = replayed({"source": "openwebmath"}, **{"data.replay_exhausted": "error"})
     with opened(recipe, tmp_path / "s") as session:
-        assert session.carry_out(spec(session)) == "done"
+        assert session.carry_out([spec(session)]) == ["done"]
         [part] = session.replay.parts
         assert 0.3 * 1200 <= sum(len(item.token_ids) for item in part.encoded) < 20_000
     epochs = replayed(
@@ -264,7 +248,7 @@ def samples_of(folder: Path) -> Path:
 def test_the_base_writes_once_and_always_the_same(replayed: Any, tmp_path: Path) -> None:
     recipe = replayed(SAMPLED)
     with opened(recipe, tmp_path / "one", first := Stopper()) as session:
-        session.carry_out(spec(session))
+        session.carry_out([spec(session)])
         before = session.run_store(spec(session)).folder.name
     assert "generating" in first.titles
     rows = read_lines_gz(samples_of(tmp_path / "one"))
@@ -371,46 +355,3 @@ def test_texts_the_base_wrote_that_are_measured_on_are_left_out(
         alike = {i for i, t in enumerate(written) if " ".join(t.lower().split()) in known}
         assert alike and not kept & alike
     assert any(f"{len(alike)} are measured on" in text for text in listener.said)
-
-
-@pytest.mark.slow
-def test_replay_on_the_micro_base_from_its_own_texts(tmp_path: Path) -> None:
-    """Two arms that differ in replay alone, trained and measured for real, by two workers."""
-    recipe = parse_recipe(MICRO)
-    summary = compare(recipe, study=tmp_path / "s", workers=2)
-    last = {p["arm"]: p for p in summary["points"] if p["budget"] == 12_000}
-    for arm, fraction in (("none", 0.0), ("quarter", 0.25)):
-        point = last[arm]
-        assert point["scores"]["source_loss"]["n"] == 60
-        assert point["scores"]["target_loss"]["value"] < 3
-        mix = point["mix"] or {"replay_tokens": 0}
-        assert abs(mix["replay_tokens"] - fraction * point["tokens"]) <= 128
-    assert last["none"]["scores"]["source_loss"] != last["quarter"]["scores"]["source_loss"]
-    # Nothing is left that a second command would do.
-    assert compare(recipe, study=tmp_path / "s", workers=2) == summary
-
-
-MICRO = """
-name: replay
-base: {model: micro}
-domain: code
-data:
-  train: {source: micro-code, split: train, limit: 400}
-  validation: {source: micro-code, split: validation, limit: 40}
-  test: {source: micro-code, split: test}
-  source_text: micro-source
-  replay:
-    - {source: base_samples, count: 150, tokens: 80, weight: 3}
-    - {source: micro-math-text, split: train, limit: 100}
-budget: {tokens: [6_000, 12_000]}
-arms:
-  none: {method: full, learning_rates: [1e-3]}
-  quarter: {method: full, learning_rates: [1e-3], replay: 0.25}
-train: {schedule: trapezoidal, batch_tokens: 512, row_tokens: 256}
-seeds: [0]
-measure:
-  learning: [target_loss]
-  forgetting: [source_loss]
-  loss_documents: 60
-  loss_tokens: 128
-"""

@@ -8,7 +8,7 @@ import pytest
 
 from laura.recipe.reading import parse_recipe
 from laura.recipe.sections import Recipe
-from laura.study.run_record import UNTRAINED, is_of
+from laura.study.runs import UNTRAINED, is_of
 
 RECIPE = """
 name: x
@@ -67,3 +67,15 @@ def test_what_a_record_does_not_say_is_taken_to_be_as_it_was() -> None:
     trainers = {"arm": known["identity"]["arm"]}
     assert is_of({**known, "identity": trainers}, changed, {})
     assert is_of({"arm": "x"}, changed, {})
+
+
+def test_a_run_with_another_replay_is_left_out() -> None:
+    data = "data.replay=[{source: base_samples, count: 9}]"
+    half, more = (recipe_with(data, f"arms.x.replay={share}") for share in (0.25, 0.5))
+    facts = {"replay": [[1.0, "of what was read"]]}
+    known = record(half)
+    known["identity"]["replay"] = {"fraction": 0.25, "sources": facts["replay"]}
+    assert is_of(known, half, facts)
+    assert not is_of(known, more, facts) and not is_of(known, recipe_with(), {})
+    assert not is_of(known, half, {"replay": [[1.0, "of other rows"]]})
+    assert not is_of(record(half), half, facts)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
+import shutil
 import signal
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +12,23 @@ import pytest
 
 from laura.recipe.reading import parse_recipe
 from laura.report.html import write_report
+from laura.results.errors import UsageError
 from laura.results.store import StudyStore, read_json
 from laura.study import workers
-from tests.study.carried_out import best_rate, compare, judgement, write_summary
+from tests.study.carried_out import (
+    ROOT,
+    best_rate,
+    command,
+    compare,
+    finish,
+    judgement,
+    kill_at_random,
+    stamps,
+    train,
+    write_summary,
+)
+from tests.study.conftest import RECIPE
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = [
     "arms.lora={method: lora, learning_rates: [1e-3, 1], grid: {rank: [2, 4]}}",
     "search={sampler: tpe, trials: 7, pruner: median, max_forgetting: 0.05}",
@@ -32,8 +40,6 @@ SETTINGS = [
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_data: Path) -> Any:
     """A finished search, shared by the tests that only read it."""
-    from tests.study.conftest import RECIPE
-
     recipe = parse_recipe(RECIPE.format(model=tiny_folder, folder=tiny_data), SETTINGS)
     folder = tmp_path_factory.mktemp("study") / "searched"
     return recipe, folder, compare(recipe, study=folder, device="cpu")
@@ -97,10 +103,9 @@ def test_what_was_stopped_early_is_told_and_keeps_its_first_point(searched: Any)
 
 def test_a_second_call_repeats_nothing(searched: Any) -> None:
     recipe, folder, summary = searched
-    before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
+    before = stamps(folder)
     assert compare(recipe, study=folder, device="cpu") == summary
-    after = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
-    assert before == after
+    assert before == stamps(folder)
     assert write_summary(StudyStore(folder), recipe) == summary
 
 
@@ -108,10 +113,6 @@ def test_a_run_stopped_early_can_be_finished_by_another_command(
     searched: Any, tmp_path: Path
 ) -> None:
     """Bit for bit the run that it would have been."""
-    import shutil
-
-    from tests.study.carried_out import train
-
     recipe, folder, summary = searched
     stopped = next(run for run in summary["runs"] if run["state"] == "pruned")
     shutil.copytree(folder, tmp_path / "copy")
@@ -173,34 +174,18 @@ def test_two_workers_share_a_search(
 def test_killed_at_random_moments_gives_the_same_summary(
     searched: Any, tiny_folder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    from tests.study.conftest import RECIPE
-
     _, _, summary = searched
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=tiny_folder, folder=tiny_data))
-    command = [
-        sys.executable, "-m", "laura", "compare", str(tmp_path / "recipe.yaml"),
-        "--out", str(tmp_path / "study"), "--workers", "1", "--device", "cpu",
-        *(part for setting in SETTINGS for part in ("--set", setting)),
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    moments = random.Random(3)
-    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        known = len(list((tmp_path / "study").glob("runs/*/run.json")))
-        while process.poll() is None:
-            if len(list((tmp_path / "study").glob("runs/*/run.json"))) > known:
-                break
-            time.sleep(0.05)
-        try:
-            process.wait(timeout=moments.uniform(0.1, 4.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-            process.wait()
-    finish = subprocess.run(command, env=environment, capture_output=True, timeout=400, check=False)
-    assert finish.returncode == 0, finish.stderr.decode()
-    found = json.loads((tmp_path / "study" / "summary.json").read_text())
+    study = tmp_path / "study"
+    sets = [part for setting in SETTINGS for part in ("--set", setting)]
+    one = command("compare", tmp_path / "recipe.yaml", "--out", study, "--workers", 1,
+                  "--device", "cpu", *sets)  # fmt: skip
+    for seed, number in enumerate((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)):
+        known = len([*study.glob("runs/*/run.json")])
+        more = partial(lambda known: len([*study.glob("runs/*/run.json")]) > known, known)
+        kill_at_random([one], more, seed, 4.0, number)
+    finish(one)
+    found = read_json(study / "summary.json")
     assert found["search"] == summary["search"]
     assert {r["id"]: r["state"] for r in found["runs"]} == {
         r["id"]: r["state"] for r in summary["runs"]
@@ -210,9 +195,6 @@ def test_killed_at_random_moments_gives_the_same_summary(
 def test_other_settings_are_another_search_and_external_arms_are_not_drawn(
     recipe_text: str, tmp_path: Path
 ) -> None:
-    from laura.results.errors import UsageError
-    from tests.study.carried_out import train
-
     made = ["search={sampler: random, trials: 1}", "seeds=[0]", "budget.tokens=[300]"]
     lora = "arms={{lora: {{method: lora, rank: 4, alpha: {}, learning_rates: [1e-3, 1e-2]}}}}"
     study = tmp_path / "study"

@@ -13,7 +13,7 @@ from laura.cli import app as cli
 from laura.recipe.reading import Series, read_study
 from laura.results.errors import DataError
 from laura.results.store import SeriesStore
-from laura.study.series import compare_series
+from laura.study.compare import compare_series
 from tests.study.carried_out import compare
 
 SHORT = ("budget.tokens=[300]", "seeds=[0]", "arms.full.learning_rates=[1e-3]")
@@ -86,17 +86,3 @@ def test_one_setting_by_itself_and_the_report_of_all(recipe_text: str, tmp_path:
     assert list(told["settings"]) == ["second"]
     refused = run(cli.app, ["train", str(path), "--arm", "lora", "--out", str(out)])
     assert refused.exit_code == 2 and "--setting" in refused.stderr
-
-
-def test_a_plan_of_all_settings_or_of_one(recipe_text: str, tmp_path: Path) -> None:
-    path = series_of(recipe_text, tmp_path, "{domain: other, regime: pretrain}")
-    call = ["plan", str(path), "--gpus", "1", "--flops-per-second", "1e12"]
-    run = CliRunner().invoke
-    ended = run(cli.app, [*call, "--json"])
-    assert ended.exit_code == 0, ended.stderr
-    whole = json.loads(ended.stdout)["settings"]
-    assert list(whole) == ["first", "second"]
-    ended = run(cli.app, [*call, "--setting", "second", "--json"])
-    assert json.loads(ended.stdout)["settings"] == {"second": whole["second"]}
-    text = run(cli.app, call).stdout
-    assert "first: " in text and "second: " in text

@@ -20,6 +20,7 @@ from laura.recipe.reading import parse_recipe
 from laura.results.errors import StoreError
 from laura.study import sharing
 from laura.study.opening import open_study
+from laura.study.runs import specs_of
 from laura.study.sharing import BUSY, LOCK, StudyLock, claimed, held
 from tests.study.carried_out import compare, train
 
@@ -99,12 +100,12 @@ def test_a_file_system_without_locks_is_told(
 def test_a_run_that_another_is_at_is_left_alone(recipe_text: str, tmp_path: Path) -> None:
     recipe = parse_recipe(recipe_text, ["seeds=[0]"])
     with open_study(recipe, tmp_path, None, "cpu") as session:
-        spec = session.specs("full", 1e-3, 0)[0]
+        spec = specs_of(session.recipe, "full", 1e-3, 0)[0]
         folder = session.run_store(spec).folder
         with claimed(folder / LOCK):
-            assert session.carry_out(spec) == BUSY
+            assert session.carry_out([spec]) == [BUSY]
             assert [path.name for path in folder.iterdir()] == [LOCK]
-        assert session.carry_out(spec) == "done"
+        assert session.carry_out([spec]) == ["done"]
 
 
 def test_one_run_by_itself_waits_for_the_one_at_it(
@@ -112,7 +113,7 @@ def test_one_run_by_itself_waits_for_the_one_at_it(
 ) -> None:
     recipe = parse_recipe(recipe_text, ["seeds=[0]"])
     with open_study(recipe, tmp_path, None, "cpu") as session:
-        place = session.run_store(session.specs("full", 1e-3, 0)[0]).folder / LOCK
+        place = session.run_store(specs_of(session.recipe, "full", 1e-3, 0)[0]).folder / LOCK
     place.parent.mkdir(parents=True)
     with place.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

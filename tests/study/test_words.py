@@ -24,9 +24,8 @@ from laura.report.tables import summary_table
 from laura.results.schema import Constraint, Judgement, Recommendation
 from laura.study.claims.judgement import judge
 from laura.study.claims.settings import Setting
-from laura.study.handover import recommendation_of
 from laura.study.recommend import answer_of as advice_of
-from laura.study.recommend import decide
+from laura.study.recommend import decide, recommendation_of
 from laura.study.summary import build_summary
 from tests.study.fabricated import FULL, LORA, PAIR, RATES, filled, rebuilt, setting
 

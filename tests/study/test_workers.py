@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
-import random
+import pickle
 import signal
-import subprocess
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,14 @@ from laura.cli.progress import PlainLines
 from laura.recipe.reading import parse_recipe
 from laura.results.errors import CheckpointError, LauraError, StoreError
 from laura.results.progress import SILENT
+from laura.results.store import read_json
 from laura.study import workers
 from laura.study.opening import open_study
+from laura.study.runs import specs_of
 from laura.study.worker import SentProgress, _Messages
 from laura.study.workers import Crew, choose_workers
-from tests.study.carried_out import compare
+from tests.study.carried_out import ROOT, command, compare, finish, kill_at_random
 from tests.study.conftest import RECIPE, damaged_copy
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -84,21 +82,9 @@ class Heard:
         self.said.append(text)
 
 
-def test_workers_make_the_study_that_one_process_makes(side_by_side: Any, tmp_path: Path) -> None:
-    import torch
-
-    recipe, _, summary, _ = side_by_side
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        alone = compare(recipe, study=tmp_path / "one", workers=1)
-    finally:
-        torch.set_num_threads(before)
-    scores = [{p["run"]: p["scores"] for p in s["points"]} for s in (alone, summary)]
-    assert scores[0].keys() == scores[1].keys()
-    for run, found in scores[0].items():
-        for task, score in found.items():
-            assert scores[1][run][task]["value"] == pytest.approx(score["value"], rel=1e-5)
+def test_workers_make_the_study_that_one_process_makes(side_by_side: Any, finished: Any) -> None:
+    _, _, summary, _ = side_by_side
+    assert summary == finished[2]
 
 
 def test_their_progress_is_shown_and_adds_up(side_by_side: Any) -> None:
@@ -114,7 +100,7 @@ def test_their_progress_is_shown_and_adds_up(side_by_side: Any) -> None:
 
 
 def test_a_bar_whose_work_was_stopped_does_not_say_that_it_has_finished() -> None:
-    stream, times, said = io.StringIO(), itertools.count(0, 100), list[str]()
+    stream, times, said = io.BytesIO(), itertools.count(0, 100), list[str]()
     sent = SentProgress(_Messages(stream))
     with sent.bar("kept", 10, "tokens") as bar:
         bar.advance(10)
@@ -123,8 +109,10 @@ def test_a_bar_whose_work_was_stopped_does_not_say_that_it_has_finished() -> Non
     shown = PlainLines(said.append, clock=lambda: float(next(times)))
     there = workers._WorkerProcess.__new__(workers._WorkerProcess)
     there._progress, there._bars = shown, {}
-    for line in stream.getvalue().splitlines():
-        there._report(json.loads(line))
+    stream.seek(0)
+    with suppress(EOFError):
+        while True:
+            there._report(pickle.load(stream))
     assert there._bars == {}
     assert [text for text in said if "kept: finished in" in text]
     assert not [text for text in said if "stopped: finished" in text]
@@ -133,8 +121,8 @@ def test_a_bar_whose_work_was_stopped_does_not_say_that_it_has_finished() -> Non
 def test_a_study_with_workers_is_locked_against_another_recipe(side_by_side: Any) -> None:
     recipe, folder, _, _ = side_by_side
     other = recipe.model_copy(update={"seeds": [5]})
-    with open_study(recipe, folder, None, None) as session, Crew(session, None, None, 2) as crew:
-        crew.carry_out(session.specs("full", 1e-3, 0), SILENT.bar("", 1).__enter__())
+    with open_study(recipe, folder, None, None) as session, Crew(session, 2) as crew:
+        crew.carry_out(specs_of(session.recipe, "full", 1e-3, 0), SILENT.bar("", 1).__enter__())
         with (
             pytest.raises(StoreError, match="on another recipe"),
             open_study(other, folder, None, None),
@@ -179,8 +167,7 @@ def test_a_worker_that_is_killed_is_told_and_the_rest_is_kept(
 def test_an_idle_worker_ends_when_nobody_talks_to_it(side_by_side: Any) -> None:
     recipe, folder, _, _ = side_by_side
     with open_study(recipe, folder, None, None) as session:
-        crew = Crew(session, None, None, 2)
-        worker = workers._WorkerProcess(crew._setup, session.lock, SILENT)
+        worker = Crew(session, 2).hire()
         assert worker._process.stdin is not None
         worker._process.stdin.close()
         assert worker._process.wait(60) == 0
@@ -212,31 +199,15 @@ def test_errors_keep_their_kind(kind: str) -> None:
 def test_killed_at_random_moments_leaves_no_worker_and_gives_the_same_summary(
     side_by_side: Any, tiny_folder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """Three SIGKILLs of the command, one Ctrl-C, then the same command to its end."""
+    """Three SIGKILLs of the command, one SIGTERM, then the same command to its end."""
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=tiny_folder, folder=tiny_data))
-    _, _, summary, _ = side_by_side
-    command = [
-        sys.executable, "-m", "laura", "compare", str(tmp_path / "recipe.yaml"),
-        "--out", str(tmp_path / "study"), "--workers", "2",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    moments = random.Random(2)
-    for number in [signal.SIGKILL] * 3 + [signal.SIGTERM]:
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while not list((tmp_path / "study").glob("runs/*/run.json")) and process.poll() is None:
-            time.sleep(0.05)
-        try:
-            process.wait(timeout=moments.uniform(0.1, 3.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-            process.wait()
-        _wait_for_workers(tmp_path / "study")
-    finish = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
-    assert finish.returncode == 0, finish.stderr.decode()
-    found = json.loads((tmp_path / "study" / "summary.json").read_text())
-    assert found == summary
+    study = tmp_path / "study"
+    one = command("compare", tmp_path / "recipe.yaml", "--out", study, "--workers", 2)
+    for seed, number in enumerate([signal.SIGKILL] * 3 + [signal.SIGTERM]):
+        kill_at_random([one], lambda: bool([*study.glob("runs/*/run.json")]), seed, number=number)
+        _wait_for_workers(study)
+    finish(one)
+    assert read_json(study / "summary.json") == side_by_side[2]
 
 
 def _wait_for_workers(study: Path) -> None:

@@ -17,7 +17,7 @@ from laura.study.claims.front import equal_learning
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
 from laura.study.claims.verdicts import estimated
 from laura.study.evidence import Point
-from laura.study.run_record import repeat_caveats
+from laura.study.runs import repeat_caveats
 
 STILL_LEARNT = 0.9  # of what the tuned configuration learnt
 SHORT_REASON = 14  # words
@@ -59,7 +59,7 @@ def ends(effect: Estimated, turned: bool = False) -> str:
 
 def main_pair(setting: Setting) -> tuple[Kind, Kind] | None:
     """Plain full finetuning and the LoRA that stands for it; else the first two measured arms."""
-    measured = [arm for arm in setting.arms if setting.evidence.best.get(arm.name)]
+    measured = setting.tuned_arms
     try:
         pair = setting.full(), setting.lora()
         if all(arm in measured for arm in pair):
@@ -75,8 +75,8 @@ def pairs_of(setting: Setting) -> list[tuple[Kind, Kind]]:
     if main is None:
         return []
     found = [main]
-    for arm in setting.arms:
-        if arm not in main and setting.evidence.best.get(arm.name):
+    for arm in setting.tuned_arms:
+        if arm not in main:
             beside = next((one for one in main if one.method == arm.method), main[0])
             found.append((beside, arm))
     return found
@@ -139,9 +139,10 @@ def _methods_differ(setting: Setting) -> bool:
 
 
 def _alone(setting: Setting) -> str:
-    measured = [arm.name for arm in setting.arms if setting.evidence.best.get(arm.name)]
-    if measured:
-        return f"Add a second arm: only {measured[0]} was measured, so nothing can be compared."
+    if measured := setting.tuned_arms:
+        return (
+            f"Add a second arm: only {measured[0].name} was measured, so nothing can be compared."
+        )
     if all(run.state == "diverged" for run in setting.evidence.runs) and setting.evidence.runs:
         return "Lower the learning rates: every run diverged, so nothing can be compared."
     return "Give the same command again: no arm has finished all of its rates with any seed."
@@ -450,7 +451,7 @@ def caveats_of(setting: Setting) -> list[str]:
             f"{count(min(seeds), 'seed')} for some arm: with fewer than three nothing is clear."
         )
     diverged = sorted(
-        {f"{run.record['arm']} at {rate_text(float(run.record['learning_rate']))}"
+        {f"{run.arm} at {rate_text(run.learning_rate)}"
          for run in evidence.runs if run.state == "diverged"}
     )  # fmt: skip
     if diverged:
@@ -462,13 +463,12 @@ def caveats_of(setting: Setting) -> list[str]:
 def _floors(setting: Setting) -> list[str]:
     """Arms whose score of forgetting has reached guessing at the largest budget."""
     found = []
-    for arm in setting.arms:
-        if setting.evidence.best.get(arm.name):
-            try:
-                if off_floor(setting, setting.common_budget(arm), arm):
-                    found.append(arm.name)
-            except TooThin:
-                continue
+    for arm in setting.tuned_arms:
+        try:
+            if off_floor(setting, setting.common_budget(arm), arm):
+                found.append(arm.name)
+        except TooThin:
+            continue
     return [
         f"{name} ends at guessing on the source tasks: it may have lost more than can be seen."
         for name in found

@@ -15,7 +15,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from laura.results.statistics import (
     MIN_ITEMS,
@@ -28,9 +31,6 @@ from laura.results.statistics import (
 from laura.results.task_result import TaskResult
 from laura.study.claims.capability import learnt
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Scores, Setting
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SUBSETS = 24
 LEVELS = 32
@@ -80,8 +80,6 @@ def equal_learning(setting: Setting, first: Kind, second: Kind) -> EqualLearning
 
 
 def _compare(setting: Setting, first: Kind, second: Kind) -> EqualLearning:
-    import numpy as np
-
     sides = [_points_of(setting, arm) for arm in (first, second)]
     shared = sorted(sides[0].keys() & sides[1].keys())
     if len(shared) < MIN_SEEDS:
@@ -114,8 +112,6 @@ def _compare(setting: Setting, first: Kind, second: Kind) -> EqualLearning:
 
 def _points_of(setting: Setting, arm: Kind) -> dict[int, _Points]:
     """Every point of an arm by seed; those that lack a measure are left out."""
-    import numpy as np
-
     base = {m: setting.base_scores(m) for m in (LEARNING, FORGETTING)}
     learnt: dict[int, list[NDArray[Any]]] = {}
     kept: dict[int, list[Mapping[str, NDArray[Any]]]] = {}
@@ -160,8 +156,6 @@ def _against_base(own: Scores, base: Scores, seed: int) -> dict[str, NDArray[Any
 
 def _halves(own: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     """The sum of the tasks' means over the even and over the odd items; shape (2,)."""
-    import numpy as np
-
     return np.array([sum(float(v[half::2].mean()) for v in own.values()) for half in (0, 1)])
 
 
@@ -172,8 +166,6 @@ def _difference(
 
     None where the two share no level of learning above the base's.
     """
-    import numpy as np
-
     counts = [side.learnt.shape[1] for side in (first, second)]
     subsets = _subsets(counts, words)
     weights, ranges = [], []
@@ -202,8 +194,6 @@ def _difference(
 
 def _subsets(counts: list[int], words: str) -> list[list[NDArray[Any]]]:
     """For each arm the places of the points of each comparison: equally many of both."""
-    import numpy as np
-
     least = min(counts)
     if counts[0] == counts[1]:
         return [[np.arange(least)], [np.arange(least)]]
@@ -224,8 +214,6 @@ def _chosen(
         Weights of the first arm's points and of the second's, each summing to 1, and the range
         of levels; None where there is no common level above 0.
     """
-    import numpy as np
-
     learnt = [side.learnt[half][own] for side, own in zip((first, second), places, strict=True)]
     low = max(0.0, *(float(own.min()) for own in learnt))
     high = min(float(own.max()) for own in learnt)

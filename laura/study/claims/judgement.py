@@ -74,7 +74,7 @@ def judge(settings: Sequence[Setting], missing: Sequence[str] = ()) -> Judgement
 
 def judge_claims(settings: Sequence[Setting]) -> list[Claim]:
     """Every statement of the table, with its joint verdict (Holm over all that were tested)."""
-    findings = [claim.look(settings) for claim in CLAIMS]
+    findings = [claim.judge(settings) for claim in CLAIMS]
     tested = [place for place, found in enumerate(findings) if found.p is not None]
     adjusted = dict(zip(tested, holm([findings[p].p or 0.0 for p in tested]), strict=True))
     return [
@@ -115,8 +115,7 @@ def gaps_of(setting: Setting) -> list[str]:
     evidence, gaps = setting.evidence, []
     for run in evidence.runs:
         if run.state != "done":
-            known = run.record
-            told = f"{known['arm']} at {known['learning_rate']:g}, seed {known['seed']}"
+            told = f"{run.arm} at {run.learning_rate:g}, seed {run.seed}"
             gaps.append(f"{setting.name}: {told}: {run.state}")
     wanted = len(evidence.recipe.seeds)
     for arm in setting.arms:
@@ -171,7 +170,7 @@ def read_analysis(folder: Path) -> Analysis | None:
 
 
 def write_claims(folder: Path, evidence: Evidence | None = None) -> Judgement:
-    """Judge one study folder and write its `claims.json`.
+    """Judge a study folder and write its `claims.json`.
 
     Args:
         folder: The study folder.
@@ -180,11 +179,8 @@ def write_claims(folder: Path, evidence: Evidence | None = None) -> Judgement:
     Raises:
         LauraError: as `read_setting`, or the file cannot be written.
     """
-    if evidence is None:
-        setting = read_setting(folder)
-    else:
-        setting = Setting(evidence.recipe.name, evidence, read_analysis(folder))
-    found = judge([setting])
+    evidence = evidence or stored_evidence(folder)
+    found = judge([Setting(evidence.recipe.name, evidence, read_analysis(folder))])
     write_file(folder / CLAIMS_FILE, found)
     return found
 

@@ -10,9 +10,11 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from laura.results.schema import ClaimRow
+import numpy as np
+from numpy.typing import NDArray
+
 from laura.results.statistics import (
     MIN_ITEMS,
     MIN_SEEDS,
@@ -24,17 +26,14 @@ from laura.results.statistics import (
 )
 from laura.study.claims.capability import learnt, tuned
 from laura.study.claims.settings import LEARNING, Kind, Setting
-from laura.study.claims.verdicts import Finding, Statement, judged, look_at_each, nothing
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from laura.study.claims.verdicts import Statement
 
 TEN_TIMES = (0.5, 1.5)  # log10: what rounds to one order of magnitude, 3.2 to 32 times
 DRAWS = 2000
 HALF_WAY = 0.5  # of the learning that both arms reach, where their pace is compared
 
 
-def ten_times_the_rate(settings: Sequence[Setting]) -> Finding:
+def ten_times_the_rate(setting: Setting) -> list[Statement]:
     """log10 of LoRA's best rate over full's lies within half an order of magnitude of one.
 
     Each arm's best rate of each seed has the lowest validation loss at the largest budget.
@@ -42,107 +41,86 @@ def ten_times_the_rate(settings: Sequence[Setting]) -> Finding:
     the loss at both ends is above that at the best, where the best is chosen on the *other*
     seeds (t over seeds, 95 %). From lists of pure noise no rate is surely best.
     """
-    found: list[tuple[Setting, list[float], tuple[float, ...], tuple[str, str]]] = []
-    silent = []
-    for setting in settings:
-        try:
-            full, lora = setting.full(), setting.lora()
-            ratios, steps = _rate_ratios(setting, lora, full)
-            found.append((setting, ratios, steps, (lora.name, full.name)))
-        except TooThin as reason:
-            silent.append(ClaimRow(setting=setting.name, reason=str(reason)))
-    if not found:
-        return nothing("; ".join(dict.fromkeys(row.reason for row in silent)), silent)
-    low, high = TEN_TIMES
-    spoken = []
-    for setting, ratios, steps, names in found:
-        effect = over_runs(ratios, len(ratios)).with_grid(steps)
-        what = f"log10 of {names[0]}'s best rate over {names[1]}'s"
-        part = Statement(names, what, effect, "log10", low, high)
-        spoken.append((setting.name, [part], [setting]))
-    return judged(spoken, silent)
+    full, lora = setting.full(), setting.lora()
+    ratios, steps = _rate_ratios(setting, lora, full)
+    effect = over_runs(ratios, len(ratios)).with_grid(steps)
+    what = f"log10 of {lora.name}'s best rate over {full.name}'s"
+    return [Statement((lora.name, full.name), what, effect, "log10", *TEN_TIMES)]
 
 
-def more_sensitive_to_the_rate(settings: Sequence[Setting]) -> Finding:
+def more_sensitive_to_the_rate(setting: Setting) -> list[Statement]:
     """LoRA loses more learning a step off its best rate than full does; equal steps of both.
 
     Of each seed the learning at its best rate minus the mean of that at the two neighbours in
     the list, LoRA's minus full's. The best rate is chosen on validation, learning is told on
     the test's items. Lists of other steps, or a best rate at an end, cannot be compared.
     """
-
-    def look(setting: Setting) -> list[Statement]:
-        full, lora = setting.full(), setting.lora()
-        tuned(setting, full, lora)
-        last = setting.common_budget(full, lora)
-        learnt(setting, last, full, lora)
-        terms, ratios = [], []
-        seeds = set(setting.points(full, last)) & set(setting.points(lora, last))
-        for arm, sign in ((lora, 1.0), (full, -1.0)):
-            beside, steps = _neighbours(setting, arm, last, seeds)
-            ratios += steps
-            terms.append((sign, setting.arm_scores(arm, last, LEARNING)))
-            for side in beside:
-                own = {s: p.results for s, p in side.items()}
-                terms.append((-sign / 2, setting.scores(own, LEARNING, arm.name)))
-        if max(ratios) > 1.1 * min(ratios):
-            raise TooThin("the lists of rates have other steps, so a step off cannot be compared")
-        what = f"learning lost a step off the best rate, {lora.name} minus {full.name}"
-        return [Statement((lora.name, full.name), what, setting.contrast(terms),
-                          setting.unit(LEARNING))]  # fmt: skip
-
-    return look_at_each(settings, look)
+    full, lora = setting.full(), setting.lora()
+    tuned(setting, full, lora)
+    last = setting.common_budget(full, lora)
+    learnt(setting, last, full, lora)
+    terms, ratios = [], []
+    seeds = set(setting.points(full, last)) & set(setting.points(lora, last))
+    for arm, sign in ((lora, 1.0), (full, -1.0)):
+        beside, steps = _neighbours(setting, arm, last, seeds)
+        ratios += steps
+        terms.append((sign, setting.arm_scores(arm, last, LEARNING)))
+        for side in beside:
+            own = {s: p.results for s, p in side.items()}
+            terms.append((-sign / 2, setting.scores(own, LEARNING, arm.name)))
+    if max(ratios) > 1.1 * min(ratios):
+        raise TooThin("the lists of rates have other steps, so a step off cannot be compared")
+    what = f"learning lost a step off the best rate, {lora.name} minus {full.name}"
+    return [Statement((lora.name, full.name), what, setting.contrast(terms),
+                      setting.unit(LEARNING))]  # fmt: skip
 
 
-def needs_more_epochs(settings: Sequence[Setting]) -> Finding:
+def needs_more_epochs(setting: Setting) -> list[Statement]:
     """LoRA's learning peaks later than full's: log2 of its own best budget over full's own.
 
     A seed in which both are best at the largest budget has passed neither peak and says
     nothing. The error over items is that of a bootstrap that draws the items anew and looks
     for the peaks again; seeds and the list's step are added to it.
     """
-
-    def look(setting: Setting) -> list[Statement]:
-        full, lora = setting.full(), setting.lora()
-        if len(setting.budgets) < 3:
-            raise TooThin("fewer than three budget points, so no peak can be seen")
-        tuned(setting, full, lora)
-        effect = _later_peak(setting, lora, full)
-        what = f"log2 of {lora.name}'s best budget over {full.name}'s"
-        return [Statement((lora.name, full.name), what, effect, "log2")]
-
-    return look_at_each(settings, look)
+    full, lora = setting.full(), setting.lora()
+    if len(setting.budgets) < 3:
+        raise TooThin("fewer than three budget points, so no peak can be seen")
+    tuned(setting, full, lora)
+    effect = _later_peak(setting, lora, full)
+    what = f"log2 of {lora.name}'s best budget over {full.name}'s"
+    return [Statement((lora.name, full.name), what, effect, "log2")]
 
 
-def less_sample_efficient_in_math(settings: Sequence[Setting]) -> Finding:
+def less_sample_efficient_in_math(setting: Setting) -> list[Statement]:
     """In mathematics LoRA needs more training than full for the same learning, tuned.
 
     log2 of the budget at which LoRA reaches half of the gain that both reach, over full's;
     between neighbouring budgets the logarithm of the budget is interpolated. A seed in which
     either is above that level at the first budget already says nothing.
     """
-
-    def look(setting: Setting) -> list[Statement]:
-        full, lora = setting.full(), setting.lora()
-        tuned(setting, full, lora)
-        curves = [_gains(setting, arm) for arm in (lora, full)]
-        values = []
-        for seed in sorted(curves[0].keys() & curves[1].keys()):
-            pair = [curve[seed] for curve in curves]
-            level = HALF_WAY * min(max(gains) for gains in pair)
-            needed = [_reached(gains, level, setting.budgets) for gains in pair]
-            if level > 0 and needed[0] is not None and needed[1] is not None:
-                values.append(needed[0] - needed[1])
-        if len(values) < MIN_SEEDS:
-            raise TooThin(
-                f"both arms cross half of the learning they share, after the first budget, with "
-                f"{count(len(values), 'seed')}; {MIN_SEEDS} are needed: add smaller budgets"
-            )
-        effect = over_runs(values, len(values))
-        what = f"log2 of the budget {lora.name} needs over {full.name}'s"
-        return [Statement((lora.name, full.name), what, effect, "log2")]
-
-    return look_at_each(settings, look, lambda s: s.domain == "math", "setting of math")
+    full, lora = setting.full(), setting.lora()
+    tuned(setting, full, lora)
+    (base,) = setting.base_scores(LEARNING).tables.values()
+    start = float(base[0].mean())
+    curves = [
+        {seed: [float(items.mean()) - start for items in own] for seed, own in found.items()}
+        for found in (_curves(setting, arm) for arm in (lora, full))
+    ]
+    values = []
+    for seed in sorted(curves[0].keys() & curves[1].keys()):
+        pair = [curve[seed] for curve in curves]
+        level = HALF_WAY * min(max(gains) for gains in pair)
+        needed = [_reached(gains, level, setting.budgets) for gains in pair]
+        if level > 0 and needed[0] is not None and needed[1] is not None:
+            values.append(needed[0] - needed[1])
+    if len(values) < MIN_SEEDS:
+        raise TooThin(
+            f"both arms cross half of the learning they share, after the first budget, with "
+            f"{count(len(values), 'seed')}; {MIN_SEEDS} are needed: add smaller budgets"
+        )
+    effect = over_runs(values, len(values))
+    what = f"log2 of the budget {lora.name} needs over {full.name}'s"
+    return [Statement((lora.name, full.name), what, effect, "log2")]
 
 
 def _rate_ratios(setting: Setting, lora: Kind, full: Kind) -> tuple[list[float], tuple[float, ...]]:
@@ -225,23 +203,6 @@ def _neighbours(
     return beside, ratios
 
 
-def _gains(setting: Setting, arm: Kind) -> dict[int, list[float]]:
-    """Seed to the gain over the base at every budget; whole curves only."""
-    base = setting.base_scores(LEARNING)
-    start = sum(float(table[0].mean()) for table in base.tables.values()) / len(base.tables)
-    found: dict[int, list[float]] = {}
-    for budget in setting.budgets:
-        if not setting.points(arm, budget):
-            continue
-        own = setting.arm_scores(arm, budget, LEARNING)
-        if own.items != base.items:
-            raise TooThin(f"{arm.name} and the base were measured on different items")
-        for place, seed in enumerate(own.seeds):
-            score = sum(float(t[place].mean()) for t in own.tables.values()) / len(own.tables)
-            found.setdefault(seed, []).append(score - start)
-    return {seed: gains for seed, gains in found.items() if len(gains) == len(setting.budgets)}
-
-
 def _reached(gains: Sequence[float], level: float, budgets: Sequence[float]) -> float | None:
     """log2 of the budget at which a curve first crosses a level; None if at once or never."""
     if gains[0] >= level:
@@ -254,8 +215,6 @@ def _reached(gains: Sequence[float], level: float, budgets: Sequence[float]) -> 
 
 
 def _later_peak(setting: Setting, lora: Kind, full: Kind) -> Contrast:
-    import numpy as np
-
     budgets = setting.budgets
     tables = [_curves(setting, arm) for arm in (lora, full)]
     seeds = sorted(tables[0].keys() & tables[1].keys())
@@ -283,8 +242,6 @@ def _later_peak(setting: Setting, lora: Kind, full: Kind) -> Contrast:
 
 def _curves(setting: Setting, arm: Kind) -> dict[int, NDArray[Any]]:
     """Seed to learning by (budget, item); whole curves only."""
-    import numpy as np
-
     found: dict[int, list[NDArray[Any]]] = {}
     items = setting.base_scores(LEARNING).items
     for budget in setting.budgets:

@@ -13,8 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from laura.models.targets import GROUPS
+from laura.results.schema import Analysis
 from laura.results.statistics import (
     MIN_ITEMS,
     MIN_SEEDS,
@@ -24,20 +29,9 @@ from laura.results.statistics import (
     crossed,
 )
 from laura.results.task_result import RATIO_FIELDS, TaskResult
-from laura.study.evidence import Evidence, Point
-from laura.study.measures import leading
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from laura.results.schema import Analysis
+from laura.study.evidence import Evidence, Point, leading
 
 LEARNING, FORGETTING = "learning", "forgetting"
-GROUPS = {
-    "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
-    "mlp": {"gate_proj", "up_proj", "down_proj"},
-}
-GROUPS["all"] = GROUPS["attention"] | GROUPS["mlp"]
 DROPOUTS = ("attention_dropout", "residual_dropout")
 # What makes an arm more than plain LoRA or plain full finetuning, and the value that means
 # "not used". A recipe written before a key existed lacks it, which means the same.
@@ -76,7 +70,7 @@ class Kind:
         given = self.settings.get("targets", "")
         if isinstance(given, str):
             return given
-        return next((name for name, group in GROUPS.items() if set(given) == group), "")
+        return next((name for name, own in GROUPS.items() if set(given) == set(own)), "")
 
     def number(self, key: str) -> float:
         """A setting that is a number; 0 where the recipe has no such key."""
@@ -169,10 +163,15 @@ class Setting:
         return found
 
     @property
+    def tuned_arms(self) -> list[Kind]:
+        """Those that have a best rate."""
+        return [arm for arm in self.arms if self.evidence.best.get(arm.name)]
+
+    @property
     def budgets(self) -> list[float]:
         """The recipe's budget points, rising."""
         budget = self.evidence.recipe.budget
-        return [float(point) for point in budget.tokens or budget.epochs or []]
+        return [float(point) for point in budget.listed]
 
     def full(self) -> Kind:
         """Plain full finetuning: no dropout, no variant, the least weight decay there is.
@@ -274,8 +273,6 @@ class Setting:
         Raises:
             TooThin: no seed has every task of the measure, or its items differ.
         """
-        import numpy as np
-
         tasks = self.tasks(measure)
         whole = {s: r for s, r in results.items() if all(task in r for task in tasks)}
         if not whole:
@@ -311,15 +308,13 @@ class Setting:
         results = dict.fromkeys(seeds or self.evidence.recipe.seeds, self.evidence.base)
         return self.scores(results, measure, "the base")
 
-    def contrast(
-        self, terms: Sequence[tuple[float, Scores]], least_seeds: int = MIN_SEEDS
-    ) -> Contrast:
+    def contrast(self, terms: Sequence[tuple[float, Scores]]) -> Contrast:
         """A weighted sum of scores, paired by seed and by item; see `combined`.
 
         Raises:
             TooThin: too few common seeds or items, or items differ.
         """
-        return combined([(weight, own, "") for weight, own in terms], least_seeds)
+        return combined([(weight, own, "") for weight, own in terms])
 
     def difference(self, first: Kind, second: Kind, measure: str, budget: float) -> Contrast:
         """Score of the first arm minus that of the second, tuned; positive: the first is better.
@@ -354,8 +349,6 @@ class Setting:
 
     def _items(self, result: TaskResult) -> tuple[tuple[int, ...], NDArray[Any], bool]:
         """Indices and values of a result's items, higher better; whether they are bounded."""
-        import numpy as np
-
         known = self._read.get(id(result))
         if known is None:
             metric = leading(result)
@@ -368,24 +361,21 @@ class Setting:
         return known
 
 
-def combined(terms: Sequence[tuple[float, Scores, str]], least_seeds: int = MIN_SEEDS) -> Contrast:
+def combined(terms: Sequence[tuple[float, Scores, str]]) -> Contrast:
     """A weighted sum of scores, paired by seed and by item.
 
     Args:
         terms: Weight, scores, and where they were measured: items of one task in one place
             are the same ones and are paired; others are independent. A measure of several
             tasks is their plain mean.
-        least_seeds: Seeds that all must have, two at least.
 
     Raises:
         TooThin: too few common seeds, fewer than 50 items in all, or items differ.
     """
-    import numpy as np
-
     seeds = sorted(set.intersection(*(set(own.seeds) for _, own, _ in terms)))
-    if len(seeds) < least_seeds:
+    if len(seeds) < MIN_SEEDS:
         few = count(len(seeds), "seed")
-        raise TooThin(f"{few} measured for everything compared; {least_seeds} are needed")
+        raise TooThin(f"{few} measured for everything compared; {MIN_SEEDS} are needed")
     tables: dict[tuple[str, str], NDArray[Any]] = {}
     items: dict[tuple[str, str], tuple[int, ...]] = {}
     points: dict[tuple[str, str], float] = {}

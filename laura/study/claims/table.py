@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from laura.study.claims import diversity, outcomes, pace, regimes, weights
+from laura.study.claims import analysed, outcomes, pace
 from laura.study.claims.settings import Setting
-from laura.study.claims.verdicts import Finding
+from laura.study.claims.verdicts import Finding, Statement, look_at
 
 Question = Literal["tuned", "equal learning", "updates", "search"]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a statement is about.
+
+    Attributes:
+        kind: How these are called where there are none.
+        wanted: Whether it is about a setting, or about a pair of them.
+        pairs: Whether it sets one setting beside another.
+    """
+
+    kind: str = "setting"
+    wanted: Callable[..., bool] = lambda *settings: True
+    pairs: bool = False
+
+    def groups(self, settings: Sequence[Setting]) -> list[tuple[Setting, ...]]:
+        """The settings, or ordered pairs of them, that the statement is about."""
+        every = itertools.permutations(settings, 2 if self.pairs else 1)
+        return [group for group in every if self.wanted(*group)]
 
 
 @dataclass(frozen=True)
@@ -23,7 +44,8 @@ class Claimed:
         source: Where it was claimed.
         question: Which of the judge's questions it asks; of updates and of the search apart.
         test: Which test judges it.
-        look: Judges it over all settings.
+        look: Gives the contrasts of one setting, or of a pair of them.
+        scope: Which settings it is about.
     """
 
     id: str
@@ -31,7 +53,12 @@ class Claimed:
     source: str
     question: Question
     test: str
-    look: Callable[[Sequence[Setting]], Finding]
+    look: Callable[..., list[Statement]]
+    scope: Scope = Scope()
+
+    def judge(self, settings: Sequence[Setting]) -> Finding:
+        """The verdict over all settings that it is about."""
+        return look_at(self.scope.groups(settings), self.look, self.scope.kind)
 
 
 _PAPER, _FIRST = "Biderman et al. 2024, arXiv:2405.09673v2", "Biderman et al. 2024, version 1"
@@ -39,15 +66,36 @@ _PAIRED = "paired by item and seed, Student's t over seeds"
 _PARTS = f"{_PAIRED}; every part must hold (intersection-union)"
 _FRONT = "fronts over all rates, chosen on half of the items, told on the other; " + _PAIRED
 _SEEDS = "Student's t over seeds"
+_CODE = Scope("setting of code", lambda s: s.domain == "code")
+_ELSEWHERE = Scope("setting of a domain but code", lambda s: s.domain != "code")
+_MATH = Scope("setting of math", lambda s: s.domain == "math")
+_INSTRUCT = Scope("setting of instruction finetuning", lambda s: s.regime == "instruct")
+_MATH_CODE = Scope(
+    "pair of settings, math and code, in one regime",
+    lambda a, b: (a.domain, b.domain) == ("math", "code") and a.regime == b.regime,
+    pairs=True,
+)
+_CODE_MATH = Scope(
+    "pair of settings, code and math, in one regime",
+    lambda a, b: _MATH_CODE.wanted(b, a),
+    pairs=True,
+)
+_REGIMES = Scope(
+    "pair of settings of code, instruction and continued pretraining",
+    lambda a, b: (
+        a.domain == b.domain == "code" and (a.regime, b.regime) == ("instruct", "pretrain")
+    ),
+    pairs=True,
+)
 
 CLAIMS: tuple[Claimed, ...] = (
     Claimed("learns-less-code", "LoRA learns less than full finetuning in code.",
-            f"{_PAPER}, figure 1", "tuned", _PAIRED, outcomes.learns_less_in_code),
+            f"{_PAPER}, figure 1", "tuned", _PAIRED, outcomes.learns_less, _CODE),
     Claimed("learns-less-elsewhere", "LoRA learns less than full finetuning outside code.",
-            f"{_PAPER}, figure 1", "tuned", _PAIRED, outcomes.learns_less_elsewhere),
+            f"{_PAPER}, figure 1", "tuned", _PAIRED, outcomes.learns_less, _ELSEWHERE),
     Claimed("narrows-gap-math", "LoRA comes nearer to full finetuning in math than in code.",
             f"{_PAPER}, figure 1", "tuned", f"{_PAIRED}, of a ratio by the delta method",
-            regimes.narrows_the_gap_in_math),
+            outcomes.narrows_the_gap_in_math, _MATH_CODE),
     Claimed("forgets-less", "Tuned for learning, LoRA forgets less than full finetuning.",
             f"{_PAPER}, figure 2", "tuned", _PAIRED, outcomes.forgets_less),
     Claimed("forgets-less-matched", "At the same learning LoRA forgets less than full finetuning.",
@@ -61,18 +109,18 @@ CLAIMS: tuple[Claimed, ...] = (
             f"{_PAPER}, figure 4", "tuned", _PARTS, outcomes.stronger_than_regularisers),
     Claimed("keeps-diversity", "LoRA keeps more distinct outputs than full finetuning.",
             f"{_PAPER}, figure 5", "tuned", f"{_SEEDS}, prompts' errors added",
-            diversity.keeps_diversity),
+            analysed.keeps_diversity),
     Claimed("full-high-rank",
             "Updates of full finetuning have at least ten times the rank of a usual LoRA (r = 16).",
-            f"{_PAPER}, figure 6", "updates", _SEEDS, weights.full_is_high_rank),
+            f"{_PAPER}, figure 6", "updates", _SEEDS, analysed.full_is_high_rank),
     Claimed("rank-grows", "The rank of full finetuning's updates grows with data.",
-            f"{_PAPER}, figure 6", "updates", _SEEDS, weights.rank_grows_with_data),
+            f"{_PAPER}, figure 6", "updates", _SEEDS, analysed.rank_grows_with_data),
     Claimed("rank-by-module", "Updates of mlp modules have a higher rank than attention's.",
             f"{_PAPER}, figure 6", "updates", f"{_SEEDS}, ranks as a share of iid noise",
-            weights.mlp_above_attention),
+            analysed.mlp_above_attention),
     Claimed("rank-by-layer", "Updates of the first and last layers have a lower rank.",
             f"{_PAPER}, figure 6", "updates", f"{_SEEDS}, ranks as a share of iid noise",
-            weights.middle_layers_above_ends),
+            analysed.middle_layers_above_ends),
     Claimed("rate-ten-times",
             "LoRA's best learning rate is about ten times full finetuning's (3.2 to 32 times).",
             f"{_PAPER}, figure S1", "search",
@@ -89,20 +137,23 @@ CLAIMS: tuple[Claimed, ...] = (
             f"{_FIRST}, section 6", "tuned", f"{_PARTS}, each not worse by 2 points",
             outcomes.rank_16_is_a_balance),
     Claimed("code-forgets-more", "Code makes a model forget more than mathematics does.",
-            f"{_PAPER}, figure 2", "tuned", _PAIRED, regimes.code_forgets_more),
+            f"{_PAPER}, figure 2", "tuned", _PAIRED, outcomes.code_forgets_more,
+            _CODE_MATH),
     Claimed("instruct-over-pretrain",
             "Instruction finetuning improves code more than continued pretraining.",
-            f"{_PAPER}, figure 1", "tuned", _PAIRED, regimes.instruction_improves_more),
+            f"{_PAPER}, figure 1", "tuned", _PAIRED,
+            outcomes.instruction_improves_more, _REGIMES),
     Claimed("sample-efficiency-math",
             "In mathematics LoRA needs more training than full finetuning for the same learning.",
-            f"{_FIRST}, figure 1", "tuned", _SEEDS, pace.less_sample_efficient_in_math),
+            f"{_FIRST}, figure 1", "tuned", _SEEDS,
+            pace.less_sample_efficient_in_math, _MATH),
     Claimed("lora-needs-longer", "LoRA reaches its own peak later than full finetuning.",
             f"{_PAPER}, figure 1", "tuned",
             f"{_SEEDS}, items by bootstrap, the step of the budgets added",
             pace.needs_more_epochs),
     Claimed("four-epochs", "LoRA still gains up to four epochs of instruction data.",
             f"{_PAPER}, figure 1; version 1's recipe", "tuned", _PAIRED,
-            outcomes.four_epochs_or_more),
+            outcomes.four_epochs_or_more, _INSTRUCT),
     Claimed("replay-mitigates", "Replay of source data lessens forgetting.",
             "Bethune et al. 2025, arXiv:2502.06042", "tuned", _PARTS, outcomes.replay_mitigates),
 )  # fmt: skip

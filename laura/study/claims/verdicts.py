@@ -99,9 +99,6 @@ class Finding:
     edge: bool = False
 
 
-Look = Callable[[Setting], list[Statement]]
-
-
 def verdict_of(p_for: float, p_against: float) -> Verdict:
     """The verdict whose one-sided p is at most 2.5 %, as when a 95 % interval excludes."""
     if p_for <= ALPHA / 2:
@@ -109,60 +106,41 @@ def verdict_of(p_for: float, p_against: float) -> Verdict:
     return "contradicted" if p_against <= ALPHA / 2 else "undecided"
 
 
-def look_at_each(
-    settings: Sequence[Setting],
-    look: Look,
-    wanted: Callable[[Setting], bool] = lambda setting: True,
-    kind: str = "setting",
+def look_at(
+    groups: Sequence[tuple[Setting, ...]], look: Callable[..., Sequence[Statement]], kind: str
 ) -> Finding:
-    """Judge a statement in each setting that it is about, and over all of them.
+    """Judge a statement in each setting, or pair of settings, and over all of them.
 
     Args:
-        settings: All settings.
-        look: Gives the contrasts of one setting; raises `TooThin` where it cannot speak.
-        wanted: Which settings the statement is about.
+        groups: What the statement is about: settings, or pairs of them.
+        look: Gives the contrasts of one; raises `TooThin` where it cannot speak.
         kind: How these are called where there are none.
     """
-    chosen = [setting for setting in settings if wanted(setting)]
-    if not chosen:
-        return nothing(f"there is no {kind}")
-    found: list[tuple[str, list[Statement], list[Setting]]] = []
+    rows: list[ClaimRow] = []
     silent: list[ClaimRow] = []
-    for setting in chosen:
+    deciding: list[list[Statement]] = []
+    spoken: list[Setting] = []
+    for group in groups:
+        name = " and ".join(setting.name for setting in group)
         try:
-            found.append((setting.name, look(setting), [setting]))
-        except TooThin as reason:
-            silent.append(ClaimRow(setting=setting.name, reason=str(reason)))
-    return judged(found, silent)
-
-
-def nothing(reason: str, rows: Sequence[ClaimRow] = ()) -> Finding:
-    """Nothing was tested, and why."""
-    return Finding("undecided", reason, rows=list(rows), missing=[reason])
-
-
-def judged(
-    found: Sequence[tuple[str, Sequence[Statement], Sequence[Setting]]],
-    silent: Sequence[ClaimRow],
-    shared_runs: bool = False,
-) -> Finding:
-    """The verdict over what settings, or pairs of them, say.
-
-    Args:
-        found: Name, statements and the settings they are from.
-        silent: Those that cannot speak, each with its reason.
-        shared_runs: Whether the same runs may stand in several (see `mean_contrast`).
-    """
-    rows = [_row(name, one, own) for name, parts, own in found for one in parts] + [*silent]
-    if not found:
-        return nothing("; ".join(dict.fromkeys(row.reason for row in silent)), rows)
-    deciding = [[one for one in parts if one.decides] for _, parts, _ in found]
-    told = _judge(deciding, shared_runs)
-    total = len(found) + len(silent)
-    reason = told.reason + (f"; {len(silent)} of {total} settings cannot speak" if silent else "")
+            parts = look(*group)
+        except TooThin as thin:
+            silent.append(ClaimRow(setting=name, reason=str(thin)))
+            continue
+        rows += [_row(name, one, group) for one in parts]
+        deciding.append([one for one in parts if one.decides])
+        spoken += group
+    rows += silent
+    if not deciding:
+        reason = "; ".join(dict.fromkeys(row.reason for row in silent)) or f"there is no {kind}"
+        return Finding("undecided", reason, rows=rows, missing=[reason])
+    # Two pairs with a setting in common hold the same runs.
+    told = _judge(deciding, len({id(setting) for setting in spoken}) < len(spoken))
+    verdict, toward, reason = told.verdict, told.toward, told.reason
+    if silent:
+        reason += f"; {len(silent)} of {len(groups)} settings cannot speak"
     edge = any(row.edge and row.decides for row in rows)
-    verdict, toward = told.verdict, told.toward
-    if any(setting.suggests_only for _, _, own in found for setting in own):
+    if any(setting.suggests_only for setting in spoken):
         verdict, toward = (_suggested(word) for word in (verdict, toward))
         reason = f"the rates were chosen on one seed, so this is no more than suggested: {reason}"
     return Finding(verdict, reason, told.p, toward, told.statement, rows, edge=edge)

@@ -1,35 +1,33 @@
 """What this machine brings to a plan: memory that torch itself takes, and its rate of products.
 
-Both are measured in a process of their own, since peak memory is a process's.
-
-    python -m laura.study.plan_machine '{"device": null, "precision": "auto", ...}'
+Both are measured in a process of their own, since what this one holds already is not known.
 """
 
 from __future__ import annotations
 
 import functools
-import json
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laura.results.errors import StoreError, UsageError
-from laura.study.plan_shapes import Shapes
+from laura.results.errors import StoreError
+from laura.study.plan.shapes import Shapes
 
 REPEATS = 7
 MOST_SECONDS = 2.0
 MOST_TOKENS = 2048
-TIME_LIMIT_SECONDS = 300
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured.
+    """What was measured, or is taken of a machine that is not here.
 
     Attributes:
         device: Its name.
@@ -43,10 +41,15 @@ class Machine:
 
     device: str
     arithmetic_bytes: int
-    runtime: int
-    flops_per_second: float
-    spread: float
-    cache_bytes: int
+    runtime: int = 0
+    flops_per_second: float = 0.0
+    spread: float = 1.0
+    cache_bytes: int = 0
+
+    @property
+    def kind(self) -> str:
+        """`cpu`, `cuda` or `mps`."""
+        return self.device.split(":")[0]
 
 
 @functools.cache
@@ -62,38 +65,24 @@ def measure_machine(shapes: Shapes, device: str | None, precision: str) -> Machi
         UsageError: no such device here.
         StoreError: the process could not do its work.
     """
-    order = {
-        "device": device,
-        "precision": precision,
-        "wide": [shapes.width, shapes.feed_forward],
-    }
-    command = [sys.executable, "-W", "ignore", "-m", "laura.study.plan_machine", json.dumps(order)]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIME_LIMIT_SECONDS, check=False
-        )
-        found = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
-    except (OSError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
-        raise StoreError(f"this machine could not be measured ({error}); {_ADVICE}") from error
-    if "mistake" in found:
-        raise UsageError(found["mistake"])
-    if not found:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"exit code {done.returncode}"
-        raise StoreError(f"this machine could not be measured ({reason}); {_ADVICE}")
-    return Machine(**found)
+    quiet: Any = {"initializer": warnings.simplefilter, "initargs": ("ignore",)}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **quiet) as pool:
+        try:
+            return pool.submit(_measure, device, precision, shapes).result()
+        except (OSError, BrokenProcessPool) as error:
+            raise StoreError(
+                f"this machine could not be measured ({error}); give --gpus and "
+                "--flops-per-second to plan without measuring it"
+            ) from error
 
 
-_ADVICE = "give --gpus and --flops-per-second to plan without measuring it"
-
-
-def _measure(order: dict[str, Any]) -> Machine:
+def _measure(device_name: str | None, precision: str, shapes: Shapes) -> Machine:
     from laura.models.device import cache_budget, pick_device, resolve_precision
 
-    device = pick_device(order["device"])
-    dtype = resolve_precision(order["precision"], device)
+    device = pick_device(device_name)
+    dtype = resolve_precision(precision, device)
     runtime = _runtime(str(device))
-    rates = _rates(device, dtype, *order["wide"])
+    rates = _rates(device, dtype, shapes.width, shapes.feed_forward)
     return Machine(
         device=str(device),
         arithmetic_bytes=dtype.itemsize,
@@ -113,6 +102,7 @@ def _runtime(device_name: str) -> int:
     import torch
 
     from laura.data.packing import Row
+    from laura.models.device import peak_memory_bytes
     from laura.models.registry import MICRO_BASE
     from laura.recipe.sections import BaseSection, FullArm, TrainSection
     from laura.results.store import RunStore
@@ -135,15 +125,6 @@ def _runtime(device_name: str) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(total - free - torch.cuda.memory_reserved(device))
-    return resident_bytes()
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in use now; its peak so far where the system tells no more."""
-    import torch
-
-    from laura.models.device import peak_memory_bytes
-
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmRSS:"):
@@ -165,17 +146,3 @@ def _rates(device: Any, dtype: Any, inner: int, outer: int) -> list[float]:
         float(torch.nn.functional.linear(left, right)[0, 0])
         rates.append(2 * MOST_TOKENS * inner * outer / (time.perf_counter() - start))
     return rates[1:]
-
-
-def _main() -> None:
-    from laura.results.errors import LauraError
-
-    try:
-        answer = asdict(_measure(json.loads(sys.argv[1])))
-    except LauraError as error:
-        answer = {"mistake": str(error)}
-    sys.stdout.write(json.dumps(answer) + "\n")
-
-
-if __name__ == "__main__":
-    _main()

@@ -1,4 +1,15 @@
-"""A plan as text for the terminal. No torch."""
+"""A plan as text for the terminal, and the paper's own memory model. No torch.
+
+The paper counts model state only, in bytes: no activations and no mixed precision, everything
+float32 but a frozen base in bf16. Psi is the base's parameters, p the adapter's as a share of
+them, N GPUs (Biderman et al. 2024, arXiv:2405.09673v2, appendix H, tables S14 to S16).
+
+    Adam, full            4 Psi weights + 4 Psi gradients + 8 Psi moments = 16 Psi
+    Lion, full            4 Psi + 4 Psi + 4 Psi                           = 12 Psi
+    Adam, LoRA            2 Psi + 16 p Psi
+    Lion, LoRA            2 Psi + 12 p Psi
+    FSDP                  any of these / N a GPU
+"""
 
 from __future__ import annotations
 
@@ -7,14 +18,13 @@ from typing import Any
 
 from laura.results.progress import duration_text
 from laura.results.units import memory_text
-from laura.study.plan_claims import claims_lines
-from laura.study.plan_paper import paper_rows
+from laura.study.claims.simulated import claims_lines
+from laura.study.plan.memory import PARTS
 
-TRAINING = (
-    "runtime", "weights", "adapter", "anchor", "gradients", "optimiser", "activations", "logits",
-    "working", "allocator", "peak",
-)  # fmt: skip
-EVALUATION = ("runtime", "weights", "adapter", "cache", "logits", "working", "peak")
+# Bytes that one trained number takes: itself, its gradient, and what the optimiser keeps of it.
+TRAINED_BYTES = {"Adam": 4 + 4 + 8, "Lion": 4 + 4 + 4}
+FROZEN_BYTES = 2
+SHARE = 0.01
 
 
 def count_text(count: float | None) -> str:
@@ -31,9 +41,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     """All of a plan: memory, work, disk and what to know about them."""
     base = plan["base"]
     lines = [f"{plan['name']}: {base['model']}, {base['parameters'] / 1e9:.3f} B parameters", ""]
-    lines += _memory("Memory of training, most of each part", plan, "training", TRAINING)
-    lines += ["", *_memory("Memory of measuring", plan, "evaluation", EVALUATION)]
-    lines += ["", "Work"]
+    lines += ["Memory, most of each part", *_memory(plan), "", "Work"]
     rows = [["arm", "trained", "share", "runs", "tokens", "operations", "time", "checkpoints"]]
     for arm in plan["arms"]:
         rows.append(
@@ -85,10 +93,8 @@ def evaluation_line(total: dict[str, Any]) -> str:
 
 def disk_line(total: dict[str, Any]) -> str:
     """Disk by kind of file."""
-    sizes = {key: size for key, size in total["disk"].items() if key != "elsewhere" or size}
-    return "Disk, at most: " + ", ".join(
-        f"{key} {memory_text(size)}" for key, size in sizes.items()
-    )
+    sizes = ", ".join(f"{key} {memory_text(size)}" for key, size in total["disk"].items())
+    return f"Disk beside data and samples, at most: {sizes}"
 
 
 def _sums(total: dict[str, Any]) -> list[str]:
@@ -118,29 +124,45 @@ def longer_line(total: dict[str, Any]) -> list[str]:
     return [f"Not counted: up to {runs}, where a best rate is at the end of its list"]
 
 
+def paper_rows(
+    parameters: float, devices: Sequence[int], share: float = SHARE
+) -> list[dict[str, Any]]:
+    """The four rows of one of the paper's tables: {"case", "bytes": [a device, for each N]}.
+
+    Args:
+        parameters: Psi.
+        devices: Each N.
+        share: p.
+    """
+    rows = []
+    for name, trained in TRAINED_BYTES.items():
+        for case, each in ((name, trained), (f"{name}+LoRA", FROZEN_BYTES + trained * share)):
+            rows.append({"case": case, "bytes": [each * parameters / n for n in devices]})
+    return rows
+
+
 def paper_text(parameters: float, devices: Sequence[int], share: float) -> str:
     """The paper's table for any number of parameters, share p and GPUs, in its own unit."""
-    head = [f"{parameters / 1e9:g}B, p={share:g}", *(f"{n} GPU" for n in devices)]
-    rows = [head]
+    rows = [[f"{parameters / 1e9:g}B, p={share:g}", *(f"{n} GPU" for n in devices)]]
     for row in paper_rows(parameters, devices, share):
         rows.append([row["case"], *(f"{size / 1e9:.5g}" for size in row["bytes"])])
     title = "Model state of one GPU in GB of 10^9 bytes (Biderman et al. 2024, appendix H)"
     return "\n".join([title, *table(rows)])
 
 
-def _memory(title: str, plan: dict[str, Any], kind: str, parts: Sequence[str]) -> list[str]:
-    found = [
-        (arm["arm"] + (f" /{one['devices']}" if len(arm["devices"]) > 1 else ""), one[kind])
-        for arm in plan["arms"]
-        for one in arm["devices"]
-        if one[kind] is not None
-    ]
-    if not found:
-        return [f"{title}: nothing is trained"]
-    shown = [part for part in parts if any(sizes[part] for _, sizes in found)]
+def _memory(plan: dict[str, Any]) -> list[str]:
+    """A row for the training and one for the measuring of each arm on so many devices."""
+    found = []
+    for arm in plan["arms"]:
+        for one in arm["devices"]:
+            name = arm["arm"] + (f" /{one['devices']}" if len(arm["devices"]) > 1 else "")
+            kinds = {"training": one["training"], "measuring": one["evaluation"]}
+            found += [(f"{name}, {kind}", parts) for kind, parts in kinds.items() if parts]
+    shown = [part for part in PARTS if any(parts.get(part) for _, parts in found)]
     rows = [["arm", *shown]]
-    rows += [[name, *(memory_text(sizes[part]) for part in shown)] for name, sizes in found]
-    return [title, *table(rows)]
+    for name, parts in found:
+        rows.append([name, *(memory_text(parts[p]) if p in parts else "" for p in shown)])
+    return table(rows)
 
 
 def _time(seconds: list[float] | None) -> str:

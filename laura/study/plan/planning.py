@@ -1,28 +1,44 @@
 """`laura plan`: memory, tokens, operations, time and disk of a recipe before anything starts.
 
 Of the base only its config.json is read, so a model of any size can be planned anywhere.
+No torch but where this machine is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from laura.models.cache import model_entry
 from laura.models.registry import MODELS, PackagedModel
 from laura.models.targets import GROUPS, is_named
+from laura.recipe.reading import Series
 from laura.recipe.sections import Arm, BaseSection, LoraArm, Recipe
-from laura.results.errors import Fault, RecipeError, UsageError
-from laura.study.plan_arms import adapted_maps, trainable_parameters
-from laura.study.plan_claims import could_decide
-from laura.study.plan_data import Survey, survey
-from laura.study.plan_evaluation import evaluation_parts
-from laura.study.plan_machine import Machine, measure_machine
-from laura.study.plan_memory import pass_of, training_parts
-from laura.study.plan_shapes import Shapes, shapes_of
-from laura.study.plan_work import NUMBER_BYTES, ArmWork, arm_work, room_for_warmup, totals
+from laura.results.errors import Fault, ModelError, RecipeError, UsageError
+from laura.study.claims.simulated import could_decide
+from laura.study.plan.machine import Machine, measure_machine
+from laura.study.plan.memory import (
+    adapted_maps,
+    evaluation_parts,
+    pass_of,
+    trainable_parameters,
+    training_parts,
+)
+from laura.study.plan.shapes import Shapes, read_shapes, shapes_of
+from laura.study.plan.text import plan_line
+from laura.study.plan.work import (
+    ArmWork,
+    Survey,
+    arm_work,
+    room_for_warmup,
+    survey,
+    totals,
+)
+
+if TYPE_CHECKING:
+    from laura.study.session import Session
 
 MOST_GPUS = 100_000
 # Training has more to do than its products (norms, rotations, attention, the optimiser), which
@@ -69,15 +85,12 @@ def plan(
     known = survey(recipe, _tokenizer(recipe.base), data_dir, epoch_tokens)
     machine = _machine(recipe, shapes, gpus, device)
     rate = flops_per_second or (machine.flops_per_second if gpus is None else None)
-    works = {
-        name: arm_work(recipe, name, shapes, known, NUMBER_BYTES[recipe.base.dtype])
-        for name in recipe.arms
-    }
+    works = {name: arm_work(recipe, name, shapes, known) for name in recipe.arms}
     arms = [
-        _arm(recipe, name, shapes, known, machine, works[name], counts, rate)
-        for name in recipe.arms
+        _arm(recipe, name, shapes, known, machine, work, counts, rate)
+        for name, work in works.items()
     ]
-    whole = totals(recipe, shapes, known)
+    whole = totals(recipe, shapes, list(works.values()))
     parts = [arm["devices"][0][kind] for arm in arms for kind in ("training", "evaluation")]
     peak = max(part["peak"] for part in parts if part is not None)
     return {
@@ -93,10 +106,7 @@ def plan(
         "arms": arms,
         "totals": {**whole, "seconds": _seconds(whole["flops"], rate, counts[0]), "peak": peak},
         "decides": could_decide({recipe.name: recipe}, least_width(shapes)),
-        "notes": [
-            *_notes(recipe, known, gpus, rate, flops_per_second, machine),
-            *_warmup_notes(recipe, works.values()),
-        ],
+        "notes": _notes(recipe, known, gpus, rate, flops_per_second, machine, works.values()),
     }
 
 
@@ -173,7 +183,7 @@ def _machine(
     if gpus is None:
         return measure_machine(shapes, device, recipe.train.precision)
     number = 4 if recipe.train.precision == "fp32" else 2
-    return Machine("cuda", number, 0, 0.0, 1.0, 0)
+    return Machine("cuda", number)
 
 
 def _arm(
@@ -186,28 +196,20 @@ def _arm(
     counts: Sequence[int],
     rate: float | None,
 ) -> dict[str, Any]:
-    arm, number = recipe.arms[name], NUMBER_BYTES[recipe.base.dtype]
-    one = pass_of(
-        recipe, arm, number, machine.arithmetic_bytes, device=machine.device,
-        learnt=known.learnt_share(arm.replay), document=known.document_tokens,
-    )  # fmt: skip
-    measuring = {"fp32": 4, "bf16": 2}.get(recipe.measure.precision, machine.arithmetic_bytes)
+    arm = recipe.arms[name]
+    learnt = known.learnt_share(arm.replay)
+    one = pass_of(recipe, name, machine, learnt, known.document_tokens)
     devices = []
     for count in counts:
-        training = None if arm.external is not None else training_parts(
-            shapes, arm, recipe.train.optimiser, one, runtime=machine.runtime, devices=count,
-            on_processor=machine.device == "cpu",
-        )  # fmt: skip
-        evaluation = evaluation_parts(
-            shapes, arm, recipe.measure, weight_bytes=number, arithmetic_bytes=measuring,
-            device=machine.device, cache_bytes=machine.cache_bytes, runtime=machine.runtime,
-            devices=count,
-        )  # fmt: skip
+        training = None
+        if arm.external is None:
+            optimiser = recipe.train.optimiser
+            training = training_parts(shapes, arm, optimiser, one, machine, count)
         devices.append(
             {
                 "devices": count,
-                "training": None if training is None else asdict(training),
-                "evaluation": asdict(evaluation),
+                "training": training,
+                "evaluation": evaluation_parts(shapes, recipe, name, machine, count),
                 "seconds": _seconds(work.flops, rate, count),
             }
         )
@@ -232,57 +234,131 @@ def _seconds(flops: int | None, rate: float | None, devices: int) -> list[float]
 
 
 def _notes(
-    recipe: Recipe,
-    known: Survey,
-    gpus: Sequence[int] | None,
-    rate: float | None,
-    given: float | None,
-    machine: Machine,
-) -> list[str]:
-    notes = [f"Tokens of the data: {known.source}."]
-    if recipe.budget.epochs and known.epoch_tokens is None:
-        notes.append("Tokens, operations and time are unknown: give --epoch-tokens N.")
+    recipe: Recipe, known: Survey, gpus: Sequence[int] | None, rate: float | None,
+    given: float | None, machine: Machine, works: Iterable[ArmWork],
+) -> list[str]:  # fmt: skip
     if rate is None:
-        notes.append("No time: give --flops-per-second, such as 2e14 for an H100 in bf16.")
+        time = "No time: give --flops-per-second, such as 2e14 for an H100 in bf16."
     elif given is not None:
-        notes.append(f"Time at the {given:.3g} operations a second that were given, and at a "
-                     f"third of it; without measuring.")  # fmt: skip
+        time = (
+            f"Time at the {given:.3g} operations a second that were given, and at a third of it; "
+            "without measuring."
+        )
     else:
-        notes.append(
+        time = (
             f"Time from matrix products alone at {rate:.3g} operations a second, measured here "
             f"(fastest {machine.spread:.1f} times slowest), to {SLOWEST:g} times as long; without "
             "measuring."
         )
-    if any(arm.external is not None for arm in recipe.arms.values()):
-        notes.append(
-            "Checkpoints made elsewhere are measured, not trained; their files, counted as "
-            "elsewhere, lie outside the study (a Hub download, or a folder of yours)."
-        )
-    if any(arm.replay for arm in recipe.arms.values()):
-        notes.append("Replay is taken to be learnt on every token.")
-    if recipe.search.sampler != "grid":
-        notes.append(
-            f"A search of {recipe.search.trials} trials is dealt evenly to the arms of a family; "
-            "which it really takes, and which a pruner stops, it decides as it goes."
-        )
-    if recipe.train.cohort > 1:
-        notes.append("Memory of an arm is that of all its runs in lock-step.")
-    if gpus is not None:
-        notes.append(
-            "On GPUs: weights, gradients and optimiser over N devices as FSDP would (the paper's "
-            "1/N); activations are each device's own. This version trains a run on one device. "
-            "The CUDA context (some hundred MiB) and keys and values of generation (half of what "
-            "is free) come on top; precision auto is taken as bf16."
-        )
-    return notes
+    arms, search, warmup = recipe.arms.values(), recipe.search, recipe.train.warmup_steps or 0
+    room = min((room_for_warmup(recipe, one.steps) for one in works if one.steps), default=warmup)
+    unknown = recipe.budget.epochs and known.epoch_tokens is None
+    notes = {
+        f"Tokens of the data: {known.source}.": True,
+        "Tokens, operations and time are unknown: give --epoch-tokens N.": unknown,
+        time: True,
+        "Checkpoints made elsewhere are measured, not trained; their files lie outside the "
+        "study (a Hub download, or a folder of yours).": any(arm.external for arm in arms),
+        "Replay is taken to be learnt on every token.": any(arm.replay for arm in arms),
+        f"A search of {search.trials} trials is dealt evenly to the arms of a family; which it "
+        "really takes, and which a pruner stops, it decides as it goes.": search.sampler != "grid",
+        "Memory of an arm is that of all its runs in lock-step.": recipe.train.cohort > 1,
+        "On GPUs: weights, gradients and optimiser over N devices as FSDP would (the paper's "
+        "1/N); activations are each device's own. This version trains a run on one device. "
+        "The CUDA context (some hundred MiB) and keys and values of generation (half of what "
+        "is free) come on top; precision auto is taken as bf16.": gpus is not None,
+        f"train.warmup_steps is {warmup}, but the shortest run reaches its learning rate with "
+        f"at most about {room}: `laura compare` will refuse it. Lower it, raise the budget, or "
+        "leave it out.": room < warmup,
+    }
+    return [words for words, holds in notes.items() if holds]
 
 
-def _warmup_notes(recipe: Recipe, works: Iterable[ArmWork]) -> Iterator[str]:
-    wanted = recipe.train.warmup_steps or 0
-    rooms = [room_for_warmup(recipe, work.steps) for work in works if work.steps]
-    if rooms and min(rooms) < wanted:
-        yield (
-            f"train.warmup_steps is {wanted}, but the shortest run reaches its learning rate with "
-            f"at most about {min(rooms)}: `laura compare` will refuse it. Lower it, raise the "
-            "budget, or leave it out."
+def plan_series(
+    series: Series, *, epoch_tokens: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """What each setting of a series takes, and all of them.
+
+    Args:
+        series: The settings.
+        epoch_tokens: As for `plan`, with one setting only: every data set has its own.
+        options: As for `plan`.
+
+    Returns:
+        {"name", "settings": {name: plan}, "totals", "decides"}.
+
+    Raises:
+        UsageError: `epoch_tokens` with several settings.
+        LauraError: as `plan`.
+    """
+    if epoch_tokens is not None and len(series.settings) > 1:
+        names = ", ".join(series.settings)
+        raise UsageError(
+            f"--epoch-tokens is of one data set; say of which with --setting, one of: {names}"
         )
+    plans = {
+        name: plan(recipe, epoch_tokens=epoch_tokens, **options)
+        for name, recipe in series.settings.items()
+    }
+    whole = series_totals({name: found["totals"] for name, found in plans.items()})
+    width = min(found["base"]["least_width"] for found in plans.values())
+    decides = could_decide(series.settings, width)
+    return {"name": series.name, "settings": plans, "totals": whole, "decides": decides}
+
+
+def series_totals(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Several settings' totals as one; they are carried out one after the other.
+
+    What one setting cannot tell is left out of the sums, and the setting named in `unknown`.
+
+    Args:
+        found: `totals` of each setting's plan.
+    """
+    each = list(found.values())
+    disk = {
+        "checkpoints": sum(one["disk"]["checkpoints"] for one in each),
+        # A setting's states are deleted when its runs have ended.
+        "resume": max(one["disk"]["resume"] for one in each),
+    }
+    times = [one["seconds"] for one in each if one["seconds"] is not None]
+    return {
+        "runs": sum(one["runs"] for one in each),
+        "longer": sum(one["longer"] for one in each),
+        "tokens": _sum(one["tokens"] for one in each),
+        "flops": _sum(one["flops"] for one in each),
+        "seconds": [sum(ends) for ends in zip(*times, strict=True)] if times else None,
+        "peak": max((one["peak"] for one in each if one["peak"] is not None), default=None),
+        "evaluation": {
+            key: sum(one["evaluation"][key] for one in each) for key in each[0]["evaluation"]
+        },
+        "disk": {**disk, "all": sum(disk.values())},
+        "unknown": [name for name, one in found.items() if one["flops"] is None],
+    }
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Of those that are known; None where none is."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def announcement(session: Session) -> str:
+    """The plan of an open study in one line: what is known by then costs nothing to tell."""
+    from laura.models.device import pick_device, resolve_precision
+
+    recipe, base = session.recipe, session.bench.base
+    device = pick_device(session.bench.device_name)
+    machine = Machine(str(device), resolve_precision(recipe.train.precision, device).itemsize)
+    try:
+        shapes = read_shapes(base.folder / "config.json")
+    except ModelError as error:
+        return f"No plan: {error}"
+    known = Survey(session.epoch_tokens, None, recipe.train.row_tokens, 1.0, "")
+    peaks = {}
+    for name, arm in recipe.arms.items():
+        if arm.external is None:
+            one = pass_of(recipe, name, machine)
+            parts = training_parts(shapes, arm, recipe.train.optimiser, one, machine)
+            peaks[name] = parts["peak"]
+    works = [arm_work(recipe, name, shapes, known) for name in recipe.arms]
+    return plan_line(totals(recipe, shapes, works), peaks)

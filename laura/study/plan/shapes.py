@@ -176,7 +176,17 @@ def shapes_from(config: Any, source: str) -> Shapes:
         raise ModelError(
             f"{source} describes a {kind!r} model; a plan knows the shapes of {', '.join(KINDS)}"
         )
-    numbers = _Numbers(config, source)
+
+    def numbers(key: str, default: int | None = None) -> int:
+        value = config.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+            raise ModelError(
+                f"{source}: {key} must be a whole number from 1 to {LARGEST}, came {value!r}; "
+                "copy config.json again from where the model came from"
+            )
+        return value
+
     width, heads = numbers("hidden_size"), numbers("num_attention_heads")
     key_heads = numbers("num_key_value_heads", heads)
     # Where the config is silent, transformers' own classes say this.
@@ -200,24 +210,6 @@ def shapes_from(config: Any, source: str) -> Shapes:
         head_norms=2 * head_width if kind == "qwen3" else 0,
         context=numbers("max_position_embeddings", LARGEST),
     )
-
-
-class _Numbers:
-    """Whole numbers of a config, checked."""
-
-    def __init__(self, config: dict[str, Any], source: str) -> None:
-        self.config, self.source = config, source
-
-    def __call__(self, key: str, default: int | None = None) -> int:
-        value = self.config.get(key)
-        value = default if value is None else value
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not 1 <= value <= LARGEST:  # type: ignore[operator]
-            raise ModelError(
-                f"{self.source}: {key} must be a whole number from 1 to {LARGEST}, came {value!r}; "
-                "copy config.json again from where the model came from"
-            )
-        return int(value)  # type: ignore[arg-type]
 
 
 def _of_gguf(path: Path) -> Shapes:

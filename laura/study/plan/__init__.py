@@ -1,0 +1,1 @@
+"""What a recipe will take and could decide, before anything starts."""
