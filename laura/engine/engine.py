@@ -343,6 +343,7 @@ class Engine:
             draw_of(request),
             tuple(text for text in request.stop if text),
             0 if request.logprobs else None,
+            streamed=False,
         )
 
     def _answer(self, one: TokenSequence, finish: Finish) -> GenerateAnswer:

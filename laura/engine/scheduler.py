@@ -113,7 +113,8 @@ class Scheduler(Generic[Runner]):
             self._special[text]: "stop" for text in one.stop if text in self._special
         }
         one.stops = stops if one.ignore_end else stops | dict.fromkeys(self.end_ids, "end")
-        one.text = Detokenizer(self._decode, one.stop)
+        if one.streamed or one.stop:
+            one.text = Detokenizer(self._decode, one.stop)
         if self.drafts and one.limit > 1:
             one.drafter = Drafter(one.prompt, self.ngrams.of(one.key))
         if one.slot is not None:
