@@ -15,9 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laura.analysis import efficiency, tradeoff
-from laura.analysis.resampling import DRAWS, Array, ItemTable, resample_items, resample_seeds
-from laura.analysis.tradeoff import CurvePoint
+from laura.analysis import tradeoff
+from laura.analysis.tradeoff import (
+    DRAWS,
+    Array,
+    CurvePoint,
+    ItemTable,
+    resample_items,
+    resample_seeds,
+)
 from laura.results.schema import MEAN, FrontPoint, NeededRow, Tradeoff
 from laura.results.task_result import RATIO_FIELDS, TaskResult
 from laura.study.evidence import Evidence, Point
@@ -144,11 +150,11 @@ def _efficiency(
         gaps.append(f"no arm improved {task}, so nothing is told of how fast one does")
         return []
     rows = []
-    for share in efficiency.LEVELS:
+    for share in tradeoff.LEVELS:
         level = base + share * (most - base)
         for arm, own in curves.items():
             scores = np.stack([cell.learnt for cell in own], 1)
-            found = efficiency.needed([cell.budget for cell in own], scores, level)
+            found = tradeoff.needed([cell.budget for cell in own], scores, level)
             rows.append(
                 NeededRow(
                     arm=arm,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from laura.analysis.drift import explained
+from laura.analysis.tradeoff import explained
 from laura.recipe.tasks import DRIFT
 from laura.results.schema import ANALYSIS_FILE, Analysis, DriftFit, DriftRow, write_file
 from laura.results.statistics import Estimate

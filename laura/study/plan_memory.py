@@ -223,7 +223,7 @@ def _number_bytes(arm: Arm, weight_bytes: int) -> int:
 
 
 def _has_anchor(arm: Arm) -> bool:
-    """Whether decay keeps a copy of what the trained weights were (`train/decay.py`)."""
+    """Whether decay keeps a copy of what the trained weights were (`training/optimisers.py`)."""
     return isinstance(arm, FullArm) and arm.weight_decay_toward == "base" and arm.weight_decay > 0
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from laura.analysis import diversity
-from laura.analysis.diversity import Prompt
-from laura.analysis.passk import curve
+from laura.analysis.diversity import Prompt, curve
 from laura.results.errors import StoreError
 from laura.results.schema import CountDifference, DiversityRow, PassAtKRow
 from laura.results.statistics import Estimate, seed_error

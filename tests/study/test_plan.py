@@ -14,7 +14,7 @@ from laura.cli import app as cli
 from laura.engine import scheduler
 from laura.engine.kv_cache import Geometry
 from laura.models import losses
-from laura.models.attach import attach
+from laura.models.adapters import attach
 from laura.models.lora import LoraSettings
 from laura.recipe.sections import FullArm, LoraArm, Recipe
 from laura.study import plan_evaluation, plan_memory
