@@ -47,7 +47,7 @@ from laura.results.store import (
 )
 from laura.study.material import ExampleEncoder
 from laura.training.batches import plan_batches
-from laura.training.run import train_run
+from laura.training.run import train_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, DATA = ROOT / "laura" / "micro" / "base", ROOT / "laura" / "data" / "builtin" / "micro"
@@ -175,9 +175,8 @@ def _pretrain(
             {name: p.detach().clone() for name, p in model.named_parameters()}, target / WEIGHTS
         )
 
-    state = train_run(
-        model, run, section, plan,
-        learning_rate=stage.learning_rate,
+    (state,) = train_runs(
+        model, [(run, stage.learning_rate)], section, plan,
         seed=seed,
         write_weights=write,
         title=f"pretraining, {stage.share:.0%} of the world",

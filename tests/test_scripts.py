@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from laura.analysis.noise import noise_rank
+from laura.analysis.spectra import noise_rank
 from laura.results.store import SeriesStore, write_json
 from scripts import noise_spectra, throughput_table
 

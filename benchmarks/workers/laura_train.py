@@ -1,7 +1,7 @@
 """One training of Laura, timed step by step; the twin of `peers/trl_train.py`.
 
 Uses the library as a program of a user would: a base from `Workbench`, rows
-from `arrange`, `train_run`. The work, token ids and labels grouped into steps,
+from `arrange`, `train_runs`. The work, token ids and labels grouped into steps,
 comes from a file that the peer reads too. See benchmarks/README.md.
 """
 
@@ -59,7 +59,7 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
     from laura.recipe.sections import BaseSection, FullArm, LoraArm, TrainSection
     from laura.results.store import RunStore
     from laura.study.workbench import Workbench
-    from laura.training.run import train_run
+    from laura.training.run import train_runs
 
     rate = work["learning_rate"][options.method]
     section = TrainSection(
@@ -77,11 +77,10 @@ def laura_worker(options: argparse.Namespace, work: dict[str, Any]) -> dict[str,
     clock = StepClock()
     cpu = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder, bench.adapted(arm, seed=0) as adapted:
-        loaded = peak_memory_bytes(cpu)  # train_run starts counting anew
+        loaded = peak_memory_bytes(cpu)  # train_runs starts counting anew
         run = RunStore(Path(folder))
-        state = train_run(
-            adapted.model, run, section, plan,
-            learning_rate=rate, seed=0,
+        (state,) = train_runs(
+            adapted.model, [(run, rate)], section, plan, seed=0,
             write_weights=lambda _: None, progress=clock,
         )  # fmt: skip
         metrics = run.metrics()

@@ -1,7 +1,7 @@
 """Peak memory of one short training, measured in a process of its own; see `plan_memory.py`.
 
 Every row is full: documents of `--document` tokens one after the other, of which the second
-half is learnt. What is measured is `train_run` with a base from `Workbench`, as a study has it.
+half is learnt. What is measured is `train_runs` with a base from `Workbench`, as a study has it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from laura.results.store import RunStore
     from laura.study.workbench import Workbench
     from laura.training.batches import BatchPlan
-    from laura.training.run import train_run
+    from laura.training.run import train_runs
 
     section = TrainSection(
         optimiser=options.optimiser,
@@ -71,9 +71,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         loaded = peak_memory_bytes(device)
         batches = rows(options, adapted.model.config.vocab_size)
         run = RunStore(Path(folder))
-        train_run(
-            adapted.model, run, section, BatchPlan.of(batches, [len(batches)]),
-            learning_rate=1e-6, rule=adapted.rule, seed=0, write_weights=lambda _: None,
+        train_runs(
+            adapted.model, [(run, 1e-6)], section, BatchPlan.of(batches, [len(batches)]),
+            rule=adapted.rule, seed=0, write_weights=lambda _: None,
         )  # fmt: skip
         last = run.metrics()[-1]
     kept = ("peak_memory_bytes", "seconds", "flops", "tokens")

@@ -10,16 +10,19 @@ a fixed number of answers, without bias, over the prompts that have so many.
 Source: distinct outputs by string equality, split by passing and failing, Biderman et
 al. 2024, arXiv:2405.09673, figure 5. Equality of strings is coarse: another format or
 another name of a variable counts as another output, as the paper warns.
+
+The same samples give pass@k curves, with errors clustered by problem.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from laura.results.statistics import Estimate, mean, paired_difference
+from laura.results.statistics import Estimate, mean, paired_difference, pass_at_k
 from laura.results.task_result import Item
 
 RAREFIED = 5  # answers a rarefied count is told for; fewer where fewer are drawn
@@ -162,3 +165,25 @@ def difference(
 
 def _answer(row: Item) -> str:
     return str(next(row[name] for name in ("answer", "code", "text") if name in row))
+
+
+def curve(counts: Sequence[tuple[int, int]], ks: Sequence[int]) -> list[Estimate]:
+    """pass@k of a benchmark for each k.
+
+    Formula: the mean over problems of `statistics.pass_at_k`; the problem is the unit
+    of the error, however many samples it has. The points of one curve come from the
+    same samples and are not independent of one another.
+
+    Args:
+        counts: For each problem its samples n and how many of them pass, c.
+        ks: Each 1 to the smallest n.
+
+    Raises:
+        ValueError: fewer than two problems, or a number out of its range.
+
+    Source:
+        Chen et al. 2021, arXiv:2107.03374, equation 1; Biderman et al. 2024,
+        arXiv:2405.09673, figure S9 (n = 256 at temperature 0.8).
+    """
+    one = functools.cache(pass_at_k)
+    return [mean([one(n, c, k) for n, c in counts]) for k in ks]

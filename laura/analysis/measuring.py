@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from laura.analysis.intruders import count_intruders
-from laura.analysis.noise import noise_rank
-from laura.analysis.spectra import ENERGIES, product_spectrum, spectrum
+from laura.analysis.spectra import ENERGIES, noise_rank, product_spectrum, spectrum
+from laura.analysis.subspaces import count_intruders
 from laura.analysis.weights import Matrix, StoredModel, Tuned
 from laura.results.kept import kept_rows
 from laura.results.progress import SILENT, Progress

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from laura.models.adapter_files import CONFIG, PREFIX, WEIGHTS, read_settings
+from laura.models.adapter_files import CONFIG, MAGNITUDE, PREFIX, check_fit, read_adapter
 from laura.models.load import WEIGHT_INDEX, weight_files
 from laura.models.load import WEIGHTS as MODEL_WEIGHTS
-from laura.results.errors import AdapterError, ModelError, ShapeError
+from laura.results.errors import ModelError, ShapeError
 
 # Elements of a matrix that are read together: 16 MiB in float32.
 PART_ELEMENTS = 2**22
@@ -149,22 +149,21 @@ class StoredAdapter:
     """A LoRA or DoRA adapter in PEFT's format beside its base."""
 
     def __init__(self, base: StoredModel, folder: Path) -> None:
-        """Check that it fits the base; an AdapterError or ShapeError tells."""
-        self.base, self.folder = base, folder
-        self.settings = read_settings(folder)
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            self._shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+        """Check that it fits the base; an AdapterError tells."""
+        self.base = base
+        self.settings, self._tensors = read_adapter(folder)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        linears = {name: one.shape for name, one in base.matrices.items()}
+        check_fit(self.settings, shapes, linears, folder)
         # The type of A and B says how precisely the update is known, so it is always whole.
         self.dtypes: set[str] = set()
-        for name in self.settings.targets:
-            self._check(name)
 
     def factors(self, name: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """B (scale applied) and A, float32, whose product is the update; R = 0 without one.
 
         None for DoRA, which also rescales the rows: its update is no product.
         """
-        if self._key(name, "lora_magnitude_vector") in self._shapes:
+        if self.settings.dora and name in self.settings.targets:
             return None
         if name not in self.settings.targets:
             outputs, inputs = self.base.matrices[name].shape
@@ -178,9 +177,8 @@ class StoredAdapter:
             return weight_OI
         b_OR, a_RI = self._product(name, device)
         weight_OI.addmm_(b_OR, a_RI)
-        magnitude = self._key(name, "lora_magnitude_vector")
-        if magnitude in self._shapes:
-            rescale_rows(weight_OI, self._tensor(magnitude, device))
+        if self.settings.dora:
+            rescale_rows(weight_OI, self._tensor(name, MAGNITUDE, device))
         return weight_OI
 
     def read_update(self, name: str, device: torch.device) -> Tensor:
@@ -191,30 +189,11 @@ class StoredAdapter:
         return found[0] @ found[1]
 
     def _product(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        a_RI, b_OR = (self._tensor(self._key(name, f"lora_{x}.weight"), device) for x in "AB")
+        a_RI, b_OR = (self._tensor(name, f"lora_{x}.weight", device) for x in "AB")
         return b_OR * self.settings.for_module(name)[1], a_RI
 
-    def _tensor(self, key: str, device: torch.device) -> Tensor:
-        with safe_open(self.folder / WEIGHTS, "pt") as file:
-            stored: Tensor = file.get_tensor(key)
-            return stored.to(device, torch.float32, copy=True)
-
-    def _key(self, name: str, part: str) -> str:
-        return f"{PREFIX}{name}.{part}"
-
-    def _check(self, name: str) -> None:
-        if name not in self.base.matrices:
-            raise AdapterError(
-                f"{self.folder} was made for another base: it changes {name}, which is no matrix "
-                f"of a decoder layer of {self.base.folder}; give the base it was trained on"
-            )
-        a, b = (self._shapes[self._key(name, f"lora_{letter}.weight")] for letter in "AB")
-        if (b[0], a[1]) != self.base.matrices[name].shape:
-            raise ShapeError(
-                f"{self.folder} was made for another base: its update of {name} is "
-                f"{_by((b[0], a[1]))}, the matrix in {self.base.folder} "
-                f"{_by(self.base.matrices[name].shape)}"
-            )
+    def _tensor(self, name: str, part: str, device: torch.device) -> Tensor:
+        return self._tensors[f"{PREFIX}{name}.{part}"].to(device, torch.float32, copy=True)
 
 
 Tuned = StoredFull | StoredAdapter

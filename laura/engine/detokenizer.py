@@ -63,6 +63,14 @@ def decoder_of(tokenizer: Any) -> Callable[[list[int]], str]:
     return direct if plain else whole
 
 
+def text_of(tokenizer: Any, tokens: Sequence[int], stop: Sequence[str]) -> str:
+    """The text of a whole answer, cut before the first of its stop texts."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    for one in stop:
+        text = text.split(one)[0] if one else text
+    return text
+
+
 class Detokenizer:
     """The text of one answer.
 

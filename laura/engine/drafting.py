@@ -139,19 +139,17 @@ class Drafter:
         self._behind: dict[tuple[int, ...], int] = {}
         self._earlier = earlier
         self._trust = {source: source.trust for source in SOURCES}
-        for token in prompt:
-            self._append(token)
+        # Looked at when a draft is wanted: beside many others no answer is drafted.
+        self._unread, self._answer = list(prompt), len(prompt)
 
     def add(self, token: int) -> None:
-        """The answer's next token; what would have been drafted in its place is judged."""
-        source, first = self._found()
-        if source is not None:
-            self._trust[source] += NEWEST * ((first == token) - self._trust[source])
-        self._append(token)
+        """The answer's next token."""
+        self._unread.append(token)
 
     def next(self, most: int) -> tuple[list[int], float]:
         """Up to so many tokens that may come next, and how likely each is right if those
         before it are; none where nothing like it stood before."""
+        self._read()
         source, _ = self._found()
         if source is None:
             return [], 0.0
@@ -163,11 +161,18 @@ class Drafter:
         period = len(self._tokens) - place
         return [self._tokens[place + i % period] for i in range(most)], trust
 
-    def _append(self, token: int) -> None:
-        for source in SOURCES:
-            if not source.earlier and len(self._tokens) >= source.length:
-                self._behind[tuple(self._tokens[-source.length :])] = len(self._tokens)
-        self._tokens.append(token)
+    def _read(self) -> None:
+        """Take in the tokens added; what would have been drafted in their places is judged."""
+        for token in self._unread:
+            if len(self._tokens) >= self._answer:
+                source, first = self._found()
+                if source is not None:
+                    self._trust[source] += NEWEST * ((first == token) - self._trust[source])
+            for source in SOURCES:
+                if not source.earlier and len(self._tokens) >= source.length:
+                    self._behind[tuple(self._tokens[-source.length :])] = len(self._tokens)
+            self._tokens.append(token)
+        self._unread.clear()
 
     def _found(self) -> tuple[DraftSource | None, int]:
         """The most telling source that knows this end, and which token followed there."""
@@ -192,6 +197,10 @@ def allot(sources: Sequence[tuple[Drafter, int]], rows: int, free_rows: int) -> 
         rows: Rows of the pass without any draft.
         free_rows: See `device.free_rows`.
     """
+    # In a pass of so many rows even drafts that were all right would cost more than they bring.
+    most_rate = WORTH * (free_rows + rows)
+    if rows * BESIDES >= free_rows and most_rate >= _time(rows, 0, free_rows):
+        return [[] for _ in sources]
     drafts, offers = [], []
     for number, (source, most) in enumerate(sources):
         draft, trust = source.next(min(most, MOST_DRAFTED))

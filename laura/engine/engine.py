@@ -17,10 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laura.engine.evaluating import evaluating, narrow
-from laura.engine.model_runner import ModuleRunner
-from laura.engine.prefix_passes import by_place, inputs_of, supervised
-from laura.engine.prefix_tree import SHORTEST_PREFIX, ScoringPass, Text, plan
+from laura.engine.detokenizer import text_of
+from laura.engine.model_runner import ModuleRunner, evaluating, narrow
+from laura.engine.prefix_tree import (
+    SHORTEST_PREFIX,
+    ScoringPass,
+    Text,
+    by_place,
+    inputs_of,
+    plan,
+    supervised,
+)
 from laura.engine.requests import (
     FORGET,
     Direction,
@@ -208,12 +215,14 @@ class Engine:
         while waiting or scheduler.busy:
             while waiting and scheduler.add(waiting[-1]):
                 waiting.pop()
+            share = 0.0  # told once a step: a bar takes longer than a token of a tiny model
             for output in scheduler.step():
                 one = output.sequence
-                bar.advance(1 / one.limit)
+                share += 1 / one.limit
                 if output.finish:
-                    bar.advance(1 - len(one.tokens) / one.limit)
+                    share += 1 - len(one.tokens) / one.limit
                     done(one, output.finish)
+            bar.advance(share)
 
     def document_losses(
         self, documents: Sequence[TokenDocument], adapter: str | None = None
@@ -343,14 +352,12 @@ class Engine:
             draw_of(request),
             tuple(text for text in request.stop if text),
             0 if request.logprobs else None,
+            streamed=False,
         )
 
     def _answer(self, one: TokenSequence, finish: Finish) -> GenerateAnswer:
         tokens = one.tokens[:-1] if finish == "end" else one.tokens
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        for stop in one.stop:
-            text = text.split(stop)[0]
-        ids = tuple(one.tokens)
+        text, ids = text_of(self.tokenizer, tokens, one.stop), tuple(one.tokens)
         return GenerateAnswer(text, len(ids), finish, tuple(one.logprobs), ids)
 
     def _slot(self, adapter: str | None) -> int | None:

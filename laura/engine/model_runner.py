@@ -1,12 +1,14 @@
 """How a model computes what the scheduler wants: as it is, for evaluation, or taken over to serve.
 
+One that is measured is brought into a state for that, and back (`evaluating`, `narrow`).
+
 Shapes: T tokens of a pass, N predictions, W hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -21,7 +23,8 @@ from laura.engine.kv_cache import Geometry, geometry_of
 from laura.engine.lora_batch import slot_order
 from laura.engine.prefix_tree import route_order
 from laura.models.device import autocast, linear
-from laura.models.lora import route
+from laura.models.layers import exchanged
+from laura.models.lora import lora_layers, route
 from laura.models.losses import output_head
 
 Segments = Sequence[tuple[Any, int]]
@@ -188,3 +191,86 @@ class FusedRunner:
     def rest(self) -> None:
         """Forget the last pass's batch, so that it keeps no adapter in memory."""
         self._current.clear()
+
+
+@contextmanager
+def evaluating(
+    models: Sequence[nn.Module], precision: torch.dtype, keep: Sequence[nn.Module] = ()
+) -> Iterator[None]:
+    """Within the block: no dropout, no gradients, matrices ready in `precision`.
+
+    Training modes and weights are put back at the end, also after an error.
+
+    Args:
+        models: Models in use; the same one may come twice.
+        precision: See `lowered_weights`.
+        keep: Modules whose weights stay as they are.
+    """
+    distinct = list(dict.fromkeys(models))
+    modes = [(module, module.training) for model in distinct for module in model.modules()]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        try:
+            for model in distinct:
+                model.eval()
+                stack.enter_context(lowered_weights(model, precision, keep))
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+@contextmanager
+def lowered_weights(
+    model: nn.Module, precision: torch.dtype, keep: Sequence[nn.Module] = ()
+) -> Iterator[None]:
+    """Within the block, matrices stand ready in `precision`; afterwards the originals do.
+
+    Autocast would cast every frozen matrix again in every pass, which takes longer
+    than a step of generation itself. Embeddings, vectors and the modules of `keep`
+    stay as they are. Costs one copy of the matrices in `precision`; nothing for float32.
+    """
+    changed: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for module in model.modules() if precision != torch.float32 else ():
+            if isinstance(module, nn.Embedding) or module in keep:
+                continue
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.dim() >= 2 and parameter.dtype == torch.float32:
+                    changed.append((module, name, parameter))
+                    lower = nn.Parameter(parameter.detach().to(precision), requires_grad=False)
+                    module._parameters[name] = lower
+        yield
+    finally:
+        for module, name, parameter in changed:
+            module._parameters[name] = parameter
+
+
+class NarrowLinear(nn.Module):
+    """A Linear that shares its weight with another and is never trained."""
+
+    def __init__(self, original: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = original.weight, original.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map's output, (..., out)."""
+        return linear(x, self.weight, self.bias)
+
+
+@contextmanager
+def narrow(model: nn.Module) -> Iterator[None]:
+    """Within the block, Linears are fast for few rows (`device.linear`), then as they were.
+
+    Plain ones are exchanged, those with adapters are told.
+    """
+    adapted = list(lora_layers(model).values())
+    before = [layer.product for layer in adapted]
+    try:
+        for layer in adapted:
+            layer.product = linear
+        with exchanged(model, lambda one: NarrowLinear(one) if type(one) is nn.Linear else None):
+            yield
+    finally:
+        for layer, product in zip(adapted, before, strict=True):
+            layer.product = product

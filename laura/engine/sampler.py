@@ -76,18 +76,15 @@ def check_settings(request: Sampled) -> None:
     Raises:
         UsageError: a setting is out of range.
     """
-    for name, value, allowed, fits in (
-        (
-            "temperature",
-            request.temperature,
-            "0, or 1e-6 or more",
-            request.temperature == 0 or request.temperature >= 1e-6,
-        ),
-        ("top_p", request.top_p, "above 0 and at most 1", 0 < request.top_p <= 1),
-        ("top_k", request.top_k, "0 (all) or more", request.top_k >= 0),
-    ):
+    heat = request.temperature
+    checks = {
+        "temperature": (heat == 0 or heat >= 1e-6, "0, or 1e-6 or more"),
+        "top_p": (0 < request.top_p <= 1, "above 0 and at most 1"),
+        "top_k": (request.top_k >= 0, "0 (all) or more"),
+    }
+    for name, (fits, allowed) in checks.items():
         if not fits:
-            raise UsageError(f"{name} is {value}; allowed is {allowed}")
+            raise UsageError(f"{name} is {getattr(request, name)}; allowed is {allowed}")
 
 
 def most_likely(logits_NV: Tensor) -> Tensor:
@@ -109,19 +106,18 @@ def most_likely(logits_NV: Tensor) -> Tensor:
 
 
 def choose(logits_NV: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """The next token of every answer.
+    """The next token of every answer, drawn.
 
     The order is that of transformers and vLLM: temperature, then top-k, then top-p; the
     token that crosses the share is still drawn from, and the most likely one always is.
 
     Args:
         logits_NV: float32.
-        draws: One a row.
+        draws: One a row, with a source each.
     """
-    tokens: list[int] = most_likely(logits_NV).tolist()
-    drawn = [i for i, draw in enumerate(draws) if draw.source is not None]
-    cut = [i for i in drawn if draws[i].top_p < 1 or draws[i].top_k]
-    whole = [i for i in drawn if i not in cut]
+    tokens = [0] * len(draws)
+    cut = [i for i, draw in enumerate(draws) if draw.top_p < 1 or draw.top_k]
+    whole = [i for i, draw in enumerate(draws) if not (draw.top_p < 1 or draw.top_k)]
     for rows, draw_from in ((cut, _cut), (whole, _whole)):
         if rows:
             heat = logits_NV.new_tensor([draws[i].temperature for i in rows])

@@ -22,9 +22,8 @@ from laura.engine.adapter_slots import FEWEST_TOKENS
 from laura.engine.batch_attention import BatchAttention
 from laura.engine.detokenizer import Detokenizer, decoder_of
 from laura.engine.drafting import Drafter, NgramTables, allot
-from laura.engine.kv_cache import CacheRow, KVCache
+from laura.engine.kv_cache import CacheRow, KVCache, PrefixCache, common_length
 from laura.engine.model_runner import ModelRunner
-from laura.engine.prefix_cache import PrefixCache, common_length
 from laura.engine.sampler import scores_of
 from laura.engine.sequence import Asked, Finish, StepOutput, TokenSequence, extend
 from laura.models.device import free_rows, pass_tokens
@@ -113,7 +112,8 @@ class Scheduler(Generic[Runner]):
             self._special[text]: "stop" for text in one.stop if text in self._special
         }
         one.stops = stops if one.ignore_end else stops | dict.fromkeys(self.end_ids, "end")
-        one.text = Detokenizer(self._decode, one.stop)
+        if one.streamed or one.stop:
+            one.text = Detokenizer(self._decode, one.stop)
         if self.drafts and one.limit > 1:
             one.drafter = Drafter(one.prompt, self.ngrams.of(one.key))
         if one.slot is not None:

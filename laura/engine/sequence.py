@@ -35,6 +35,7 @@ class TokenSequence:
         top: How many most likely tokens are told with every token; None for no scores.
         scores_prompt: Whether the prompt's tokens are scored.
         ignore_end: Whether an end token does not end it.
+        streamed: Whether its text is told as it comes; else only its end.
         prefix: What several prompts begin with, read once for all of them: a sequence that only
             its users keep; this one's row holds what stands behind it.
         tokens: New tokens so far.
@@ -51,6 +52,7 @@ class TokenSequence:
     top: int | None = None
     scores_prompt: bool = False
     ignore_end: bool = False
+    streamed: bool = True
     prefix: TokenSequence | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -185,7 +187,6 @@ def _scored(
 
 def advance(one: TokenSequence, token: int, score: Score | None) -> StepOutput:
     """Take in a sequence's next token, with its score where that is wanted."""
-    assert one.text is not None
     prompt = () if one.tokens else tuple(one.prompt_scores)
     if not one.limit:
         return StepOutput(one, prompt=prompt, finish="length")
@@ -196,11 +197,15 @@ def advance(one: TokenSequence, token: int, score: Score | None) -> StepOutput:
     if one.drafter is not None:
         one.drafter.add(token)
     finish = one.stops.get(token)
+    text = one.text
     if finish is None:
-        one.text.add(token, score)
-        if one.text.stopped:
+        if text is not None:
+            text.add(token, score)
+        if text is not None and text.stopped:
             finish = "stop"
         elif len(one.tokens) >= one.limit:
             finish = "length"
-    delta = one.text.rest() if finish else one.text.delta()
+    if text is None or not one.streamed:
+        return StepOutput(one, prompt=prompt, finish=finish)
+    delta = text.rest() if finish else text.delta()
     return StepOutput(one, delta, prompt, finish)

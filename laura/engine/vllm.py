@@ -44,6 +44,8 @@ import torch
 
 from laura.data.end_tokens import end_tokens
 from laura.engine import vllm_worker
+from laura.engine.detokenizer import text_of
+from laura.engine.prefix_tree import supervised
 from laura.engine.requests import (
     FORGET,
     GenerateAnswer,
@@ -55,8 +57,7 @@ from laura.engine.requests import (
     TokenDocument,
 )
 from laura.models.adapter_files import read_settings
-from laura.models.adapters import save_adapter
-from laura.models.attach import attach
+from laura.models.adapters import attach, save_adapter
 from laura.models.encoding import Encoder
 from laura.models.load import (
     LAYER_MAPS,
@@ -585,12 +586,7 @@ class VllmEngine:
     def _targets(self, document: TokenDocument) -> list[int]:
         """Places of the tokens whose loss is asked for."""
         count, most = len(document.token_ids), self.encoder.context_tokens + 1
-        if count != len(document.supervised):
-            raise DataError(
-                f"document {document.index} has {count} tokens and {len(document.supervised)} "
-                "supervision marks; both must be equally many"
-            )
-        targets = [i for i, asked in enumerate(document.supervised) if asked and i > 0]
+        targets = [place + 1 for place in supervised(document, None).asked]
         if targets and targets[-1] >= most:
             raise DataError(
                 f"document {document.index} has {count} tokens, vLLM reads at most {most} "
@@ -639,9 +635,7 @@ class VllmEngine:
         tokens = message["tokens"]
         ended = bool(tokens) and tokens[-1] in self._end_ids
         finish = "end" if ended else message["reason"]
-        text = self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
-        for stop in request.stop:
-            text = text.split(stop)[0] if stop else text
+        text = text_of(self.tokenizer, tokens[:-1] if ended else tokens, request.stop)
         nats = tuple(value for value, _ in message["logprobs"])
         return GenerateAnswer(text, len(tokens), finish, nats, tuple(tokens))
 

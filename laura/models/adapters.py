@@ -1,4 +1,7 @@
-"""Adapters between models and PEFT folders, both ways; `adapter_files.py` reads the folders."""
+"""Adapters between models and PEFT folders, both ways; `adapter_files.py` reads the folders.
+
+`attach` puts one onto a model: its targets become LoRA layers of the kind it asks for.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,21 @@ from laura.models.adapter_files import (
     linear_shapes,
     read_adapter,
 )
-from laura.models.attach import attach
-from laura.models.dora import DoraLinear
 from laura.models.layers import names_within
-from laura.models.lora import LoraLinear, LoraSettings, detach, lora_layers, merge, route, unmerge
-from laura.models.pissa import plain_settings
+from laura.models.lora import (
+    LoraLinear,
+    LoraSettings,
+    Route,
+    detach,
+    lora_layers,
+    merge,
+    replace_module,
+    route,
+    target_names,
+    unmerge,
+)
+from laura.models.lora_variants import DoraLinear, PissaLinear, plain_settings
+from laura.models.targets import is_named
 from laura.results.errors import AdapterError
 from laura.results.store import disk_faults, write_json
 
@@ -100,14 +113,9 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraSettings:
         AdapterError: files are missing or damaged, the adapter uses something
             we cannot represent, or it does not fit this model.
     """
-    settings, tensors = read_adapter(folder)
-    _check_base(model, settings, tensors, folder)
-    attach(model, settings, seed=0)
-    try:
-        copy_weights(model, tensors)
-    except BaseException:
-        detach(model)
-        raise
+    (settings,) = load_adapters(model, [folder])
+    for layer in lora_layers(model).values():
+        layer.route.slot = 0
     return settings
 
 
@@ -176,14 +184,6 @@ def _fill_slot(
                 place.copy_(tensors[f"{PREFIX}{name}.{key}"])
 
 
-def copy_weights(model: nn.Module, tensors: dict[str, Tensor], slot: int = 0) -> None:
-    """Fill one slot of attached layers from the tensors of an adapter file that fits them."""
-    with torch.no_grad():
-        for name, layer in lora_layers(model).items():
-            for key, place in _weights(layer, slot).items():
-                place.copy_(tensors[f"{PREFIX}{name}.{key}"])
-
-
 def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:
     """Merge, compare, unmerge, compare; the largest difference of logits each time.
 
@@ -209,3 +209,51 @@ def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:
 
 def _names_ending(model: nn.Module, kinds: list[str]) -> list[str]:
     return [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in kinds]
+
+
+def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) -> list[str]:
+    """Replace the target Linears by LoRA layers and freeze everything else.
+
+    The seed is set before the adapters are drawn, so the same seed gives the
+    same adapters whatever ran before.
+
+    Returns:
+        Full names of the modules replaced, in the model's order.
+
+    Raises:
+        AdapterError: a target matches no Linear, the rank exceeds a matrix, or
+            the model already carries LoRA layers.
+        ModelError: the model has no layer of a number in `layers`.
+    """
+    if lora_layers(model):
+        raise AdapterError("the model already has LoRA layers; detach them first")
+    names = target_names(model, settings.targets)
+    if settings.layers is not None:
+        names = names_within(model, names, settings.layers)
+    for pattern in (*settings.rank_pattern, *settings.alpha_pattern):
+        if not any(is_named(name, pattern) for name in names):
+            raise AdapterError(f"pattern {pattern!r} names none of the {len(names)} targets")
+    kind = _layer_kind(settings)
+    model.requires_grad_(False)
+    route = Route()
+    torch.manual_seed(seed)
+    for name in names:
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        rank, scale = settings.for_module(name)
+        if rank > min(base.in_features, base.out_features):
+            shape = f"{base.out_features} x {base.in_features}"
+            raise AdapterError(f"rank {rank} exceeds {name} ({shape}); choose a smaller rank")
+    for name in names:
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        rank, scale = settings.for_module(name)
+        layer = kind(base, rank, scale, settings.dropout, slots, route)
+        replace_module(model, name, layer.train(base.training))
+    return names
+
+
+def _layer_kind(settings: LoraSettings) -> type[LoraLinear]:
+    if settings.dora and settings.pissa:
+        raise AdapterError("dora and pissa do not go together; choose one of the two")
+    return DoraLinear if settings.dora else PissaLinear if settings.pissa else LoraLinear

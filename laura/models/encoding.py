@@ -7,6 +7,7 @@ lm_eval/models/huggingface.py (`tok_encode`, `tok_batch_encode`, `generate_until
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from laura.results.errors import DataError, ModelError, UsageError
@@ -26,7 +27,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, config: Any) -> None:
         self.tokenizer, self.config = tokenizer, config
 
-    @property
+    @functools.cached_property
     def context_tokens(self) -> int:
         """Most tokens the model reads at once, found as lm-eval finds it."""
         config = getattr(self.config, "text_config", None) or self.config

@@ -4,12 +4,14 @@ The weights are exactly what the `gguf` library's own dequantisation gives, in
 the order transformers expects. What we cannot represent (another architecture,
 another pre-tokenizer, an unknown tensor) is refused by name: a model that is
 almost right would spoil a comparison without anyone noticing.
+
+transformers reads GGUF tokenizers, but ignores `tokenizer.ggml.pre`: with
+SmolLM2 it does not separate digits reliably. So the table of pre-tokenizers
+stands here, and an unknown one is refused.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laura.models.cache import is_whole, locked, model_entry, write_entry
-from laura.models.gguf_tokenizer import save_tokenizer
 from laura.results.errors import ModelError
 from laura.results.progress import SILENT, Progress
-from laura.results.store import disk_faults, file_hash, write_json
+from laura.results.store import disk_faults, file_hash, read_json, write_json
 
 SHARD_BYTES = 4 * 1024**3
 
@@ -42,24 +43,6 @@ ARCHITECTURES = {
     "qwen3": Architecture("qwen3", interleaved=False),
 }
 
-OUTER_TENSORS = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-LAYER_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 ROTARY_FACTORS = "rope_freqs.weight"
 
 
@@ -138,8 +121,8 @@ def convert(path: Path, folder: Path, progress: Progress = SILENT) -> None:
         raise ModelError(f"{path} is one part of several; join them with gguf-split --merge first")
     config = read_config(file)
     config.save_pretrained(folder)
-    save_tokenizer(file.value, file.has, folder, path)
-    _write_generation_config(file, folder)
+    save_tokenizer(file, folder)
+    write_json(folder / "generation_config.json", _token_ids(file))
     _write_weights(file, config, folder, progress)
 
 
@@ -183,13 +166,16 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+def _special_ids(file: GgufFile) -> dict[str, int]:
+    """Ids of the special tokens that the file names, as transformers calls them."""
+    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    found = {ours: f"tokenizer.ggml.{theirs}_token_id" for ours, theirs in keys.items()}
+    return {ours: int(file.value(key)) for ours, key in found.items() if file.has(key)}
+
+
 def _token_ids(file: GgufFile) -> dict[str, int]:
-    names = {"bos": "bos", "eos": "eos", "pad": "padding"}
-    return {
-        f"{ours}_token_id": int(file.value(f"tokenizer.ggml.{theirs}_token_id"))
-        for ours, theirs in names.items()
-        if file.has(f"tokenizer.ggml.{theirs}_token_id")
-    }
+    ids = _special_ids(file)
+    return {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad") if name in ids}
 
 
 def _rotation(file: GgufFile) -> dict[str, Any]:
@@ -245,16 +231,6 @@ def _llama3_factors(
     return divisors
 
 
-def transformers_name(name: str) -> str | None:
-    """A GGUF tensor's name in transformers, or None if we do not know the tensor."""
-    if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
-        layer, part, kind = match.groups()
-        inner = LAYER_TENSORS.get(part)
-        return f"model.layers.{layer}.{inner}.{kind}" if inner else None
-    part, _, kind = name.rpartition(".")
-    return f"{OUTER_TENSORS[part]}.{kind}" if part in OUTER_TENSORS else None
-
-
 def half_split(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Reorder query or key rows from neighbouring pairs to half-split pairs.
 
@@ -266,64 +242,58 @@ def half_split(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))
 
 
-def _arrays(file: GgufFile, config: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    heads = {
-        "attn_q": int(config.num_attention_heads),
-        "attn_k": int(config.num_key_value_heads),
+def _places(file: GgufFile, config: Any) -> dict[str, tuple[str, Any]]:
+    """Of every tensor of the file: its name in transformers, and the empty parameter there."""
+    import torch
+    from gguf import MODEL_ARCH, get_tensor_name_map
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    kind = MODEL_ARCH[file.architecture_name.upper()]
+    theirs = get_tensor_name_map(kind, int(config.num_hidden_layers))
+    known = {
+        theirs.get_name(name, (".weight", ".bias")): (name, parameter)
+        for name, parameter in model.named_parameters()
     }
-    for name in file.tensors:
-        if name == ROTARY_FACTORS:
-            continue
-        ours = transformers_name(name)
-        if ours is None:
-            raise ModelError(
-                f"{file.path}: tensor {name} has no place in a {config.model_type} model of Laura "
-                "(mixtures of experts and fused maps are not supported)"
-            )
-        array = file.array(name)
-        part = name.split(".")[-2]
-        if ARCHITECTURES[file.architecture_name].interleaved and part in heads:
-            array = half_split(array, heads[part])
-        yield ours, array
+    names = [name for name in file.tensors if name != ROTARY_FACTORS]
+    strange = next((name for name in names if name not in known), None)
+    if strange is not None:
+        raise ModelError(
+            f"{file.path}: tensor {strange} has no place in a {config.model_type} model of Laura "
+            "(mixtures of experts and fused maps are not supported)"
+        )
+    return {name: known[name] for name in names}
 
 
 def _write_weights(file: GgufFile, config: Any, folder: Path, progress: Progress) -> None:
     """Write float32 safetensors in shards, so that memory holds one shard at most."""
+    from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.numpy import save_file
 
-    shards: list[list[str]] = []
-    pending: dict[str, NDArray[np.float32]] = {}
-    total = 0
+    places = _places(file, config)
+    sources = {ours: name for name, (ours, _) in places.items()}
+    heads = {"attn_q": int(config.num_attention_heads), "attn_k": int(config.num_key_value_heads)}
+    interleaved = ARCHITECTURES[file.architecture_name].interleaved
 
-    def write_shard() -> None:
-        shard = folder / f"shard-{len(shards)}"
-        save_file(pending, shard, metadata={"format": "pt"})
-        shard.chmod(0o644)
-        shards.append(list(pending))
-        pending.clear()
+    def array(ours: str) -> NDArray[np.float32]:
+        name = sources[ours]
+        values, part = file.array(name), name.split(".")[-2]
+        return half_split(values, heads[part]) if interleaved and part in heads else values
 
-    with progress.bar(f"Dequantising {file.path.name}", len(file.tensors), "tensors") as bar:
-        for name, array in _arrays(file, config):
-            if sum(held.nbytes for held in pending.values()) + array.nbytes > SHARD_BYTES:
-                write_shard()
-            pending[name] = array
-            total += array.nbytes
-            bar.advance()
-    write_shard()
-    if len(shards) == 1:
-        (folder / "shard-0").rename(folder / "model.safetensors")
-        return
-    places: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        shard = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"shard-{number}").rename(folder / shard)
-        places.update(dict.fromkeys(names, shard))
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    write_json(folder / "model.safetensors.index.json", index)
-
-
-def _write_generation_config(file: GgufFile, folder: Path) -> None:
-    write_json(folder / "generation_config.json", _token_ids(file))
+    empty = dict(places.values())
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD_BYTES)
+    with progress.bar(f"Dequantising {file.path.name}", len(empty), "tensors") as bar:
+        for shard, names in split.filename_to_tensors.items():
+            arrays = {}
+            for name in names:
+                arrays[name] = array(name)
+                bar.advance()
+            save_file(arrays, folder / shard, metadata={"format": "pt"})
+            (folder / shard).chmod(0o644)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def converted(path: Path, progress: Progress = SILENT) -> Path:
@@ -344,3 +314,144 @@ def converted(path: Path, progress: Progress = SILENT) -> Path:
             facts = {"source": path.name, "gguf_sha256": file_hash(path)}
             write_entry(entry, lambda folder: convert(path, folder, progress), facts)
     return entry
+
+
+# llama.cpp's token types
+UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
+
+# The regular expressions of the original tokenizer.json files, as in llama.cpp's llama-vocab.cpp.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_EXPRESSIONS = {"llama-bpe": _LLAMA3, "qwen2": _QWEN2}
+PRE_TOKENIZERS = ("smollm", "gpt-2", *_EXPRESSIONS)
+
+
+def save_tokenizer(file: GgufFile, folder: Path) -> None:
+    """Write the tokenizer of a GGUF file's metadata into a model folder.
+
+    Args:
+        file: The GGUF file.
+        folder: Receives tokenizer.json, tokenizer_config.json, chat_template.jinja.
+
+    Raises:
+        ModelError: a tokenizer model or pre-tokenizer that we do not know.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    kind = str(file.value("tokenizer.ggml.model"))
+    builders = {"gpt2": _byte_level, "llama": _sentence_piece}
+    if kind not in builders:
+        raise ModelError(
+            f"{file.path} has a tokenizer of model {kind!r}; allowed are {', '.join(builders)}"
+        )
+    tokens: list[str] = file.value("tokenizer.ggml.tokens")
+    tokenizer = builders[kind](file, tokens)
+    _mark_special(tokenizer, tokens, file.value("tokenizer.ggml.token_type", [1] * len(tokens)))
+    special = {f"{name}_token": tokens[number] for name, number in _special_ids(file).items()}
+    if "bos_token" in special and file.value("tokenizer.ggml.add_bos_token", kind == "llama"):
+        _begin_with(tokenizer, special["bos_token"])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=int(file.value("ARCH.context_length")),
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    if file.has("tokenizer.chat_template"):
+        wrapped.chat_template = str(file.value("tokenizer.chat_template"))
+    wrapped.save_pretrained(folder)
+    # The name that every version of transformers knows; newer ones write their own.
+    facts = read_json(folder / "tokenizer_config.json")
+    write_json(
+        folder / "tokenizer_config.json", {**facts, "tokenizer_class": "PreTrainedTokenizerFast"}
+    )
+
+
+def _byte_level(file: GgufFile, tokens: list[str]) -> Any:
+    """GPT-2 style byte-level BPE with the file's pre-tokenizer."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    pre = str(file.value("tokenizer.ggml.pre", "none"))
+    merges = [tuple(pair.split(" ", 1)) for pair in file.value("tokenizer.ggml.merges")]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    # Llama 3 takes a word that is a token whole, without merging.
+    model = models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe")
+    tokenizer = Tokenizer(model)
+    steps: list[Any]
+    if pre == "gpt-2":
+        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    elif pre == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        steps = [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    elif pre in _EXPRESSIONS:
+        split = pre_tokenizers.Split(Regex(_EXPRESSIONS[pre]), "isolated")
+        steps = [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    else:
+        raise ModelError(
+            f"{file.path} has the pre-tokenizer {pre!r}; allowed are {', '.join(PRE_TOKENIZERS)}. "
+            "Use the model's original folder instead"
+        )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentence_piece(file: GgufFile, tokens: list[str]) -> Any:
+    """SentencePiece BPE as in Llama 2: no pre-tokenizer, byte fallback, merges by score.
+
+    A merge's rank is the score of the token that it makes, as in
+    SentencePiece: any two tokens whose union is a token may merge.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    scores = file.value("tokenizer.ggml.scores")
+    numbers = {token: number for number, token in enumerate(tokens)}
+    ranked = [
+        (-scores[numbers[token]], numbers[token[:cut]], numbers[token[cut:]], token, cut)
+        for token in tokens
+        for cut in range(1, len(token))
+        if token[:cut] in numbers and token[cut:] in numbers
+    ]
+    merges = [(token[:cut], token[cut:]) for *_, token, cut in sorted(ranked)]
+    unknown = tokens[int(file.value("tokenizer.ggml.unknown_token_id", 0) or 0)]
+    model = models.BPE(numbers, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    steps: list[Any] = [normalizers.Replace(" ", "▁")]
+    if file.value("tokenizer.ggml.add_space_prefix", 1):
+        steps.insert(0, normalizers.Prepend("▁"))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *([decoders.Strip(" ", 1, 0)] if len(steps) == 2 else []),
+        ]
+    )
+    return tokenizer
+
+
+def _mark_special(tokenizer: Any, tokens: list[str], kinds: list[int]) -> None:
+    """Take control tokens, and those the model's makers added, whole out of any text."""
+    from tokenizers import AddedToken
+
+    pairs = list(zip(tokens, kinds, strict=True))
+    control = [AddedToken(t, special=True, normalized=False) for t, k in pairs if k == CONTROL]
+    defined = [AddedToken(t, normalized=False) for t, k in pairs if k == USER_DEFINED]
+    tokenizer.add_special_tokens(control)
+    tokenizer.add_tokens(defined)
+
+
+def _begin_with(tokenizer: Any, token: str) -> None:
+    """Put the beginning token before every text."""
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A",
+        pair=f"{token} $A {token} $B",
+        special_tokens=[(token, tokenizer.token_to_id(token))],
+    )

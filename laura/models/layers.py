@@ -1,11 +1,22 @@
-"""The decoder layers of a model, and those that an arm names."""
+"""The decoder layers of a model, and those that an arm names.
+
+While it is trained a decoder may drop, on attention weights and on the residual stream:
+
+    attention:  dropout(softmax(q kᵀ)) v
+    residual:   x + dropout(attention(norm(x))),  x + dropout(mlp(norm(x)))
+
+Biderman et al. 2024, arXiv:2405.09673, figure 4, compares LoRA with the first as a
+regulariser; the second stands where GPT-2 has it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from laura.results.errors import ModelError
 
@@ -43,3 +54,79 @@ def names_within(model: Any, names: Sequence[str], numbers: Sequence[int]) -> li
     if not found:
         raise ModelError(f"none of the {len(names)} targets lies in layers {list(numbers)}")
     return found
+
+
+@contextmanager
+def dropping(model: Any, attention: float | None, residual: float) -> Iterator[None]:
+    """Within the block, the decoder drops while it is in training mode.
+
+    Args:
+        model: A causal language model.
+        attention: Share of the attention weights set to zero; None leaves the model's own.
+        residual: Share of the outputs of attention and MLP blocks set to zero.
+
+    Raises:
+        ModelError: this kind of model has no dropout on its attention.
+    """
+    before: list[tuple[Any, float]] = []
+    hooks = []
+    try:
+        for layer in decoder_layers(model):
+            blocks: tuple[Any, Any] = (layer.self_attn, layer.mlp)
+            block = blocks[0]
+            if attention is not None:
+                if not hasattr(block, "attention_dropout"):
+                    kind = type(block).__name__
+                    raise ModelError(f"{kind} has no attention_dropout; leave it out of the arm")
+                before.append((block, block.attention_dropout))
+                block.attention_dropout = attention
+            if residual:
+                drop = _dropper(residual)
+                hooks += [part.register_forward_hook(drop) for part in blocks]
+                block.residual_dropout = residual  # for whoever asks what draws at random
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer in decoder_layers(model) if residual else ():
+            layer.self_attn.__dict__.pop("residual_dropout", None)
+        for block, share in before:
+            block.attention_dropout = share
+
+
+def _dropper(share: float) -> Callable[[nn.Module, Any, Any], Any]:
+    def drop(block: nn.Module, _: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return functional.dropout(output, share, block.training)
+        # Attention blocks also hand out their weights, which stay as they are.
+        return (functional.dropout(output[0], share, block.training), *output[1:])
+
+    return drop
+
+
+@contextmanager
+def exchanged(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> Iterator[None]:
+    """Within the block others stand in the places of modules; afterwards the originals are back.
+
+    The output map stays: loss and engine read its weight.
+
+    Args:
+        model: The model.
+        other: What stands for a module, or None. Innermost modules come first: who takes over
+            the modules of another finds them as they are by then.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    changed: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for parent in reversed(list(model.modules())):
+            for name, child in list(parent.named_children()):
+                stands_in = None if child is head else other(child)
+                if stands_in is not None:
+                    changed.append((parent, name, child))
+                    # What hangs on the original, such as dropout, goes on through the other.
+                    stands_in._forward_hooks = child._forward_hooks
+                    setattr(parent, name, stands_in.train(child.training))
+        yield
+    finally:
+        for parent, name, child in changed:
+            setattr(parent, name, child)

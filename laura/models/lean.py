@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
+from laura.models.layers import exchanged
 from laura.models.lora import arithmetic
 
 
@@ -153,23 +154,8 @@ def _made_again(product: Tensor, gate: Tensor, up: Tensor) -> saved_tensors_hook
 @contextmanager
 def lean(model: nn.Module) -> Iterator[None]:
     """Within the block, the parts named above keep less; afterwards the originals are back."""
-    # The loss reads the output map's weight itself, see `losses.py`.
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    changed: list[tuple[nn.Module, str, nn.Module]] = []
-    # Innermost first: a lean unit takes over its maps as they are by then.
-    for parent in reversed(list(model.modules())):
-        for name, child in list(parent.named_children()):
-            thin = None if child is head else _thinner(child)
-            if thin is not None:
-                changed.append((parent, name, child))
-                # What hangs on the original, such as dropout, goes on through the other.
-                thin._forward_hooks = child._forward_hooks
-                setattr(parent, name, thin.train(child.training))
-    try:
+    with exchanged(model, _thinner):
         yield
-    finally:
-        for parent, name, child in changed:
-            setattr(parent, name, child)
 
 
 def _thinner(module: nn.Module) -> nn.Module | None:

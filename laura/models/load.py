@@ -17,9 +17,8 @@ import torch
 
 from laura.models import attention
 from laura.models.device import pick_device
-from laura.models.fetch import fetched
+from laura.models.fetch import download, fetched
 from laura.models.gguf import converted
-from laura.models.hub import download
 from laura.models.registry import MODELS, HubModel, named_model
 from laura.results.errors import ModelError, StoreError, UsageError
 from laura.results.progress import SILENT, Progress

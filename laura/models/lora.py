@@ -9,6 +9,15 @@ and runs several in one pass; model files stay unaware.
 
 A starts Kaiming-uniform and B at zero, as in PEFT, so the update starts at zero.
 Source: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA).
+
+The product is one differentiable step (`lora_product`), because the parts' sum is where
+time and memory go: the update is added into the product in place, forwards and
+backwards, and only x and A x are kept for the gradient. W is frozen and gets none.
+
+For several adapters, each with as many tokens of its own, W is multiplied once for
+all tokens, and the small products are batched.
+
+Shapes: N tokens (of one adapter), S adapters, I in, O out, R rank.
 """
 
 from __future__ import annotations
@@ -18,12 +27,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from laura.models.lora_product import lora_product, lora_products
 from laura.models.targets import GROUPS, is_named
 from laura.results.errors import AdapterError
 
@@ -42,8 +51,8 @@ class LoraSettings:
         rank_pattern: Rank by module name, where it differs.
         alpha_pattern: Alpha by module name, where it differs.
         layers: Numbers of the decoder layers that are adapted; None for all.
-        pissa: Start at the leading singular directions, see `pissa.py`.
-        dora: Train the lengths of the weight's rows too, see `dora.py`.
+        pissa: Start at the leading singular directions, see `lora_variants.py`.
+        dora: Train the lengths of the weight's rows too, see `lora_variants.py`.
     """
 
     rank: int = 16
@@ -116,7 +125,7 @@ class LoraLinear(nn.Module):
         self.dropout = dropout
         self.scales = [scale] * slots
         self.route = route
-        # How the base map is computed; exchanged while generating, see `engine/evaluating.py`.
+        # How the base map is computed; exchanged while generating, see `engine/model_runner.py`.
         self.product: Callable[..., Tensor] = functional.linear
         self.merged: Tensor | None = None
         self._cast: Tensor | None = None
@@ -325,3 +334,121 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module where another of this full name stands."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
+
+
+class _LoraProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float
+    ) -> Tensor:
+        x_NI = x.reshape(-1, x.shape[-1])
+        a, b = a_RI.to(x.dtype), b_OR.to(x.dtype) * scale
+        inner_NR = x_NI @ a.T
+        y_NO = x_NI @ weight_OI.T
+        y_NO.addmm_(inner_NR, b.T)
+        ctx.save_for_backward(x_NI, inner_NR, weight_OI, a, b)
+        ctx.scale, ctx.dtypes, ctx.shape = scale, (a_RI.dtype, b_OR.dtype), x.shape
+        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, inner_NR, weight_OI, a, b = ctx.saved_tensors
+        grad_NO = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_inner_NR = grad_NO @ b
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_NO @ weight_OI).addmm_(grad_inner_NR, a).view(ctx.shape)
+        grad_a = (grad_inner_NR.T @ x_NI).to(ctx.dtypes[0])
+        # b carries the scale already, the parameter does not.
+        grad_b = (grad_NO.T @ inner_NR).to(ctx.dtypes[1]) * ctx.scale
+        return grad_x, None, grad_a, grad_b, None
+
+
+class _LoraProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_OI: Tensor, a_SRI: Tensor, b_SOR: Tensor, scale: float
+    ) -> Tensor:
+        x_SNI = x.reshape(len(a_SRI), -1, x.shape[-1])
+        a, b = a_SRI.to(x.dtype), b_SOR.to(x.dtype) * scale
+        inner_SNR = x_SNI @ a.mT
+        y_SNO = x_SNI @ weight_OI.T
+        y_SNO.baddbmm_(inner_SNR, b.mT)
+        ctx.save_for_backward(x_SNI, inner_SNR, weight_OI, a, b)
+        ctx.scale, ctx.dtypes, ctx.shape = scale, (a_SRI.dtype, b_SOR.dtype), x.shape
+        return y_SNO.view(*x.shape[:-1], y_SNO.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_SNI, inner_SNR, weight_OI, a, b = ctx.saved_tensors
+        grad_SNO = grads[0].reshape(*x_SNI.shape[:2], -1)
+        grad_inner_SNR = grad_SNO @ b
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_SNO @ weight_OI).baddbmm_(grad_inner_SNR, a).view(ctx.shape)
+        grad_a = (grad_inner_SNR.mT @ x_SNI).to(ctx.dtypes[0])
+        # b carries the scale already, the parameter does not.
+        grad_b = (grad_SNO.mT @ inner_SNR).to(ctx.dtypes[1]) * ctx.scale
+        return grad_x, None, grad_a, grad_b, None
+
+
+def lora_products(
+    x: Tensor, weight_OI: Tensor, a_SRI: Tensor, b_SOR: Tensor, scale: float
+) -> Tensor:
+    """W x + scale * B_s (A_s x), where the s-th of S equal parts of the tokens is adapter s's.
+
+    Args:
+        x: Inputs (..., in) in the type all products run in; tokens in order, S divides them.
+        weight_OI: The frozen weight, of the same type.
+        a_SRI: Every adapter's A.
+        b_SOR: Every adapter's B.
+        scale: The same for all.
+
+    Returns:
+        Shape (..., out), with gradients for x, A and B.
+    """
+    result: Tensor = _LoraProducts.apply(x, weight_OI, a_SRI, b_SOR, scale)  # type: ignore[no-untyped-call]
+    return result
+
+
+def lora_product(
+    x: Tensor,
+    weight_OI: Tensor,
+    a_RI: Tensor,
+    b_OR: Tensor,
+    scale: float,
+    product: Callable[..., Tensor] = functional.linear,
+) -> Tensor:
+    """W x + scale * B (A x) for x of shape (..., in); gradients for x, A and B.
+
+    All products run in the type of `x`; `weight_OI` must already have it. `product`
+    computes W x where there is no gradient.
+    """
+    if torch.is_grad_enabled():
+        result: Tensor = _LoraProduct.apply(x, weight_OI, a_RI, b_OR, scale)  # type: ignore[no-untyped-call]
+        return result
+    x_NI = x.reshape(-1, x.shape[-1])
+    y_NO = product(x_NI, weight_OI)
+    y_NO.addmm_(x_NI @ a_RI.to(x.dtype).T, b_OR.to(x.dtype).T, alpha=scale)
+    return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
+
+
+def rate_ratios(model: nn.Module, ratio: float) -> dict[str, float]:
+    """Names of the parameters that take a multiple of the rate, and the multiple (LoRA+).
+
+    Everything an adapter trains except A takes the higher rate, as in PEFT's
+    `create_loraplus_optimizer`: B, and DoRA's magnitudes.
+    Source: Hayou et al. 2024, arXiv:2402.12354.
+
+    Args:
+        model: A model with LoRA layers.
+        ratio: Rate of B over rate of A; at 1 nothing differs.
+    """
+    if ratio == 1:
+        return {}
+    return {
+        f"{name}.{inner}": ratio
+        for name, layer in lora_layers(model).items()
+        for inner, parameter in layer.named_parameters()
+        if parameter.requires_grad and inner != "A"
+    }

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laura.analysis import diversity
-from laura.analysis.diversity import Prompt
-from laura.analysis.passk import curve
+from laura.analysis.diversity import Prompt, curve
 from laura.recipe.sections import Recipe
 from laura.results.errors import StoreError
 from laura.results.schema import CountDifference, DiversityRow, PassAtKRow

@@ -26,11 +26,17 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from laura.analysis import efficiency, tradeoff
-from laura.analysis.drift import explained
-from laura.analysis.resampling import DRAWS, Array, ItemTable, resample_items, resample_seeds
+from laura.analysis import tradeoff
 from laura.analysis.spikes import loss_spikes
-from laura.analysis.tradeoff import CurvePoint
+from laura.analysis.tradeoff import (
+    DRAWS,
+    Array,
+    CurvePoint,
+    ItemTable,
+    explained,
+    resample_items,
+    resample_seeds,
+)
 from laura.recipe.tasks import DRIFT
 from laura.results.errors import StoreError
 from laura.results.schema import (
@@ -389,11 +395,11 @@ def _efficiency(
         gaps.append(f"no arm improved {task}, so nothing is told of how fast one does")
         return []
     rows = []
-    for share in efficiency.LEVELS:
+    for share in tradeoff.LEVELS:
         level = base + share * (most - base)
         for arm, own in curves.items():
             scores = np.stack([cell.learnt for cell in own], 1)
-            found = efficiency.needed([cell.budget for cell in own], scores, level)
+            found = tradeoff.needed([cell.budget for cell in own], scores, level)
             rows.append(
                 NeededRow(
                     arm=arm,

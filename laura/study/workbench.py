@@ -15,14 +15,11 @@ from typing import Any
 
 import torch
 
-from laura.models.adapters import load_adapter, merge_check, save_adapter
-from laura.models.attach import attach
-from laura.models.dropouts import dropping
+from laura.models.adapters import attach, load_adapter, merge_check, save_adapter
 from laura.models.external import weights_folder
-from laura.models.layers import chosen_layers
+from laura.models.layers import chosen_layers, dropping
 from laura.models.load import Base, load_base, quiet_transformers
-from laura.models.lora import LoraSettings, detach, lora_layers, route
-from laura.models.lora_plus import rate_ratios
+from laura.models.lora import LoraSettings, detach, lora_layers, rate_ratios, route
 from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
 from laura.results.errors import StoreError
 from laura.results.progress import SILENT, Progress

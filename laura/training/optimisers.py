@@ -1,19 +1,28 @@
 """AdamW as torch has it, and Lion with the rule of the paper's library.
 
 Adding one: a function here and a line in OPTIMISERS (and its name in recipe.py).
+
+Weight decay is decoupled, by name of its rule, toward zero or toward the base:
+
+    w <- w - share * (w - target),   before the optimiser's own step
+    pytorch:   share = weight_decay * rate              (torch.optim.AdamW)
+    composer:  share = weight_decay * rate / peak rate  (the paper's library)
+
+The target is zero, or the weight the run began with: L2-SP, decoupled like the rest.
+Source: Loshchilov and Hutter 2019, arXiv:1711.05101; Li et al. 2018, arXiv:1802.01483
+(L2-SP); Biderman et al. 2024, arXiv:2405.09673, which trained with the second rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from laura.recipe.sections import TrainSection
-from laura.training.decay import Decay
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ def build_optimiser(
         ratio = rule.rate_ratios.get(name, 1.0)
         decay = 0.0 if name in rule.undecayed else rule.weight_decay
         rate = ratio * learning_rate
-        # What the optimiser's own rule does not do is done before its steps, see `decay.py`.
+        # What the optimiser's own rule does not do is done before its steps, see `Decay`.
         fresh = {
             "params": [],
             "lr": rate,
@@ -139,3 +148,42 @@ def build_optimiser(
     if rule.weight_decay and not own:
         Decay(optimiser, section.decay_rule, toward_base=rule.toward_base)
     return optimiser
+
+
+DecayRule = Literal["pytorch", "composer"]
+
+
+class Decay:
+    """Decays an optimiser's weights before each of its steps.
+
+    Args:
+        optimiser: Its groups have `lr`, `initial_lr` and the coefficient `decay`; their own
+            `weight_decay` is 0.
+        rule: How the share follows the rate.
+        toward_base: Whether the target is what the weights are now, which costs a
+            copy of them; else zero.
+    """
+
+    def __init__(
+        self, optimiser: torch.optim.Optimizer, rule: DecayRule, *, toward_base: bool
+    ) -> None:
+        self.rule = rule
+        self.targets: dict[Tensor, Tensor] = {}
+        for group in optimiser.param_groups if toward_base else ():
+            if group["decay"]:
+                self.targets.update((p, p.detach().clone()) for p in group["params"])
+        optimiser.register_step_pre_hook(self._before_step)
+
+    @torch.no_grad()
+    def _before_step(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimiser.param_groups:
+            if not group["decay"]:
+                continue
+            share = group["decay"] * group["lr"]
+            if self.rule == "composer":
+                share /= group["initial_lr"]
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if self.targets:
+                torch._foreach_lerp_(parameters, [self.targets[p] for p in parameters], share)
+            else:
+                torch._foreach_mul_(parameters, 1 - share)

@@ -26,56 +26,6 @@ from laura.training.optimisers import STANDARD, StepRule, build_optimiser
 from laura.training.schedules import Leg, plan_legs
 
 
-def train_run(
-    model: Any,
-    run: RunStore,
-    section: TrainSection,
-    plan: BatchPlan,
-    *,
-    learning_rate: float,
-    seed: int,
-    write_weights: Callable[[Path], None],
-    rule: StepRule = STANDARD,
-    validate: Callable[[], float] | None = None,
-    stop: int | None = None,
-    title: str = "training",
-    progress: Progress = SILENT,
-) -> str:
-    """Train until every budget point has its weights, continuing what was begun.
-
-    Args:
-        model: As it is before the first step; what requires a gradient is trained.
-        run: The run's folder.
-        section: The recipe's `train`.
-        plan: Batches and budget points in steps.
-        learning_rate: Peak rate.
-        seed: Seed of the run.
-        write_weights: Writes the model's weights into a folder.
-        rule: How the arm's parameters are stepped.
-        validate: Mean validation loss, for `train.validate_every`.
-        stop: Budget point, in steps, after which to stop for now; None for the last.
-        title: Words on the progress bar.
-        progress: Where to report.
-
-    Returns:
-        `done`, `diverged`, or `open` where it was stopped for now.
-    """
-    states = train_runs(
-        model,
-        [(run, learning_rate)],
-        section,
-        plan,
-        rule=rule,
-        seed=seed,
-        write_weights=write_weights,
-        validate=validate,
-        stop=stop,
-        title=title,
-        progress=progress,
-    )
-    return states[0]
-
-
 def train_runs(
     model: Any,
     runs: Sequence[tuple[RunStore, float]],

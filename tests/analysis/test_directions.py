@@ -6,8 +6,14 @@ import pytest
 import torch
 from scipy.linalg import subspace_angles
 
-from laura.analysis.intruders import count_intruders, leading_directions, similarities
-from laura.analysis.subspaces import factor_directions, overlap, update_directions
+from laura.analysis.subspaces import (
+    count_intruders,
+    factor_directions,
+    leading_directions,
+    overlap,
+    similarities,
+    update_directions,
+)
 from tests.analysis.test_spectra import gaussian, with_values
 
 SHAPES = [(60, 60), (48, 110), (110, 48)]

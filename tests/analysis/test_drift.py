@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from laura.analysis.drift import explained
-
-
-def test_a_parabola_is_explained_whole() -> None:
-    x = np.array([0.1, 0.4, 0.5, 0.9, 2.0, 3.0])
-    assert explained(x.tolist(), (0.1 + 0.5 * x - 0.2 * x**2).tolist()) == pytest.approx(1)
+from laura.analysis.tradeoff import explained
 
 
 def test_noise_is_explained_as_numpy_does() -> None:

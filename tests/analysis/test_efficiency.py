@@ -7,17 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from laura.analysis.efficiency import needed
+from laura.analysis.tradeoff import needed
 
 BUDGETS = [1000, 2000, 8000]
-
-
-def test_a_line_over_the_log_of_tokens_is_exact() -> None:
-    scores = np.array([[math.log(t) for t in BUDGETS]] * 4)
-    for tokens in (1300, 2000, 5000, 8000):
-        found = needed(BUDGETS, scores, math.log(tokens))
-        assert found.value == pytest.approx(tokens) and not found.at_most
-        assert found.interval == pytest.approx((tokens, tokens)) and found.reached == 1
 
 
 def test_never_reached_is_none_and_at_once_is_at_most_the_first() -> None:
@@ -26,11 +18,6 @@ def test_never_reached_is_none_and_at_once_is_at_most_the_first() -> None:
     assert (never.value, never.interval, never.reached) == (None, None, 0)
     once = needed(BUDGETS, scores, 0.5)
     assert (once.value, once.at_most, once.interval) == (1000, True, (1000, 1000))
-
-
-def test_what_is_lost_later_does_not_matter() -> None:
-    found = needed(BUDGETS, np.array([[0.0, 2.0, 0.0]] * 2), 1.0)
-    assert found.value == pytest.approx(math.sqrt(1000 * 2000))
 
 
 def test_an_open_end_is_none() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from laura.analysis.passk import curve
+from laura.analysis.diversity import curve
 
 KS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 

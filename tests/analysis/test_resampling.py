@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from laura.analysis import resampling
-from laura.analysis.resampling import ItemTable, quantiles, resample_items, resample_seeds
+from laura.analysis import tradeoff
+from laura.analysis.tradeoff import ItemTable, quantiles, resample_items, resample_seeds
 
 
 @pytest.mark.parametrize("ratio", [False, True])
 def test_items_are_resampled_together(ratio: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling, "_BLOCK", 40)  # several blocks, the last one shorter
+    monkeypatch.setattr(tradeoff, "_BLOCK", 40)  # several blocks, the last one shorter
     source = np.random.default_rng(1)
     tops, bottoms = source.normal(size=(3, 11)), source.integers(1, 9, (3, 11)).astype(float)
     table = ItemTable(tops, bottoms if ratio else None)

@@ -10,8 +10,7 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from laura.analysis import spectra
-from laura.analysis.noise import noise_rank
-from laura.analysis.spectra import ENERGIES, Spectrum, product_spectrum, spectrum
+from laura.analysis.spectra import ENERGIES, Spectrum, noise_rank, product_spectrum, spectrum
 from laura.results.errors import LauraError, ModelError, ShapeError
 
 
@@ -63,21 +62,6 @@ def test_equal_to_the_svd_in_double_precision(name: str) -> None:
     assert found.stable_rank == pytest.approx(stable, rel=3e-5)
 
 
-def test_ranks_equal_those_of_svdvals_on_many_matrices() -> None:
-    """Where float32's singular values themselves are sure, which is nearly everywhere."""
-    compared = 0
-    for seed in range(40):
-        rows, columns = 40 + 3 * seed, 160 - 2 * seed
-        matrix = gaussian(rows, columns, seed) * torch.logspace(0, -seed / 10, columns)
-        values = torch.linalg.svdvals(matrix).double()
-        energy = values.square().cumsum(0) / values.square().sum()
-        for share in ENERGIES:
-            if float((energy - share).abs().min()) > 1e-6:
-                compared += 1
-                assert spectrum(matrix).rank(share) == int((energy < share).sum()) + 1
-    assert compared > 110
-
-
 def test_double_precision_decides_where_single_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tail of a low-rank matrix, and a threshold that a sum of energies hits."""
     asked: list[int] = []
@@ -119,16 +103,6 @@ def test_the_estimated_error_of_single_precision_is_generous() -> None:
         assert abs(entropies[0] - entropies[1]) < in_entropy / 4, name
         judged.append(spectra._good_enough(single))
     assert True in judged and False in judged
-
-
-def test_the_gram_matrix_is_the_lower_triangle_of_the_product() -> None:
-    for rows, columns in ((1, 3), (7, 5000), (64, 70), (100, 2048)):
-        matrix = gaussian(rows, columns)
-        for dtype, near in ((torch.float32, 1e-3), (torch.float64, 1e-11)):
-            whole = (matrix.double() @ matrix.double().T).tril()
-            found = spectra.gram(matrix, dtype)
-            assert found.dtype == dtype
-            assert torch.allclose(found.tril().double(), whole, atol=near * columns**0.5)
 
 
 def test_a_zero_update_has_no_rank_and_no_norm() -> None:
@@ -207,26 +181,3 @@ def test_noise_as_the_density_integrated(ratio: float) -> None:
         )
         share = quad(density, edge, high)[0]
         assert noise_rank(10**6, round(10**6 / ratio), energy) == pytest.approx(share * 1e6, abs=20)
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(500, 500), (300, 800), (96, 256), (64, 1000)])
-def test_noise_as_sampled(rows: int, columns: int) -> None:
-    for energy in ENERGIES:
-        sampled = [spectrum(gaussian(rows, columns, seed)).rank(energy) for seed in range(5)]
-        assert noise_rank(rows, columns, energy) == pytest.approx(sum(sampled) / 5, abs=1.5)
-
-
-def test_noise_at_the_edges() -> None:
-    assert noise_rank(1, 5000, 0.99) == 1
-    # All directions of a very wide matrix are alike.
-    assert noise_rank(100, 10**9, 0.9) == pytest.approx(90, abs=1)
-
-
-def test_a_little_noise_moves_a_spectrum_little() -> None:
-    """Figure S8: mean absolute difference of the spectra of A and A + cB, 1000 x 1000."""
-    a, b = gaussian(1000, 1000, 0), gaussian(1000, 1000, 1)
-    before = spectrum(a).values_K
-    for c, seen in ((1e-2, 8.0e-3), (0.1, 0.14), (1.0, 11.1)):
-        difference = float((spectrum(a + c * b).values_K - before).abs().mean())
-        assert difference == pytest.approx(seen, rel=0.25)
-    assert spectrum(0.1 * b).rank(0.9) == pytest.approx(510, abs=8)

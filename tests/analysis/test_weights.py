@@ -245,12 +245,8 @@ def test_what_does_not_belong_together_is_told_in_a_line(tiny_folder: Path, tmp_
     make_tiny_model(num_hidden_layers=1).save_pretrained(tmp_path / "short")
     told(AdapterError, "made for another base", tmp_path / "short", tmp_path / "adapter")
     make_tiny_model(intermediate_size=96).save_pretrained(tmp_path / "narrow")
-    told(
-        ShapeError,
-        "its update of .* 64 x 128, the matrix .* 64 x 96",
-        tmp_path / "narrow",
-        tmp_path / "adapter",
-    )
+    shapes = r"lora_A of .* has shape \(4, 128\), this base needs \(4, 96\)"
+    told(AdapterError, shapes, tmp_path / "narrow", tmp_path / "adapter")
     cut = spoiled(tiny_folder, tmp_path / "cut", lambda tensors: tensors)
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -293,6 +289,7 @@ def test_what_was_measured_is_not_measured_again(
         assert rows == []
 
 
+@pytest.mark.slow
 def test_memory_stays_below_three_of_the_largest_matrices(tmp_path: Path) -> None:
     """A layer whose widest matrix has 48 MB, in a process that counts its own peak."""
     import subprocess

@@ -17,7 +17,7 @@ from laura.engine.detokenizer import Score
 from laura.engine.model_runner import FusedRunner
 from laura.engine.scheduler import Scheduler
 from laura.engine.sequence import TokenSequence
-from laura.models.adapters import PREFIX
+from laura.models.adapter_files import PREFIX
 from laura.models.lora import LoraSettings
 from tests.conftest import make_tiny_model
 from tests.engine.test_many_adapters import lively

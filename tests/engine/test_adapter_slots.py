@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from laura.engine.adapter_slots import LinearGroup, Slots, stacks_of
+from laura.engine.adapter_slots import Slots
 from laura.engine.fused_linear import fuse_linears
 from laura.results.errors import AdapterError
 from tests.engine.alone import ATTENTION, MLP, made_adapter, tiny
@@ -93,19 +93,3 @@ def test_what_does_not_fit_is_refused_and_nothing_is_touched() -> None:
         slots.place("bad", "bad", foreign, tensors)
     assert list(slots.held) == ["good"]
     assert all(before[k].equal(t) for k, t in slots.held["good"].array.tensors.items())
-
-
-def test_only_neighbours_of_one_rank_and_width_are_stacked() -> None:
-    group = LinearGroup(("q", "k", "v"), 8, (16, 16, 16))
-
-    def stacked(**ranks: int) -> list[tuple[tuple[str, ...], slice, slice]]:
-        return [(one.names, one.ranks, one.columns) for one in stacks_of(group, ranks)]
-
-    assert stacked(q=2, k=2, v=2) == [(("q", "k", "v"), slice(0, 6), slice(0, 48))]
-    assert stacked(q=2, v=2) == [
-        (("q",), slice(0, 2), slice(0, 16)), (("v",), slice(2, 4), slice(32, 48))
-    ]  # fmt: skip
-    assert stacked(q=2, k=3, v=3) == [
-        (("q",), slice(0, 2), slice(0, 16)), (("k", "v"), slice(2, 8), slice(16, 48))
-    ]  # fmt: skip
-    assert stacked() == []

@@ -10,16 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from laura.engine import drafting as module
 from laura.engine.adapter_slots import FEWEST_TOKENS
-from laura.engine.detokenizer import Detokenizer
 from laura.engine.drafting import (
     GOES_ON,
     MOST_DRAFTED,
-    NEWEST,
     SOURCES,
     TOKEN_BITS,
     WORTH,
@@ -29,9 +25,8 @@ from laura.engine.drafting import (
     NgramTables,
     allot,
 )
-from laura.engine.sampler import Draw
-from laura.engine.sequence import StepOutput, TokenSequence, extend
-from tests.engine.alone import MLP, made_adapter, one_answer, serving, tiny
+from laura.engine.sequence import TokenSequence
+from tests.engine.alone import MLP, made_adapter, serving, tiny
 
 CPU_FREE_ROWS, VOCABULARY = 12, 12
 
@@ -98,21 +93,6 @@ def test_drafts_are_what_a_plain_search_through_everything_finds() -> None:
     assert found == {None, *SOURCES}
 
 
-def test_trust_follows_how_often_a_draft_was_right() -> None:
-    drafts = Drafter([1, 2, 3, 4, 1, 2, 3])
-    first = drafts.next(1)[1]
-    drafts.add(4)
-    right = first + NEWEST * (1 - first)
-    assert drafts.next(1) == ([1], pytest.approx(right))
-    drafts.add(9)
-    assert drafts.next(3) == ([], 0.0)
-    changed = [one for one in SOURCES if drafts._trust[one] != one.trust]
-    assert [(one.earlier, one.length) for one in changed] == [(False, 3)], (
-        "only who drafted is judged"
-    )
-    assert drafts._trust[changed[0]] == pytest.approx(right * (1 - NEWEST))
-
-
 def looping(right: int = 40) -> Drafter:
     """One whose drafts were right so often."""
     drafts = Drafter([1, 2] * 3)
@@ -158,63 +138,6 @@ def test_no_other_allotment_brings_more_for_its_time() -> None:
         assert taken == none if best <= WORTH * rate(none) else rate(taken) == pytest.approx(best)
         seen.add(sum(taken))
     assert len(seen) > 4
-
-
-def asked(draft: Sequence[int], **more: object) -> tuple[TokenSequence, Sequence[int]]:
-    settings: dict[str, object] = {"owner": "t", "prompt": (0,), "limit": 9, **more}
-    one = TokenSequence(**settings)  # type: ignore[arg-type]
-    one.text = Detokenizer(lambda ids: "".join("abcdefghijkl"[i] for i in ids), one.stop)
-    return one, draft
-
-
-def logits_of(*choices: int) -> Tensor:
-    """What the model would choose behind each token."""
-    return torch.eye(VOCABULARY)[list(choices)] * 3
-
-
-def text_of(news: Sequence[StepOutput], one: TokenSequence) -> str:
-    return "".join(own.delta.text for own in news if own.sequence is one)
-
-
-def test_a_draft_is_told_as_far_as_the_model_chooses_the_same() -> None:
-    first, second, third = asked([3, 4, 9]), asked([]), asked([5])
-    news = extend([first, second, third], logits_of(3, 4, 5, 6, 1, 2, 7))
-    assert first[0].tokens == [3, 4, 5], "the model's own token stands for the wrong one"
-    assert (second[0].tokens, third[0].tokens) == ([1], [2])
-    assert text_of(news, first[0]) == "def"
-    whole = asked([3, 4])
-    extend([whole], logits_of(3, 4, 5))
-    assert whole[0].tokens == [3, 4, 5]
-
-
-def test_an_answer_that_ends_in_its_draft_is_told_no_further() -> None:
-    full, ended, stopped = asked([3, 4], limit=2), asked([3, 4]), asked([3, 4, 5], stop=("de",))
-    ended[0].stops = {3: "end"}
-    news = extend([full, ended, stopped], logits_of(3, 4, 5, 3, 4, 5, 3, 4, 5, 6))
-    assert full[0].tokens == [3, 4] and ended[0].tokens == [3] and stopped[0].tokens == [3, 4]
-    last = {own.sequence: own.finish for own in news}
-    assert [last[one] for one, _ in (full, ended, stopped)] == ["length", "end", "stop"]
-    assert text_of(news, stopped[0]) == "" and text_of(news, full[0]) == "de"
-
-
-def test_what_is_not_finite_behind_a_draft_is_asked_anew_and_not_told() -> None:
-    one, other = asked([3, 4]), asked([3])
-    logits = logits_of(3, 4, 5, 3, 4)
-    logits[1], logits[3] = float("nan"), float("inf")
-    news = extend([one, other], logits)
-    assert one[0].tokens == [3] and not other[0].tokens
-    assert [bool(own.fault) for own in news] == [False, True]
-
-
-def test_one_number_is_drawn_for_every_token_that_is_told() -> None:
-    source = random.Random(4)
-    one = asked([3, 4, 9, 9], draw=Draw(1e-6, source=source))
-    extend([one], logits_of(3, 4, 5, 6, 7))
-    assert one[0].tokens == [3, 4, 5]
-    expected = random.Random(4)
-    for _ in range(3):
-        expected.random()
-    assert source.random() == expected.random()
 
 
 def test_only_an_answer_is_remembered_and_its_newest_place_counts() -> None:
@@ -287,17 +210,3 @@ def test_neither_tenants_nor_adapters_hear_of_one_another(tiny_tokenizer: Any) -
         again = {key: steps(*key) for key in first}
         for key, count in again.items():
             assert count < 15 < first[key], "its own answer is known by heart"
-
-
-def test_nothing_is_remembered_of_a_fault_or_without_drafts(tiny_tokenizer: Any) -> None:
-    settings, tensors = made_adapter(9, 4, MLP)
-    huge = {name: tensor * 1e25 for name, tensor in tensors.items()}
-    prompt = tuple(tiny_tokenizer.encode("the dog ran"))
-    with serving(tiny(), tiny_tokenizer, cache_bytes=2**25) as engine:
-        slot = engine.runner.slots.place("huge", "huge", settings, huge)
-        assert one_answer(engine, TokenSequence("t", prompt, 9, slot)).fault
-        one_answer(engine, TokenSequence("t", prompt, 0, scores_prompt=True))
-        assert sum(map(len, engine.ngrams._of.values())) == 0
-        engine.drafts = False
-        one_answer(engine, TokenSequence("u", prompt, 9, ignore_end=True))
-        assert all(owner != "u" for owner, *_ in engine.ngrams._of)

@@ -13,9 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from laura.engine import engine as module
-from laura.engine.batch_attention import joined_attention, partial_attention, prefix_attention
-from laura.engine.engine import Engine, common_prefix
+from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest, ScoreRequest, TokenDocument
 from laura.results.errors import DataError, ModelError, UsageError
 
@@ -163,17 +161,6 @@ def test_generate_equals_transformers(
         assert answer.tokens == len(new)
 
 
-def test_prefix_is_used_and_changes_nothing(
-    lively_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requests = [GenerateRequest(p, (), 20) for p in shared(PROMPTS, 7)]
-    tokens = [tuple(tiny_tokenizer.encode(request.prompt)) for request in requests]
-    assert common_prefix(tokens) * 4 >= module.LEAST_SAVED
-    with_prefix = Engine(lively_model, tiny_tokenizer).generate(requests)
-    monkeypatch.setattr(module, "LEAST_SAVED", 10**6)
-    assert Engine(lively_model, tiny_tokenizer).generate(requests) == with_prefix
-
-
 def test_stop_text_ends_an_answer(lively_model: Any, tiny_tokenizer: Any) -> None:
     engine = Engine(lively_model, tiny_tokenizer)
     free = engine.generate([GenerateRequest(p, (), 40) for p in PROMPTS])
@@ -224,25 +211,6 @@ def test_impossible_prompts_are_named(tiny_model: Any, tiny_tokenizer: Any) -> N
         engine.generate([GenerateRequest("a", (), 512)])
     with pytest.raises(DataError, match="empty"):
         engine.generate([GenerateRequest("", (), 5)])
-
-
-def test_attention_in_two_parts_is_attention() -> None:
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(3, 2, t, 8) for t in (4, 6, 6))
-    prefix_key, prefix_value = torch.randn(2, 2, 9, 8)
-    mask = torch.zeros(3, 1, 1, 6)
-    mask[1, ..., 2:] = -math.inf
-    own = partial_attention(query, key, value, 0.3, mask)
-    shared = prefix_attention(query, prefix_key, prefix_value, 0.3)
-    found = joined_attention(*own, *shared)
-    expected = functional.scaled_dot_product_attention(
-        query,
-        torch.cat([prefix_key.expand(3, -1, -1, -1), key], dim=2),
-        torch.cat([prefix_value.expand(3, -1, -1, -1), value], dim=2),
-        torch.cat([torch.zeros(3, 1, 1, 9), mask], dim=3),
-        scale=0.3,
-    )
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def documents_of(tokenizer: Any) -> list[TokenDocument]:
@@ -348,33 +316,6 @@ def test_bfloat16_stays_near_float32(tiny_model: Any, tiny_tokenizer: Any) -> No
     mixed = Engine(tiny_model, tiny_tokenizer, torch.bfloat16).score(requests_of(PAIRS))
     for one, two in zip(exact, mixed, strict=True):
         assert two.loglikelihood == pytest.approx(one.loglikelihood, abs=0.05 * one.tokens)
-
-
-def test_progress_counts_to_the_end(lively_model: Any, tiny_tokenizer: Any) -> None:
-    class Counting:
-        def __init__(self) -> None:
-            self.bars: list[list[Any]] = []
-
-        @contextmanager
-        def bar(self, title: str, total: float, unit: str = "") -> Iterator[Any]:
-            self.bars.append([title, total, 0.0])
-            yield self
-
-        def advance(self, amount: float = 1.0) -> None:
-            self.bars[-1][2] += amount
-
-        def note(self, text: str) -> None: ...
-
-        def say(self, text: str) -> None: ...
-
-    counting = Counting()
-    engine = Engine(lively_model, tiny_tokenizer, progress=counting)
-    engine.score(requests_of(PAIRS))
-    engine.generate([GenerateRequest(p, ("e",), 9) for p in PROMPTS])
-    engine.document_losses(documents_of(tiny_tokenizer))
-    assert [bar[0] for bar in counting.bars] == ["scoring", "generating", "measuring loss"]
-    for _, total, done in counting.bars:
-        assert done == pytest.approx(total)
 
 
 @pytest.mark.slow

@@ -6,8 +6,7 @@ import random
 
 import torch
 
-from laura.engine.kv_cache import CacheRow, Geometry, KVCache
-from laura.engine.prefix_cache import PrefixCache
+from laura.engine.kv_cache import CacheRow, Geometry, KVCache, PrefixCache
 
 GEOMETRY = Geometry(2, 1, 4, torch.float32)
 CPU = torch.device("cpu")

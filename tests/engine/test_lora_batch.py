@@ -12,7 +12,7 @@ from laura.engine import lora_batch
 from laura.engine.adapter_slots import Slot, Slots
 from laura.engine.fused_linear import FusedLinear, fuse_linears
 from laura.engine.lora_batch import LoraBatch, lora_batch_of, slot_order
-from laura.models.adapters import PREFIX
+from laura.models.adapter_files import PREFIX
 from laura.models.lora import LoraSettings
 from tests.engine.alone import ATTENTION, MLP, made_adapter, tiny
 
@@ -108,21 +108,3 @@ def test_a_plan_that_stays_follows_its_slots(looks_up: bool) -> None:
     assert placed[5].array.views
     current.clear()
     assert not placed[5].array.views and not (current.batch.aligned or current.batch.lookups)
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_looked_up_token_does_not_depend_on_its_neighbours(precision: torch.dtype) -> None:
-    """To the last bit, whoever else is in the pass."""
-    torch.manual_seed(0)
-    joined, current = fuse_linears(tiny(), precision)
-    slots = Slots([one.group for one in joined], 4, 8, precision, CPU)
-    placed = [slots.place(str(i), "", *made_adapter(i, *KINDS[0])) for i in range(4)]
-    owners = [placed[i % 4] for i in range(20)]
-    for one in joined[:4]:
-        x = torch.randn(20, one.group.inputs).to(precision)
-        current.prepare([(slot, 1) for slot in owners], CPU)
-        whole = one(x)
-        for some in ([7], [3, 4], [19, 0, 8, 2, 5]):
-            current.prepare([(owners[i], 1) for i in some], CPU)
-            assert one(x[some]).equal(whole[some])
-    current.clear()

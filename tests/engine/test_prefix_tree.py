@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laura.engine import prefix_passes
+from laura.engine import prefix_tree
 from laura.engine.engine import Engine
 from laura.engine.prefix_tree import ScoringPass, Text, plan
-from laura.engine.requests import ScoreAnswer, ScoreRequest
+from laura.engine.requests import ScoreRequest
 
 # Few different tokens and runs of them, so that texts share beginnings of every length.
 RUNS = st.lists(st.tuples(st.integers(0, 1), st.integers(1, 40)), min_size=1, max_size=5)
@@ -113,7 +113,7 @@ def test_scores_equal_those_of_texts_read_alone(
     row_tokens: int,
     block: int,
 ) -> None:
-    monkeypatch.setattr(prefix_passes, "BLOCK_TOKENS", block)
+    monkeypatch.setattr(prefix_tree, "BLOCK_TOKENS", block)
     engine = Engine(tiny_model, tiny_tokenizer, row_tokens=row_tokens)
     for request, answer in zip(questions, engine.score(questions), strict=True):
         before, after = engine.encoder.pair(request.context, request.continuation)
@@ -122,36 +122,3 @@ def test_scores_equal_those_of_texts_read_alone(
         places = range(len(before) - 1, len(before) + len(after) - 1)
         nats = [logits[p, t].item() for p, t in zip(places, after, strict=True)]
         assert answer.loglikelihood == pytest.approx(sum(nats), abs=1e-4)
-
-
-def test_an_attempt_that_goes_on_finds_the_same_numbers(
-    tiny_model: Any, tiny_tokenizer: Any, questions: list[ScoreRequest]
-) -> None:
-    engine = Engine(tiny_model, tiny_tokenizer, row_tokens=40)
-    heard: dict[int, ScoreAnswer] = {}
-    whole = engine.score(questions, found=heard.__setitem__)
-    assert [heard[number] for number in range(len(questions))] == whole
-
-    class Killed(Exception):
-        pass
-
-    kept: dict[int, ScoreAnswer] = {}
-
-    def keep(number: int, answer: ScoreAnswer) -> None:
-        if len(kept) == 12:
-            raise Killed
-        kept[number] = answer
-
-    with pytest.raises(Killed):
-        engine.score(questions, found=keep)
-    passes: list[int] = []
-    states = engine.runner.states
-    engine.runner.states = lambda *given: (passes.append(1), states(*given))[1]  # type: ignore[method-assign]
-    later: dict[int, ScoreAnswer] = {}
-    again = engine.score(questions, known=kept, found=later.__setitem__)
-    assert again == whole, "equal to the last bit"
-    assert not later.keys() & kept.keys()
-    went_on = len(passes)
-    passes.clear()
-    engine.score(questions)
-    assert went_on < len(passes)

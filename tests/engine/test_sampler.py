@@ -58,17 +58,6 @@ def test_draws_follow_transformers_chances(
     assert bool(((shares - chances).abs() <= margin).all())
 
 
-def test_greedy_and_drawn_rows_stand_together() -> None:
-    torch.manual_seed(1)
-    logits = torch.randn(6, 50)
-    kinds = [Draw(), Draw(1.0, 0.9, 0, random.Random(4)), Draw(1.0, 1.0, 0, random.Random(5))]
-    together = choose(logits, kinds * 2)
-    assert together[0] == logits[0].argmax()
-    kinds = [Draw(), Draw(1.0, 0.9, 0, random.Random(4)), Draw(1.0, 1.0, 0, random.Random(5))]
-    apart = [choose(logits[i : i + 1], [kinds[i % 3]])[0] for i in range(6)]
-    assert apart == together
-
-
 @pytest.mark.parametrize("spread", [3.0, 6.0])
 def test_equals_are_drawn_alike_beside_any_neighbour(spread: float) -> None:
     """A bf16 output map gives many equal logits; their order must not decide."""
@@ -99,26 +88,6 @@ def test_samples_do_not_depend_on_their_neighbours(tiny_model: Any, tiny_tokeniz
     assert len({answer.text for answer in together}) == len(requests)
     backwards = engine.generate(requests[::-1])[::-1]
     assert [answer.text for answer in backwards] == [answer.text for answer in together]
-
-
-def test_one_prompt_is_read_once_for_all_its_samples(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    engine = Engine(tiny_model, tiny_tokenizer)
-    read = []
-    inner = engine.runner.hidden
-
-    def counting(ids: Any, positions: Any, *rest: Any) -> torch.Tensor:
-        read.extend(positions)
-        return inner(ids, positions, *rest)
-
-    engine.runner.hidden = counting  # type: ignore[method-assign]
-    prompt = "question: how many cats? answer " * 6
-    requests = [GenerateRequest(prompt, (), 2, temperature=1.0, seed=s) for s in range(10)]
-    tokens = len(tiny_tokenizer.encode(prompt))
-    for rows in (4, 99):
-        engine.cache_bytes = engine.runner.geometry.row_bytes(128) * rows
-        read.clear()
-        engine.generate(requests)
-        assert read.count(0) == 1 and max(map(read.count, range(tokens - 1))) == 1
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ import yaml
 from laura.data.sources import load_rows
 from laura.data.templates import chat_prompts
 from laura.engine.engine import Engine
-from laura.engine.requests import GenerateAnswer, GenerateRequest
-from laura.evals import code, scoring
+from laura.engine.requests import GenerateAnswer
+from laura.evals import code
 from laura.evals.code import CodeQuestion, fenced
 from laura.evals.runner import Material, evaluate, file_rows
-from laura.evals.sandbox import Program, Verdict, require_sandbox
+from laura.evals.sandbox import require_sandbox
 from laura.evals.scoring import TaskSettings
 from laura.evals.tasks import humaneval, load, mbpp
 from laura.recipe.sections import MeasureSection
@@ -296,17 +296,6 @@ def test_chat_asks_in_the_words_of_lm_evals_instruct_task(
         assert len(turns) == (1 if module is humaneval else 7)
 
 
-def test_worked_problems_of_a_chat_are_fenced_as_its_answers_are_read(shared_data: Path) -> None:
-    rows = load_rows("mbpp", "test", shared_data)[:1]
-    [question] = prepared(mbpp, rows, shared_data, code_prompt="chat")
-    turns = json.loads(question.requests[0].prompt)
-    worked = load_rows("mbpp", "prompt", shared_data)[1:4]
-    assert [row["task_id"] for row in worked] == [2, 3, 4]
-    assert [fenced(turn["content"]).rstrip("\n") for turn in turns[1:6:2]] == [
-        row["code"] for row in worked
-    ]
-
-
 # Code out of answers.
 
 
@@ -371,39 +360,7 @@ def test_chat_answers_that_do_not(answer: str, fault: str) -> None:
     assert fault in sample["fault"]
 
 
-@pytest.mark.slow
-def test_every_canonical_solution_passes_as_a_chat_answer(shared_data: Path) -> None:
-    rows = load_rows("humaneval", "test", shared_data)
-    questions = prepared(humaneval, rows, code_prompt="chat")
-    for answers in (
-        [f"```python\n{row['prompt']}{row['canonical_solution']}```" for row in rows],
-        [row["canonical_solution"] for row in rows],
-    ):
-        found = graded(questions, [[answer] for answer in answers])
-        assert not [item["task_id"] for item, _ in found if not item["correct"]]
-
-
 # Samples, items and errors.
-
-
-def test_one_greedy_sample_by_default() -> None:
-    for module, row in ((humaneval, ROW), (mbpp, SMALL)):
-        [question] = prepared(module, [row])
-        [request] = question.requests
-        assert request == GenerateRequest(request.prompt, module.STOP, 512)
-        assert request.temperature == 0
-
-
-def test_seeds_come_from_row_and_sample_alone() -> None:
-    settings = {"code_samples": 4, "code_temperature": 0.2}
-    one = prepared(humaneval, [ROW, ROW], **settings)
-    other = prepared(humaneval, [ROW, ROW], **{**settings, "code_samples": 9, "code_top_p": 1.0})
-    seeds = [[request.seed for request in question.requests] for question in one]
-    assert [[r.seed for r in question.requests[:4]] for question in other] == seeds
-    assert len({seed for own in seeds for seed in own}) == 8
-    assert seeds[0][0] == scoring.seed("humaneval", 0, 0) != scoring.seed("mbpp", 0, 0)
-    assert {(r.temperature, r.top_p) for q in one for r in q.requests} == {(0.2, 0.95)}
-    assert len({scoring.seed("mbpp", i, j) for i in range(500) for j in range(200)}) == 100_000
 
 
 def test_items_and_samples() -> None:
@@ -432,29 +389,6 @@ def test_items_and_samples() -> None:
     metric = summarise(items, "pass@1", True)
     assert metric.value == pytest.approx(clustered.value)
     assert metric.stderr == pytest.approx(clustered.stderr)
-
-
-def test_the_same_program_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[Program] = []
-
-    class Counting:
-        def __enter__(self) -> Counting:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def run(self, programs: Sequence[Program], found: Any) -> list[Verdict]:
-            ran.extend(programs)
-            return [Verdict("a + b" in one.code, "" if "a + b" in one.code else "no", "", 0.0)
-                    for one in programs]  # fmt: skip
-
-    monkeypatch.setattr(code, "Sandbox", Counting)
-    questions = prepared(mbpp, [SMALL, SMALL], code_samples=3, code_temperature=1.0)
-    right, wrong = SMALL["code"], "def add(a, b): ..."
-    found = graded(questions, [[wrong, right, wrong], [right, right, right]])
-    assert ran == list(dict.fromkeys(ran)) and len(ran) == 2
-    assert [[s["passed"] for s in own] for _, own in found] == [[False, True, False], [True] * 3]
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])

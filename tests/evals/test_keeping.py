@@ -14,7 +14,6 @@ from laura.evals.keeping import Keeper, partial_file
 from laura.evals.runner import Material, Subject, chosen, evaluate_all, file_rows
 from laura.micro.targets import rows
 from laura.recipe.sections import Extra, MeasureSection
-from laura.results.errors import StoreError
 from laura.results.store import read_lines_gz
 from laura.results.task_result import TaskResult, samples_file
 
@@ -99,21 +98,6 @@ def test_answers_to_something_else_start_anew(
     assert other.computed == len(SCORES)
 
 
-def test_rubbish_in_the_file_is_left_out(engine: Engine, tmp_path: Path) -> None:
-    path = tmp_path / "x.partial.jsonl"
-    path.write_bytes(b"\xff\xfe not json\n[1]\n")
-    counting = Counting(engine)
-    with keeper(counting, path) as kept:
-        kept.score(SCORES[:3])
-    assert counting.computed == 3
-
-
-def test_a_file_that_cannot_be_written_is_named(engine: Engine, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="file"), keeper(engine, tmp_path / "file" / "x") as kept:
-        kept.score(SCORES)
-
-
 def material(shared_data: Path, **changes: Any) -> Material:
     section = MeasureSection(**{"limit": 6, "gsm8k_shots": 0, "gsm8k_tokens": 5, **changes})
     return Material(section, file_rows(shared_data), {})
@@ -144,20 +128,6 @@ def test_a_measurement_that_dies_anywhere_gives_the_same_files(
     evaluate_all(engine, tasks, material(shared_data), subjects)
     assert not left.exists()
     assert partial_file(Path("a/gsm8k.json")) == Path("a/gsm8k.partial.jsonl")
-
-
-def test_choices_are_kept_with_their_texts(
-    engine: Engine, tmp_path: Path, shared_data: Path
-) -> None:
-    subject = Subject("tiny", lambda task: tmp_path / f"{task}.json")
-    evaluate_all(engine, ["winogrande", "arc_challenge"], material(shared_data), [subject])
-    (first, *_) = read_lines_gz(samples_file(tmp_path / "arc_challenge.json"))
-    row = file_rows(shared_data)("arc_challenge", "test")[0]
-    assert row["question"] in first["context"]
-    assert [choice.strip() for choice in first["choices"]] == row["choices"]["text"]
-    assert len(first["loglikelihoods"]) == len(first["choices"])
-    (first, *_) = read_lines_gz(samples_file(tmp_path / "winogrande.json"))
-    assert len(first["contexts"]) == 2 and first["choices"][0] == first["choices"][1]
 
 
 def test_random_subsets_are_fixed_and_numbered_as_the_data(

@@ -13,7 +13,7 @@ import pytest
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.results.errors import AdapterError, UsageError
-from tests.evals.lm_eval_rows import WORDS, evaluated, plain, write_tasks
+from tests.evals.lm_eval_rows import evaluated, plain, write_tasks
 
 # lm-eval and the libraries it loads warn of their own future; ours stay errors.
 pytestmark = [
@@ -51,14 +51,6 @@ def test_equals_lm_evals_own_model(chat: bool, tiny_folder: Path, tmp_path: Path
             mine = found["results"][name][metric]
             assert mine == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5))
     assert compared == (27 if chat else 27 + 12 + 4)
-
-
-def test_the_rolling_text_takes_several_windows(tiny_folder: Path) -> None:
-    """What the parity of rolling log-likelihoods rests on."""
-    from laura.evals.lm_eval.model import LauraLM
-
-    lm = LauraLM.create_from_arg_string(f"model={tiny_folder}")
-    assert len(lm.engine.encoder.document(f"{WORDS} " * 60)[1]) > 2 * lm.max_length
 
 
 class _Recorder:
@@ -137,8 +129,7 @@ def _adapter(folder: Path, model: Any) -> Path:
     """An adapter with updates that matter."""
     import torch
 
-    from laura.models.adapters import save_adapter
-    from laura.models.attach import attach
+    from laura.models.adapters import attach, save_adapter
     from laura.models.lora import LoraSettings, lora_layers
 
     settings = LoraSettings(rank=2, alpha=8.0, targets=("q_proj", "down_proj"))
@@ -187,19 +178,6 @@ def test_lm_evals_own_command_line(
             assert mine == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5))
     base = without["results"]["here_pairs"][metric]
     assert abs(found["results"]["here_pairs"][metric] / base - 1) > 0.01
-
-
-@pytest.mark.slow
-def test_command_line_tells_a_mistake_in_words(tmp_path: Path) -> None:
-    names = write_tasks(tmp_path)
-    arguments = [
-        sys.executable, "-m", "laura.evals.lm_eval", "--model", "laura", "--model_args",
-        f"model={tmp_path / 'nowhere'}", "--tasks", names[0], "--include_path", str(tmp_path),
-    ]  # fmt: skip
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "error: " in done.stderr and "nowhere" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_without_lm_eval_the_error_names_the_extra() -> None:

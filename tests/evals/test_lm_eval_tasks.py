@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from laura.engine.engine import Engine
-from laura.engine.requests import ScoreAnswer
-from laura.results.errors import DataError, DivergenceError, UsageError
+from laura.results.errors import DataError, UsageError
 from laura.results.task_result import summarise
 from tests.evals.lm_eval_rows import evaluated, plain, write_task, write_tasks
 
@@ -152,18 +151,3 @@ def test_lm_evals_own_names(tmp_path: Path) -> None:
         lm_eval_tasks.plan("lm_eval:mmlu")
     with pytest.raises(DataError, match=r"lm_eval:piqa.*Hub"):  # tests are offline
         lm_eval_tasks.plan("lm_eval:piqa")
-
-
-def test_numbers_that_are_not_finite_are_an_error(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    from laura.evals.lm_eval import tasks as lm_eval_tasks
-
-    class Broken:
-        tokenizer = tiny_tokenizer
-
-        def score(self, requests: Any) -> list[ScoreAnswer]:
-            return [ScoreAnswer(math.nan, False, 1) for _ in requests]
-
-    write_tasks(tmp_path)
-    plan = lm_eval_tasks.plan("lm_eval:here_choice", None, tmp_path)
-    with pytest.raises(DivergenceError):
-        plan.measure(Broken(), [None])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from laura.engine.engine import Engine
 from laura.engine.requests import (
     GenerateAnswer,
     GenerateRequest,
@@ -208,22 +206,6 @@ def test_results_of_another_model_are_not_overwritten(tmp_path: Path) -> None:
         _run(tmp_path, ["winogrande"], model_name="tuned")
 
 
-def test_a_damaged_result_is_named(tmp_path: Path) -> None:
-    _run(tmp_path, ["winogrande"])
-    value = json.loads((tmp_path / "winogrande.json").read_text())
-    store.write_json(tmp_path / "winogrande.json", {**value, "n": 99})
-    with pytest.raises(StoreError, match="n is 99 but there are 4 items"):
-        _run(tmp_path, ["winogrande"])
-
-
-def test_bars_carry_the_task_and_the_engine_gets_its_progress_back(tmp_path: Path) -> None:
-    engine, listener = FakeEngine(), Listener()
-    engine.progress = "before"
-    _run(tmp_path, ["winogrande"], engine, progress=listener)
-    assert listener.titles == ["WinoGrande, acc: scoring"]
-    assert engine.progress == "before"
-
-
 def test_items_cut_to_the_context_are_marked(tmp_path: Path) -> None:
     prompt = len(b"Question: 0?\nAnswer:")
     engine = FakeEngine(context_tokens=256 + prompt - 1)
@@ -251,20 +233,3 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     empty = [TokenDocument([1, 2], [True, False], 0, i) for i in range(2)]
     with pytest.raises(DataError, match="target_loss cannot be summed up"):
         _run(tmp_path, ["target_loss"], engine, _material(documents={"target_loss": empty}))
-
-
-def test_a_real_engine_measures_every_kind(
-    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
-) -> None:
-    """Loss, accuracy and answers of a random model, through the real engine."""
-    engine = Engine(tiny_model, tiny_tokenizer)
-    names = ["winogrande", "gsm8k", "target_loss", "kl"]
-    material = _material(
-        section=MeasureSection(limit=3, gsm8k_shots=1, gsm8k_tokens=4), reference=tiny_model
-    )
-    results = _run(tmp_path, names, engine, material)
-    assert {name: result.n for name, result in results.items()} == {
-        "winogrande": 3, "gsm8k": 3, "target_loss": 2, "kl": 2,
-    }  # fmt: skip
-    assert results["kl"].metrics["nats_per_token"].value == pytest.approx(0, abs=1e-6)
-    assert 3 < results["target_loss"].metrics["nats_per_token"].value < 12

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -380,13 +379,6 @@ def test_an_error_of_the_caller_ends_the_pool() -> None:
             pool.run([Program("import time\ntime.sleep(60)"), Program("pass")], fails)
     assert not descendants(os.getpid())
     assert sorted(os.listdir("/proc/self/fd")) == before, "a descriptor was left open"
-
-
-@needs_walls
-def test_a_pool_may_run_in_a_thread() -> None:
-    with Sandbox(workers=2) as pool, ThreadPoolExecutor(1) as thread:
-        verdicts = thread.submit(pool.run, [Program("pass"), Program("assert False")]).result()
-    assert [verdict.passed for verdict in verdicts] == [True, False]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from laura.data.examples import Example
 from laura.data.templates import chat_prompts, encode
-from laura.engine.requests import GenerateAnswer, ScoreAnswer, ScoreRequest, TokenDocument
+from laura.engine.requests import ScoreAnswer, ScoreRequest, TokenDocument
 from laura.evals import tasks
 from laura.evals.scoring import ChoiceQuestion, TaskSettings, choice_item, document_items
 from laura.evals.tasks import arc_challenge, gsm8k, hellaswag, winogrande
@@ -69,17 +69,6 @@ def test_unknown_task_names_the_nearest(name: str, near: str) -> None:
         tasks.find("zzzz")
 
 
-def test_hellaswag_prompt() -> None:
-    question = hellaswag.question(HELLASWAG, 7)
-    context = "Baking: How to bake. Start. The cook"
-    # The bracket is cut after the outer strip, so its blank stays, as in lm-eval.
-    assert question.requests == (
-        ScoreRequest(context.replace("Baking: ", "Baking:  ").replace("  ", " "), "  waits."),
-        ScoreRequest(context, " eats it."),
-    )
-    assert (question.index, question.gold, question.choice_characters) == (7, 1, (7, 8))
-
-
 def _choice(loglikelihoods: list[float], characters: tuple[int, ...], gold: int) -> dict[str, Any]:
     requests = tuple(ScoreRequest("a", " b") for _ in loglikelihoods)
     question = ChoiceQuestion(3, requests, gold, characters)
@@ -92,11 +81,6 @@ def test_acc_and_acc_norm_can_disagree() -> None:
     assert (item["acc"], item["acc_norm"], item["correct"]) == (0, 1, True)
     assert item["loglikelihoods"] == [-4.0, -6.0]
     assert item["choice_characters"] == [2, 6]
-
-
-def test_first_of_equals_wins() -> None:
-    assert _choice([-1.0, -1.0], (2, 2), gold=0)["acc"] == 1
-    assert _choice([-1.0, -1.0], (2, 2), gold=1)["acc"] == 0
 
 
 def test_numbers_that_are_not_finite_are_a_divergence() -> None:
@@ -146,19 +130,6 @@ def test_missing_fields_name_what_came(module: Any, row: dict[str, Any]) -> None
         module.question([], 0)
 
 
-def test_gsm8k_prompt_and_shots() -> None:
-    training = [{"question": f"Q{i}?", "answer": f"A{i}\n#### {i}"} for i in range(6)]
-    (none,) = gsm8k.questions([GSM8K], [], 0, 9)
-    assert none.requests[0].prompt == "Question: How many?\nAnswer:"
-    assert none.requests[0].stop == ("Question:", "</s>", "<|im_end|>")
-    assert none.requests[0].max_new_tokens == 9
-    first, second = gsm8k.questions([GSM8K, GSM8K], training, 2, 9)
-    worked = "Question: Q0?\nAnswer: A0\n#### 0\n\nQuestion: Q1?\nAnswer: A1\n#### 1\n\n"
-    assert first.requests[0].prompt == second.requests[0].prompt == worked + none.requests[0].prompt
-    drawn = gsm8k.questions([GSM8K, GSM8K], training, 2, 9, gsm8k.Shots.SAMPLED)
-    assert drawn[0].requests[0].prompt != drawn[1].requests[0].prompt
-
-
 @pytest.mark.parametrize("shots", [0, 2])
 def test_gsm8k_asks_in_chat_as_instruct_training_shows_it(tiny_tokenizer: Any, shots: int) -> None:
     training = [{"question": f"Q{i}?", "answer": f"Thus.\n#### {i}"} for i in range(2)]
@@ -197,28 +168,6 @@ def test_gsm8k_refuses_bad_rows() -> None:
         gsm8k.questions([GSM8K, {"question": "?", "answer": "none"}], [], 0, 9)
     with pytest.raises(DataError, match=r"gsm8k train: row 0 .* needs 'question' as text"):
         gsm8k.questions([GSM8K], [{"answer": "#### 1"}], 1, 9)
-
-
-@pytest.mark.parametrize(
-    ("text", "strict", "flexible"),
-    [
-        (" We get\n#### 1234", 1, 1),
-        (" #### 1,234.", 1, 1),
-        (" #### 1234.0", 0, 0),
-        (" #### 5\n#### 1234", 0, 1),
-        (" the answer is $1,234.", 0, 1),
-        (" ####1234", 0, 1),
-        (" nothing", 0, 0),
-        ("", 0, 0),
-    ],
-)
-def test_gsm8k_grades(text: str, strict: int, flexible: int) -> None:
-    (question,) = gsm8k.questions([GSM8K], [], 0, 9)
-    item, sample = gsm8k.grade(question, GenerateAnswer(text, 4, "stop"))
-    assert (item["exact_match"], item["flexible_extract"]) == (strict, flexible)
-    assert item["correct"] is bool(strict)
-    assert sample["text"] == text
-    assert sample["prompt"].endswith("Answer:")
 
 
 def _document(bytes_: int = 11, index: int = 0) -> TokenDocument:

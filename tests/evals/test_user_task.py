@@ -13,7 +13,7 @@ from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer
 from laura.evals import tasks, user_task
 from laura.evals.runner import Material, evaluate, file_rows, plan_task
-from laura.evals.scoring import TaskSettings, choice_item
+from laura.evals.scoring import TaskSettings
 from laura.evals.tasks import TaskEntry
 from laura.evals.user_task import UserTask
 from laura.recipe.sections import MeasureSection
@@ -83,27 +83,6 @@ def loaded(path: Path, text: str, rows: list[Any] = ROWS) -> user_task.UserTask:
 
 def plan_of(path: Path | str, engine: Any, **changes: Any) -> Any:
     return plan_task(engine, str(path), Material(MeasureSection(**changes), file_rows(None), {}))
-
-
-def test_python_files(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
-    task = loaded(tmp_path / "mine.py", PYTHON_CHOICE)
-    assert (task.entry.kind, task.entry.title, task.entry.metric) == ("choice", "Mine", "acc")
-    questions = [task.question(row, i) for i, row in enumerate(task.rows())]
-    assert [r.context for r in questions[1].requests] == ["a x", "a y"]
-    assert task.VERSION.startswith("3; task ")
-    engine = Engine(tiny_model, tiny_tokenizer)
-    scores = engine.score(list(questions[0].requests))
-    assert choice_item(questions[0], scores, task.METRICS, "acc")["gold"] == 1
-
-    task = loaded(tmp_path / "written.py", PYTHON_GENERATION)
-    assert (task.entry.kind, task.entry.metric, task.entry.higher_is_better) == (
-        "generation", "length", False,
-    )  # fmt: skip
-    version, questions = task.prepare(task.rows(), ask())
-    assert version.startswith("7; task ") and len(questions) == 2
-    answers = [[GenerateAnswer("one", 1, "end"), GenerateAnswer("two", 1, "end")]] * 2
-    (item, samples), _ = task.grades(questions, answers)
-    assert (item["length"], len(samples)) == (3, 2)
 
 
 def test_a_file_runs_under_its_own_future_alone(tmp_path: Path) -> None:

@@ -386,7 +386,6 @@ if __name__ == "vllm":
     current_platform = SimpleNamespace(is_cpu=lambda: not faults().get("gpu"))
     __version__ = faults().get("version", "0.32.1.dev3")
     print("libraries print what they like")
-    assert importlib.util.find_spec("gguf_tokenizer") is None, "the worker's folder is searched"
     assert importlib.util.find_spec("vllm_worker") is None, "the worker's folder is searched"
     # The worker looks for parts in these modules; here they are all the same one.
     for name in (

@@ -13,9 +13,7 @@ import torch
 
 from laura.models import device
 from laura.models.device import (
-    MALLOC_OPTIONS,
     has_bf16_arithmetic,
-    keep_freed_memory,
     packs_weights,
     resolve_precision,
 )
@@ -44,26 +42,10 @@ def new_pages(way: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep it or not")
 def test_memory_that_is_freed_is_there_for_what_comes_next() -> None:
     assert new_pages("kept") < 0.05 * 5 * 55 * 2**20 / 4096 < new_pages("plain")
-
-
-def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    class Glibc:
-        def mallopt(self, option: int, value: int) -> int:
-            asked.append((option, value))
-            return 1
-
-    def missing(name: str) -> None:
-        raise OSError(f"no {name} here")
-
-    for library in (lambda name: Glibc(), missing, lambda name: object()):
-        monkeypatch.setattr(device.ctypes, "CDLL", library)
-        keep_freed_memory()
-    assert asked == list(MALLOC_OPTIONS)
 
 
 @pytest.mark.parametrize("hardware", [False, True])
@@ -114,6 +96,7 @@ print(told, kernels, has_bf16_arithmetic(cpu), resolve_precision("auto", cpu))
 """
 
 
+@pytest.mark.slow
 def test_bf16_works_on_a_processor_with_avx2_only() -> None:
     root = Path(__file__).resolve().parents[2]
     limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from laura.models.attach import attach
+from laura.models.adapters import attach
 from laura.models.attention import Documents
 from laura.models.device import autocast
-from laura.models.dropouts import dropping
+from laura.models.layers import dropping
 from laura.models.lean import lean
 from laura.models.lora import LoraSettings
 from laura.models.losses import packed_loss_sum

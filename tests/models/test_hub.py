@@ -25,7 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
 import json, sys
 from laura.results.errors import LauraError
-from laura.models.hub import download
+from laura.models.fetch import download
 
 class Bar:
     done = 0.0

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from laura.models.adapters import load_adapter, save_adapter
-from laura.models.attach import attach
+from laura.models.adapters import attach, load_adapter, save_adapter
 from laura.models.lora import LoraSettings, detach, lora_layers
 from laura.results.errors import ModelError
 from tests.conftest import make_tiny_model
@@ -50,17 +49,6 @@ def test_the_layers_are_pefts_and_so_are_the_files(layers: tuple[int, ...], tmp_
     load_adapter(ours, tmp_path)
     with torch.inference_mode():
         assert torch.equal(ours(IDS).logits, mine)
-
-
-def test_targets_given_in_full_need_no_layer_numbers_in_the_file(tmp_path: Path) -> None:
-    ours = make_tiny_model()
-    target = "model.layers.1.mlp.up_proj"
-    settings = LoraSettings(rank=4, targets=(target, "q_proj"), layers=(1,))
-    names = attach(ours, settings, seed=0)
-    assert sorted(names) == [target, "model.layers.1.self_attn.q_proj"]
-    save_adapter(ours, tmp_path, settings, "tiny")
-    detach(ours)
-    assert load_adapter(ours, tmp_path).targets == tuple(sorted(names))
 
 
 def test_layers_that_are_not_there_are_named(tiny_model: Any) -> None:

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from laura.models import lora
-from laura.models.adapters import load_adapter, merge_check, save_adapter
-from laura.models.attach import attach
+from laura.models.adapters import attach, load_adapter, merge_check, save_adapter
 from laura.models.lora import LoraSettings, detach, lora_layers, merge, route, unmerge
 from laura.results.errors import AdapterError
 
@@ -66,25 +64,6 @@ def test_the_same_seed_gives_the_same_adapter_whatever_ran_before(tiny_model: An
     attach(tiny_model, LoraSettings(rank=4), seed=11)
     again = [layer.A for layer in lora_layers(tiny_model).values()]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_fused_product_has_the_gradients_of_the_written_out_formula(dtype: Any) -> None:
-    torch.manual_seed(0)
-    x, w = torch.randn(2, 5, 8, dtype=dtype), torch.randn(6, 8, dtype=dtype)
-    a, b = torch.randn(3, 8, dtype=dtype), torch.randn(6, 3, dtype=dtype)
-    leaves = [t.clone().requires_grad_() for t in (x, a, b)]
-    fused = lora.lora_product(leaves[0], w, leaves[1], leaves[2], 0.7)
-    plain = [t.clone().requires_grad_() for t in (x, a, b)]
-    formula = plain[0] @ w.T + 0.7 * (plain[0] @ plain[1].T) @ plain[2].T
-    torch.testing.assert_close(fused, formula)
-    slope = torch.randn_like(formula)
-    for one, other in zip(
-        torch.autograd.grad(fused, leaves, slope),
-        torch.autograd.grad(formula, plain, slope),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other)
 
 
 def test_segments_and_slots_equal_each_adapter_alone(tiny_model: Any) -> None:

@@ -47,10 +47,6 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all_names() -> None:
         fetch("xyz")
 
 
-def test_the_model_for_everyone_is_in_the_registry() -> None:
-    assert isinstance(MODELS[FETCHABLE_ANYWHERE], WheelModel)
-
-
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_root() == tmp_path / "cache"
     monkeypatch.delenv("LAURA_CACHE")
@@ -73,16 +69,6 @@ def test_an_entry_is_whole_by_size_and_intact_by_checksum() -> None:
 
 def _put(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-
-
-def test_a_failed_filling_leaves_nothing() -> None:
-    def fail(folder: Path) -> None:
-        (folder / "half").write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_entry(model_entry("some"), fail, {})
-    assert list(model_entry("some").parent.iterdir()) == []
 
 
 def test_a_wheel_with_another_checksum_is_refused_and_leaves_nothing(

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from laura.engine.batch_attention import BatchAttention
-from laura.models.adapters import save_adapter
-from laura.models.attach import attach
+from laura.models.adapters import attach, save_adapter
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, lora_layers
 from laura.results.errors import AdapterError, UsageError

@@ -21,7 +21,7 @@ from laura.engine.detokenizer import TextDelta
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.models import adapters as peft_files
-from laura.models.attach import attach
+from laura.models.adapters import attach
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, detach, lora_layers
 from laura.results.errors import AdapterError, ModelError, UsageError

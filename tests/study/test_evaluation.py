@@ -17,8 +17,7 @@ from laura.cli.measurement import adapter_names, scores_text
 from laura.engine.engine import Engine
 from laura.engine.forecast import Pace, forecast, measure_pace
 from laura.engine.requests import GenerateRequest, ScoreRequest
-from laura.models.adapters import save_adapter
-from laura.models.attach import attach
+from laura.models.adapters import attach, save_adapter
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, detach, lora_layers
 from laura.recipe.reading import read_measure_section

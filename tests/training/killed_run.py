@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from laura.models.attach import attach
+from laura.models.adapters import attach
 from laura.models.lora import LoraSettings
 from laura.results.progress import Silent
 from tests.conftest import make_tiny_model

@@ -108,7 +108,7 @@ def _runtime(device_name: str) -> int:
     from laura.results.store import RunStore
     from laura.study.workbench import Workbench
     from laura.training.batches import BatchPlan
-    from laura.training.run import train_run
+    from laura.training.run import train_runs
 
     section = TrainSection(row_tokens=16, batch_tokens=16, schedule="constant", warmup=0.0)
     row = Row([5] * 16, [7] * 16, list(range(16)), [16], [0])
@@ -117,9 +117,9 @@ def _runtime(device_name: str) -> int:
         tempfile.TemporaryDirectory() as folder,
         bench.adapted(FullArm(method="full"), 0) as adapted,
     ):
-        train_run(
-            adapted.model, RunStore(Path(folder)), section, BatchPlan.of([[row]], [1]),
-            learning_rate=1e-6, seed=0, write_weights=lambda _: None,
+        train_runs(
+            adapted.model, [(RunStore(Path(folder)), 1e-6)], section, BatchPlan.of([[row]], [1]),
+            seed=0, write_weights=lambda _: None,
         )  # fmt: skip
     device = torch.device(device_name)
     if device.type == "cuda":

@@ -227,7 +227,7 @@ def _of_gguf(path: Path) -> Shapes:
 
 
 def _hub_config(repository: str, revision: str | None) -> Path:
-    from laura.models.hub import download_config
+    from laura.models.fetch import download_config
 
     try:
         return download_config(repository, revision)
