@@ -70,11 +70,11 @@ def refuse_calls(rules: bytes) -> None:
     """Let the kernel refuse system calls to this process, for good (seccomp(2))."""
     import ctypes
 
-    class Program(ctypes.Structure):
+    class SeccompProgram(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("lines", ctypes.c_void_p))
 
     lines = ctypes.create_string_buffer(rules, len(rules))
-    program = Program(len(rules) // 8, ctypes.addressof(lines))
+    program = SeccompProgram(len(rules) // 8, ctypes.addressof(lines))
     if ctypes.CDLL(None).prctl(22, 2, ctypes.byref(program)):  # PR_SET_SECCOMP, MODE_FILTER
         raise OSError("the kernel takes no rules")
 
