@@ -38,7 +38,7 @@ class Member:
     Attributes:
         name: What it is called.
         is_base: Whether it is the base.
-        record: Its `laura.json` in short (`short_record.py`), where it has one.
+        record: Its `laura.json` in short (`library.short_record`), where it has one.
         warnings: What should be known before it is trusted.
     """
 

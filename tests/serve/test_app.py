@@ -279,7 +279,7 @@ POLICY = "content-security-policy"
 
 
 @pytest.mark.parametrize(
-    "name", ["", "nothing.js", "../page_files.py", "/etc/passwd", "page.js/", "PAGE.JS", ".."]
+    "name", ["", "nothing.js", "../app.py", "/etc/passwd", "page.js/", "PAGE.JS", ".."]
 )
 def test_only_its_own_files_are_served(name: str) -> None:
     assert page_response(name) is None

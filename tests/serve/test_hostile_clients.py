@@ -98,7 +98,8 @@ def test_bodies_that_are_too_large(micro_tokenizer: Any) -> None:
         lies = head("9" * 400)
         assert status_of(raw(url, lies)) in (400, 413)
         for wrong in ("-5", "1e3", "0x10", "5, 5, 6"):
-            assert status_of(raw(url, head(wrong), b"{}")) == 400
+            # No body: the server hangs up at once, and what it has not read would reset the line.
+            assert status_of(raw(url, head(wrong))) == 400
     assert not house.engine.asked
 
 

@@ -1,4 +1,4 @@
-// What a model learned and forgot, as its laura.json says: laura/serve/short_record.py makes it.
+// What a model learned and forgot, as `short_record` (laura/serve/library.py) makes it of laura.json.
 import { element, number, row } from "./draw.js";
 
 const share = (unit) => unit === "share";
