@@ -38,16 +38,19 @@ def argument(default: Any = MISSING, **how: Any) -> Any:
 def parameters(kind: type[Any]) -> list[inspect.Parameter]:
     """What typer makes a command's arguments and options of."""
     hints, known = get_type_hints(kind), {one.name: one for one in fields(kind)}
+    below = [(owner, name) for owner in kind.__mro__ for name in inspect.get_annotations(owner)]
+    # Arguments are given in the order of the fields, in which what is shared comes first.
+    arguments = [name for name in known if known[name].metadata["make"] is typer.Argument]
+    below.sort(key=lambda one: arguments.index(one[1]) if one[1] in arguments else len(arguments))
     found = []
-    for owner in kind.__mro__:
-        for name in inspect.get_annotations(owner):
-            asked, hint = known[name].metadata, hints[name]
-            words = _words(owner.__module__).get((owner.__name__, name))
-            names = asked["names"] or ([f"--{name.replace('_', '-')}"] if hint is bool else [])
-            info = asked["make"](*names, **{"help": words, **asked["how"]})
-            default = known[name].default
-            default = inspect.Parameter.empty if default is MISSING else default
-            found.append(parameter(name, Annotated[hint, info], default))
+    for owner, name in below:
+        asked, hint = known[name].metadata, hints[name]
+        words = _words(owner.__module__).get((owner.__name__, name))
+        names = asked["names"] or ([f"--{name.replace('_', '-')}"] if hint is bool else [])
+        info = asked["make"](*names, **{"help": words, **asked["how"]})
+        default = known[name].default
+        default = inspect.Parameter.empty if default is MISSING else default
+        found.append(parameter(name, Annotated[hint, info], default))
     return found
 
 

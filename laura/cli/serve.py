@@ -48,9 +48,9 @@ class ServeOptions:
     """Longest answer."""
     max_prompt_tokens: int | None = option(min=1, metavar="N", show_default="what the base reads")
     """Longest prompt."""
-    timeout: float = option(default=600.0, min=1, metavar="SECONDS")
+    timeout: float = option(default=600, min=1, metavar="SECONDS")
     """Longest time for an answer."""
-    grace: float = option(default=30.0, min=0, metavar="SECONDS")
+    grace: float = option(default=30, min=0, metavar="SECONDS")
     """Time that a stop leaves running answers."""
     precision: Literal["auto", "fp32", "bf16"] = option(default="auto")
     """Of weights and products."""
