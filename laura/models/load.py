@@ -17,7 +17,7 @@ import torch
 
 from laura.models import attention
 from laura.models.device import pick_device
-from laura.models.fetch import download, fetched
+from laura.models.fetch import download, fetched, first_line
 from laura.models.gguf import converted
 from laura.models.registry import MODELS, HubModel, named_model
 from laura.results.errors import ModelError, StoreError, UsageError
@@ -253,7 +253,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         )
     except Exception as error:  # the tokenizers library raises plain Exception
         raise ModelError(
-            f"the tokenizer in {folder} cannot be read ({_first_line(error)}); copy tokenizer.json "
+            f"the tokenizer in {folder} cannot be read ({first_line(error)}); copy tokenizer.json "
             "and tokenizer_config.json again from where the model came from"
         ) from error
     if tokenizer.eos_token_id is None:
@@ -276,7 +276,7 @@ def _read_config(folder: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{folder / 'config.json'} describes no model that transformers knows "
-            f"({_first_line(error)}); use a Llama-type model"
+            f"({first_line(error)}); use a Llama-type model"
         ) from error
     if "quantization_config" in raw:
         raise ModelError(f"{folder} is quantised; use the unquantised model, or a GGUF file of it")
@@ -300,7 +300,7 @@ def _empty_decoder(config: Any, folder: Path) -> Any:
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise ModelError(
             f"{kind}, which cannot be built as a causal language model "
-            f"({_first_line(error)}); {allowed}"
+            f"({first_line(error)}); {allowed}"
         ) from error
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, torch.nn.ModuleList) or len(layers) == 0:
@@ -345,7 +345,7 @@ def _read_weights(config: Any, folder: Path, dtype: torch.dtype) -> Any:
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
-            f"the weights in {folder} do not fit its config.json ({_first_line(error)}); "
+            f"the weights in {folder} do not fit its config.json ({first_line(error)}); "
             "copy both again from where the model came from"
         ) from error
     missing = sorted(report["missing_keys"])
@@ -361,11 +361,6 @@ def _read_weights(config: Any, folder: Path, dtype: torch.dtype) -> Any:
     # pad with, would get no gradient where it is read.
     model.get_input_embeddings().padding_idx = None
     return model
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

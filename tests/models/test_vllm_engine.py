@@ -496,7 +496,12 @@ def test_a_folder_that_was_left_goes_and_others_stay(fake: Fake, temporary: Path
     [
         (False, True, ""),
         pytest.param(True, False, "", marks=pytest.mark.slow),
-        (False, False, "vLLM answers the base in company otherwise than alone"),
+        pytest.param(
+            False,
+            False,
+            "vLLM answers the base in company otherwise than alone",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["by the rule", "on a GPU", "against the rule"],
 )
