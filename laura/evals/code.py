@@ -1,7 +1,8 @@
 """What the tasks that ask for programs share: drawing samples, finding the code, grading. No torch.
 
-Every sample is a whole program: the code of the answer, then the row's tests. It
-runs in the sandbox and passes when it ends without an error. A problem's pass@k is
+Every sample is a whole program: the code of the answer, then the row's tests, which run in
+a process of their own and ask the code for the names that the row's own solution has
+(`sandbox/child.py`). It passes when both end without an error. A problem's pass@k is
 the unbiased estimate from its own samples (`statistics.pass_at_k`); the benchmark's
 is the mean over problems, with the standard error over problems. That error is
 clustered: a problem with fifty samples counts once, as `statistics.clustered_mean`
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from laura.engine.requests import GenerateAnswer, GenerateRequest
-from laura.evals.sandbox import ProgramLimits, Sandbox, Verdict
+from laura.evals.sandbox import Program, ProgramLimits, Sandbox, Verdict
 from laura.evals.scoring import drawn_item, sampled
 from laura.recipe.measure import pass_names
 from laura.recipe.sections import MeasureSection
@@ -25,7 +26,7 @@ from laura.results.progress import SILENT, Progress
 from laura.results.task_result import Item
 
 PYTHON = ("python", "python3", "py")
-RUN = 2  # changes with how programs run: 1 did not evaluate their annotations
+RUN = 2  # how programs run; by 1 annotations were not evaluated, and tests in their reach
 
 # A fence opens and closes at the beginning of a line, as in CommonMark; an answer that was
 # cut off leaves it open.
@@ -45,6 +46,7 @@ class CodeQuestion:
         requests: What the engine continues, one a sample.
         code: Makes the program's code of an answer's text.
         tests: What follows the code; it fails by an exception.
+        tested: Names in the tests that are the code's.
         k: The pass@k that are told beside pass@1.
     """
 
@@ -53,11 +55,12 @@ class CodeQuestion:
     requests: tuple[GenerateRequest, ...]
     code: Callable[[str], str]
     tests: str
+    tested: tuple[str, ...]
     k: tuple[int, ...]
 
-    def program(self, text: str) -> str:
+    def program(self, text: str) -> Program:
         """The whole program of an answer."""
-        return f"{self.code(text)}\n{self.tests}"
+        return Program(self.code(text), self.tests, self.tested)
 
 
 def metrics(section: MeasureSection) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "kills everything": (
         "import os\nfor victim in (os.getppid(), 1, 0 - 1):\n    try: os.kill(victim, 9)\n"
         "    except OSError: pass\nassert False, 'still here'",
-        "AssertionError: still here (line 5)",
+        "killed by SIGKILL",  # its judge is gone first
     ),
     "kills its group": ("import os\nos.killpg(0, 9)", "killed by SIGKILL"),
     "kills itself": ("import os\nos.kill(os.getpid(), 9)", "killed by SIGKILL"),
@@ -246,18 +247,172 @@ HOSTILE: dict[str, tuple[str, str]] = {
         "raise ValueError('\\x1b[2J\\n\\ngone')", "ValueError: ?[2J gone (line 1)",
     ),
     "reads": ("input()", "EOFError: EOF when reading a line (line 1)"),
+    "makes a context of asynchronous I/O": (
+        "import ctypes, os\nlibrary = ctypes.CDLL(None, use_errno=True)\n"
+        "context = ctypes.c_ulong()\n"
+        "number = {{'x86_64': 206, 'aarch64': 0}}[os.uname().machine]\n"
+        "assert library.syscall(number, 1, ctypes.byref(context)) == 0, "
+        "os.strerror(ctypes.get_errno())",
+        "AssertionError: Operation not permitted (line 5)",
+    ),
+    "imports an installed package": (
+        "import glob, os, sys\nlibrary = os.path.dirname(os.__file__)\n"
+        "sys.path += [library + '/site-packages', '/usr/lib/python3/dist-packages']\n"
+        "assert not glob.glob(library + '/site-packages/*'), 'seen'\nimport torch",
+        "ModuleNotFoundError: No module named 'torch' (line 5)",
+    ),
     "imports what is not there": (
         "import laura", "ModuleNotFoundError: No module named 'laura' (line 1)",
     ),
 }  # fmt: skip
 
+CHECK = """
+import math
+def check(candidate):
+    assert candidate(2) == 4
+    assert candidate([1, 2]) == [1, 4]
+    assert abs(candidate(0.5) - 0.25) < 1e-9
+    assert sorted(candidate({{3, 4}})) == [9, 16] and math.fabs(candidate(-3)) == 9
+    try: candidate(None)
+    except TypeError: pass
+    else: raise AssertionError("None has no square")
+check(solve)
+""".replace("{{", "{").replace("}}", "}")
+HONEST = [
+    "def solve(x):\n    if isinstance(x, (list, set)): return type(x)(map(solve, x))\n"
+    "    return x * x\n",
+    "class Square:\n    def __call__(self, x):\n"
+    "        return [*map(self, x)] if hasattr(x, '__iter__') else x ** 2\nsolve = Square()\n",
+]
+_ALWAYS = (
+    "class Always{base}:\n"
+    "    def __eq__(self, other): return True\n    def __hash__(self): return 0\n"
+    "    __ne__ = __gt__ = lambda self, other: False\n"
+    "    __lt__ = __le__ = __ge__ = __eq__\n"
+    "    __sub__ = __rsub__ = __abs__ = __getitem__ = __call__ = lambda self, *_: self\n"
+    "    def __iter__(self): return iter([9, 16])\n    __len__ = lambda self: 2\n"
+    "    def __float__(self): return 9.0\n"
+)
+# Each tries to pass without solving; none of them may.
+CHEATS: dict[str, str] = {
+    "equals everything": _ALWAYS.format(base="") + "def solve(x): return Always()",
+    "is an integer that equals everything": (
+        _ALWAYS.format(base="(int)") + "def solve(x): return Always(7)"
+    ),
+    "is a float that equals everything": (
+        _ALWAYS.format(base="(float)") + "def solve(x): return Always(7)"
+    ),
+    "is a list that equals everything": (
+        _ALWAYS.format(base="(list)") + "def solve(x): return Always([7])"
+    ),
+    "is a text that equals everything": (
+        _ALWAYS.format(base="(str)") + "def solve(x): return Always('x')"
+    ),
+    "lies about its class": (
+        _ALWAYS.format(base="") + "    __class__ = property(lambda self: int)\n"
+        "def solve(x): return Always()"
+    ),
+    "is a class": _ALWAYS.format(base="") + "solve = Always",
+    "is its own answer": _ALWAYS.format(base="") + "solve = Always()",
+    "has a class that equals everything": (
+        "class Meta(type):\n    def __eq__(self, other): return True\n"
+        "    __hash__ = type.__hash__\nclass Answer(metaclass=Meta): pass\n"
+        "def solve(x): return Answer"
+    ),
+    "exits when it is called": "import os\ndef solve(x): os._exit(0)",
+    "raises SystemExit when it is called": "def solve(x): raise SystemExit(0)",
+    "raises AssertionError": "def solve(x): raise AssertionError",
+    "raises KeyboardInterrupt": "def solve(x): raise KeyboardInterrupt",
+    "raises GeneratorExit": "def solve(x): raise GeneratorExit",
+    "raises StopIteration": "def solve(x): raise StopIteration",
+    "raises TypeError": "def solve(x): raise TypeError",
+    "swaps abs": "import builtins\nbuiltins.abs = abs = lambda x: 0\ndef solve(x): return 4",
+    "swaps the assertion": (
+        "import builtins\nbuiltins.AssertionError = AssertionError = KeyError\n"
+        "def solve(x): return 4"
+    ),
+    "swaps sorted and math": (
+        "import builtins, math\nmath.fabs = lambda x: 9\nbuiltins.sorted = lambda x: [9, 16]\n"
+        "math.inf = 0\ndef solve(x): return 4"
+    ),
+    "defines check": "def check(candidate): pass\ndef solve(x): return 4",
+    "replaces check when it is called": (
+        "def solve(x):\n    import sys\n    frame = sys._getframe()\n    while frame:\n"
+        "        frame.f_globals['check'] = print\n        frame = frame.f_back\n    return 4"
+    ),
+    "reads the tests by frames": (
+        "import sys\ndef solve(x):\n    frame, found = sys._getframe(), []\n    while frame:\n"
+        "        found += [c for c in frame.f_code.co_consts if c in (4, 9)]\n"
+        "        found += [*frame.f_locals.get('tests', ())]\n        frame = frame.f_back\n"
+        "    return found[0] if found else None"
+    ),
+    "reads the tests by the garbage collector": (
+        "import gc\ndef solve(x):\n    for thing in gc.get_objects():\n"
+        "        code = getattr(thing, '__code__', None)\n"
+        "        if getattr(thing, '__name__', '') == 'check': return code.co_consts[2]\n"
+    ),
+    "finds the verdict by the garbage collector": (
+        "import gc, os\ndef solve(x):\n    for thing in gc.get_objects():\n"
+        "        if isinstance(thing, dict) and 'VERDICT' in thing:\n"
+        "            try: os.write(thing['VERDICT'], b'begun\\npassed')\n"
+        "            except OSError: pass\n    os._exit(0)"
+    ),
+    "writes the verdict everywhere": (
+        "import os\nfor number in range(64):\n    try: os.write(number, b'begun\\npassed')\n"
+        "    except OSError: pass\nos._exit(0)"
+    ),
+    "writes the verdict without end": (
+        "import os\nwhile True: os.write(4, b'begun\\npassed')"
+    ),
+    "answers before it is asked": (
+        "import os\nanswer = b'6\\nl1;i4;'\nos.write(4, answer * 99)\ndef solve(x): return 4"
+    ),
+    "answers with a long number": "import os\nos.write(4, b'9' * 19 + b'\\n')\ndef solve(x): pass",
+    "answers with a length below zero": "import os\nos.write(4, b'-1\\n')\ndef solve(x): pass",
+    "answers half": "import os\nos.write(4, b'99\\nl1;')\nos._exit(0)",
+    "answers deep": (
+        "import os\nmessage = b'l1;' * 99999\n"
+        "os.write(4, b'%d\\n' % len(message) + message)\ndef solve(x): pass"
+    ),
+    "answers with many": (
+        "import os\nos.write(4, b'14\\nl99999999999;0')\nos._exit(0)"
+    ),
+    "answers with an odd dictionary": "import os\nos.write(4, b'9\\nl1;m1;0;0')\nos._exit(0)",
+    "answers with an exception of no class": (
+        "import os\nos.write(4, b'26\\nl3;s1;xs5;prints5;0 xxx')\ndef solve(x): pass"
+    ),
+    "answers with another module": (
+        "import os, sys\nmodule = type(sys)('__main__')\nsolve = module"
+    ),
+    "answers with an unheard-of number": (
+        "import os\nos.write(4, b'7\\nl1;h77;')\ndef solve(x): pass"
+    ),
+    "kills its judge": "import os\ndef solve(x): os.kill(os.getppid(), 9)",
+    "interrupts its judge": (
+        "import os, signal\ndef solve(x):\n    os.kill(os.getppid(), signal.SIGINT)\n    return 4"
+    ),
+    "stops its judge": (
+        "import os, resource\ndef solve(x):\n"
+        "    resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))\n    return 4"
+    ),
+    "becomes another program when it is called": (
+        "import os, sys\ndef solve(x): os.execv(sys.executable, ['python', '-S', '-c', 'pass'])"
+    ),
+    "traces": (
+        "import sys\nsys.settrace(lambda *_: os._exit(0))\nimport os\ndef solve(x): return 4"
+    ),
+    "grows its arguments": (
+        "def solve(x):\n    if isinstance(x, list): x[:] = [1, 4]\n    return x"
+    ),
+}  # fmt: skip
+
 DRIVER = """
 import ctypes, json, os, signal, sys
-from laura.evals.sandbox import ProgramLimits as Limits, Sandbox
+from laura.evals.sandbox import Program, ProgramLimits as Limits, Sandbox
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # what loses its parent comes to us
 order = json.load(sys.stdin)
 with Sandbox(Limits(**order["limits"]), order["workers"]) as sandbox:
-    verdicts = sandbox.run(order["programs"])
+    verdicts = sandbox.run([Program(*one) for one in order["programs"]])
 signal.alarm(10)  # ends us with an error where one lives on
 try:
     while os.waitpid(-1, 0):
@@ -309,7 +464,10 @@ def environment() -> dict[str, str]:
 
 
 def run_as(
-    user: str, programs: list[str], workers: int = 2, limits: dict[str, Any] | None = None
+    user: str,
+    programs: Sequence[tuple[Any, ...]],
+    workers: int = 2,
+    limits: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run programs in a sandbox of the user: its id and each one's passed, fault, output."""
     order = {"programs": programs, "workers": workers, "limits": {**LIMITS, **(limits or {})}}
@@ -327,7 +485,7 @@ def run_hostile(user: str, words: dict[str, Any]) -> tuple[int, dict[str, list[A
     verdicts: dict[str, list[Any]] = {}
     for waits in (False, True):
         names = [name for name, (_, fault) in HOSTILE.items() if (fault == OUT_OF_TIME) == waits]
-        programs = [HOSTILE[name][0].format(**words) for name in names]
+        programs = [(HOSTILE[name][0].format(**words),) for name in names]
         limits = {"wall_seconds": SHORT_WALL} if waits else {}
         answer = run_as(user, programs, 4 if waits else 2, limits)
         verdicts.update(zip(names, answer["verdicts"], strict=True))

@@ -24,7 +24,7 @@ from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals import code, scoring
 from laura.evals.code import CodeQuestion, fenced
 from laura.evals.runner import Material, evaluate, file_rows
-from laura.evals.sandbox import Verdict, require_sandbox
+from laura.evals.sandbox import Program, Verdict, require_sandbox
 from laura.evals.scoring import TaskSettings
 from laura.evals.tasks import humaneval, load, mbpp
 from laura.recipe.sections import MeasureSection
@@ -261,8 +261,11 @@ def test_humaneval_equals_lm_eval(shared_data: Path, tmp_path: Path) -> None:
     folder = Path(lm_eval.__file__).parent / "tasks" / "humaneval"
     predicted = functions(folder)["build_predictions"]([["    return 1"]] * len(rows), rows)
     for question, row, [prediction] in zip(questions, rows, predicted, strict=True):
-        program = f"{prediction}\n{task.doc_to_target(row)}"
-        assert question.program("    return 1") == program
+        program, target = question.program("    return 1"), f"\n{task.doc_to_target(row)}"
+        assert program.code == prediction and program.tests.endswith(target)
+        # The tests are asked by another process, which needs what the prompt has before.
+        assert row["prompt"].startswith(program.tests.removesuffix(target))
+        assert program.tested == (row["entry_point"],)
 
 
 def test_mbpp_equals_lm_eval(shared_data: Path, tmp_path: Path) -> None:
@@ -274,7 +277,8 @@ def test_mbpp_equals_lm_eval(shared_data: Path, tmp_path: Path) -> None:
     assert {q.requests[0].stop for q in questions} == {tuple(task.instances[0].args[1]["until"])}
     for question, row in zip(questions, rows, strict=True):
         if not row["test_setup_code"]:
-            assert question.program("x = 1") == f"x = 1\n{task.doc_to_target(row)}"
+            program = question.program("x = 1")
+            assert (program.code, program.tests) == ("x = 1", task.doc_to_target(row))
 
 
 @pytest.mark.parametrize("module", [humaneval, mbpp])
@@ -431,7 +435,7 @@ def test_items_and_samples() -> None:
 
 
 def test_the_same_program_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
+    ran: list[Program] = []
 
     class Counting:
         def __enter__(self) -> Counting:
@@ -440,10 +444,10 @@ def test_the_same_program_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
         def __exit__(self, *_: object) -> None:
             pass
 
-        def run(self, programs: Sequence[str], found: Any) -> list[Verdict]:
+        def run(self, programs: Sequence[Program], found: Any) -> list[Verdict]:
             ran.extend(programs)
-            return [Verdict("a + b" in text, "" if "a + b" in text else "no", "", 0.0)
-                    for text in programs]  # fmt: skip
+            return [Verdict("a + b" in one.code, "" if "a + b" in one.code else "no", "", 0.0)
+                    for one in programs]  # fmt: skip
 
     monkeypatch.setattr(code, "Sandbox", Counting)
     questions = prepared(mbpp, [SMALL, SMALL], code_samples=3, code_temperature=1.0)

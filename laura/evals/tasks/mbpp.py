@@ -16,6 +16,7 @@ Source: Austin et al. 2021, arXiv:2108.07732; prompt and stop text of lm-eval 0.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,15 @@ def _question(
         prompt = chat(conversation(_asked(CHAT, row), turns))
         requests = sample_requests(prompt, (), TASK, index, section)
     code = str if chat is None else fenced  # a plain answer is code and nothing else
-    return CodeQuestion(index, row["task_id"], requests, code, tests, tuple(section.code_k))
+    tested, k = _defined(row, index), tuple(section.code_k)
+    return CodeQuestion(index, row["task_id"], requests, code, tests, tested, k)
+
+
+def _defined(row: dict[str, Any], index: int) -> tuple[str, ...]:
+    """What the row's own solution defines: the names that tests may ask an answer for."""
+    code = text_field(row, "code", f"{TASK} test", index)
+    found = re.findall(r"^(?:def|class)\s+(\w+)|^(\w+)\s*=(?!=)", code, re.MULTILINE)
+    return tuple(dict.fromkeys(name or assigned for name, assigned in found))
 
 
 def _worked(ask: TaskSettings) -> list[tuple[dict[str, Any], str]]:
