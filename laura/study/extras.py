@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,29 +44,20 @@ class _Sample:
     prompts: dict[int, Prompt]
 
 
-@dataclass(frozen=True)
-class SampledParts:
-    """The parts `diversity`, `diversity_differences` and `pass_at_k` of analysis.json."""
-
-    diversity: list[DiversityRow] = field(default_factory=list)
-    differences: list[CountDifference] = field(default_factory=list)
-    pass_at_k: list[PassAtKRow] = field(default_factory=list)
-
-
-def build_sampled(evidence: Evidence, store: StudyStore, gaps: list[str]) -> SampledParts:
-    """What many samples of the study's models say.
+def build_sampled(evidence: Evidence, store: StudyStore, gaps: list[str]) -> dict[str, list[Any]]:
+    """What many samples of the study's models say: three parts of analysis.json by name.
 
     Args:
         evidence: The study.
         store: Its folder.
         gaps: What is missing is added here, in words.
     """
-    parts = SampledParts()
+    parts: dict[str, list[Any]] = {"diversity": [], "diversity_differences": [], "pass_at_k": []}
     for name in evidence.recipe.measure.extras:
         found = list(_found(name, evidence, store, gaps))
-        parts.diversity.extend(_diversity(name, one, evidence) for one in found)
-        parts.differences.extend(_differences(name, found, evidence))
-        parts.pass_at_k.extend(_pass_at_k(name, one, evidence) for one in found)
+        parts["diversity"] += [_diversity(name, one, evidence) for one in found]
+        parts["diversity_differences"] += _differences(name, found, evidence)
+        parts["pass_at_k"] += [_pass_at_k(name, one, evidence) for one in found]
     return parts
 
 

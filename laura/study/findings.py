@@ -70,9 +70,7 @@ def build_findings(evidence: Evidence, store: StudyStore) -> Analysis:
     return Analysis(
         tradeoff=curves.tradeoff,
         efficiency=curves.efficiency,
-        diversity=sampled.diversity,
-        diversity_differences=sampled.differences,
-        pass_at_k=sampled.pass_at_k,
+        **sampled,
         drift=_drift(evidence),
         drift_fit=_drift_fit(evidence, curves.forgetting, curves.forgotten),
         spikes=read_spikes(evidence),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from laura.recipe.sections import BudgetSection, DataSection, MeasureSection, So
 from laura.recipe.tasks import DRIFT
 from laura.results.errors import DataError
 from laura.results.progress import SILENT, Progress
-from laura.results.store import content_hash
+from laura.results.store import content_hash, disk_faults
 
 RESERVE = 100  # documents of an endless source that are read beyond those needed
 
@@ -199,6 +200,18 @@ def _file_state(path: Path) -> list[Any]:
         return [str(path), time.time_ns()]
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def keep_only(folder: Path, used: Collection[Path]) -> None:
+    """Delete the other corpora that lie in a folder.
+
+    Raises:
+        StoreError: they cannot be deleted.
+    """
+    with disk_faults(folder):
+        for other in folder.glob("*"):
+            if other.is_dir() and other not in used:
+                shutil.rmtree(other)
 
 
 def documents_of(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from laura.results.store import (
     write_text,
 )
 from laura.study.evidence import all_tasks
-from laura.study.material import ExampleEncoder, prepare
+from laura.study.material import ExampleEncoder, keep_only, prepare
 from laura.study.replay import ReplayReader
 from laura.study.session import Session
 from laura.study.sharing import StudyLock
@@ -58,10 +57,9 @@ def open_study(
         if lock.alone:
             remove_leftovers(folder)
             session, identity = _read_all(recipe, folder, data_dir, device, progress)
-            sources = session.replay.sources
-            write_facts(store, recipe, session.bench, identity, session.tasks, sources)
-            with disk_faults(folder):
-                _keep_only(session.data.corpus_folder)
+            write_facts(session, identity)
+            # What commands that were refused or mended have left behind.
+            keep_only(store.corpora, {session.data.corpus_folder})
             session.replay.forget_others(store.replay)
             write_text(folder / "recipe.yaml", recipe_yaml(recipe))
             write_json(folder / "environment.json", describe(place))
@@ -133,13 +131,6 @@ def _refuse_another_recipe(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def _keep_only(corpus: Path) -> None:
-    """Delete the corpora that commands which were refused or mended have left behind."""
-    for other in corpus.parent.iterdir():
-        if other.is_dir() and other != corpus:
-            shutil.rmtree(other)
-
-
 # ----- study.json: what a study is made of, written when opened, checked ever after -----
 
 
@@ -191,31 +182,27 @@ def task_facts(
     return found
 
 
-def write_facts(
-    store: StudyStore,
-    recipe: Recipe,
-    bench: Workbench,
-    identity: dict[str, Any],
-    tasks: dict[str, dict[str, str]],
-    replay: list[list[Any]],
-) -> None:
-    """Write `study.json`; `replay` is what its arms replay, which may change from one
-    command to the next: then they are other runs, and those of before are left out.
+def write_facts(session: Session, identity: dict[str, Any]) -> None:
+    """Write `study.json`.
+
+    What the arms replay may change from one command to the next: then they are other runs, and
+    those of before are left out.
 
     Raises:
         StoreError: the folder cannot be written.
     """
+    bench, replay = session.bench, session.replay.sources
     base = bench.base
     parameters = sum(p.numel() for p in base.model.parameters())
-    trainable = {name: bench.count_trainable(arm) for name, arm in recipe.arms.items()}
+    arms = session.recipe.arms.items()
     facts = {
         "identity": identity,
         "base": {"model": base.name, "fingerprint": base.fingerprint, "parameters": parameters},
-        "trainable_parameters": trainable,
-        "tasks": tasks,
+        "trainable_parameters": {name: bench.count_trainable(arm) for name, arm in arms},
+        "tasks": session.tasks,
         **({"replay": replay} if replay else {}),
     }
-    write_json(store.folder / "study.json", facts)
+    write_json(session.store.folder / "study.json", facts)
 
 
 PACKAGES = ("torch", "transformers", "safetensors", "datasets", "numpy", "pydantic")

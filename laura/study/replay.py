@@ -14,7 +14,6 @@ fewer. What was cut off at `tokens` does not teach the end token there.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,7 +44,7 @@ from laura.results.store import (
     write_folder,
     write_lines_gz,
 )
-from laura.study.material import RESERVE, ExampleEncoder, corpus_identity
+from laura.study.material import RESERVE, ExampleEncoder, corpus_identity, keep_only
 from laura.study.workbench import Workbench
 
 FORMAT = 1  # counts up when the same recipe would draw other texts
@@ -308,11 +307,7 @@ class ReplayData:
 
     def forget_others(self, folder: Path) -> None:
         """Delete the tokens of sources that are replayed no more; texts the base wrote stay."""
-        used = {part.folder for part in self.parts}
-        with disk_faults(folder):
-            for other in (folder / "corpus").glob("*"):
-                if other.is_dir() and other not in used:
-                    shutil.rmtree(other)
+        keep_only(folder / "corpus", {part.folder for part in self.parts})
 
 
 @dataclass(frozen=True)

@@ -74,17 +74,6 @@ def marks_of(
     ]  # fmt: skip
 
 
-def check_external(recipe: Recipe, base: Path, progress: Progress = SILENT) -> None:
-    """Find every checkpoint made elsewhere, before anything is measured or trained.
-
-    Raises:
-        LauraError: as `find_external`.
-    """
-    for arm in recipe.arms.values():
-        for point in arm.external or []:
-            find_external(point, arm, base, progress)
-
-
 def adopt(
     run: RunStore, arm: Arm, spec: RunSpec, steps: dict[float, int], base: Path, progress: Progress
 ) -> None:
@@ -149,6 +138,7 @@ class Session:
             DataError: rows are missing, an example is too long, a budget is
                 less than a step.
             RecipeError: a warm-up in steps is longer than its run.
+            LauraError: a checkpoint made elsewhere is not what is said of it.
         """
         for name in all_tasks(self.recipe):
             # Tasks of lm-eval and of the user were made ready when the study was opened.
@@ -163,7 +153,9 @@ class Session:
             if arms[spec.arm].external is None:
                 plan = self._plan(spec)
                 refuse_long_warmup(self.recipe.train, plan.points, plan.hot)
-        check_external(self.recipe, self.bench.base.folder, self.progress)
+        for arm in arms.values():
+            for point in arm.external or []:
+                find_external(point, arm, self.bench.base.folder, self.progress)
 
     def base_results(self) -> None:
         """Measure the base, before anything is trained."""

@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from laura.models.targets import GROUPS
 from laura.recipe.reading import Series, parse_recipe, read_study, recipe_yaml, shipped_recipes
@@ -25,7 +22,7 @@ from laura.recipe.sections import FullArm, LoraArm, Recipe
 from laura.results.errors import LauraError
 from laura.results.store import StudyStore, read_json
 from laura.training.schedules import plan_legs
-from tests.study.carried_out import best_rate, compare
+from tests.study.carried_out import compare
 
 # Biderman et al. 2024, arXiv:2405.09673v2: length, sequences a step, rates of full, of r <= 64 and
 # of r = 256, weight decay.
@@ -242,45 +239,6 @@ def test_it_is_carried_out(
         assert {f"branch-{n}" for n in range(1, len(points) + 1)} < legs
     elif recipe.budget.points == "hot":
         assert len(summary["runs"]) == len(recipe.arms)
-
-
-def stand_ins(recipe: Recipe, tiny_folder: Path, folder: Path) -> dict[str, Any]:
-    """The recipe of released checkpoints with others in their place, made with PEFT."""
-    data = made_small(recipe, tiny_folder)
-    for name, arm in data["arms"].items():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_pretrained(tiny_folder)
-        if arm["method"] == "lora":
-            rank, alpha = arm["rank"], arm["alpha"]
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(GROUPS["all"]))
-            model = get_peft_model(model, config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.05 * torch.randn_like(parameter)
-        model.save_pretrained(folder / name)
-        if arm["method"] == "full":
-            AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder / name)
-        arm["external"][0]["model"] = str(folder / name)
-    return data
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize("setting", settings_of("released"))
-def test_checkpoints_of_others_stand_where_the_released_do(
-    setting: str, hub_data: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
-    shipped = settings_of("released")[setting]
-    data = stand_ins(shipped, tiny_folder, tmp_path)
-    recipe = parse_recipe(yaml.safe_dump(data, sort_keys=False), data_dir=hub_data)
-    summary = compare(recipe, study=tmp_path / "study", data_dir=hub_data, device="cpu")
-    base = summary["base"]["scores"]["target_loss"]["value"]
-    assert [point["arm"] for point in summary["points"]] == list(shipped.arms)
-    assert all(p["scores"]["target_loss"]["value"] != base for p in summary["points"])
-    assert [best_rate(arm) for arm in summary["arms"]] == [
-        arm.learning_rates[0] for arm in shipped.arms.values()
-    ]
 
 
 @pytest.mark.parametrize("setting", settings_of("released"))

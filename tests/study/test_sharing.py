@@ -163,15 +163,12 @@ def steps_are_taken_once(study: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--workers", "2")])
-def test_two_commands_share_the_runs_and_agree(
-    recipe_text: str, tmp_path: Path, options: tuple[str, ...]
-) -> None:
+def test_two_commands_share_the_runs_and_agree(recipe_text: str, tmp_path: Path) -> None:
     text = recipe_text.replace("[600, 1200]", "[20000]")
     # Enough runs that none is over before the other has begun.
     rates = [1 + n / 10 for n in range(8)]
     text = text.replace("[1e-3, 3e-3]", str([rate * 1e-3 for rate in rates]))
-    commands = Commands(tmp_path, text, *options)
+    commands = Commands(tmp_path, text, "--workers", "2")
     both = [commands.start(name) for name in ("a", "b")]
     assert [process.wait(300) for process in both] == [0, 0], (tmp_path / "b.err").read_text()
     began = [commands.began(name) for name in ("a", "b")]
