@@ -68,7 +68,7 @@ def source(row: Row) -> int:
     st.floats(0.001, 0.99),
     st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=150)
 def test_shares_are_within_half_a_row_after_every_row(
     target_lengths: list[int],
     others: list[tuple[list[int], float]],

@@ -146,7 +146,7 @@ def test_data_folder_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @given(st.integers(0, 2**32), st.integers(1, 6))
 @settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_mutated_bytes_give_examples_or_a_clear_error(
     tmp_path: Path, seed: int, changes: int

@@ -432,7 +432,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLAIN = loaded(recipe_yaml(parse_recipe(GOOD)))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_mutated_recipes_never_escape(data: st.DataObject) -> None:
     mutant = copy.deepcopy(PLAIN)
@@ -454,7 +454,7 @@ def test_mutated_recipes_never_escape(data: st.DataObject) -> None:
     outcome(yaml_text(mutant))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_mutated_text_never_escapes(data: st.DataObject) -> None:
     text = GOOD
@@ -480,7 +480,7 @@ def test_mutated_text_never_escapes(data: st.DataObject) -> None:
     outcome(text)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=60), st.integers(0, len(GOOD)))
 def test_damaged_bytes_never_escape(tmp_path_factory: Any, noise: bytes, at: int) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.yaml"
@@ -491,7 +491,7 @@ def test_damaged_bytes_never_escape(tmp_path_factory: Any, noise: bytes, at: int
         assert error.faults
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.sampled_from([".".join(map(str, path)) for path in places(PLAIN)])
@@ -506,7 +506,7 @@ def test_overrides_never_escape(paths: list[str], value: Any) -> None:
     outcome(GOOD, tuple(f"{path}={shown}" for path in paths))
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.floats(min_value=1e-300, max_value=1.0))
 def test_every_rate_survives_the_round_trip(rate: float) -> None:
     recipe = outcome(GOOD, (f"arms.full.learning_rates=[{rate!r}]",))

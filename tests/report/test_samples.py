@@ -528,7 +528,7 @@ NAMES = st.sampled_from(
     st.lists(st.dictionaries(NAMES, VALUES, max_size=8), min_size=1, max_size=3),
     st.sampled_from(["acc", "acc_norm", ""]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_rows_of_any_shape_are_shown(rows: list[Row], metric: str) -> None:
     names = [f"m{n}" for n in range(len(rows))]
     marked = [(row, verdict(row, ["acc"])) for row in rows]
