@@ -72,7 +72,7 @@ VALUES: dict[str, list[Any]] = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(deadline=None)
 @given(st.data())
 def test_any_grid_of_good_values_is_the_product(data: st.DataObject) -> None:
     keys = data.draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True, min_size=1, max_size=3))
