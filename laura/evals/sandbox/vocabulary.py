@@ -94,7 +94,9 @@ def _fault(node: ast.AST, functions: Sequence[str]) -> str:
         value = node.value
         if value is None or (isinstance(value, int) and abs(value) <= LARGEST):
             return ""
-        return f"a number above {LARGEST:,}" if isinstance(value, int) else repr(value)[:40]
+        # Python refuses to write very long numbers in decimal.
+        long = isinstance(value, int) and value.bit_length() > 128
+        return "a long number" if long else repr(value)[:40]
     if isinstance(node, ast.Call):
         known = (*FUNCTIONS, *functions, "candidate")
         if not isinstance(node.func, ast.Name):
