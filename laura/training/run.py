@@ -48,7 +48,7 @@ def train_runs(
 
     Args:
         model: As it is before the first step of every run.
-        runs: Folder and peak rate of each; what follows is as for `train_run`.
+        runs: Folder and peak rate of each.
         section: The recipe's `train`.
         plan: Batches and budget points in steps.
         rule: How the arm's parameters are stepped.

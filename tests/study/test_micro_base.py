@@ -74,16 +74,16 @@ def test_every_target_token_was_read_in_pretraining(built: Path) -> None:
 def test_a_stopped_build_goes_on_to_the_same_weights(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = module.train_run, 0
+    original, calls = module.train_runs, 0
 
-    def dying(*positional: Any, **named: Any) -> str:
+    def dying(*positional: Any, **named: Any) -> list[str]:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
         return original(*positional, **named)
 
-    monkeypatch.setattr(module, "train_run", dying)
+    monkeypatch.setattr(module, "train_runs", dying)
     with pytest.raises(KeyboardInterrupt):
         build_micro_base(tmp_path / "base", tmp_path / "work", SMALL, STAGES, "cpu")
     assert not (tmp_path / "base").exists()
