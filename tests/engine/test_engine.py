@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from laura.engine.batch_attention import joined_attention, partial_attention, prefix_attention
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest, ScoreRequest, TokenDocument
 from laura.results.errors import DataError, ModelError, UsageError
@@ -345,3 +346,22 @@ def test_gsm8k_answers_equal_transformers(
         )
         text = smollm2.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         assert answer.text == text.split("Question:")[0]
+
+
+def test_attention_in_two_parts_is_attention() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 2, t, 8) for t in (4, 6, 6))
+    prefix_key, prefix_value = torch.randn(2, 2, 9, 8)
+    mask = torch.zeros(3, 1, 1, 6)
+    mask[1, ..., 2:] = -math.inf
+    own = partial_attention(query, key, value, 0.3, mask)
+    shared = prefix_attention(query, prefix_key, prefix_value, 0.3)
+    found = joined_attention(*own, *shared)
+    expected = functional.scaled_dot_product_attention(
+        query,
+        torch.cat([prefix_key.expand(3, -1, -1, -1), key], dim=2),
+        torch.cat([prefix_value.expand(3, -1, -1, -1), value], dim=2),
+        torch.cat([torch.zeros(3, 1, 1, 9), mask], dim=3),
+        scale=0.3,
+    )
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)

@@ -58,3 +58,19 @@ def test_nothing_is_packed_in_bf16_where_the_processor_cannot(
     if torch.backends.mkldnn.is_available():
         with pytest.raises(RuntimeError, match="reorder_linear_weight"):
             PackedLinear(weight.float())
+
+
+@pytest.mark.parametrize("shape", [(3072, 576), (576, 1536), (960, 576), (64, 128), (7, 5)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_packed_map_is_a_linear(shape: tuple[int, int], precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(shape).to(precision), torch.randn(shape[0]).to(precision)
+    product, plain = PackedLinear(weight, bias), PackedLinear(weight)
+    shared = PackedLinear(weight, shared=True)
+    for rows in (1, 2, 3, 33, 160):
+        x = torch.randn(rows, shape[1]).to(precision)
+        tolerance = 1e-3 if precision == torch.float32 else 0.5
+        torch.testing.assert_close(product(x), linear(x, weight, bias), atol=tolerance, rtol=1e-2)
+        torch.testing.assert_close(plain(x), linear(x, weight), atol=tolerance, rtol=1e-2)
+        torch.testing.assert_close(shared(x), linear(x, weight), atol=tolerance, rtol=1e-2)
+    assert product.bytes == weight.numel() * weight.element_size()

@@ -24,7 +24,7 @@ from laura.engine.requests import GenerateAnswer
 from laura.evals import code
 from laura.evals.code import CodeQuestion, fenced
 from laura.evals.runner import Material, evaluate, file_rows
-from laura.evals.sandbox import require_sandbox
+from laura.evals.sandbox import Program, Verdict, require_sandbox
 from laura.evals.scoring import TaskSettings
 from laura.evals.tasks import humaneval, load, mbpp
 from laura.recipe.sections import MeasureSection
@@ -502,3 +502,38 @@ def test_a_whole_benchmark_goes_through_engine_and_sandbox(
     assert len({sample["text"] for sample in samples}) == 12, "every sample has its own seed"
     assert all(sample["fault"] and not sample["passed"] for sample in samples)
     assert seen[-1][0] == "HumanEval, pass@1: running programs" and 0 < seen[-1][1] <= 12
+
+
+@pytest.mark.slow
+def test_every_canonical_solution_passes_as_a_chat_answer(shared_data: Path) -> None:
+    rows = load_rows("humaneval", "test", shared_data)
+    questions = prepared(humaneval, rows, code_prompt="chat")
+    for answers in (
+        [f"```python\n{row['prompt']}{row['canonical_solution']}```" for row in rows],
+        [row["canonical_solution"] for row in rows],
+    ):
+        found = graded(questions, [[answer] for answer in answers])
+        assert not [item["task_id"] for item, _ in found if not item["correct"]]
+
+
+def test_the_same_program_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Program] = []
+
+    class Counting:
+        def __enter__(self) -> Counting:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def run(self, programs: Sequence[Program], found: Any) -> list[Verdict]:
+            ran.extend(programs)
+            return [Verdict("a + b" in one.code, "" if "a + b" in one.code else "no", "", 0.0)
+                    for one in programs]  # fmt: skip
+
+    monkeypatch.setattr(code, "Sandbox", Counting)
+    questions = prepared(mbpp, [SMALL, SMALL], code_samples=3, code_temperature=1.0)
+    right, wrong = SMALL["code"], "def add(a, b): ..."
+    found = graded(questions, [[wrong, right, wrong], [right, right, right]])
+    assert ran == list(dict.fromkeys(ran)) and len(ran) == 2
+    assert [[s["passed"] for s in own] for _, own in found] == [[False, True, False], [True] * 3]

@@ -12,7 +12,8 @@ from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest, ScoreRequest
 from laura.evals.keeping import Keeper, partial_file
 from laura.evals.runner import Material, Subject, chosen, evaluate_all, file_rows
-from laura.recipe.sections import MeasureSection
+from laura.micro.targets import rows
+from laura.recipe.sections import Extra, MeasureSection
 from laura.results.store import read_lines_gz
 from laura.results.task_result import TaskResult, samples_file
 
@@ -151,3 +152,41 @@ def test_random_subsets_are_fixed_and_numbered_as_the_data(
             assert json.dumps(start)[1:-1] in text
     assert set(chosen(100, 10, "random")) < set(chosen(100, 30, "random"))
     assert list(chosen(5, None, "random")) == list(chosen(5, 9, "random")) == list(range(5))
+
+
+def test_a_killed_extra_goes_on_at_the_next_sample(engine: Engine, tmp_path: Path) -> None:
+    section = MeasureSection(
+        limit=3, extras={"drawn": Extra(task="micro_math", samples=5, temperature=1.0, k=[5])}
+    )
+    given = Material(section, lambda name, split: rows("math", "test", 9), {})
+
+    def run(folder: Path, dies_after: int = 10**9) -> int:
+        counting = Counting(engine, dies_after)
+        subject = Subject("base", lambda task: folder / f"{task}.json")
+        try:
+            evaluate_all(counting, ["drawn", "micro_math"], given, [subject])  # type: ignore[arg-type]
+        except Killed:
+            assert (folder / "drawn.partial.jsonl").is_file()
+        return counting.computed
+
+    assert run(tmp_path / "whole") == 3 * 5 + 3
+    assert (run(tmp_path / "killed", 7), run(tmp_path / "killed")) == (7, 3 * 5 + 3 - 7)
+    for name in ("drawn.json", "drawn.samples.jsonl.gz", "micro_math.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    result = TaskResult.read(tmp_path / "whole" / "drawn.json")
+    assert result.version.startswith("micro_math 1; chat; 64 new tokens; 5 samples")
+    metrics = {"exact_match", "flexible_extract", "majority", "pass@1", "pass@5"}
+    assert set(result.metrics) == metrics
+    samples = read_lines_gz(samples_file(tmp_path / "whole" / "drawn.json"))
+    assert len({row["text"] for row in samples}) > 3
+    plain = TaskResult.read(tmp_path / "whole" / "micro_math.json")
+    assert plain.version == "1; chat; 64 new tokens" and "samples" not in plain.items[0]
+
+
+def test_rubbish_in_the_file_is_left_out(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "x.partial.jsonl"
+    path.write_bytes(b"\xff\xfe not json\n[1]\n")
+    counting = Counting(engine)
+    with keeper(counting, path) as kept:
+        kept.score(SCORES[:3])
+    assert counting.computed == 3

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from laura.models.attention import Documents
-from laura.models.losses import packed_loss_sum
+from laura.models.losses import loss_sum, packed_loss_sum
 
 LENGTHS = [7, 1, 12, 5]
 
@@ -45,3 +46,20 @@ def test_gradients_of_a_packed_row_equal_those_of_its_documents(tiny_model: Any)
     total.backward()
     for name, parameter in tiny_model.named_parameters():
         torch.testing.assert_close(packed[name], parameter.grad, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 700])
+def test_chunked_loss_equals_cross_entropy(count: int) -> None:
+    torch.manual_seed(1)
+    head = torch.nn.Linear(16, 900, bias=False)
+    hidden = torch.randn(count, 16, requires_grad=True)
+    labels = torch.randint(0, 900, (count,))
+    loss = loss_sum(hidden, head, labels, torch.float32)
+    grads = torch.autograd.grad(loss * 0.3, [hidden, head.weight], allow_unused=True)
+    logits = hidden @ head.weight.T
+    reference = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    torch.testing.assert_close(loss, reference)
+    if count:
+        expected = torch.autograd.grad(reference * 0.3, [hidden, head.weight])
+        for ours, theirs in zip(grads, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

@@ -266,3 +266,11 @@ def test_only_a_model_on_disk_hides_a_named_one(
     assert resolve_model("micro") == MICRO_BASE
     shutil.copytree(tiny_folder, tmp_path / "micro", dirs_exist_ok=True)
     assert resolve_model("micro") == Path("micro")
+
+
+def test_a_damaged_gguf_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAURA_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="not a whole GGUF file"):
+        load_base(str(path))

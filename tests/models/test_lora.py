@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from laura.models import lora
 from laura.models.adapters import attach, load_adapter, merge_check, save_adapter
 from laura.models.lora import LoraSettings, detach, lora_layers, merge, route, unmerge
 from laura.results.errors import AdapterError
@@ -209,3 +210,22 @@ def test_damaged_or_foreign_weights_leave_the_model_as_it_was(
         load_adapter(tiny_model, tmp_path)
     with pytest.raises(AdapterError, match="not a folder"):
         load_adapter(tiny_model, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_fused_product_has_the_gradients_of_the_written_out_formula(dtype: Any) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 5, 8, dtype=dtype), torch.randn(6, 8, dtype=dtype)
+    a, b = torch.randn(3, 8, dtype=dtype), torch.randn(6, 3, dtype=dtype)
+    leaves = [t.clone().requires_grad_() for t in (x, a, b)]
+    fused = lora.lora_product(leaves[0], w, leaves[1], leaves[2], 0.7)
+    plain = [t.clone().requires_grad_() for t in (x, a, b)]
+    formula = plain[0] @ w.T + 0.7 * (plain[0] @ plain[1].T) @ plain[2].T
+    torch.testing.assert_close(fused, formula)
+    slope = torch.randn_like(formula)
+    for one, other in zip(
+        torch.autograd.grad(fused, leaves, slope),
+        torch.autograd.grad(formula, plain, slope),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)

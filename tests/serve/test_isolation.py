@@ -182,3 +182,18 @@ def test_reading_tenants_anew_changes_who_may_what(micro_tokenizer: Any) -> None
     assert exchange(house, "ann", *asked("poems")[0])[0] == 200
     assert exchange(house, "ann", *asked("maths")[0])[0] == 404
     assert exchange(house, "bob", "GET", "/v1/models")[0] == 401
+
+
+def test_same_bytes_for_names_of_one_length(micro_tokenizer: Any) -> None:
+    house = house_of_two(micro_tokenizer)
+    for there, missing in (("poems", "poemz"), ("team-b-1", "team-b-9"), ("broken", "brokem")):
+        for one, other in zip(asked(there), asked(missing), strict=True):
+            found, expected = exchange(house, "ann", *one), exchange(house, "ann", *other)
+            assert found[0] == expected[0] and found[2] == expected[2]
+            assert found[1] == expected[1].replace(missing.encode(), there.encode())
+
+
+def test_a_tenant_without_the_base(micro_tokenizer: Any) -> None:
+    house = house_of_two(micro_tokenizer)
+    assert exchange(house, "bob", *asked(BASE)[0])[0] == 404
+    assert exchange(house, "bob", *asked("poems")[0])[0] == 200

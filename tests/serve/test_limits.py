@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laura.serve.auth import Tenant, Tenants
+from laura.serve.auth import LOCAL, Tenant, Tenants
 from laura.serve.limits import TICKS, Admission, LimitError, Limits, Usage
 
 MICROSECOND = Fraction(1, TICKS)
@@ -208,3 +208,13 @@ def test_a_tenant_that_is_gone_is_forgotten_when_idle() -> None:
     limits.settle(running, 1)
     limits.update(Tenants([]))
     assert limits.usage(tenant) == Usage()
+
+
+def test_tenants_do_not_share() -> None:
+    limits = Limits(Clock())
+    one, other = (Tenant(name=name, tokens_per_minute=10, concurrent=1) for name in "ab")
+    limits.admit(one, 10)
+    limits.admit(other, 10)
+    for _ in range(1000):
+        limits.admit(LOCAL, 10**9)
+    assert limits.usage(LOCAL).running == 1000

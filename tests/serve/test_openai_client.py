@@ -107,3 +107,19 @@ def test_a_client_that_goes_away_frees_its_place(micro_tokenizer: Any) -> None:
         until(lambda: len(house.engine.cancelled) == 4)
     assert house.app.state.service.limits.usage(tenant("local")).running == 0
     assert '"code": "client_gone"' in house.log.getvalue()
+
+
+def test_chat(open_house: Any) -> None:
+    _, client = open_house
+    answer = client.chat.completions.create(
+        model="maths", messages=MESSAGES, temperature=0, user="someone", n=2, logprobs=True,
+        top_logprobs=1, max_completion_tokens=50, metadata={"a": "b"}, store=False,
+    )  # fmt: skip
+    assert [one.message.content for one in answer.choices] == [TEXT, TEXT]
+    assert answer.usage and answer.usage.total_tokens == (
+        answer.usage.prompt_tokens + answer.usage.completion_tokens
+    )
+    tokens = answer.choices[0].logprobs.content
+    assert "".join(one.token for one in tokens) == TEXT
+    assert all(one.logprob < 0 and len(one.top_logprobs) == 1 for one in tokens)
+    assert answer._request_id and answer._request_id.startswith("req-")

@@ -7,6 +7,7 @@ import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -249,3 +250,32 @@ def test_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(auth, "MOST_BYTES", 2**20)
     with pytest.raises(StoreError, match="more than 1 MiB"):
         Tenants.read(write(tmp_path, "#" * (2**20 + 1)))
+
+
+def test_every_key_costs_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known, unknown and expired keys are hashed, marked and looked up once; none is compared."""
+    tenants = Tenants(
+        [
+            Tenant(name="a", keys=[hash_of_key("valid")]),
+            Tenant(name="b", keys=[hash_of_key("expired")], expires=datetime(2020, 1, 1)),
+        ]
+    )
+    steps: list[str] = []
+
+    def count(holder: Any, name: str) -> None:
+        original = getattr(holder, name)
+
+        def counted(*given: Any) -> Any:
+            steps.append(name)
+            return original(*given)
+
+        monkeypatch.setattr(holder, name, counted)
+
+    count(auth, "hash_of_key")
+    count(tenants, "_mark")
+    seen = []
+    for key in ("valid", "expired", "unknown"):
+        steps.clear()
+        tenants.find(key)
+        seen.append(list(steps))
+    assert seen == [["hash_of_key", "_mark"]] * 3

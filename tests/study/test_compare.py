@@ -254,3 +254,15 @@ def test_fresh_seeds_are_the_smallest_that_the_recipe_has_not(recipe_text: str) 
     assert fresh_seeds(recipe, 4) == [2, 4, 5, 6]
     with pytest.raises(UsageError, match="at least 1, came 0"):
         check_configurations([("lora", 1e-2)], 0, recipe)
+
+
+def test_a_damaged_checkpoint_is_named_and_finished_runs_stay(
+    finished: Any, tmp_path: Path
+) -> None:
+    from laura.results.errors import CheckpointError
+    from tests.study.conftest import damaged_copy
+
+    recipe, folder, summary = finished
+    copy = damaged_copy(folder, summary, tmp_path)
+    with pytest.raises(CheckpointError, match=r"SHA-256.*give the same command again"):
+        compare(recipe, study=copy)

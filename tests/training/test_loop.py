@@ -22,7 +22,7 @@ from laura.data.templates import Encoded
 from laura.models.adapters import attach
 from laura.models.lora import LoraSettings, detach
 from laura.recipe.sections import BudgetSection, TrainSection
-from laura.results.errors import DataError
+from laura.results.errors import CheckpointError, DataError
 from laura.results.progress import Silent
 from laura.results.store import RunStore, read_json
 from laura.training.batches import BatchPlan, plan_batches
@@ -379,3 +379,37 @@ def test_inputs_of_a_pass_join_rows_without_padding() -> None:
     assert inputs["position_ids"].tolist() == [[0, 1, 0]]
     assert inputs["documents"].lengths == [2, 1]
     assert labels.tolist() == [2, -100, -100]
+
+
+def test_ctrl_c_keeps_the_last_step_and_the_run_goes_on_from_it(tmp_path: Path) -> None:
+    from tests.conftest import make_tiny_model
+
+    section = make_section()
+    plan = make_plan(section)
+    train(make_tiny_model(), tmp_path / "whole", section, plan)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_tiny_model(), tmp_path / "cut", section, plan, progress=Interrupter(5))
+    state = json.loads((tmp_path / "cut/resume/main/manifest.json").read_text())
+    assert state["facts"]["step"] == 4  # the first report greets, four steps were taken
+    model = make_tiny_model()
+    train(model, tmp_path / "cut", section, plan)
+    last = plan.points[-1]
+    one, other = weights(tmp_path / "whole", last), weights(tmp_path / "cut", last)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_damaged_state_is_refused(tiny_model: Any, tmp_path: Path) -> None:
+    section = make_section()
+    plan = make_plan(section)
+    train(tiny_model, tmp_path / "a", section, plan)
+    from laura.training.checkpoints import load_state, save_state
+
+    parameters = dict(tiny_model.named_parameters())
+    optimiser = torch.optim.AdamW(parameters.values())
+    save_state(tmp_path / "state", parameters, optimiser, {"step": 1})
+    path = tmp_path / "state" / "state.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"does not match its SHA-256.*same command"):
+        load_state(tmp_path / "state", parameters, optimiser)

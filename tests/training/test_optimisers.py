@@ -225,3 +225,39 @@ def test_an_optimiser_from_outside_steps_a_run(
     rows = RunStore(tmp_path).metrics()
     assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-4)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.filterwarnings(oracle.WARNING)
+def test_steps_of_lora_plus_equal_pefts() -> None:
+    from peft.optimizers import create_loraplus_optimizer
+
+    ours = make_tiny_model()
+    attach(ours, LoraSettings(rank=4, alpha=8), seed=0)
+    twin = oracle.make_twin(r=4, lora_alpha=8)
+    oracle.copy_to_twin(ours, twin)
+    rule = StepRule(rate_ratios=rate_ratios(ours, 4.0))
+    mine = build_optimiser(_trained(ours), make_section(), 1e-3, rule)
+    theirs = create_loraplus_optimizer(twin, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=4.0)
+    for ids in oracle.batches(5):
+        for model, optimiser in ((ours, mine), (twin, theirs)):
+            optimiser.zero_grad()
+            oracle.loss(model, ids).backward()
+            optimiser.step()
+    for name, one, other in oracle.pairs(ours, twin):
+        torch.testing.assert_close(one.reshape(other.shape), other, atol=2e-4, rtol=0, msg=name)
+
+
+def test_composers_rule_is_pytorchs_with_the_coefficient_over_the_rate() -> None:
+    """Paper, section 1.3: 1e-4 at rate 5e-5 is 2.0 in AdamW's convention."""
+    ends = []
+    for rule, coefficient in (("composer", 1e-4), ("pytorch", 2.0)):
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.randn(50, dtype=torch.float64))
+        section = make_section(weight_decay_rule=rule)
+        built = build_optimiser({"w": parameter}, section, 5e-5, StepRule(coefficient))
+        for factor in (1.0, 0.5, 0.1):
+            built.param_groups[0]["lr"] = 5e-5 * factor
+            parameter.grad = torch.randn_like(parameter)
+            built.step()
+        ends.append(parameter.detach())
+    torch.testing.assert_close(ends[0], ends[1], atol=1e-12, rtol=1e-10)
