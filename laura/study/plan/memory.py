@@ -412,7 +412,7 @@ def training_parts(
 
 
 def _has_anchor(arm: FullArm) -> bool:
-    """Whether decay keeps a copy of what the trained weights were (`training/decay.py`)."""
+    """Whether decay keeps a copy of what the trained weights were (`training/optimisers.py`)."""
     return arm.weight_decay_toward == "base" and arm.weight_decay > 0
 
 
