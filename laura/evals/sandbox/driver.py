@@ -195,8 +195,9 @@ def _probe(walls: Walls) -> str:
 class Sandbox:
     """Runs programs, several at a time; to be used in `with`.
 
-    Each program gets walls, an interpreter and a /tmp of its own. Its memory is bounded
-    by `memory_bytes + tmp_bytes`, that of the pool by `workers` times as much. Beside it
+    Each program gets walls, an interpreter and a /tmp of its own. Its memory and its
+    judge's are bounded by `memory_bytes` each, its files by `tmp_bytes`; that of the pool by
+    `workers` times as much. Beside it
     the kernel keeps the buffers of 64 descriptors and the names in /tmp; those only the
     CPU limit bounds (470,000 empty files in three seconds, some 500 MB until it ended).
 
