@@ -45,6 +45,14 @@ class Terminal:
             self.seen += self._read(until).decode(errors="replace")
         self.seen = self.seen.partition(text)[2]
 
+    def press_until(self, key: str, text: str) -> None:
+        """Press a key until the text stands there: readline misses one right behind its prompt."""
+        for patience in (2, 2, 2, 60):
+            self.type(key)
+            with suppress(AssertionError):
+                return self.wait_for(text, patience)
+        raise AssertionError(f"{text!r} does not come, after {self.seen!r}")
+
     def ended(self, seconds: float = 60) -> int:
         """Its exit code; what it still writes must be read, for it waits until it is."""
         until = time.monotonic() + seconds
