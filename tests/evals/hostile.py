@@ -381,6 +381,14 @@ CHEATS: dict[str, str] = {
     "answers with an exception of no class": (
         "import os\nos.write(4, b'26\\nl3;s1;xs5;prints5;0 xxx')\ndef solve(x): pass"
     ),
+    **{
+        f"raises what is told as {told!r}": (
+            f"import os\ntold = {told!r}\n"
+            "body = b'l3;s1;Xs9;Exceptions%d;%s' % (len(told), told)\n"
+            "os.write(4, b'%d\\n%s' % (len(body), body))\ndef solve(x): pass"
+        )
+        for told in (b"passed", b"begun\npassed", b"exit 0", b"signal x", b"fault", b"1\x1b[2J x")
+    },
     "answers with another module": (
         "import os, sys\nmodule = type(sys)('__main__')\nsolve = module"
     ),

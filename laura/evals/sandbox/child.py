@@ -7,7 +7,7 @@ the *program*: it never sees the tests nor the descriptor of the verdict, and on
 what it is asked, in data. The other is the *judge*: it reads its order from descriptor 0 (a
 line of numbers, then the rules, the names, the code and the tests), runs the tests, in which
 only those names stand for questions to the program, and writes on the descriptor of the
-verdict "begun" and, in the end, "passed" or what went wrong.
+verdict "begun" and, in the end, how it ended.
 
 Data are Python's own: numbers, texts, lists, tuples, sets, dictionaries, ranges; of a
 subclass the values alone. So a value that is equal to everything is not. Anything else stays
@@ -229,6 +229,15 @@ def receive(place: int) -> bytes:
     return bytes(body)
 
 
+def flush(*streams: Any) -> None:
+    """Write out what was printed; a stream may have been closed or be another's by now."""
+    for stream in streams:
+        try:
+            stream.flush()
+        except BaseException:
+            pass
+
+
 # ----- the program -----
 
 
@@ -294,11 +303,7 @@ def be_program() -> NoReturn:
             send(ANSWERS, answer)
         except OSError:
             break  # the program closed it: no answer, so not passed
-    for stream in (out, err):
-        try:
-            stream.flush()
-        except BaseException:
-            pass  # the program may have closed it; its verdict stands
+    flush(out, err)
     leave(0)  # before threads and exit handlers of the program have a say
 
 
@@ -392,11 +397,14 @@ class Judge:
         except MemoryError:
             raise
         except Exception:
-            raise Gone("0 what the program answers is no data") from None
+            raise Gone("what the program answers is no data") from None
         raise error
 
     def run(self, order: list[Any], tested: list[str], tests: str) -> str:
-        """Hand the code over, run the tests: "passed", or how it ended.
+        """Hand the code over, run the tests.
+
+        The first word says how it ended and is the judge's own, whatever a program makes of the
+        rest: "passed", "fault LINE TEXT", "exit CODE" or "signal NUMBER" of the program's process.
 
         Args:
             order: Limits, rules and code for the program.
@@ -411,16 +419,16 @@ class Judge:
             exec(code, Names(self.ask, tested))
             self.ask("bool", True)  # a test that catches everything does not hide that it is gone
         except MemoryError:
-            return f"0 out of memory: a program has {order[0][1] // 2**20} MiB"
+            return f"fault 0 out of memory: a program has {order[0][1] // 2**20} MiB"
         except Gone as error:
             if error.args:
                 os.kill(self.program, 9)
-                return str(error.args[0])
+                return f"fault 0 {error.args[0]}"
             _, status = os.waitpid(self.program, 0)
             number = os.waitstatus_to_exitcode(status)
             return f"exit {number}" if number >= 0 else f"signal {-number}"
         except BaseException as error:
-            return getattr(error, "told", None) or fault_of(error)
+            return f"fault {getattr(error, 'told', None) or fault_of(error)}"
         os.close(self.orders)
         os.waitpid(self.program, 0)  # what it prints last is part of its output
         return "passed"
@@ -454,8 +462,7 @@ def be_judge(judge: Judge) -> NoReturn:
     tests = rest.decode("utf-8", "surrogatepass")
     os.write(VERDICT, b"begun\n")
     message = judge.run([limits, rules, code], tested.decode().split(), tests)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    flush(sys.stdout, sys.stderr)
     os.write(VERDICT, message.encode("utf-8", "backslashreplace"))
     os._exit(0)
 

@@ -469,12 +469,13 @@ class _Run:
             return f"ended before the tests: exit code {status}"
         if message == "passed":
             return ""
-        number, _, text = message.partition(" ")
-        if number == "exit":
-            return f"ended before the tests: exit code {text}"
-        if number == "signal":
-            return self._ended_by(int(text))
-        where = f" (line {number})" if number != "0" else ""
+        ending, _, rest = message.partition(" ")
+        if ending == "exit":
+            return f"ended before the tests: exit code {rest}"
+        if ending == "signal":
+            return self._ended_by(int(rest))
+        number, _, text = rest.partition(" ")
+        where = f" (line {number})" if re.fullmatch("[1-9][0-9]{0,8}", number) else ""
         return (_steady(text) or "an error without a name") + where
 
     def _ended_by(self, number: int) -> str:
