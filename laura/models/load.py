@@ -249,9 +249,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True
+            folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the tokenizers library raises plain Exception
+        _check_no_code(folder, "tokenizer_config.json")
         raise ModelError(
             f"the tokenizer in {folder} cannot be read ({first_line(error)}); copy tokenizer.json "
             "and tokenizer_config.json again from where the model came from"
@@ -270,10 +271,11 @@ def _read_config(folder: Path) -> Any:
 
     try:
         raw = read_json(folder / "config.json")
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except StoreError as error:
         raise ModelError(f"{folder / 'config.json'} is damaged; copy it again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_no_code(folder, "config.json")
         raise ModelError(
             f"{folder / 'config.json'} describes no model that transformers knows "
             f"({first_line(error)}); use a Llama-type model"
@@ -281,6 +283,19 @@ def _read_config(folder: Path) -> Any:
     if "quantization_config" in raw:
         raise ModelError(f"{folder} is quantised; use the unquantised model, or a GGUF file of it")
     return config
+
+
+def _check_no_code(folder: Path, name: str) -> None:
+    """Say why a folder cannot be read where it needs code of its own.
+
+    transformers would ask on the terminal whether to run it; Laura never does.
+    """
+    path = folder / name
+    if path.is_file() and "auto_map" in read_json(path):
+        raise ModelError(
+            f"{folder} needs Python code that comes with it (auto_map in its {name}), and Laura "
+            "never runs the code of a model folder; use a model whose type transformers knows"
+        )
 
 
 def _empty_decoder(config: Any, folder: Path) -> Any:
@@ -296,7 +311,9 @@ def _empty_decoder(config: Any, folder: Path) -> Any:
     allowed = "use a Llama-type model (Llama, Mistral, Qwen2, SmolLM2, ...)"
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=attention.NAME, trust_remote_code=False
+            )
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise ModelError(
             f"{kind}, which cannot be built as a causal language model "
@@ -342,6 +359,7 @@ def _read_weights(config: Any, folder: Path, dtype: torch.dtype) -> Any:
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=False,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(

@@ -42,6 +42,7 @@ _REASONS = {
         "generation-config override-generation-config logits-processors"
     ),
     "log-probabilities are the model's own": "logprobs-mode",
+    "the code of a model folder is never run": "trust-remote-code",
     "the numbers are at /metrics": "disable-log-stats",
     "prompts and answers are never logged": (
         "enable-log-requests enable-log-outputs enable-log-deltas"

@@ -51,6 +51,30 @@ def test_a_folder_loads_ready_for_use(tiny_folder: Path, tiny_model: Any) -> Non
     assert load_base(str(tiny_folder), dtype="bfloat16", device="cpu").model.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_folders_own_code_is_never_run(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asks on the terminal, and runs it after a "y"."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    code = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+    (folder / "theirs.py").write_text(code + "class Config: ...\nclass Tokenizer: ...\n")
+    own = {
+        "config.json": {
+            "model_type": "theirs",
+            "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "Theirs",
+            "auto_map": {"AutoTokenizer": ["theirs.Tokenizer", None]},
+        },
+    }
+    edit_json(folder / name, lambda value: value.update(own[name]))
+    with pytest.raises(ModelError, match="never runs the code of a model folder"):
+        load_base(str(folder), device="cpu")
+    assert not list(folder.rglob("ran"))
+
+
 def test_every_token_can_be_learnt(tiny_folder: Path) -> None:
     """transformers gives the padding token no gradient, and often it is the end token too."""
     model = load_base(str(tiny_folder), device="cpu").model
