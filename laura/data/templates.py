@@ -111,6 +111,26 @@ def prompt_render(tokenizer: Any, template: Template) -> Render:
     return _chat_render(tokenizer) if template == "chat" else _plain_render(tokenizer)
 
 
+def chat_template(tokenizer: Any) -> str:
+    """A tokenizer's chat template, with the day fixed where it writes one.
+
+    Raises:
+        DataError: it has none, or several and no default.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            "the model's tokenizer has no chat template; set data.template: plain, or use the "
+            "instruct version of the model"
+        )
+    try:
+        return _with_fixed_day(str(tokenizer.get_chat_template()))
+    except ValueError as error:
+        raise DataError(
+            f"the model's tokenizer has several chat templates and no default ({error}); set "
+            "data.template: plain"
+        ) from error
+
+
 def check_end_token(encoded: Sequence[Encoded], tokenizer: Any) -> None:
     """Check that every instruct example teaches the model to stop.
 
@@ -316,18 +336,7 @@ def _begin_token(tokenizer: Any) -> list[int]:
 
 
 def _chat_render(tokenizer: Any) -> Render:
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            "the model's tokenizer has no chat template; set data.template: plain, or use the "
-            "instruct version of the model"
-        )
-    try:
-        template = _with_fixed_day(str(tokenizer.get_chat_template()))
-    except ValueError as error:
-        raise DataError(
-            f"the model's tokenizer has several chat templates and no default ({error}); set "
-            "data.template: plain"
-        ) from error
+    template = chat_template(tokenizer)
 
     def render(messages: list[dict[str, str]], prompt: bool) -> str:
         text = tokenizer.apply_chat_template(

@@ -91,6 +91,8 @@ ROOM = "On a processor, VLLM_CPU_KVCACHE_SPACE says how many GiB keys and values
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
+    # Its processes speak with one another by sockets: never by pickle.
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
     # The worker has threads; a forked process would inherit their locks.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }

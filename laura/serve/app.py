@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from laura import __version__
 from laura.serve.admin import Admin, Audit, admin_routes
 from laura.serve.auth import Tenants
-from laura.serve.context import ApiError, RequestLog, context_of, of_validation
+from laura.serve.context import ApiError, RequestLog, bad_request, context_of
 from laura.serve.engines import ServingEngine
 from laura.serve.metrics import Metrics
 from laura.serve.middleware import RequestMiddleware
@@ -31,10 +31,11 @@ from laura.serve.schemas import (
     Completion,
     CompletionRequest,
     ErrorResponse,
+    GenerationRequest,
     ModelCard,
     ModelList,
 )
-from laura.serve.service import GenerationRequest, Service
+from laura.serve.service import Service
 from laura.serve.settings import ServeSettings
 from laura.serve.stream import EventStream, while_there
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from laura.serve.library import Library
 
 ERRORS = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
-CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_body"}
+CODES = {404: "not_found", 405: "method_not_allowed"}
 PAGE = Path(__file__).parent / "page"
 INDEX = "index.html"
 TYPES = {
@@ -64,7 +65,7 @@ PAGE_HEADERS = {
     # Kept by the browser, but asked about each time: a new version is seen at once.
     "cache-control": "no-cache",
 }
-PARSE_FAULT = "the body is no JSON in UTF-8, or is nested too deeply"
+SCHEMAS = "#/components/schemas/"
 
 
 def create_app(
@@ -103,7 +104,6 @@ def create_app(
     app.state.service = service
     app.add_middleware(RequestMiddleware, service=service, metrics=metrics)
     app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.include_router(_openai_routes(service))
     app.include_router(_operations_routes(service, metrics))
@@ -127,29 +127,41 @@ def _openai_routes(service: Service) -> APIRouter:
         """One of them."""
         return await service.model(context_of(request).need_tenant(), name)
 
-    @routes.post("/chat/completions", response_model=None, responses=_either(ChatCompletion))
-    async def chat(request: Request, wanted: ChatCompletionRequest) -> Response:
-        """Answer a conversation."""
-        return await _answer(service, request, wanted)
+    def add(
+        path: str,
+        asked: type[GenerationRequest],
+        answer: type[ChatCompletion] | type[Completion],
+        words: str,
+    ) -> None:
+        async def ask(request: Request) -> Response:
+            return await _answer(service, request, asked)
 
-    @routes.post("/completions", response_model=None, responses=_either(Completion))
-    async def complete(request: Request, wanted: CompletionRequest) -> Response:
-        """Continue texts."""
-        return await _answer(service, request, wanted)
+        # The body is read by `Service.read`, so the framework must be told what it is.
+        content = {"application/json": {"schema": {"$ref": f"{SCHEMAS}{asked.__name__}"}}}
+        routes.add_api_route(
+            path, ask, methods=["POST"], name=path, description=words, response_model=None,
+            responses={200: {"model": answer, "content": {"text/event-stream": {}}}},
+            openapi_extra={"requestBody": {"required": True, "content": content}},
+        )  # fmt: skip
 
+    add("/chat/completions", ChatCompletionRequest, ChatCompletion, "Answer a conversation.")
+    add("/completions", CompletionRequest, Completion, "Continue texts.")
     return routes
 
 
-async def _answer(service: Service, request: Request, wanted: GenerationRequest) -> Response:
-    context = context_of(request)
-    generation = await while_there(request.receive, service.begin(context, wanted))
+async def _answer(service: Service, request: Request, kind: type[GenerationRequest]) -> Response:
+    context, there = context_of(request), partial(while_there, request.receive)
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise bad_request("the body must be JSON, with the header content-type: application/json")
+    wanted = await there(service.read(context, kind, await request.body()))
+    generation = await there(service.begin(context, request.state.admission, wanted))
     handed_on = False
     try:
         if not wanted.stream:
-            answer = await while_there(request.receive, generation.whole())
+            answer = await there(generation.whole())
             return Response(answer.model_dump_json(), media_type="application/json")
         heartbeat = service.settings.heartbeat_seconds
-        await while_there(request.receive, generation.wait_for_first(heartbeat))
+        await there(generation.wait_for_first(heartbeat))
         handed_on = True  # the stream closes it
         return EventStream(
             generation,
@@ -243,23 +255,13 @@ async def _api_error(request: Request, fault: Exception) -> Response:
     return JSONResponse(fault.body(), fault.status, fault.headers())
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return await _api_error(request, of_validation(error.errors()))
-
-
 async def _refused(request: Request, error: Exception) -> Response:
-    """What the framework refuses: unknown paths, wrong methods, bodies that are no JSON."""
+    """What the framework refuses: unknown paths, wrong methods."""
     assert isinstance(error, HTTPException)
-    words = PARSE_FAULT if error.status_code == 400 else str(error.detail)
     code = CODES.get(error.status_code, "refused")
-    response = await _api_error(request, ApiError(error.status_code, words, code))
+    response = await _api_error(request, ApiError(error.status_code, str(error.detail), code))
     response.headers.update(error.headers or {})
     return response
-
-
-def _either(model: type[ChatCompletion] | type[Completion]) -> dict[int | str, dict[str, Any]]:
-    return {200: {"model": model, "content": {"text/event-stream": {}}}}
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:
@@ -269,7 +271,13 @@ def _schema(app: FastAPI) -> dict[str, Any]:
         for methods in schema["paths"].values():
             for operation in methods.values():
                 operation["responses"].pop("422", None)
+        _, bodies = models_json_schema(
+            [(ChatCompletionRequest, "validation"), (CompletionRequest, "validation")],
+            ref_template=SCHEMAS + "{model}",
+        )
+        known = schema["components"]["schemas"]
+        known.update(bodies["$defs"])
         for name in ("HTTPValidationError", "ValidationError"):
-            schema["components"]["schemas"].pop(name, None)
+            known.pop(name, None)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -329,8 +329,7 @@ class AsyncEngine(ABC):
             if output.delta.text or output.delta.scores:
                 one.tell(output.delta)
             if output.finish:
-                finish: Finish = "length" if output.finish == "length" else "stop"
-                self._end(one, Ended(finish, len(one.prompt), len(one.tokens), one.cached))
+                self._end(one, _ended(one, "length" if output.finish == "length" else "stop"))
             elif output.fault:
                 what = f"the answer broke off: {output.fault}"
                 self._end(one, EngineError(what, "adapter" if one.adapter else "request"))
@@ -345,11 +344,12 @@ class AsyncEngine(ABC):
         self._wake()
 
     def _cancel(self, sequence: ServedSequence) -> None:
-        """Forget a sequence, waiting or in work."""
+        """Forget a sequence, waiting or in work; what was computed of it is told."""
         if not self._queue.remove(sequence, sequence.tenant):
             if self._running.pop(sequence.request.id, None) is None:
                 return
             self._drop(sequence)
+            sequence.tell(_ended(sequence, "cancelled"))
         self._wake()
 
     def _send_away(self) -> None:
@@ -360,8 +360,7 @@ class AsyncEngine(ABC):
     def _break_off(self, in_order: bool) -> None:
         """Nothing runs any more: it was cancelled in order, or the engine has gone."""
         for one in list(self._running.values()):
-            counts = len(one.prompt), len(one.tokens), one.cached
-            self._end(one, Ended("cancelled", *counts) if in_order else self._gone())
+            self._end(one, _ended(one, "cancelled") if in_order else self._gone())
 
     def _tokens_per_second(self) -> float:
         """New tokens, over the last ten seconds."""
@@ -369,6 +368,10 @@ class AsyncEngine(ABC):
         while self._came and self._came[0][0] < begin:
             self._came.popleft()
         return sum(tokens for _, tokens in self._came) / RATE_SECONDS
+
+
+def _ended(sequence: ServedSequence, finish: Finish) -> Ended:
+    return Ended(finish, len(sequence.prompt), len(sequence.tokens), sequence.cached)
 
 
 def call(loop: asyncio.AbstractEventLoop, work: Callable[..., object], *given: object) -> None:

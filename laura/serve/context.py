@@ -24,7 +24,7 @@ from laura.serve.engines import Ended, EngineError, Event
 from laura.serve.schemas import UnsupportedError
 
 LONGEST_PATH = 200
-MOST_FAULTS_TOLD = 3
+MOST_FAULTS_TOLD, LONGEST_FIELD = 3, 100
 KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -113,14 +113,14 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
     """The first faults of a request's body, by field; never what it held there."""
     told = []
     for error in errors[:MOST_FAULTS_TOLD]:
-        place = ".".join(str(part) for part in error["loc"] if part != "body")
+        place = ".".join(map(str, error["loc"]))[:LONGEST_FIELD]
         told.append(f"{place}: {_words(error)}" if place else _words(error))
     if len(errors) > MOST_FAULTS_TOLD:
         told.append(f"and {len(errors) - MOST_FAULTS_TOLD} more")
-    first = [part for part in errors[0]["loc"] if part != "body"]
+    first = errors[0]["loc"]
     unsupported = isinstance(_cause(errors[0]), UnsupportedError)
     code = "unsupported_value" if unsupported else "invalid_value"
-    return bad_request("; ".join(told), str(first[0]) if first else None, code)
+    return bad_request("; ".join(told), str(first[0])[:LONGEST_FIELD] if first else None, code)
 
 
 def _words(error: Any) -> str:
@@ -128,8 +128,8 @@ def _words(error: Any) -> str:
         return "this field is not known; leave it out"
     if error["type"] == "json_invalid":
         return f"the body is no JSON ({error['ctx']['error']})"
-    if error["type"] == "model_attributes_type":
-        return "the body must be a JSON object, with the header content-type: application/json"
+    if error["type"] == "model_type" and not error["loc"]:
+        return "the body must be a JSON object"
     return str(_cause(error) or error["msg"])
 
 
@@ -149,7 +149,10 @@ class RequestContext:
     Attributes:
         adapter: The adapter that answers, "base", or None where no model was found.
         code: Why it was refused, if it was.
+        prompt_tokens: Of all its prompts.
+        read_tokens: Of the prompts that the engine has begun to read.
         new_by_sequence: New tokens of each sequence that the engine has begun.
+        scores: Log-probabilities that it may come to.
     """
 
     method: str
@@ -162,21 +165,31 @@ class RequestContext:
     adapter: str | None = None
     stream: bool = False
     prompt_tokens: int = 0
+    read_tokens: int = 0
     cached_tokens: int = 0
     first_token: float | None = None
     finish: list[str] = field(default_factory=list)
     status: int = 0
     code: str | None = None
     new_by_sequence: dict[int, int] = field(default_factory=dict)
+    scores: int = 0
 
-    def count(self, index: int, event: Event) -> None:
-        """Count what an event of sequence `index` says."""
+    def count(self, index: int, reads: int, event: Event) -> None:
+        """Count what an event of sequence `index` says.
+
+        Args:
+            index: Counted from 0.
+            reads: Tokens of its prompt; 0 where another sequence has read it.
+            event: The first one says that it was read.
+        """
+        if index not in self.new_by_sequence:
+            self.read_tokens += reads
         if isinstance(event, Ended):
             self.cached_tokens += event.cached_tokens
             self.new_by_sequence[index] = event.new_tokens
             self.finish.append(event.finish)
             return
-        # Of a sequence that is broken off only this is known: a piece is one token or more.
+        # Of a sequence whose engine dies only this is known: a piece is one token or more.
         piece = int(isinstance(event, TextDelta))
         self.new_by_sequence[index] = self.new_by_sequence.get(index, 0) + piece
         if piece and self.first_token is None:
@@ -189,8 +202,8 @@ class RequestContext:
 
     @property
     def used_tokens(self) -> int:
-        """Tokens read and written; none where the engine never came to it."""
-        return self.prompt_tokens + self.new_tokens if self.new_by_sequence else 0
+        """Tokens read and written, whoever has waited for them."""
+        return self.read_tokens + self.new_tokens
 
     @property
     def seconds(self) -> float:

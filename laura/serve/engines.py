@@ -169,7 +169,9 @@ class EngineError(LauraError, RuntimeError):
 
 
 Tell = Callable[[Event | EngineError], None]
-"""Gets the events of a sequence in order, in the loop's thread; `Ended` or an error is the last."""
+"""Gets the events of a sequence in order, in the loop's thread; `Ended` or an error is the last.
+
+One that is cancelled in work is told how far it came, one that still waited is told nothing."""
 
 
 class ServingEngine(Protocol):

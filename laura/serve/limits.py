@@ -60,7 +60,7 @@ class Usage:
 
     Attributes:
         running: Requests that are admitted and not settled.
-        requests: Requests admitted.
+        requests: Requests admitted, those that were then refused for their tokens included.
         refused: Requests refused.
         tokens: Tokens of prompts and answers, of settled requests.
         requests_left: Requests that would be admitted now; None: no limit.
@@ -149,20 +149,26 @@ class _Account:
                 self.buckets[which] = Bucket(limit, now)
         self.concurrent = tenant.concurrent
 
-    def refusal(self, amounts: dict[Which, int], now: int) -> LimitError | None:
-        """Of the limits that are in the way, the one that is longest."""
+    def refuse(self, amounts: dict[Which, int], now: int, whole: int = 0) -> None:
+        """Raise for the limit that is in the way, the longest of several.
+
+        Args:
+            amounts: What shall be taken out of the buckets.
+            now: In ticks.
+            whole: All tokens of the request, some of which may have been taken before.
+        """
         refusals: list[LimitError] = []
-        for which, bucket in self.buckets.items():
-            if (ticks := bucket.wait(amounts[which], now)) != 0:
+        for which in amounts.keys() & self.buckets.keys():
+            bucket = self.buckets[which]
+            ticks = None if whole > bucket.limit else bucket.wait(amounts[which], now)
+            if ticks != 0:
                 seconds = None if ticks is None else ticks / TICKS
                 refusals.append(LimitError(which, bucket.limit, seconds))
-        if self.concurrent is not None and self.running >= self.concurrent:
-            refusals.append(LimitError("concurrent", self.concurrent, CONCURRENT_RETRY_SECONDS))
-
-        def longest(one: LimitError) -> float:
-            return math.inf if one.retry_after is None else one.retry_after
-
-        return max(refusals, key=longest, default=None)
+        if refusals:
+            self.refused += 1
+            raise max(
+                refusals, key=lambda one: math.inf if one.retry_after is None else one.retry_after
+            )
 
     def left(self, which: Which, now: int) -> int | None:
         """Whole units in a bucket; None without one."""
@@ -174,11 +180,11 @@ class Admission:
     """A request that was let in; `Limits.settle` ends it.
 
     Attributes:
-        tokens: What was reserved for it.
+        tokens: What is reserved for it.
     """
 
-    tokens: int
     _account: _Account = field(repr=False)
+    tokens: int = 0
     _settled: bool = False
 
 
@@ -193,30 +199,41 @@ class Limits:
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
 
-    def admit(self, tenant: Tenant, tokens: int) -> Admission:
-        """Let a request in, or refuse it; one that is refused uses up nothing.
-
-        Args:
-            tenant: Who asks.
-            tokens: The most it can come to, prompt and answer together. That much is
-                reserved until it is settled.
+    def admit(self, tenant: Tenant) -> Admission:
+        """Let a request in, before any of it is read; it counts, whatever becomes of it.
 
         Raises:
-            LimitError: a limit is reached.
+            LimitError: a limit is reached, or all tokens are used up; then it does not count.
         """
-        assert tokens >= 0, "the server checks what clients ask for"
         now = self._now()
         account = self._account(tenant, now)
-        amounts: dict[Which, int] = {"requests": 1, "tokens": tokens}
-        refusal = account.refusal(amounts, now)
-        if refusal is not None:
+        account.refuse({"requests": 1, "tokens": 0}, now)
+        if account.concurrent is not None and account.running >= account.concurrent:
             account.refused += 1
-            raise refusal
-        for which, bucket in account.buckets.items():
-            bucket.take(amounts[which], now)
+            raise LimitError("concurrent", account.concurrent, CONCURRENT_RETRY_SECONDS)
+        if "requests" in account.buckets:
+            account.buckets["requests"].take(1, now)
         account.running += 1
         account.admitted += 1
-        return Admission(tokens, account)
+        return Admission(account)
+
+    def reserve(self, admission: Admission, tokens: int) -> None:
+        """Reserve tokens for a request, instead of what was reserved so far, until it is settled.
+
+        Args:
+            admission: What `admit` gave.
+            tokens: What it comes to as far as is known: first the least, by the length of its
+                prompts, then the most, prompts and answers together.
+
+        Raises:
+            LimitError: there are not so many.
+        """
+        assert tokens >= 0, "the server checks what clients ask for"
+        now, account = self._now(), admission._account
+        account.refuse({"tokens": tokens - admission.tokens}, now, tokens)
+        if "tokens" in account.buckets:
+            account.buckets["tokens"].take(tokens - admission.tokens, now)
+        admission.tokens = tokens
 
     def settle(self, admission: Admission, tokens_used: int) -> None:
         """End a request: free its place, give back what it did not use, charge what it used more.

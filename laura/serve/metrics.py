@@ -59,7 +59,7 @@ class Metrics:
         if context.adapter is None:
             return
         for kind, tokens in (
-            ("prompt", context.prompt_tokens if context.new_by_sequence else 0),
+            ("prompt", context.read_tokens),
             ("cached", context.cached_tokens),
             ("new", context.new_tokens),
         ):

@@ -61,22 +61,30 @@ class RequestMiddleware:
     async def _pass(
         self, context: RequestContext, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        headers, settings = Headers(scope=scope), self._service.settings
-        body = RequestBody(headers, receive)
+        headers, service = Headers(scope=scope), self._service
+        settings, body = service.settings, RequestBody(headers, receive)
+        admission = None
         try:
-            if self._service.tenants is None:
-                check_origin(headers, settings.host)
-            self._service.identify(context, key_of(headers))
-            if scope["path"].startswith("/v1/"):
-                context.need_tenant()
-            known = context.tenant is not None or context.admin
-            read = await body.read(settings.body_bytes if known else 0, settings.body_seconds)
-        except ApiError as fault:
-            context.code = fault.code
-            await body.drain()
-            await _refuse(fault, scope, receive, send, {"connection": "close"})
-            return
-        await self._app(scope, read, send)
+            try:
+                if service.tenants is None:
+                    check_origin(headers, settings.host)
+                service.identify(context, key_of(headers))
+                if scope["path"].startswith("/v1/"):
+                    tenant = context.need_tenant()
+                    if scope["method"] == "POST":
+                        admission = service.limits.admit(tenant)
+                known = context.tenant is not None or context.admin
+                read = await body.read(settings.body_bytes if known else 0, settings.body_seconds)
+            except ApiError as fault:
+                context.code = fault.code
+                await body.drain()
+                await _refuse(fault, scope, receive, send, {"connection": "close"})
+                return
+            scope["state"]["admission"] = admission
+            await self._app(scope, read, send)
+        finally:
+            if admission is not None:
+                service.settle(context, admission)
 
 
 async def _refuse(

@@ -1,21 +1,97 @@
-"""Texts and conversations to tokens, and tokens back to texts.
+"""Bodies to requests, texts and conversations to tokens, and tokens back to texts.
 
-A tokenizer serves one thread at a time and a long prompt takes it a while, so `Prompter`
-works in a thread of its own, beside the event loop.
+A tokenizer serves one thread at a time, and a large body or a long prompt takes a while: all that
+is done in threads beside the event loop, one tenant after the other.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from laura.data.templates import chat_prompts
-from laura.serve.context import bad_request
-from laura.serve.schemas import ChatMessage
+from pydantic import ValidationError
+
+from laura.data.templates import chat_template
+from laura.results.errors import DataError
+from laura.serve.async_engine import FairQueue, QueueFull
+from laura.serve.auth import Tenant
+from laura.serve.context import ApiError, bad_request, of_validation
+from laura.serve.schemas import ChatMessage, GenerationRequest
+from laura.serve.templates import TemplateFault, TemplateProcess, template_process
 
 T = TypeVar("T")
+
+# A body below it is read in less than a millisecond.
+SMALL_BODY = 16 << 10
+# Beside the tokens of a prompt. Every value takes time and memory before a check can see it: a few
+# MiB of the smallest would hold everybody up.
+MOST_VALUES = 1 << 16
+_MARKS = (b",", b"[", b"{")
+MOST_WAITING = 1024
+PIECE = 1 << 14
+
+
+class FairThread:
+    """A thread that works for one tenant after the other; who asks for more waits longer.
+
+    Args:
+        name: Of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._waiting = FairQueue[_Turn](MOST_WAITING, MOST_WAITING // 2)
+        self._busy = False
+
+    async def do(self, tenant: Tenant, size: int, work: Callable[[], T]) -> T:
+        """Do work when it is the tenant's turn.
+
+        Args:
+            tenant: Whose work it is.
+            size: How much it is against others': bytes, characters or tokens.
+            work: Done in the thread, unless who waits goes away before.
+
+        Raises:
+            ApiError: too much waits already.
+        """
+        loop = asyncio.get_running_loop()
+        turn = _Turn(tenant.name, size, loop.create_future())
+        try:
+            self._waiting.put(turn, tenant.name, tenant.priority, size)
+        except QueueFull as full:
+            raise ApiError(429, str(full), "queue_full", retry_after=1) from None
+        self._next()
+        try:
+            await turn.came
+            return await loop.run_in_executor(self._thread, work)
+        finally:
+            if not self._waiting.remove(turn, tenant.name):
+                self._busy = False
+                self._next()
+
+    def close(self) -> None:
+        """End it."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _next(self) -> None:
+        turn = None if self._busy else next(self._waiting.in_order(), None)
+        if turn is not None:
+            self._busy = True
+            self._waiting.remove(turn, turn.tenant)
+            self._waiting.charge(turn.tenant, turn.size)
+            turn.came.set_result(None)
+
+
+@dataclass(eq=False)
+class _Turn:
+    tenant: str
+    size: int
+    came: asyncio.Future[None]
 
 
 class Prompter:
@@ -31,27 +107,81 @@ class Prompter:
         self._tokenizer, self._most_tokens = tokenizer, most_tokens
         self._ids = len(tokenizer)
         self._longest_piece = max((len(piece) for piece in tokenizer.get_vocab()), default=1)
-        self._has_template = bool(getattr(tokenizer, "chat_template", None))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="laura-prompts")
+        self._reading = FairThread("laura-prompts")
+        # Apart: a template that takes its time must not hold up who needs none.
+        self._rendering = FairThread("laura-templates")
+        self._template: TemplateProcess | None = None
+        with suppress(DataError):  # then nobody can chat, but everything else can be asked
+            special = json.dumps(tokenizer.special_tokens_map)
+            self._template = template_process(chat_template(tokenizer), special)
 
-    async def chat(self, messages: list[ChatMessage]) -> tuple[int, ...]:
+    def warm(self) -> None:
+        """Begin to start what the first request would otherwise wait for."""
+        if self._template is not None:
+            self._template.start()
+
+    async def request(
+        self, kind: type[GenerationRequest], body: bytes, tenant: Tenant
+    ) -> GenerationRequest:
+        """The request that a body holds.
+
+        Raises:
+            ApiError: it holds none; its first faults are told.
+        """
+        most = MOST_VALUES + self._most_tokens()
+
+        def read() -> GenerationRequest:
+            check_values(body, most)
+            try:
+                return kind.model_validate_json(body)
+            except ValidationError as error:
+                raise of_validation(error.errors(include_url=False, include_input=False)) from None
+
+        if len(body) <= SMALL_BODY:
+            return read()
+        return await self._reading.do(tenant, len(body), read)
+
+    def least_tokens(self, texts: Sequence[str | list[int]]) -> int:
+        """Fewest tokens that texts, or prompts of tokens, can come to."""
+        return sum(
+            -(-len(one) // self._longest_piece) if isinstance(one, str) else len(one)
+            for one in texts
+        )
+
+    async def chat(self, messages: list[ChatMessage], tenant: Tenant) -> tuple[int, ...]:
         """Tokens after which the model writes its next message.
 
         Raises:
             ApiError: the base has no chat template, the template refuses the messages, or
                 they are too long.
         """
-        if not self._has_template:
+        template = self._template
+        if template is None:
             raise bad_request(
                 "this base has no chat template, so it cannot chat; use /v1/completions",
                 "messages",
                 "no_chat_template",
             )
         plain = [_plain(one) for one in messages]
-        self._check_length(sum(len(one["content"]) for one in plain), "characters", "messages")
-        return await self._aside(lambda: self._chat(plain))
+        size = sum(len(one["content"]) for one in plain)
+        self._check_length(size, "characters", "messages")
+        # A template may write much around a few words, and a fault of it is told in its own words.
+        most = self._most_tokens() * self._longest_piece
+        try:
+            text = await self._rendering.do(tenant, size, lambda: template.render(plain, most))
+        except TemplateFault as fault:
+            raise bad_request(
+                f"the base's chat template refuses these messages: {fault}", "messages"
+            ) from None
 
-    async def texts(self, prompts: list[str] | list[list[int]]) -> list[tuple[int, ...]]:
+        def encode() -> tuple[int, ...]:
+            return self._checked(self._encode(text, special=False), "messages")
+
+        return await self._reading.do(tenant, len(text), encode)
+
+    async def texts(
+        self, prompts: list[str] | list[list[int]], tenant: Tenant
+    ) -> list[tuple[int, ...]]:
         """Tokens of each prompt.
 
         Raises:
@@ -60,32 +190,22 @@ class Prompter:
         for prompt in prompts:
             if isinstance(prompt, str):
                 self._check_length(len(prompt), "characters", "prompt")
-        return await self._aside(lambda: [self._prompt(prompt) for prompt in prompts])
+        size = sum(map(len, prompts))
+        return await self._reading.do(tenant, size, lambda: [self._prompt(one) for one in prompts])
 
-    async def echoes(self, prompts: list[str] | list[list[int]]) -> list[str]:
+    async def echoes(self, prompts: list[str] | list[list[int]], tenant: Tenant) -> list[str]:
         """The texts that an answer with echo begins with."""
         decode = self._tokenizer.decode
-        return await self._aside(
-            lambda: [one if isinstance(one, str) else str(decode(one)) for one in prompts]
+        return await self._reading.do(
+            tenant,
+            sum(map(len, prompts)),
+            lambda: [one if isinstance(one, str) else str(decode(one)) for one in prompts],
         )
 
     def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    async def _aside(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def _chat(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
-        from jinja2 import TemplateError
-
-        try:
-            text = chat_prompts(self._tokenizer)(messages)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise bad_request(
-                f"the base's chat template refuses these messages: {error}", "messages"
-            ) from error
-        return self._checked(self._encode(text, special=False), "messages")
+        """End the threads."""
+        self._reading.close()
+        self._rendering.close()
 
     def _prompt(self, prompt: str | list[int]) -> tuple[int, ...]:
         if isinstance(prompt, list):
@@ -100,6 +220,13 @@ class Prompter:
         return self._checked(self._encode(prompt, special=not doubled), "prompt")
 
     def _encode(self, text: str, special: bool) -> list[int]:
+        # What is far too long is known before all of it is read.
+        most, tokens = 2 * self._most_tokens(), 0
+        for start in range(0, len(text), PIECE) if len(text) > max(most, PIECE) else ():
+            piece = text[start : start + PIECE]
+            tokens += len(self._tokenizer.encode(piece, add_special_tokens=False, verbose=False))
+            if tokens > most:
+                raise self._too_long(f"more than {start} characters")
         return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
     def _checked(self, tokens: list[int], field: str) -> tuple[int, ...]:
@@ -112,11 +239,33 @@ class Prompter:
         most = self._most_tokens()
         # No text of so many characters has fewer tokens than are allowed.
         if came > most * (self._longest_piece if unit == "characters" else 1):
-            raise bad_request(
-                f"the prompt has {came} {unit}; allowed are {most} tokens. Shorten it",
-                field,
-                "context_length_exceeded",
-            )
+            raise self._too_long(f"{came} {unit}", field)
+
+    def _too_long(self, came: str, field: str | None = None) -> ApiError:
+        return bad_request(
+            f"the prompt has {came}; allowed are {self._most_tokens()} tokens. Shorten it",
+            field,
+            "context_length_exceeded",
+        )
+
+
+def check_values(body: bytes, most: int) -> None:
+    """Refuse a JSON text with too many values, before it is read; takes a few ms a MiB.
+
+    Raises:
+        ApiError: it has more than `most`.
+    """
+    if sum(map(body.count, _MARKS)) <= most:
+        return
+    # Most of the marks may stand in texts.
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') <= 4 * most:
+        outside = b"".join(plain.split(b'"')[::2])
+        if sum(map(outside.count, _MARKS)) <= most:
+            return
+    raise bad_request(
+        f"the body holds more than {most} values; send several requests", code="body_too_complex"
+    )
 
 
 class TokenTexts:

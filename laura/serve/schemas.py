@@ -24,6 +24,9 @@ from pydantic import (
 
 MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_MESSAGES = 4096
+MOST_PARTS = 1024
+# More than any object here has; each unknown one would become a fault of its own.
+MOST_FIELDS = 64
 MOST_CHOICES = 16
 MOST_TOP = 20
 LONGEST_MODEL = 256
@@ -51,7 +54,7 @@ def _stops(value: Any) -> list[str]:
     if value is None:
         return []
     stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+    if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops[:MOST_STOPS]):
         raise ValueError("must be a text or a list of texts")
     if len(stops) > MOST_STOPS or not all(1 <= len(stop) <= LONGEST_STOP for stop in stops):
         raise ValueError(
@@ -129,6 +132,13 @@ class _Body(BaseModel):
         extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), frozen=True
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MOST_FIELDS:
+            raise ValueError(f"has {len(data)} fields; at most {MOST_FIELDS} are allowed")
+        return data
+
 
 class StreamOptions(_Body):
     """What a stream tells beside the text."""
@@ -151,7 +161,7 @@ class ChatMessage(_Body):
     """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[ContentPart]
+    content: Text | Annotated[list[ContentPart], Field(max_length=MOST_PARTS, fail_fast=True)]
     refusal: _only(None) = None  # type: ignore[valid-type]
     annotations: _only(None, []) = None  # type: ignore[valid-type]
     audio: _only(None) = None  # type: ignore[valid-type]
@@ -205,7 +215,8 @@ class _SamplingRequest(_Body):
 class ChatCompletionRequest(_SamplingRequest):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
+    # The first fault is told: a list of ten thousand wrong messages has one, too.
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
     max_tokens: Tokens | None = Field(default=None, ge=1)
     max_completion_tokens: Tokens | None = Field(default=None, ge=1)
     logprobs: bool | None = None
@@ -254,6 +265,9 @@ class CompletionRequest(_SamplingRequest):
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens: 0 is only allowed with echo: true")
         return self
+
+
+GenerationRequest = ChatCompletionRequest | CompletionRequest
 
 
 class _Response(BaseModel):

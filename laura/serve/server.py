@@ -145,6 +145,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.put_nowait, number)
     serving = asyncio.create_task(server.serve(sockets=[place]))
+    service.warm()
     starting = asyncio.create_task(engine.start())
     waiting = asyncio.create_task(told.get())
     try:

@@ -23,9 +23,15 @@ from laura.serve.context import (
 )
 from laura.serve.engines import AdapterFiles, SequenceRequest, ServingEngine
 from laura.serve.library import AdapterRefusedError, UnknownAdapterError, short_record
-from laura.serve.limits import Limits
+from laura.serve.limits import Admission, Limits
 from laura.serve.prompts import Prompter, TokenTexts
-from laura.serve.schemas import INT64, ChatCompletionRequest, CompletionRequest, ModelCard
+from laura.serve.schemas import (
+    INT64,
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationRequest,
+    ModelCard,
+)
 from laura.serve.settings import ServeSettings
 from laura.serve.stream import Generation
 
@@ -33,12 +39,13 @@ if TYPE_CHECKING:
     from laura.results.schema import Record
     from laura.serve.library import Entry, Library
 
-GenerationRequest = ChatCompletionRequest | CompletionRequest
 T = TypeVar("T")
 
 DISK_THREADS = 4
 COMPLETION_TOKENS = 16  # OpenAI's default where a completion names no limit
 LEAST_TEMPERATURE = 1e-6
+# Log-probabilities of one request and of all that run; each takes 0.8 KiB until it is sent.
+MOST_SCORES, MOST_HELD_SCORES = 1 << 18, 1 << 20
 
 
 class Service:
@@ -66,6 +73,7 @@ class Service:
         self.settings, self.engine, self.library = settings, engine, library
         self.tenants, self.log = tenants, log
         self.limits = Limits()
+        self._scores = 0
         self.started = time.time()
         self.stopping = False
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="laura-adapters")
@@ -73,6 +81,10 @@ class Service:
         self._names = frozenset(library.names())
         self._prompter = Prompter(engine.tokenizer, self._most_prompt_tokens)
         self._texts = TokenTexts(engine.tokenizer)
+
+    def warm(self) -> None:
+        """Begin to start what the first requests would wait for."""
+        self._prompter.warm()
 
     def identify(self, context: RequestContext, key: str | None) -> None:
         """Note whose request it is; nobody's without a valid key."""
@@ -181,30 +193,40 @@ class Service:
         await self._from_disk(self.library.rescan)
         self._names = frozenset(self.library.names())
 
-    async def begin(self, context: RequestContext, request: GenerationRequest) -> Generation:
+    async def read(
+        self, context: RequestContext, kind: type[GenerationRequest], body: bytes
+    ) -> GenerationRequest:
+        """What a request wants, of its body.
+
+        Raises:
+            ApiError: the body is no such request, or nothing can be answered now.
+        """
+        self.check_ready()
+        return await self._prompter.request(kind, body, context.need_tenant())
+
+    async def begin(
+        self, context: RequestContext, admission: Admission, request: GenerationRequest
+    ) -> Generation:
         """Put what a request wants into the engine's queue.
 
         Raises:
             ApiError: it is refused; nothing of it is left anywhere.
         """
         tenant = context.need_tenant()
-        self.check_ready()
         adapter = self.find(tenant, request.model)
         context.adapter, context.stream = adapter or "base", bool(request.stream)
         _check_size(request, self.settings)
-        prompts, echoes = await self._prompts(request)
+        # Whoever has no tokens left is refused before their prompts take the time of others.
+        self.limits.reserve(admission, self._prompter.least_tokens(_texts(request)))
+        prompts, echoes = await self._prompts(request, tenant)
         sequences = self._sequences(context, request, prompts, adapter)
         context.prompt_tokens = sum(map(len, prompts))
-        serializer = self._serializer(context, request, len(sequences), echoes)
         # The most that they can use.
         tokens = sum(len(one.prompt) + one.max_new_tokens for one in sequences)
-        admission = self.limits.admit(tenant, tokens)
-        generation = Generation(
-            context,
-            serializer,
-            self.settings.request_seconds,
-            lambda: self.limits.settle(admission, context.used_tokens),
-        )
+        self.limits.reserve(admission, tokens)
+        self._hold_scores(context, sequences)
+        serializer = self._serializer(context, request, len(sequences), echoes)
+        generation = Generation(context, serializer, self.settings.request_seconds)
         try:
             files = None if adapter is None else await self.files(adapter)
             generation.begin(self.engine, sequences, files)
@@ -212,6 +234,11 @@ class Service:
             generation.close()
             raise
         return generation
+
+    def settle(self, context: RequestContext, admission: Admission) -> None:
+        """End a request, however it ended: what was computed for it is charged."""
+        self.limits.settle(admission, context.used_tokens)
+        self._scores -= context.scores
 
     def close(self) -> None:
         """End the threads that read prompts and adapters."""
@@ -230,16 +257,39 @@ class Service:
         context = self.engine.context_tokens  # known once the engine is ready
         return min(self.settings.prompt_tokens or context, context)
 
+    def _hold_scores(self, context: RequestContext, sequences: Sequence[SequenceRequest]) -> None:
+        """Note how many log-probabilities a request may come to, which all lie in memory.
+
+        Raises:
+            ApiError: too many for one request, or for all that run.
+        """
+        scores = 0
+        for one in sequences:
+            if one.top_logprobs is not None:
+                read = len(one.prompt) if one.prompt_logprobs else 0
+                scores += (read + one.max_new_tokens) * (1 + one.top_logprobs)
+        if scores > MOST_SCORES:
+            raise bad_request(
+                f"up to {scores:,} log-probabilities are asked for; at most {MOST_SCORES:,} are "
+                "given in one answer. Ask for fewer tokens, answers, or most likely tokens",
+                "logprobs",
+            )
+        if self._scores + scores > MOST_HELD_SCORES:
+            words = "too many log-probabilities are asked for at the moment; try again"
+            raise ApiError(429, words, "queue_full", retry_after=5)
+        self._scores += scores
+        context.scores = scores
+
     async def _prompts(
-        self, request: GenerationRequest
+        self, request: GenerationRequest, tenant: Tenant
     ) -> tuple[list[tuple[int, ...]], list[str] | None]:
         """Tokens of a request's prompts, and the texts that its answers begin with, if any."""
         if isinstance(request, ChatCompletionRequest):
-            return [await self._prompter.chat(request.messages)], None
-        prompts = await self._prompter.texts(request.prompt)
+            return [await self._prompter.chat(request.messages, tenant)], None
+        prompts = await self._prompter.texts(request.prompt, tenant)
         if not request.echo:
             return prompts, None
-        texts = await self._prompter.echoes(request.prompt)
+        texts = await self._prompter.echoes(request.prompt, tenant)
         return prompts, [text for text in texts for _ in range(request.n or 1)]
 
     def _sequences(
@@ -342,6 +392,14 @@ class Service:
                 "warnings": list(entry.warnings) if entry else [],
             },
         )
+
+
+def _texts(request: GenerationRequest) -> list[str] | list[list[int]]:
+    """What is asked, as it came."""
+    if isinstance(request, CompletionRequest):
+        return request.prompt
+    contents = (one.content for one in request.messages)
+    return [one if isinstance(one, str) else "".join(part.text for part in one) for one in contents]
 
 
 def _check_size(request: GenerationRequest, settings: ServeSettings) -> None:

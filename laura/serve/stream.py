@@ -38,23 +38,15 @@ class Generation:
         context: Whose it is; told of every event.
         serializer: How they are written.
         seconds: All must be answered within this time.
-        done: Called once, when all is over.
     """
 
-    def __init__(
-        self,
-        context: RequestContext,
-        serializer: Serializer,
-        seconds: float,
-        done: Callable[[], None],
-    ) -> None:
-        self.context, self.serializer = context, serializer
-        self._seconds, self._done = seconds, done
+    def __init__(self, context: RequestContext, serializer: Serializer, seconds: float) -> None:
+        self.context, self.serializer, self._seconds = context, serializer, seconds
         self.deadline = asyncio.get_running_loop().time() + seconds
         self._told: asyncio.Queue[tuple[int, Event | EngineError]] = asyncio.Queue()
         self._held: Told | None = None
         self._cancels: list[Callable[[], None]] = []
-        self._open, self._closed = 0, False
+        self._open = 0
 
     def begin(
         self,
@@ -67,9 +59,13 @@ class Generation:
         Raises:
             ApiError: it does not take one of them; then this is to be closed.
         """
+        before: tuple[int, ...] = ()
         try:
             for request in requests:
-                tell = partial(self._tell, self._open)
+                # Further answers to a prompt do not read it again.
+                reads = 0 if request.prompt is before else len(request.prompt)
+                before = request.prompt
+                tell = partial(self._tell, self._open, reads)
                 self._cancels.append(engine.submit(request, adapter, tell))
                 self._open += 1
         except EngineError as error:
@@ -105,7 +101,6 @@ class Generation:
             ) from None
         if isinstance(event, EngineError):
             raise of_engine(event) from event
-        self.context.count(index, event)
         if isinstance(event, Ended):
             self._open -= 1
             if event.finish == "cancelled":
@@ -158,16 +153,13 @@ class Generation:
 
     def close(self) -> None:
         """Cancel whatever has not ended, and free its places. May be called twice."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            for cancel in self._cancels:
-                cancel()
-        finally:
-            self._done()
+        for cancel in self._cancels:
+            cancel()
 
-    def _tell(self, index: int, event: Event | EngineError) -> None:
+    def _tell(self, index: int, reads: int, event: Event | EngineError) -> None:
+        # What was computed counts, also where nobody has waited for it.
+        if not isinstance(event, EngineError):
+            self.context.count(index, reads, event)
         self._told.put_nowait((index, event))
 
 

@@ -92,20 +92,25 @@ class FakeEngine:
             raise EngineError("the queue is full; try again", "full", retry_after=3)
         self.asked.append(ask)
         self.running[ask.id] = ask.tenant
-        task = asyncio.create_task(self._answer(ask, tell))
+        counted: list[TextDelta] = []
+        task = asyncio.create_task(self._answer(ask, tell, counted))
 
         def cancel() -> None:
             if self.running.pop(ask.id, None) is not None:
                 self.cancelled.append(ask.id)
                 task.cancel()
+                if self.gate is None or self.gate.is_set():
+                    tell(Ended("cancelled", len(ask.prompt), len(counted)))
 
         return cancel
 
-    async def _answer(self, ask: SequenceRequest, tell: Tell) -> None:
+    async def _answer(self, ask: SequenceRequest, tell: Tell, counted: list[TextDelta]) -> None:
         try:
             async for event in self.events(ask):
                 if isinstance(event, Ended):
                     self.running.pop(ask.id, None)
+                if isinstance(event, TextDelta):
+                    counted.append(event)
                 tell(event)
         except Exception as error:
             # A mistake of ours shows where what was told is written down.

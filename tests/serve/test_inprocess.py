@@ -277,6 +277,23 @@ async def test_stopping_cancels_what_takes_too_long(tiny_tokenizer: Any) -> None
     assert caught.value.kind == "gone"
 
 
+async def test_who_gives_up_hears_how_far_it_came(tiny_tokenizer: Any) -> None:
+    async with running(tiny_tokenizer) as setting:
+        events = setting.submit(400)
+        told = [await anext(events) for _ in range(3)]
+        events.cancel()
+        while not isinstance(told[-1], Ended):
+            told.append(await events.told.get())
+        last = told[-1]
+        assert last.finish == "cancelled" and last.prompt_tokens == len(setting.prompt)
+        assert len(told) - 1 <= last.new_tokens < 400
+        setting.reader.go.clear()
+        waits = setting.submit(adapter="a1")
+        waits.cancel()
+        await asyncio.sleep(0.05)
+        assert waits.told.empty(), "nothing was computed for it"
+
+
 async def test_a_dead_engine_says_so(tiny_tokenizer: Any, caplog: Any) -> None:
     async with running(tiny_tokenizer) as setting:
         events = setting.submit(400)

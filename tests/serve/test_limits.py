@@ -25,6 +25,17 @@ class Clock:
         return self.seconds
 
 
+def let_in(limits: Limits, tenant: Tenant, tokens: int) -> Admission:
+    """As the server does: one that is refused for its tokens has ended, and counts."""
+    admission = limits.admit(tenant)
+    try:
+        limits.reserve(admission, tokens)
+    except LimitError:
+        limits.settle(admission, 0)
+        raise
+    return admission
+
+
 class Naive:
     """A bucket that is filled in exact seconds, and finds its waiting time by trying."""
 
@@ -79,22 +90,25 @@ def test_equal_to_a_naive_simulation(
             limits.settle(admission, 10**9)
             tokens.take(amount - admission.tokens)
         elif kind == "admit":
-            fits = tokens.level >= amount and asked.level >= 1 and len(running) < concurrent
+            enters = tokens.level >= 0 and asked.level >= 1 and len(running) < concurrent
+            fits = enters and tokens.level >= amount
             try:
-                running.append(limits.admit(tenant, amount))
+                running.append(let_in(limits, tenant, amount))
                 assert fits
                 tokens.take(amount)
-                asked.take(1)
             except LimitError as refusal:
                 assert not fits
-                check_retry(refusal, tokens, asked, amount)
+                check_retry(refusal, tokens, asked, amount if enters else 0, enters)
+            asked.take(enters)
         used = limits.usage(tenant)
         assert used.running == len(running)
         assert used.tokens_left == math.floor(tokens.level)
         assert used.requests_left == math.floor(asked.level)
 
 
-def check_retry(refusal: LimitError, tokens: Naive, asked: Naive, amount: int) -> None:
+def check_retry(
+    refusal: LimitError, tokens: Naive, asked: Naive, amount: int, entered: bool
+) -> None:
     """After the time that is told the buckets hold enough; a millionth before, they do not."""
     if amount > tokens.limit:
         assert (refusal.which, refusal.retry_after) == ("tokens", None)
@@ -103,7 +117,7 @@ def check_retry(refusal: LimitError, tokens: Naive, asked: Naive, amount: int) -
 
     def enough(ticks: int) -> bool:
         seconds = ticks * MICROSECOND
-        return tokens.enough_after(amount, seconds) and asked.enough_after(1, seconds)
+        return tokens.enough_after(amount, seconds) and asked.enough_after(1 - entered, seconds)
 
     ticks = round(refusal.retry_after * TICKS)
     assert enough(ticks)
@@ -127,13 +141,13 @@ def test_no_stretch_of_time_gives_more_than_is_allowed(
     for pause, amount, share in asks:
         clock.seconds += pause
         try:
-            admission = limits.admit(tenant, amount)
+            admission = let_in(limits, tenant, amount)
         except LimitError as refusal:
             if refusal.retry_after is None:
                 continue
             # Who waits as told is let in; this clock has fractions of a millionth.
             clock.seconds += refusal.retry_after + 2e-6
-            admission = limits.admit(tenant, amount)
+            admission = let_in(limits, tenant, amount)
         limits.settle(admission, int(share * amount))
         used.append((clock.seconds, int(share * amount)))
     for first, (begin, _) in enumerate(used):
@@ -143,24 +157,54 @@ def test_no_stretch_of_time_gives_more_than_is_allowed(
             assert total <= per_minute * (1 + (end - begin + 1e-4) / 60)
 
 
-def test_what_is_refused_uses_up_nothing() -> None:
+def test_what_is_refused_uses_up_no_tokens_and_a_request_only_once_it_was_read() -> None:
     limits = Limits(Clock())
-    tenant = Tenant(name="a", requests_per_minute=3, tokens_per_minute=100, concurrent=1)
-    running = limits.admit(tenant, 60)
-    for tokens, which in ((10, "concurrent"), (60, "tokens"), (101, "tokens")):
+    tenant = Tenant(name="a", requests_per_minute=4, tokens_per_minute=100, concurrent=2)
+    running = let_in(limits, tenant, 60)
+    for tokens, retry in ((60, 12), (101, None)):
         with pytest.raises(LimitError) as refusal:
-            limits.admit(tenant, tokens)
-        assert refusal.value.which == which
-    limits.settle(running, 0)
+            let_in(limits, tenant, tokens)
+        assert (refusal.value.which, refusal.value.retry_after) == ("tokens", retry)
+    second = limits.admit(tenant)
+    with pytest.raises(LimitError) as refusal:
+        limits.admit(tenant)
+    assert refusal.value.which == "requests"
+    for one in (running, second):
+        limits.settle(one, 0)
     used = limits.usage(tenant)
-    assert (used.requests_left, used.tokens_left, used.running) == (2, 100, 0)
+    assert (used.requests_left, used.tokens_left, used.running) == (0, 100, 0)
+    assert (used.requests, used.refused) == (4, 3)
+
+
+def test_what_is_known_later_takes_the_place_of_what_was_reserved() -> None:
+    limits = Limits(Clock())
+    tenant = Tenant(name="a", tokens_per_minute=100)
+    admission = limits.admit(tenant)
+    for tokens in (40, 70, 60):
+        limits.reserve(admission, tokens)
+        assert limits.usage(tenant).tokens_left == 100 - tokens
+    with pytest.raises(LimitError):
+        limits.reserve(admission, 101)
+    limits.settle(admission, 5)
+    assert limits.usage(tenant).tokens_left == 95
+
+
+def test_who_has_used_more_than_they_may_is_not_read_at_all() -> None:
+    limits = Limits(clock := Clock())
+    tenant = Tenant(name="a", tokens_per_minute=60)
+    limits.settle(let_in(limits, tenant, 10), 90)
+    with pytest.raises(LimitError) as refusal:
+        limits.admit(tenant)
+    assert refusal.value.retry_after == 30
+    clock.seconds += 30
+    limits.admit(tenant)
 
 
 def test_a_clock_that_goes_backwards_takes_nothing() -> None:
     clock = Clock()
     limits = Limits(clock)
     tenant = Tenant(name="a", tokens_per_minute=60)
-    limits.admit(tenant, 60)
+    let_in(limits, tenant, 60)
     for seconds in (990.0, 1000.0, 1001.0):
         clock.seconds = seconds
         limits.usage(tenant)
@@ -177,7 +221,7 @@ def test_reading_again_keeps_what_was_used(before: int, used: int, after: int, l
     def tenant(limit: int) -> Tenant:
         return Tenant(name="a", tokens_per_minute=limit)
 
-    limits.settle(limits.admit(tenant(before), used), used)
+    limits.settle(let_in(limits, tenant(before), used), used)
     limits.update(Tenants([tenant(after)]))
     assert limits.usage(tenant(after)).tokens_left == left
     assert limits.usage(tenant(after)).tokens == used
@@ -187,12 +231,12 @@ def test_reading_again_lifts_and_sets_limits() -> None:
     limits = Limits(Clock())
     tenant = Tenant(name="a", tokens_per_minute=10, concurrent=1)
     free = Tenant(name="a")
-    running = limits.admit(tenant, 10)
+    running = let_in(limits, tenant, 10)
     limits.update(Tenants([free]))
-    others = [limits.admit(free, 100) for _ in range(3)]
+    others = [let_in(limits, free, 100) for _ in range(3)]
     limits.update(Tenants([tenant]))
     with pytest.raises(LimitError, match="1 requests at the same time"):
-        limits.admit(tenant, 1)
+        let_in(limits, tenant, 1)
     for one in (running, *others):
         limits.settle(one, 1)
     assert limits.usage(tenant).running == 0
@@ -201,10 +245,10 @@ def test_reading_again_lifts_and_sets_limits() -> None:
 def test_a_tenant_that_is_gone_is_forgotten_when_idle() -> None:
     limits = Limits(Clock())
     tenant = Tenant(name="a", concurrent=1)
-    running = limits.admit(tenant, 1)
+    running = let_in(limits, tenant, 1)
     limits.update(Tenants([]))
     with pytest.raises(LimitError):
-        limits.admit(tenant, 1)
+        let_in(limits, tenant, 1)
     limits.settle(running, 1)
     limits.update(Tenants([]))
     assert limits.usage(tenant) == Usage()
@@ -213,8 +257,8 @@ def test_a_tenant_that_is_gone_is_forgotten_when_idle() -> None:
 def test_tenants_do_not_share() -> None:
     limits = Limits(Clock())
     one, other = (Tenant(name=name, tokens_per_minute=10, concurrent=1) for name in "ab")
-    limits.admit(one, 10)
-    limits.admit(other, 10)
+    let_in(limits, one, 10)
+    let_in(limits, other, 10)
     for _ in range(1000):
-        limits.admit(LOCAL, 10**9)
+        let_in(limits, LOCAL, 10**9)
     assert limits.usage(LOCAL).running == 1000

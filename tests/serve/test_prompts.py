@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laura.serve.auth import LOCAL
 from laura.serve.context import ApiError
 from laura.serve.prompts import Prompter, TokenTexts
 from laura.serve.schemas import ChatMessage, ContentPart
@@ -84,7 +85,7 @@ def test_a_conversation_through_the_template() -> None:
             role="user", content=[ContentPart(type="text", text=one) for one in ("a ", "b")]
         ),
     ]
-    ids = asyncio.run(prompter().chat(messages))
+    ids = asyncio.run(prompter().chat(messages, LOCAL))
     assert TINY.decode(ids) == (
         "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\na b<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -94,22 +95,26 @@ def test_a_conversation_through_the_template() -> None:
 def test_a_base_without_a_template_cannot_chat() -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = None
-    fault = refused(Prompter(tokenizer, lambda: 10).chat([ChatMessage(role="user", content="a")]))
+    fault = refused(
+        Prompter(tokenizer, lambda: 10).chat([ChatMessage(role="user", content="a")], LOCAL)
+    )
     assert (fault.status, fault.code) == (400, "no_chat_template")
 
 
 def test_a_template_may_refuse() -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    fault = refused(Prompter(tokenizer, lambda: 10).chat([ChatMessage(role="user", content="a")]))
+    fault = refused(
+        Prompter(tokenizer, lambda: 10).chat([ChatMessage(role="user", content="a")], LOCAL)
+    )
     assert fault.status == 400 and "roles must alternate" in str(fault)
 
 
 def test_prompts_as_texts_and_as_tokens() -> None:
-    assert asyncio.run(prompter().texts(["a cat", "dog"])) == [
+    assert asyncio.run(prompter().texts(["a cat", "dog"], LOCAL)) == [
         tuple(TINY.encode("a cat")), tuple(TINY.encode("dog")),
     ]  # fmt: skip
-    assert asyncio.run(prompter().texts([[5, 6], [7]])) == [(5, 6), (7,)]
+    assert asyncio.run(prompter().texts([[5, 6], [7]], LOCAL)) == [(5, 6), (7,)]
 
 
 def test_a_begin_token_comes_once() -> None:
@@ -119,7 +124,7 @@ def test_a_begin_token_comes_once() -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    plain, doubled = asyncio.run(Prompter(tokenizer, lambda: 99).texts(["ab", "<s>ab"]))
+    plain, doubled = asyncio.run(Prompter(tokenizer, lambda: 99).texts(["ab", "<s>ab"], LOCAL))
     assert plain.count(1) == doubled.count(1) == 1
 
 
@@ -134,4 +139,4 @@ def test_a_begin_token_comes_once() -> None:
     ],
 )
 def test_prompts_that_cannot_be_read(prompts: Any, words: str) -> None:
-    assert words in str(refused(prompter().texts(prompts)))
+    assert words in str(refused(prompter().texts(prompts, LOCAL)))
