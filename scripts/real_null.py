@@ -1,15 +1,19 @@
 """Ten studies of two arms that are one: how often the judge tells them apart on real runs.
 
-    python scripts/real_null.py [--out studies/real-null] [--studies 10] [--seeds 3]
+    python scripts/real_null.py [--out studies/real-null] [--studies 10] [--seeds 3] [--deals 100]
 
 One LoRA arm is trained on the micro base at four rates with many seeds. The seeds are dealt
 out to studies; in each, half of them are called `full` and half `lora`, so that every statement
-on full finetuning and LoRA is in its null. The verdicts are printed as they come.
+on full finetuning and LoRA is in its null, but for the rate's: ten times is wrong here. The
+verdicts are printed as they come. Then the same seeds are dealt out at random, again and again, and the
+verdicts counted; these studies share runs, so their counts waver more than their number tells.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("studies/real-null"))
     parser.add_argument("--studies", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--deals", type=int, default=100)
     given = parser.parse_args()
     each = given.seeds
     seeds = list(range(2 * each * given.studies))
@@ -74,9 +79,25 @@ def main() -> None:
     print("|---|" + "---|" * len(TOLD))
     for number in range(given.studies):
         own = seeds[2 * each * number : 2 * each * (number + 1)]
-        study = null_study(found, own[:each], own[each:])
-        claims = {claim.id: claim for claim in judge([Setting(f"null {number}", study)]).claims}
+        claims = judged(found, own[:each], own[each:])
         print(f"| {number + 1} | " + " | ".join(_cell(claims[name]) for name in TOLD) + " |")
+    counts = {name: Counter[str]() for name in TOLD}
+    deal = random.Random(0)
+    for _ in range(given.deals):
+        own = deal.sample(seeds, 2 * each)
+        for name, claim in judged(found, own[:each], own[each:]).items():
+            if name in counts:
+                counts[name][claim.verdict if claim.effect else "could not speak"] += 1
+    words = ("could not speak", "undecided", "supported", "contradicted")
+    print(f"\n{given.deals} deals\n\n| claim | " + " | ".join(words) + " |\n" + "|---" * 5 + "|")
+    for name in TOLD:
+        print(f"| {name} | " + " | ".join(str(counts[name][word]) for word in words) + " |")
+
+
+def judged(found: Evidence, first: list[int], second: list[int]) -> dict[str, Claim]:
+    """Claims of a null study, by their names."""
+    study = null_study(found, first, second)
+    return {claim.id: claim for claim in judge([Setting("null", study)]).claims}
 
 
 def _cell(claim: Claim) -> str:

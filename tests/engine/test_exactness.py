@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import random
+import subprocess
+import sys
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -159,10 +163,39 @@ def test_a_right_draft_behind_which_nothing_is_finite_breaks_off_as_without_it(
     assert heard[1][1][-1] == chosen
 
 
-@pytest.mark.skipif(not SAME_KERNELS, reason="other kernels may sum in another order")
-def test_scores_have_the_same_bits_in_company(tiny_tokenizer: Any) -> None:
+def test_scores_are_the_same_in_company(tiny_tokenizer: Any) -> None:
+    """Bits where this is promised; elsewhere greedy tokens, but for ties of 1e-4 nats."""
     with engine_of(tiny_tokenizer) as engine:
-        wished = wishes(tiny_tokenizer, placed(engine), 8)
+        wished = [
+            {**one, "top": one["top"] or 0} for one in wishes(tiny_tokenizer, placed(engine), 8)
+        ]
         alone = [one_answer(engine, one).scores for one in continuations(wished, False)]
-        together = answers(engine, continuations(wished, False), pause=3)
-        assert [heard.scores for heard in together] == alone
+        together = [
+            heard.scores for heard in answers(engine, continuations(wished, False), pause=3)
+        ]
+    if SAME_KERNELS:
+        assert together == alone
+    compared = 0
+    for own, found in zip(alone, together, strict=True):
+        for (token, nats, _), (expected, value, _) in zip(found, own, strict=False):
+            assert nats == pytest.approx(value, abs=1e-4)
+            if token != expected:
+                break  # a tie; what follows may be anything
+            compared += 1
+    assert compared > 0.9 * sum(map(len, alone))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="switches of x86 kernels")
+def test_the_same_on_a_processor_with_avx2_only() -> None:
+    """This machine's own libraries, told to leave AVX-512 alone."""
+    kernels = {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n0", __file__, "-m", "not slow"],
+        env={**os.environ, **kernels}, capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
