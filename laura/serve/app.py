@@ -98,6 +98,8 @@ def create_app(
         version=__version__,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        # A redirect would send a key and a prompt wherever the request's host header says.
+        redirect_slashes=False,
         responses={status: {"model": ErrorResponse} for status in ERRORS},
     )
     app.state.service = service
