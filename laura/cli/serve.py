@@ -120,6 +120,7 @@ def _serve(
     from laura.serve.admin import Audit
     from laura.serve.app import create_app
     from laura.serve.auth import Tenants
+    from laura.serve.log_stream import unblocked_log
     from laura.serve.server import (
         listening_socket,
         open_base,
@@ -141,7 +142,15 @@ def _serve(
         library = open_library(
             folder, options.adapters, engine_settings, policy, engine.fingerprint
         )
-        app = create_app(settings, engine, library, tenants=tenants, tenants_file=file, audit=audit)
+        app = create_app(
+            settings,
+            engine,
+            library,
+            tenants=tenants,
+            tenants_file=file,
+            audit=audit,
+            log=unblocked_log(),
+        )
         names = None if tenants is None else list(tenants.names)
         url = url_of(place)
 
