@@ -32,6 +32,9 @@ class ServeOptions:
     """Address to listen at."""
     port: int = option(default=8000, min=0, max=65535, metavar="N")
     """Port to listen at; 0 takes a free one."""
+    max_connections: int = option(default=1000, min=1, metavar="N")
+    """Most connections at once; three quarters of the files that the process may open, if that
+    is less."""
     slots: int = option(default=16, min=1, max=4096, metavar="N")
     """Most adapters in memory at once."""
     max_rank: int = option(default=64, min=1, max=1024, metavar="N")
@@ -91,6 +94,7 @@ def serve(console: Console, options: ServeOptions) -> None:
         base=model_name(options.base),
         host=options.host,
         port=options.port,
+        connections=options.max_connections,
         request_seconds=options.timeout,
         grace_seconds=options.grace,
         prompt_tokens=options.max_prompt_tokens,
