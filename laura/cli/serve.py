@@ -32,6 +32,9 @@ class ServeOptions:
     """Address to listen at."""
     port: int = option(default=8000, min=0, max=65535, metavar="N")
     """Port to listen at; 0 takes a free one."""
+    max_connections: int = option(default=1000, min=1, metavar="N")
+    """Most connections at once; three quarters of the files that the process may open, if that
+    is less."""
     slots: int = option(default=16, min=1, max=4096, metavar="N")
     """Most adapters in memory at once."""
     max_rank: int = option(default=64, min=1, max=1024, metavar="N")
@@ -91,6 +94,7 @@ def serve(console: Console, options: ServeOptions) -> None:
         base=model_name(options.base),
         host=options.host,
         port=options.port,
+        connections=options.max_connections,
         request_seconds=options.timeout,
         grace_seconds=options.grace,
         prompt_tokens=options.max_prompt_tokens,
@@ -120,6 +124,7 @@ def _serve(
     from laura.serve.admin import Audit
     from laura.serve.app import create_app
     from laura.serve.auth import Tenants
+    from laura.serve.log_stream import unblocked_log
     from laura.serve.server import (
         listening_socket,
         open_base,
@@ -141,7 +146,15 @@ def _serve(
         library = open_library(
             folder, options.adapters, engine_settings, policy, engine.fingerprint
         )
-        app = create_app(settings, engine, library, tenants=tenants, tenants_file=file, audit=audit)
+        app = create_app(
+            settings,
+            engine,
+            library,
+            tenants=tenants,
+            tenants_file=file,
+            audit=audit,
+            log=unblocked_log(),
+        )
         names = None if tenants is None else list(tenants.names)
         url = url_of(place)
 

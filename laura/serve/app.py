@@ -10,7 +10,7 @@ import hashlib
 import sys
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
@@ -76,7 +76,7 @@ def create_app(
     tenants: Tenants | None = None,
     tenants_file: Path | None = None,
     audit: Audit | None = None,
-    log: TextIO | None = None,
+    log: RequestLog | None = None,
 ) -> FastAPI:
     """The application; `app.state.service` is what it stands on.
 
@@ -91,14 +91,16 @@ def create_app(
         audit: Where admin actions are written down; nowhere by default.
         log: Where requests are, a line of JSON each; standard error by default.
     """
-    request_log = RequestLog(sys.stderr if log is None else log)
-    service = Service(settings, engine, library, tenants, request_log)
-    metrics = Metrics(engine.state)
+    log = log or RequestLog(sys.stderr)
+    service = Service(settings, engine, library, tenants, log)
+    metrics = Metrics(engine.state, log.dropped)
     app = FastAPI(
         title="Laura",
         version=__version__,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        # A redirect would send a key and a prompt wherever the request's host header says.
+        redirect_slashes=False,
         responses={status: {"model": ErrorResponse} for status in ERRORS},
     )
     app.state.service = service

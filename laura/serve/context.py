@@ -10,7 +10,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -278,10 +278,11 @@ class RequestLog:
 
     Args:
         out: Where to; standard error in the command.
+        dropped: Tells how many lines it did not take.
     """
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self, out: TextIO, dropped: Callable[[], int] = lambda: 0) -> None:
+        self._out, self.dropped = out, dropped
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a line."""

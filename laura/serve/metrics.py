@@ -25,9 +25,10 @@ class Metrics:
 
     Args:
         state: What the engine is doing.
+        dropped: Lines of the log that nobody took.
     """
 
-    def __init__(self, state: Callable[[], EngineState]) -> None:
+    def __init__(self, state: Callable[[], EngineState], dropped: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         self._tenants: set[str] = set()
         self._pairs: set[tuple[str, str]] = set()
@@ -48,7 +49,7 @@ class Metrics:
         self._first = histogram("laura_first_token_seconds", words)
         words = "From a request's arrival to the end of its answer."
         self._whole = histogram("laura_request_seconds", words)
-        registry.register(_EngineGauges(state))
+        registry.register(_EngineGauges(state, dropped))
 
     def count(self, context: RequestContext) -> None:
         """Count a request that is over."""
@@ -86,8 +87,8 @@ class Metrics:
 
 
 class _EngineGauges(Collector):
-    def __init__(self, state: Callable[[], EngineState]) -> None:
-        self._state = state
+    def __init__(self, state: Callable[[], EngineState], dropped: Callable[[], int]) -> None:
+        self._state, self._dropped = state, dropped
 
     def collect(self) -> Iterator[Metric]:
         state = self._state()
@@ -114,5 +115,7 @@ class _EngineGauges(Collector):
              state.drafted_tokens),
             (CounterMetricFamily, "laura_accepted_tokens", "Steps saved by right ones.",
              state.accepted_tokens),
+            (CounterMetricFamily, "laura_dropped_log_lines", "Lines of the log that nobody read.",
+             self._dropped()),
         ):  # fmt: skip
             yield kind(name, words, value=float(number))

@@ -5,26 +5,22 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from laura.models.adapter_files import base_facts
 from laura.models.load import check_model_folder, resolve_model
 from laura.results.errors import UsageError
 from laura.results.progress import Progress
+from laura.serve.connections import HttpServer, most_connections
 from laura.serve.engines import ServingEngine
 from laura.serve.library import Library, Policy
 from laura.serve.service import Service
 from laura.serve.settings import EngineSettings, ServeSettings, model_name
 
-HEAD_SECONDS = 20.0
-"""A connection that has not sent the head of a request within this time is closed."""
 # After the engine has ended every answer, what is written still has to reach its clients.
 FLUSH_SECONDS = 5.0
 
@@ -126,10 +122,10 @@ async def _serve(
     """Serve; the signal that ended it."""
     service: Service = app.state.service
     settings = service.settings
-    server = _Server(
+    server = HttpServer(
         uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http="h11",
             ws="none",
             lifespan="off",
             log_config=None,
@@ -138,7 +134,8 @@ async def _serve(
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=int(settings.grace_seconds + FLUSH_SECONDS),
-        )
+        ),
+        most_connections(settings.connections),
     )
     told: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -162,6 +159,8 @@ async def _serve(
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await engine.stop(settings.grace_seconds)
+        await asyncio.wait({serving}, timeout=FLUSH_SECONDS)
+        server.end_all()  # who has not read an answer by now will not
         await serving
         for task in (hurry, waiting):
             task.cancel()
@@ -176,55 +175,3 @@ async def _hurry(
     await told.get()
     server.force_exit = True
     await engine.stop(0)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, which leaves the signals to us."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-
-class PatientProtocol(H11Protocol):
-    """HTTP/1.1, with bounded patience for the head of a request.
-
-    uvicorn waits for ever for a client that has sent nothing or half a head; enough such
-    clients would use up the process' file descriptors.
-    """
-
-    head_seconds = HEAD_SECONDS
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Begin to wait."""
-        super().connection_made(transport)
-        self._watch_head()
-
-    def data_received(self, data: bytes) -> None:
-        """Go on waiting, unless the head is there."""
-        super().data_received(data)
-        self._watch_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        self._stop_watching()
-        super().connection_lost(exc)
-
-    def _watch_head(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_watching()
-        elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.head_seconds, self._give_up)
-
-    def _stop_watching(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _give_up(self) -> None:
-        self._head_timer = None
-        idle = self.cycle is None or self.cycle.response_complete
-        if idle and not self.transport.is_closing():
-            self.transport.close()

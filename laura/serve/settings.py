@@ -94,6 +94,8 @@ class ServeSettings:
     """Address to listen at."""
     port: int = 8000
     """Port to listen at; 0 takes a free one."""
+    connections: int = 1000
+    """Most connections at once; fewer where the process may not open so many files."""
     body_bytes: int = 4 << 20
     """Largest body of a request."""
     body_seconds: float = 30.0

@@ -19,6 +19,7 @@ import uvicorn
 from laura.models.adapter_files import BaseFacts
 from laura.serve.app import create_app
 from laura.serve.auth import Tenant, Tenants, hash_of_key
+from laura.serve.context import RequestLog
 from laura.serve.engines import AdapterFiles
 from laura.serve.library import AdapterRefusedError, Entry, UnknownAdapterError
 from laura.serve.settings import ServeSettings
@@ -108,7 +109,7 @@ def build(
         tenants=known,
         tenants_file=tenants_file,
         audit=audit,
-        log=log,
+        log=RequestLog(log),
     )
     return House(fake, shelf, app, log)
 

@@ -48,16 +48,22 @@ def command(*words: str) -> list[str]:
 
 
 @contextmanager
-def serving(*words: str) -> Iterator[RealServer]:
-    """A server on a free port of this machine, stopped by SIGTERM at the end."""
-    # Its log goes to a file: a pipe that nobody reads would hold the server up when it is full.
+def serving(*words: str, files: int | None = None, unread: bool = False) -> Iterator[RealServer]:
+    """A server on a free port of this machine, stopped by SIGTERM at the end.
+
+    Args:
+        words: Of the command.
+        files: Most that it may open; None for as many as we may.
+        unread: Whether its log goes to a pipe that nobody reads, instead of a file.
+    """
+    few = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"]
     with (
         tempfile.NamedTemporaryFile("w+", encoding="utf-8") as log,
         subprocess.Popen(
-            command(*words, "--port", "0", "--json"),
+            [*few, *command(*words, "--port", "0", "--json")],
             env=ENVIRONMENT,
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=subprocess.PIPE if unread else log,
             text=True,
         ) as child,
     ):

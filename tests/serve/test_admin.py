@@ -202,12 +202,13 @@ def test_numbers_for_prometheus(micro_tokenizer: Any) -> None:
     assert found["laura_memory_bytes", "weights"] == 1000
     assert found["laura_drafted_tokens_total",] == 40
     assert found["laura_accepted_tokens_total",] == 30
+    assert found["laura_dropped_log_lines_total",] == 0
 
 
 @pytest.mark.parametrize("names", [5 * MOST_PAIRS])
 def test_labels_do_not_grow_without_bound(micro_tokenizer: Any, names: int) -> None:
     house = build(micro_tokenizer)
-    metrics = Metrics(house.engine.state)
+    metrics = Metrics(house.engine.state, lambda: 7)
     for number in range(names):
         who = tenant(f"t{number % (2 * MOST_TENANTS)}")
         metrics.count(RequestContext("POST", "/", tenant=who, adapter=f"a{number}", status=200))

@@ -54,6 +54,22 @@ def test_a_base_whose_name_has_a_slash(micro_tokenizer: Any) -> None:
     assert house.request("GET", "/v1/models/owner/name").json()["id"] == "owner/name"
 
 
+def test_no_path_sends_a_client_elsewhere(micro_tokenizer: Any) -> None:
+    """A redirect would take its place from the host header, and key and prompt along."""
+    house = build(micro_tokenizer, tenant("ann", "*"))
+    known = {*house.app.openapi()["paths"], "/", "/static/index.html", "/openapi.json"}
+    paths = {re.sub("{.*?}", "maths", path) for path in known} | {"/static", "/v1", "/admin", "/x"}
+    codes = set()
+    for path in {f"{one.rstrip('/')}{end}" for one in paths for end in ("", "/", "//")}:
+        for method in ("GET", "HEAD", "POST", "PUT", "OPTIONS"):
+            for who in ({}, key("ann"), key("admin")):
+                headers = {"host": "evil.example", **who}
+                answer = house.request(method, path or "/", {"prompt": "secret"}, headers=headers)
+                assert not answer.is_redirect and "location" not in answer.headers, (method, path)
+                codes.add(answer.status_code)
+    assert codes == {200, 400, 401, 403, 404, 405, 413}
+
+
 def test_a_conversation_is_answered_by_the_named_adapter(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer)
     answer = chat(house, "maths").json()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
 import time
 from typing import Any
 
 import pytest
-import uvicorn
 
 from laura.serve.middleware import check_origin
-from laura.serve.server import PatientProtocol
 from tests.serve.houses import BASE, House, build, key, listening, tenant, until
 
 HELLO = {"model": BASE, "messages": [{"role": "user", "content": "hello you"}]}
@@ -126,25 +123,6 @@ def test_half_a_request_leaves_nothing_behind(micro_tokenizer: Any) -> None:
             raw(url, part, keep=True)
         until(lambda: house.log.getvalue().count("client_gone") == 2)
     assert not house.engine.asked
-
-
-def test_heads_that_do_not_come_are_not_waited_for(micro_tokenizer: Any) -> None:
-    class Hasty(PatientProtocol):
-        head_seconds = 0.2
-
-    class Server(uvicorn.Server):
-        def __init__(self, config: uvicorn.Config) -> None:
-            config.http = Hasty
-            super().__init__(config)
-
-    house = build(micro_tokenizer)
-    ping = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
-    with listening(house, Server) as url, contextlib.suppress(ConnectionError):
-        for parts in ((b"",), (b"GET /healthz HT",), (ping, b"GET /heal")):
-            began = time.monotonic()
-            told = raw(url, *parts, pause=0.1)
-            assert time.monotonic() - began < 2.5, "the server should have hung up"
-            assert told.count(b"200 OK") == (ping in parts)
 
 
 def test_clients_that_vanish_in_every_state(micro_tokenizer: Any) -> None:

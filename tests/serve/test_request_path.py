@@ -15,6 +15,7 @@ import pytest
 import laura
 from laura.models.registry import MICRO_BASE
 from laura.serve.app import create_app
+from laura.serve.context import RequestLog
 from laura.serve.library import Policy
 from laura.serve.server import open_engine, open_library
 from laura.serve.settings import EngineSettings, ServeSettings
@@ -38,7 +39,9 @@ async def test_a_chat_goes_through_few_files() -> None:
     try:
         engine = open_engine(MICRO_BASE, settings)
         library = open_library(MICRO_BASE, None, settings, Policy(), engine.fingerprint)
-        app = create_app(ServeSettings(base="micro"), engine, library, log=io.StringIO())
+        app = create_app(
+            ServeSettings(base="micro"), engine, library, log=RequestLog(io.StringIO())
+        )
         await engine.start()
         body = {"model": "micro", "messages": [{"role": "user", "content": "hello"}]}
         transport = httpx.ASGITransport(app)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 HELLO = {"model": "micro", "messages": [{"role": "user", "content": "a b c d e"}]}
 SCRIPT = """
 import sys
+from starlette.responses import Response
 from laura.models.load import load_tokenizer
 from laura.models.registry import MICRO_BASE
 from laura.serve.server import listening_socket, run, url_of
@@ -34,6 +35,7 @@ from tests.serve.houses import build
 pause, grace = map(float, sys.argv[1:3])
 house = build(load_tokenizer(MICRO_BASE), grace_seconds=grace, port=0,
               engine={"pause": pause, "ready": False})
+house.app.add_api_route("/huge", lambda: Response(b"x" * (16 << 20)))
 if len(sys.argv) > 3:
     async def start():
         raise OSError("no such device")
@@ -105,6 +107,21 @@ def test_answers_that_go_on_too_long_are_broken_off_with_a_word() -> None:
     error = json.loads(told[-2].removeprefix("data: "))["error"]
     assert error["code"] == "stopping" and child.returncode == 0
     assert out.strip() == "ended 0 {}"
+
+
+@pytest.mark.slow
+def test_clients_that_do_not_read_delay_a_stop_by_no_more_than_the_time_to_flush() -> None:
+    with process("0", "60") as (child, url), ExitStack() as stack:
+        address = url.removeprefix("http://").split(":")
+        for _ in range(20):
+            wire = stack.enter_context(socket.socket())
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            wire.connect((address[0], int(address[1])))
+            wire.sendall(b"GET /huge HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert wire.recv(9) == b"HTTP/1.1 "
+        child.send_signal(signal.SIGTERM)
+        out, _ = child.communicate(timeout=30)
+    assert (child.returncode, out.strip()) == (0, "ended 0 {}")
 
 
 @pytest.mark.slow
