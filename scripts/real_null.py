@@ -5,8 +5,8 @@
 One LoRA arm is trained on the micro base at four rates with many seeds. The seeds are dealt
 out to studies; in each, half of them are called `full` and half `lora`, so that every statement
 on full finetuning and LoRA is in its null, but for the rate's: ten times is wrong here. The
-verdicts are printed as they come. Then the same seeds are dealt out at random, again and again, and the
-verdicts counted; these studies share runs, so their counts waver more than their number tells.
+verdicts are printed as they come. Then the same seeds are dealt out at random, again and again, and
+the verdicts counted; these studies share runs, so the counts waver more than their number tells.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import atexit
 import functools
 import json
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -69,17 +69,10 @@ class TemplateProcess:
         Raises:
             TemplateFault: there is none; the reason is for the client.
         """
+        asked = json.dumps([messages, most]).encode()
         with self._lock:
-            try:
-                self.start()
-                if not self._ready:
-                    self._ready = bool(self._read(START_SECONDS))
-                assert self._child is not None
-                _write(self._child.stdin, json.dumps([messages, most]).encode())
-                answer: dict[str, str] = json.loads(self._read(WALL_SECONDS))
-            except (OSError, EOFError, ValueError):
-                self.close()
-                raise TemplateFault("it took too long or too much memory") from None
+            # Its process may have been killed, and not for this one's sake.
+            answer = self._ask(asked) or self._ask(asked) or {"refused": "it ends its process"}
         if "refused" in answer:
             raise TemplateFault(answer["refused"])
         return answer["text"]
@@ -91,10 +84,35 @@ class TemplateProcess:
             child.kill()
             child.communicate()
 
+    def _ask(self, asked: bytes) -> dict[str, str] | None:
+        """The process' answer; None where it has died."""
+        try:
+            self.start()
+            if not self._ready:
+                self._ready = bool(self._read(START_SECONDS))
+            assert self._child is not None
+            _write(self._child.stdin, asked)
+            answer: dict[str, str] = json.loads(self._read(WALL_SECONDS))
+        except TimeoutError:
+            self.close()
+            return {"refused": "it takes too long over them"}
+        except (OSError, EOFError):
+            self.close()
+            return None
+        return answer
+
     def _read(self, seconds: float) -> bytes:
+        """Its next message.
+
+        Raises:
+            TimeoutError: none came within so many seconds.
+            EOFError: it has died.
+        """
         assert self._child is not None and self._child.stdout is not None
-        if not select.select([self._child.stdout], [], [], seconds)[0]:
-            raise TimeoutError
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._child.stdout, selectors.EVENT_READ)
+            if not selector.select(seconds):
+                raise TimeoutError
         return _read(self._child.stdout)
 
 

@@ -1,0 +1,361 @@
+"""Everything at once: strangers, the worst bodies, a log that nobody reads, a full disk, kills.
+
+`LAURA_CHAOS_SECONDS=600 pytest tests/serve/test_chaos.py -s` is the long run, once for each engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from laura.models.registry import MICRO_BASE
+from laura.serve.auth import hash_of_key
+from tests.models.test_vllm_engine import Fake
+from tests.serve import test_soak
+from tests.serve.alone import write_adapters
+from tests.serve.houses import ADMIN, key
+from tests.serve.real_server import ENVIRONMENT, command
+from tests.serve.test_bodies import WORST
+from tests.serve.test_soak import KINDS, Asked, all_asked
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+SECONDS = float(os.environ.get("LAURA_CHAOS_SECONDS", "40"))
+CLIENTS, VANISHING, SLOTS, GRACE_SECONDS = 64, 8, 5, 10
+KILL_SECONDS = min(60.0, SECONDS / 4)
+ADAPTERS = {**KINDS, **{f"small-{rank}": KINDS[f"mlp-{rank}"] for rank in (3, 8, 16, 24)}}
+CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
+# What a request may be told while something of the server is dead, or it stops.
+EXCUSES = {"engine_gone", "not_ready", "queue_full", "stopping"}
+
+
+@dataclass
+class Chaos:
+    """What was done to a server, and what was seen.
+
+    Attributes:
+        url: Of the server.
+        used: Tokens of whole answers, by tenant.
+        unsure: Most tokens that may have been charged besides: who hung up, or was broken off.
+        answers: Whole answers, each equal to the one computed alone.
+        excused: Refusals, by reason.
+        faults: What went wrong, in words.
+        health: Seconds that `/healthz` took.
+        resident: Memory of the server, in MiB.
+        over: Set at the end.
+    """
+
+    url: str
+    used: Counter[str] = field(default_factory=Counter)
+    unsure: Counter[str] = field(default_factory=Counter)
+    answers: int = 0
+    excused: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    health: list[float] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def wire(self) -> socket.socket:
+        host, port = self.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout=5)
+
+    def again(self, work: Callable[[], None], pause: float) -> threading.Thread:
+        """Do something again and again in a thread, whatever becomes of it."""
+
+        def run() -> None:
+            while not self.over.wait(pause):
+                with suppress(OSError, httpx.HTTPError):
+                    work()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+
+def idle(chaos: Chaos) -> None:
+    """Strangers who say nothing, half a head, or too much at once."""
+    wires = [chaos.wire() for _ in range(100)]
+    for number, wire in enumerate(wires):
+        if number % 3:
+            wire.sendall(b"GET /healthz HT" if number % 3 == 1 else b"GET / HTTP/1.1\r\n\r\n" * 50)
+    chaos.over.wait(3)
+    for wire in wires:
+        wire.close()
+
+
+def unread(chaos: Chaos) -> None:
+    """A tenant who asks for much and reads nothing of it."""
+    body = {"model": "micro", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+    text = json.dumps({**body, "max_tokens": 200, "logprobs": True, "top_logprobs": 20})
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    more = f"authorization: Bearer sk-laura-rude\r\ncontent-length: {len(text)}\r\n\r\n"
+    with chaos.wire() as wire:
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wire.sendall((head + more + text).encode())
+        chaos.over.wait(5)
+
+
+def flood(chaos: Chaos) -> None:
+    """A tenant with the worst bodies."""
+    headers = {**key("rude"), "content-type": "application/json"}
+    for make in WORST.values():
+        if not chaos.over.is_set():
+            httpx.post(f"{chaos.url}{CHAT}", content=make(), headers=headers, timeout=60)
+
+
+def look(chaos: Chaos, child: subprocess.Popen[str]) -> None:
+    """What an operator's monitor does."""
+    with httpx.Client(base_url=chaos.url, timeout=30) as client:
+        while not chaos.over.wait(0.1):
+            began = time.monotonic()
+            try:
+                client.get("/healthz").raise_for_status()
+            except httpx.HTTPError as error:
+                chaos.faults.append(f"healthz: {error!r}")
+            chaos.health.append(time.monotonic() - began)
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            (line,) = (one for one in status.splitlines() if one.startswith("VmRSS:"))
+            chaos.resident.append(int(line.split()[1]) >> 10)
+
+
+def fill(chaos: Chaos, disk: Path) -> None:
+    """The disk of the audit log fills up: what cannot be written down is not done."""
+    headers = {"authorization": f"Bearer {ADMIN}"}
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"x" * 1024):
+            pass
+    with httpx.Client(base_url=chaos.url, headers=headers, timeout=30) as client:
+        for _ in range(60):  # the log's last page has room for some lines
+            refused = client.post("/admin/adapters/rescan")
+            if refused.status_code != 200:
+                break
+        ballast.unlink()
+        done = client.post("/admin/adapters/rescan")
+    if (refused.status_code, done.status_code) != (503, 200):
+        chaos.faults.append(f"full disk: {refused.text}, emptied: {done.text}")
+
+
+async def ask(client: httpx.AsyncClient, chaos: Chaos, one: Asked, who: str, leaves: bool) -> None:
+    """Ask as a tenant; leave in the middle, or hold the answer against the one computed alone."""
+    path = CHAT if "messages" in one.body else COMPLETE
+    body = {"model": one.model, "temperature": 0, **one.body}
+    prompt = 2048  # more than any prompt here
+    if leaves:
+        chaos.unsure[who] += prompt + one.body["max_tokens"]
+        async with client.stream(
+            "POST", path, json={**body, "stream": True}, headers=key(who)
+        ) as it:
+            async for _ in it.aiter_lines():
+                return
+    answer = await client.post(path, json=body, headers=key(who))
+    found = answer.json()
+    if answer.status_code != 200:
+        code = found["error"]["code"]
+        chaos.excused[code] += 1
+        chaos.unsure[who] += prompt + one.body["max_tokens"]
+        if code not in EXCUSES:
+            chaos.faults.append(f"{one.model}: {answer.status_code} {answer.text}")
+        await asyncio.sleep(0.5)
+        return
+    choice, usage = found["choices"][0], found["usage"]
+    text = choice["message"]["content"] if path == CHAT else choice["text"]
+    came = (text, choice["finish_reason"], usage["completion_tokens"])
+    if came != (right := (one.right.text, one.right.finish, one.right.tokens)):
+        chaos.faults.append(f"{one.model}: came {came}, right is {right}")
+    chaos.answers += 1
+    chaos.used[who] += usage["total_tokens"]
+
+
+async def crowd(chaos: Chaos, asked: list[Asked], seconds: float) -> None:
+    """All clients, each a tenant of its own, until the time is over."""
+    end = time.monotonic() + seconds
+
+    async def one_client(number: int, client: httpx.AsyncClient) -> None:
+        chance = random.Random(number)
+        while time.monotonic() < end:
+            try:
+                await ask(client, chaos, chance.choice(asked), f"t{number}", number < VANISHING)
+            except httpx.HTTPError as error:
+                chaos.faults.append(f"t{number}: {error!r}")
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=chaos.url, timeout=300, limits=limits) as client:
+        await asyncio.gather(*(one_client(number, client) for number in range(CLIENTS)))
+
+
+def kill_the_templates(child: subprocess.Popen[str]) -> None:
+    found = subprocess.run(
+        ["pgrep", "-P", str(child.pid), "-f", "serve/templates.py"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    for number in found.stdout.split():
+        os.kill(int(number), signal.SIGKILL)
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[bool]:
+    """A disk of 256 KiB; whether there is one (only root may mount it)."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    mounted = subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def tenants_file(path: Path) -> Path:
+    names = [*(f"t{number}" for number in range(CLIENTS)), "rude"]
+    tenants = {
+        name: {"keys": [hash_of_key(f"sk-laura-{name}")], "adapters": ["*"]} for name in names
+    }
+    path.write_text(yaml.safe_dump({"tenants": tenants, "admin": {"keys": [hash_of_key(ADMIN)]}}))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("engine", ["inprocess", "vllm"])
+def test_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    monkeypatch.setattr(test_soak, "KINDS", ADAPTERS)
+    folder = tmp_path / "adapters"
+    write_adapters(MICRO_BASE, folder, ADAPTERS)
+    asked = all_asked(folder)
+    fake = Fake(tmp_path / "fake", monkeypatch, model=True, gpu=True) if engine == "vllm" else None
+    words = ["micro", "--adapters", str(folder), "--slots", str(SLOTS), "--precision", "fp32",
+             "--tenants", str(tenants_file(tmp_path / "tenants.yaml")), "--engine", engine,
+             "--grace", str(GRACE_SECONDS), "--audit", str(tmp_path / "disk" / "audit.jsonl"),
+             "--port", "0", "--json"]  # fmt: skip
+    words += ["--device", "cpu"] if fake is None else []
+    environment = {**ENVIRONMENT}
+    if fake is not None:
+        environment |= {name: os.environ[name] for name in ("LAURA_VLLM_PYTHON", "FAKE_VLLM",
+                        "FAKE_VLLM_MODEL")}  # fmt: skip
+        environment["PYTHONPATH"] += f"{os.pathsep}{fake.place / 'site'}"
+    with (
+        small_disk(tmp_path / "disk") as mounted,
+        subprocess.Popen(
+            ["sh", "-c", 'ulimit -n 400; exec "$@"', "sh", *command(*words)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as child,
+    ):  # fmt: skip
+        try:
+            assert child.stdout is not None and child.stderr is not None
+            line = child.stdout.readline()
+            assert line, child.stderr.read()
+            chaos = Chaos(json.loads(line)["url"])
+            state = torment(chaos, child, asked, fake, tmp_path / "disk" if mounted else None)
+        finally:
+            child.kill()
+    report(chaos, engine, mounted)
+    check(chaos, state)
+
+
+def torment(
+    chaos: Chaos,
+    child: subprocess.Popen[str],
+    asked: list[Asked],
+    fake: Fake | None,
+    disk: Path | None,
+) -> dict[str, Any]:
+    """Everything, then SIGTERM in the middle of it; the state right before."""
+
+    def kill() -> None:
+        if fake is None:
+            kill_the_templates(child)
+        else:
+            with suppress(ProcessLookupError):
+                os.kill(fake.log("start")[-1]["pid"], signal.SIGKILL)
+
+    def read_log() -> None:
+        """After ten seconds in which nobody reads the log, a second in which somebody does."""
+        assert child.stderr is not None
+        end = time.monotonic() + 1
+        os.set_blocking(child.stderr.fileno(), False)
+        while time.monotonic() < end:
+            with suppress(BlockingIOError):
+                os.read(child.stderr.fileno(), 1 << 20)
+
+    pests = [
+        chaos.again(lambda: idle(chaos), 1), chaos.again(lambda: idle(chaos), 1.7),
+        chaos.again(lambda: unread(chaos), 0.5), chaos.again(lambda: flood(chaos), 0.1),
+        chaos.again(kill, KILL_SECONDS), chaos.again(read_log, 10),
+    ]  # fmt: skip
+    if disk is not None:
+        pests.append(chaos.again(lambda: fill(chaos, disk), 5))
+    monitor = threading.Thread(target=look, args=(chaos, child))
+    monitor.start()
+    try:
+        asyncio.run(crowd(chaos, asked, SECONDS))
+    finally:
+        chaos.over.set()
+        for one in (*pests, monitor):
+            one.join(60)
+    with httpx.Client(base_url=chaos.url, headers={"authorization": f"Bearer {ADMIN}"}) as client:
+        for _ in range(100):
+            state: dict[str, Any] = client.get("/admin/state", timeout=30).json()
+            if not state["running"] and not state["waiting"]:
+                break
+            time.sleep(0.2)
+    last = Chaos(chaos.url)
+    thread = threading.Thread(target=lambda: asyncio.run(crowd(last, asked, 3)))
+    thread.start()
+    time.sleep(1.5)
+    began = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    code = child.wait(GRACE_SECONDS + 20)
+    state["stopped"] = {"code": code, "seconds": time.monotonic() - began}
+    thread.join(60)
+    # Who comes when nobody listens any more finds nobody; all else is as before.
+    chaos.faults += [one for one in last.faults if "Connect" not in one and "Remote" not in one]
+    return state
+
+
+def report(chaos: Chaos, engine: str, mounted: bool) -> None:
+    chaos.health.sort()
+    count = len(chaos.health)
+    quarters = [chaos.resident[count * part // 4 : count * (part + 1) // 4] for part in range(4)]
+    print(
+        f"\n{engine}: {chaos.answers} answers equal to those computed alone, "
+        f"{dict(chaos.excused)} refused, {len(chaos.faults)} faults; a disk that fills: {mounted}\n"
+        f"healthz of {count}: median {chaos.health[count // 2]:.3f} s, "
+        f"99 % {chaos.health[count * 99 // 100]:.3f} s, longest {chaos.health[-1]:.3f} s\n"
+        f"memory, median of each quarter: {[statistics.median(one) for one in quarters]} MiB"
+    )
+
+
+def check(chaos: Chaos, state: dict[str, Any]) -> None:
+    """Nothing is wrong, lost or charged wrongly; memory is flat; others hardly notice."""
+    assert chaos.faults == []
+    assert chaos.answers > CLIENTS
+    for name, usage in state["tenants"].items():
+        if name != "rude":
+            low, high = chaos.used[name], chaos.used[name] + chaos.unsure[name]
+            assert low <= usage["tokens"] <= high, name
+            assert usage["running"] == 0
+    assert state["cache_tokens"] == 0 and all(not one["in_use"] for one in state["slots"])
+    assert state["stopped"]["code"] == 0 and state["stopped"]["seconds"] < GRACE_SECONDS + 10
+    quarter = len(chaos.resident) // 4
+    third, last = chaos.resident[2 * quarter : 3 * quarter], chaos.resident[3 * quarter :]
+    assert statistics.median(last) - statistics.median(third) < 48, "MiB"
+    # Two processors, of which the clients and the strangers have half.
+    assert chaos.health[len(chaos.health) // 2] < 0.2
