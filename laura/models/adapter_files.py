@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from laura.models.lora import LoraSettings
 from laura.models.safe_files import FileMark, OpenFolder, ReadOnce, changed, strict_json
 from laura.results.errors import AdapterError, StoreError
+from laura.results.inputs import MOST_CONFIG_BYTES, MOST_HEADER_BYTES
 from laura.results.schema import RECORD_FILE, Record, parse_record, read_record
 from laura.results.store import content_hash, disk_faults, file_hash
 
@@ -71,9 +72,6 @@ FLOATS = {
 Shape = tuple[int, ...]
 METADATA = "__metadata__"
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-# A 70B model's adapter on every map, with metadata, has 0.2 million bytes of header.
-MOST_HEADER_BYTES = 4 * 1024**2
-MOST_TEXT_BYTES = 1024**2
 # So few numbers are looked at in this thread: torch's pool is busy with answers meanwhile, and
 # waiting for it made checks many times slower.
 PIECE_NUMBERS = 2**15
@@ -267,7 +265,7 @@ def read_through(opened: OpenFolder, known: Outline, bounds: Bounds) -> str:
             raise changed(path)
         peaks = _peaks(file, known.tensors, path)
         weights_hash = file.finish()
-    _, config_hash = opened.read(CONFIG, MOST_TEXT_BYTES)
+    _, config_hash = opened.read(CONFIG, MOST_CONFIG_BYTES)
     if config_hash != known.config_hash:
         raise changed(opened.label)
     _check_sizes(peaks, known.settings, path)
@@ -397,7 +395,7 @@ def _damaged(label: Path, why: str) -> NoReturn:
 def _config_text(opened: OpenFolder) -> tuple[bytes, str]:
     if opened.mark(CONFIG) is None:
         raise AdapterError(f"{opened.label} has no {CONFIG}; it is not a PEFT adapter folder")
-    return opened.read(CONFIG, MOST_TEXT_BYTES)
+    return opened.read(CONFIG, MOST_CONFIG_BYTES)
 
 
 def _check_weights(opened: OpenFolder) -> None:
@@ -431,7 +429,7 @@ def _config(text: bytes, label: Path) -> dict[str, Any]:
 def _record(opened: OpenFolder) -> Record | None:
     if opened.mark(RECORD_FILE) is None:
         return None
-    text, _ = opened.read(RECORD_FILE, MOST_TEXT_BYTES)
+    text, _ = opened.read(RECORD_FILE, MOST_CONFIG_BYTES)
     try:
         return parse_record(text, opened.label / RECORD_FILE)
     except StoreError as error:
