@@ -47,6 +47,8 @@ KEY_START = "sk-laura-"
 MOST_KEYS = 2
 # Of tenants and of adapters: such a name is no path, and needs no quoting in a URL.
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+# The admin, and whom metrics count together; "-", for nobody, is no name anyway.
+RESERVED = ("admin", "other")
 NAME_RULE = "1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit"
 MOST_VALUES = 10**7
 
@@ -54,6 +56,8 @@ MOST_VALUES = 10**7
 def _name(name: str) -> str:
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"a name must be {NAME_RULE}, came {short(name)}")
+    if name.casefold() in RESERVED:
+        raise ValueError(f"{name} is what logs and metrics call somebody else; take another name")
     return name
 
 
@@ -222,6 +226,11 @@ class Tenants:
         """
         tenant, end = self._by_mark.get(self._mark(hash_of_key(key)), _NOBODY)
         return tenant, (at or datetime.now(UTC)) < end
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether any key opens the admin API."""
+        return bool(self._admins)
 
     def is_admin(self, key: str) -> bool:
         """Whether a key opens the admin API."""

@@ -246,6 +246,13 @@ def test_what_is_no_tenants_file(tmp_path: Path) -> None:
             Tenants.read(path)
 
 
+@pytest.mark.parametrize("name", ["admin", "Admin", "OTHER", "other", "'-'"])
+def test_names_that_logs_and_metrics_use_for_others(tmp_path: Path, name: str) -> None:
+    words = "a name must be" if "-" in name else f"{name} is what logs and metrics call"
+    with pytest.raises(StoreError, match=words):
+        Tenants.read(write(tmp_path, f"tenants: {{{name}: {{}}}}"))
+
+
 def test_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "MOST_TENANTS_BYTES", 2**20)
     with pytest.raises(StoreError, match="has 1,048,577 bytes, allowed are 1,048,576"):
