@@ -40,15 +40,15 @@ def bill(extras: list[str]) -> dict[str, Any]:
 
 def component(name: str, version: str) -> dict[str, Any]:
     """A package as CycloneDX tells it."""
-    facts = metadata.metadata(name)
+    facts = metadata.metadata(name).json
     purl = reference(name, version)
     told = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
-    if expression := facts.get("License-Expression"):
+    if expression := facts.get("license_expression"):
         return {**told, "licenses": [{"expression": expression}]}
     # Older packages tell it in words of their own, some of them the whole text.
-    kinds = [one.rpartition(" :: ")[2] for one in facts.get_all("Classifier") or ()
+    kinds = [one.rpartition(" :: ")[2] for one in facts.get("classifier", ())
              if one.startswith("License :: ")]  # fmt: skip
-    words = kinds or (facts.get("License") or "").splitlines()[:1]
+    words = kinds or str(facts.get("license", "")).splitlines()[:1]
     return {**told, "licenses": [{"license": {"name": one}} for one in words if one]}
 
 

@@ -40,6 +40,8 @@ LAYER_MAPS = (
 )
 WEIGHTS, WEIGHT_INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# Left to itself, transformers asks at the terminal whether to run code of the folder.
+OF_A_STRANGER: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 TEXT_ENDINGS = (".json", ".jinja", ".model", ".txt")
 # Written by whoever saved the folder last; they say nothing about the model.
 INCIDENTAL = ("transformers_version", "_name_or_path", "use_cache")
@@ -265,9 +267,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True
-        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OF_A_STRANGER)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise ModelError(
             f"the tokenizer in {folder} cannot be read ({first_line(error)}); copy tokenizer.json "
@@ -287,7 +287,7 @@ def _read_config(folder: Path) -> Any:
 
     try:
         raw = read_json(folder / "config.json")
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, **OF_A_STRANGER)
     except StoreError as error:
         raise ModelError(f"{folder / 'config.json'} is damaged; copy it again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -356,8 +356,8 @@ def _read_weights(config: Any, folder: Path, dtype: torch.dtype) -> Any:
             config=config,
             dtype=dtype,
             attn_implementation=attention.NAME,
-            local_files_only=True,
             use_safetensors=True,
+            **OF_A_STRANGER,
             output_loading_info=True,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:

@@ -193,10 +193,14 @@ def _ecdsa(curve: EllipticCurve) -> ECDSA:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    known = {"secp256r1": hashes.SHA256, "secp384r1": hashes.SHA384, "secp521r1": hashes.SHA512}
+    known: dict[str, hashes.HashAlgorithm] = {
+        "secp256r1": hashes.SHA256(),
+        "secp384r1": hashes.SHA384(),
+        "secp521r1": hashes.SHA512(),
+    }
     if curve.name not in known:
         raise ValueError(f"the curve is {curve.name}")
-    return ec.ECDSA(known[curve.name]())
+    return ec.ECDSA(known[curve.name])
 
 
 def _enveloped(payload: bytes) -> bytes:

@@ -13,7 +13,6 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from laura.results.errors import StoreError
 
@@ -103,7 +102,7 @@ def rest_of(file: io.BufferedReader, path: str | Path, most_bytes: int) -> bytes
 
 
 def bounded_lines(
-    file: IO[bytes],
+    file: io.BufferedIOBase,
     path: Path,
     most_bytes: int | None = None,
     packed: io.BufferedReader | None = None,

@@ -129,6 +129,25 @@ def lacks_end_token(folder: Path) -> None:
     edit_json(folder / "tokenizer_config.json", lambda c: c.pop("eos_token"))
 
 
+def test_no_code_of_a_folder_is_run_and_nobody_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asked `Do you wish to run the custom code? [y/N]`."""
+    (folder / "own.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("builtins.input", lambda words: "y")
+    code = {"AutoConfig": "own.Config"}
+    edit_json(folder / "config.json", lambda one: one.update(model_type="own", auto_map=code))
+    with pytest.raises(ModelError, match="describes no model that transformers knows"):
+        load_base(str(folder))
+    edit_json(folder / "config.json", lambda one: one.update(model_type="llama", auto_map={}))
+    own = {"auto_map": {"AutoTokenizer": [None, "own.T"]}, "tokenizer_class": "T"}
+    edit_json(folder / "tokenizer_config.json", lambda one: one.update(own))
+    with pytest.raises(ModelError, match=r"the tokenizer in .* cannot be read"):
+        load_base(str(folder))
+    assert not (folder / "ran").exists()
+
+
 UP, EXTRA = "model.layers.1.mlp.up_proj.weight", "model.layers.0.extra.weight"
 WEIGHTS = "model.safetensors"
 
