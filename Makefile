@@ -24,7 +24,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 pyth
 	>/dev/null 2>&1; then echo $$candidate; break; fi; done)
 
 .PHONY: help setup demo test test-fast test-slow test-gpu browser check format bench parity micro-base \
-	calibration docs lock clean
+	calibration docs lock sbom clean
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -96,8 +96,17 @@ calibration: $(PRODUCT)  ## Check the judge's error rates on simulated studies (
 docs: $(DEV)  ## Write docs/recipe.md from the recipe's own descriptions
 	$(BIN)/python scripts/write_recipe_reference.py
 
-lock: $(DEV)  ## Write the installed versions to constraints.txt
+lock: $(DEV)  ## Write the installed versions to constraints.txt, hashes to deploy/ (needs uv)
 	$(BIN)/python scripts/write_constraints.py
+	head -n 4 deploy/requirements.txt >$(VENV)/lock.txt
+	$(BIN)/python -c "import torch; print('torch==' + torch.__version__.split('+')[0])" >$(VENV)/torch.txt
+	echo hatchling | uv pip compile pyproject.toml - --extra signing --universal --python-version 3.11 \
+		--constraint constraints.txt --constraint $(VENV)/torch.txt --generate-hashes --no-header \
+		--no-annotate --quiet >>$(VENV)/lock.txt
+	mv $(VENV)/lock.txt deploy/requirements.txt
+
+sbom: $(PRODUCT)  ## Write sbom.json, what this environment's Laura is made of (CycloneDX)
+	$(BIN)/python scripts/sbom.py >sbom.json
 
 clean:  ## Remove .venv, caches and builds (studies and the model cache stay)
 	rm -rf $(VENV) .venvs build dist *.egg-info .coverage* .pytest_cache .mypy_cache \

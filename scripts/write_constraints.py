@@ -31,16 +31,16 @@ def main() -> None:
         # vLLM pins its own torch, lives in an environment of its own, and is tested from there.
         if name != "vllm":
             wanted += [line for line in extra if Requirement(line).name != project["name"]]
-    pins = {name: f"{name}=={version}" for name, version in installed_closure(wanted).items()}
+    pins = {name: f"{name}=={found[0]}" for name, found in installed_closure(wanted).items()}
     pins |= RANGES
     lines = "".join(f"{pins[name]}\n" for name in sorted(pins))
     (ROOT / "constraints.txt").write_text(HEADER + lines, encoding="utf-8")
     print(f"constraints.txt: {len(pins)} packages")
 
 
-def installed_closure(requirements: list[str]) -> dict[str, str]:
-    """Version of every installed package that the requirements reach, by canonical name."""
-    versions: dict[str, str] = {}
+def installed_closure(requirements: list[str]) -> dict[str, tuple[str, set[str]]]:
+    """What the requirements reach, by canonical name: its version, and what it needs itself."""
+    reached: dict[str, tuple[str, set[str]]] = {}
     todo = [Requirement(line) for line in requirements]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:
@@ -51,13 +51,14 @@ def installed_closure(requirements: list[str]) -> dict[str, str]:
             continue
         seen.add(key)
         package = metadata.distribution(name)
-        versions[name] = package.version
+        _, below = reached.setdefault(name, (package.version, set()))
         for line in package.requires or []:
-            below = Requirement(line)
+            needed = Requirement(line)
             environments = [{"extra": extra} for extra in ("", *requirement.extras)]
-            if below.marker is None or any(below.marker.evaluate(e) for e in environments):
-                todo.append(below)
-    return versions
+            if needed.marker is None or any(needed.marker.evaluate(e) for e in environments):
+                todo.append(needed)
+                below.add(canonicalize_name(needed.name))
+    return reached
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from laura.analysis.spectra import noise_rank
 from laura.results.store import SeriesStore, write_json
@@ -76,3 +80,33 @@ def test_throughput_table_of_a_series(tmp_path: Path) -> None:
     )
     with pytest.raises(SystemExit, match=r"no cost\.json"):
         throughput_table.tables(tmp_path / "elsewhere")
+
+
+def test_the_bill_of_materials_is_closed() -> None:
+    """Every package once, with a version; what is needed is in it, and something needs each."""
+    script = ROOT / "scripts" / "sbom.py"
+    ended = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True
+    )
+    bill = json.loads(ended.stdout)
+    root = bill["metadata"]["component"]
+    refs = [root["bom-ref"], *(one["bom-ref"] for one in bill["components"])]
+    assert len(set(refs)) == len(refs) and root["name"] == "laura-lab"
+    assert {one["ref"] for one in bill["dependencies"]} == set(refs)
+    needed = {one for entry in bill["dependencies"] for one in entry["dependsOn"]}
+    assert needed == set(refs) - {root["bom-ref"]}
+    assert {"fastapi", "torch", "ruamel-yaml"} <= {one["name"] for one in bill["components"]}
+
+
+def test_the_lock_holds_every_package_by_hash_at_its_tested_version() -> None:
+    lock = (ROOT / "deploy/requirements.txt").read_text(encoding="utf-8")
+    entries = re.findall(
+        r"^([a-z0-9.-]+)==(\S+)[^\n]*((?:\\\n +--hash=sha256:[0-9a-f]{64} ?)+)$", lock, re.M
+    )
+    locked = {name: version for name, version, _ in entries}
+    assert len(entries) == len(re.findall(r"^[a-z]", lock, re.M)) > 80
+    pins = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.M))
+    assert not {n: v for n, v in locked.items() if pins.get(n, v) != v}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["signing"]]
+    assert {canonicalize_name(Requirement(one).name) for one in wanted} <= locked.keys()

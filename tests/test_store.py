@@ -128,7 +128,7 @@ def test_reading_what_is_damaged(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(StoreError, match=r"is not JSON.*delete it"):
             store.read_json(path)
-    with pytest.raises(StoreError, match="not the kind of file"):
+    with pytest.raises(StoreError, match="a folder, not a regular file"):
         store.read_json(tmp_path)
 
 

@@ -22,6 +22,7 @@ from laura.models.adapter_files import CONFIG, MAGNITUDE, PREFIX, check_fit, rea
 from laura.models.load import WEIGHT_INDEX, weight_files
 from laura.models.load import WEIGHTS as MODEL_WEIGHTS
 from laura.results.errors import ModelError, ShapeError
+from laura.results.inputs import open_regular
 
 # Elements of a matrix that are read together: 16 MiB in float32.
 PART_ELEMENTS = 2**22
@@ -231,6 +232,7 @@ def _matrices(file: Path) -> list[Matrix]:
 
 
 def _listed(file: Path) -> Iterator[Matrix]:
+    open_regular(file).close()
     with safe_open(file, "pt") as opened:
         for key in opened.keys():
             match = PATTERN.search(key)

@@ -10,7 +10,7 @@ from laura import __version__
 from laura.cli.chat import chat
 from laura.cli.console import command, listen_for_stop
 from laura.cli.decision import claims, gate, recommend
-from laura.cli.machine import doctor, fetch, merge, schema
+from laura.cli.machine import doctor, fetch, merge, schema, sign
 from laura.cli.measurement import evaluate, show, spectra
 from laura.cli.serve import serve
 from laura.cli.study import compare, plan, report, train
@@ -54,7 +54,7 @@ def _root(
 
 for _function in (
     compare, train, evaluate, claims, recommend, gate, plan, report, show, spectra, chat, serve,
-    merge, fetch, doctor, schema,
+    merge, sign, fetch, doctor, schema,
 ):  # fmt: skip
     command(app)(_function)
 app.add_typer(tenants, name="tenants")

@@ -156,12 +156,22 @@ def recommend(console: Console, options: RecommendOptions) -> None:
     console.answer(found.model_dump(mode="json"), recommendation_text(found))
 
 
-def gate(console: Console, options: BoundOptions) -> int | None:
+@dataclass(frozen=True, kw_only=True)
+class GateOptions(BoundOptions):
+    """What must be signed besides."""
+
+    adapter: Path | None = option(exists=True, file_okay=False, metavar="DIR")
+    """The adapter that shall go out, written by `recommend --adapter`; for --require-signature."""
+    require_signature: Path | None = option(metavar="PUBLIC.pem")
+    """It must be signed with this key's private half, and be what the study measured."""
+
+
+def gate(console: Console, options: GateOptions) -> int | None:
     """Judge like `recommend`, as an exit code.
 
-    0: a configuration surely keeps the bounds. 4: none that was measured does. 2: the best
-    one is not confirmed yet (the command that would is told), or the command is mistaken.
-    Nothing is written.
+    0: a configuration surely keeps the bounds. 4: none that was measured does, or the adapter
+    is not the signed one. 2: the best one is not confirmed yet (the command that would is
+    told), or the command is mistaken. Nothing is written.
 
     \b
     Example:
@@ -170,8 +180,17 @@ def gate(console: Console, options: BoundOptions) -> int | None:
     from laura.api import constraint
 
     bounds = dict(vars(options))
+    adapter, key = bounds.pop("adapter"), bounds.pop("require_signature")
+    if (adapter is None) != (key is None):
+        raise UsageError("give --adapter DIR and --require-signature PUBLIC.pem together")
     study, asked = bounds.pop("study"), constraint(**bounds)
-    from laura.study.recommend import answer_of, describe, not_met_text, recommendation_of
+    from laura.study.recommend import (
+        answer_of,
+        describe,
+        not_met_text,
+        recommendation_of,
+        signature_fault,
+    )
     from laura.study.recommend import recommend as choose
 
     decision = choose(study, asked)
@@ -184,7 +203,11 @@ def gate(console: Console, options: BoundOptions) -> int | None:
         )
     else:
         words = f"not passed: {not_met_text(decision)}"
-    passed = decision.sure is not None
+    fault = None
+    if decision.sure is not None and adapter is not None:
+        fault = signature_fault(decision.sure, adapter, key)
+        words = words if fault is None else f"not passed: {fault}"
+    passed = decision.sure is not None and fault is None
     found = recommendation_of(decision, None, None).model_dump(mode="json")
     console.answer({"passed": passed, "reason": words, **found}, words)
     return None if passed else EXIT_GATE

@@ -1,8 +1,8 @@
-"""The commands on models and this machine: `laura merge`, `fetch`, `doctor` and `schema`."""
+"""The commands on models and this machine: `laura merge`, `sign`, `fetch`, `doctor`, `schema`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from laura.cli.console import Console
@@ -41,6 +41,34 @@ def merge(console: Console, options: MergeOptions) -> None:
         for name, value in answer.items()
     )
     console.answer(answer, "\n".join(lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignOptions:
+    """What is signed, and by whom."""
+
+    adapter: Path = argument(metavar="ADAPTER", exists=True, file_okay=False)
+    """Adapter folder."""
+    key: Path = option(default=MISSING, metavar="PRIVATE.pem")
+    """Private key, on the curve P-256, P-384 or P-521."""
+
+
+def sign(console: Console, options: SignOptions) -> None:
+    """Sign an adapter's files and its record.
+
+    Writes model.sig beside them, in the format of OpenSSF's model signing. `laura serve` and
+    `laura gate` check it with --require-signature.
+
+    \b
+    Example:
+      laura sign best --key private.pem
+    """
+    from laura.models.signatures import SIGNATURE, sign_folder
+
+    signed = sign_folder(options.adapter, options.key)
+    file = options.adapter / SIGNATURE
+    words = f"{file} signs {len(signed)} files: {', '.join(signed)}"
+    console.answer({"signature": str(file), "sha256": signed}, words)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,8 @@ class ServeOptions:
     """What to do with an adapter that forgot more."""
     unrecorded: Literal["allow", "warn", "refuse"] = option(default="warn")
     """What to do with an adapter without a laura.json."""
+    require_signature: Path | None = option(metavar="PUBLIC.pem")
+    """Serve only adapters that `laura sign` signed with this key's private half."""
     queue: int = option(default=512, min=1, metavar="N")
     """Most answers that wait."""
     max_new_tokens: int | None = option(min=1, metavar="N", show_default="what the base reads")
@@ -83,12 +85,16 @@ def serve(console: Console, options: ServeOptions) -> None:
     from laura.serve.settings import EngineSettings, ServeSettings, model_name, read_arguments
 
     check_address(options.host, options.tenants is not None)
-    from laura.serve.library import Policy  # with torch: not before what needs none of it
+    # With torch: not before what needs none of it.
+    from laura.models.signatures import PublicKey
+    from laura.serve.library import Policy
 
+    file = options.require_signature
     policy = Policy(
         max_forgetting=options.max_forgetting,
         unrecorded=options.unrecorded,
         action=options.forgetful,
+        key=None if file is None else PublicKey(file),
     )
     settings = ServeSettings(
         base=model_name(options.base),

@@ -17,12 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from math import inf
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from laura.data.examples import Example
 from laura.data.named import BENCHMARK_ROWS, NAMED, KnownSet
 from laura.recipe.sections import Source
-from laura.results.errors import DataError, HubError, LauraError
+from laura.results.errors import DataError, HubError, LauraError, StoreError
+from laura.results.inputs import bounded_lines, open_regular
 
 BUILTIN = Path(__file__).parent / "builtin"
 Placed = tuple[str, dict[str, Any]]
@@ -461,13 +462,17 @@ def count_rows(path: Path) -> int:
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, with their numbers."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             compressed = file.peek(2)[:2] == GZIP_MAGIC
             if path.suffix == ".gz" and not compressed and file.peek(1):
                 raise DataError(
                     f"{path} ends in .gz but is not gzipped; rename it to .jsonl, or compress it"
                 )
-            lines: BinaryIO | gzip.GzipFile = gzip.open(file) if compressed else file
+            lines = (
+                bounded_lines(gzip.GzipFile(fileobj=file), path, packed=file)
+                if compressed
+                else bounded_lines(file, path)
+            )
             for number, line in enumerate(lines, start=1):
                 whole = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if whole.strip():
@@ -478,14 +483,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(
             f"{path} is a broken gzip file ({error}); fetch or write it again"
         ) from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder; name a JSON Lines file inside it") from error
+    except StoreError as error:
+        raise DataError(str(error)) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{str(path)!r} cannot be read ({error}); check the path") from error
 
 
 def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:

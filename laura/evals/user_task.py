@@ -21,6 +21,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ from laura.evals.scoring import ChoiceQuestion, TaskSettings
 from laura.evals.tasks import Kind, TaskEntry
 from laura.recipe.tasks import file_name_fault, task_file
 from laura.results.errors import DataError, LauraError, UsageError
+from laura.results.inputs import MOST_RECIPE_BYTES, read_bounded
 from laura.results.task_result import Item
 
 NEEDED: dict[Kind, tuple[str, ...]] = {
@@ -108,7 +110,7 @@ class UserTask:
             UsageError: it cannot be read, does not run, or lacks names.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = StringIO(read_bounded(path, MOST_RECIPE_BYTES).decode(), None).read()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(f"{path} cannot be read ({reason}); check the path") from error

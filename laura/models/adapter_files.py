@@ -35,7 +35,9 @@ from torch import Tensor, nn
 
 from laura.models.lora import LoraSettings
 from laura.models.safe_files import FileMark, OpenFolder, ReadOnce, changed, strict_json
+from laura.models.signatures import SIGNATURE, PublicKey, check_signed
 from laura.results.errors import AdapterError, StoreError
+from laura.results.inputs import MOST_CONFIG_BYTES, MOST_HEADER_BYTES
 from laura.results.schema import RECORD_FILE, Record, parse_record, read_record
 from laura.results.store import content_hash, disk_faults, file_hash
 
@@ -71,9 +73,6 @@ FLOATS = {
 Shape = tuple[int, ...]
 METADATA = "__metadata__"
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-# A 70B model's adapter on every map, with metadata, has 0.2 million bytes of header.
-MOST_HEADER_BYTES = 4 * 1024**2
-MOST_TEXT_BYTES = 1024**2
 # So few numbers are looked at in this thread: torch's pool is busy with answers meanwhile, and
 # waiting for it made checks many times slower.
 PIECE_NUMBERS = 2**15
@@ -145,6 +144,7 @@ class Outline:
         bytes: Size of its weights.
         created: When its weights were last changed, seconds since 1970.
         warnings: What its users should know of its base.
+        signed: SHA-256 of each file by its signature; None where none is required.
     """
 
     settings: LoraSettings
@@ -154,6 +154,7 @@ class Outline:
     bytes: int
     created: int
     warnings: tuple[str, ...]
+    signed: dict[str, str] | None = None
 
 
 # ----- reading a folder -----
@@ -227,8 +228,16 @@ def _read(
     return settings, {name: tensor.view(data) for name, tensor in stored.items()}
 
 
-def outline(opened: OpenFolder, base: BaseFacts, bounds: Bounds) -> Outline:
+def outline(
+    opened: OpenFolder, base: BaseFacts, bounds: Bounds, key: PublicKey | None = None
+) -> Outline:
     """Check all of a stranger's adapter but the numbers in its weights.
+
+    Args:
+        opened: Its folder.
+        base: What it shall fit.
+        bounds: What is accepted.
+        key: Whose signature it must carry; None where it needs none.
 
     Raises:
         AdapterError: what is wrong with it, and what to do.
@@ -237,13 +246,16 @@ def outline(opened: OpenFolder, base: BaseFacts, bounds: Bounds) -> Outline:
     text, config_hash = _config_text(opened)
     config = _config(text, opened.label)
     _check_weights(opened)
-    record = _record(opened)
+    record, record_hash = _record(opened)
+    signed = None if key is None else _signed(opened, key)
+    if signed is not None:
+        check_signed(signed, {CONFIG: config_hash, RECORD_FILE: record_hash}, opened.label)
     warnings = _check_base(config, record, base, opened.label)
     with opened.opened(WEIGHTS, bounds.max_bytes) as file:
         tensors = read_header(file)
         settings = _settings(config, tensors, base, bounds, opened.label)
         size, created = file.size, int(file.changed)
-    return Outline(settings, tensors, record, config_hash, size, created, warnings)
+    return Outline(settings, tensors, record, config_hash, size, created, warnings, signed)
 
 
 def read_through(opened: OpenFolder, known: Outline, bounds: Bounds) -> str:
@@ -258,7 +270,8 @@ def read_through(opened: OpenFolder, known: Outline, bounds: Bounds) -> str:
         The digest of configuration and weights.
 
     Raises:
-        AdapterError: a number is not finite or too large, or the record belongs to other bytes.
+        AdapterError: a number is not finite or too large, or record or signature belong to other
+            bytes.
         UnreadableError: the files changed in between, or cannot be read now.
     """
     path = opened.label / WEIGHTS
@@ -267,10 +280,12 @@ def read_through(opened: OpenFolder, known: Outline, bounds: Bounds) -> str:
             raise changed(path)
         peaks = _peaks(file, known.tensors, path)
         weights_hash = file.finish()
-    _, config_hash = opened.read(CONFIG, MOST_TEXT_BYTES)
+    _, config_hash = opened.read(CONFIG, MOST_CONFIG_BYTES)
     if config_hash != known.config_hash:
         raise changed(opened.label)
     _check_sizes(peaks, known.settings, path)
+    if known.signed is not None:
+        check_signed(known.signed, {WEIGHTS: weights_hash}, opened.label)
     if known.record is not None:
         found = {CONFIG: config_hash, WEIGHTS: weights_hash}
         _check_record(known.record, found, opened.label)
@@ -279,7 +294,25 @@ def read_through(opened: OpenFolder, known: Outline, bounds: Bounds) -> str:
 
 def marks(opened: OpenFolder) -> tuple[FileMark | None, ...]:
     """What changes when one of an adapter's files changes."""
-    return tuple(opened.mark(name) for name in (CONFIG, WEIGHTS, RECORD_FILE))
+    return tuple(opened.mark(name) for name in (CONFIG, WEIGHTS, RECORD_FILE, SIGNATURE))
+
+
+def signed_record(folder: Path, key: PublicKey) -> Record:
+    """The record of an adapter of one's own, whose files are those that were signed.
+
+    Raises:
+        AdapterError: a file is not, or there is no record or no signature.
+        StoreError: a file cannot be read.
+    """
+    with OpenFolder(folder, folder, links=True) as opened:
+        signed = _signed(opened, key)
+        record, record_hash = _record(opened)
+        found = {name: file_hash(folder / name) for name in (CONFIG, WEIGHTS)}
+        check_signed(signed, {**found, RECORD_FILE: record_hash}, folder)
+    if record is None:
+        raise AdapterError(f"{folder} has no {RECORD_FILE}; `laura recommend` writes one")
+    _check_record(record, found, folder)
+    return record
 
 
 def base_facts(
@@ -397,7 +430,7 @@ def _damaged(label: Path, why: str) -> NoReturn:
 def _config_text(opened: OpenFolder) -> tuple[bytes, str]:
     if opened.mark(CONFIG) is None:
         raise AdapterError(f"{opened.label} has no {CONFIG}; it is not a PEFT adapter folder")
-    return opened.read(CONFIG, MOST_TEXT_BYTES)
+    return opened.read(CONFIG, MOST_CONFIG_BYTES)
 
 
 def _check_weights(opened: OpenFolder) -> None:
@@ -428,12 +461,23 @@ def _config(text: bytes, label: Path) -> dict[str, Any]:
     return config
 
 
-def _record(opened: OpenFolder) -> Record | None:
+def _signed(opened: OpenFolder, key: PublicKey) -> dict[str, str]:
+    if opened.mark(SIGNATURE) is None:
+        raise AdapterError(
+            f"{opened.label} has no {SIGNATURE}, and a signature is required; its maker signs it "
+            "with `laura sign`"
+        )
+    text, _ = opened.read(SIGNATURE, MOST_CONFIG_BYTES)
+    return key.signed_files(text, opened.label / SIGNATURE)
+
+
+def _record(opened: OpenFolder) -> tuple[Record | None, str | None]:
+    """The record and its SHA-256; nothing where there is none."""
     if opened.mark(RECORD_FILE) is None:
-        return None
-    text, _ = opened.read(RECORD_FILE, MOST_TEXT_BYTES)
+        return None, None
+    text, checksum = opened.read(RECORD_FILE, MOST_CONFIG_BYTES)
     try:
-        return parse_record(text, opened.label / RECORD_FILE)
+        return parse_record(text, opened.label / RECORD_FILE), checksum
     except StoreError as error:
         raise AdapterError(
             f"{error!s:.400}, or delete it to have the adapter judged as one without a record"

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from laura.models.cache import is_whole, locked, model_entry, write_entry
 from laura.results.errors import ModelError
+from laura.results.inputs import open_regular
 from laura.results.progress import SILENT, Progress
 from laura.results.store import disk_faults, file_hash, read_json, write_json
 
@@ -55,6 +56,7 @@ class GgufFile:
 
         self.path = path
         try:
+            open_regular(path).close()
             reader = GGUFReader(path)
             self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:

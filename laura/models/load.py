@@ -21,8 +21,9 @@ from laura.models.fetch import download, fetched, first_line
 from laura.models.gguf import converted
 from laura.models.registry import MODELS, HubModel, named_model
 from laura.results.errors import ModelError, StoreError, UsageError
+from laura.results.inputs import MOST_TOKENIZER_BYTES, open_regular, strange_kind
 from laura.results.progress import SILENT, Progress
-from laura.results.store import content_hash, file_hash, read_json
+from laura.results.store import content_hash, disk_faults, file_hash, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +40,9 @@ LAYER_MAPS = (
 )
 WEIGHTS, WEIGHT_INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# Left to itself, transformers asks at the terminal whether to run code of the folder.
+STRANGERS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+TEXT_ENDINGS = (".json", ".jinja", ".model", ".txt")
 # Written by whoever saved the folder last; they say nothing about the model.
 INCIDENTAL = ("transformers_version", "_name_or_path", "use_cache")
 
@@ -169,7 +173,7 @@ def check_model_folder(folder: Path) -> None:
     Raises:
         ModelError: something is missing or damaged; every fault is listed.
     """
-    faults = []
+    faults = list(_strange_files(folder))
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} holds an adapter, not a model; give its base, and this folder as the adapter"
@@ -195,6 +199,20 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
+def _strange_files(folder: Path) -> Iterator[str]:
+    """Faults of files that would hold up, or fill the memory of, the library that opens them."""
+    with disk_faults(folder):
+        for path in sorted(folder.iterdir()):
+            if not path.exists() or path.is_dir():
+                continue
+            facts = path.stat()
+            if kind := strange_kind(facts):
+                yield f"{path.name} is {kind}"
+            elif path.suffix in TEXT_ENDINGS and facts.st_size > MOST_TOKENIZER_BYTES:
+                allowed = f"allowed are {MOST_TOKENIZER_BYTES:,}"
+                yield f"{path.name} has {facts.st_size:,} bytes, {allowed}"
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the model, in order of name.
 
@@ -216,6 +234,7 @@ def _weight_faults(folder: Path) -> list[str]:
     faults = []
     for path in weight_files(folder):
         try:
+            open_regular(path).close()
             with safe_open(path, framework="pt"):
                 pass
         except FileNotFoundError:
@@ -248,9 +267,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **STRANGERS)
     except Exception as error:  # the tokenizers library raises plain Exception
         _check_no_code(folder, "tokenizer_config.json")
         raise ModelError(
@@ -271,7 +288,7 @@ def _read_config(folder: Path) -> Any:
 
     try:
         raw = read_json(folder / "config.json")
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, **STRANGERS)
     except StoreError as error:
         raise ModelError(f"{folder / 'config.json'} is damaged; copy it again") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -356,10 +373,9 @@ def _read_weights(config: Any, folder: Path, dtype: torch.dtype) -> Any:
             config=config,
             dtype=dtype,
             attn_implementation=attention.NAME,
-            local_files_only=True,
             use_safetensors=True,
+            **STRANGERS,
             output_loading_info=True,
-            trust_remote_code=False,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(

@@ -27,15 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from laura.results.errors import AdapterError
+from laura.results.inputs import strange_kind
 
-KINDS = {
-    stat.S_IFLNK: "a link",
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 FileMark = tuple[int, int, int, int, int]
 """What changes when a file does: device, inode, size, times of change."""
 
@@ -61,9 +54,10 @@ class OpenFolder:
         self.label, self._links = label, links
         self._flags = os.O_RDONLY | (0 if links else os.O_NOFOLLOW)
         try:
-            kind = stat.S_IFMT((os.stat if links else os.lstat)(folder).st_mode)
-            if kind != stat.S_IFDIR:
-                raise AdapterError(f"{label} is {_called(kind)}, not a folder; {_ADVICE}")
+            facts = (os.stat if links else os.lstat)(folder)
+            if not stat.S_ISDIR(facts.st_mode):
+                kind = strange_kind(facts) or "a file"
+                raise AdapterError(f"{label} is {kind}, not a folder; {_ADVICE}")
             self._descriptor = os.open(folder, self._flags | os.O_DIRECTORY)
         except OSError as error:
             raise _unreadable(label, error) from error
@@ -185,13 +179,8 @@ _ADVICE = "copy the files themselves into a folder of their own"
 
 
 def _check_regular(facts: os.stat_result, label: Path) -> None:
-    kind = stat.S_IFMT(facts.st_mode)
-    if kind != stat.S_IFREG:
-        raise AdapterError(f"{label} is {_called(kind)}, not a regular file; {_ADVICE}")
-
-
-def _called(kind: int) -> str:
-    return KINDS.get(kind, "a file")
+    if kind := strange_kind(facts):
+        raise AdapterError(f"{label} is {kind}, not a regular file; {_ADVICE}")
 
 
 def _mark(facts: os.stat_result) -> FileMark:

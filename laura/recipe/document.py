@@ -1,11 +1,13 @@
 """A YAML 1.2 file as plain data with the line of every key, and data written as YAML.
 
-`010` is ten, `1:30` and `no` are text, `1e-4` is a number and `1e6` a whole one.
+`1:30` and `no` are text, `1e-4` is a number and `1e6` a whole one. `010`, which is ten for readers
+of YAML 1.2 and eight for those of YAML 1.1, is refused.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,10 +23,10 @@ from ruamel.yaml.resolver import VersionedResolver
 
 from laura.recipe.sections import short
 from laura.results.errors import Fault, RecipeError
+from laura.results.inputs import MOST_RECIPE_BYTES, read_bounded
 
 LARGEST_WHOLE_NUMBER = 10**15
-MOST_BYTES = 4 * 2**20
-MOST_VALUES = 25_000
+MOST_VALUES = 10_000
 MOST_DEPTH = 20
 RECIPE_HINT = "give the path of a YAML recipe, such as recipes/smollm2-gsm8k.yaml"
 SOURCE_KEYS = {"train", "validation", "test", "source_text"}
@@ -43,6 +45,14 @@ class _BoundedComposer(Composer):
     most_values = MOST_VALUES
     count = 0
 
+    def compose_document(self) -> Any:
+        start = self.parser.peek_event()
+        if start.version not in (None, (1, 2)):
+            version = ".".join(map(str, start.version))
+            problem = f"%YAML {version} would change what numbers mean (010, 1:30); leave it out"
+            raise _error(problem, start)
+        return super().compose_document()
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.count += 1
         if self.depth >= MOST_DEPTH:
@@ -55,6 +65,10 @@ class _BoundedComposer(Composer):
 
 def _error(problem: str, place: Any) -> ConstructorError:
     return ConstructorError(None, None, problem, place.start_mark)
+
+
+def _problem(error: Exception) -> str:
+    return getattr(error, "problem", None) or str(error) or type(error).__name__
 
 
 @dataclass
@@ -87,9 +101,9 @@ class YamlDocument:
             data = reader.read(text)
         except (YAMLError, *_NONSENSE) as error:
             mark = getattr(error, "problem_mark", None)
-            problem = getattr(error, "problem", None) or str(error) or type(error).__name__
             line = mark.line + 1 if mark else None
-            raise RecipeError([Fault("file", f"is not YAML: {problem}", line)], source) from error
+            problem = f"is not YAML: {_problem(error)}"
+            raise RecipeError([Fault("file", problem, line)], source) from error
         if not isinstance(data, dict):
             kind = "nothing" if data is None else type(data).__name__
             fault = Fault("file", f"must hold sections (key: value), came {kind}")
@@ -104,11 +118,7 @@ class YamlDocument:
             RecipeError: as `parse`, or the file cannot be read.
         """
         try:
-            with open(path, "rb") as file:
-                content = file.read(MOST_BYTES + 1)
-            if len(content) > MOST_BYTES:
-                raise ValueError(f"it has more than {MOST_BYTES // 2**20} MiB")
-            text = content.decode("utf-8")
+            text = read_bounded(path, MOST_RECIPE_BYTES).decode("utf-8")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             fault = Fault("file", f"cannot be read ({reason}); {hint}")
@@ -120,14 +130,14 @@ class YamlDocument:
         for override in overrides:
             key, separator, text = override.partition("=")
             parts = key.strip().split(".")
-            if not separator or not all(parts):
-                problem = f"--set takes section.key=value, came {override!r}"
+            if not separator or not all(parts) or len(parts) > MOST_DEPTH:
+                problem = f"--set takes section.key=value, came {short(override)}"
                 self.faults.append(Fault("--set", problem))
                 continue
             try:
                 value = _NodeReader(MOST_VALUES).read(text)
-            except (YAMLError, *_NONSENSE):
-                problem = f"the value {short(text)} is not YAML"
+            except (YAMLError, *_NONSENSE) as error:
+                problem = f"the value {short(text)} is not YAML: {_problem(error)}"
                 self.faults.append(Fault(f"--set {key}", problem))
                 continue
             if _put(self.data, parts, value):
@@ -205,6 +215,12 @@ class _NodeReader:
             name = str(node.tag).removeprefix(_TAG)
             problem = f"{short(node.value)} is not {_NAMES.get(name, f'a {name}')}"
             raise _error(problem, node) from error
+        if isinstance(value, int) and re.fullmatch(r"[-+]?0[\d_]+", node.value):
+            other = f"write {value}, or 0o and the digits for an octal number"
+            raise _error(
+                f"{short(node.value)} is {short(value)} in YAML 1.2 but not in YAML 1.1; {other}",
+                node,
+            )
         if isinstance(value, int) and abs(value) > LARGEST_WHOLE_NUMBER:
             raise _error(f"{short(node.value)} is too large a number", node)
         if isinstance(value, float) and "e" in node.value.lower() and value.is_integer():

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, TypeAdapter, WithJsonSchema
 
 from laura.recipe.checks import check_recipe, own_faults, validate
-from laura.recipe.document import YamlDocument, yaml_text
+from laura.recipe.document import MOST_VALUES, YamlDocument, yaml_text
 from laura.recipe.sections import MeasureSection, Recipe, Section, short
 from laura.recipe.tasks import NAME_PATTERN
 from laura.results.errors import Fault, RecipeError, StoreError, UsageError
@@ -176,6 +176,7 @@ def read_study(
     file, found = validate(SeriesFile, data)
     found += own_faults(file)
     recipes: dict[str, Recipe] = {}
+    values = 0
     for name, part in _mapping(data["settings"]).items():
         if not isinstance(part, dict | str):
             continue
@@ -184,6 +185,11 @@ def read_study(
         except RecipeError as error:
             found += [Fault(f"settings.{name}", str(fault)) for fault in error.faults]
             continue
+        values += _count(merged)
+        if values > MOST_VALUES:
+            problem = f"stand for more than {MOST_VALUES:,} values with what they share; split them"
+            found.insert(0, Fault("settings", problem))
+            break
         setting = YamlDocument(str(name), merged)
         setting.override([*each, *single.get(str(name), [])])
         recipe, wrong = check_recipe(setting.data, data_dir)
@@ -243,6 +249,11 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def _count(value: object) -> int:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count, below))
 
 
 def _moved(fault: Fault, setting: YamlDocument, part: object, lines: dict[str, int]) -> Fault:

@@ -28,6 +28,7 @@ from laura.report.pages.overview import claims_blocks, counted
 from laura.report.study import Study, read_or_note, read_summary
 from laura.report.tables import measured, score_column, score_rows
 from laura.results.errors import StoreError
+from laura.results.inputs import MOST_JSON_BYTES, read_bounded
 from laura.results.schema import (
     CLAIMS_FILE,
     SUMMARY_FILE,
@@ -157,7 +158,7 @@ def _setting_blocks(folder: Path, name: str, one: Study, anchor: str, form: Form
     picture = study / FIGURE
     if picture.is_file():
         with disk_faults(picture):
-            svg = picture.read_text(encoding="utf-8")
+            svg = read_bounded(picture, MOST_JSON_BYTES).decode(errors="replace")
         text = f"Trade-off of learning and forgetting in {name}."
         blocks.append(Still(anchor, f"{beside}/{FIGURE}", svg, text))
     if (study / f"report.{form}").is_file():

@@ -13,6 +13,7 @@ from laura.report import formats
 from laura.report.arms import groups
 from laura.report.samples.show import Examples, read_examples
 from laura.results.errors import StoreError, UsageError
+from laura.results.inputs import MOST_RECIPE_BYTES, read_bounded
 from laura.results.schema import (
     ANALYSIS_FILE,
     CLAIMS_FILE,
@@ -117,7 +118,7 @@ def read_study(folder: Path) -> Study:
 
     def text() -> str:
         with disk_faults(recipe):
-            return recipe.read_text(encoding="utf-8", errors="replace")
+            return read_bounded(recipe, MOST_RECIPE_BYTES).decode(errors="replace")
 
     return Study(
         summary,

@@ -55,12 +55,17 @@ class Fault:
 
 
 class RecipeError(LauraError, ValueError):
-    """A recipe has faults; all of them are listed, not only the first."""
+    """A recipe has faults; they are listed, not only the first, up to `MOST_TOLD`."""
+
+    MOST_TOLD = 200
 
     def __init__(self, faults: list[Fault], source: str = "recipe") -> None:
         self.faults = faults
         count = "1 mistake" if len(faults) == 1 else f"{len(faults)} mistakes"
-        lines = "\n".join(f"  - {fault}" for fault in faults)
+        told = [f"  - {fault}" for fault in faults[: self.MOST_TOLD]]
+        if len(faults) > self.MOST_TOLD:
+            told.append(f"  - and {len(faults) - self.MOST_TOLD} more")
+        lines = "\n".join(told)
         super().__init__(f"{source} has {count}:\n{lines}")
 
 

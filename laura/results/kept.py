@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from laura.results.inputs import bounded_lines, open_regular
 from laura.results.store import disk_faults, write_text
 
 
@@ -42,15 +43,14 @@ def kept_rows(
 def _read(path: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    with disk_faults(path):
-        lines = path.read_bytes().splitlines(keepends=True)
     rows = []
-    for line in lines:
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            break
-        rows.append(row)
+    with disk_faults(path), open_regular(path) as file:
+        for line in bounded_lines(file, path):
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                break
+            rows.append(row)
     return rows[1:] if rows and rows[0] == identity else []

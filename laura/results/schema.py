@@ -32,6 +32,7 @@ from pydantic import (
 )
 
 from laura.results.errors import StoreError, UsageError
+from laura.results.inputs import MOST_CONFIG_BYTES, read_bounded
 from laura.results.statistics import Estimate
 from laura.results.store import disk_faults, read_json, write_json, write_text
 
@@ -875,7 +876,7 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD_FILE
     with disk_faults(path):
-        text = path.read_bytes()
+        text = read_bounded(path, MOST_CONFIG_BYTES)
     return parse_record(text, path)
 
 

@@ -43,6 +43,13 @@ from pathlib import Path
 from typing import Any
 
 from laura.results.errors import CheckpointError, LauraError, StoreError
+from laura.results.inputs import (
+    MOST_JSON_BYTES,
+    MOST_SAMPLES_BYTES,
+    bounded_lines,
+    open_regular,
+    read_bounded,
+)
 
 MANIFEST = "manifest.json"
 
@@ -67,6 +74,8 @@ def disk_faults(path: Path) -> Iterator[None]:
 
 def disk_message(error: OSError, path: Path) -> str:
     """What an operating system's refusal means for the user, and what to do."""
+    if isinstance(error, LauraError):
+        return str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk is full while writing {path}; finished work is kept. Free some space "
@@ -122,10 +131,10 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        StoreError: missing, unreadable or not JSON.
+        StoreError: missing, unreadable, larger than `MOST_JSON_BYTES`, or not JSON.
     """
     with disk_faults(path):
-        text = path.read_bytes()
+        text = read_bounded(path, MOST_JSON_BYTES)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -142,15 +151,16 @@ def read_lines_gz(path: Path) -> list[dict[str, Any]]:
     """Read gzipped JSON Lines.
 
     Raises:
-        StoreError: missing, unreadable, cut off or not gzipped JSON Lines.
+        StoreError: missing, unreadable, too large, cut off or not gzipped JSON Lines.
     """
-    with disk_faults(path):
-        packed = path.read_bytes()
-    try:
-        return [json.loads(line) for line in gzip.decompress(packed).splitlines()]
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        problem = f"is not whole ({error}); delete it and run again"
-        raise StoreError(f"{path} {problem}") from error
+    with disk_faults(path), open_regular(path) as packed, gzip.GzipFile(fileobj=packed) as file:
+        try:
+            return [json.loads(line) for line in bounded_lines(file, path, MOST_SAMPLES_BYTES)]
+        except LauraError:
+            raise
+        except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+            problem = f"is not whole ({error}); delete it and run again"
+            raise StoreError(f"{path} {problem}") from error
 
 
 def content_hash(value: Any) -> str:
@@ -166,7 +176,7 @@ def run_id(identity: dict[str, Any]) -> str:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
-    with disk_faults(path), path.open("rb") as file:
+    with disk_faults(path), open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -314,13 +324,12 @@ class RunStore:
         rows: list[dict[str, Any]] = []
         if not self.metrics_file.is_file():
             return rows
-        with disk_faults(self.metrics_file):
-            lines = self.metrics_file.read_text("utf-8", errors="replace").splitlines()
-        for line in lines:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+        with disk_faults(self.metrics_file), open_regular(self.metrics_file) as file:
+            for line in bounded_lines(file, self.metrics_file):
+                try:
+                    rows.append(json.loads(line))
+                except (ValueError, RecursionError):
+                    break
         return rows
 
     def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -108,6 +108,7 @@ class Admin:
 
     def __init__(self, service: Service, audit: Audit, tenants_file: Path | None) -> None:
         self._service, self._audit, self._tenants_file = service, audit, tenants_file
+        self._reloading = asyncio.Lock()
 
     async def state(self) -> JsonObject:
         """What the engine is doing, the adapters there are, and what each tenant used."""
@@ -159,14 +160,22 @@ class Admin:
 
     async def reload_tenants(self) -> JsonObject:
         """Read the tenants file anew; what tenants have used is kept."""
-        if self._tenants_file is None:
+        file, service = self._tenants_file, self._service
+        if file is None:
             raise bad_request("this server was started without a tenants file")
-        try:
-            tenants = Tenants.read(self._tenants_file)
-        except StoreError as error:
-            raise bad_request(f"nothing is changed: {error}") from error
-        self._service.tenants = tenants
-        self._service.limits.update(tenants)
+        async with self._reloading:  # else an older file, read longer, could come last
+            try:
+                # A thousand tenants take most of a second, nearly all of it for the YAML.
+                tenants = await asyncio.to_thread(Tenants.read, file)
+            except StoreError as error:
+                raise bad_request(f"nothing is changed: {error}") from error
+            if service.tenants is not None and service.tenants.has_admin and not tenants.has_admin:
+                raise bad_request(
+                    f"nothing is changed: {file} has no admin key, so nobody could change anything "
+                    f"here any more; `laura tenants admin --file {file}` makes one"
+                )
+            service.tenants = tenants
+            service.limits.update(tenants)
         return {"tenants": list(tenants.names)}
 
     async def audited(

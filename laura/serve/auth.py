@@ -39,6 +39,7 @@ from laura.recipe.checks import validate
 from laura.recipe.document import YamlDocument
 from laura.recipe.sections import Section, short
 from laura.results.errors import Fault, RecipeError, StoreError, UsageError
+from laura.results.inputs import MOST_TENANTS_BYTES, open_regular, rest_of
 from laura.results.store import disk_faults
 from laura.serve.settings import LOOPBACK
 
@@ -46,14 +47,17 @@ KEY_START = "sk-laura-"
 MOST_KEYS = 2
 # Of tenants and of adapters: such a name is no path, and needs no quoting in a URL.
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+# The admin, and whom metrics count together; "-", for nobody, is no name anyway.
+RESERVED = ("admin", "other")
 NAME_RULE = "1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit"
-MOST_BYTES = 16 * 2**20
 MOST_VALUES = 10**7
 
 
 def _name(name: str) -> str:
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"a name must be {NAME_RULE}, came {short(name)}")
+    if name.casefold() in RESERVED:
+        raise ValueError(f"{name} is what logs and metrics call somebody else; take another name")
     return name
 
 
@@ -223,6 +227,11 @@ class Tenants:
         tenant, end = self._by_mark.get(self._mark(hash_of_key(key)), _NOBODY)
         return tenant, (at or datetime.now(UTC)) < end
 
+    @property
+    def has_admin(self) -> bool:
+        """Whether any key opens the admin API."""
+        return bool(self._admins)
+
     def is_admin(self, key: str) -> bool:
         """Whether a key opens the admin API."""
         return self._mark(hash_of_key(key)) in self._admins
@@ -284,20 +293,14 @@ def read_tenants_text(path: Path) -> str:
     """
     if not path.exists():
         raise StoreError(f"there is no {path}; `laura tenants add NAME --file {path}` makes it")
-    with disk_faults(path), open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        # Of the open file, not of the path, which may change in between.
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise StoreError(f"{path} is no regular file; give the path of a tenants file")
-        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            came = stat.S_IMODE(facts.st_mode)
+    with disk_faults(path), open_regular(path) as file:
+        came = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if came & (stat.S_IWGRP | stat.S_IWOTH):
             raise StoreError(
                 f"{path} can be written by others (mode {came:03o}), who could let themselves in; "
                 f"look through it, then: chmod go-w {path}"
             )
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise StoreError(f"{path} has more than {MOST_BYTES // 2**20} MiB; is it a tenants file?")
+        content = rest_of(file, path, MOST_TENANTS_BYTES)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

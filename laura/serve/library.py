@@ -32,6 +32,7 @@ from laura.models.adapter_files import (
 )
 from laura.models.lora import LoraSettings
 from laura.models.safe_files import FileMark, OpenFolder, UnreadableError, printable
+from laura.models.signatures import PublicKey
 from laura.results.errors import AdapterError, LauraError, StoreError, UsageError
 from laura.results.schema import Record
 from laura.serve.auth import NAME_PATTERN
@@ -68,7 +69,7 @@ class PolicyVerdict:
 
 @dataclass(frozen=True)
 class Policy:
-    """Conditions on an adapter's record.
+    """Conditions on an adapter's record and signature.
 
     Attributes:
         max_forgetting: Most that may have been forgotten, in the unit of the record (0.02 of
@@ -76,6 +77,7 @@ class Policy:
             adapter measured on few items must not pass by luck. None for no bound.
         unrecorded: What to do with an adapter that has no `laura.json`.
         action: What to do with one that breaks the bound.
+        key: Whose signature every adapter must carry; None where it needs none.
 
     Raises:
         UsageError: the bound is not finite.
@@ -84,6 +86,7 @@ class Policy:
     max_forgetting: float | None = None
     unrecorded: Unrecorded = "warn"
     action: Action = "refuse"
+    key: PublicKey | None = None
 
     def __post_init__(self) -> None:
         if self.max_forgetting is not None and not math.isfinite(self.max_forgetting):
@@ -302,7 +305,7 @@ class Library:
                 if current == found.marks and (found.settled or not whole):
                     return
                 found.forget()
-                found.outline = known = outline(folder, self.base, self.bounds)
+                found.outline = known = outline(folder, self.base, self.bounds, self.policy.key)
             judged = self.policy.judge(known.record)
             refused = judged.refused and printable(f"{found.name}: {judged.refused}")
             warnings = tuple(map(printable, known.warnings + judged.warnings))

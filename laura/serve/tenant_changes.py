@@ -18,9 +18,9 @@ from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 from laura.recipe.checks import validate
 from laura.recipe.document import YamlDocument, compose, yaml_text
 from laura.results.errors import RecipeError, StoreError, UsageError
+from laura.results.inputs import MOST_TENANTS_BYTES
 from laura.results.store import disk_faults, write_bytes
 from laura.serve.auth import (
-    MOST_BYTES,
     MOST_KEYS,
     MOST_VALUES,
     TenantSettings,
@@ -216,7 +216,7 @@ def _edited(text: str, data: dict[str, Any], changes: Changes, path: Path) -> st
         for where, value in changes:
             text, data = put(text, data, where, value), with_value(data, where, value)
         document = YamlDocument.parse(text, str(path), MOST_VALUES)
-        if len(text.encode("utf-8")) <= MOST_BYTES and document.data == wanted:
+        if len(text.encode("utf-8")) <= MOST_TENANTS_BYTES and document.data == wanted:
             return text
     except (YAMLError, RecipeError):
         pass

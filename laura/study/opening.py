@@ -21,6 +21,7 @@ from laura.models.device import has_bf16_arithmetic, pick_device, resolve_precis
 from laura.recipe.reading import recipe_yaml
 from laura.recipe.sections import Recipe
 from laura.results.errors import StoreError
+from laura.results.inputs import MOST_RECIPE_BYTES, read_bounded
 from laura.results.progress import SILENT, Progress
 from laura.results.store import (
     StudyStore,
@@ -123,8 +124,8 @@ def _read_all(
 
 def _refuse_another_recipe(recipe: Recipe, folder: Path) -> None:
     with disk_faults(folder):
-        theirs = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    if theirs != recipe_yaml(recipe):
+        theirs = read_bounded(folder / "recipe.yaml", MOST_RECIPE_BYTES)
+    if theirs != recipe_yaml(recipe).encode():
         raise StoreError(
             f"another laura process works in {folder} on another recipe (its recipe.yaml); give "
             "that one to join in, or wait, or choose another folder with --out"

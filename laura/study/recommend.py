@@ -33,7 +33,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from laura.recipe.reading import recipe_yaml
-from laura.results.errors import EvidenceError, UsageError
+from laura.results.errors import AdapterError, EvidenceError, UsageError
 from laura.results.schema import (
     COST_FILE,
     RECORD_FILE,
@@ -547,6 +547,29 @@ def write_weights(decision: Decision, study: Path, folder: Path) -> Record:
 
     write_folder(folder, fill, facts)
     return record
+
+
+def signature_fault(sure: Configuration, adapter: Path, public_key: Path) -> str | None:
+    """Why a folder is not a signed adapter of a configuration; None where it is.
+
+    Raises:
+        UsageError: the key cannot be used.
+        StoreError: a file cannot be read.
+    """
+    from laura.models.adapter_files import signed_record
+    from laura.models.signatures import PublicKey
+
+    key = PublicKey(public_key)
+    try:
+        record = signed_record(adapter, key)
+    except AdapterError as error:
+        return str(error)
+    if (record.run, record.step) in {(one.run_id, one.step) for one in sure.points.values()}:
+        return None
+    return (
+        f"{adapter} is run {record.run} at step {record.step}, which is none of {describe(sure)}; "
+        "write it anew with `laura recommend STUDY --adapter DIR` and sign it"
+    )
 
 
 def _chosen(decision: Decision) -> Configuration:

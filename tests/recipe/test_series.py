@@ -118,3 +118,13 @@ def test_overrides_reach_every_setting_or_one(tmp_path: Path) -> None:
 def test_malformed_series(tmp_path: Path, text: str, where: str) -> None:
     assert where in faults(tmp_path, text)
     assert faults(tmp_path, "name: s\nsettings: {a: {}}", ("settings={b: {}}",))
+
+
+def test_what_settings_share_cannot_be_multiplied(tmp_path: Path) -> None:
+    """Fifty settings of 5,000 shared values took 8 s of processor time and 700 kB of message."""
+    common = ", ".join(f"k{number}: 1" for number in range(3000))
+    settings = ", ".join(f"s{number}: {{}}" for number in range(50))
+    words = r"settings \(line 3\): stand for more than 10,000"
+    with pytest.raises(RecipeError, match=words) as told:
+        read(tmp_path, f"name: x\ncommon: {{{common}}}\nsettings: {{{settings}}}\n")
+    assert len(str(told.value)) < 60_000

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -170,7 +173,41 @@ def test_tenants_are_read_anew_without_a_restart(micro_tokenizer: Any, tmp_path:
     assert admin(house, "POST", "tenants/reload").json() == {"tenants": ["new"]}
     assert house.request("GET", "/v1/models", headers=key("ann")).status_code == 401
     assert house.request("GET", "/v1/models", headers=key("new")).status_code == 200
-    assert [row[3] for row in audited(log)] == ["refused: invalid_value", "done"]
+    file.write_text(f"tenants: {{old: {{keys: ['{hashes[0]}'], adapters: ['*']}}}}\n")
+    refused = admin(house, "POST", "tenants/reload")
+    assert refused.status_code == 400 and "has no admin key" in refused.text
+    assert f"`laura tenants admin --file {file}`" in refused.text
+    assert house.request("GET", "/v1/models", headers=key("new")).status_code == 200
+    assert admin(house, "GET", "state").status_code == 200
+    ended = [row[3] for row in audited(log)]
+    assert ended == ["refused: invalid_value", "done", "refused: invalid_value"]
+
+
+def test_many_tenants_are_read_beside_the_loop(micro_tokenizer: Any, tmp_path: Path) -> None:
+    """Reading 1,500 of them on the loop held every other request up for a second."""
+    from laura.serve.auth import hash_of_key
+    from tests.serve.houses import ADMIN
+
+    file = tmp_path / "tenants.yaml"
+    many = [f"  t{n}: {{keys: [{hash_of_key(str(n))}], concurrent: 8}}\n" for n in range(1500)]
+    file.write_text(f"tenants:\n{''.join(many)}admin: {{keys: [{hash_of_key(ADMIN)}]}}\n")
+    file.chmod(0o600)
+    house = build(micro_tokenizer, tenant("ann"), tenants_file=file)
+    held = [0.0]
+
+    async def reload() -> httpx.Response:
+        async with house.client() as client:
+            path = "/admin/tenants/reload"
+            work = asyncio.create_task(client.post(path, headers=key("admin")))
+            while not work.done():
+                before = time.perf_counter()
+                await asyncio.sleep(0.005)
+                held.append(time.perf_counter() - before)
+            return await work
+
+    start = time.perf_counter()
+    assert len(asyncio.run(reload()).json()["tenants"]) == 1500
+    assert max(held) < (time.perf_counter() - start) / 3
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from laura.models.adapter_files import read_settings
+from laura.models.signatures import SIGNATURE, PublicKey, sign_folder
 from laura.results.errors import StoreError
 from laura.serve import library as library_module
 from laura.serve.library import (
@@ -25,13 +27,16 @@ from laura.serve.library import (
     UnknownAdapterError,
     read_checked,
 )
+from tests.models.test_signatures import keys
 from tests.serve.adapter_folders import (
     BASE,
     CASES,
+    CONFIG,
     LINEARS,
     MODULES,
     PAIR,
     RECORD,
+    SETTINGS,
     WEIGHTS,
     ZEROS,
     Case,
@@ -354,6 +359,53 @@ def test_the_policy_is_applied(folder: Path) -> None:
     write(folder / "plain")
     with pytest.raises(AdapterRefusedError, match=r"^plain: it has no laura.json"):
         make(folder, policy=Policy(unrecorded="refuse")).open("plain")
+
+
+def test_only_what_the_key_signed_is_served(tmp_path: Path) -> None:
+    """Each file that is read is the signed one, whatever else lies in the folder."""
+    private, public = keys(tmp_path)
+    shelf = tmp_path / "shelf"
+
+    def spoiled(name: str, spoil: Callable[[Path], object], signed: bool = True) -> None:
+        record(write(shelf / name))
+        if signed:
+            sign_folder(shelf / name, private)
+        spoil(shelf / name)
+
+    spoiled("good", lambda folder: None)
+    spoiled("more", lambda folder: (folder / "README.md").write_text("read by nobody"))
+    spoiled("bare", lambda folder: None, signed=False)
+    spoiled("forged", lambda folder: sign_folder(folder, keys(shelf / "forged")[0]))
+    spoiled("config", lambda folder: (folder / CONFIG).write_text(json.dumps(SETTINGS)[:-1] + " }"))
+    spoiled("record", lambda folder: record(folder, {"study": "another"}))
+    spoiled("unrecorded", lambda folder: (folder / RECORD).unlink())
+    spoiled(
+        "linked", lambda f: (f / SIGNATURE).rename(f / "x").with_name(SIGNATURE).symlink_to("x")
+    )
+    spoiled("huge", lambda folder: os.truncate(folder / SIGNATURE, 2**31))
+    write(shelf / "weights")
+    sign_folder(shelf / "weights", private)
+    (shelf / "weights" / WEIGHTS).write_bytes(save(tensors(seed=1)))
+    library = Library(shelf, BASE, policy=Policy(unrecorded="allow", key=PublicKey(public)))
+    told = refusals(library)
+    words = {
+        "bare": "has no model.sig, and a signature is required",
+        "forged": "made with another key than the required one",
+        "config": "adapter_config.json is not the one that was signed",
+        "record": "laura.json is not the one that was signed",
+        "unrecorded": "laura.json was signed and is not there",
+        "linked": "a link, not a regular file",
+        "huge": "2147483648 bytes, allowed are",
+        "weights": "adapter_model.safetensors is not the one that was signed",
+    }
+    assert told.keys() == words.keys()
+    assert not [name for name, word in words.items() if word not in told[name]]
+    # A signature that comes later is seen, and one that goes too.
+    sign_folder(shelf / "bare", private)
+    assert library.open("bare")
+    (shelf / "bare" / SIGNATURE).unlink()
+    with pytest.raises(AdapterRefusedError, match=r"has no model\.sig"):
+        library.open("bare")
 
 
 def test_limits_are_the_servers_own(folder: Path) -> None:

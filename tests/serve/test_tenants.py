@@ -61,12 +61,12 @@ tenants:
     concurrent: 8
     priority: 2
     expires: 2027-01-31
-  other: {{}}
+  plain: {{}}
 admin: {{keys: ['{HASHES[2]}']}}
 """,
     )
     tenants = Tenants.read(path)
-    assert tenants.names == ("acme", "other")
+    assert tenants.names == ("acme", "plain")
     assert tenants.get("acme") == Tenant(
         name="acme",
         keys=(HASHES[0], HASHES[1]),
@@ -78,7 +78,7 @@ admin: {{keys: ['{HASHES[2]}']}}
         priority=2.0,
         expires=datetime(2027, 1, 31, tzinfo=UTC),
     )
-    assert tenants.get("other") == Tenant(name="other")
+    assert tenants.get("plain") == Tenant(name="plain")
     assert tenants.get("nobody") is None
     # The keys of which HASHES are the hashes.
     early = NOON - timedelta(days=2)
@@ -231,10 +231,10 @@ def test_a_file_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> N
 def test_what_is_no_tenants_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"there is no .*laura tenants add NAME"):
         Tenants.read(tmp_path / "absent.yaml")
-    with pytest.raises(StoreError, match="not the kind of file"):
+    with pytest.raises(StoreError, match="a folder, not a regular file"):
         Tenants.read(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(StoreError, match="no regular file"):
+    with pytest.raises(StoreError, match="a pipe, not a regular file"):
         Tenants.read(tmp_path / "pipe")
     path = write(tmp_path, "tenants: {}")
     path.write_bytes(b"tenants: \xff")
@@ -246,9 +246,16 @@ def test_what_is_no_tenants_file(tmp_path: Path) -> None:
             Tenants.read(path)
 
 
+@pytest.mark.parametrize("name", ["admin", "Admin", "OTHER", "other", "'-'"])
+def test_names_that_logs_and_metrics_use_for_others(tmp_path: Path, name: str) -> None:
+    words = "a name must be" if "-" in name else f"{name} is what logs and metrics call"
+    with pytest.raises(StoreError, match=words):
+        Tenants.read(write(tmp_path, f"tenants: {{{name}: {{}}}}"))
+
+
 def test_a_huge_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "MOST_BYTES", 2**20)
-    with pytest.raises(StoreError, match="more than 1 MiB"):
+    monkeypatch.setattr(auth, "MOST_TENANTS_BYTES", 2**20)
+    with pytest.raises(StoreError, match="has 1,048,577 bytes, allowed are 1,048,576"):
         Tenants.read(write(tmp_path, "#" * (2**20 + 1)))
 
 

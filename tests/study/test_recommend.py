@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from laura.api import bound, memory_bytes
 from laura.cli import app as cli
+from laura.models.signatures import SIGNATURE, sign_folder
 from laura.recipe.reading import parse_recipe, recipe_yaml
 from laura.results.errors import EvidenceError, UsageError
 from laura.results.schema import Constraint, read_record
@@ -31,6 +32,8 @@ from laura.study.recommend import (
     write_recipe,
 )
 from laura.study.runs import check_configurations, read_configurations
+from tests.models.test_signatures import keys
+from tests.serve.adapter_folders import record, write
 from tests.study.fabricated import FULL, PAIR, filled, rebuilt, setting
 
 # Full learns most and forgets most; the small LoRA least of both.
@@ -368,6 +371,30 @@ def test_the_gate_has_an_exit_code_for_each_ending(study: Any, tmp_path: Path) -
     assert confirmed.exit_code == 0
     assert not (tmp_path / "recommended.yaml").exists()
     assert not (tmp_path / "recommendation.json").exists()
+
+
+def test_the_gate_lets_only_the_signed_adapter_of_the_study_out(study: Any, tmp_path: Path) -> None:
+    made = study_of()
+    sure = asked(made, max_forgetting=0.25).sure
+    assert sure is not None
+    point = next(iter(sure.points.values()))
+    adapter = write(tmp_path / "adapter")
+    record(adapter, {"run": point.run_id, "step": point.step})
+    private, public = keys(tmp_path)
+    sign_folder(adapter, private)
+    asks = ("gate", study(made), "--max-forgetting", "25%", "--adapter", adapter)
+    asks += ("--require-signature", public, "--json")
+    assert run(*asks).exit_code == 0
+    record(adapter, {"run": "another", "step": point.step})
+    for words in ("laura.json is not the one that was signed", "is run another at step"):
+        refused = run(*asks)
+        assert refused.exit_code == 4 and words in json.loads(refused.stdout)["reason"]
+        assert json.loads(refused.stdout)["passed"] is False
+        assert run("sign", adapter, "--key", private).exit_code == 0
+    (adapter / SIGNATURE).unlink()
+    assert "has no model.sig" in json.loads(run(*asks).stdout)["reason"]
+    half = run(*asks[:6])
+    assert half.exit_code == 2 and "together" in half.stderr
 
 
 def test_the_command_answers_people_and_machines(study: Any, tmp_path: Path) -> None:

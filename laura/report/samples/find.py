@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from laura.evals.tasks import TASKS
 from laura.report.visible import visible_line
 from laura.results.errors import StoreError, UsageError
+from laura.results.inputs import MOST_SAMPLES_BYTES, bounded_lines, open_regular
 from laura.results.store import disk_faults, disk_message, read_json
 from laura.results.task_result import Item, TaskResult, samples_file
 from laura.results.units import rate_text
@@ -347,8 +348,8 @@ class KeptSamples:
     def _lines(self, path: Path) -> Iterator[tuple[int, Item]]:
         place = 0
         try:
-            with gzip.open(path, "rb") as file:
-                for place, line in enumerate(file, 1):
+            with open_regular(path) as packed, gzip.GzipFile(fileobj=packed) as file:
+                for place, line in enumerate(bounded_lines(file, path, MOST_SAMPLES_BYTES), 1):
                     row = json.loads(line, parse_constant=_refuse)
                     if not isinstance(row, dict):
                         raise ValueError(f"it holds {type(row).__name__}, not an object")
