@@ -45,7 +45,7 @@ class FairThread:
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._waiting = FairQueue[_Turn](MOST_WAITING, MOST_WAITING // 2)
+        self._waiting = FairQueue[_Place](MOST_WAITING, MOST_WAITING // 2)
         self._busy = False
 
     async def do(self, tenant: Tenant, size: int, work: Callable[[], T]) -> T:
@@ -60,7 +60,7 @@ class FairThread:
             ApiError: too much waits already.
         """
         loop = asyncio.get_running_loop()
-        turn = _Turn(tenant.name, size, loop.create_future())
+        turn = _Place(tenant.name, size, loop.create_future())
         try:
             self._waiting.put(turn, tenant.name, tenant.priority, size)
         except QueueFull as full:
@@ -88,7 +88,7 @@ class FairThread:
 
 
 @dataclass(eq=False)
-class _Turn:
+class _Place:
     tenant: str
     size: int
     came: asyncio.Future[None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -188,16 +187,15 @@ def corpus_identity(
     path = source_file(source, data_dir)
     return {
         "source": source.model_dump(mode="json", include=set(Source.model_fields)),
-        "file": None if path is None else _file_state(path),
+        # What is no file is refused when it is read.
+        "file": _file_state(path) if path is not None and path.is_file() else None,
         "enough": [enough.tokens, enough.further] if enough else None,
         **encoder.identity,
     }
 
 
 def _file_state(path: Path) -> list[Any]:
-    """What changes when a file does; a pipe is never the same again."""
-    if not path.is_file():
-        return [str(path), time.time_ns()]
+    """What changes when a file does."""
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 

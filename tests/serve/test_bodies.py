@@ -145,7 +145,7 @@ def test_tenants_take_turns_and_who_asks_for_more_waits_longer() -> None:
 
     async def main() -> None:
         thread, hold = FairThread("test"), threading.Event()
-        hog, other = tenant("hog"), tenant("other")
+        hog, other = tenant("hog"), tenant("small")
 
         def work(name: str) -> None:
             hold.wait(10)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,22 +161,3 @@ def test_small_sources_are_read_before_anything_is_tokenised(
     with pytest.raises(DataError, match="does not exist"):
         prepare(section, recipe.measure, recipe.budget, encoder, tmp_path / "corpora", None)
     assert not (tmp_path / "corpora").exists()
-
-
-def test_a_pipe_can_be_learnt_from_and_is_never_taken_for_an_earlier_one(
-    recipe_text: str, tmp_path: Path, tiny_tokenizer: Any
-) -> None:
-    recipe = parse_recipe(recipe_text)
-    lines = Path(recipe.data.train.source).read_bytes()
-    encoder = ExampleEncoder(tiny_tokenizer, "chat", "instruct")
-    pipe = tmp_path / "pipe.jsonl"
-    os.mkfifo(pipe)
-    section = recipe.data.model_copy(update={"train": Source(source=str(pipe))})
-    folders = []
-    for _ in range(2):
-        writer = threading.Thread(target=pipe.write_bytes, args=(lines,))
-        writer.start()
-        found = prepare(section, recipe.measure, recipe.budget, encoder, tmp_path / "c", None)
-        writer.join()
-        folders.append(found.corpus_folder)
-    assert folders[0] != folders[1]
