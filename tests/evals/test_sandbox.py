@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import random
 import shutil
 import signal
 import socket
@@ -224,6 +225,19 @@ def test_no_program_passes_without_solving(user: str) -> None:
     passed = [name for name, found in zip(hostile.CHEATS, verdicts, strict=False) if found[0]]
     assert not passed
     assert verdicts[len(programs) :] == [(True, "")] * len(honest)
+
+
+@needs_walls
+@pytest.mark.slow
+def test_cheats_put_together_at_random_pass_no_more() -> None:
+    chance, cheats = random.Random(0), list(hostile.CHEATS.values())
+    mixed = ["\n".join(chance.sample(cheats, chance.choice((2, 3)))) for _ in range(60)]
+    mixed += [f"{chance.choice(cheats)}\n{chance.choice(hostile.HONEST)}" for _ in range(20)]
+    honest = {*hostile.HONEST}
+    answer = hostile.run_as("ordinary", [(code, hostile.CHECK, ("solve",)) for code in mixed])
+    for code, (passed, _, _) in zip(mixed, answer["verdicts"], strict=True):
+        # What is honest at last may pass: it was asked, and answered rightly.
+        assert not passed or any(code.endswith(one) for one in honest), code
 
 
 @needs_walls

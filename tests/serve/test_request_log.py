@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from laura.serve import log_stream
 from laura.serve.log_stream import LogStream
@@ -38,6 +43,46 @@ def test_lines_come_in_order_and_the_lost_ones_are_counted() -> None:
         stream.drain(10)
         assert json.loads(lines.readline()) == {"number": count}
     assert numbers == sorted(set(numbers)) and lost == stream.dropped
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 400), st.booleans()), max_size=60))
+def test_whatever_is_read_when_lines_are_whole_in_order_and_counted(
+    steps: list[tuple[int, bool]],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_stream, "MOST_BYTES", 1000)
+        reader, writer = os.pipe()
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+        os.set_blocking(reader, False)
+        stream, came, sent = LogStream(writer), b"", 0
+
+        def read() -> bytes:
+            try:
+                return os.read(reader, 1 << 16)
+            except BlockingIOError:
+                return b""
+
+        for size, reads in steps:
+            for _ in range(size):
+                stream.write(b'{"number": %d, "fill": "%s"}\n' % (sent, b"x" * 40))
+                sent += 1
+            if reads:
+                came += read()
+
+        def all_told() -> bool:
+            nonlocal came
+            came += read()
+            rows = [json.loads(line) for line in came.splitlines() if line.endswith(b"}")]
+            numbers = [row["number"] for row in rows if "number" in row]
+            assert numbers == sorted(set(numbers))
+            return len(numbers) + sum(row.get("dropped", 0) for row in rows) == sent
+
+        stream.write(b"")
+        until(all_told)
+        for end in (reader, writer):
+            os.close(end)
 
 
 def test_a_log_that_cannot_be_written_is_counted_and_goes_on() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -72,6 +72,39 @@ def url(child: subprocess.Popen[str]) -> str:
 
 def gone(fake: Fake, temporary: Path) -> bool:
     return not any(map(alive, fake.pids())) and not list(temporary.iterdir())
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses at which a process listens, as Linux writes them."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6", "udp", "udp6")
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+    ]
+    return {row[1] for row in rows if row[9] in inodes and row[3] in ("0A", "07")}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into Linux's /proc")
+def test_nothing_but_the_door_can_be_reached(
+    tiny_folder: Path, library: Path, fake: Fake, temporary: Path
+) -> None:
+    """vLLM's own server has routes that load files, run profilers and take weights."""
+    with door(tiny_folder, library, fake, temporary) as child:
+        place = url(child)
+        assert httpx.post(f"{place}/admin/adapters/one/load", timeout=60).status_code == 200
+        workers = fake.pids()
+        assert len(listening(child.pid)) == 1 and len(workers) == 2
+        assert not any(map(listening, workers))
+        (worker,) = {entry["pid"] for entry in fake.log("start")}
+        told = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+        assert b"VLLM_ALLOW_INSECURE_SERIALIZATION=0" in told
+        child.kill()
+        child.wait()
+        run(until(lambda: gone(fake, temporary)))
 
 
 def test_killed_while_it_serves(
