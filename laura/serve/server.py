@@ -133,6 +133,9 @@ async def _serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            # The connections' own patience ends idle ones, later than clients give them up: else
+            # a request could meet a connection that is just being closed.
+            timeout_keep_alive=3600,
             timeout_graceful_shutdown=int(settings.grace_seconds + FLUSH_SECONDS),
         ),
         most_connections(settings.connections),

@@ -40,6 +40,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 SECONDS = float(os.environ.get("LAURA_CHAOS_SECONDS", "40"))
 CLIENTS, VANISHING, SLOTS, GRACE_SECONDS = 64, 8, 5, 10
+# Each keeps keys and values of its own; whoever leaves in the middle is the last one.
+TENANTS = ("t0", "t1", "t2", "left")
 KILL_SECONDS = min(60.0, SECONDS / 4)
 ADAPTERS = {**KINDS, **{f"small-{rank}": KINDS[f"mlp-{rank}"] for rank in (3, 8, 16, 24)}}
 LOG_BYTES = 1 << 20
@@ -190,20 +192,34 @@ async def ask(client: httpx.AsyncClient, chaos: Chaos, one: Asked, who: str, lea
 
 
 async def crowd(chaos: Chaos, asked: list[Asked], seconds: float) -> None:
-    """All clients, each a tenant of its own, until the time is over."""
+    """All clients until the time is over."""
     end = time.monotonic() + seconds
 
     async def one_client(number: int, client: httpx.AsyncClient) -> None:
-        chance = random.Random(number)
+        chance, leaves = random.Random(number), number < VANISHING
+        who = TENANTS[-1 if leaves else number % (len(TENANTS) - 1)]
         while time.monotonic() < end:
             try:
-                await ask(client, chaos, chance.choice(asked), f"t{number}", number < VANISHING)
+                await ask(client, chaos, chance.choice(asked), who, leaves)
             except httpx.HTTPError as error:
-                chaos.faults.append(f"t{number}: {error!r}")
+                chaos.faults.append(f"{who}: {error!r}")
 
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=chaos.url, timeout=300, limits=limits) as client:
         await asyncio.gather(*(one_client(number, client) for number in range(CLIENTS)))
+
+
+async def fill_caches(chaos: Chaos, asked: list[Asked]) -> None:
+    """Ask everything once as everybody, so that memory is then as high as it may get."""
+    queue = [(one, who) for who in TENANTS for one in asked]
+
+    async def one_client(client: httpx.AsyncClient) -> None:
+        while queue:
+            one, who = queue.pop()
+            await ask(client, chaos, one, who, leaves=False)
+
+    async with httpx.AsyncClient(base_url=chaos.url, timeout=300) as client:
+        await asyncio.gather(*(one_client(client) for _ in range(CLIENTS)))
 
 
 def kill_the_templates(child: subprocess.Popen[str]) -> None:
@@ -229,9 +245,9 @@ def small_disk(place: Path) -> Iterator[bool]:
 
 
 def tenants_file(path: Path) -> Path:
-    names = [*(f"t{number}" for number in range(CLIENTS)), "rude"]
     tenants = {
-        name: {"keys": [hash_of_key(f"sk-laura-{name}")], "adapters": ["*"]} for name in names
+        name: {"keys": [hash_of_key(f"sk-laura-{name}")], "adapters": ["*"]}
+        for name in (*TENANTS, "rude")
     }
     path.write_text(yaml.safe_dump({"tenants": tenants, "admin": {"keys": [hash_of_key(ADMIN)]}}))
     path.chmod(0o600)
@@ -301,6 +317,8 @@ def torment(
             with suppress(BlockingIOError):
                 chaos.log = (chaos.log + os.read(child.stderr.fileno(), 1 << 20))[-LOG_BYTES:]
 
+    if fake is None:
+        asyncio.run(fill_caches(chaos, asked))
     pests = [
         chaos.again(lambda: idle(chaos), 1), chaos.again(lambda: idle(chaos), 1.7),
         chaos.again(lambda: unread(chaos), 0.5), chaos.again(lambda: flood(chaos), 0.1),
