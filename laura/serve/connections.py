@@ -22,6 +22,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 LOG = logging.getLogger(__name__)
 PATIENCE_SECONDS = 20.0
 """A connection ends that sends no whole head, or reads nothing of its answer, for so long."""
+KEPT_SECONDS = 75.0
+"""So long one is kept that has shown a key and asks nothing: clients and proxies, which keep
+theirs for a minute at most, shall not meet one that is just being closed."""
 MOST_AT_ONCE = 64  # that are taken in one turn of the loop
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -174,6 +177,8 @@ class PatientProtocol(H11Protocol):
         if self._has_request:
             self.cycle.keep_alive = False
             return
+        if not self._works and not self.conn.trailing_data[0]:
+            self.since = self.loop.time()  # a head begins
         super().data_received(data)
         if self._has_request and self.conn.trailing_data[0]:
             self.cycle.keep_alive = False
@@ -206,7 +211,8 @@ class PatientProtocol(H11Protocol):
         if unread < self._unread or (self._works and not unread):
             self.since = self.loop.time()
         self._unread = unread
-        if self.loop.time() - self.since > patience_seconds:
+        rests = self.is_known and not (self._works or unread or self.conn.trailing_data[0])
+        if self.loop.time() - self.since > (KEPT_SECONDS if rests else patience_seconds):
             self.transport.abort()
 
     @property

@@ -123,6 +123,21 @@ def test_where_all_have_work_a_new_one_is_closed(
     assert len([one for one in caplog.records if "connections are open" in one.message]) <= 3
 
 
+def test_who_has_asked_may_ask_again_later(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann", "*"))
+    with hosted(house, patience=0.2) as (server, url):
+        clients = [http.client.HTTPConnection(url.removeprefix("http://")) for _ in range(2)]
+        for client, headers in zip(clients, (key("ann"), {}), strict=True):
+            client.request("GET", "/v1/models", headers=headers)
+            client.getresponse().read()
+        until(lambda: open_now(server) == 1)
+        time.sleep(1.2)  # connections are looked through every second
+        clients[0].request("GET", "/v1/models", headers=key("ann"))
+        assert clients[0].getresponse().status == 200
+        for client in clients:
+            client.close()
+
+
 def test_heads_that_do_not_come_are_not_waited_for(micro_tokenizer: Any) -> None:
     with hosted(build(micro_tokenizer), patience=0.2) as (server, url):
         for parts in ((b"",), (b"GET /healthz HT",), (PING, b"GET /heal")):
