@@ -46,7 +46,7 @@ class LimitError(ApiError):
             what = f"{limit:,} requests at the same time"
         if retry_after is None:
             # Trying again never helps, and clients try again after a 429.
-            message = f"this asks for more than your limit of {what}; ask for fewer new tokens"
+            message = f"this asks for more than your limit of {what}; ask for fewer tokens"
             super().__init__(400, message, "more_than_limit", "max_tokens")
         else:
             message = f"your limit of {what} is reached; try again in {retry_after:.3g} seconds"

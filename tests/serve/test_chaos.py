@@ -254,6 +254,7 @@ def tenants_file(path: Path) -> Path:
     return path
 
 
+@pytest.mark.timeout(SECONDS + 600)
 @pytest.mark.parametrize("engine", ["inprocess", "vllm"])
 def test_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     monkeypatch.setattr(test_soak, "KINDS", ADAPTERS)
