@@ -39,7 +39,7 @@ HEADER = """\
 <!-- Written by scripts/write_recipe_reference.py (make docs); do not edit by hand. -->
 
 A recipe is one YAML 1.2 file. Keys without a default are needed; unknown keys are errors. Numbers
-may be written as `1e-4` or `1e6`; `010` is refused, `1:30` and `no` are text. Any value can be
+may be written as `1e-4` or `1e6`; `010` is ten, `1:30` and `no` are text. Any value can be
 overridden on the command line with `--set section.key=value`. `laura schema` prints the JSON
 Schema for editors.
 """

@@ -1,13 +1,12 @@
 """A YAML 1.2 file as plain data with the line of every key, and data written as YAML.
 
-`1:30` and `no` are text, `1e-4` is a number and `1e6` a whole one. `010`, which is ten for readers
-of YAML 1.2 and eight for those of YAML 1.1, is refused.
+`010` is ten, `1:30` and `no` are text, `1e-4` is a number and `1e6` a whole one. A file that asks to
+be read as YAML 1.1, where they are others, is refused.
 """
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -215,12 +214,6 @@ class _NodeReader:
             name = str(node.tag).removeprefix(_TAG)
             problem = f"{short(node.value)} is not {_NAMES.get(name, f'a {name}')}"
             raise _error(problem, node) from error
-        if isinstance(value, int) and re.fullmatch(r"[-+]?0[\d_]+", node.value):
-            other = f"write {value}, or 0o and the digits for an octal number"
-            raise _error(
-                f"{short(node.value)} is {short(value)} in YAML 1.2 but not in YAML 1.1; {other}",
-                node,
-            )
         if isinstance(value, int) and abs(value) > LARGEST_WHOLE_NUMBER:
             raise _error(f"{short(node.value)} is too large a number", node)
         if isinstance(value, float) and "e" in node.value.lower() and value.is_integer():

@@ -296,12 +296,12 @@ def test_measure_section_by_overrides() -> None:
 
 
 def test_yaml_1_2() -> None:
-    text = "a: [10, 1:30, no, 1e-4, 1e6, 0x1f, 0o17, 60_000, .5, ~, 1e999, '1e4']"
+    text = "a: [010, 1:30, no, 1e-4, 1e6, 0x1f, 0o17, 60_000, .5, ~, 1e999, '1e4']"
     told = YamlDocument.parse(text, "x").data["a"]
     assert told == [10, "1:30", "no", 1e-4, 10**6, 31, 15, 60_000, 0.5, None, math.inf, "1e4"]
     assert [type(one) for one in told[3:5]] == [float, int]
-    recipe = parse_recipe(GOOD.replace("  full:", "  no:").replace("[0, 1]", "[0o17]"))
-    assert list(recipe.arms) == ["lora", "no"] and recipe.seeds == [15]
+    recipe = parse_recipe(GOOD.replace("  full:", "  no:").replace("[0, 1]", "[010]"))
+    assert list(recipe.arms) == ["lora", "no"] and recipe.seeds == [10]
     # Readers of YAML 1.1 or of 1.2 take these for text in quotes alone, and 1e-05 for text.
     words = ["no", "010", "08", "1:30", "1e5", "1_000", "~", "12e45", "2027-01-31"]
     written = yaml_text({"a": [*words, "plain"], "b": 1e-05})
@@ -349,11 +349,7 @@ LINES += [f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in pairwise("abcdef
         (b"a: 1\nb: {<<: 3}", "line 2.*<< takes a section"),
         (b"a: *b", "undefined alias"),
         (b"a: 1\n---\nb: 2", "found another document"),
-        # Readers of YAML 1.1, and this one where a file asks for it, took them for 8, -10, 90.
-        (b"a: 1\nb: 010", "line 2.*'010' is 10 in YAML 1.2 but not in YAML 1.1; write 10"),
-        (b"a: [-012]", "'-012' is -12"),
-        (b"09: a", "'09' is 9"),
-        (b"a: !!int 010", "'010' is 10"),
+        # Here 010 was 8, and 1:30 was 90.
         (b"%YAML 1.1\n---\na: 1:30", "line 2.*%YAML 1.1 would change what numbers mean"),
         ("\n".join(LINES).encode(), f"line 1.*aliases stand for more than {MOST_VALUES:,}"),
         (b"a: &a {b: *a}", "aliases stand for .* themselves"),
@@ -378,10 +374,15 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, words: str) ->
 
 def test_overrides_that_are_none_are_told_and_cost_nothing() -> None:
     """A path of 5,000 parts took minutes; the reason why a value is refused was not told."""
-    wrong = [".".join("a" * 5000) + "=1", "a=010", "a=" + "[" * 3000, "a=" + "{b: 1}, " * 9]
+    wrong = [".".join("a" * 5000) + "=1", "a=[", "a=" + "[" * 3000, "a=" + "{b: 1}, " * 9]
     document = YamlDocument("--set", {})
     document.override(wrong)
-    words = ["takes section.key=value, came 'a.a.", "write 10", "nested more than 20 deep", "YAML:"]
+    words = [
+        "takes section.key=value, came 'a.a.",
+        "not YAML: ",
+        "nested more than 20 deep",
+        "YAML:",
+    ]
     assert len(document.faults) == len(words) and not document.data
     for fault, word in zip(document.faults, words, strict=True):
         assert word in fault.problem and len(str(fault)) < 300
