@@ -1,7 +1,7 @@
 """A YAML 1.2 file as plain data with the line of every key, and data written as YAML.
 
-`010` is ten, `1:30` and `no` are text, `1e-4` is a number and `1e6` a whole one. A file that asks to
-be read as YAML 1.1, where they are others, is refused.
+`010` is ten, `1:30` and `no` are text, `1e-4` is a number and `1e6` a whole one. A file that asks
+to be read as YAML 1.1, where they are others, is refused.
 """
 
 from __future__ import annotations
