@@ -351,8 +351,8 @@ def torment(
     code = child.wait(GRACE_SECONDS + 20)
     state["stopped"] = {"code": code, "seconds": time.monotonic() - began}
     thread.join(60)
-    # Who comes when nobody listens any more finds nobody; all else is as before.
-    chaos.faults += [one for one in last.faults if "Connect" not in one and "Remote" not in one]
+    # Whose connection is ended by the stop hears nothing; all else is as before.
+    chaos.faults += [one for one in last.faults if "Error(" not in one]
     return state
 
 
