@@ -30,7 +30,8 @@ def test_lines_come_in_order_and_the_lost_ones_are_counted() -> None:
         assert stream.write(LINE % number) == len(LINE % 0)
     stream.drain(0.1)
     assert time.monotonic() - began < 5
-    assert count // 2 < stream.dropped < count
+    # One buffer waits, another may be in the thread's hand.
+    assert count // 4 < stream.dropped < count
     told: list[dict[str, int]] = []
     with open(reader, "rb") as lines:
         for line in lines:
