@@ -7,6 +7,7 @@ framed. Names come from clients: only those of the files that are there have an 
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from functools import cache, partial
 from pathlib import Path
@@ -153,7 +154,8 @@ def _openai_routes(service: Service) -> APIRouter:
 
 async def _answer(service: Service, request: Request, kind: type[GenerationRequest]) -> Response:
     context, there = context_of(request), partial(while_there, request.receive)
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    told = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not re.fullmatch(r"application/([\w.-]+\+)?json", told):
         raise bad_request("the body must be JSON, with the header content-type: application/json")
     wanted = await there(service.read(context, kind, await request.body()))
     generation = await there(service.begin(context, request.state.admission, wanted))

@@ -165,7 +165,6 @@ class Prompter:
         plain = [_plain(one) for one in messages]
         size = sum(len(one["content"]) for one in plain)
         self._check_length(size, "characters", "messages")
-        # A template may write much around a few words, and a fault of it is told in its own words.
         most = self._most_tokens() * self._longest_piece
         try:
             text = await self._rendering.do(tenant, size, lambda: template.render(plain, most))
@@ -175,7 +174,7 @@ class Prompter:
             ) from None
 
         def encode() -> tuple[int, ...]:
-            return self._checked(self._encode(text, special=False), "messages")
+            return self._checked(self._encode(text, "messages", special=False), "messages")
 
         return await self._reading.do(tenant, len(text), encode)
 
@@ -217,16 +216,17 @@ class Prompter:
             return self._checked(prompt, "prompt")
         begin = self._tokenizer.bos_token
         doubled = bool(begin) and prompt.startswith(begin)
-        return self._checked(self._encode(prompt, special=not doubled), "prompt")
+        return self._checked(self._encode(prompt, "prompt", special=not doubled), "prompt")
 
-    def _encode(self, text: str, special: bool) -> list[int]:
-        # What is far too long is known before all of it is read.
+    def _encode(self, text: str, field: str, special: bool) -> list[int]:
+        # What is far too long is known before all of it is read. Prompts that fit have some four
+        # letters a token, and are not read twice.
         most, tokens = 2 * self._most_tokens(), 0
-        for start in range(0, len(text), PIECE) if len(text) > max(most, PIECE) else ():
+        for start in range(0, len(text), PIECE) if len(text) > max(4 * most, PIECE) else ():
             piece = text[start : start + PIECE]
             tokens += len(self._tokenizer.encode(piece, add_special_tokens=False, verbose=False))
             if tokens > most:
-                raise self._too_long(f"more than {start} characters")
+                raise self._too_long(f"more than {start} characters", field)
         return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
     def _checked(self, tokens: list[int], field: str) -> tuple[int, ...]:
@@ -241,7 +241,7 @@ class Prompter:
         if came > most * (self._longest_piece if unit == "characters" else 1):
             raise self._too_long(f"{came} {unit}", field)
 
-    def _too_long(self, came: str, field: str | None = None) -> ApiError:
+    def _too_long(self, came: str, field: str) -> ApiError:
         return bad_request(
             f"the prompt has {came}; allowed are {self._most_tokens()} tokens. Shorten it",
             field,
@@ -330,8 +330,5 @@ _BYTES_OF_SIGNS = _byte_signs()
 
 def _plain(message: ChatMessage) -> dict[str, str]:
     """A message as chat templates know it: "developer" is OpenAI's newer name of "system"."""
-    content = message.content
-    if not isinstance(content, str):
-        content = "".join(part.text for part in content)
     role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": content}
+    return {"role": role, "content": message.text}

@@ -168,6 +168,13 @@ class ChatMessage(_Body):
     function_call: _only(None) = None  # type: ignore[valid-type]
     tool_calls: _only(None, []) = None  # type: ignore[valid-type]
 
+    @property
+    def text(self) -> str:
+        """All that it says."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
 
 class ResponseFormat(_Body):
     """How the answer is written: as text."""

@@ -398,8 +398,7 @@ def _texts(request: GenerationRequest) -> list[str] | list[list[int]]:
     """What is asked, as it came."""
     if isinstance(request, CompletionRequest):
         return request.prompt
-    contents = (one.content for one in request.messages)
-    return [one if isinstance(one, str) else "".join(part.text for part in one) for one in contents]
+    return [one.text for one in request.messages]
 
 
 def _check_size(request: GenerationRequest, settings: ServeSettings) -> None:

@@ -194,7 +194,9 @@ def test_who_has_no_tokens_left_takes_no_time_of_the_tokenizer(micro_tokenizer: 
     service.limits.reserve(admission, 95)
     encoded: list[str] = []
     own = service._prompter._encode
-    service._prompter._encode = lambda text, special: encoded.append(text) or own(text, special)
+    service._prompter._encode = lambda text, *more, **options: (
+        encoded.append(text) or own(text, *more, **options)
+    )
     for words, status in (("hi", 429), ("word " * 100, 429), ("word " * 1000, 400)):
         encoded.clear()
         body = {"model": BASE, "messages": [{"role": "user", "content": words}], "max_tokens": 9}

@@ -80,6 +80,14 @@ def test_only_json_is_taken(micro_tokenizer: Any, kind: str) -> None:
     assert response.status_code == 400 and not house.engine.asked
 
 
+@pytest.mark.parametrize(
+    "kind", ["application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"]
+)
+def test_json_by_any_of_its_names_is_taken(micro_tokenizer: Any, kind: str) -> None:
+    house = build(micro_tokenizer)
+    assert post(house, json.dumps(HELLO).encode(), kind).status_code == 200
+
+
 def test_bodies_that_are_too_large(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer, body_bytes=1000)
     assert post(house, b" " * 1001).status_code == 413

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from laura.serve.auth import LOCAL
 from laura.serve.context import ApiError
-from laura.serve.prompts import Prompter, TokenTexts
+from laura.serve.prompts import PIECE, Prompter, TokenTexts
 from laura.serve.schemas import ChatMessage, ContentPart
 from tests.conftest import make_tiny_tokenizer
 
@@ -140,3 +140,16 @@ def test_a_begin_token_comes_once() -> None:
 )
 def test_prompts_that_cannot_be_read(prompts: Any, words: str) -> None:
     assert words in str(refused(prompter().texts(prompts, LOCAL)))
+
+
+@pytest.mark.parametrize(("text", "read"), [("q7 z" * 12_000, [PIECE]), ("q7 z" * 9_000, [36_000])])
+def test_what_is_far_too_long_is_refused_before_all_of_it_is_read(
+    text: str, read: list[int]
+) -> None:
+    """One letter a token, 5,000 tokens allowed: the shorter one might fit by its length."""
+    tokenizer, found = make_tiny_tokenizer(), list[int]()
+    own = tokenizer.encode
+    tokenizer.encode = lambda text, **more: found.append(len(text)) or own(text, **more)
+    fault = refused(Prompter(tokenizer, lambda: 5000).texts([text], LOCAL))
+    assert (fault.code, fault.param) == ("context_length_exceeded", "prompt")
+    assert found == read

@@ -74,6 +74,12 @@ def gone(fake: Fake, temporary: Path) -> bool:
     return not any(map(alive, fake.pids())) and not list(temporary.iterdir())
 
 
+def load_the_adapter(child: subprocess.Popen[str]) -> None:
+    """Wait until it is ready, and have it load the library's one adapter."""
+    answer = httpx.post(f"{url(child)}/admin/adapters/one/load", timeout=60)
+    assert answer.status_code == 200
+
+
 def listening(pid: int) -> set[str]:
     """Addresses at which a process listens, as Linux writes them."""
     inodes = set()
@@ -94,8 +100,7 @@ def test_nothing_but_the_door_can_be_reached(
 ) -> None:
     """vLLM's own server has routes that load files, run profilers and take weights."""
     with door(tiny_folder, library, fake, temporary) as child:
-        place = url(child)
-        assert httpx.post(f"{place}/admin/adapters/one/load", timeout=60).status_code == 200
+        load_the_adapter(child)
         workers = fake.pids()
         assert len(listening(child.pid)) == 1 and len(workers) == 2
         assert not any(map(listening, workers))
@@ -111,8 +116,7 @@ def test_killed_while_it_serves(
     tiny_folder: Path, library: Path, fake: Fake, temporary: Path
 ) -> None:
     with door(tiny_folder, library, fake, temporary) as child:
-        place = url(child)
-        assert httpx.post(f"{place}/admin/adapters/one/load", timeout=60).status_code == 200
+        load_the_adapter(child)
         copies = list(temporary.glob("laura-*/*/adapter_model.safetensors"))
         assert len(copies) == 1, "there is something to leave behind"
         child.kill()
