@@ -240,6 +240,14 @@ def test_cheats_put_together_at_random_pass_no_more() -> None:
         assert not passed or any(code.endswith(one) for one in honest), code
 
 
+def test_where_bubblewrap_confines_the_sandbox_works() -> None:
+    """Else a mistake of ours would have every test here left out, as if there were no walls."""
+    for way in walls.ways():
+        confined = [way.bwrap, "--unshare-all", "--ro-bind", "/", "/", "--", "/bin/sh", "-c", ":"]
+        if subprocess.run(confined, check=False, capture_output=True).returncode == 0:
+            assert WORKS
+
+
 @needs_walls
 def test_a_test_asks_and_the_code_answers() -> None:
     """Objects, attributes, iterators, exceptions and what a call does to its list."""

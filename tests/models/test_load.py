@@ -57,7 +57,8 @@ def test_a_folders_own_code_is_never_run(
 ) -> None:
     """transformers asks on the terminal, and runs it after a "y"."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    code = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+    # transformers runs a copy, from a folder of its own.
+    code = f"from pathlib import Path\nPath({str(folder)!r}, 'ran').touch()\n"
     (folder / "theirs.py").write_text(code + "class Config: ...\nclass Tokenizer: ...\n")
     own = {
         "config.json": {

@@ -283,7 +283,7 @@ async def test_who_gives_up_hears_how_far_it_came(tiny_tokenizer: Any) -> None:
         told = [await anext(events) for _ in range(3)]
         events.cancel()
         while not isinstance(told[-1], Ended):
-            told.append(await events.told.get())
+            told.append(await asyncio.wait_for(events.told.get(), 20))
         last = told[-1]
         assert last.finish == "cancelled" and last.prompt_tokens == len(setting.prompt)
         assert len(told) - 1 <= last.new_tokens < 400

@@ -88,7 +88,9 @@ def test_who_has_shown_a_key_keeps_the_place(micro_tokenizer: Any) -> None:
         assert next(lines).startswith("data: ")
         for _ in range(60):
             stack.enter_context(connect(url))
-        assert healthy(url)
+        for _ in range(6):  # at the limit each time
+            stack.enter_context(connect(url))
+            assert healthy(url)
         assert open_now(server) <= 16
         client.request("GET", "/v1/models", headers=key("ann"))  # by the same connection
         assert client.getresponse().status == 200
@@ -151,7 +153,8 @@ def test_heads_that_do_not_come_are_not_waited_for(micro_tokenizer: Any) -> None
 
 def test_who_reads_nothing_is_not_waited_for_and_who_reads_slowly_is(micro_tokenizer: Any) -> None:
     ask = PING.replace(b"healthz", b"huge")
-    with hosted(build(micro_tokenizer), patience=0.9) as (server, url), ExitStack() as stack:
+    # Far more than the slow one's pauses, also where the machine is busy.
+    with hosted(build(micro_tokenizer), patience=3) as (server, url), ExitStack() as stack:
         for _ in range(10):
             stack.enter_context(connect(url, ask, room=4096))
         slow = stack.enter_context(
@@ -162,7 +165,7 @@ def test_who_reads_nothing_is_not_waited_for_and_who_reads_slowly_is(micro_token
             got += len(piece)
             time.sleep(0.4)
         assert got > HUGE
-        until(lambda: open_now(server) == 0, seconds=5)
+        until(lambda: open_now(server) == 0, seconds=15)
 
 
 def test_one_request_at_a_time(micro_tokenizer: Any) -> None:

@@ -92,6 +92,24 @@ def test_who_dies_comes_back_and_says_what_it_said_before() -> None:
         process.close()
 
 
+def test_who_dies_in_the_middle_of_one_is_asked_again() -> None:
+    process = process_of("{{ messages[0].content }}")
+    found: list[str] = []
+    try:
+        assert process.render(HELLO, 100) == "hello"
+        assert process._child is not None
+        os.kill(process._child.pid, signal.SIGSTOP)
+        thread = threading.Thread(target=lambda: found.append(process.render(HELLO, 100)))
+        thread.start()
+        time.sleep(0.3)
+        assert thread.is_alive(), "it waits for the answer"
+        os.kill(process._child.pid, signal.SIGKILL)
+        thread.join(60)
+        assert found == ["hello"]
+    finally:
+        process.close()
+
+
 def test_many_threads_get_their_own_answers() -> None:
     process = process_of("{{ messages[0].content }}")
     found: dict[int, str] = {}
