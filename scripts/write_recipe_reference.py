@@ -133,8 +133,9 @@ def _name(kind: Any) -> str:
 
 def _choices(schema: dict[str, Any]) -> str:
     """The values a JSON Schema lists; the others are told by the key's meaning."""
-    listed = [f"`{name}`" for part in schema["anyOf"] for name in part.get("enum", ())]
-    return ", ".join(listed) + " or text"
+    ways = schema.get("anyOf", [schema])
+    listed = ", ".join(f"`{name}`" for way in ways for name in way.get("enum", ()))
+    return listed if len(ways) == 1 else f"{listed} or text"
 
 
 def _parts(item: Any) -> list[Any]:

@@ -9,6 +9,7 @@ Shapes: N labelled positions, C hidden width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,11 +27,19 @@ GROUP_POSITIONS = 512
 BLOCK_WORDS = 8192
 IGNORED = -100
 
+TokenWeights = Callable[[Tensor, Tensor], Tensor]
+"""Distributions (N, V) and the tokens that came (N), to N factors of these tokens' gradients."""
+
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, labels_N: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden_NC: Tensor,
+        weight_VC: Tensor,
+        labels_N: Tensor,
+        dtype: torch.dtype,
+        token_weights: TokenWeights | None,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden, weight = hidden_NC.to(dtype), weight_VC.to(dtype)
@@ -45,7 +54,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits = hidden[part] @ weight.T
                 total += cross_entropy(logits.float(), labels_N[part], reduction="sum")
                 continue
-            loss, exact = _loss_and_slope(hidden[part] @ weight.T, labels_N[part])
+            loss, exact = _loss_and_slope(hidden[part] @ weight.T, labels_N[part], token_weights)
             total += loss
             first = start % group
             place = None if slopes is None else slopes[first : first + len(exact)]
@@ -70,11 +79,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else grad_weight.mul_(grads[0]),
             None,
             None,
+            None,
         )
 
 
-def _loss_and_slope(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the losses, and their gradient by the logits: softmax minus one-hot, float32."""
+def _loss_and_slope(
+    logits_NV: Tensor, labels_N: Tensor, token_weights: TokenWeights | None
+) -> tuple[Tensor, Tensor]:
+    """Sum of the losses; softmax minus one-hot, weighted: the gradient by the logits, float32."""
     logits, target = logits_NV.float(), labels_N[:, None]
     highest = logits.amax(dim=-1, keepdim=True)
     chosen = logits.gather(1, target)
@@ -82,7 +94,10 @@ def _loss_and_slope(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor
     weights = logits.sub_(highest).exp_()
     norm = weights.sum(dim=-1, keepdim=True)
     slope = weights.div_(norm)
+    factors = None if token_weights is None else token_weights(slope, labels_N)
     slope.scatter_add_(1, target, torch.full_like(chosen, -1))
+    if factors is not None:
+        slope.mul_(factors[:, None])
     return (norm.log() + highest - chosen).sum(), slope
 
 
@@ -103,7 +118,13 @@ def _add_product(
     return result
 
 
-def loss_sum(hidden_NC: Tensor, head: nn.Linear, labels_N: Tensor, dtype: torch.dtype) -> Tensor:
+def loss_sum(
+    hidden_NC: Tensor,
+    head: nn.Linear,
+    labels_N: Tensor,
+    dtype: torch.dtype,
+    token_weights: TokenWeights | None = None,
+) -> Tensor:
     """Sum of the negative log-likelihoods of N labels, in nats.
 
     Args:
@@ -111,6 +132,7 @@ def loss_sum(hidden_NC: Tensor, head: nn.Linear, labels_N: Tensor, dtype: torch.
         head: The model's output map, weight (V, C); tied or not.
         labels_N: Token ids to be predicted, all valid.
         dtype: Arithmetic of the products; sums are float32 throughout.
+        token_weights: Factors of the labels' gradients; the sum itself is never weighted.
 
     Returns:
         A float32 scalar; divide by N for the mean.
@@ -121,7 +143,9 @@ def loss_sum(hidden_NC: Tensor, head: nn.Linear, labels_N: Tensor, dtype: torch.
     if not torch.is_grad_enabled():
         # Within a Function, only what requires a gradient tells whether one is wanted.
         hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
-    result: Tensor = _ChunkedCrossEntropy.apply(hidden_NC, weight_VC, labels_N, dtype)  # type: ignore[no-untyped-call]
+    result: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_NC, weight_VC, labels_N, dtype, token_weights
+    )
     return result
 
 
@@ -145,7 +169,11 @@ def output_head(model: Any) -> nn.Linear:
 
 
 def packed_loss_sum(
-    model: Any, inputs: dict[str, Any], labels_T: Tensor, dtype: torch.dtype
+    model: Any,
+    inputs: dict[str, Any],
+    labels_T: Tensor,
+    dtype: torch.dtype,
+    token_weights: TokenWeights | None = None,
 ) -> Tensor:
     """Loss of one packed row: hidden states everywhere, logits only where labelled.
 
@@ -154,15 +182,20 @@ def packed_loss_sum(
         inputs: Keyword arguments of its decoder (input_ids, position_ids, documents).
         labels_T: Target predicted at each position of the row, -100 for none.
         dtype: Arithmetic of the output map.
+        token_weights: Factors of the labels' gradients.
 
     Returns:
         Sum of nats over the labelled positions, a float32 scalar.
     """
-    return packed_loss_sums(model, inputs, labels_T, dtype)[0]
+    return packed_loss_sums(model, inputs, labels_T, dtype, token_weights)[0]
 
 
 def packed_loss_sums(
-    model: Any, inputs: dict[str, Any], labels_T: Tensor, dtype: torch.dtype
+    model: Any,
+    inputs: dict[str, Any],
+    labels_T: Tensor,
+    dtype: torch.dtype,
+    token_weights: TokenWeights | None = None,
 ) -> Tensor:
     """Losses of one packed row that is read B times, say with another adapter each.
 
@@ -171,6 +204,7 @@ def packed_loss_sums(
         inputs: As for `packed_loss_sum`, with input_ids of shape (B, T).
         labels_T: Target predicted at each position, the same for all.
         dtype: Arithmetic of the output map.
+        token_weights: Factors of the labels' gradients.
 
     Returns:
         Sums of nats over the labelled positions, shape (B), float32.
@@ -178,5 +212,8 @@ def packed_loss_sums(
     hidden_BTC = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     places = (labels_T != IGNORED).nonzero().squeeze(1)
     labels, head = labels_T[places], output_head(model)
-    sums = [loss_sum(hidden_TC[places], head, labels, dtype) for hidden_TC in hidden_BTC.unbind()]
+    sums = [
+        loss_sum(hidden_TC[places], head, labels, dtype, token_weights)
+        for hidden_TC in hidden_BTC.unbind()
+    ]
     return torch.stack(sums)

@@ -43,6 +43,7 @@ from laura.recipe.tasks import (
     result_name,
     task_schema,
 )
+from laura.recipe.token_weights import check_token_weight, token_weight_schema
 
 Place = tuple[str | int, ...]
 
@@ -76,6 +77,9 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+TokenWeightName = Annotated[
+    str, AfterValidator(check_token_weight), WithJsonSchema(token_weight_schema())
+]
 
 
 class Section(BaseModel):
@@ -157,7 +161,9 @@ class ExternalPoint(Section):
 class AnyArm(Section):
     """What full finetuning and LoRA have in common."""
 
-    later = frozenset({"external", "layers", "attention_dropout", "residual_dropout", "replay"})
+    later = frozenset(
+        {"external", "layers", "attention_dropout", "residual_dropout", "replay", "token_weight"}
+    )
 
     external: list[ExternalPoint] | None = Field(None, min_length=1)
     """Checkpoints made elsewhere (TRL, Axolotl, Unsloth, ...): they are measured, nothing is
@@ -178,6 +184,9 @@ class AnyArm(Section):
     residual_dropout: Share = 0.0
     """Dropout on what each attention and each MLP block adds to the residual stream, while
     training."""
+    token_weight: TokenWeightName | None = None
+    """How much each token counts in the gradient: `dft`: as the model believes it; `eaft`: as the
+    model is unsure; null: all alike. Logged and measured losses stay plain cross-entropy."""
 
     @model_validator(mode="before")
     @classmethod

@@ -144,6 +144,8 @@ def regulariser(arm: ArmRow) -> str:
     for name in (*DROPOUTS, "dropout"):
         if share := setting(arm, name):
             told.append(f"{name.replace('_', ' ')} {share:g}")
+    if weight := arm.settings.get("token_weight"):
+        told.append(f"token weight {formats.words(weight)}")
     if arm.method == "lora":
         told.insert(0, f"low rank {setting(arm, 'rank'):g}")
     return ", ".join(told) or "nothing"
@@ -152,12 +154,13 @@ def regulariser(arm: ArmRow) -> str:
 def regularised(summary: Summary) -> dict[str, str]:
     """Full finetuning that is held back and the plain arms beside it, and what holds each back.
 
-    Empty where no arm of full finetuning decays its weights or drops activations.
+    Empty where no arm of full finetuning decays its weights, drops activations or weighs tokens.
     """
     held = {
         arm.name
         for arm in summary.arms
-        if arm.method == "full" and any(setting(arm, n) for n in ("weight_decay", *DROPOUTS))
+        if arm.method == "full"
+        and any(arm.settings.get(name) for name in ("weight_decay", "token_weight", *DROPOUTS))
     }
     if not held:
         return {}
@@ -261,6 +264,8 @@ def modules(arm: ArmRow) -> str:
     told += [name for name in ("rslora", "dora") if arm.settings.get(name) is True]
     if arm.settings.get("init") not in (None, "default"):
         told.append(formats.words(arm.settings["init"]))
+    if weight := arm.settings.get("token_weight"):
+        told.append(f"token weight {formats.words(weight)}")
     if (alpha := setting(arm, "alpha")) != 2 * (rank := setting(arm, "rank")):
         told.append(f"alpha {alpha / rank:g}r")
     for name in ("lora_plus_ratio", "replay", "weight_decay", "dropout"):

@@ -116,7 +116,9 @@ class Together:
             inputs["input_ids"] = inputs["input_ids"].expand(count, -1)
             shares = [(slot, len(labels)) for slot in range(count)]
             with autocast(first.device, first.dtype), route(self._model, segments=shares):
-                losses = packed_loss_sums(self._model, inputs, labels, first.dtype)
+                losses = packed_loss_sums(
+                    self._model, inputs, labels, first.dtype, first.token_weights
+                )
             (losses.sum() / first.labels).backward()
             totals += losses.detach()
         for adapters in self._adapters:

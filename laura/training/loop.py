@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from laura.data.packing import Row
 from laura.models.attention import Documents
 from laura.models.device import autocast, peak_memory_bytes, resolve_precision
-from laura.models.losses import packed_loss_sum
+from laura.models.losses import TokenWeights, packed_loss_sum
 from laura.recipe.sections import TrainSection
 from laura.results.errors import DivergenceError
 from laura.results.progress import Bar
@@ -57,6 +57,7 @@ class Trainer:
         keep: Called with the step count at each budget point to keep the weights.
         lend: Puts this run's parameters into the model, where several runs take turns.
         validate: Mean validation loss in nats, for `validate_every`; or None.
+        token_weights: How much each token's gradient counts; None for all alike.
         step: Steps taken.
         failure: Why it cannot go on; None while it can.
         parameters: What is trained, by name.
@@ -74,6 +75,7 @@ class Trainer:
     keep: Callable[[int], None]
     lend: Callable[[], None]
     validate: Callable[[], float] | None = None
+    token_weights: TokenWeights | None = None
     step: int = field(init=False, default=0)
     failure: str | None = field(init=False, default=None)
     parameters: dict[str, nn.Parameter] = field(init=False)
@@ -314,7 +316,9 @@ def in_turn(
         for rows in passes(batch, trainer.section):
             inputs, labels = model_inputs(rows, trainer.device)
             with autocast(trainer.device, trainer.dtype):
-                loss = packed_loss_sum(trainer.model, inputs, labels, trainer.dtype)
+                loss = packed_loss_sum(
+                    trainer.model, inputs, labels, trainer.dtype, trainer.token_weights
+                )
             (loss / trainer.labels).backward()
             total += loss.detach()
         loss_sum = float(total)  # waits for the device, which belongs to the time

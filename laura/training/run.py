@@ -9,6 +9,7 @@ from typing import Any
 
 from laura.models.device import reset_peak_memory
 from laura.models.lean import lean
+from laura.models.losses import TokenWeights
 from laura.recipe.sections import TrainSection
 from laura.results.progress import SILENT, Progress
 from laura.results.store import (
@@ -36,6 +37,7 @@ def train_runs(
     seed: int,
     write_weights: Callable[[Path], None],
     validate: Callable[[], float] | None = None,
+    token_weights: TokenWeights | None = None,
     stop: int | None = None,
     title: str = "training",
     progress: Progress = SILENT,
@@ -55,6 +57,7 @@ def train_runs(
         seed: Seed of the runs.
         write_weights: Writes the model's weights into a folder.
         validate: Mean validation loss, for `train.validate_every`.
+        token_weights: How much each token's gradient counts; None for all alike.
         stop: Of a single run: budget point, in steps, after which to stop for now.
         title: Words on the progress bar.
         progress: Where to report.
@@ -85,6 +88,7 @@ def train_runs(
             run=run,
             keep=_keeper(run, write_weights, {"learning_rate": rate, "seed": seed}, stop),
             validate=validate,
+            token_weights=token_weights,
             lend=put_in,
         )
         trainers.append(trainer)

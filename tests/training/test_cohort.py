@@ -56,11 +56,16 @@ def together(
 
 
 def apart(
-    folder: Path, section: Any, plan: Any, rates: tuple[float, ...] = RATES, dropout: float = 0.0
+    folder: Path,
+    section: Any,
+    plan: Any,
+    rates: tuple[float, ...] = RATES,
+    dropout: float = 0.0,
+    **changes: Any,
 ) -> None:
     """Train the same runs one by one, each on a model of its own."""
     for rate in rates:
-        train(adapted(dropout), folder / str(rate), section, plan, learning_rate=rate)
+        train(adapted(dropout), folder / str(rate), section, plan, learning_rate=rate, **changes)
 
 
 def assert_equal(one: Path, other: Path, rates: tuple[float, ...] = RATES) -> None:
