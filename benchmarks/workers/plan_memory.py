@@ -63,6 +63,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         batch_tokens=options.row_tokens * options.rows_per_pass * options.passes,
         rows_per_pass=options.rows_per_pass,
         precision=options.precision,
+        recompute=options.recompute,
     )
     arm = arm_of(options.rank, options.targets, json.loads(options.more))
     bench = Workbench(BaseSection(model=options.model, dtype=options.dtype), options.device)
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--optimiser", choices=("adamw", "lion"), default="adamw")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--recompute", type=lambda text: text == "True", default=False)
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
     Path(options.output).write_text(json.dumps(measure(options)))

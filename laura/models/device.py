@@ -164,6 +164,18 @@ def peak_memory_bytes(device: torch.device) -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
+def total_memory_bytes(device: torch.device) -> int:
+    """All memory a device has; of a processor the machine's, or what its control group may have."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+        whole = min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return whole
+
+
 def cache_budget(device: torch.device) -> int:
     """Bytes for keys and values of generation: half of what a GPU has free, else 3 GiB."""
     if device.type == "cuda":

@@ -9,11 +9,16 @@ casts its weight again for the gradient instead of keeping the cast.
 
 Only modules of exactly this form are exchanged; others stay as they are.
 
+With recomputation (gradient checkpointing; Chen et al. 2016, arXiv:1604.06174) a layer keeps
+only what it reads. It is passed once more when its gradient is wanted, with the same random
+draws and in the same arithmetic: not a bit of a gradient changes.
+
 Shapes: N tokens, C width.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from laura.models.layers import exchanged
+from laura.models.layers import decoder_layers, exchanged
 from laura.models.lora import arithmetic
 
 
@@ -109,14 +115,18 @@ class LeanNorm(nn.Module):
 class LeanGatedUnit(nn.Module):
     """down(silu(gate(x)) * up(x)), with the block's own maps."""
 
-    def __init__(self, unit: Any) -> None:
+    def __init__(self, unit: Any, make_again: bool) -> None:
         super().__init__()
+        self.make_again = make_again
         self.gate_proj, self.up_proj, self.down_proj = unit.gate_proj, unit.up_proj, unit.down_proj
 
     def forward(self, x: Tensor) -> Tensor:
         """The unit's output, (..., C)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
         product: Tensor = _GatedUnit.apply(gate, up)  # type: ignore[no-untyped-call]
+        if not self.make_again:
+            rest: Tensor = self.down_proj(product)
+            return rest
         with _made_again(product, gate.detach(), up.detach()):
             result: Tensor = self.down_proj(product)
         return result
@@ -152,19 +162,33 @@ def _made_again(product: Tensor, gate: Tensor, up: Tensor) -> saved_tensors_hook
 
 
 @contextmanager
-def lean(model: nn.Module) -> Iterator[None]:
-    """Within the block, the parts named above keep less; afterwards the originals are back."""
-    with exchanged(model, _thinner):
-        yield
+def lean(model: Any, recompute: bool = False) -> Iterator[None]:
+    """Within the block, the parts named above keep less; afterwards the originals are back.
+
+    Args:
+        model: A causal language model.
+        recompute: Whether each of its layers is passed once more for its gradient. Whoever
+            sets what a pass reads besides its inputs, such as a route, keeps it set until then.
+    """
+    layers = decoder_layers(model) if recompute else ()
+    # Hooks of our own within a layer would hide what they keep from torch's.
+    with exchanged(model, functools.partial(_thinner, make_again=not recompute)):
+        for layer in layers:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
 
 
-def _thinner(module: nn.Module) -> nn.Module | None:
+def _thinner(module: nn.Module, make_again: bool) -> nn.Module | None:
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
     if type(module) is LlamaRMSNorm:
         return LeanNorm(module)
     if type(module) is LlamaMLP and getattr(module.config, "hidden_act", None) == "silu":
-        return LeanGatedUnit(module)
+        return LeanGatedUnit(module, make_again)
     if type(module) is nn.Linear and module.bias is None and module.weight.requires_grad:
         return LeanLinear(module)
     return None

@@ -778,7 +778,7 @@ class BudgetSection(Section):
 class TrainSection(Section):
     """The loop's settings, the same for every arm."""
 
-    later = frozenset({"weight_decay_rule", "cohort", "warmup_steps"})
+    later = frozenset({"weight_decay_rule", "cohort", "warmup_steps", "recompute"})
 
     optimiser: Literal["adamw", "lion"] = "adamw"
     """AdamW (fused) or decoupled Lion."""
@@ -808,6 +808,9 @@ class TrainSection(Section):
     """Tokens of one packed row; also the longest example."""
     rows_per_pass: Count = 2
     """Rows that go through the model together; smaller needs less memory."""
+    recompute: bool = False
+    """Keep of each layer only what it reads, and pass it once more for its gradient (gradient
+    checkpointing): far less memory, about a third more work, not a bit of the result changes."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast where the processor has bf16 arithmetic."""
     clip: Positive | None = 1.0

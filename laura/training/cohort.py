@@ -115,11 +115,13 @@ class Together:
             inputs, labels = model_inputs(rows, first.device)
             inputs["input_ids"] = inputs["input_ids"].expand(count, -1)
             shares = [(slot, len(labels)) for slot in range(count)]
-            with autocast(first.device, first.dtype), route(self._model, segments=shares):
-                losses = packed_loss_sums(
-                    self._model, inputs, labels, first.dtype, first.token_weights
-                )
-            (losses.sum() / first.labels).backward()
+            # The route stays until the gradients are there: a layer may be passed once more.
+            with route(self._model, segments=shares):
+                with autocast(first.device, first.dtype):
+                    losses = packed_loss_sums(
+                        self._model, inputs, labels, first.dtype, first.token_weights
+                    )
+                (losses.sum() / first.labels).backward()
             totals += losses.detach()
         for adapters in self._adapters:
             adapters.hand_out_gradients()

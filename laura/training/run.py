@@ -109,7 +109,8 @@ def _run_legs(trainers: Sequence[Trainer], legs: list[Leg], title: str, progress
     model = trainers[0].model
     gradients = gradients_for(model) if len(trainers) > 1 else in_turn
     tokens = sum(trainer.tokens_of(legs) for trainer in trainers)
-    with lean(model), progress.bar(title, tokens, "tokens") as bar:
+    recompute = trainers[0].section.recompute
+    with lean(model, recompute), progress.bar(title, tokens, "tokens") as bar:
         for leg in legs:
             going = [trainer for trainer in trainers if trainer.failure is None]
             remaining = [t for t in going if leg.name not in _complete(t.run)]

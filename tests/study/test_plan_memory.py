@@ -23,6 +23,7 @@ from laura.models.device import autocast, has_bf16_arithmetic, pass_tokens
 from laura.models.lean import lean
 from laura.models.lora import lora_layers, route
 from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
+from laura.results.errors import RecipeError
 from laura.study.plan import memory
 from laura.study.plan.machine import Machine, measure_machine
 from laura.study.plan.memory import (
@@ -34,6 +35,7 @@ from laura.study.plan.memory import (
     trainable_parameters,
     training_parts,
 )
+from laura.study.plan.planning import refuse_too_large
 from laura.study.plan.shapes import shapes_from, shapes_of
 from laura.study.plan.text import paper_rows
 from laura.study.plan.work import work_of
@@ -260,6 +262,48 @@ def test_state_agrees_with_the_papers_formulas() -> None:
     assert sum(parts[part] for part in kept) == pytest.approx(paper[1])
 
 
+def test_layers_that_are_passed_again_keep_their_input() -> None:
+    shapes = shapes_from(LLAMA_2_7B, "7B")
+    arm = make_arm("lora")
+    one = Pass(4096, 4096, 2, 2)
+    again = activation_bytes(shapes, arm, replace(one, recompute=True))
+    inputs = 32 * 4096 * 4096 * 2
+    assert inputs < again < 1.1 * inputs < activation_bytes(shapes, arm, one) / 8
+
+
+# What devices of several sizes are told of 7B with LoRA of rank 16 at 8,192 tokens a pass.
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        (48, "train.recompute=true needs"),
+        (42, "train.recompute=true, train.rows_per_pass=1 needs"),
+        (20, "train.recompute=true, measure.precision="),
+        (8, "no setting makes it fit: take a smaller base or more memory"),
+    ],
+)
+def test_what_a_device_cannot_hold_is_refused_with_the_change_that_fits(
+    memory: int, words: str
+) -> None:
+    recipe = micro_recipe(
+        arms={"lora": {"method": "lora", "rank": 16, "learning_rates": [1e-4]}},
+        train={"row_tokens": 4096, "batch_tokens": 8192, "rows_per_pass": 2},
+    )
+    shapes, machine = shapes_from(LLAMA_2_7B, "7B"), Machine("cuda:0", 2)
+    with pytest.raises(RecipeError, match=r"arms\.lora") as caught:
+        refuse_too_large(recipe, shapes, machine, memory * 2**30)
+    assert words in str(caught.value)
+    assert f"cuda:0 has {memory}.0 GiB" in str(caught.value) or memory < 10
+
+
+def test_a_full_arm_that_fits_nowhere_is_sent_to_lora() -> None:
+    shapes, machine = shapes_from(LLAMA_2_7B, "7B"), Machine("cuda", 2)
+    with pytest.raises(RecipeError) as caught:
+        refuse_too_large(micro_recipe(), shapes, machine, 80 * 2**30)
+    problems = {fault.path: fault.problem for fault in caught.value.faults}
+    assert "take LoRA, a smaller base" in problems["arms.full"]
+    refuse_too_large(micro_recipe(), shapes, machine, 2**40)
+
+
 # ----- against real trainings -----
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -290,7 +334,8 @@ def runtime(smollm2_folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory of a process")
-@pytest.mark.parametrize("number", range(5))
+# The last two pass their layers once more.
+@pytest.mark.parametrize("number", [*range(5), -3, -2])
 def test_peak_memory_is_predicted(
     benchmark: Any, runtime: int, tmp_path: Path, number: int
 ) -> None:

@@ -4,7 +4,8 @@ Every number follows from what the code keeps. A part is counted when it is larg
 peak is the largest sum of parts that are there together:
 
     loss      activations of the last pass, logits, gradients of the passes before it
-    backward  the same activations, and what the last layer's gradient needs on the way
+    backward  the same activations, and what the last layer's gradient needs on the way; where
+              layers are passed once more (`train.recompute`), also all that one of them keeps
     end       all gradients, and those of the embedding once more
     update    all gradients and the optimiser's own copies
 
@@ -34,6 +35,9 @@ vocabulary, r rank; w bytes of a weight, e bytes of a number in the pass's arith
 - what the maps that learn read, once for all that share it: what either norm gives, C e
   each, and with several documents in a pass their joined outputs, H D e.
 
+With `train.recompute` a layer keeps its input alone, C w, and while its own gradient is taken
+all of the above and the gated unit's product, F e.
+
 A layer below everything that is trained keeps nothing, and the first above them only what
 comes after the first map that learns. A frozen map that nothing adapts is cast anew in each
 pass of mixed precision, and the cast kept: e for each of its numbers.
@@ -55,6 +59,7 @@ H heads, in float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from laura.evals.tasks import TASKS
@@ -179,6 +184,7 @@ class Pass:
         more: Whether an optimiser step takes several passes.
         document: Mean tokens of a document, weighed by tokens; sum of n^2 over sum of n.
         fused: Whether dropout has kernels of its own, as on CUDA.
+        recompute: Whether each layer keeps its input alone and is passed once more.
         runs: Runs that are trained in lock-step.
         shared: Whether these share their passes, or take turns.
     """
@@ -191,6 +197,7 @@ class Pass:
     more: bool = True
     document: float = 0.0
     fused: bool = False
+    recompute: bool = False
     runs: int = 1
     shared: bool = False
 
@@ -226,6 +233,7 @@ def pass_of(
         more=train.batch_tokens > tokens,
         document=document or train.row_tokens,
         fused=machine.kind == "cuda",
+        recompute=train.recompute,
         runs=lockstep_runs(recipe, name),
         shared=machine.kind != "cpu" and plain and not drops,
     )
@@ -238,16 +246,35 @@ def activation_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     states. Cosine and sine are 2 D numbers of float32 a token for all layers.
     """
     e, w, c = one.arithmetic_bytes, one.weight_bytes, shapes.width
-    first, learning = first_trained(shapes, arm), learning_maps(shapes, arm)
-    tokens = one.tokens * one.times
+    first, tokens = first_trained(shapes, arm), one.tokens * one.times
     total = one.tokens * 2 * shapes.head_width * FLOAT32
     total += tokens * (c * w + FLOAT32) + one.labelled * one.times * c * e
+    if one.recompute:
+        return total + (shapes.layers - first) * tokens * c * w
+    return total + sum(_layers_bytes(shapes, arm, one))
+
+
+def recomputed_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
+    """The most that one layer keeps besides its input while its own gradient is taken.
+
+    It is 0 where all layers keep that from the start.
+    """
+    if not one.recompute:
+        return 0
+    tokens = one.tokens * one.times
+    product = tokens * shapes.feed_forward * one.arithmetic_bytes
+    narrow = tokens * shapes.width * one.weight_bytes
+    return max(_layers_bytes(shapes, arm, one), default=0) + product - narrow
+
+
+def _layers_bytes(shapes: Shapes, arm: Arm, one: Pass) -> Iterator[int]:
+    """What each layer keeps, from the lowest that keeps anything."""
+    first, learning = first_trained(shapes, arm), learning_maps(shapes, arm)
     for number in range(first, shapes.layers):
         # Where everything is trained, the first layer's input has a gradient too.
         reached = number > first or not isinstance(arm, LoraArm)
         each, once = _layer_bytes(shapes, arm, one, learning[number], reached)
-        total += each * tokens + once
-    return total
+        yield each * one.tokens * one.times + once
 
 
 def _layer_bytes(
@@ -344,7 +371,7 @@ def allocator_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     """
     size = one.tokens * one.times * shapes.width * one.weight_bytes
     keeping = shapes.layers - first_trained(shapes, arm)
-    return 2 * keeping * size * (size <= LARGEST_HEAP_BLOCK)
+    return 2 * keeping * size * (size <= LARGEST_HEAP_BLOCK and not one.recompute)
 
 
 def training_parts(
@@ -387,6 +414,7 @@ def training_parts(
     gradients = -(-trained * trained_bytes(arm, w) * one.times // devices)
     activations = activation_bytes(shapes, arm, one)
     logits, working = logits_bytes(shapes, arm, one), working_bytes(shapes, one)
+    again = recomputed_bytes(shapes, arm, one)
     runtime = machine.runtime if machine else 0
     holes = allocator_bytes(shapes, arm, one) if machine and machine.kind == "cpu" else 0
     # The output map's gradient is made with the loss and waits for the embedding's.
@@ -394,7 +422,7 @@ def training_parts(
     before = gradients if one.more else 0
     peak = runtime + shared + gathered + holes + max(
         before + activations + logits,
-        before + head + activations + working,
+        before + head + activations + again + working,
         gradients + (2 if shapes.tied else 1) * head + working,
         gradients + -(-copies // devices),
     )  # fmt: skip
@@ -406,7 +434,7 @@ def training_parts(
         "optimiser": -(-(moments + copies) // devices),
         "activations": activations,
         "logits": logits,
-        "working": working + holes,
+        "working": working + again + holes,
         "peak": peak,
     }
 

@@ -6,6 +6,8 @@ No torch but where this machine is measured.
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,7 @@ from laura.models.targets import GROUPS, is_named
 from laura.recipe.reading import Series
 from laura.recipe.sections import Arm, BaseSection, LoraArm, Recipe
 from laura.results.errors import Fault, ModelError, RecipeError, UsageError
+from laura.results.units import memory_text
 from laura.study.claims.simulated import could_decide
 from laura.study.plan.machine import Machine, measure_machine
 from laura.study.plan.memory import (
@@ -263,6 +266,8 @@ def _notes(
         f"A search of {search.trials} trials is dealt evenly to the arms of a family; which it "
         "really takes, and which a pruner stops, it decides as it goes.": search.sampler != "grid",
         "Memory of an arm is that of all its runs in lock-step.": recipe.train.cohort > 1,
+        "Every layer is passed once more for its gradient (train.recompute): up to half as many "
+        "operations and as much time again as is told.": recipe.train.recompute,
         "On GPUs: weights, gradients and optimiser over N devices as FSDP would (the paper's "
         "1/N); activations are each device's own. This version trains a run on one device. "
         "The CUDA context (some hundred MiB) and keys and values of generation (half of what "
@@ -342,9 +347,80 @@ def _sum(counts: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
+def refuse_too_large(recipe: Recipe, shapes: Shapes, machine: Machine, memory: int) -> None:
+    """Refuse arms that a device cannot hold.
+
+    Args:
+        recipe: The recipe.
+        shapes: The base's.
+        machine: The device.
+        memory: All it has, in bytes.
+
+    Raises:
+        RecipeError: what each needs, what is there, and the least change that makes it fit.
+    """
+    faults = []
+    for name, arm in recipe.arms.items():
+        need = _most_memory(recipe, name, shapes, machine)
+        if need <= memory:
+            continue
+        problem = f"needs {memory_text(need)} of memory, and {machine.device} has "
+        problem += f"{memory_text(memory)}; "
+        fitting = (
+            (words, _most_memory(changed, name, shapes, machine))
+            for words, changed in _smaller(recipe)
+        )
+        for words, less in fitting:
+            if less <= memory:
+                problem += f"{words} needs {memory_text(less)}"
+                break
+        else:
+            other = "" if isinstance(arm, LoraArm) else "LoRA, "
+            problem += f"no setting makes it fit: take {other}a smaller base or more memory"
+        faults.append(Fault(f"arms.{name}", problem))
+    if faults:
+        raise RecipeError(faults, f"{recipe.name} on {recipe.base.model}")
+
+
+def _most_memory(recipe: Recipe, name: str, shapes: Shapes, machine: Machine) -> int:
+    """Peak of training an arm and of measuring it, the larger; without keys and values."""
+    peaks = [evaluation_parts(shapes, recipe, name, machine)["peak"]]
+    arm = recipe.arms[name]
+    if arm.external is None:
+        one = pass_of(recipe, name, machine)
+        peaks.append(training_parts(shapes, arm, recipe.train.optimiser, one, machine)["peak"])
+    return max(peaks)
+
+
+def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
+    """Recipes of the same result, or nearly, that need less: first with one change, then more."""
+    lora = all(isinstance(arm, LoraArm) for arm in recipe.arms.values())
+    train, measure = recipe.train, recipe.measure
+    possible: list[tuple[str, str, Any]] = []
+    if not train.recompute:
+        possible.append(("train", "recompute", True))
+    if train.rows_per_pass > 1:
+        possible.append(("train", "rows_per_pass", 1))
+    if measure.precision == "fp32":
+        possible.append(("measure", "precision", "bf16"))
+    if lora and recipe.base.dtype == "float32":
+        possible.append(("base", "dtype", "bfloat16"))
+    for size in range(1, len(possible) + 1):
+        for changes in itertools.combinations(possible, size):
+            changed = recipe
+            for section, key, value in changes:
+                part = getattr(changed, section).model_copy(update={key: value})
+                changed = changed.model_copy(update={section: part})
+            yield ", ".join(f"{part}.{key}={json.dumps(v)}" for part, key, v in changes), changed
+
+
 def announcement(session: Session) -> str:
-    """The plan of an open study in one line: what is known by then costs nothing to tell."""
-    from laura.models.device import pick_device, resolve_precision
+    """The plan of an open study in one line: what is known by then costs nothing to tell.
+
+    Raises:
+        RecipeError: an arm is larger than the device's memory.
+    """
+    from laura.models.device import pick_device, resolve_precision, total_memory_bytes
 
     recipe, base = session.recipe, session.bench.base
     device = pick_device(session.bench.device_name)
@@ -353,6 +429,7 @@ def announcement(session: Session) -> str:
         shapes = read_shapes(base.folder / "config.json")
     except ModelError as error:
         return f"No plan: {error}"
+    refuse_too_large(recipe, shapes, machine, total_memory_bytes(device))
     known = Survey(session.epoch_tokens, None, recipe.train.row_tokens, 1.0, "")
     peaks = {}
     for name, arm in recipe.arms.items():
