@@ -54,6 +54,46 @@ class Silent:
 SILENT = Silent()
 
 
+class Within:
+    """A `Progress` in which a bar of one title also moves a bar around it.
+
+    Args:
+        progress: Where everything is reported.
+        title: Title of the bar that counts.
+        around: The bar around it.
+        share: How far that one moves while the other goes from its beginning to its end.
+    """
+
+    def __init__(self, progress: Progress, title: str, around: Bar, share: float) -> None:
+        self._progress, self._title, self._around, self._share = progress, title, around, share
+
+    @contextmanager
+    def bar(self, title: str, total: float, unit: str = "") -> Iterator[Bar]:
+        """Open a bar."""
+        with self._progress.bar(title, total, unit) as bar:
+            if title != self._title or not total:
+                yield bar
+                return
+            both = _BothBars(bar, self._around, self._share / total)
+            yield both
+            self._around.advance(self._share - both.moved)  # it may end before its total
+
+    def say(self, text: str) -> None:
+        """Tell the line."""
+        self._progress.say(text)
+
+
+class _BothBars:
+    def __init__(self, inner: Bar, around: Bar, factor: float) -> None:
+        self._inner, self._around, self._factor = inner, around, factor
+        self.note, self.moved = inner.note, 0.0
+
+    def advance(self, amount: float = 1.0) -> None:
+        self._inner.advance(amount)
+        self._around.advance(amount * self._factor)
+        self.moved += amount * self._factor
+
+
 def duration_text(seconds: float | None) -> str:
     """Time as `m:ss` or `h:mm:ss`; `-:--` where it is not known."""
     if seconds is None:

@@ -15,7 +15,7 @@ from typing import Any
 from laura.recipe.reading import Series
 from laura.recipe.sections import Recipe
 from laura.results.errors import LauraError, UsageError
-from laura.results.progress import SILENT, Progress
+from laura.results.progress import SILENT, Progress, Within
 from laura.results.schema import Summary
 from laura.results.store import SeriesStore, write_json
 from laura.study.analysing import analyse
@@ -223,19 +223,21 @@ def compare_series(
     Raises:
         LauraError: what stops a setting; the others' finished work stands.
     """
-    store, runs = SeriesStore(folder), {}
+    store, runs, left = SeriesStore(folder), {}, {}
     with progress.bar("checking the settings", len(series.settings), "settings") as bar:
         for name, recipe in series.settings.items():
             bar.note(name)
             with _told(name, progress):
                 study = store.setting(name).folder
                 with open_study(recipe, study, data_dir, device) as session:
-                    session.check(grid_of(recipe))
-            runs[name] = len(grid_of(recipe))
+                    grid = grid_of(recipe)
+                    session.check(grid)
+                    runs[name], left[name] = len(grid), len(_left(session, grid)[0])
             bar.advance()
     store.write(series.name, list(series.names))
     summaries = {}
     with progress.bar("series", sum(runs.values()), "grid runs") as bar:
+        bar.advance(sum(runs.values()) - sum(left.values()))
         for name, recipe in series.settings.items():
             bar.note(name)
             with _told(name, progress):
@@ -244,10 +246,9 @@ def compare_series(
                     study=store.setting(name).folder,
                     data_dir=data_dir,
                     device=device,
-                    progress=progress,
+                    progress=Within(progress, "study", bar, left[name]),
                     **options,
                 )
-            bar.advance(runs[name])
     write_series_claims(folder)
     return summaries
 

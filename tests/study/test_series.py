@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +16,7 @@ from typer.testing import CliRunner
 from laura.cli import app as cli
 from laura.recipe.reading import Series, read_study
 from laura.results.errors import DataError
+from laura.results.progress import Silent
 from laura.results.store import SeriesStore
 from laura.study.compare import compare_series
 from tests.study.carried_out import compare
@@ -32,11 +37,33 @@ def series_of(text: str, place: Path, second: str) -> Path:
     return path
 
 
+class Recorder(Silent):
+    """Where the bar of the whole series stood after each of its moves."""
+
+    def __init__(self) -> None:
+        self.moves: list[float] = []
+
+    @contextmanager
+    def bar(self, title: str, total: float, unit: str = "") -> Iterator[Any]:
+        def advance(amount: float = 1.0) -> None:
+            if title == "series":
+                self.moves.append(sum(self.moves[-1:]) + amount)
+
+        yield SimpleNamespace(advance=advance, note=lambda text: None)
+
+
 def test_each_setting_is_the_study_it_would_be_alone(recipe_text: str, tmp_path: Path) -> None:
     path = series_of(recipe_text, tmp_path, "{domain: other, regime: pretrain}")
     series = read_study(path, SHORT)
     assert isinstance(series, Series)
-    made = compare_series(series, folder=tmp_path / "study")
+    seen = Recorder()
+    made = compare_series(series, folder=tmp_path / "study", progress=seen)
+    # Three runs a setting, and stages of its own: the bar moves within a setting.
+    assert len({move for move in seen.moves if 0 < move < 3}) > 1
+    assert seen.moves == sorted(seen.moves) and seen.moves[-1] == pytest.approx(6)
+    again = Recorder()
+    compare_series(series, folder=tmp_path / "study", progress=again)
+    assert again.moves[0] == again.moves[-1] == 6
     found = {name: summary.model_dump(mode="json") for name, summary in made.items()}
     assert list(found) == ["first", "second"]
     alone = compare(series.settings["second"], study=tmp_path / "alone")
