@@ -103,14 +103,11 @@ def laura_attention(
 
 
 def register() -> None:
-    """Make "laura" known to transformers; calling it again changes nothing."""
+    """Make "laura" known to transformers; calling it again changes nothing.
+
+    No mask is made for it: the documents themselves say who sees whom, and looking for
+    documents in the positions would have every pass wait for an accelerator.
+    """
     from transformers import AttentionInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     AttentionInterface.register(NAME, laura_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
-
-
-def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
-    """The documents themselves say who sees whom; a dense mask is never built."""
-    return attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None

@@ -140,6 +140,7 @@ def keep_freed_memory() -> None:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Start counting peak memory anew, where the system allows it."""
+    empty_cache(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -164,6 +165,21 @@ def peak_memory_bytes(device: torch.device) -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
+def empty_cache(device: torch.device) -> None:
+    """Hand back what torch keeps of freed memory: another phase of work wants other sizes."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def worker_devices(requested: str | None = None) -> list[str | None]:
+    """Where workers that run side by side go, in turn: each CUDA device where none was chosen."""
+    if requested in (None, "cuda") and torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [requested]
+
+
 def total_memory_bytes(device: torch.device) -> int:
     """All memory a device has; of a processor the machine's, or what its control group may have."""
     if device.type == "cuda":
@@ -178,6 +194,7 @@ def total_memory_bytes(device: torch.device) -> int:
 
 def cache_budget(device: torch.device) -> int:
     """Bytes for keys and values of generation: half of what a GPU has free, else 3 GiB."""
+    empty_cache(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] // 2)
     return 3 * 2**30

@@ -378,10 +378,10 @@ def validator(model: Any, train: TrainSection, data: StudyData) -> Callable[[], 
         total, count = 0.0, 0
         with torch.no_grad(), autocast(model.device, dtype):
             for document in documents:
-                ids = torch.tensor([document.token_ids], device=model.device)
-                wanted = torch.tensor([*document.supervised[1:], False], device=model.device)
+                ids = torch.tensor([document.token_ids])
+                wanted = torch.tensor([*document.supervised[1:], False])
                 labels = torch.where(wanted, ids[0].roll(-1), -100)
-                inputs = {"input_ids": ids, "documents": Documents([ids.shape[1]])}
+                inputs = {"input_ids": ids.to(model.device), "documents": Documents([ids.shape[1]])}
                 total += float(packed_loss_sum(model, inputs, labels, dtype))
                 count += int(wanted.sum())
         return total / count

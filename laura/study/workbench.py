@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from laura.models.adapters import attach, load_adapter, merge_check, save_adapter
+from laura.models.device import empty_cache
 from laura.models.external import weights_folder
 from laura.models.layers import chosen_layers, dropping
 from laura.models.load import Base, load_base, quiet_transformers
@@ -74,6 +75,13 @@ class Workbench:
             )
             self._base.model.requires_grad_(False)
         return self._base
+
+    def step_aside(self) -> None:
+        """Leave the device to the processes that do the work now; the base waits in host memory."""
+        device = self.base.model.device
+        if device.type != "cpu":
+            self.base.model.to("cpu")
+            empty_cache(device)
 
     @contextmanager
     def adapted(self, arm: Arm, seed: int) -> Iterator[Adapted]:

@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
-from laura.models.device import threads
+from laura.models.device import threads, worker_devices
 from laura.results import errors
 from laura.results.errors import LauraError, StoreError
 from laura.results.progress import Bar, Progress
@@ -50,8 +50,10 @@ def perform(session: Session, group: Group, points: int | None) -> list[str]:
 
 
 def choose_workers(session: Session) -> int:
-    """How many runs go on side by side where the user has not said."""
+    """How many runs go on side by side where the user has not said: one a CUDA device."""
     model = session.bench.base.model
+    if model.device.type == "cuda":
+        return len(worker_devices(session.bench.device_name))
     small = sum(p.numel() for p in model.parameters()) < SMALL
     return min(threads(), MOST) if small and model.device.type == "cpu" else 1
 
@@ -138,6 +140,7 @@ class Crew:
             work(partial(perform, self.session))
             return
         # Also a single one goes to a worker: with other threads its sums would round otherwise.
+        self.session.bench.step_aside()
         while len(self._crew) < min(self.workers, most):
             self._crew.append(self.hire())
         faults = list[BaseException]()
@@ -170,8 +173,10 @@ class Crew:
     def hire(self) -> _WorkerProcess:
         """One more process, which joins the study and waits for its first order."""
         session = self.session
+        devices = worker_devices(session.bench.device_name)
         setup = {"recipe": session.recipe, "folder": session.store.folder,
-                 "data_dir": session.data_dir, "device": session.bench.device_name}  # fmt: skip
+                 "data_dir": session.data_dir,
+                 "device": devices[len(self._crew) % len(devices)]}  # fmt: skip
         each = max(1, threads() // max(1, self.workers))
         return _WorkerProcess(setup, each, session.lock, session.progress)
 

@@ -332,7 +332,10 @@ def passes(batch: list[Row], section: TrainSection) -> Iterator[list[Row]]:
 
 
 def model_inputs(rows: list[Row], device: torch.device) -> tuple[dict[str, Any], Tensor]:
-    """Rows as one longer packed row: the decoder's keyword arguments, and the labels."""
+    """Rows as one longer packed row: the decoder's keyword arguments, and the labels.
+
+    The labels stay on the processor, see `losses.packed_loss_sums`.
+    """
     ids = [token for row in rows for token in row.token_ids]
     positions = [position for row in rows for position in row.positions]
     lengths = [length for row in rows for length in row.lengths]
@@ -342,7 +345,7 @@ def model_inputs(rows: list[Row], device: torch.device) -> tuple[dict[str, Any],
         "position_ids": torch.tensor([positions], device=device),
         "documents": Documents(lengths),
     }
-    return inputs, torch.tensor(labels, device=device)
+    return inputs, torch.tensor(labels)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -13,9 +13,12 @@ import torch
 
 from laura.models import device
 from laura.models.device import (
+    cache_budget,
     has_bf16_arithmetic,
     packs_weights,
     resolve_precision,
+    total_memory_bytes,
+    worker_devices,
 )
 
 PROGRAM = """
@@ -112,3 +115,28 @@ def test_bf16_works_on_a_processor_with_avx2_only() -> None:
     assert told == "8"
     if platform.machine() == "x86_64":
         assert (kernels, hardware, auto) == ("False", "False", "torch.float32")
+
+
+def test_workers_go_to_one_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_devices() == [None] and worker_devices("cpu") == ["cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert worker_devices() == worker_devices("cuda") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert worker_devices("cuda:1") == ["cuda:1"] and worker_devices("cpu") == ["cpu"]
+
+
+def test_what_torch_keeps_is_given_back_before_memory_is_shared_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a training the driver's free memory tells nothing of what torch only keeps."""
+    free = [2**30]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 2**34))
+    assert cache_budget(torch.device("cuda")) == 4 * 2**30
+    assert cache_budget(torch.device("cpu")) == 3 * 2**30
+
+
+def test_memory_of_this_machine() -> None:
+    whole = total_memory_bytes(torch.device("cpu"))
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert 2**28 < whole <= total

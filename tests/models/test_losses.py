@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from laura.models import losses
-from laura.models.losses import CHUNK_POSITIONS, GROUP_POSITIONS, loss_sum
+from laura.models.attention import Documents
+from laura.models.losses import CHUNK_POSITIONS, GROUP_POSITIONS, loss_sum, packed_loss_sum
+from tests.conftest import make_tiny_model
 
 WIDTH, VOCABULARY = 16, 97
 # One position, a part of a chunk, a group exactly, and more than two groups with a rest.
@@ -114,3 +116,17 @@ def test_packing_and_loss_mean_the_same_by_not_learnt() -> None:
     from laura.models import losses
 
     assert packing.IGNORED == losses.IGNORED == -100  # torch's ignore_index
+
+
+def test_a_pass_asks_an_accelerator_for_nothing() -> None:
+    """On the meta device whatever would have to wait for a value raises."""
+    model = make_tiny_model().to("meta")
+    labels = torch.tensor([5, -100, 7, -100, 9, 11])
+    inputs = {
+        "input_ids": torch.zeros(1, 6, dtype=torch.long, device="meta"),
+        "position_ids": torch.zeros(1, 6, dtype=torch.long, device="meta"),
+        "documents": Documents([2, 4]),
+    }
+    loss = packed_loss_sum(model, inputs, labels, torch.float32)
+    loss.backward()
+    assert loss.is_meta and all(p.grad is not None for p in model.parameters())

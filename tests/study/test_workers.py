@@ -10,9 +10,11 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from laura.cli.progress import PlainLines
 from laura.recipe.reading import parse_recipe
@@ -182,6 +184,32 @@ def test_workers_are_chosen_by_size(recipe_text: str, tmp_path: Path) -> None:
             assert choose_workers(session) == 4
             patch.setattr(workers, "SMALL", 1000)
             assert choose_workers(session) == 1
+
+
+def test_each_worker_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA one worker a device, in turn; the command itself leaves its own to them."""
+    hired: list[Any] = []
+
+    class Worker:
+        def __init__(self, setup: Any, *_: Any) -> None:
+            hired.append(setup["device"])
+
+        carry_out = interrupt = end = lambda *_: ["done"]
+
+    aside: list[str] = []
+    bench = SimpleNamespace(device_name=None, step_aside=lambda: aside.append("aside"))
+    bench.base = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")))
+    bench.base.model.parameters = lambda: iter([torch.zeros(3)])
+    session: Any = SimpleNamespace(
+        recipe=None, store=SimpleNamespace(folder=None), data_dir=None, bench=bench, lock=None,
+        progress=None,
+    )  # fmt: skip
+    monkeypatch.setattr(workers, "worker_devices", lambda _: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(workers, "_WorkerProcess", Worker)
+    assert choose_workers(session) == 2
+    with Crew(session, 3) as crew:
+        crew.share(lambda carry: None, 5)
+    assert hired == ["cuda:0", "cuda:1", "cuda:0"] and aside == ["aside"]
 
 
 @pytest.mark.parametrize("kind", ["CheckpointError", "StoreError", "DataError", "RecipeError"])
