@@ -322,7 +322,7 @@ class Scheduler(Generic[Runner]):
 def _piece(tokens: int, most: int) -> int:
     """How many of a prompt's tokens are read next; too few are not left over.
 
-    Few go another way through an adapter (lora_batch.py), and may come to other last bits.
+    Few go another way through an adapter (adapter_slots.py), and may come to other last bits.
     """
     left = tokens - most
     if left <= 0:
