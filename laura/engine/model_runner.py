@@ -38,8 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from laura.engine.adapter_slots import CurrentBatch, LinearGroup, Slot, Slots, slot_order
-from laura.engine.batch_attention import BatchAttention
-from laura.engine.kv_cache import Geometry, geometry_of
+from laura.engine.kv_cache import BatchAttention, Geometry, geometry_of
 from laura.engine.prefix_tree import route_order
 from laura.models.device import autocast, linear, packs_weights
 from laura.models.lora import route

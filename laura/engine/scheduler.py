@@ -19,10 +19,9 @@ from torch import Tensor
 
 from laura.data.end_tokens import end_tokens
 from laura.engine.adapter_slots import FEWEST_TOKENS
-from laura.engine.batch_attention import BatchAttention
 from laura.engine.detokenizer import Detokenizer, decoder_of
 from laura.engine.drafting import Drafter, NgramTables, allot
-from laura.engine.kv_cache import CacheRow, KVCache, PrefixCache, common_length
+from laura.engine.kv_cache import BatchAttention, CacheRow, KVCache, PrefixCache, common_length
 from laura.engine.model_runner import ModelRunner
 from laura.engine.sampler import scores_of
 from laura.engine.sequence import Asked, Finish, StepOutput, TokenSequence, extend
