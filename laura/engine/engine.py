@@ -40,8 +40,7 @@ from laura.engine.requests import (
     TokenDocument,
 )
 from laura.engine.sampler import check_settings, draw_of
-from laura.engine.scheduler import PREFIX_SHARE, Scheduler
-from laura.engine.sequence import Finish, TokenSequence
+from laura.engine.scheduler import PREFIX_SHARE, Finish, Scheduler, TokenSequence
 from laura.models.device import cache_budget, linear, pass_tokens
 from laura.models.encoding import Encoder
 from laura.models.layers import exchanged

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from laura.engine.sampler import check_settings, draw_of
-from laura.engine.sequence import StepOutput, TokenSequence
+from laura.engine.scheduler import StepOutput, TokenSequence
 from laura.results.errors import UsageError
 from laura.serve.engines import (
     AdapterFiles,
