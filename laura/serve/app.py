@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from laura import __version__
 from laura.serve.admin import Admin, Audit, admin_routes
+from laura.serve.answers import EventStream, while_there
 from laura.serve.auth import Tenants
 from laura.serve.context import ApiError, RequestLog, bad_request, context_of
 from laura.serve.engines import ServingEngine
@@ -38,7 +39,6 @@ from laura.serve.schemas import (
 )
 from laura.serve.service import Service
 from laura.serve.settings import ServeSettings
-from laura.serve.stream import EventStream, while_there
 
 if TYPE_CHECKING:
     from laura.serve.library import Library

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from laura.serve.answers import ChatSerializer, CompletionSerializer, Serializer
+from laura.serve.answers import ChatSerializer, CompletionSerializer, Generation, Serializer
 from laura.serve.auth import LOCAL, Tenant, Tenants, may_use
 from laura.serve.context import (
     ApiError,
@@ -33,7 +33,6 @@ from laura.serve.schemas import (
     ModelCard,
 )
 from laura.serve.settings import ServeSettings
-from laura.serve.stream import Generation
 
 if TYPE_CHECKING:
     from laura.results.schema import Record
