@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from laura.engine.detokenizer import Score, TextDelta
-from laura.serve.context import ApiError, ClientGone, RequestContext, of_engine
+from laura.serve.context import ClientGone, RequestContext
 from laura.serve.engines import (
     AdapterFiles,
     Ended,
@@ -32,6 +32,7 @@ from laura.serve.engines import (
 )
 from laura.serve.prompts import TokenTexts
 from laura.serve.schemas import (
+    ApiError,
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
@@ -47,6 +48,7 @@ from laura.serve.schemas import (
     PromptTokensDetails,
     TokenLogprob,
     TopLogprob,
+    of_engine,
 )
 
 # What OpenAI writes for a probability that is no number above it; JSON has no infinities.

@@ -23,11 +23,11 @@ from laura import __version__
 from laura.serve.admin import Admin, Audit, admin_routes
 from laura.serve.answers import EventStream, while_there
 from laura.serve.auth import Tenants
-from laura.serve.context import ApiError, RequestLog, bad_request, context_of
+from laura.serve.context import Metrics, RequestLog, context_of
 from laura.serve.engines import ServingEngine
-from laura.serve.metrics import Metrics
 from laura.serve.middleware import RequestMiddleware
 from laura.serve.schemas import (
+    ApiError,
     ChatCompletion,
     ChatCompletionRequest,
     Completion,
@@ -36,6 +36,7 @@ from laura.serve.schemas import (
     GenerationRequest,
     ModelCard,
     ModelList,
+    bad_request,
 )
 from laura.serve.service import Service
 from laura.serve.settings import ServeSettings

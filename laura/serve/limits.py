@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from laura.serve.auth import Tenant, Tenants
-from laura.serve.context import ApiError
+from laura.serve.schemas import ApiError
 
 Which = Literal["requests", "tokens", "concurrent"]
 TICKS = 10**6

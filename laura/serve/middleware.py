@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from laura.serve.auth import is_loopback
-from laura.serve.context import ApiError, ClientGone, RequestContext
-from laura.serve.metrics import Metrics
+from laura.serve.context import ClientGone, Metrics, RequestContext
+from laura.serve.schemas import ApiError
 from laura.serve.service import Service
 
 GONE = 499  # nginx's number for a client that did not wait

@@ -13,24 +13,21 @@ from typing import TYPE_CHECKING, TypeVar
 
 from laura.serve.answers import ChatSerializer, CompletionSerializer, Generation, Serializer
 from laura.serve.auth import LOCAL, Tenant, Tenants, may_use
-from laura.serve.context import (
-    ApiError,
-    RequestContext,
-    RequestLog,
-    adapter_refused,
-    bad_request,
-    unknown_model,
-)
+from laura.serve.context import RequestContext, RequestLog
 from laura.serve.engines import AdapterFiles, SequenceRequest, ServingEngine
 from laura.serve.library import AdapterRefusedError, UnknownAdapterError, short_record
 from laura.serve.limits import Admission, Limits
 from laura.serve.prompts import Prompter, TokenTexts
 from laura.serve.schemas import (
     INT64,
+    ApiError,
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
     ModelCard,
+    adapter_refused,
+    bad_request,
+    unknown_model,
 )
 from laura.serve.settings import ServeSettings
 
