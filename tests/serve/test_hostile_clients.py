@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from laura.serve.middleware import check_origin
+from laura.serve.app import check_origin
 from tests.serve.houses import BASE, House, build, key, listening, tenant, until
 
 HELLO = {"model": BASE, "messages": [{"role": "user", "content": "hello you"}]}
