@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from laura.data.end_tokens import end_tokens
 from laura.data.examples import Example
-from laura.data.templates import encode
+from laura.data.templates import encode, end_tokens
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest
 from laura.engine.scheduler import TokenSequence

@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from laura.data.end_tokens import end_tokens
+from laura.data.templates import end_tokens
 from laura.engine.adapter_slots import FEWEST_TOKENS, Slot
 from laura.engine.detokenizer import NOTHING, Detokenizer, Score, TextDelta, decoder_of
 from laura.engine.drafting import Drafter, NgramTables, allot
