@@ -41,6 +41,7 @@ _CLOSINGS = (
     "So the day went by", "Nothing more happened", "It was a good day", "Then it grew dark",
     "Soon it was time to go home", "That was all",
 )  # fmt: skip
+
 # Shares of the documents. Much is loose pieces. While little of the world exists, most is about
 # who is meant: a model that has not learnt by then to tell people apart does not learn it among
 # many facts.
