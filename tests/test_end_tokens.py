@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from laura.data.end_tokens import end_tokens
 from laura.data.examples import Example
-from laura.data.templates import encode
+from laura.data.templates import encode, end_tokens
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest
-from laura.engine.sequence import TokenSequence
+from laura.engine.scheduler import TokenSequence
 from laura.engine.vllm import end_ids
 from laura.models.load import describe_model, load_base, resolve_model
 from laura.serve.chat_in_process import LoadedPanel

@@ -27,9 +27,8 @@ from laura.models.load import check_model_folder
 from laura.recipe.reading import find_recipe, read_study, stored_recipe
 from laura.results.errors import DataError, LauraError, StoreError
 from laura.results.inputs import FREE_BYTES, MOST_LINE_BYTES, bounded_lines
-from laura.results.kept import kept_rows
 from laura.results.schema import RECORD_FILE, read_record
-from laura.results.store import RunStore, file_hash, read_json, read_lines_gz
+from laura.results.store import RunStore, file_hash, kept_rows, read_json, read_lines_gz
 from laura.serve.auth import Tenants
 
 MIB = 2**20

@@ -24,8 +24,8 @@ class Laura:
 
     def __init__(self, work: dict[str, Any], way: Way) -> None:
         from laura.models.adapter_files import base_facts
+        from laura.serve.async_engine import open_inprocess
         from laura.serve.engines import AdapterFiles
-        from laura.serve.inprocess import open_inprocess
         from laura.serve.library import Library
         from laura.serve.settings import EngineSettings
 

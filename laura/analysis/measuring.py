@@ -12,8 +12,8 @@ import torch
 from laura.analysis.spectra import ENERGIES, noise_rank, product_spectrum, spectrum
 from laura.analysis.subspaces import count_intruders
 from laura.analysis.weights import Matrix, StoredModel, Tuned
-from laura.results.kept import kept_rows
 from laura.results.progress import SILENT, Progress
+from laura.results.store import kept_rows
 
 NARROW = {"BF16": "bfloat16", "F16": "float16"}
 

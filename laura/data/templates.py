@@ -1,10 +1,12 @@
-"""Turning examples into token ids and marking which tokens are learnt.
+"""Turning examples into token ids, marking which are learnt, and knowing which end an answer.
 
 Chat rows are rendered by the model's own chat template. Which tokens are the
 assistant's is found without the template's help: the conversation up to an
 answer is rendered with the generation prompt, and what follows it in the full
 rendering, up to the end token, is the answer. So the tokens learnt are exactly
 those the model would have to write after the prompt it is given.
+
+What ends an answer is the same for training, evaluation, the server, chat and vLLM.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Literal
 
-from laura.data.end_tokens import end_tokens
 from laura.data.examples import Example
 from laura.results.errors import DataError
 
@@ -28,6 +29,7 @@ Marked = tuple[list[int], list[tuple[int, int, bool]]]
 
 CHUNK = 1000
 TEMPLATE_DAY = datetime(2024, 7, 26)
+_QUESTION, _ANSWER = "Hello", "Aye"
 
 
 @dataclass(frozen=True)
@@ -378,3 +380,42 @@ def _unstable(example: Example, turn: int) -> DataError:
         "the model would have to write cannot be told from the prompt. Split the conversation "
         "into rows with one answer each, or use template: plain"
     )
+
+
+def end_tokens(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
+    """Ids of tokens that end an answer.
+
+    They are the tokenizer's own end token, those the model's generation settings name, and the
+    special tokens with which the chat template closes an answer: training on conversations
+    teaches the model to end with these. Other special tokens of the template (a turn's
+    beginning, a thought's) end nothing.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        generation_config: The model's; None where it has none, or only the tokenizer counts.
+    """
+    listed = getattr(generation_config, "eos_token_id", None)
+    ids = [*listed] if isinstance(listed, list | tuple) else [listed]
+    own = frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+    return own | _closing(tokenizer)
+
+
+def _closing(tokenizer: Any) -> frozenset[int]:
+    """Special tokens behind the answer that ends a conversation."""
+    from jinja2 import TemplateError
+
+    if not getattr(tokenizer, "chat_template", None):
+        return frozenset()
+    messages = [
+        {"role": "user", "content": _QUESTION},
+        {"role": "assistant", "content": _ANSWER},
+    ]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+        return frozenset()  # who writes a conversation with it is told why that fails
+    _, answer, behind = text.rpartition(_ANSWER)
+    if not answer:
+        return frozenset()
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(tokenizer(behind, add_special_tokens=False)["input_ids"]) & special

@@ -20,7 +20,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from laura.engine.fused_linear import FEW_ROWS, filled_rows
+from laura.engine.model_runner import FEW_ROWS, filled_rows
 
 # Weight of the newest token in the trust.
 NEWEST = 0.125

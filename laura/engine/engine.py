@@ -1,7 +1,8 @@
 """What every measurement asks of a model: log-likelihoods, answers, losses, divergences.
 
 The engine runs whatever the model currently is, adapters attached or not, and
-leaves it as it was. Documents are packed into rows without padding, logits exist
+leaves it as it was; within a measurement it is brought into a state for that (`evaluating`,
+`narrow`). Documents are packed into rows without padding, logits exist
 only where they are asked for and in chunks, so memory is bounded and a result
 does not depend on its neighbours in the batch.
 
@@ -11,14 +12,14 @@ Shapes: T tokens of a packed row, N asked places of it, W hidden width, V vocabu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from laura.engine.detokenizer import text_of
-from laura.engine.model_runner import ModuleRunner, evaluating, narrow
+from laura.engine.model_runner import ModuleRunner
 from laura.engine.prefix_tree import (
     SHORTEST_PREFIX,
     ScoringPass,
@@ -39,10 +40,11 @@ from laura.engine.requests import (
     TokenDocument,
 )
 from laura.engine.sampler import check_settings, draw_of
-from laura.engine.scheduler import PREFIX_SHARE, Scheduler
-from laura.engine.sequence import Finish, TokenSequence
-from laura.models.device import cache_budget, pass_tokens
+from laura.engine.scheduler import PREFIX_SHARE, Finish, Scheduler, TokenSequence
+from laura.models.device import cache_budget, linear, pass_tokens
 from laura.models.encoding import Encoder
+from laura.models.layers import exchanged
+from laura.models.lora import lora_layers
 from laura.models.losses import CHUNK_POSITIONS, output_head
 from laura.results.errors import ModelError, UsageError
 from laura.results.progress import SILENT, Bar, Progress
@@ -415,3 +417,86 @@ def common_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
     most = min(len(prompt) for prompt in prompts) - 1
     length = next((i for i in range(most) if low[i] != high[i]), most)
     return length if length >= SHORTEST_PREFIX else 0
+
+
+@contextmanager
+def evaluating(
+    models: Sequence[nn.Module], precision: torch.dtype, keep: Sequence[nn.Module] = ()
+) -> Iterator[None]:
+    """Within the block: no dropout, no gradients, matrices ready in `precision`.
+
+    Training modes and weights are put back at the end, also after an error.
+
+    Args:
+        models: Models in use; the same one may come twice.
+        precision: See `lowered_weights`.
+        keep: Modules whose weights stay as they are.
+    """
+    distinct = list(dict.fromkeys(models))
+    modes = [(module, module.training) for model in distinct for module in model.modules()]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        try:
+            for model in distinct:
+                model.eval()
+                stack.enter_context(lowered_weights(model, precision, keep))
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+@contextmanager
+def lowered_weights(
+    model: nn.Module, precision: torch.dtype, keep: Sequence[nn.Module] = ()
+) -> Iterator[None]:
+    """Within the block, matrices stand ready in `precision`; afterwards the originals do.
+
+    Autocast would cast every frozen matrix again in every pass, which takes longer
+    than a step of generation itself. Embeddings, vectors and the modules of `keep`
+    stay as they are. Costs one copy of the matrices in `precision`; nothing for float32.
+    """
+    changed: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for module in model.modules() if precision != torch.float32 else ():
+            if isinstance(module, nn.Embedding) or module in keep:
+                continue
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.dim() >= 2 and parameter.dtype == torch.float32:
+                    changed.append((module, name, parameter))
+                    lower = nn.Parameter(parameter.detach().to(precision), requires_grad=False)
+                    module._parameters[name] = lower
+        yield
+    finally:
+        for module, name, parameter in changed:
+            module._parameters[name] = parameter
+
+
+class NarrowLinear(nn.Module):
+    """A Linear that shares its weight with another and is never trained."""
+
+    def __init__(self, original: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = original.weight, original.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map's output, (..., out)."""
+        return linear(x, self.weight, self.bias)
+
+
+@contextmanager
+def narrow(model: nn.Module) -> Iterator[None]:
+    """Within the block, Linears are fast for few rows (`device.linear`), then as they were.
+
+    Plain ones are exchanged, those with adapters are told.
+    """
+    adapted = list(lora_layers(model).values())
+    before = [layer.product for layer in adapted]
+    try:
+        for layer in adapted:
+            layer.product = linear
+        with exchanged(model, lambda one: NarrowLinear(one) if type(one) is nn.Linear else None):
+            yield
+    finally:
+        for layer, product in zip(adapted, before, strict=True):
+            layer.product = product

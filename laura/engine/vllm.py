@@ -42,7 +42,7 @@ from typing import Any
 
 import torch
 
-from laura.data.end_tokens import end_tokens
+from laura.data.templates import end_tokens
 from laura.engine import vllm_worker
 from laura.engine.detokenizer import text_of
 from laura.engine.prefix_tree import supervised

@@ -24,7 +24,7 @@ from laura.engine.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.results.kept import kept_rows
+from laura.results.store import kept_rows
 
 Request = TypeVar("Request", ScoreRequest, GenerateRequest)
 Answer = TypeVar("Answer", ScoreAnswer, GenerateAnswer)

@@ -1,7 +1,11 @@
 """The micro world: everything its base has read, and what it is asked about it.
 
 A world is made from its settings alone. Source text never shows how a problem of
-the target domains is solved; see `filler.py` for what it does show of them.
+the target domains is solved. What it shows of them are loose pieces, and these matter more
+than they look. Under LoRA the embeddings stay frozen, so a token that pretraining never
+showed cannot be learnt later, and LoRA would look worse than full finetuning for no deep
+reason. Each piece of the target domains' texts is therefore shown, alone and in no order,
+so that the base knows the tokens and nothing of how they are used.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ from typing import Any
 
 from laura.micro.events import Events
 from laura.micro.facts import Facts
-from laura.micro.filler import Loose, scene
 from laura.micro.pronouns import Pronouns
 from laura.micro.settings import WorldSettings
 
@@ -21,10 +24,27 @@ NAMES = (
     "Kaja", "Lemo", "Nila", "Oren", "Pela", "Quin", "Rosa", "Sven", "Tila", "Uma", "Vito", "Wanda",
     "Xeno", "Yara", "Zeno", "Abel", "Bila", "Ceda", "Dina", "Egon",
 )  # fmt: skip
+_TIMES = (
+    "In the morning", "After lunch", "At dusk", "Before the rain", "On market day", "Last winter",
+    "Late at night", "During the feast",
+)  # fmt: skip
+_WALKS = (
+    "walked to the river", "sat by the gate", "looked at the hills", "counted the clouds",
+    "sang an old song", "read a long letter", "swept the steps", "watched the boats",
+)  # fmt: skip
+_MOODS = (
+    "The air was cold and clear", "Nobody else was there", "A dog barked far away",
+    "The lamps were not lit yet", "It smelled of smoke and apples", "The wind had turned",
+    "Everything was quiet", "The road was still wet",
+)  # fmt: skip
+_CLOSINGS = (
+    "So the day went by", "Nothing more happened", "It was a good day", "Then it grew dark",
+    "Soon it was time to go home", "That was all",
+)  # fmt: skip
 
-# Shares of the documents. Much is loose pieces: see `filler.py`. While little of the world
-# exists, most is about who is meant: a model that has not learnt by then to tell people
-# apart does not learn it among many facts.
+# Shares of the documents. Much is loose pieces. While little of the world exists, most is about
+# who is meant: a model that has not learnt by then to tell people apart does not learn it among
+# many facts.
 EARLY = {
     "facts": 0.18, "events": 0.05, "pronouns": 0.5, "scene": 0.04, "loose": 0.15, "chat": 0.08,
 }  # fmt: skip
@@ -33,6 +53,36 @@ SHARES = {
 }  # fmt: skip
 PLAIN = ("facts", "events", "pronouns", "scene")
 LOOSE_PIECES = 30
+
+
+def scene(chance: Random, names: Sequence[str]) -> str:
+    """Three or four sentences about one person."""
+    name = chance.choice(names)
+    lines = [f"{chance.choice(_TIMES)} {name} {chance.choice(_WALKS)}."]
+    lines += [f"{line}." for line in chance.sample(_MOODS, chance.randint(1, 2))]
+    return " ".join([*lines, f"{chance.choice(_CLOSINGS)}."])
+
+
+class Loose:
+    """Pieces of other texts in no order.
+
+    Args:
+        pieces: Pieces with their own leading spaces; each is shown equally often.
+        chance: Orders them.
+    """
+
+    def __init__(self, pieces: Sequence[str], chance: Random) -> None:
+        self._pieces, self._chance = list(pieces), chance
+        self._left: list[str] = []
+
+    def line(self, count: int) -> str:
+        """`count` pieces one after the other; all have been shown once before one returns."""
+        taken = []
+        for _ in range(count):
+            if not self._left:
+                self._left = self._chance.sample(self._pieces, len(self._pieces))
+            taken.append(self._left.pop())
+        return "".join(taken).strip() or "."
 
 
 class World:

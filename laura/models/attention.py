@@ -53,7 +53,7 @@ class Documents:
 
 
 class Decoding(Protocol):
-    """A step of generation that keeps its own keys and values (see engine/batch_attention.py)."""
+    """A step of generation that keeps its own keys and values (see engine/kv_cache.py)."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float

@@ -125,7 +125,7 @@ class LoraLinear(nn.Module):
         self.dropout = dropout
         self.scales = [scale] * slots
         self.route = route
-        # How the base map is computed; exchanged while generating, see `engine/model_runner.py`.
+        # How the base map is computed; exchanged while generating, see `engine/engine.py`.
         self.product: Callable[..., Tensor] = functional.linear
         self.merged: Tensor | None = None
         self._cast: Tensor | None = None

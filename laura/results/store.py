@@ -22,7 +22,8 @@
       settings/NAME/       each a study folder
       claims.json  report.html  report.md
 
-Files are written aside and renamed, so a file that exists is whole. Folders
+Files are written aside and renamed, so a file that exists is whole; rows that are kept as they
+come (`kept_rows`) are added, so a last line may be cut off. Folders
 (checkpoints) carry a manifest that is written last. No torch here.
 """
 
@@ -161,6 +162,48 @@ def read_lines_gz(path: Path) -> list[dict[str, Any]]:
         except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
             problem = f"is not whole ({error}); delete it and run again"
             raise StoreError(f"{path} {problem}") from error
+
+
+@contextmanager
+def kept_rows(
+    path: Path, identity: dict[str, Any]
+) -> Iterator[tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
+    """JSON Lines kept as they come: what was kept, and a function that keeps one more, at once.
+
+    The first line tells what the rows belong to. A file of anything else starts anew; a last line
+    that was cut off is left out. So work that is stopped goes on where it was.
+
+    Raises:
+        StoreError: the file cannot be read or written.
+    """
+    rows = _kept(path, identity)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in (identity, *rows)))
+    with disk_faults(path):
+        file = path.open("a", encoding="utf-8")
+
+    def keep(row: dict[str, Any]) -> None:
+        with disk_faults(path):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+    with file:
+        yield rows, keep
+
+
+def _kept(path: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    rows = []
+    with disk_faults(path), open_regular(path) as file:
+        for line in bounded_lines(file, path):
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                break
+            rows.append(row)
+    return rows[1:] if rows and rows[0] == identity else []
 
 
 def content_hash(value: Any) -> str:

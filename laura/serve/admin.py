@@ -19,15 +19,9 @@ from fastapi import APIRouter, Request
 from laura.results.errors import StoreError
 from laura.results.store import disk_faults
 from laura.serve.auth import LOCAL, Tenants, without_keys
-from laura.serve.context import (
-    ApiError,
-    RequestContext,
-    bad_request,
-    context_of,
-    of_engine,
-    unknown_model,
-)
+from laura.serve.context import RequestContext, context_of
 from laura.serve.engines import EngineError
+from laura.serve.schemas import ApiError, bad_request, of_engine, unknown_model
 from laura.serve.service import Service
 
 MOST_CHARACTERS = 200

@@ -1,4 +1,8 @@
-"""The application: the routes of OpenAI's API, of operations and of the page.
+"""The application: every request passes here, and finds its route.
+
+The outermost layer gives a request its name, asks who sent it and how large it is, and logs and
+counts it, so that nothing is read from a stranger and nothing is answered without being counted.
+Behind it are the routes of OpenAI's API, of operations and of the page.
 
 The page runs its own modules and nothing else, talks to its own server alone, and may not be
 framed. Names come from clients: only those of the files that are there have an answer.
@@ -6,27 +10,32 @@ framed. Names come from clients: only those of the files that are there have an 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import sys
+from collections.abc import AsyncIterator
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic.json_schema import models_json_schema
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from laura import __version__
 from laura.serve.admin import Admin, Audit, admin_routes
-from laura.serve.auth import Tenants
-from laura.serve.context import ApiError, RequestLog, bad_request, context_of
+from laura.serve.answers import EventStream, while_there
+from laura.serve.auth import Tenants, is_loopback
+from laura.serve.context import ClientGone, Metrics, RequestContext, RequestLog, context_of
 from laura.serve.engines import ServingEngine
-from laura.serve.metrics import Metrics
-from laura.serve.middleware import RequestMiddleware
 from laura.serve.schemas import (
+    ApiError,
     ChatCompletion,
     ChatCompletionRequest,
     Completion,
@@ -35,10 +44,10 @@ from laura.serve.schemas import (
     GenerationRequest,
     ModelCard,
     ModelList,
+    bad_request,
 )
 from laura.serve.service import Service
 from laura.serve.settings import ServeSettings
-from laura.serve.stream import EventStream, while_there
 
 if TYPE_CHECKING:
     from laura.serve.library import Library
@@ -67,6 +76,10 @@ PAGE_HEADERS = {
     "cache-control": "no-cache",
 }
 SCHEMAS = "#/components/schemas/"
+GONE = 499  # nginx's number for a client that did not wait
+# A client that is told early that its body is too large may still be sending: without
+# reading on it would see a broken connection instead of the answer.
+DRAIN_SECONDS, DRAIN_BYTES = 1.0, 32 << 20
 
 
 def create_app(
@@ -285,3 +298,183 @@ def _schema(app: FastAPI) -> dict[str, Any]:
             known.pop(name, None)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+class RequestMiddleware:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, service: Service, metrics: Metrics) -> None:
+        self._app, self._service, self._metrics = app, service, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or refuse it; log it either way."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = RequestContext(scope["method"], scope["path"])
+        scope.setdefault("state", {})["context"] = context
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                context.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = context.id
+            await send(message)
+
+        try:
+            await self._pass(context, scope, receive, send_named)
+        except ClientGone:
+            context.code, context.status = "client_gone", context.status or GONE
+        except Exception as error:
+            fault = self._service.failed(context, error)
+            if context.status:
+                raise  # half an answer is out: the server must break the connection off
+            await _send_error(fault, scope, receive, send_named)
+        finally:
+            self._service.log.write(context.log_line())
+            self._metrics.count(context)
+
+    async def _pass(
+        self, context: RequestContext, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        headers, service = Headers(scope=scope), self._service
+        settings, body = service.settings, RequestBody(headers, receive)
+        admission = None
+        try:
+            try:
+                if service.tenants is None:
+                    check_origin(headers, settings.host)
+                service.identify(context, key_of(headers))
+                if scope["path"].startswith("/v1/"):
+                    tenant = context.need_tenant()
+                    if scope["method"] == "POST":
+                        admission = service.limits.admit(tenant)
+                known = context.tenant is not None or context.admin
+                read = await body.read(settings.body_bytes if known else 0, settings.body_seconds)
+            except ApiError as fault:
+                context.code = fault.code
+                await body.drain()
+                await _send_error(fault, scope, receive, send, {"connection": "close"})
+                return
+            scope["state"]["admission"] = admission
+            await self._app(scope, read, send)
+        finally:
+            if admission is not None:
+                service.settle(context, admission)
+
+
+async def _send_error(
+    fault: ApiError,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    headers: dict[str, str] | None = None,
+) -> None:
+    response = JSONResponse(fault.body(), fault.status, {**fault.headers(), **(headers or {})})
+    await response(scope, receive, send)
+
+
+def key_of(headers: Headers) -> str | None:
+    """The key a request brings along, if it does."""
+    kind, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if kind.lower() == "bearer" and key.strip() else None
+
+
+def check_origin(headers: Headers, host: str) -> None:
+    """Without keys, only programs on this machine and our own page may ask.
+
+    A page of another site can make its visitor's browser send requests to this machine:
+    under a name of its own that it points here (DNS rebinding), or straight to the
+    address, telling its origin.
+
+    Raises:
+        ApiError: the request names another host, or comes from another site's page.
+    """
+    asked, origin = headers.get("host", ""), headers.get("origin")
+    try:
+        name = urlsplit(f"//{asked}").hostname
+    except ValueError:
+        name = None
+    if name is None or not (is_loopback(name) or name == host.lower()):
+        raise ApiError(
+            403,
+            f"this server answers to localhost only, and the request is for {asked[:100]!r}",
+            "host_not_allowed",
+        )
+    if origin is not None and origin.lower() != f"http://{asked.lower()}":
+        raise ApiError(
+            403,
+            f"requests from pages of other sites are refused; this one is of {origin[:100]!r}",
+            "origin_not_allowed",
+        )
+
+
+class RequestBody:
+    """The body of one request, read whole within limits of size and time.
+
+    Args:
+        headers: Of the request.
+        receive: Gives its parts.
+    """
+
+    def __init__(self, headers: Headers, receive: Receive) -> None:
+        self._headers, self._receive = headers, receive
+        self._ended = False
+
+    async def read(self, most_bytes: int, seconds: float) -> Receive:
+        """Read it whole; what is returned gives it once more, in one part.
+
+        Its length is counted as it comes: chunked bodies tell none, and others may lie.
+
+        Raises:
+            ApiError: it is too large, or does not come within the time.
+            ClientGone: it never comes whole.
+        """
+        too_large = ApiError(
+            413, f"the body is larger than {most_bytes} bytes; send a smaller one", "body_too_large"
+        )
+        told = self._headers.get("content-length", "")
+        if told.isdecimal() and (len(told) > 18 or int(told) > most_bytes):
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(seconds):
+                async for part in self._parts():
+                    body += part
+                    if len(body) > most_bytes:
+                        raise too_large
+        except TimeoutError:
+            raise ApiError(
+                408, f"the body did not come whole within {seconds:g} seconds", "body_too_slow"
+            ) from None
+        whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await self._receive()
+
+        return replay
+
+    async def drain(self) -> None:
+        """Read on for a moment what is not wanted.
+
+        Raises:
+            ClientGone: nobody waits for an answer.
+        """
+        if self._headers.get("expect", "").lower() == "100-continue":
+            return  # it has not begun to send
+        read = 0
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                async for part in self._parts():
+                    read += len(part)
+                    if read > DRAIN_BYTES:
+                        return
+        except TimeoutError:
+            return
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        while not self._ended:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            self._ended = not message.get("more_body", False)
+            yield message.get("body", b"")

@@ -1,31 +1,46 @@
-"""Tenants' sequences before a model: who is next, and their events on the way back.
-
-`FairQueue`: every tenant has a counter of tokens served, divided by its priority; the waiting
-tenant with the lowest counter is next, first come first served within it. A tenant that comes
-back after a pause starts at the lowest counter of those who wait: idling earns no credit.
-
-Source: Sheng et al. 2024, arXiv:2401.00588, algorithm 2 (virtual token counter). A prompt's
-token and a new token weigh the same here.
+"""Tenants' sequences before a model: what every engine does with them, and the one in this process.
 
 `AsyncEngine` is what Laura's own engine and vLLM share: the queue, what cannot be meant, what a
-step brought as events. Everything here runs in the event loop's thread, so nothing is locked.
+step brought as events. Everything there runs in the event loop's thread, so nothing is locked.
+
+`InProcess` computes in this process: one thread computes, the event loop decides.
+
+    queue -> (adapter read from disk -> slot) -> row -> steps -> events
+
+The loop's thread owns the queue, who runs and all events; the engine's thread owns the model
+and all its memory. One awaits the other: between two steps the loop admits who waits, in fair
+order, and whatever else is to be done with the model (an adapter loaded, a sequence dropped)
+stands in the thread's own queue. So nothing is locked, and nothing waits for longer than a step.
+
+A sequence whose adapter is not loaded yet lets others pass (`AdapterLoader`); one that has no
+row yet does not, or a long one would wait for ever behind short ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+from torch import Tensor
+
+from laura.engine.adapter_slots import Slot, Slots
+from laura.engine.model_runner import FusedRunner
 from laura.engine.sampler import check_settings, draw_of
-from laura.engine.sequence import StepOutput, TokenSequence
-from laura.results.errors import UsageError
+from laura.engine.scheduler import Scheduler, StepOutput, TokenSequence
+from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
+from laura.models.encoding import Encoder
+from laura.models.load import load_base
+from laura.models.lora import LoraSettings
+from laura.results.errors import AdapterError, UsageError
 from laura.serve.engines import (
     AdapterFiles,
     Ended,
@@ -34,120 +49,21 @@ from laura.serve.engines import (
     Finish,
     PromptScores,
     SequenceRequest,
+    SlotState,
     Tell,
 )
+from laura.serve.library import read_checked
+from laura.serve.limits import FairQueue, QueueFull
+from laura.serve.settings import EngineSettings
 
 RATE_SECONDS = 10.0
+RETRY_SECONDS = 5.0
+# Adapters that are read but have no slot yet are held in memory besides.
+MOST_READ_AHEAD = 4
 
-Item = TypeVar("Item")
-LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 60.0
-
-
-class QueueFull(Exception):
-    """No more can wait; its text is for the client.
-
-    Args:
-        tenants_own: Whether it is the tenant's own share that is full.
-    """
-
-    def __init__(self, tenants_own: bool) -> None:
-        whose = "of your requests" if tenants_own else "requests"
-        super().__init__(f"too many {whose} wait already; try again later")
-        self.tenants_own = tenants_own
-
-
-@dataclass(frozen=True)
-class _Waiting(Generic[Item]):
-    item: Item
-    tokens: int
-
-
-class FairQueue(Generic[Item]):
-    """Items that wait, by tenant.
-
-    Args:
-        most: Most items that wait.
-        most_per_tenant: Most items of one tenant that wait.
-    """
-
-    def __init__(self, most: int, most_per_tenant: int) -> None:
-        self.most, self.most_per_tenant = most, most_per_tenant
-        self._queues: dict[str, dict[int, _Waiting[Item]]] = {}
-        self._served: dict[str, float] = {}
-        self._priority: dict[str, float] = {}
-        self._last = 0.0  # counter of the tenant that left the queue last
-        self._count = self._tokens = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def put(self, item: Item, tenant: str, priority: float, tokens: int) -> None:
-        """Let an item wait.
-
-        Args:
-            item: What waits.
-            tenant: Whose it is.
-            priority: The tenant's share against others; above 0.
-            tokens: How many tokens it may cost, for the estimate of waiting.
-
-        Raises:
-            QueueFull: there is no place.
-        """
-        own = self._queues.get(tenant, {})
-        if len(own) >= self.most_per_tenant or self._count >= self.most:
-            raise QueueFull(len(own) >= self.most_per_tenant)
-        if tenant not in self._queues:
-            others = [self._served[other] for other in self._queues]
-            lowest = min(others) if others else self._last
-            self._served[tenant] = max(self._served.get(tenant, 0.0), lowest)
-            self._queues[tenant] = own
-        self._priority[tenant] = priority
-        own[id(item)] = _Waiting(item, tokens)
-        self._count += 1
-        self._tokens += tokens
-
-    def in_order(self) -> Iterator[Item]:
-        """All that wait, the next one first, as the counters stand now.
-
-        Who takes one out or charges a tenant asks anew: the order may have changed.
-        """
-        for tenant in sorted(self._queues, key=lambda one: self._served[one]):
-            for waiting in self._queues[tenant].values():
-                yield waiting.item
-
-    def remove(self, item: Item, tenant: str) -> bool:
-        """Take an item out; whether it was there."""
-        own = self._queues.get(tenant)
-        found = own.pop(id(item), None) if own else None
-        if own is None or found is None:
-            return False
-        self._count -= 1
-        self._tokens -= found.tokens
-        if not own:
-            del self._queues[tenant]
-            self._last = self._served[tenant]
-        return True
-
-    def charge(self, tenant: str, tokens: int) -> None:
-        """Count tokens that a tenant was served."""
-        served = self._served.get(tenant, 0.0)
-        self._served[tenant] = served + tokens / self._priority.get(tenant, 1.0)
-
-    def waiting(self) -> dict[str, int]:
-        """How many items of each tenant wait."""
-        return {tenant: len(own) for tenant, own in self._queues.items()}
-
-    def seconds_until_room(self, tokens_per_second: float, tenants_own: bool) -> float:
-        """About when the next place becomes free, for Retry-After; whole seconds.
-
-        One item must be served: the mean of those that wait. Where a tenant's own share is
-        full, the others that wait are served in between.
-        """
-        if not self._count or tokens_per_second <= 0:
-            return LEAST_RETRY_SECONDS
-        seconds = self._tokens / self._count / tokens_per_second
-        seconds *= len(self._queues) if tenants_own else 1
-        return float(min(max(math.ceil(seconds), LEAST_RETRY_SECONDS), MOST_RETRY_SECONDS))
+Adapter = tuple[LoraSettings, Mapping[str, Tensor]]
+Read = Callable[[AdapterFiles], Adapter]
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -380,3 +296,321 @@ def call(loop: asyncio.AbstractEventLoop, work: Callable[..., object], *given: o
         loop.call_soon_threadsafe(work, *given)
     except RuntimeError:  # closed: nobody listens any more
         return
+
+
+class InProcess(AsyncEngine):
+    """A `ServingEngine` in this process.
+
+    Args:
+        make: Makes the scheduler and its model; called in their thread.
+        tokenizer: The base's tokenizer.
+        config: The base's configuration.
+        fingerprint: Hash of the base's weights.
+        read: Reads an adapter's files, checked; called in a thread of its own.
+        max_rank: Highest rank of an adapter.
+        most_waiting: Most sequences that wait.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Scheduler[FusedRunner]],
+        tokenizer: Any,
+        config: Any,
+        fingerprint: str,
+        read: Read,
+        *,
+        max_rank: int,
+        most_waiting: int = 512,
+    ) -> None:
+        context, vocabulary = Encoder(tokenizer, config).context_tokens, int(config.vocab_size)
+        super().__init__(
+            tokenizer, context, vocabulary, fingerprint,
+            max_rank=max_rank, most_waiting=most_waiting,
+        )  # fmt: skip
+        self._make, self._read = make, read
+        self._published = EngineState(False)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="laura-engine")
+        self._changed = asyncio.Event()
+        self._stop_at = float("inf")
+        self._steps: asyncio.Task[None] | None = None
+        # There from the start to the end.
+        self._scheduler: Scheduler[FusedRunner] | None = None
+        self._loader: AdapterLoader | None = None
+
+    async def start(self) -> None:
+        """Make ready to answer; returns when it is.
+
+        Raises:
+            LauraError: the engine cannot be made.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            self._scheduler = await loop.run_in_executor(self._thread, self._make)
+        except BaseException:
+            self._why_not = "it has died of a fault"
+            raise
+        slots = self._scheduler.runner.slots
+        self._loader = AdapterLoader(slots, self._read, lambda: call(loop, self._wake))
+        self._publish()
+        self._ready, self._why_not = True, ""
+        self._steps = asyncio.create_task(self._run())
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Take nothing new, finish what runs within the time, cancel the rest, free everything."""
+        self._ready, self._stop_at = False, time.monotonic() + grace_seconds
+        self._wake()
+        if self._steps is not None:
+            await asyncio.wait([self._steps])
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def load(self, adapter: AdapterFiles, pin: bool = False) -> None:
+        """Bring an adapter into memory now; see `ServingEngine.load`."""
+        self._check_adapter(adapter)
+        try:
+            read = await asyncio.to_thread(self._read, adapter)
+            await self._between_steps(self._place, adapter, read, pin)
+        except AdapterError as error:
+            raise EngineError(str(error), "adapter") from error
+
+    async def unload(self, name: str) -> bool:
+        """Free an adapter's slot when no sequence uses it; whether it had one."""
+        return await self._between_steps(lambda: self._used.runner.slots.remove(name))
+
+    def _figures(self) -> EngineState:
+        return self._published
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    def _gone(self) -> EngineError:
+        return EngineError("the engine has stopped; try again in a moment", "gone", RETRY_SECONDS)
+
+    def _check(self, request: SequenceRequest) -> None:
+        super()._check(request)
+        cache, tokens = self._used.kv_cache, len(request.prompt) + request.max_new_tokens
+        if not cache.can_ever_hold(tokens):
+            raise EngineError(
+                "prompt and answer are longer than this server has memory for", "request"
+            )
+
+    @property
+    def _used(self) -> Scheduler[FusedRunner]:
+        if self._scheduler is None:
+            raise self._gone()
+        return self._scheduler
+
+    async def _run(self) -> None:
+        """Step until it is time to end, then free everything."""
+        died = False
+        try:
+            while await self._turn():
+                pass
+        except Exception as error:
+            died = True
+            logging.getLogger(__name__).error("the engine has died", exc_info=error)
+        finally:
+            self._close(died)
+
+    async def _turn(self) -> bool:
+        """Admit who may begin, and one step; False when it is time to end."""
+        scheduler = self._used
+        if not scheduler.busy:
+            await self._changed.wait()
+        self._changed.clear()
+        if self._ready:
+            await self._admit()
+        elif not scheduler.busy or time.monotonic() >= self._stop_at:
+            return False
+        self._take_in(await self._do(scheduler.step))
+        return True
+
+    async def _admit(self) -> None:
+        """Begin what waits, in fair order, as far as there is room."""
+        while self._ready and (waiting := list(self._queue.in_order())):
+            found = await self._do(self._add_first, waiting)
+            if found is None:
+                return
+            sequence, refused = found
+            if refused is not None:
+                self._refuse(sequence, refused)
+            elif not self._begun(sequence):
+                await self._do(self._used.drop, sequence)
+
+    def _drop(self, sequence: ServedSequence) -> None:
+        self._thread.submit(self._then_publish, self._used.drop, sequence)
+
+    def _close(self, died: bool) -> None:
+        """Tell everybody that there is nothing more, and free what was held."""
+        self._ready, self._why_not = False, "it has died of a fault" if died else "it has stopped"
+        self._send_away()
+        self._break_off(in_order=not died)
+        if self._loader is not None:
+            self._loader.close()
+        self._scheduler, self._loader, self._published = None, None, EngineState(False)
+        self._thread.shutdown(wait=False)
+
+    async def _between_steps(self, work: Callable[..., Result], *given: object) -> Result:
+        """Have the engine's thread do something; who waits is looked at afterwards.
+
+        Raises:
+            EngineError: the engine has stopped.
+        """
+        if not self._ready:
+            raise self._gone()
+        try:
+            return await self._do(work, *given)
+        finally:
+            self._wake()
+
+    async def _do(self, work: Callable[..., Result], *given: object) -> Result:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._then_publish, work, *given)
+
+    # In the engine's thread from here on.
+
+    def _then_publish(self, work: Callable[..., Result], *given: object) -> Result:
+        """Do something; who asks for the state next finds it done."""
+        try:
+            return work(*given)
+        finally:
+            self._publish()
+
+    def _publish(self) -> None:
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        slots = scheduler.runner.slots
+        self._published = EngineState(
+            True,
+            slots=tuple(
+                SlotState(slot.name, slot.pinned, slot.uses, slot.bytes)
+                for slot in slots.held.values()
+            ),
+            slots_total=slots.most,
+            memory_bytes={
+                "weights": scheduler.runner.weight_bytes,
+                "adapters": slots.bytes,
+                "cache": scheduler.kv_cache.bytes + scheduler.prefix_cache.bytes,
+            },
+            cache_tokens=scheduler.kv_cache.tokens,
+            drafted_tokens=scheduler.drafted_tokens,
+            accepted_tokens=scheduler.accepted_tokens,
+        )
+
+    def _place(self, files: AdapterFiles, adapter: Adapter, pin: bool) -> None:
+        """Bring an adapter into a slot, and keep it there if `pin`."""
+        slots = self._used.runner.slots
+        slot = slots.find(files.name, files.digest)
+        slot = slot or slots.place(files.name, files.digest, *adapter)
+        slot.pinned = pin
+
+    def _add_first(
+        self, waiting: Sequence[ServedSequence]
+    ) -> tuple[ServedSequence, EngineError | None] | None:
+        """Begin the first that can; it, and what is wrong with it, or None where nobody can."""
+        loader = self._loader
+        assert loader is not None
+        loader.look_anew(one.adapter for one in waiting)
+        for one in waiting:
+            if one.adapter is not None:
+                try:
+                    one.slot = loader.slot(one.adapter)
+                except AdapterError as error:
+                    return one, EngineError(str(error), "adapter")
+                if one.slot is None:
+                    continue
+            return (one, None) if self._used.add(one) else None
+        return None
+
+
+class AdapterLoader:
+    """Reads adapters and puts them into slots without holding anybody up.
+
+    Files are read in a thread of their own; only the copy into a slot stands between two steps
+    of the engine. Where every slot is in use, the one that was used least recently takes no
+    further sequences until it is free, so that a new adapter does not wait for ever.
+
+    Args:
+        slots: Where they go; of the engine's thread, as all calls here are.
+        read: Reads an adapter's files.
+        notice: Called, from any thread, when one has been read.
+    """
+
+    def __init__(self, slots: Slots, read: Read, notice: Callable[[], None]) -> None:
+        self._slots, self._read, self._notice = slots, read, notice
+        self._reads: dict[str, Future[Adapter]] = {}
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="laura-adapters")
+        self._leaving: Slot | None = None
+
+    def look_anew(self, wanted: Iterable[AdapterFiles | None]) -> None:
+        """Begin a round over all that wait; what was read and is wanted no more is given up."""
+        self._leaving = None
+        if self._reads:
+            digests = {files.digest for files in wanted if files is not None}
+            self._reads = {key: read for key, read in self._reads.items() if key in digests}
+
+    def slot(self, files: AdapterFiles) -> Slot | None:
+        """The adapter's slot, filled now if its files are read and there is a place.
+
+        Returns:
+            None where it has none yet: ask again when something has changed.
+
+        Raises:
+            AdapterError: it cannot be loaded.
+        """
+        slot = self._slots.find(files.name, files.digest)
+        if slot is not None:
+            return None if slot is self._leaving else slot
+        read = self._reads.get(files.digest)
+        if read is None and len(self._reads) < MOST_READ_AHEAD:
+            read = self._reads[files.digest] = self._readers.submit(self._read, files)
+            read.add_done_callback(lambda _: self._notice())
+        if read is None or not read.done():
+            return None
+        if not self._slots.room_for(files.name):
+            if self._leaving is None:
+                held = self._slots.held.get(files.name)
+                self._leaving = held or self._slots.longest_unused()
+            if self._leaving is not None:
+                return None
+        del self._reads[files.digest]
+        try:
+            adapter = read.result()
+        except AdapterError:
+            raise
+        except Exception as error:
+            raise AdapterError(f"the adapter cannot be read ({type(error).__name__})") from error
+        return self._slots.place(files.name, files.digest, *adapter)
+
+    def close(self) -> None:
+        """Give everything up."""
+        self._reads = {}
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+
+def open_inprocess(folder: Path, settings: EngineSettings) -> InProcess:
+    """Load a base and make an engine of it, which is to be started.
+
+    Raises:
+        ModelError: the base cannot be used.
+        UsageError: there is no such device.
+    """
+    keep_freed_memory()
+    base = load_base(str(folder), device=settings.device)
+    place, slots = base.model.device, max(1, settings.slots)
+    arithmetic = resolve_precision(settings.precision, place)
+
+    def make() -> Scheduler[FusedRunner]:
+        runner = FusedRunner(base.model, arithmetic, slots, settings.max_rank)
+        memory = cache_budget(place)
+        return Scheduler(runner, base.tokenizer, cache_bytes=memory, drafts=settings.drafts)
+
+    return InProcess(
+        make,
+        base.tokenizer,
+        base.model.config,
+        base.fingerprint,
+        read_checked,
+        max_rank=settings.max_rank,
+        most_waiting=settings.queue,
+    )

@@ -10,8 +10,7 @@ from laura.engine.adapter_slots import Slot
 from laura.engine.model_runner import FusedRunner
 from laura.engine.requests import GenerateRequest
 from laura.engine.sampler import check_settings, draw_of
-from laura.engine.scheduler import Scheduler
-from laura.engine.sequence import StepOutput, TokenSequence
+from laura.engine.scheduler import Scheduler, StepOutput, TokenSequence
 from laura.models.adapter_files import read_adapter
 from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
 from laura.models.encoding import Encoder

@@ -1,141 +1,35 @@
-"""One request from its first byte to its last: what is known of it, and what goes wrong in it.
+"""One request from its first byte to its last: what is known of it, and what is told of it.
 
-Errors are those of OpenAI's API. A line of the log holds numbers and names, never a prompt, an
-answer or a key.
+A line of the log holds numbers and names, never a prompt, an answer or a key. Metrics are numbers
+for Prometheus, of this server alone: names that clients choose never become labels; tenants and
+adapters do, but only so many, since each pair costs memory here and in every Prometheus that
+reads it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 
 from laura.engine.detokenizer import TextDelta
-from laura.results.errors import LauraError
 from laura.serve.auth import Tenant
-from laura.serve.engines import Ended, EngineError, Event
-from laura.serve.schemas import UnsupportedError
+from laura.serve.engines import Ended, EngineState, Event
+from laura.serve.schemas import ApiError
 
 LONGEST_PATH = 200
-MOST_FAULTS_TOLD, LONGEST_FIELD = 3, 100
-KINDS = {
-    401: "authentication_error",
-    403: "permission_error",
-    408: "timeout_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    503: "server_error",
-    504: "timeout_error",
-}
-
-
-class ApiError(LauraError, ValueError):
-    """A request that is not answered.
-
-    Args:
-        status: HTTP status.
-        message: What came, what is allowed, what to do; for the client.
-        code: One word for programs; also the reason that the metrics count.
-        param: Field of the request that is wrong.
-        retry_after: Seconds after which trying again makes sense.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str,
-        param: str | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(_writable(message))
-        self.status, self.code = status, code
-        self.param = None if param is None else _writable(param)
-        self.retry_after = retry_after
-
-    def body(self) -> dict[str, Any]:
-        """The error as OpenAI's clients read it."""
-        kind = KINDS.get(self.status, "invalid_request_error")
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
-
-    def headers(self) -> dict[str, str]:
-        """Headers that belong to it."""
-        if self.retry_after is not None:
-            return {"retry-after": str(max(1, math.ceil(self.retry_after)))}
-        return {"www-authenticate": "Bearer"} if self.status == 401 else {}
-
-
-def _writable(text: str) -> str:
-    """A client's own words come back in messages; half a surrogate pair has no UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """A request that cannot be meant."""
-    return ApiError(400, message, code, param)
-
-
-def adapter_refused(message: str) -> ApiError:
-    """An adapter that is not served."""
-    return bad_request(message, "model", "adapter_refused")
-
-
-def unknown_model(name: str) -> ApiError:
-    """The same for a model that is not there and one that is another's."""
-    return ApiError(
-        404,
-        f"The model {name!r} does not exist or you do not have access to it; "
-        "GET /v1/models lists those you may use",
-        "model_not_found",
-        "model",
-    )
-
-
-def of_engine(error: EngineError) -> ApiError:
-    """What an engine's refusal is to a client."""
-    if error.kind == "adapter":
-        return adapter_refused(str(error))
-    if error.kind == "request":
-        return bad_request(str(error))
-    status, code = (429, "queue_full") if error.kind == "full" else (503, "engine_gone")
-    return ApiError(status, str(error), code, retry_after=error.retry_after or 1)
-
-
-def of_validation(errors: Sequence[Any]) -> ApiError:
-    """The first faults of a request's body, by field; never what it held there."""
-    told = []
-    for error in errors[:MOST_FAULTS_TOLD]:
-        place = ".".join(map(str, error["loc"]))[:LONGEST_FIELD]
-        told.append(f"{place}: {_words(error)}" if place else _words(error))
-    if len(errors) > MOST_FAULTS_TOLD:
-        told.append(f"and {len(errors) - MOST_FAULTS_TOLD} more")
-    first = errors[0]["loc"]
-    unsupported = isinstance(_cause(errors[0]), UnsupportedError)
-    code = "unsupported_value" if unsupported else "invalid_value"
-    return bad_request("; ".join(told), str(first[0])[:LONGEST_FIELD] if first else None, code)
-
-
-def _words(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "this field is not known; leave it out"
-    if error["type"] == "json_invalid":
-        return f"the body is no JSON ({error['ctx']['error']})"
-    if error["type"] == "model_type" and not error["loc"]:
-        return "the body must be a JSON object"
-    return str(_cause(error) or error["msg"])
-
-
-def _cause(error: Any) -> object:
-    """What a check of ours raised, if it did."""
-    return error.get("ctx", {}).get("error") if error["type"] == "value_error" else None
+MOST_TENANTS, MOST_PAIRS = 200, 1000
+OTHER, NONE = "other", "-"
+SECONDS = (0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 
 
 class ClientGone(Exception):
@@ -288,3 +182,104 @@ class RequestLog:
         """Add a line."""
         self._out.write(json.dumps(line) + "\n")
         self._out.flush()
+
+
+class Metrics:
+    """Counts requests as they end, and reads the engine's state when asked.
+
+    Args:
+        state: What the engine is doing.
+        dropped: Lines of the log that nobody took.
+    """
+
+    def __init__(self, state: Callable[[], EngineState], dropped: Callable[[], int]) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._tenants: set[str] = set()
+        self._pairs: set[tuple[str, str]] = set()
+
+        def counter(name: str, words: str, *labels: str) -> Counter:
+            return Counter(name, words, labels, registry=registry)
+
+        def histogram(name: str, words: str) -> Histogram:
+            return Histogram(name, words, ["tenant"], buckets=SECONDS, registry=registry)
+
+        words = "Requests that are over."
+        self._requests = counter("laura_requests", words, "tenant", "adapter", "status")
+        words = "Tokens: of prompts, of those the ones not computed anew, and new ones."
+        self._tokens = counter("laura_tokens", words, "tenant", "adapter", "kind")
+        words = "Requests refused or broken off, by reason."
+        self._refused = counter("laura_refused_requests", words, "tenant", "reason")
+        words = "From a request's arrival to its first new text."
+        self._first = histogram("laura_first_token_seconds", words)
+        words = "From a request's arrival to the end of its answer."
+        self._whole = histogram("laura_request_seconds", words)
+        registry.register(_EngineGauges(state, dropped))
+
+    def count(self, context: RequestContext) -> None:
+        """Count a request that is over."""
+        tenant, adapter = self._labels(context)
+        self._requests.labels(tenant, adapter, str(context.status)).inc()
+        if context.code is not None:
+            self._refused.labels(tenant, context.code).inc()
+        if context.adapter is None:
+            return
+        for kind, tokens in (
+            ("prompt", context.read_tokens),
+            ("cached", context.cached_tokens),
+            ("new", context.new_tokens),
+        ):
+            self._tokens.labels(tenant, adapter, kind).inc(tokens)
+        if context.first_token is not None:
+            self._first.labels(tenant).observe(context.first_token)
+            self._whole.labels(tenant).observe(context.seconds)
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _labels(self, context: RequestContext) -> tuple[str, str]:
+        tenant, adapter = context.tenant_name, context.adapter or NONE
+        if tenant not in self._tenants:
+            if len(self._tenants) >= MOST_TENANTS:
+                tenant = OTHER
+            self._tenants.add(tenant)
+        if (tenant, adapter) not in self._pairs:
+            if len(self._pairs) >= MOST_PAIRS:
+                adapter = OTHER
+            self._pairs.add((tenant, adapter))
+        return tenant, adapter
+
+
+class _EngineGauges(Collector):
+    def __init__(self, state: Callable[[], EngineState], dropped: Callable[[], int]) -> None:
+        self._state, self._dropped = state, dropped
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._state()
+        running = dict(list(state.running.items())[:MOST_TENANTS])
+        waiting = dict(list(state.waiting.items())[:MOST_TENANTS])
+        for name, words, label, found in (
+            ("laura_running_sequences", "Sequences in work.", "tenant", running),
+            ("laura_waiting_sequences", "Sequences that wait.", "tenant", waiting),
+            ("laura_memory_bytes", "Memory of the engine.", "kind", state.memory_bytes),
+        ):
+            gauge = GaugeMetricFamily(name, words, labels=[label])
+            for key, value in found.items():
+                gauge.add_metric([key], value)
+            yield gauge
+        for kind, name, words, number in (
+            (GaugeMetricFamily, "laura_ready", "Whether the engine answers.", state.ready),
+            (GaugeMetricFamily, "laura_slots", "LoRA slots.", state.slots_total),
+            (GaugeMetricFamily, "laura_slots_used", "LoRA slots in use.", len(state.slots)),
+            (GaugeMetricFamily, "laura_tokens_per_second", "New tokens, last ten seconds.",
+             state.tokens_per_second),
+            (GaugeMetricFamily, "laura_cache_tokens", "Tokens in the cache of keys and values.",
+             state.cache_tokens),
+            (CounterMetricFamily, "laura_drafted_tokens", "Tokens that Laura's engine drafted.",
+             state.drafted_tokens),
+            (CounterMetricFamily, "laura_accepted_tokens", "Steps saved by right ones.",
+             state.accepted_tokens),
+            (CounterMetricFamily, "laura_dropped_log_lines", "Lines of the log that nobody read.",
+             self._dropped()),
+        ):  # fmt: skip
+            yield kind(name, words, value=float(number))

@@ -1,7 +1,7 @@
 """What the HTTP side asks of an engine, and what comes back. No torch.
 
 The HTTP side knows tenants, keys and requests; an engine knows tokens, adapters and memory.
-An engine runs in this process (`inprocess.py`) or is another server (`vllm.py`); nobody else
+An engine runs in this process (`async_engine.py`) or is another server (`vllm.py`); nobody else
 can tell. One `SequenceRequest` is one sequence: a request with n = 3 is three of them, with
 seeds of their own.
 

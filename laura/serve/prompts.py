@@ -18,10 +18,9 @@ from pydantic import ValidationError
 
 from laura.data.templates import chat_template
 from laura.results.errors import DataError
-from laura.serve.async_engine import FairQueue, QueueFull
 from laura.serve.auth import Tenant
-from laura.serve.context import ApiError, bad_request, of_validation
-from laura.serve.schemas import ChatMessage, GenerationRequest
+from laura.serve.limits import FairQueue, QueueFull
+from laura.serve.schemas import ApiError, ChatMessage, GenerationRequest, bad_request, of_validation
 from laura.serve.templates import TemplateFault, TemplateProcess, template_process
 
 T = TypeVar("T")

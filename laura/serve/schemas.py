@@ -1,4 +1,4 @@
-"""Requests and answers of OpenAI's API, under OpenAI's names; the OpenAPI schema is read off them.
+"""Requests, answers and errors of OpenAI's API, under OpenAI's names, which its schema shows.
 
 Types of requests are strict, and a field that nobody knows is a fault: silence would let a
 client believe that it was heard. Fields that would change the answer and that no engine here
@@ -8,6 +8,8 @@ OpenAI's own business are read and forgotten.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,6 +24,9 @@ from pydantic import (
     model_validator,
 )
 
+from laura.results.errors import LauraError
+from laura.serve.engines import EngineError
+
 MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_MESSAGES = 4096
 MOST_PARTS = 1024
@@ -31,6 +36,16 @@ MOST_CHOICES = 16
 MOST_TOP = 20
 LONGEST_MODEL = 256
 INT64 = 2**63
+MOST_FAULTS_TOLD, LONGEST_FIELD = 3, 100
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "timeout_error",
+}
 
 FinishReason = Literal["stop", "length"]
 
@@ -442,3 +457,105 @@ class Completion(_Answer):
     object: Literal["text_completion"] = "text_completion"
     choices: list[CompletionChoice]
     usage: CompletionUsage | None = None
+
+
+class ApiError(LauraError, ValueError):
+    """A request that is not answered.
+
+    Args:
+        status: HTTP status.
+        message: What came, what is allowed, what to do; for the client.
+        code: One word for programs; also the reason that the metrics count.
+        param: Field of the request that is wrong.
+        retry_after: Seconds after which trying again makes sense.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(_writable(message))
+        self.status, self.code = status, code
+        self.param = None if param is None else _writable(param)
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI's clients read it."""
+        kind = KINDS.get(self.status, "invalid_request_error")
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to it."""
+        if self.retry_after is not None:
+            return {"retry-after": str(max(1, math.ceil(self.retry_after)))}
+        return {"www-authenticate": "Bearer"} if self.status == 401 else {}
+
+
+def _writable(text: str) -> str:
+    """A client's own words come back in messages; half a surrogate pair has no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A request that cannot be meant."""
+    return ApiError(400, message, code, param)
+
+
+def adapter_refused(message: str) -> ApiError:
+    """An adapter that is not served."""
+    return bad_request(message, "model", "adapter_refused")
+
+
+def unknown_model(name: str) -> ApiError:
+    """The same for a model that is not there and one that is another's."""
+    return ApiError(
+        404,
+        f"The model {name!r} does not exist or you do not have access to it; "
+        "GET /v1/models lists those you may use",
+        "model_not_found",
+        "model",
+    )
+
+
+def of_engine(error: EngineError) -> ApiError:
+    """What an engine's refusal is to a client."""
+    if error.kind == "adapter":
+        return adapter_refused(str(error))
+    if error.kind == "request":
+        return bad_request(str(error))
+    status, code = (429, "queue_full") if error.kind == "full" else (503, "engine_gone")
+    return ApiError(status, str(error), code, retry_after=error.retry_after or 1)
+
+
+def of_validation(errors: Sequence[Any]) -> ApiError:
+    """The first faults of a request's body, by field; never what it held there."""
+    told = []
+    for error in errors[:MOST_FAULTS_TOLD]:
+        place = ".".join(map(str, error["loc"]))[:LONGEST_FIELD]
+        told.append(f"{place}: {_words(error)}" if place else _words(error))
+    if len(errors) > MOST_FAULTS_TOLD:
+        told.append(f"and {len(errors) - MOST_FAULTS_TOLD} more")
+    first = errors[0]["loc"]
+    unsupported = isinstance(_cause(errors[0]), UnsupportedError)
+    code = "unsupported_value" if unsupported else "invalid_value"
+    return bad_request("; ".join(told), str(first[0])[:LONGEST_FIELD] if first else None, code)
+
+
+def _words(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "this field is not known; leave it out"
+    if error["type"] == "json_invalid":
+        return f"the body is no JSON ({error['ctx']['error']})"
+    if error["type"] == "model_type" and not error["loc"]:
+        return "the body must be a JSON object"
+    return str(_cause(error) or error["msg"])
+
+
+def _cause(error: Any) -> object:
+    """What a check of ours raised, if it did."""
+    return error.get("ctx", {}).get("error") if error["type"] == "value_error" else None

@@ -66,7 +66,7 @@ def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
         from laura.serve.vllm import VllmServed
 
         return VllmServed(folder, settings)
-    from laura.serve.inprocess import open_inprocess
+    from laura.serve.async_engine import open_inprocess
 
     return open_inprocess(folder, settings)
 

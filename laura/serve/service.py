@@ -11,29 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from laura.serve.answers import ChatSerializer, CompletionSerializer, Serializer
+from laura.serve.answers import ChatSerializer, CompletionSerializer, Generation, Serializer
 from laura.serve.auth import LOCAL, Tenant, Tenants, may_use
-from laura.serve.context import (
-    ApiError,
-    RequestContext,
-    RequestLog,
-    adapter_refused,
-    bad_request,
-    unknown_model,
-)
+from laura.serve.context import RequestContext, RequestLog
 from laura.serve.engines import AdapterFiles, SequenceRequest, ServingEngine
 from laura.serve.library import AdapterRefusedError, UnknownAdapterError, short_record
 from laura.serve.limits import Admission, Limits
 from laura.serve.prompts import Prompter, TokenTexts
 from laura.serve.schemas import (
     INT64,
+    ApiError,
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
     ModelCard,
+    adapter_refused,
+    bad_request,
+    unknown_model,
 )
 from laura.serve.settings import ServeSettings
-from laura.serve.stream import Generation
 
 if TYPE_CHECKING:
     from laura.results.schema import Record

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from laura.engine.detokenizer import Detokenizer, Score, decoder_of
-from laura.engine.sequence import StepOutput, advance
+from laura.engine.scheduler import StepOutput, advance
 from laura.engine.vllm import (
     Message,
     VllmProcess,

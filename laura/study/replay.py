@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from laura.data.corpus import Corpus, Enough, Subset, write_corpus
-from laura.data.end_tokens import end_tokens
 from laura.data.examples import Example, ExampleIdentity
 from laura.data.mixing import Pool, Replay
 from laura.data.packing import fit
 from laura.data.sources import count_examples, is_endless, stream_examples, too_large
 from laura.data.splits import fingerprint_of, measured_rows, refuse_measured
-from laura.data.templates import Encoded, prompt_render
+from laura.data.templates import Encoded, end_tokens, prompt_render
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.keeping import Keeper, partial_file

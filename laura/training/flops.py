@@ -1,23 +1,74 @@
-"""Floating-point operations of training, counted on the model as it stands; see `work.py`."""
+"""Floating-point operations of training: a formula over shapes, and a model counted as it stands.
+
+A product of (N x I) by (I x O) counts 2 N I O. Per trained matrix the forward
+pass is one product and the backward pass two; a frozen matrix needs only one
+backward (Schulman et al. 2025, LoRA Without Regret). Layers below everything that is
+trained need none. Attention counts the pairs that are computed. DoRA's lengths, taken
+once a pass, are not counted.
+
+No torch before a model is counted, so that a plan can use the formula too.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from laura.data.packing import Row
-from laura.models.layers import decoder_layers
-from laura.models.lora import LoraLinear
-from laura.models.losses import output_head
-from laura.training.work import TrainingWork, training_flops
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """Multiply-add counts of a model, per token where not said otherwise.
+
+    Attributes:
+        frozen: Elements of Linear weights that are not trained.
+        trained: Elements of Linear weights, and of A and B, that are trained.
+        head: Elements of the output map, used at labelled positions only.
+        head_trained: Whether the output map is trained.
+        attention: Heads x head width x layers.
+        passed: Elements of Linear weights below everything trained, passed forwards only.
+        passed_attention: The part of `attention` that is passed forwards only.
+    """
+
+    frozen: int
+    trained: int
+    head: int
+    head_trained: bool
+    attention: int
+    passed: int = 0
+    passed_attention: int = 0
+
+
+def training_flops(work: TrainingWork, tokens: int, labelled: int, pairs: int) -> int:
+    """Operations of training, forward and backward.
+
+    Args:
+        work: The model's.
+        tokens: That pass through it.
+        labelled: Of these, those with a label.
+        pairs: Query-key pairs; n (n + 1) / 2 of a document of n tokens.
+    """
+    body = tokens * (2 * work.passed + 2 * 2 * work.frozen + 3 * 2 * work.trained)
+    head = labelled * 2 * work.head * (3 if work.head_trained else 2)
+    # Forward: scores and values; backward: twice as much.
+    return body + head + pairs * 2 * 2 * (3 * work.attention - 2 * work.passed_attention)
 
 
 def count_work(model: Any) -> TrainingWork:
     """Count a model as it stands: with LoRA layers attached, or everything trained."""
+    from torch import nn
+
+    from laura.models.layers import decoder_layers
+    from laura.models.lora import LoraLinear
+    from laura.models.losses import output_head
+
     head = output_head(model)
-    below = _below_training(model)
+    below = _below_training(model, decoder_layers(model))
     outside = {id(module) for layer in below for module in layer.modules()}
     frozen = trained = passed = 0
     for module in model.modules():
@@ -45,12 +96,12 @@ def count_work(model: Any) -> TrainingWork:
     )
 
 
-def _below_training(model: Any) -> list[nn.Module]:
+def _below_training(model: Any, layers: nn.ModuleList) -> list[nn.Module]:
     """The first layers, as long as nothing is trained in them or before."""
     if any(p.requires_grad for p in model.get_input_embeddings().parameters()):
         return []
     untrained = takewhile(
-        lambda layer: not any(p.requires_grad for p in layer.parameters()), decoder_layers(model)
+        lambda layer: not any(p.requires_grad for p in layer.parameters()), layers
     )
     return list(untrained)
 

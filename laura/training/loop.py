@@ -28,9 +28,8 @@ from laura.results.progress import Bar
 from laura.results.store import RunStore, content_hash, write_json
 from laura.training.batches import BatchPlan
 from laura.training.checkpoints import load_state, save_state
-from laura.training.flops import count_work, step_flops
+from laura.training.flops import TrainingWork, count_work, step_flops
 from laura.training.schedules import Leg, rate_factor
-from laura.training.work import TrainingWork
 
 # Training is lost when the loss stays, for this many steps, above that of guessing
 # and this many nats above where it began.

@@ -15,7 +15,7 @@ from laura.analysis.measuring import Wanted
 from laura.analysis.spectra import ENERGIES
 from laura.analysis.weights import StoredFull, StoredModel, rescale_rows
 from laura.results.errors import AdapterError, LauraError, ModelError, ShapeError, UsageError
-from laura.results.kept import kept_rows
+from laura.results.store import kept_rows
 from tests.conftest import make_tiny_model
 
 pytestmark = pytest.mark.filterwarnings(

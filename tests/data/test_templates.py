@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laura.data.end_tokens import end_tokens
 from laura.data.examples import Example
 from laura.data.sources import load_examples
-from laura.data.templates import Encoded, check_end_token, encode, encode_all
+from laura.data.templates import Encoded, check_end_token, encode, encode_all, end_tokens
 from laura.recipe.sections import Source
 from laura.results.errors import DataError
 from tests.data.packed import fill_rate, pack

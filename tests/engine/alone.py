@@ -15,8 +15,7 @@ from torch import Tensor
 
 from laura.engine.detokenizer import Score
 from laura.engine.model_runner import FusedRunner
-from laura.engine.scheduler import Scheduler
-from laura.engine.sequence import TokenSequence
+from laura.engine.scheduler import Scheduler, TokenSequence
 from laura.models.adapter_files import PREFIX
 from laura.models.lora import LoraSettings
 from tests.conftest import make_tiny_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from laura.engine.adapter_slots import Slots
-from laura.engine.fused_linear import fuse_linears
+from laura.engine.model_runner import fuse_linears
 from laura.results.errors import AdapterError
 from tests.engine.alone import ATTENTION, MLP, made_adapter, tiny
 

@@ -20,9 +20,8 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from laura.engine.decoder import ModuleDecoder, PlainDecoder, decoder_for
-from laura.engine.fused_linear import fuse_linears
-from laura.engine.sequence import TokenSequence
+from laura.engine.model_runner import ModuleDecoder, PlainDecoder, decoder_for, fuse_linears
+from laura.engine.scheduler import TokenSequence
 from laura.models import attention
 from tests.engine.alone import Heard, hear, serving
 from tests.engine.test_many_adapters import lively

@@ -25,7 +25,7 @@ from laura.engine.drafting import (
     NgramTables,
     allot,
 )
-from laura.engine.sequence import TokenSequence
+from laura.engine.scheduler import TokenSequence
 from tests.engine.alone import MLP, made_adapter, serving, tiny
 
 CPU_FREE_ROWS, VOCABULARY = 12, 12

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from laura.engine.batch_attention import joined_attention, partial_attention, prefix_attention
 from laura.engine.engine import Engine
+from laura.engine.kv_cache import joined_attention, partial_attention, prefix_attention
 from laura.engine.requests import GenerateRequest, ScoreRequest, TokenDocument
 from laura.results.errors import DataError, ModelError, UsageError
 

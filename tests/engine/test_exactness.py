@@ -15,8 +15,7 @@ import torch
 
 from laura.engine import scheduler
 from laura.engine.sampler import Draw
-from laura.engine.scheduler import Scheduler
-from laura.engine.sequence import TokenSequence
+from laura.engine.scheduler import Scheduler, TokenSequence
 from tests.conftest import make_tiny_model
 from tests.engine.alone import (
     ATTENTION,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from laura.engine import fused_linear
-from laura.engine.fused_linear import PackedLinear, filled_rows
+from laura.engine import model_runner
+from laura.engine.model_runner import PackedLinear, filled_rows
 from laura.models import device
 
 
@@ -50,7 +50,7 @@ def test_nothing_is_packed_in_bf16_where_the_processor_cannot(
             raise RuntimeError(f"mkldnn {name}: bf16 path needs the cpu support avx512bw")
 
     monkeypatch.setattr(device, "has_bf16_kernels", lambda: False)
-    monkeypatch.setattr(fused_linear, "_OPS", Refusing())
+    monkeypatch.setattr(model_runner, "_OPS", Refusing())
     weight, x = torch.randn(16, 32).bfloat16(), torch.randn(3, 32).bfloat16()
     for shared in (False, True):
         assert PackedLinear(weight, shared=shared)(x).equal(linear(x, weight))

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from laura.engine import lora_batch
-from laura.engine.adapter_slots import Slot, Slots
-from laura.engine.fused_linear import FusedLinear, fuse_linears
-from laura.engine.lora_batch import LoraBatch, lora_batch_of, slot_order
+from laura.engine import adapter_slots
+from laura.engine.adapter_slots import LoraBatch, Slot, Slots, lora_batch_of, slot_order
+from laura.engine.model_runner import FusedLinear, fuse_linears
 from laura.models.adapter_files import PREFIX
 from laura.models.lora import LoraSettings
 from tests.engine.alone import ATTENTION, MLP, made_adapter, tiny
@@ -67,7 +66,7 @@ class Setting:
 @pytest.fixture(params=[True, False], ids=["lookups", "products"])
 def looks_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """As on a processor, and as on a GPU."""
-    monkeypatch.setattr(lora_batch, "looks_up_adapters", lambda device: request.param)
+    monkeypatch.setattr(adapter_slots, "looks_up_adapters", lambda device: request.param)
     return bool(request.param)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from laura.engine.model_runner import NarrowLinear, narrow
+from laura.engine.engine import NarrowLinear, narrow
 from laura.models.adapters import attach
 from laura.models.device import FEW_ROWS, linear
 from laura.models.lora import LoraSettings, lora_layers

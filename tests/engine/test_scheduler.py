@@ -13,8 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from laura.engine.sampler import Draw
-from laura.engine.scheduler import Scheduler
-from laura.engine.sequence import TokenSequence
+from laura.engine.scheduler import Scheduler, TokenSequence
 from laura.models.adapter_files import read_settings
 from tests.engine.alone import (
     ATTENTION,

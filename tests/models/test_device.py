@@ -75,7 +75,7 @@ def test_auto_is_bf16_only_where_hardware_and_kernels_are(
 BF16_PROGRAM = """
 import sys, torch
 from laura.models.device import autocast, has_bf16_arithmetic, resolve_precision
-from laura.engine.sequence import TokenSequence
+from laura.engine.scheduler import TokenSequence
 from laura.engine.engine import Engine
 from laura.engine.model_runner import FusedRunner
 from laura.engine.scheduler import Scheduler

@@ -18,8 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from laura.results.errors import StoreError
 from laura.serve.admin import BEGUN, Audit
 from laura.serve.auth import new_key
-from laura.serve.context import RequestContext
-from laura.serve.metrics import MOST_PAIRS, MOST_TENANTS, NONE, Metrics
+from laura.serve.context import MOST_PAIRS, MOST_TENANTS, NONE, Metrics, RequestContext
 from tests.serve.houses import BASE, House, build, key, tenant
 from tests.serve.test_app import complete
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laura.serve.auth import LOCAL
-from laura.serve.context import ApiError
 from laura.serve.prompts import FairThread, check_values
+from laura.serve.schemas import ApiError
 from tests.serve.houses import BASE, House, build, key, listening, tenant, until
 from tests.serve.real_server import serving
 

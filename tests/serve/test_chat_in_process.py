@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from laura.engine.batch_attention import BatchAttention
+from laura.engine.kv_cache import BatchAttention
 from laura.models.adapters import attach, save_adapter
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, lora_layers

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from laura.serve.async_engine import FairQueue, QueueFull
+from laura.serve.limits import FairQueue, QueueFull
 
 
 def serve(queue: FairQueue[str], rounds: int, cost: int = 10) -> list[str]:

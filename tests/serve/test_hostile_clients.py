@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from laura.serve.middleware import check_origin
+from laura.serve.app import check_origin
 from tests.serve.houses import BASE, House, build, key, listening, tenant, until
 
 HELLO = {"model": BASE, "messages": [{"role": "user", "content": "hello you"}]}
@@ -196,7 +196,7 @@ def test_a_client_that_does_not_read_holds_no_place_for_ever(micro_tokenizer: An
 def test_pages_of_other_sites_are_kept_out(headers: dict[str, str], passes: bool) -> None:
     from starlette.datastructures import Headers
 
-    from laura.serve.context import ApiError
+    from laura.serve.schemas import ApiError
 
     if passes:
         check_origin(Headers(headers), "127.0.0.1")

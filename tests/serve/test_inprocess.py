@@ -16,6 +16,7 @@ from laura.engine.detokenizer import TextDelta
 from laura.engine.model_runner import FusedRunner
 from laura.engine.scheduler import Scheduler
 from laura.models.adapter_files import base_facts
+from laura.serve.async_engine import InProcess, open_inprocess
 from laura.serve.engines import (
     AdapterFiles,
     Ended,
@@ -24,7 +25,6 @@ from laura.serve.engines import (
     PromptScores,
     SequenceRequest,
 )
-from laura.serve.inprocess import InProcess, open_inprocess
 from laura.serve.library import Library
 from laura.serve.settings import EngineSettings
 from tests.conftest import make_tiny_model

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laura.serve.auth import LOCAL
-from laura.serve.context import ApiError
 from laura.serve.prompts import PIECE, Prompter, TokenTexts
-from laura.serve.schemas import ChatMessage, ContentPart
+from laura.serve.schemas import ApiError, ChatMessage, ContentPart
 from tests.conftest import make_tiny_tokenizer
 
 TINY = make_tiny_tokenizer()

@@ -18,8 +18,8 @@ from laura.evals import keeping
 from laura.recipe.reading import parse_recipe
 from laura.recipe.sections import Recipe
 from laura.results.errors import CheckpointError, DataError
-from laura.results.kept import kept_rows as real_kept_rows
 from laura.results.progress import Silent
+from laura.results.store import kept_rows as real_kept_rows
 from laura.results.store import read_json, read_lines_gz
 from laura.study.opening import join_study, open_study
 from laura.study.runs import RunSpec, specs_of

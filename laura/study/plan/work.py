@@ -36,8 +36,8 @@ from laura.study.plan.memory import (
 )
 from laura.study.plan.shapes import Shapes
 from laura.study.runs import further_seeds, runs_each, separate
+from laura.training.flops import TrainingWork, training_flops
 from laura.training.schedules import longest_warmup, plan_legs
-from laura.training.work import TrainingWork, training_flops
 
 LOOKED_AT = 500
 CHARACTERS_A_TOKEN = 4
