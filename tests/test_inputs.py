@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laura.data.sources import count_rows, read_rows
+from laura.data.rows import count_rows, read_rows
 from laura.evals.user_task import UserTask
 from laura.models.adapter_files import CONFIG, WEIGHTS, read_adapter
 from laura.models.gguf import GgufFile
@@ -212,7 +212,7 @@ def test_lines_up_to_the_longest(tmp_path: Path) -> None:
     row = b'{"text": "%s"}\n' % (b"x" * (MOST_LINE_BYTES - 13))
     assert len(row) == MOST_LINE_BYTES
     path.write_bytes(b'{"text": "a"}\n' + row)
-    assert [number for number, _ in read_rows(path)] == [1, 2]
+    assert [place for place, _ in read_rows(path)] == [f"{path}, line {n}" for n in (1, 2)]
     path.write_bytes(b'{"text": "a"}\n' + row.replace(b"x", b"xx", 1))
     with pytest.raises(DataError, match="line 2: has more than the 16,777,216 bytes"):
         count_rows(path)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from laura.data.formats import Columns
+
 Rows = Iterable[dict[str, Any]]
 
 TRAIN = {"train": "train"}
@@ -82,6 +84,13 @@ class KnownSet:
     huge: bool = False
     joined: str | None = None
     task_ids: Mapping[str, range] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> Columns | None:
+        """Which fields hold what; None where the rows tell."""
+        if not (self.text or self.answer):
+            return None
+        return Columns("", self.prompt, self.answer, "", self.text, self.joined)
 
 
 def _micro(domain: str) -> dict[str, str]:

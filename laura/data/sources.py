@@ -1,35 +1,32 @@
 """Examples from files, named sets and the Hub, checked row by row.
 
-A source is looked up in this order: a name of `NAMED`, a JSON Lines file, a
-data set id on the Hub. For a named set the data folder (`--data-dir` or
-`LAURA_DATA`) wins over the Hub.
+A source is looked up in this order: a name of `NAMED`, a file, a data set id on the Hub. For a
+named set the data folder (`--data-dir` or `LAURA_DATA`) wins over the Hub.
 """
 
 from __future__ import annotations
 
 import difflib
-import gzip
-import json
 import os
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from laura.data.examples import Example
+from laura.data.formats import Columns, example_of, is_blank, shape_of
 from laura.data.named import BENCHMARK_ROWS, NAMED, KnownSet
+from laura.data.rows import ENDINGS, Placed, count_rows, field_names, missing_file, read_rows
 from laura.recipe.sections import Source
-from laura.results.errors import DataError, HubError, LauraError, StoreError
-from laura.results.inputs import bounded_lines, open_regular
+from laura.results.errors import DataError, HubError, LauraError
 
+Tell = Callable[[str], None]
 BUILTIN = Path(__file__).parent / "builtin"
-Placed = tuple[str, dict[str, Any]]
-_FILE_ENDING = re.compile(r"\.(jsonl?|gz|txt|csv|parquet)$")
-ROLES = ("system", "user", "assistant")
-ALLOWED_FIELDS = "messages ([{role, content}, ...]), or prompt and completion, or text"
+_FILE_ENDING = re.compile(r"\.(jsonl?|gz|txt|[ct]sv|parquet)$")
+LOOKED_ON = 1000  # rows behind one that does not fit, in which others are looked for
 
 
 def find_data_dir(given: Path | None) -> Path | None:
@@ -65,14 +62,21 @@ def load_examples(source: Source, data_dir: Path | None = None) -> list[Example]
     return list(stream_examples(source, data_dir))
 
 
-def stream_examples(source: Source, data_dir: Path | None = None) -> Iterator[Example]:
+def stream_examples(
+    source: Source, data_dir: Path | None = None, tell: Tell | None = None
+) -> Iterator[Example]:
     """The same examples one after the other, without holding the whole set.
+
+    Args:
+        source: The recipe's entry.
+        data_dir: Data folder; None means `LAURA_DATA`, if set.
+        tell: Told as what the rows are read, and how many were skipped.
 
     Raises:
         DataError, HubError: as `load_examples`, when the row is reached.
     """
     found = 0
-    for example in islice(_examples(source, data_dir), source.limit):
+    for example in islice(_examples(source, data_dir, tell), source.limit):
         found += 1
         yield example
     if not found:
@@ -137,7 +141,7 @@ def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[
     folder = find_data_dir(data_dir)
     path = _shipped_or_own(folder, local, known.builtin, split)
     if path is not None:
-        rows = _file_rows(path)
+        rows = read_rows(path)
     else:
         found = hub_rows(known.hub, known.config, hub_split, streaming=False, local_hint=local)
         rows = _placed(found, known.hub)
@@ -149,7 +153,7 @@ def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[
     return checked
 
 
-def _examples(source: Source, data_dir: Path | None) -> Iterator[Example]:
+def _examples(source: Source, data_dir: Path | None, tell: Tell | None) -> Iterator[Example]:
     named, path = _named(source), source_file(source, data_dir)
     split = ""
     if named is not None:
@@ -161,20 +165,83 @@ def _examples(source: Source, data_dir: Path | None) -> Iterator[Example]:
         streaming = source.limit is not None or is_endless(source, data_dir)
         rows = _hub_rows(source, named, streaming)
     else:
-        rows = _file_rows(path)
+        rows = read_rows(path)
         if named is not None and _splits_in_rows(named):
             rows = ((place, row) for place, row in rows if row["split"] == split)
-    for index, (place, row) in enumerate(rows):
-        example = (
-            _detected(row, index, place) if named is None else _mapped(row, named, index, place)
-        )
-        if not _blank(example):
+    columns = _columns(source, named)
+    own = named is None and path is not None
+    numbered, skipped = enumerate(rows), list[str]()
+    for index, (place, row) in numbered:
+        try:
+            example = _checked(row, columns, index, place, own)
+        except DataError as error:
+            if source.bad_rows != "skip":
+                raise _with_others(error, numbered, columns, own) from error
+            skipped.append(place)
+            continue
+        if not index and columns is None and tell is not None:
+            tell(f"{source.source} is read as {shape_of(row, place).words()}")
+        if example is not None:
             yield example
-        elif named is None and path is not None:
-            raise DataError(
-                f"{place}: has nothing to learn (its text or answer is blank, or no message is "
-                "the assistant's); fill it or delete the line"
-            )
+    if skipped and tell is not None:
+        tell(f"{source.source}: {len(skipped):,} rows skipped, {_some(skipped)}")
+
+
+def _columns(source: Source, named: KnownSet | None) -> Columns | None:
+    """What the recipe says of the rows, or the named set; None where each row tells."""
+    given = source.columns
+    if given is None:
+        return named.columns if named else None
+    if named is not None:
+        raise DataError(f"{source.source} is a set whose columns are known; leave columns out")
+    return Columns(
+        given.messages or "",
+        tuple(given.prompt),
+        given.completion or "",
+        given.system or "system",
+        given.text or "",
+    )
+
+
+def _checked(
+    row: dict[str, Any], columns: Columns | None, index: int, place: str, own: bool
+) -> Example | None:
+    """A row's example; None where it is blank, which is a fault in a file of one's own."""
+    example = example_of(row, columns, index, place)
+    if not is_blank(example):
+        return example
+    if own:
+        raise DataError(
+            f"{place}: has nothing to learn (its text or answer is blank, or no message is "
+            "the assistant's); fill it or delete the row"
+        )
+    return None
+
+
+def _with_others(
+    first: DataError, numbered: Iterator[tuple[int, Placed]], columns: Columns | None, own: bool
+) -> DataError:
+    """The fault of a row, with the places of those behind it that do not fit either."""
+    others, seen = list[str](), 0
+    with suppress(DataError):  # what cannot even be read will be told when these are mended
+        for index, (place, row) in islice(numbered, LOOKED_ON):
+            seen += 1
+            try:
+                _checked(row, columns, index, place, own)
+            except DataError:
+                others.append(place)
+    if not others:
+        return DataError(f"{first}; or leave such rows out with bad_rows: skip")
+    return DataError(
+        f"{first}. {len(others)} of the {seen:,} rows behind it do not fit either "
+        f"({_some(others)}); mend them, or leave such rows out with bad_rows: skip"
+    )
+
+
+def _some(places: list[str]) -> str:
+    """The first few places, the file's name once."""
+    told = [place.rsplit(", ", 1)[-1] for place in places[:5]]
+    return ", ".join(told) + (", ..." if len(places) > 5 else "")
 
 
 def _named(source: Source) -> KnownSet | None:
@@ -212,22 +279,6 @@ def _splits_in_rows(named: KnownSet) -> bool:
     return bool(named.builtin) and "{split}" not in named.builtin and len(named.splits) > 1
 
 
-def _mapped(row: dict[str, Any], named: KnownSet, index: int, place: str) -> Example:
-    if not named.text and not named.answer:
-        return _detected(row, index, place)
-    if named.text:
-        _need_fields(row, (named.text,), place)
-        return Example(index, (), _string(row[named.text], named.text, place))
-    _need_fields(row, (named.prompt[0], named.answer), place)
-    values = {name: row.get(name) for name in named.prompt}
-    parts = [_string(value, name, place) for name, value in values.items() if value is not None]
-    prompt = "\n\n".join(part for part in parts if part.strip())
-    answer = _string(row[named.answer], named.answer, place)
-    if named.joined is not None:
-        return Example(index, (), prompt + named.joined + answer)
-    return Example(index, (("user", prompt), ("assistant", answer)))
-
-
 def _file(source: Source, data_dir: Path | None) -> Path | None:
     """The file a source means, relative to here or to the data folder; None for a Hub id."""
     text = source.source
@@ -242,8 +293,8 @@ def _file(source: Source, data_dir: Path | None) -> Path | None:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         return None
     raise DataError(
-        f"unknown data set {text!r}; {_nearest(text, NAMED)}, or the path of a JSON Lines file, "
-        "or a Hub id such as openai/gsm8k"
+        f"unknown data set {text!r}; {_nearest(text, NAMED)}, or the path of a file of rows "
+        f"({', '.join(ENDINGS)}), or a Hub id such as openai/gsm8k"
     )
 
 
@@ -293,14 +344,14 @@ def raw_rows(name: str, beside: Path, data_dir: Path | None = None) -> list[Plac
 def _raw_rows(name: str, beside: Path, data_dir: Path | None) -> Iterable[Placed]:
     path = beside / Path(name).expanduser()
     if path.is_file():
-        return _file_rows(path)
+        return read_rows(path)
     if _FILE_ENDING.search(name):
         raise DataError(missing_file(path))
     source = Source(source=name)
     local = source_file(source, data_dir)
     if local is None:
         return _hub_rows(source, _named(source), streaming=False, regroup=False)
-    return _file_rows(local)
+    return read_rows(local)
 
 
 def _file_rows(path: Path) -> Iterator[Placed]:
@@ -328,77 +379,17 @@ def _placed(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Placed]:
     return ((f"{name}, row {number}", row) for number, row in enumerate(rows))
 
 
-# ----- one row -----
-
-
-def _detected(row: Mapping[str, Any], index: int, place: str) -> Example:
-    """An example from a row whose format its fields tell."""
-    if "messages" in row:
-        return Example(index, _messages(row["messages"], place))
-    if "prompt" in row and "completion" in row:
-        prompt = _string(row["prompt"], "prompt", place)
-        answer = _string(row["completion"], "completion", place)
-        return Example(index, (("user", prompt), ("assistant", answer)))
-    if "text" in row:
-        return Example(index, (), _string(row["text"], "text", place))
-    fields = set(row)
-    known = [
-        name
-        for name, named in NAMED.items()
-        if named.hub and named.answer and {named.prompt[0], named.answer} <= fields
-    ]
-    hint = f" (these are the fields of the named set {' or '.join(known)})" if known else ""
-    raise DataError(
-        f"{place}: has the fields {_list(row)}{hint}; allowed are {ALLOWED_FIELDS}. Rename the "
-        "fields"
-    )
-
-
-def _messages(value: object, place: str) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, list) or not value:
-        came = "an empty list" if value == [] else kind_of(value)
-        raise DataError(f"{place}: messages must be a list of {{role, content}}, came {came}")
-    return tuple(_message(item, number, place) for number, item in enumerate(value))
-
-
-def _message(item: object, number: int, place: str) -> tuple[str, str]:
-    where = f"{place}: message {number}"
-    if not isinstance(item, dict) or not {"role", "content"} <= set(item):
-        came = f"the fields {_list(item)}" if isinstance(item, dict) else kind_of(item)
-        raise DataError(f"{where} must have role and content, came {came}")
-    role = item["role"]
-    if role not in ROLES:
-        raise DataError(f"{where}: role must be {', '.join(ROLES)}, came {_short(role)}")
-    return str(role), _string(item["content"], f"message {number}, content", place)
-
-
-def _string(value: object, field: str, place: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{place}: {field} must be a string, came {kind_of(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{place}: {field} holds half of a surrogate pair at character {error.start}, which "
-            "is not text; write the file again from its origin"
-        ) from error
-    return value
+# ----- rows that are checked -----
 
 
 def _need_fields(row: dict[str, Any], fields: Iterable[str], place: str) -> dict[str, Any]:
     missing = [name for name in fields if name not in row]
     if missing:
         raise DataError(
-            f"{place}: lacks {', '.join(missing)}; has the fields {_list(row)}. The file is not "
-            "the one expected; fetch it again"
+            f"{place}: lacks {', '.join(missing)}; has the fields {field_names(row)}. The file is "
+            "not the one expected; fetch it again"
         )
     return row
-
-
-def _blank(example: Example) -> bool:
-    """True where there is nothing to learn: blank text, or no answer with words in it."""
-    answers = [content for role, content in example.messages if role == "assistant"]
-    return not any(part.strip() for part in [example.text, *answers])
 
 
 def _split(name: str, split: str, splits: Mapping[str, str]) -> str:
@@ -412,126 +403,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}known are {', '.join(names)}"
-
-
-def _list(row: Mapping[Any, Any]) -> str:
-    names = [_short(name) for name in list(row)[:12]]
-    return ", ".join(names) + (", ..." if len(row) > 12 else "") if names else "(none)"
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-# ----- JSON Lines, every fault one message with its line -----
-
-
-GZIP_MAGIC = b"\x1f\x8b"
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON Lines file, plain or gzipped, one after the other.
-
-    Blank lines are passed over. Whether a file is gzipped is read from its
-    first bytes, not its name.
-
-    Args:
-        path: The file.
-
-    Yields:
-        Line number, counted from 1, and the row.
-
-    Raises:
-        DataError: the file is missing (with the nearest names), unreadable, a
-            broken gzip, not UTF-8, or a line is not a JSON object.
-    """
-    for number, line in _lines(path):
-        yield number, _row(path, number, line)
-
-
-def count_rows(path: Path) -> int:
-    """Rows of a JSON Lines file; what they hold is not checked, which makes it quick.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    return sum(1 for _ in _lines(path))
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers."""
-    try:
-        with open_regular(path) as file:
-            compressed = file.peek(2)[:2] == GZIP_MAGIC
-            if path.suffix == ".gz" and not compressed and file.peek(1):
-                raise DataError(
-                    f"{path} ends in .gz but is not gzipped; rename it to .jsonl, or compress it"
-                )
-            lines = (
-                bounded_lines(gzip.GzipFile(fileobj=file), path, packed=file)
-                if compressed
-                else bounded_lines(file, path)
-            )
-            for number, line in enumerate(lines, start=1):
-                whole = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if whole.strip():
-                    yield number, whole
-    except FileNotFoundError as error:
-        raise DataError(missing_file(path)) from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} is a broken gzip file ({error}); fetch or write it again"
-        ) from error
-    except StoreError as error:
-        raise DataError(str(error)) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
-
-
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    place = f"{path}, line {number}"
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{place}: is not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or "nested too deeply"
-        raise DataError(
-            f"{place}: is not JSON ({reason}); the file must be JSON Lines, one object a line"
-        ) from error
-    if not isinstance(row, dict):
-        raise DataError(
-            f'{place}: must be a JSON object such as {{"text": ...}}, came {kind_of(row)}'
-        )
-    return row
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is called in messages."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return names.get(type(value), "a number")
-
-
-def missing_file(path: Path) -> str:
-    """Message for a file that is not there, with the nearest names in its folder."""
-    folder = path.parent
-    try:
-        names = sorted(entry.name for entry in folder.iterdir())
-    except (OSError, ValueError):
-        return f"{path} does not exist, nor does its folder; check the path"
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    near = near or [name for name in names if ".jsonl" in name][:3]
-    hint = f"nearest there: {', '.join(near)}" if near else "its folder holds no JSON Lines file"
-    return f"{path} does not exist; {hint}"
 
 
 # ----- rows of the Hub, through `datasets`, with every refusal explained -----
@@ -627,5 +498,5 @@ def _refusal(repository: str, reason: str, local_hint: str) -> str:
     )
     return (
         f"data set {repository}: {reason}. Without the Hub: give --data-dir (or set LAURA_DATA) "
-        f"to a folder{place}, or name a JSON Lines file as the source; or {last}"
+        f"to a folder{place}, or name a file of rows as the source; or {last}"
     )

@@ -26,7 +26,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from laura.data.sources import Placed, find_data_dir, raw_rows
+from laura.data.rows import Placed
+from laura.data.sources import find_data_dir, raw_rows
 from laura.engine.requests import GenerateRequest
 from laura.evals.scoring import ChoiceQuestion, TaskSettings
 from laura.evals.tasks import Kind, TaskEntry

@@ -619,7 +619,7 @@ class SearchSection(Section):
 
 BASE_SAMPLES = "base_samples"
 SAMPLED_ONLY = ("count", "tokens", "temperature", "prompts", "prompt_tokens")
-READ_ONLY = ("split", "subset", "limit")
+READ_ONLY = ("split", "subset", "limit", "columns", "bad_rows")
 
 
 class BaseSection(Section):
@@ -633,17 +633,58 @@ class BaseSection(Section):
     """Type the weights are held in; full finetuning needs float32."""
 
 
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+
+
+class ColumnsSection(Section):
+    """Which fields of a row hold what: `messages`, or `prompt` and `completion`, or `text`."""
+
+    messages: str | None = None
+    """A conversation: a list of {role, content} or {from, value}."""
+    prompt: Annotated[
+        list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])
+    ] = []
+    """What is asked; several are joined by a blank line, those behind the first may be absent."""
+    completion: str | None = None
+    """What is answered."""
+    system: str | None = None
+    """A system message; null: `system`, where a row has it."""
+    text: str | None = None
+    """Running text."""
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Exactly one of the three."""
+        ways = [
+            self.messages is not None,
+            bool(self.prompt or self.completion),
+            self.text is not None,
+        ]
+        if sum(ways) != 1 or bool(self.prompt) != bool(self.completion):
+            yield "", "must name messages, or prompt and completion, or text"
+
+
 class Source(Section):
     """Where rows come from; a plain string is short for `{source: ...}`."""
 
+    later = frozenset({"columns", "bad_rows"})
+
     source: str = Field(min_length=1)
-    """Named set, JSONL file (also .gz), or Hub data set id."""
+    """Named set, file (JSON Lines, JSON array, CSV, Parquet), or Hub data set id."""
     split: str | None = None
     """Split, where the source has several; null for the set's own default."""
     subset: str | None = None
     """Hub configuration name, where there are several."""
     limit: Count | None = None
     """Use at most this many rows; null for all."""
+    columns: ColumnsSection | None = None
+    """Which columns hold what, where the rows do not tell by their names."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What becomes of rows that do not fit: `refuse` stops and lists them, `skip` leaves them out
+    and says how many."""
 
     @property
     def rows(self) -> tuple[str, str | None, str | None]:

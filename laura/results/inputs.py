@@ -30,6 +30,8 @@ MOST_TOKENIZER_BYTES = 256 * 2**20
 """Any other file of a model but its weights; Gemma's tokenizer has 33 million."""
 MOST_LINE_BYTES = 16 * 2**20
 """A line of JSON Lines, unpacked: one example, longer than the context of any model."""
+MOST_ARRAY_BYTES = 2**30
+"""A JSON array of examples, unpacked: it is read whole, and takes several times as much memory."""
 MOST_SAMPLES_BYTES = 2**30
 """Kept samples, unpacked."""
 MOST_RATIO, FREE_BYTES = 200, 2 * 2**20
@@ -128,9 +130,33 @@ def bounded_lines(
             )
         if most_bytes is not None and seen > most_bytes:
             raise StoreError(f"{path} holds more than {most_bytes:,} bytes; make it anew")
-        if packed is not None and seen > FREE_BYTES and seen > MOST_RATIO * packed.tell():
-            raise StoreError(
-                f"{path} unpacks to more than {MOST_RATIO} times its size, as text never does; if "
-                "it is meant, unpack it and give the plain file"
-            )
+        _refuse_bomb(path, seen, packed)
         yield line
+
+
+def bounded_whole(
+    file: io.BufferedIOBase, path: Path, most_bytes: int, packed: io.BufferedReader | None = None
+) -> bytes:
+    """All of an open file, read piece by piece; see `bounded_lines`.
+
+    Raises:
+        StoreError: it has more bytes, or unpacks to far more than its size.
+    """
+    content = bytearray()
+    while piece := file.read(2**20):
+        content += piece
+        if len(content) > most_bytes:
+            raise StoreError(
+                f"{path} holds more than {most_bytes:,} bytes; write it as JSON Lines, one object "
+                "a line"
+            )
+        _refuse_bomb(path, len(content), packed)
+    return bytes(content)
+
+
+def _refuse_bomb(path: Path, seen: int, packed: io.BufferedReader | None) -> None:
+    if packed is not None and seen > FREE_BYTES and seen > MOST_RATIO * packed.tell():
+        raise StoreError(
+            f"{path} unpacks to more than {MOST_RATIO} times its size, as text never does; if "
+            "it is meant, unpack it and give the plain file"
+        )

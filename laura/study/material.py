@@ -131,7 +131,7 @@ def prepare(
     corpus = write_corpus(
         place,
         identity,
-        stream_examples(section.train, data_dir),
+        stream_examples(section.train, data_dir, progress.say),
         encoder.to_learn,
         vocabulary=len(encoder.tokenizer),
         masked=encoder.regime == "instruct",
@@ -186,7 +186,7 @@ def corpus_identity(
     """What determines the tokens of a source that is read so far."""
     path = source_file(source, data_dir)
     return {
-        "source": source.model_dump(mode="json", include=set(Source.model_fields)),
+        "source": source.identity(type(source).model_fields.keys() - Source.model_fields.keys()),
         # What is no file is refused when it is read.
         "file": _file_state(path) if path is not None and path.is_file() else None,
         "enough": [enough.tokens, enough.further] if enough else None,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from laura.data.examples import Example
 from laura.data.named import BENCHMARK_ROWS, NAMED, wikitext_articles
 from laura.data.sources import load_examples, load_rows, stream_examples
-from laura.recipe.sections import Source
+from laura.recipe.sections import ColumnsSection, Source
 from laura.results.errors import DataError, HubError, LauraError
 
 
@@ -65,9 +65,8 @@ def test_limit_and_stream_agree(tmp_path: Path) -> None:
 
 
 FAULTS: list[tuple[bytes, str]] = [
-    (b'{"text": "a"}\n{"question": "q", "answer": "a"}\n', "line 2: has the fields question, ans"),
-    (b'{"question": "q", "answer": "a"}', "fields of the named set gsm8k"),
-    (b'{"foo": 1}', "allowed are messages .* prompt and completion, or text"),
+    (b'{"text": "a"}\n{"frage": "q", "antwort": "a"}\n', "line 2: has the fields frage, antwort"),
+    (b'{"foo": 1}', "known are messages; .* prompt, completion; .* text. Rename them, or say"),
     (b"{}", r"has the fields \(none\)"),
     (b'{"text": 3}', "line 1: text must be a string, came a number"),
     (b'{"text": " "}', "line 1: has nothing to learn"),
@@ -77,13 +76,13 @@ FAULTS: list[tuple[bytes, str]] = [
     (b'{"messages": "hi"}', "must be a list of .* came a string"),
     (b'{"messages": [3]}', "message 0 must have role and content, came a number"),
     (b'{"messages": [{"role": "user"}]}', "came the fields role"),
-    (b'{"messages": [{"role": "bot", "content": ""}]}', "role must be system, user, assis"),
-    (b'{"messages": [{"role": "user", "content": ["x"]}]}', "content must be a string"),
+    (b'{"messages": [{"role": "bot", "content": ""}]}', "role must be system, user, human"),
+    (b'{"messages": [{"role": "user", "content": ["x"]}]}', "content must be a string or"),
     (b'{"messages": [{"role": "user", "content": "x"}]}', "no message is the assistant's"),
-    (b'{"text": "a"}\n{"text": ', "line 2: is not JSON .*one object a line"),
+    (b'{"text": "a"}\n{"text": ', "line 2: is not JSON .*one object a line, or an array"),
     (b'{"text": "a"}\n{"text": "\xff"}', "line 2: is not UTF-8"),
     (b'{"text": "\\ud800"}', "half of a surrogate pair"),
-    (b"[1, 2]", "must be a JSON object .* came a list"),
+    (b"[1, 2]", "row 0: must be a JSON object .* came a number"),
     (b"[" * 100_000, "is not JSON"),
     (b"1" * 5000, "is not JSON"),
     (b"", "has no rows"),
@@ -279,7 +278,7 @@ def test_the_hub_out_of_reach_says_what_to_do(tmp_path: Path) -> None:
         lambda: load_rows("hellaswag", "validation", tmp_path),
         lambda: load("somebody/some-set"),
     ):
-        with pytest.raises(HubError, match=r"--data-dir .*LAURA_DATA.* JSON Lines file"):
+        with pytest.raises(HubError, match=r"--data-dir .*LAURA_DATA.* file of rows"):
             call()
 
 
@@ -290,7 +289,7 @@ def test_rows_from_a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load_dataset(*args: Any, **options: Any) -> list[dict[str, Any]]:
         calls.append((args, options))
-        return [{"query": "q", "response": "a"}, {"query": "q", "response": " "}] * 2
+        return [{"query": "q", "response": a} for a in ("a", " ")] * 2
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     examples = load("metamathqa", limit=2)
@@ -300,8 +299,9 @@ def test_rows_from_a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls[0][1] == {"split": "train", "data_dir": None, "streaming": True}
     load("metamathqa")
     assert calls[1][1]["streaming"] is False
-    with pytest.raises(DataError, match="row 0: has the fields query, response"):
-        load("somebody/some-set", subset="x")
+    columns = ColumnsSection(prompt=["question"], completion="response")
+    with pytest.raises(DataError, match="row 0: lacks question; has the fields query, response"):
+        load("somebody/some-set", subset="x", columns=columns)
     assert calls[2][0] == ("somebody/some-set", "x")
 
 
