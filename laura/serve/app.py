@@ -229,6 +229,17 @@ def _operations_routes(service: Service, metrics: Metrics) -> APIRouter:
         """Whether the process lives."""
         return {"status": "alive"}
 
+    @routes.get("/health")
+    async def health() -> Response:
+        """Whether it answers, as vLLM says it: without a word."""
+        service.check_ready()
+        return Response()
+
+    @routes.get("/version")
+    async def version() -> dict[str, str]:
+        """Of Laura."""
+        return {"version": __version__}
+
     @routes.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Whether it answers."""
@@ -342,12 +353,16 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         context = RequestContext(scope["method"], scope["path"])
+        head = scope["method"] == "HEAD"  # answered like GET, without the body
+        scope = {**scope, "method": "GET" if head else scope["method"]}
         scope.setdefault("state", {})["context"] = context
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = context.id
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:

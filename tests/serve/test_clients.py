@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from laura import __version__
 from tests.serve.houses import BASE, House, build, key, listening, tenant
 
 HELLO = [{"role": "user", "content": "hello you"}]
@@ -93,6 +94,34 @@ def test_the_log_says_which_field_was_refused(micro_tokenizer: Any) -> None:
         chat(house, **fields)
         assert last_line(house)["param"] == param
     assert "secret" not in house.log.getvalue() and "whole" not in house.log.getvalue()
+
+
+def test_health_and_version_as_vllm_tells_them(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann", "*"))
+    health = house.request("GET", "/health")
+    assert (health.status_code, health.content) == (200, b"")
+    assert house.request("GET", "/version").json() == {"version": __version__}
+    house.engine.ready = False
+    assert house.request("GET", "/health").status_code == 503
+
+
+def test_head_is_answered_like_get_without_a_body(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann", "*"))
+    for path, status in (
+        ("/", 200), ("/v1/models", 200), ("/health", 200), ("/metrics", 403), ("/x", 404),
+        ("/v1/completions", 405),
+    ):  # fmt: skip
+        got, headed = (house.request(one, path, headers=key("ann")) for one in ("GET", "HEAD"))
+        assert headed.status_code == got.status_code == status
+        assert headed.content == b"" and last_line(house)["method"] == "HEAD"
+        assert (
+            headed.headers["content-type" if got.content else "content-length"]
+            == (got.headers["content-type" if got.content else "content-length"])
+        )
+    assert house.request("HEAD", "/v1/models").status_code == 401
+    with listening(house) as url, httpx.Client(base_url=url, headers=key("ann")) as client:
+        assert client.head("/v1/models").content == b""
+        assert client.get("/v1/models").json()["object"] == "list"
 
 
 def test_models_say_how_much_they_read(micro_tokenizer: Any) -> None:
