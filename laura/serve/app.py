@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from laura import __version__
@@ -346,6 +347,16 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, service: Service, metrics: Metrics) -> None:
         self._app, self._service, self._metrics = app, service, metrics
+        self._answer: ASGIApp = self._pass
+        if origins := service.settings.cors_origins:
+            # Never with credentials: a key is sent by the page itself, not by its browser.
+            self._answer = CORSMiddleware(
+                self._pass,
+                allow_origins=origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it; log it either way."""
@@ -366,7 +377,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self._pass(scope, receive, send_named)
+            await self._answer(scope, receive, send_named)
         except ClientGone:
             context.code, context.status = "client_gone", context.status or GONE
         except Exception as error:
@@ -386,7 +397,7 @@ class RequestMiddleware:
         try:
             try:
                 if service.tenants is None:
-                    check_origin(headers, settings.host)
+                    check_origin(headers, settings.host, settings.cors_origins)
                 service.identify(context, key_of(headers))
                 if scope["path"].startswith("/v1/") or scope["path"] == TOKENIZE:
                     tenant = context.need_tenant()
@@ -423,8 +434,8 @@ def key_of(headers: Headers) -> str | None:
     return key.strip() if kind.lower() == "bearer" and key.strip() else None
 
 
-def check_origin(headers: Headers, host: str) -> None:
-    """Without keys, only programs on this machine and our own page may ask.
+def check_origin(headers: Headers, host: str, others: Collection[str] = ()) -> None:
+    """Without keys, only programs on this machine, our own page and those of `others` may ask.
 
     A page of another site can make its visitor's browser send requests to this machine:
     under a name of its own that it points here (DNS rebinding), or straight to the
@@ -444,7 +455,7 @@ def check_origin(headers: Headers, host: str) -> None:
             f"this server answers to localhost only, and the request is for {asked[:100]!r}",
             "host_not_allowed",
         )
-    if origin is not None and origin.lower() != f"http://{asked.lower()}":
+    if origin is not None and origin.lower() not in (f"http://{asked.lower()}", *others):
         raise ApiError(
             403,
             f"requests from pages of other sites are refused; this one is of {origin[:100]!r}",

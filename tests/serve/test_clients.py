@@ -10,9 +10,17 @@ import openai
 import pytest
 
 from laura import __version__
+from laura.results.errors import UsageError
+from laura.serve.settings import ServeSettings
 from tests.serve.houses import BASE, House, build, key, listening, tenant
 
 HELLO = [{"role": "user", "content": "hello you"}]
+SITE = "https://app.example"
+PREFLIGHT = {
+    "origin": SITE,
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type,x-stainless-os",
+}
 
 
 def chat(house: House, **fields: Any) -> httpx.Response:
@@ -173,3 +181,36 @@ def test_tokens_cost_a_request_and_are_bounded_like_a_chat(micro_tokenizer: Any)
     assert ask({"prompt": "a"}, **key("ann")) == (429, "rate_limit_exceeded") and encoded == ["a"]
     usage = service.limits.usage(ann)
     assert (usage.running, usage.tokens, usage.tokens_left) == (0, 0, 100)
+
+
+def test_pages_of_chosen_sites_may_ask(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann", "*"), cors_origins=(SITE,))
+    asked = house.request("OPTIONS", "/v1/chat/completions", headers=PREFLIGHT)
+    assert asked.status_code == 200 and last_line(house)["method"] == "OPTIONS"
+    assert asked.headers["access-control-allow-origin"] == SITE
+    assert "x-stainless-os" in asked.headers["access-control-allow-headers"]
+    for who, status in ((key("ann"), 200), ({}, 401)):
+        answer = house.request("GET", "/v1/models", headers={"origin": SITE, **who})
+        assert answer.status_code == status, "what is refused can be read, too"
+        assert answer.headers["access-control-allow-origin"] == SITE
+        assert "access-control-allow-credentials" not in answer.headers
+    for site in ("https://evil.example", "null", SITE + ".evil.example"):
+        assert house.request(
+            "OPTIONS", "/v1/models", headers={**PREFLIGHT, "origin": site}
+        ).is_error
+        answer = house.request("GET", "/v1/models", headers={"origin": site, **key("ann")})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_without_keys_only_chosen_sites_pass(micro_tokenizer: Any) -> None:
+    house, shut = build(micro_tokenizer, cors_origins=(SITE,)), build(micro_tokenizer)
+    for origin, there, status in ((SITE, house, 200), (SITE, shut, 403), ("https://b", house, 403)):
+        answer = there.request("GET", "/v1/models", headers={"origin": origin})
+        assert answer.status_code == status
+    assert shut.request("OPTIONS", "/v1/models", headers=PREFLIGHT).is_error
+
+
+@pytest.mark.parametrize("origin", ["*", "app.example", "https://app.example/", "https://A.b", ""])
+def test_a_site_is_named_as_browsers_do(origin: str) -> None:
+    with pytest.raises(UsageError, match="--cors-origin"):
+        ServeSettings(base=BASE, cors_origins=(origin,))
