@@ -230,7 +230,7 @@ def _operations_routes(service: Service, metrics: Metrics) -> APIRouter:
         """Whether the process lives."""
         return {"status": "alive"}
 
-    @routes.get("/health")
+    @routes.get("/health", response_class=Response)
     async def health() -> Response:
         """Whether it answers, as vLLM says it: without a word."""
         service.check_ready()
