@@ -313,7 +313,16 @@ Content = Annotated[
 
 
 class ChatMessage(_Message):
-    """One message of a conversation."""
+    """One message of a conversation; only an assistant's may be empty."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"role": {"const": "assistant"}}},
+                {"properties": {"content": {"type": ["string", "array"]}}, "required": ["content"]},
+            ]
+        }
+    )
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = None
