@@ -262,7 +262,9 @@ def _with(name: str, fields: Mapping[str, Any]) -> type[_Body]:
 
 
 if TYPE_CHECKING:
-    _Prompt = _Request = _Message = _Body
+    _Prompt = _Body
+    _Request = _Body
+    _Message = _Body
 else:
     _Prompt = _with("_Prompt", OF_PROMPTS)
     _Request = _with("_Request", OF_REQUESTS)
@@ -295,6 +297,7 @@ class ContentPart(_Body):
 
 # pydantic names which of two kinds it took: no field of a client's is called so.
 _TEXT, _PARTS = "(text)", "(parts)"
+_NO_CONTENT = "must be a text, or a list of parts of the type text"
 
 
 def _kind(content: Any) -> str | None:
@@ -307,7 +310,7 @@ Content = Annotated[
     Discriminator(
         _kind,
         custom_error_type="content",
-        custom_error_message="must be a text, or a list of parts of the type text",
+        custom_error_message=_NO_CONTENT,
     ),
 ]
 
@@ -330,8 +333,7 @@ class ChatMessage(_Message):
     @model_validator(mode="after")
     def _says_something(self) -> ChatMessage:
         if self.content is None and self.role != "assistant":
-            words = "must be a text, or a list of parts of the type text; only an assistant's"
-            raise _fault("content", f"{words} may be null")
+            raise _fault("content", f"{_NO_CONTENT}; only an assistant's may be null")
         return self
 
     @property
