@@ -66,6 +66,9 @@ class ServeOptions:
     vllm_argument: list[str] | None = option(metavar="NAME=VALUE")
     """An argument of vLLM's own server, such as tensor-parallel-size=2; may be given several
     times."""
+    cors_origin: list[str] | None = option(metavar="URL")
+    """A site whose pages may ask from a browser, such as http://localhost:3000; may be given
+    several times."""
     audit: Path | None = option(metavar="FILE")
     """Where admin actions are written, a line of JSON each."""
 
@@ -105,6 +108,7 @@ def serve(console: Console, options: ServeOptions) -> None:
         grace_seconds=options.grace,
         prompt_tokens=options.max_prompt_tokens,
         new_tokens=options.max_new_tokens,
+        cors_origins=tuple(options.cors_origin or ()),
     )
     engine_settings = EngineSettings(
         base=options.base,

@@ -57,6 +57,8 @@ class TokenSequence:
         top: How many most likely tokens are told with every token; None for no scores.
         scores_prompt: Whether the prompt's tokens are scored.
         ignore_end: Whether an end token does not end it.
+        least: No token that would end it is chosen before so many new ones; scores stay those
+            of the model, as in vLLM (`min_tokens`).
         streamed: Whether its text is told as it comes; else only its end.
         prefix: What several prompts begin with, read once for all of them: a sequence that only
             its users keep; this one's row holds what stands behind it.
@@ -74,6 +76,7 @@ class TokenSequence:
     top: int | None = None
     scores_prompt: bool = False
     ignore_end: bool = False
+    least: int = 0
     streamed: bool = True
     prefix: TokenSequence | None = None
     tokens: list[int] = field(default_factory=list)
@@ -440,11 +443,12 @@ def extend(
         left.append((one, draft, rows))
         rows += 1 + len(draft)
     sound = logits_NV.amax(-1).isfinite().tolist() if must_be_finite else [True] * rows
-    likeliest = most_likely(logits_NV).tolist()
+    allowed_NV = _without_ends(left, logits_NV)
+    likeliest = most_likely(allowed_NV).tolist()
     outputs, depth = list[StepOutput](), 0
     while left:
         answers = [(one, first + depth) for one, _, first in left]
-        tokens = _drawn(answers, logits_NV, {one: likeliest[row] for one, row in answers})
+        tokens = _drawn(answers, allowed_NV, {one: likeliest[row] for one, row in answers})
         scores = _scored(answers, logits_NV, tokens)
         found = [
             advance(one, tokens[one], scores.get(one))
@@ -466,6 +470,22 @@ def extend(
         ]
         depth += 1
     return outputs
+
+
+def _without_ends(
+    asked: Sequence[tuple[TokenSequence, Sequence[int], int]], logits_NV: Tensor
+) -> Tensor:
+    """Logits in which no sequence ends before its least tokens; a copy only where one would."""
+    rows, ends = list[int](), list[int]()
+    for one, draft, first in asked:
+        for row in range(first, first + min(1 + len(draft), one.least - len(one.tokens))):
+            rows += [row] * len(one.stops)
+            ends += one.stops
+    if not rows:
+        return logits_NV
+    allowed_NV = logits_NV.clone()
+    allowed_NV[rows, ends] = float("-inf")
+    return allowed_NV
 
 
 def _drawn(

@@ -491,6 +491,7 @@ class EventStream(Response):
     Args:
         generation: What is told; closed at the end, whatever happens.
         wants_usage: Whether the last chunk says what was used.
+        wants_usage_so_far: Whether every chunk says what was used until then.
         heartbeat_seconds: A comment is sent when nothing happened for so long: it keeps
             proxies from hanging up, and finds out that a client is gone.
         failed: Told of a mistake of ours.
@@ -503,12 +504,14 @@ class EventStream(Response):
         generation: Generation,
         *,
         wants_usage: bool,
+        wants_usage_so_far: bool,
         heartbeat_seconds: float,
         failed: Callable[[RequestContext, Exception], ApiError],
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._generation, self._wants_usage = generation, wants_usage
+        self._wants_usage_so_far = wants_usage_so_far
         self._heartbeat, self._failed = heartbeat_seconds, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -536,6 +539,8 @@ class EventStream(Response):
         generation, context = self._generation, self._generation.context
         try:
             async for chunk in generation.chunks(self._heartbeat):
+                if chunk is not None and self._wants_usage_so_far:
+                    chunk.usage = _usage(context)
                 yield HEARTBEAT if chunk is None else _data(chunk.model_dump_json())
             if self._wants_usage:
                 yield _data(generation.serializer.usage(context).model_dump_json())
@@ -543,7 +548,7 @@ class EventStream(Response):
         except Exception as error:
             # The status has long been sent; clients read the error from the stream.
             fault = error if isinstance(error, ApiError) else self._failed(context, error)
-            context.code = fault.code
+            context.refuse(fault)
             yield _data(json.dumps(fault.body()))
 
 

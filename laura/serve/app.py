@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,11 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from laura import __version__
@@ -34,6 +36,7 @@ from laura.serve.answers import EventStream, while_there
 from laura.serve.auth import Tenants, is_loopback
 from laura.serve.context import ClientGone, Metrics, RequestContext, RequestLog, context_of
 from laura.serve.engines import ServingEngine
+from laura.serve.prompts import Body
 from laura.serve.schemas import (
     ApiError,
     ChatCompletion,
@@ -44,6 +47,8 @@ from laura.serve.schemas import (
     GenerationRequest,
     ModelCard,
     ModelList,
+    TokenizeRequest,
+    TokenizeResponse,
     bad_request,
 )
 from laura.serve.service import Service
@@ -76,6 +81,8 @@ PAGE_HEADERS = {
     "cache-control": "no-cache",
 }
 SCHEMAS = "#/components/schemas/"
+TOKENIZE = "/tokenize"
+BODIES = (ChatCompletionRequest, CompletionRequest, TokenizeRequest)
 GONE = 499  # nginx's number for a client that did not wait
 # A client that is told early that its body is too large may still be sending: without
 # reading on it would see a broken connection instead of the answer.
@@ -122,6 +129,7 @@ def create_app(
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _refused)
     app.include_router(_openai_routes(service))
+    app.include_router(_tokens_routes(service))
     app.include_router(_operations_routes(service, metrics))
     app.include_router(admin_routes(Admin(service, audit or Audit(None), tenants_file)))
     app.include_router(_page_routes())
@@ -152,12 +160,10 @@ def _openai_routes(service: Service) -> APIRouter:
         async def ask(request: Request) -> Response:
             return await _answer(service, request, asked)
 
-        # The body is read by `Service.read`, so the framework must be told what it is.
-        content = {"application/json": {"schema": {"$ref": f"{SCHEMAS}{asked.__name__}"}}}
         routes.add_api_route(
             path, ask, methods=["POST"], name=path, description=words, response_model=None,
             responses={200: {"model": answer, "content": {"text/event-stream": {}}}},
-            openapi_extra={"requestBody": {"required": True, "content": content}},
+            openapi_extra=_asked(asked),
         )  # fmt: skip
 
     add("/chat/completions", ChatCompletionRequest, ChatCompletion, "Answer a conversation.")
@@ -165,12 +171,22 @@ def _openai_routes(service: Service) -> APIRouter:
     return routes
 
 
-async def _answer(service: Service, request: Request, kind: type[GenerationRequest]) -> Response:
-    context, there = context_of(request), partial(while_there, request.receive)
+def _asked(body: type[BaseModel]) -> dict[str, Any]:
+    """Bodies are read by `Service.read`, so the framework must be told what they are."""
+    content = {"application/json": {"schema": {"$ref": f"{SCHEMAS}{body.__name__}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _read(service: Service, request: Request, kind: type[Body]) -> Body:
     told = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not re.fullmatch(r"application/([\w.-]+\+)?json", told):
         raise bad_request("the body must be JSON, with the header content-type: application/json")
-    wanted = await there(service.read(context, kind, await request.body()))
+    return await service.read(context_of(request), kind, await request.body())
+
+
+async def _answer(service: Service, request: Request, kind: type[GenerationRequest]) -> Response:
+    context, there = context_of(request), partial(while_there, request.receive)
+    wanted = await there(_read(service, request, kind))
     generation = await there(service.begin(context, request.state.admission, wanted))
     handed_on = False
     try:
@@ -183,12 +199,27 @@ async def _answer(service: Service, request: Request, kind: type[GenerationReque
         return EventStream(
             generation,
             wants_usage=wanted.wants_usage,
+            wants_usage_so_far=wanted.wants_usage_so_far,
             heartbeat_seconds=heartbeat,
             failed=service.failed,
         )
     finally:
         if not handed_on:
             generation.close()
+
+
+def _tokens_routes(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["tokens"])
+
+    @routes.post(TOKENIZE, openapi_extra=_asked(TokenizeRequest))
+    async def tokenize(request: Request) -> TokenizeResponse:
+        """The tokens of a text or of a conversation, as vLLM tells them."""
+        there = partial(while_there, request.receive)
+        wanted = await there(_read(service, request, TokenizeRequest))
+        context, admission = context_of(request), request.state.admission
+        return await there(service.tokenize(context, admission, wanted))
+
+    return routes
 
 
 def _operations_routes(service: Service, metrics: Metrics) -> APIRouter:
@@ -198,6 +229,17 @@ def _operations_routes(service: Service, metrics: Metrics) -> APIRouter:
     async def healthz() -> dict[str, str]:
         """Whether the process lives."""
         return {"status": "alive"}
+
+    @routes.get("/health", response_class=Response)
+    async def health() -> Response:
+        """Whether it answers, as vLLM says it: without a word."""
+        service.check_ready()
+        return Response()
+
+    @routes.get("/version")
+    async def version() -> dict[str, str]:
+        """Of Laura."""
+        return {"version": __version__}
 
     @routes.get("/readyz")
     async def readyz() -> dict[str, str]:
@@ -268,7 +310,7 @@ def _files() -> dict[str, tuple[str, str, bytes]]:
 
 async def _api_error(request: Request, fault: Exception) -> Response:
     assert isinstance(fault, ApiError)
-    context_of(request).code = fault.code
+    context_of(request).refuse(fault)
     return JSONResponse(fault.body(), fault.status, fault.headers())
 
 
@@ -289,7 +331,7 @@ def _schema(app: FastAPI) -> dict[str, Any]:
             for operation in methods.values():
                 operation["responses"].pop("422", None)
         _, bodies = models_json_schema(
-            [(ChatCompletionRequest, "validation"), (CompletionRequest, "validation")],
+            [(body, "validation") for body in BODIES],
             ref_template=SCHEMAS + "{model}",
         )
         known = schema["components"]["schemas"]
@@ -305,6 +347,16 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, service: Service, metrics: Metrics) -> None:
         self._app, self._service, self._metrics = app, service, metrics
+        self._answer: ASGIApp = self._pass
+        if origins := service.settings.cors_origins:
+            # Never with credentials: a key is sent by the page itself, not by its browser.
+            self._answer = CORSMiddleware(
+                self._pass,
+                allow_origins=origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it; log it either way."""
@@ -312,16 +364,20 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         context = RequestContext(scope["method"], scope["path"])
+        head = scope["method"] == "HEAD"  # answered like GET, without the body
+        scope = {**scope, "method": "GET" if head else scope["method"]}
         scope.setdefault("state", {})["context"] = context
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = context.id
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
-            await self._pass(context, scope, receive, send_named)
+            await self._answer(scope, receive, send_named)
         except ClientGone:
             context.code, context.status = "client_gone", context.status or GONE
         except Exception as error:
@@ -333,25 +389,24 @@ class RequestMiddleware:
             self._service.log.write(context.log_line())
             self._metrics.count(context)
 
-    async def _pass(
-        self, context: RequestContext, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context: RequestContext = scope["state"]["context"]
         headers, service = Headers(scope=scope), self._service
         settings, body = service.settings, RequestBody(headers, receive)
         admission = None
         try:
             try:
                 if service.tenants is None:
-                    check_origin(headers, settings.host)
+                    check_origin(headers, settings.host, settings.cors_origins)
                 service.identify(context, key_of(headers))
-                if scope["path"].startswith("/v1/"):
+                if scope["path"].startswith("/v1/") or scope["path"] == TOKENIZE:
                     tenant = context.need_tenant()
                     if scope["method"] == "POST":
                         admission = service.limits.admit(tenant)
                 known = context.tenant is not None or context.admin
                 read = await body.read(settings.body_bytes if known else 0, settings.body_seconds)
             except ApiError as fault:
-                context.code = fault.code
+                context.refuse(fault)
                 await body.drain()
                 await _send_error(fault, scope, receive, send, {"connection": "close"})
                 return
@@ -379,8 +434,8 @@ def key_of(headers: Headers) -> str | None:
     return key.strip() if kind.lower() == "bearer" and key.strip() else None
 
 
-def check_origin(headers: Headers, host: str) -> None:
-    """Without keys, only programs on this machine and our own page may ask.
+def check_origin(headers: Headers, host: str, others: Collection[str] = ()) -> None:
+    """Without keys, only programs on this machine, our own page and those of `others` may ask.
 
     A page of another site can make its visitor's browser send requests to this machine:
     under a name of its own that it points here (DNS rebinding), or straight to the
@@ -400,7 +455,7 @@ def check_origin(headers: Headers, host: str) -> None:
             f"this server answers to localhost only, and the request is for {asked[:100]!r}",
             "host_not_allowed",
         )
-    if origin is not None and origin.lower() != f"http://{asked.lower()}":
+    if origin is not None and origin.lower() not in (f"http://{asked.lower()}", *others):
         raise ApiError(
             403,
             f"requests from pages of other sites are refused; this one is of {origin[:100]!r}",

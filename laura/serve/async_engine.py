@@ -135,6 +135,7 @@ class AsyncEngine(ABC):
             top=request.top_logprobs,
             scores_prompt=request.prompt_logprobs,
             ignore_end=request.ignore_end,
+            least=request.min_new_tokens,
             request=request,
             adapter=adapter,
             tell=tell,

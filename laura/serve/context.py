@@ -9,6 +9,7 @@ reads it.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -43,8 +44,10 @@ class RequestContext:
     Attributes:
         adapter: The adapter that answers, "base", or None where no model was found.
         code: Why it was refused, if it was.
+        param: The field for which it was, if it was for one.
         prompt_tokens: Of all its prompts.
         read_tokens: Of the prompts that the engine has begun to read.
+        cached_tokens: Of these, those that were not computed anew.
         new_by_sequence: New tokens of each sequence that the engine has begun.
         scores: Log-probabilities that it may come to.
     """
@@ -65,6 +68,7 @@ class RequestContext:
     finish: list[str] = field(default_factory=list)
     status: int = 0
     code: str | None = None
+    param: str | None = None
     new_by_sequence: dict[int, int] = field(default_factory=dict)
     scores: int = 0
 
@@ -79,7 +83,7 @@ class RequestContext:
         if index not in self.new_by_sequence:
             self.read_tokens += reads
         if isinstance(event, Ended):
-            self.cached_tokens += event.cached_tokens
+            self.cached_tokens += min(reads, event.cached_tokens)
             self.new_by_sequence[index] = event.new_tokens
             self.finish.append(event.finish)
             return
@@ -88,6 +92,10 @@ class RequestContext:
         self.new_by_sequence[index] = self.new_by_sequence.get(index, 0) + piece
         if piece and self.first_token is None:
             self.first_token = self.seconds
+
+    def refuse(self, fault: ApiError) -> None:
+        """Note why it is refused."""
+        self.code, self.param = fault.code, fault.param
 
     @property
     def new_tokens(self) -> int:
@@ -157,8 +165,16 @@ class RequestContext:
             "finish": self.finish,
             "stream": self.stream,
             "code": self.code,
+            "param": self._told_param,
             **expired,
         }
+
+    @property
+    def _told_param(self) -> str | None:
+        """A client may call a field what they like, also by a key or a whole prompt."""
+        if self.param is None or re.fullmatch(r"[A-Za-z0-9_.]{1,100}", self.param):
+            return self.param
+        return OTHER
 
 
 def context_of(request: Request) -> RequestContext:

@@ -39,6 +39,7 @@ class SequenceRequest:
             token's own log-probability alone; None where none are wanted.
         prompt_logprobs: Whether the prompt's own log-probabilities are wanted.
         ignore_end: Whether an end token does not end the answer (for benchmarks).
+        min_new_tokens: No end token is chosen before so many tokens; stop texts end it as ever.
     """
 
     id: str
@@ -55,6 +56,7 @@ class SequenceRequest:
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
     ignore_end: bool = False
+    min_new_tokens: int = 0
 
 
 @dataclass(frozen=True)

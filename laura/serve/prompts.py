@@ -14,16 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from laura.data.templates import chat_template
 from laura.results.errors import DataError
 from laura.serve.auth import Tenant
 from laura.serve.limits import FairQueue, QueueFull
-from laura.serve.schemas import ApiError, ChatMessage, GenerationRequest, bad_request, of_validation
+from laura.serve.schemas import ApiError, ChatMessage, bad_request, of_validation
 from laura.serve.templates import TemplateFault, TemplateProcess, template_process
 
 T = TypeVar("T")
+Body = TypeVar("Body", bound=BaseModel)
+Field = Literal["messages", "prompt"]
 
 # A body below it is read in less than a millisecond.
 SMALL_BODY = 16 << 10
@@ -119,9 +121,7 @@ class Prompter:
         if self._template is not None:
             self._template.start()
 
-    async def request(
-        self, kind: type[GenerationRequest], body: bytes, tenant: Tenant
-    ) -> GenerationRequest:
+    async def request(self, kind: type[Body], body: bytes, tenant: Tenant) -> Body:
         """The request that a body holds.
 
         Raises:
@@ -129,7 +129,7 @@ class Prompter:
         """
         most = MOST_VALUES + self._most_tokens()
 
-        def read() -> GenerationRequest:
+        def read() -> Body:
             check_values(body, most)
             try:
                 return kind.model_validate_json(body)
@@ -178,9 +178,14 @@ class Prompter:
         return await self._reading.do(tenant, len(text), encode)
 
     async def texts(
-        self, prompts: list[str] | list[list[int]], tenant: Tenant
+        self, prompts: list[str] | list[list[int]], tenant: Tenant, special: bool = True
     ) -> list[tuple[int, ...]]:
         """Tokens of each prompt.
+
+        Args:
+            prompts: As they came.
+            tenant: Whose they are.
+            special: Whether texts get the special tokens that the tokenizer puts around them.
 
         Raises:
             ApiError: a prompt is empty, too long, or holds no token of this base.
@@ -189,7 +194,9 @@ class Prompter:
             if isinstance(prompt, str):
                 self._check_length(len(prompt), "characters", "prompt")
         size = sum(map(len, prompts))
-        return await self._reading.do(tenant, size, lambda: [self._prompt(one) for one in prompts])
+        return await self._reading.do(
+            tenant, size, lambda: [self._prompt(one, special) for one in prompts]
+        )
 
     async def echoes(self, prompts: list[str] | list[list[int]], tenant: Tenant) -> list[str]:
         """The texts that an answer with echo begins with."""
@@ -205,7 +212,7 @@ class Prompter:
         self._reading.close()
         self._rendering.close()
 
-    def _prompt(self, prompt: str | list[int]) -> tuple[int, ...]:
+    def _prompt(self, prompt: str | list[int], special: bool) -> tuple[int, ...]:
         if isinstance(prompt, list):
             wrong = next((one for one in prompt if one >= self._ids), None)
             if wrong is not None:
@@ -215,9 +222,10 @@ class Prompter:
             return self._checked(prompt, "prompt")
         begin = self._tokenizer.bos_token
         doubled = bool(begin) and prompt.startswith(begin)
-        return self._checked(self._encode(prompt, "prompt", special=not doubled), "prompt")
+        tokens = self._encode(prompt, "prompt", special=special and not doubled)
+        return self._checked(tokens, "prompt")
 
-    def _encode(self, text: str, field: str, special: bool) -> list[int]:
+    def _encode(self, text: str, field: Field, special: bool) -> list[int]:
         # What is far too long is known before all of it is read. Prompts that fit have some four
         # letters a token, and are not read twice.
         most, tokens = 2 * self._most_tokens(), 0
@@ -228,24 +236,30 @@ class Prompter:
                 raise self._too_long(f"more than {start} characters", field)
         return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
-    def _checked(self, tokens: list[int], field: str) -> tuple[int, ...]:
+    def _checked(self, tokens: list[int], field: Field) -> tuple[int, ...]:
         if not tokens:
             raise bad_request("the prompt has no tokens, so nothing can follow it", field)
         self._check_length(len(tokens), "tokens", field)
         return tuple(tokens)
 
-    def _check_length(self, came: int, unit: Literal["characters", "tokens"], field: str) -> None:
+    def _check_length(self, came: int, unit: Literal["characters", "tokens"], field: Field) -> None:
         most = self._most_tokens()
         # No text of so many characters has fewer tokens than are allowed.
         if came > most * (self._longest_piece if unit == "characters" else 1):
             raise self._too_long(f"{came} {unit}", field)
 
-    def _too_long(self, came: str, field: str) -> ApiError:
-        return bad_request(
-            f"the prompt has {came}; allowed are {self._most_tokens()} tokens. Shorten it",
-            field,
-            "context_length_exceeded",
-        )
+    def _too_long(self, came: str, field: Field) -> ApiError:
+        return too_long(self._most_tokens(), f"your {field} came to {came}", field)
+
+
+def too_long(most: int, came: str, field: Field) -> ApiError:
+    """What does not fit, in OpenAI's words: clients know it by them."""
+    return bad_request(
+        f"This model's maximum context length is {most} tokens. However, {came}. Please reduce the "
+        f"length of the {field} or completion.",
+        field,
+        "context_length_exceeded",
+    )
 
 
 def check_values(body: bytes, most: int) -> None:

@@ -1,28 +1,33 @@
 """Requests, answers and errors of OpenAI's API, under OpenAI's names, which its schema shows.
 
 Types of requests are strict, and a field that nobody knows is a fault: silence would let a
-client believe that it was heard. Fields that would change the answer and that no engine here
-honours are faults by name, unless they hold what is done anyway. Fields that only matter to
-OpenAI's own business are read and forgotten.
+client believe that it was heard. Fields of OpenAI's, vLLM's and transformers' that no engine here
+honours stand in tables with the values that change nothing; any other value is a fault by name.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainValidator,
+    Tag,
+    ValidationError,
     WithJsonSchema,
+    create_model,
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from laura.results.errors import LauraError
 from laura.serve.engines import EngineError
@@ -31,7 +36,7 @@ MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_MESSAGES = 4096
 MOST_PARTS = 1024
 # More than any object here has; each unknown one would become a fault of its own.
-MOST_FIELDS = 64
+MOST_FIELDS = 128
 MOST_CHOICES = 16
 MOST_TOP = 20
 LONGEST_MODEL = 256
@@ -49,20 +54,111 @@ KINDS = {
 
 FinishReason = Literal["stop", "length"]
 
+ANYTHING = object()
+"""For a field that changes no answer, whatever it holds."""
+# Fields of a request that no engine here honours, with the values, besides null, that change
+# nothing. A field that a request below has itself is honoured there.
+OF_PROMPTS: dict[str, Any] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "mm_processor_kwargs": ({},),
+    "tools": ([],),
+}
+OF_REQUESTS: dict[str, Any] = {
+    **OF_PROMPTS,
+    # How tokens are chosen.
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "early_stopping": (False,),
+    "frequency_penalty": (0,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logits_processors": ([],),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    # What an answer may be.
+    "audio": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_reasoning": ANYTHING,
+    "modalities": (["text"],),
+    "parallel_tool_calls": ANYTHING,
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "tool_choice": ("none", "auto"),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    # How it is written.
+    "best_of": (1,),
+    "echo": (False,),
+    "include_stop_str_in_output": (False,),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "suffix": ("",),
+    "truncate_prompt_tokens": (),
+    # The business of whoever serves.
+    "metadata": ANYTHING,
+    "prediction": ANYTHING,
+    "priority": (0,),
+    "prompt_cache_key": ANYTHING,
+    "prompt_cache_retention": ANYTHING,
+    "request_id": ANYTHING,
+    "safety_identifier": ANYTHING,
+    "service_tier": ANYTHING,
+    "store": ANYTHING,
+    "user": ANYTHING,
+}
+# The same of a message: some clients send back what they were answered.
+OF_MESSAGES: dict[str, Any] = {
+    "annotations": ([],),
+    "audio": (),
+    "cache_control": ANYTHING,
+    "function_call": (),
+    "name": ANYTHING,
+    "reasoning": ("",),
+    "reasoning_content": ("",),
+    "refusal": ("",),
+    "tool_calls": ([],),
+    "type": ("text", "message"),
+}
+
 
 class UnsupportedError(ValueError):
     """A field holds what no engine here does."""
 
 
 def _only(*allowed: Any) -> Any:
-    """A field that may only hold what is done anyway."""
+    """A field that may only hold null and what is done anyway."""
+    values = [None, *allowed]
+    told = " or ".join(map(json.dumps, values))
 
     def check(value: Any) -> Any:
-        if not any(value == one and type(value) is type(one) for one in allowed):
-            raise UnsupportedError("this server does not support it; leave the field out")
+        if not any(_same(value, one) for one in values):
+            raise UnsupportedError(f"this server does not support it; leave it out, or give {told}")
         return None
 
-    return Annotated[Any, BeforeValidator(check), WithJsonSchema({"enum": list(allowed)})]
+    return Annotated[Any, BeforeValidator(check), WithJsonSchema({"enum": values})]
+
+
+def _same(value: Any, one: Any) -> bool:
+    """1 is as good as 1.0, but true is another value."""
+    return bool(value == one) and isinstance(value, bool) == isinstance(one, bool)
 
 
 def _stops(value: Any) -> list[str]:
@@ -155,11 +251,40 @@ class _Body(BaseModel):
         return data
 
 
+def _with(name: str, fields: Mapping[str, Any]) -> type[_Body]:
+    """A body that has the fields of a table."""
+    forgotten = Field(None, description="Read and forgotten.")
+    typed: dict[str, Any] = {
+        field: (Any, forgotten) if values is ANYTHING else (_only(*values), None)
+        for field, values in fields.items()
+    }
+    return create_model(name, __base__=_Body, **typed)
+
+
+if TYPE_CHECKING:
+    _Prompt = _Body
+    _Request = _Body
+    _Message = _Body
+else:
+    _Prompt = _with("_Prompt", OF_PROMPTS)
+    _Request = _with("_Request", OF_REQUESTS)
+    _Message = _with("_Message", OF_MESSAGES)
+
+
+def _fault(field: str, words: str) -> ValidationError:
+    """A fault between fields, told of one of them."""
+    error = PydanticCustomError("disagrees", "{words}", {"words": words})
+    return ValidationError.from_exception_data(
+        "request", [{"type": error, "loc": (field,), "input": None}]
+    )
+
+
 class StreamOptions(_Body):
     """What a stream tells beside the text."""
 
     include_usage: bool | None = None
-    include_obfuscation: _only(None, False) = None  # type: ignore[valid-type]
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: _only(False) = None  # type: ignore[valid-type]
 
 
 class ContentPart(_Body):
@@ -167,65 +292,84 @@ class ContentPart(_Body):
 
     type: Literal["text"]
     text: Text
+    cache_control: Any = Field(None, description="Read and forgotten.")
 
 
-class ChatMessage(_Body):
-    """One message of a conversation.
+# pydantic names which of two kinds it took: no field of a client's is called so.
+_TEXT, _PARTS = "(text)", "(parts)"
+_NO_CONTENT = "must be a text, or a list of parts of the type text"
 
-    What answers of an `openai` client hold besides, when they are sent back, is empty here.
-    """
+
+def _kind(content: Any) -> str | None:
+    return _TEXT if isinstance(content, str) else _PARTS if isinstance(content, list) else None
+
+
+Content = Annotated[
+    Annotated[Text, Tag(_TEXT)]
+    | Annotated[list[ContentPart], Field(max_length=MOST_PARTS, fail_fast=True), Tag(_PARTS)],
+    Discriminator(
+        _kind,
+        custom_error_type="content",
+        custom_error_message=_NO_CONTENT,
+    ),
+]
+
+
+class ChatMessage(_Message):
+    """One message of a conversation; only an assistant's may be empty."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"role": {"const": "assistant"}}},
+                {"properties": {"content": {"type": ["string", "array"]}}, "required": ["content"]},
+            ]
+        }
+    )
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[ContentPart], Field(max_length=MOST_PARTS, fail_fast=True)]
-    refusal: _only(None) = None  # type: ignore[valid-type]
-    annotations: _only(None, []) = None  # type: ignore[valid-type]
-    audio: _only(None) = None  # type: ignore[valid-type]
-    function_call: _only(None) = None  # type: ignore[valid-type]
-    tool_calls: _only(None, []) = None  # type: ignore[valid-type]
+    content: Content | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        if self.content is None and self.role != "assistant":
+            raise _fault("content", f"{_NO_CONTENT}; only an assistant's may be null")
+        return self
 
     @property
     def text(self) -> str:
         """All that it says."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
 
 
-class ResponseFormat(_Body):
-    """How the answer is written: as text."""
+# The first fault is told: a list of ten thousand wrong messages has one, too.
+Messages = Annotated[
+    list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
+]
 
-    type: Literal["text"]
 
-
-class _SamplingRequest(_Body):
+class _SamplingRequest(_Request):
     """What both kinds of requests share. A null is as good as a field left out."""
 
     model: Text = Field(min_length=1, max_length=LONGEST_MODEL)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, lt=2**31)
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
     seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
-    stop: Stops = []
+    stop: Stops = Field(default=[])
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # These would change the answer.
-    frequency_penalty: _only(None, 0, 0.0) = None  # type: ignore[valid-type]
-    presence_penalty: _only(None, 0, 0.0) = None  # type: ignore[valid-type]
-    logit_bias: _only(None, {}) = None  # type: ignore[valid-type]
-    # These only matter to OpenAI's own business.
-    user: Text | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: Text | None = None
-    safety_identifier: Text | None = None
-    prompt_cache_key: Text | None = None
-    prompt_cache_retention: Text | None = None
+    # vLLM's names.
+    ignore_eos: bool | None = None
+    min_tokens: Tokens | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> _SamplingRequest:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only allowed with stream: true")
+            raise _fault("stream_options", "only allowed with stream: true")
         return self
 
     @property
@@ -233,35 +377,29 @@ class _SamplingRequest(_Body):
         """Whether a stream ends with what was used."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def wants_usage_so_far(self) -> bool:
+        """Whether every chunk of a stream tells it, too."""
+        return self.wants_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
 
 class ChatCompletionRequest(_SamplingRequest):
     """The body of `POST /v1/chat/completions`."""
 
-    # The first fault is told: a list of ten thousand wrong messages has one, too.
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
+    messages: Messages
     max_tokens: Tokens | None = Field(default=None, ge=1)
     max_completion_tokens: Tokens | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP)
-    response_format: ResponseFormat | None = None
-    modalities: _only(None, ["text"]) = None  # type: ignore[valid-type]
-    audio: _only(None) = None  # type: ignore[valid-type]
-    tools: _only(None, []) = None  # type: ignore[valid-type]
-    tool_choice: _only(None, "none", "auto") = None  # type: ignore[valid-type]
-    parallel_tool_calls: bool | None = None
-    functions: _only(None, []) = None  # type: ignore[valid-type]
-    function_call: _only(None, "none", "auto") = None  # type: ignore[valid-type]
-    reasoning_effort: _only(None, "none") = None  # type: ignore[valid-type]
-    verbosity: _only(None, "medium") = None  # type: ignore[valid-type]
-    web_search_options: _only(None) = None  # type: ignore[valid-type]
-    prediction: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs: only allowed with logprobs: true")
+            raise _fault("top_logprobs", "only allowed with logprobs: true")
         if None not in (both := (self.max_tokens, self.max_completion_tokens)) and len({*both}) > 1:
-            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+            raise _fault("max_tokens", "differs from max_completion_tokens; give one of them")
         return self
 
     @property
@@ -278,18 +416,44 @@ class CompletionRequest(_SamplingRequest):
     logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP)
     echo: bool | None = None
     best_of: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
-    suffix: _only(None, "") = None  # type: ignore[valid-type]
+    add_special_tokens: bool | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of: only allowed where it equals n")
+            raise _fault("best_of", "only allowed where it equals n")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens: 0 is only allowed with echo: true")
+            raise _fault("max_tokens", "0 is only allowed with echo: true")
         return self
 
 
 GenerationRequest = ChatCompletionRequest | CompletionRequest
+
+
+class TokenizeRequest(_Prompt):
+    """The body of `POST /tokenize`, as vLLM has it: a text or a conversation."""
+
+    model: Annotated[Text, Field(min_length=1, max_length=LONGEST_MODEL)] | None = None
+    prompt: Text | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: _only(False) = None  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise _fault("prompt", "give either prompt or messages")
+        if self.messages is not None and self.add_special_tokens:
+            raise _fault("add_special_tokens", "the chat template adds them; leave it out")
+        return self
+
+
+class TokenizeResponse(BaseModel):
+    """Answer to `POST /tokenize`."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
 
 
 class _Response(BaseModel):
@@ -320,6 +484,7 @@ class ModelCard(_Response):
     owned_by: str
     root: str
     parent: str | None
+    max_model_len: int
     laura: dict[str, Any]
 
 
@@ -536,14 +701,19 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
     """The first faults of a request's body, by field; never what it held there."""
     told = []
     for error in errors[:MOST_FAULTS_TOLD]:
-        place = ".".join(map(str, error["loc"]))[:LONGEST_FIELD]
+        place = _place(error)
         told.append(f"{place}: {_words(error)}" if place else _words(error))
     if len(errors) > MOST_FAULTS_TOLD:
         told.append(f"and {len(errors) - MOST_FAULTS_TOLD} more")
-    first = errors[0]["loc"]
     unsupported = isinstance(_cause(errors[0]), UnsupportedError)
     code = "unsupported_value" if unsupported else "invalid_value"
-    return bad_request("; ".join(told), str(first[0])[:LONGEST_FIELD] if first else None, code)
+    return bad_request("; ".join(told), _place(errors[0]) or None, code)
+
+
+def _place(error: Any) -> str:
+    """The field as OpenAI writes it, such as messages.0.content; empty for the whole body."""
+    parts = (str(one) for one in error["loc"] if one not in (_TEXT, _PARTS))
+    return ".".join(parts)[:LONGEST_FIELD]
 
 
 def _words(error: Any) -> str:
@@ -551,9 +721,10 @@ def _words(error: Any) -> str:
         return "this field is not known; leave it out"
     if error["type"] == "json_invalid":
         return f"the body is no JSON ({error['ctx']['error']})"
-    if error["type"] == "model_type" and not error["loc"]:
-        return "the body must be a JSON object"
-    return str(_cause(error) or error["msg"])
+    if error["type"] == "model_type":
+        return "must be a JSON object" if error["loc"] else "the body must be a JSON object"
+    words = str(_cause(error) or error["msg"])
+    return words.replace("Input should", "must").replace(" after validation", "")
 
 
 def _cause(error: Any) -> object:

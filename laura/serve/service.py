@@ -17,7 +17,7 @@ from laura.serve.context import RequestContext, RequestLog
 from laura.serve.engines import AdapterFiles, SequenceRequest, ServingEngine
 from laura.serve.library import AdapterRefusedError, UnknownAdapterError, short_record
 from laura.serve.limits import Admission, Limits
-from laura.serve.prompts import Prompter, TokenTexts
+from laura.serve.prompts import Body, Field, Prompter, TokenTexts, too_long
 from laura.serve.schemas import (
     INT64,
     ApiError,
@@ -25,6 +25,8 @@ from laura.serve.schemas import (
     CompletionRequest,
     GenerationRequest,
     ModelCard,
+    TokenizeRequest,
+    TokenizeResponse,
     adapter_refused,
     bad_request,
     unknown_model,
@@ -189,9 +191,7 @@ class Service:
         await self._from_disk(self.library.rescan)
         self._names = frozenset(self.library.names())
 
-    async def read(
-        self, context: RequestContext, kind: type[GenerationRequest], body: bytes
-    ) -> GenerationRequest:
+    async def read(self, context: RequestContext, kind: type[Body], body: bytes) -> Body:
         """What a request wants, of its body.
 
         Raises:
@@ -199,6 +199,28 @@ class Service:
         """
         self.check_ready()
         return await self._prompter.request(kind, body, context.need_tenant())
+
+    async def tokenize(
+        self, context: RequestContext, admission: Admission, request: TokenizeRequest
+    ) -> TokenizeResponse:
+        """The tokens of a prompt; nothing is charged for them.
+
+        Raises:
+            ApiError: it is refused.
+        """
+        tenant = context.need_tenant()
+        if request.model is not None:
+            self.find(tenant, request.model)
+        self.limits.reserve(admission, self._prompter.least_tokens(_texts(request)))
+        if request.messages is not None:
+            tokens = await self._prompter.chat(request.messages, tenant)
+        else:
+            special = request.add_special_tokens is not False
+            (tokens,) = await self._prompter.texts([request.prompt or ""], tenant, special)
+        context.prompt_tokens = len(tokens)
+        return TokenizeResponse(
+            count=len(tokens), max_model_len=self.engine.context_tokens, tokens=list(tokens)
+        )
 
     async def begin(
         self, context: RequestContext, admission: Admission, request: GenerationRequest
@@ -282,7 +304,8 @@ class Service:
         """Tokens of a request's prompts, and the texts that its answers begin with, if any."""
         if isinstance(request, ChatCompletionRequest):
             return [await self._prompter.chat(request.messages, tenant)], None
-        prompts = await self._prompter.texts(request.prompt, tenant)
+        special = request.add_special_tokens is not False
+        prompts = await self._prompter.texts(request.prompt, tenant, special)
         if not request.echo:
             return prompts, None
         texts = await self._prompter.echoes(request.prompt, tenant)
@@ -317,12 +340,14 @@ class Service:
                 adapter=adapter,
                 temperature=1.0 if request.temperature is None else float(request.temperature),
                 top_p=1.0 if request.top_p is None else float(request.top_p),
-                top_k=request.top_k or 0,
+                top_k=max(request.top_k or 0, 0),  # vLLM writes -1 for all
                 seed=(seed + choice) % INT64,
                 stop=tuple(request.stop),
                 top_logprobs=top,
                 # An answer of no tokens is wanted by way of the prompt's scores.
                 prompt_logprobs=echo and (top is not None or budget == 0),
+                ignore_end=bool(request.ignore_eos),
+                min_new_tokens=request.min_tokens or 0,
             )
             for place, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True))
             for choice in range(request.n or 1)
@@ -333,22 +358,24 @@ class Service:
         context, settings = self.engine.context_tokens, self.settings
         left = context - prompt
         most = left if settings.new_tokens is None else min(left, settings.new_tokens)
+        field: Field = "prompt"
         if isinstance(request, ChatCompletionRequest):
             field, asked, default = "messages", request.most_new_tokens, settings.default_new_tokens
         else:
-            field, asked, default = "prompt", request.max_tokens, COMPLETION_TOKENS
+            asked, default = request.max_tokens, COMPLETION_TOKENS
         if asked is None:
             asked = min(default, max(most, 1))
         if asked > left:
-            raise bad_request(
-                f"the prompt has {prompt} tokens and {asked} new ones are asked for, but the model "
-                f"reads at most {context} together. Shorten the prompt or lower max_tokens",
-                field,
-                "context_length_exceeded",
-            )
+            came = f"you requested {prompt + asked} tokens ({prompt} in the {field}, {asked} in the"
+            raise too_long(context, f"{came} completion)", field)
         if asked > most:
             raise bad_request(
                 f"{asked} new tokens are asked for; this server gives at most {most}", "max_tokens"
+            )
+        if request.min_tokens is not None and request.min_tokens > asked:
+            raise bad_request(
+                f"at least {request.min_tokens} new tokens are asked for, and at most {asked}",
+                "min_tokens",
             )
         return asked
 
@@ -383,6 +410,7 @@ class Service:
             owned_by="laura",
             root=base,
             parent=base if entry else None,
+            max_model_len=self.engine.context_tokens,
             laura={
                 "record": short_record(record),
                 "warnings": list(entry.warnings) if entry else [],
@@ -390,11 +418,13 @@ class Service:
         )
 
 
-def _texts(request: GenerationRequest) -> list[str] | list[list[int]]:
+def _texts(request: GenerationRequest | TokenizeRequest) -> list[str] | list[list[int]]:
     """What is asked, as it came."""
     if isinstance(request, CompletionRequest):
         return request.prompt
-    return [one.text for one in request.messages]
+    if isinstance(request, TokenizeRequest) and request.prompt is not None:
+        return [request.prompt]
+    return [one.text for one in request.messages or ()]
 
 
 def _check_size(request: GenerationRequest, settings: ServeSettings) -> None:

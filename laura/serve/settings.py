@@ -114,6 +114,18 @@ class ServeSettings:
     """Most new tokens that may be asked for; None for as much as the model reads."""
     sequences: int = 128
     """Most answers of one request: prompts times n."""
+    cors_origins: tuple[str, ...] = ()
+    """Sites whose pages may ask from a browser, as browsers write them: http://host:port."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no browser would send, and all sites at once."""
+        for origin in self.cors_origins:
+            if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", origin):
+                raise UsageError(
+                    f"--cors-origin {origin}: give one site as browsers write it, such as "
+                    "https://app.example or http://localhost:3000, in small letters and without "
+                    "a path"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

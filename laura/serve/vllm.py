@@ -400,6 +400,8 @@ class VllmServed(AsyncEngine):
             "logprobs": one.top,
             "prompt_logprobs": (one.top or 0) if one.scores_prompt else None,
         }
+        if request.min_new_tokens:
+            sampling["min_tokens"] = request.min_new_tokens
         if request.temperature > 0:
             sampling |= {"top_p": request.top_p, "top_k": request.top_k, "seed": request.seed}
         return {

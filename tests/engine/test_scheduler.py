@@ -200,6 +200,34 @@ def test_end_tokens_and_stop_texts_end_an_answer(engine: Scheduler, tiny_tokeniz
     assert heard.text == tiny_tokenizer.decode(tokens[:place])
 
 
+@pytest.mark.parametrize("drafts", [True, False])
+def test_no_end_is_chosen_before_the_least_tokens(
+    engine: Scheduler, tiny_tokenizer: Any, drafts: bool
+) -> None:
+    """Against a loop that asks the whole model for each token and leaves the end out."""
+    engine.drafts = drafts
+    prompt = tiny_tokenizer.encode("the dog ran")
+    free, model = alone(tiny(), prompt, 12), tiny()
+    end, least = free[3], 8
+    engine.end_ids = frozenset({end})
+    expected = list[int]()
+    while end not in expected and len(expected) < 12:
+        logits = next_logits(model, [*prompt, *expected])
+        if len(expected) < least:
+            logits[end] = float("-inf")
+        expected.append(int(logits.argmax()))
+    one = wanted(prompt, 12, ignore_end=False, least=least, top=1)
+    plain = wanted(prompt, 12, ignore_end=False)
+    for own in (one, plain):
+        assert engine.add(own)
+    heard: dict[TokenSequence, Heard] = {}
+    hear(engine, heard)
+    assert one.tokens == expected and end not in expected[:least]
+    assert plain.tokens == free[: free.index(end) + 1] and heard[plain].finish == "end"
+    place = free.index(end)
+    assert heard[one].scores[place][2][0][0] == end, "scores are those of the model itself"
+
+
 def test_samples_of_one_prompt_read_it_once_and_begin_together(
     engine: Scheduler, tiny_tokenizer: Any
 ) -> None:

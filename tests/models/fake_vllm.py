@@ -178,6 +178,7 @@ class SamplingParams:
     stop: list[str] = field(default_factory=list)
     stop_token_ids: list[int] = field(default_factory=list)
     ignore_eos: bool = False
+    min_tokens: int = 0
     skip_special_tokens: bool = True
     top_p: float = 1.0
     top_k: int = 0
@@ -344,6 +345,8 @@ class LLMEngine:
             request.read = [None, *self.model.read(prompt, adapter, params.prompt_logprobs)]
         tokens = [*prompt, *request.tokens]
         token = self.model.choose(tokens, adapter, request)
+        if len(request.tokens) < params.min_tokens and token in params.stop_token_ids:
+            token = FIRST
         request.tokens.append(token)
         if params.logprobs is not None:
             request.scores.append(self.model.scores(tokens, token, adapter, params.logprobs))

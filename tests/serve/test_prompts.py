@@ -132,9 +132,12 @@ def test_a_begin_token_comes_once() -> None:
     [
         ([""], "no tokens"),
         ([[5, 512]], f"token id 512 came, but this base's are 0 to {len(TINY) - 1}"),
-        ([[5] * 101], "101 tokens; allowed are 100"),
-        (["cat " * 101], "allowed are 100 tokens"),
-        (["x" * 10**6], "1000000 characters; allowed are 100 tokens"),
+        (
+            [[5] * 101],
+            "maximum context length is 100 tokens. However, your prompt came to 101 tokens",
+        ),
+        (["cat " * 101], "maximum context length is 100 tokens"),
+        (["x" * 10**6], "is 100 tokens. However, your prompt came to 1000000 characters"),
     ],
 )
 def test_prompts_that_cannot_be_read(prompts: Any, words: str) -> None:

@@ -69,7 +69,15 @@ def test_the_schema_tells_what_is_there(micro_tokenizer: Any) -> None:
     house = build(micro_tokenizer)
 
     paths = house.request("GET", "/openapi.json").json()["paths"]
-    assert ANSWERS | {"/v1/models", "/healthz", "/readyz", "/metrics", "/admin/state"} <= set(paths)
+    assert ANSWERS | {
+        "/tokenize",
+        "/health",
+        "/v1/models",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/admin/state",
+    } <= set(paths)
     for path in ANSWERS:
         told = paths[path]["post"]["responses"]
         assert {"200", "400", "401", "404", "413", "429", "503"} <= set(told)

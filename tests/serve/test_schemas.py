@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from laura.serve.schemas import (
+    ANYTHING,
+    OF_MESSAGES,
+    OF_REQUESTS,
+    CompletionRequest,
+    TokenizeRequest,
+    of_validation,
+)
 from laura.serve.schemas import ChatCompletionRequest as ChatRequest
-from laura.serve.schemas import CompletionRequest
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 TEXT = {"model": "m", "prompt": "hello"}
@@ -71,12 +79,12 @@ def test_what_asks_for_nothing_special_passes() -> None:
     [
         ("temperature", -0.1), ("temperature", 2.1), ("temperature", "1"), ("temperature", True),
         ("temperature", float("nan")), ("temperature", float("inf")), ("top_p", 0), ("top_p", 1.1),
-        ("top_k", -1), ("top_k", 1.0), ("n", 0), ("n", 17), ("n", "2"), ("n", True),
+        ("top_k", -2), ("top_k", 1.0), ("n", 0), ("n", 17), ("n", "2"), ("n", True),
         ("seed", 2**63), ("seed", 1.5), ("max_tokens", 0), ("max_tokens", -5),
         ("max_tokens", 10**400), ("stop", ""), ("stop", ["a"] * 17), ("stop", "x" * 257),
         ("stop", 5), ("stop", [1]), ("stream", "yes"), ("stream", 1), ("logprobs", 1),
         ("messages", []), ("messages", "hello"), ("model", ""), ("model", 5), ("nonsense", 1),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_object"}), ("min_tokens", -1), ("ignore_eos", 1),
     ],
 )  # fmt: skip
 def test_wrong_types_and_ranges(field: str, value: Any) -> None:
@@ -99,6 +107,78 @@ def test_messages_that_nobody_here_understands(message: Any, place: str | None) 
         ChatRequest.model_validate({**HELLO, "messages": [message]})
     first = ".".join(map(str, caught.value.errors()[0]["loc"]))
     assert first == place if place else first.startswith("messages.0")
+
+
+def told(body: dict[str, Any], kind: Any = ChatRequest) -> Any:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate_json(json.dumps(body))
+    return of_validation(caught.value.errors(include_url=False, include_input=False))
+
+
+NEUTRAL = [
+    (field, value)
+    for field, values in OF_REQUESTS.items()
+    for value in (None, *(({"any": [1]},) if values is ANYTHING else values))
+]
+
+
+@pytest.mark.parametrize(("field", "value"), [*NEUTRAL, ("top_k", -1), ("top_k", 0), ("min_p", 0.0),
+    ("repetition_penalty", 1.0)])  # fmt: skip
+def test_what_does_nothing_passes(field: str, value: Any) -> None:
+    assert ChatRequest.model_validate({**HELLO, field: value}) is not None
+    assert field == "add_special_tokens" or CompletionRequest.model_validate({**TEXT, field: value})
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), [
+    ("repetition_penalty", 1.1, "null or 1"), ("min_p", 0.05, "null or 0"), ("min_p", False, "0"),
+    ("stop_token_ids", [5], "null or []"), ("skip_special_tokens", False, "null or true"),
+    ("echo", True, "null or false"), ("add_generation_prompt", False, "true"),
+    ("guided_json", {}, "give null"), ("response_format", {"type": "json_object"}, '"text"'),
+    ("best_of", 2, "null or 1"), ("suffix", "x", '""'), ("tool_choice", "required", '"none" or'),
+    ("use_beam_search", 0, "null or false"), ("logit_bias", [], "null or {}"),
+])  # fmt: skip
+def test_what_would_do_something_is_told_with_what_is_allowed(
+    field: str, value: Any, allowed: str
+) -> None:
+    error = told({**HELLO, field: value})
+    assert (error.param, error.code) == (field, "unsupported_value") and allowed in str(error)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    (field, value)
+    for field, values in OF_MESSAGES.items()
+    for value in (None, *(("x", {"a": 1}) if values is ANYTHING else values))
+])  # fmt: skip
+def test_what_clients_add_to_messages_passes(field: str, value: Any) -> None:
+    message = {"role": "user", "content": "hello", field: value}
+    assert ChatRequest.model_validate({**HELLO, "messages": [message]}).messages[0].text == "hello"
+
+
+def test_an_assistant_may_say_nothing_and_a_part_may_be_cached() -> None:
+    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    messages = [
+        {"role": "assistant", "content": None, "reasoning_content": None, "name": "x"},
+        {"role": "assistant"}, {"role": "user", "content": [part, part]},
+    ]  # fmt: skip
+    found = ChatRequest.model_validate({**HELLO, "messages": messages}).messages
+    assert [one.text for one in found] == ["", "", "aa"]
+
+
+@pytest.mark.parametrize(("message", "param"), [
+    (5, "messages.0"), ({"role": "user"}, "messages.0.content"),
+    ({"role": "user", "content": None}, "messages.0.content"),
+    ({"role": "system", "content": None}, "messages.0.content"),
+    ({"role": "user", "content": 5}, "messages.0.content"),
+    ({"role": "user", "content": "x", "reasoning_content": "y"}, "messages.0.reasoning_content"),
+    ({"role": "user", "content": [5]}, "messages.0.content.0"),
+    ({"role": "user", "content": [{"type": "image_url"}]}, "messages.0.content.0.type"),
+    ({"role": "user", "content": [{"type": "text", "text": 1}]}, "messages.0.content.0.text"),
+])  # fmt: skip
+def test_faults_are_told_by_openais_name_and_in_words(message: Any, param: str) -> None:
+    error = told({**HELLO, "messages": [message]})
+    assert error.param == param and str(error).startswith(f"{param}: ")
+    for internal in ("Input", "instance of", "ContentPart", "ChatMessage", "[", "str:", "after"):
+        assert internal not in str(error)
 
 
 def test_an_answer_of_the_openai_client_can_be_sent_back() -> None:
@@ -126,8 +206,11 @@ def test_an_answer_of_the_openai_client_can_be_sent_back() -> None:
         ),
         (CompletionRequest, {**TEXT, "best_of": 2}, "best_of"),
         (CompletionRequest, {**TEXT, "max_tokens": 0}, "max_tokens"),
-        (CompletionRequest, {**TEXT, "suffix": "x"}, "support"),
+        (CompletionRequest, {**TEXT, "suffix": "x"}, "suffix"),
+        (TokenizeRequest, {}, "prompt"),
+        (TokenizeRequest, {**HELLO, **TEXT}, "prompt"),
+        (TokenizeRequest, {**HELLO, "add_special_tokens": True}, "add_special_tokens"),
     ],
 )
 def test_fields_that_do_not_go_together(kind: Any, body: dict[str, Any], word: str) -> None:
-    assert word in fault(kind, body)[1]
+    assert fault(kind, body)[0] == word

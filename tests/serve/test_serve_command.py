@@ -15,6 +15,7 @@ from tests.serve.alone import Kind, write_adapters
 from tests.serve.real_server import ENVIRONMENT, command, serving
 
 TEXT = "Once Beno carried Uma because"
+SITE, ALLOWED = "http://localhost:3000", "access-control-allow-origin"
 TARGETS = ("q_proj", "v_proj", "down_proj")
 pytestmark = pytest.mark.slow
 
@@ -49,7 +50,7 @@ def test_a_base_and_its_adapters(adapters: Path, tmp_path: Path) -> None:
     words = ("micro", "--adapters", str(adapters), "--precision", "fp32", "--device", "cpu")
     audit = tmp_path / "audit.jsonl"
     with (
-        serving(*words, "--audit", str(audit)) as server,
+        serving(*words, "--audit", str(audit), "--cors-origin", SITE) as server,
         httpx.Client(base_url=server.url) as client,
     ):
         told = server.told
@@ -57,6 +58,12 @@ def test_a_base_and_its_adapters(adapters: Path, tmp_path: Path) -> None:
         assert set(told["refused"]) == {"broken"}
         models = client.get("/v1/models").json()["data"]
         assert [one["id"] for one in models] == ["micro", "high", "low"]
+        assert client.get("/v1/models", headers={"origin": SITE}).headers[ALLOWED] == SITE
+        long = {"model": "low", "prompt": TEXT, "ignore_eos": True, "max_tokens": 64}
+        used = client.post("/v1/completions", json=long).json()["usage"]
+        tokens = client.post("/tokenize", json={"prompt": TEXT}).json()
+        assert (used["prompt_tokens"], used["completion_tokens"]) == (tokens["count"], 64)
+        assert tokens["max_model_len"] == models[0]["max_model_len"]
         assert "laura.json" in models[1]["laura"]["warnings"][0]
         for name in (None, "low", "high"):
             body = {"model": name or "micro", "prompt": TEXT, "echo": True, "logprobs": 1}

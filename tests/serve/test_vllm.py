@@ -106,7 +106,9 @@ def expected(ask: SequenceRequest, files: AdapterFiles | None) -> list[int]:
     """New tokens, with the end token if one comes."""
     tokens, number = list(ask.prompt), shift(files)
     for _ in range(ask.max_new_tokens):
-        tokens.append(fake_vllm.next_token(tokens, number))
+        token = fake_vllm.next_token(tokens, number)
+        early = token == fake_vllm.END and len(tokens) < len(ask.prompt) + ask.min_new_tokens
+        tokens.append(fake_vllm.FIRST if early else token)
         if tokens[-1] == fake_vllm.END and not ask.ignore_end:
             break
     return tokens[len(ask.prompt) :]
@@ -177,6 +179,15 @@ def run(work: Awaitable[None], seconds: float = 120.0) -> None:
             await work
 
     asyncio.run(all_of_it())
+
+
+async def test_no_end_comes_before_the_least_tokens(tiny_folder: Path, fake: Fake) -> None:
+    free = [ask_for(number, max_new_tokens=40, ignore_end=False) for number in range(6)]
+    asked = [replace(one, min_new_tokens=30) for one in free]
+    assert any(len(expected(one, None)) < 30 for one in free)
+    assert all(len(expected(one, None)) >= 30 for one in asked)
+    async with serving(tiny_folder) as engine:
+        await asyncio.gather(*(check(engine, one) for one in (*free, *asked)))
 
 
 def batches(fake: Fake) -> list[list[str]]:
