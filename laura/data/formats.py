@@ -146,15 +146,11 @@ def _pair(row: Mapping[str, Any], columns: Columns, place: str) -> Messages:
             return said  # the conversation from its beginning
     else:
         said = (("assistant", _string(answer, columns.completion, place)),)
-    first = row[columns.prompt[0]]
-    if isinstance(first, list):
-        return (*_messages(first, columns.prompt[0], place), *said)
-    values = {name: row.get(name) for name in columns.prompt}
-    parts = [
-        _string(v, name, place)
-        for name, v in values.items()
-        if v is not None or name == columns.prompt[0]
-    ]
+    name, *more = columns.prompt
+    if isinstance(row[name], list):
+        return (*_messages(row[name], name, place), *said)
+    given = [name, *(other for other in more if row.get(other) is not None)]
+    parts = [_string(row[one], one, place) for one in given]
     return (("user", "\n\n".join(part for part in parts if part.strip())), *said)
 
 
@@ -167,15 +163,9 @@ def _messages(value: object, field: str, place: str) -> Messages:
 
 def _message(item: object, number: int, place: str) -> tuple[str, str]:
     where = f"{place}: message {number}"
-    names = next(
-        (
-            names
-            for names in (("role", "content"), ("from", "value"))
-            if isinstance(item, dict) and set(names) <= set(item)
-        ),
-        None,
-    )
-    if names is None or not isinstance(item, dict):
+    known = set(item) if isinstance(item, dict) else set()
+    names = ("role", "content") if {"role", "content"} <= known else ("from", "value")
+    if not isinstance(item, dict) or not known.issuperset(names):
         came = f"the fields {field_names(item)}" if isinstance(item, dict) else kind_of(item)
         raise DataError(f"{where} must have role and content, came {came}")
     role, content = item[names[0]], item[names[1]]

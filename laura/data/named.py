@@ -54,17 +54,11 @@ class KnownSet:
         fields: Of a benchmark, what every row must have.
         builtin: File that comes with Laura; its rows name their split, where there
             are several and the name has no place for one.
-        prompt: Fields that make the prompt, joined by a blank line; the first
-            is needed, the others may be empty or absent.
-        answer: Field of the answer.
-        text: Field of plain text; a set has text, or prompt and answer, or neither: then
-            its rows say what they are, as those of a file do (`messages`).
+        columns: Which fields hold what; None where its rows tell, as those of a file do.
         default_split: What `split: null` means.
         folder: Hub folder (`data_dir`) that holds the rows, where there are several.
         regroup: Makes documents of the Hub's rows, where a row is less than one.
         huge: True where the whole set is too large to load without a limit.
-        joined: What stands between prompt and answer in a set that is running text of
-            pairs; None for pairs.
         task_ids: Of a benchmark where one local file holds every split: split to the
             `task_id` of its rows. The Hub's splits are split already.
     """
@@ -75,22 +69,12 @@ class KnownSet:
     local: Mapping[str, str] = field(default_factory=dict)
     fields: tuple[str, ...] = ()
     builtin: str = ""
-    prompt: tuple[str, ...] = ()
-    answer: str = ""
-    text: str = ""
+    columns: Columns | None = None
     default_split: str = "train"
     folder: str | None = None
     regroup: Callable[[Rows], Iterator[dict[str, Any]]] | None = None
     huge: bool = False
-    joined: str | None = None
     task_ids: Mapping[str, range] = field(default_factory=dict)
-
-    @property
-    def columns(self) -> Columns | None:
-        """Which fields hold what; None where the rows tell."""
-        if not (self.text or self.answer):
-            return None
-        return Columns("", self.prompt, self.answer, "", self.text, self.joined)
 
 
 def _micro(domain: str) -> dict[str, str]:
@@ -99,22 +83,22 @@ def _micro(domain: str) -> dict[str, str]:
 
 # fmt: off
 NAMED: dict[str, KnownSet] = {
-    "gsm8k": KnownSet("openai/gsm8k", "main", TRAIN_TEST, prompt=("question",), answer="answer", local={"train": "gsm8k/train.jsonl.gz", "test": "gsm8k/test.jsonl"}),  # noqa: E501
-    "metamathqa": KnownSet("meta-math/MetaMathQA", None, TRAIN, prompt=("query",), answer="response", local={"train": "metamathqa/train.jsonl.gz"}),  # noqa: E501
-    "magicoder-evol-instruct": KnownSet("ise-uiuc/Magicoder-Evol-Instruct-110K", None, TRAIN, prompt=("instruction",), answer="response", local={"train": "magicoder-evol-instruct/train.jsonl.gz"}),  # noqa: E501
-    "codealpaca": KnownSet("sahil2801/CodeAlpaca-20k", None, TRAIN, prompt=("instruction", "input"), answer="output", local={"train": "codealpaca/new_codealpaca.jsonl.gz"}),  # noqa: E501
-    "starcoder-python": KnownSet("bigcode/starcoderdata", None, TRAIN, text="content", local={"train": "starcoder-python/train.jsonl.gz"}, folder="python", huge=True),  # noqa: E501
-    "openwebmath": KnownSet("open-web-math/open-web-math", None, TRAIN, text="text", local={"train": "openwebmath/train.jsonl.gz"}, huge=True),  # noqa: E501
+    "gsm8k": KnownSet("openai/gsm8k", "main", TRAIN_TEST, columns=Columns(prompt=("question",), completion="answer"), local={"train": "gsm8k/train.jsonl.gz", "test": "gsm8k/test.jsonl"}),  # noqa: E501
+    "metamathqa": KnownSet("meta-math/MetaMathQA", None, TRAIN, columns=Columns(prompt=("query",), completion="response"), local={"train": "metamathqa/train.jsonl.gz"}),  # noqa: E501
+    "magicoder-evol-instruct": KnownSet("ise-uiuc/Magicoder-Evol-Instruct-110K", None, TRAIN, columns=Columns(prompt=("instruction",), completion="response"), local={"train": "magicoder-evol-instruct/train.jsonl.gz"}),  # noqa: E501
+    "codealpaca": KnownSet("sahil2801/CodeAlpaca-20k", None, TRAIN, columns=Columns(prompt=("instruction", "input"), completion="output"), local={"train": "codealpaca/new_codealpaca.jsonl.gz"}),  # noqa: E501
+    "starcoder-python": KnownSet("bigcode/starcoderdata", None, TRAIN, columns=Columns(text="content"), local={"train": "starcoder-python/train.jsonl.gz"}, folder="python", huge=True),  # noqa: E501
+    "openwebmath": KnownSet("open-web-math/open-web-math", None, TRAIN, columns=Columns(text="text"), local={"train": "openwebmath/train.jsonl.gz"}, huge=True),  # noqa: E501
     "tulu-v2-mix": KnownSet("allenai/tulu-v2-sft-mixture", None, TRAIN, local={"train": "tulu-v2-mix/train.jsonl.gz"}),  # noqa: E501
-    "wikitext": KnownSet("Salesforce/wikitext", "wikitext-2-raw-v1", ALL_SPLITS, text="text", local={"validation": "wikitext2/valid.jsonl.gz", "test": "wikitext2/test.jsonl.gz"}, default_split="test", regroup=wikitext_articles),  # noqa: E501
-    "c4": KnownSet("allenai/c4", "en", TRAIN_VALIDATION, text="text", local={"train": "c4_sample/c4.jsonl.gz", "validation": "c4_sample/c4.jsonl.gz"}, huge=True),  # noqa: E501
-    "builtin:word-problems": KnownSet("", None, ALL_SPLITS, prompt=("question",), answer="answer", builtin="word_problems.jsonl.gz"),  # noqa: E501
-    "builtin:plain-text": KnownSet("", None, TRAIN, text="text", builtin="source_text.jsonl.gz"),
-    "micro-math": KnownSet("", None, ALL_SPLITS, prompt=("question",), answer="answer", local=_micro("math"), builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
-    "micro-code": KnownSet("", None, ALL_SPLITS, prompt=("prompt",), answer="canonical_solution", local=_micro("code"), builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
-    "micro-math-text": KnownSet("", None, ALL_SPLITS, prompt=("question",), answer="answer", local=_micro("math"), joined="\n", builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
-    "micro-code-text": KnownSet("", None, ALL_SPLITS, prompt=("prompt",), answer="canonical_solution", local=_micro("code"), joined="", builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
-    "micro-source": KnownSet("", None, {"test": "test"}, text="text", local={"test": "micro/source.jsonl.gz"}, default_split="test", builtin="micro/source.jsonl.gz"),  # noqa: E501
+    "wikitext": KnownSet("Salesforce/wikitext", "wikitext-2-raw-v1", ALL_SPLITS, columns=Columns(text="text"), local={"validation": "wikitext2/valid.jsonl.gz", "test": "wikitext2/test.jsonl.gz"}, default_split="test", regroup=wikitext_articles),  # noqa: E501
+    "c4": KnownSet("allenai/c4", "en", TRAIN_VALIDATION, columns=Columns(text="text"), local={"train": "c4_sample/c4.jsonl.gz", "validation": "c4_sample/c4.jsonl.gz"}, huge=True),  # noqa: E501
+    "builtin:word-problems": KnownSet("", None, ALL_SPLITS, columns=Columns(prompt=("question",), completion="answer"), builtin="word_problems.jsonl.gz"),  # noqa: E501
+    "builtin:plain-text": KnownSet("", None, TRAIN, columns=Columns(text="text"), builtin="source_text.jsonl.gz"),  # noqa: E501
+    "micro-math": KnownSet("", None, ALL_SPLITS, columns=Columns(prompt=("question",), completion="answer"), local=_micro("math"), builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
+    "micro-code": KnownSet("", None, ALL_SPLITS, columns=Columns(prompt=("prompt",), completion="canonical_solution"), local=_micro("code"), builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
+    "micro-math-text": KnownSet("", None, ALL_SPLITS, columns=Columns(prompt=("question",), completion="answer", joined="\n"), local=_micro("math"), builtin="micro/math_{split}.jsonl.gz"),  # noqa: E501
+    "micro-code-text": KnownSet("", None, ALL_SPLITS, columns=Columns(prompt=("prompt",), completion="canonical_solution", joined=""), local=_micro("code"), builtin="micro/code_{split}.jsonl.gz"),  # noqa: E501
+    "micro-source": KnownSet("", None, {"test": "test"}, columns=Columns(text="text"), local={"test": "micro/source.jsonl.gz"}, default_split="test", builtin="micro/source.jsonl.gz"),  # noqa: E501
 }
 # fmt: on
 

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from laura.results.errors import DataError, StoreError
 from laura.results.inputs import (
@@ -47,18 +47,18 @@ def read_rows(path: Path) -> Iterator[Placed]:
         DataError: the file is missing (with the nearest names), unreadable, too large, broken,
             not UTF-8, or a row is not an object.
     """
-    with _told(path), open_regular(path) as file:
-        if file.peek(4).startswith(PARQUET_MAGIC):
-            yield from _parquet_rows(path, file)
-            return
-        stream, packed = _unpacked(path, file)
-        if delimiter := DELIMITERS.get(ending(path)):
-            yield from _table_rows(path, bounded_lines(stream, path, packed=packed), delimiter)
-        elif _is_array(stream):
+    with _opened(path) as (kind, stream, packed):
+        if kind == "parquet":
+            yield from _parquet_rows(path, stream)
+        elif kind == "array":
             yield from _array_rows(path, bounded_whole(stream, path, MOST_ARRAY_BYTES, packed))
+        elif kind == "table":
+            lines = bounded_lines(stream, path, packed=packed)
+            yield from _table_rows(path, lines, DELIMITERS[ending(path)])
         else:
             for number, line in _full_lines(bounded_lines(stream, path, packed=packed)):
-                yield _object(_value(line, f"{path}, line {number}"), f"{path}, line {number}")
+                place = f"{path}, line {number}"
+                yield _object(_value(line, place), place)
 
 
 def count_rows(path: Path) -> int:
@@ -67,10 +67,8 @@ def count_rows(path: Path) -> int:
     Raises:
         DataError: the file cannot be read.
     """
-    with _told(path), open_regular(path) as file:
-        stream, packed = _unpacked(path, file)
-        lines = not file.peek(4).startswith(PARQUET_MAGIC) and ending(path) not in DELIMITERS
-        if lines and not _is_array(stream):
+    with _opened(path) as (kind, stream, packed):
+        if kind == "lines":
             return sum(1 for _ in _full_lines(bounded_lines(stream, path, packed=packed)))
     return sum(1 for _ in read_rows(path))
 
@@ -80,11 +78,34 @@ def ending(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
+Kind = Literal["lines", "array", "table", "parquet"]
+
+
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What goes wrong with a file as a message on its data."""
+def _opened(path: Path) -> Iterator[tuple[Kind, Any, io.BufferedReader | None]]:
+    """What kind of file it is, what is read, and the packed file below where there is one.
+
+    What goes wrong with it becomes a message on its data.
+    """
     try:
-        yield
+        with open_regular(path) as file:
+            if file.peek(4).startswith(PARQUET_MAGIC):
+                yield "parquet", file, None
+                return
+            compressed = file.peek(2).startswith(GZIP_MAGIC)
+            if path.suffix == ".gz" and not compressed and file.peek(1):
+                raise DataError(
+                    f"{path} ends in .gz but is not gzipped; rename it to .jsonl, or compress it"
+                )
+            stream = gzip.GzipFile(fileobj=file) if compressed else file
+            if stream.peek(3).startswith(MARK):
+                stream.read(len(MARK))
+            kind: Kind = "lines"
+            if ending(path) in DELIMITERS:
+                kind = "table"
+            elif stream.peek(64).lstrip().startswith(b"["):
+                kind = "array"
+            yield kind, stream, file if compressed else None
     except FileNotFoundError as error:
         raise DataError(missing_file(path)) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -97,44 +118,20 @@ def _told(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
-def _unpacked(
-    path: Path, file: io.BufferedReader
-) -> tuple[io.BufferedReader | gzip.GzipFile, io.BufferedReader | None]:
-    """What is read, and the packed file below it where there is one."""
-    if file.peek(2).startswith(GZIP_MAGIC):
-        return gzip.GzipFile(fileobj=file), file
-    if path.suffix == ".gz" and file.peek(1):
-        raise DataError(
-            f"{path} ends in .gz but is not gzipped; rename it to .jsonl, or compress it"
-        )
-    return file, None
-
-
-def _is_array(stream: io.BufferedReader | gzip.GzipFile) -> bool:
-    return stream.peek(64).removeprefix(MARK).lstrip().startswith(b"[")
-
-
 def _full_lines(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, with their numbers from 1."""
-    for number, line in enumerate(lines, start=1):
-        whole = line.removeprefix(MARK) if number == 1 else line
-        if whole.strip():
-            yield number, whole
+    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def _array_rows(path: Path, content: bytes) -> Iterator[Placed]:
-    values = _value(content.removeprefix(MARK), str(path))
-    for number, value in enumerate(values):
+    for number, value in enumerate(_value(content, str(path))):
         yield _object(value, f"{path}, row {number}")
 
 
 def _table_rows(path: Path, lines: Iterator[bytes], delimiter: str) -> Iterator[Placed]:
     """Rows of a table whose first line names its columns; every cell is a text."""
     csv.field_size_limit(MOST_LINE_BYTES)
-    texts = (
-        _text(line.removeprefix(MARK) if number == 1 else line, f"{path}, line {number}")
-        for number, line in enumerate(lines, start=1)
-    )
+    texts = (_text(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1))
     cells = csv.reader(texts, delimiter=delimiter, strict=True)
     names: list[str] | None = None
     try:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from math import inf
 from pathlib import Path
@@ -22,10 +23,11 @@ from laura.data.named import BENCHMARK_ROWS, NAMED, KnownSet
 from laura.data.rows import ENDINGS, Placed, count_rows, field_names, missing_file, read_rows
 from laura.recipe.sections import Source
 from laura.results.errors import DataError, HubError, LauraError
+from laura.results.progress import SILENT
+from laura.results.statistics import count
 
-Tell = Callable[[str], None]
 BUILTIN = Path(__file__).parent / "builtin"
-_FILE_ENDING = re.compile(r"\.(jsonl?|gz|txt|[ct]sv|parquet)$")
+FILE_ENDINGS = (*ENDINGS, ".gz", ".txt")  # a name with one of these is meant to be a file's
 LOOKED_ON = 1000  # rows behind one that does not fit, in which others are looked for
 
 
@@ -63,7 +65,7 @@ def load_examples(source: Source, data_dir: Path | None = None) -> list[Example]
 
 
 def stream_examples(
-    source: Source, data_dir: Path | None = None, tell: Tell | None = None
+    source: Source, data_dir: Path | None = None, tell: Callable[[str], object] = SILENT.say
 ) -> Iterator[Example]:
     """The same examples one after the other, without holding the whole set.
 
@@ -75,10 +77,15 @@ def stream_examples(
     Raises:
         DataError, HubError: as `load_examples`, when the row is reached.
     """
-    found = 0
-    for example in islice(_examples(source, data_dir, tell), source.limit):
-        found += 1
-        yield example
+    found, skipped = 0, list[str]()
+    rows = _examples(source, data_dir, skipped, tell)
+    try:
+        for example in islice(rows, source.limit):
+            found += 1
+            yield example
+    finally:  # whoever has enough of them stops before the end
+        if skipped:
+            tell(f"{source.source}: {count(len(skipped), 'row')} skipped, {_some(skipped)}")
     if not found:
         raise DataError(f"{source.source} has no rows; a source needs at least one")
 
@@ -153,7 +160,10 @@ def load_rows(name: str, split: str, data_dir: Path | None = None) -> list[dict[
     return checked
 
 
-def _examples(source: Source, data_dir: Path | None, tell: Tell | None) -> Iterator[Example]:
+def _examples(
+    source: Source, data_dir: Path | None, skipped: list[str], tell: Callable[[str], object]
+) -> Iterator[Example]:
+    """The examples; the places of rows that were skipped are added to `skipped`."""
     named, path = _named(source), source_file(source, data_dir)
     split = ""
     if named is not None:
@@ -168,23 +178,22 @@ def _examples(source: Source, data_dir: Path | None, tell: Tell | None) -> Itera
         rows = read_rows(path)
         if named is not None and _splits_in_rows(named):
             rows = ((place, row) for place, row in rows if row["split"] == split)
-    columns = _columns(source, named)
-    own = named is None and path is not None
-    numbered, skipped = enumerate(rows), list[str]()
+    columns, told = _columns(source, named), False
+    read = partial(_example, columns=columns, own=named is None and path is not None)
+    numbered = enumerate(rows)
     for index, (place, row) in numbered:
         try:
-            example = _checked(row, columns, index, place, own)
+            example = read(index, place, row)
         except DataError as error:
             if source.bad_rows != "skip":
-                raise _with_others(error, numbered, columns, own) from error
+                raise _with_others(error, numbered, read) from error
             skipped.append(place)
             continue
-        if not index and columns is None and tell is not None:
+        if columns is None and not told:
             tell(f"{source.source} is read as {shape_of(row, place).words()}")
+            told = True
         if example is not None:
             yield example
-    if skipped and tell is not None:
-        tell(f"{source.source}: {len(skipped):,} rows skipped, {_some(skipped)}")
 
 
 def _columns(source: Source, named: KnownSet | None) -> Columns | None:
@@ -203,8 +212,8 @@ def _columns(source: Source, named: KnownSet | None) -> Columns | None:
     )
 
 
-def _checked(
-    row: dict[str, Any], columns: Columns | None, index: int, place: str, own: bool
+def _example(
+    index: int, place: str, row: dict[str, Any], columns: Columns | None, own: bool
 ) -> Example | None:
     """A row's example; None where it is blank, which is a fault in a file of one's own."""
     example = example_of(row, columns, index, place)
@@ -219,7 +228,9 @@ def _checked(
 
 
 def _with_others(
-    first: DataError, numbered: Iterator[tuple[int, Placed]], columns: Columns | None, own: bool
+    first: DataError,
+    numbered: Iterator[tuple[int, Placed]],
+    read: Callable[[int, str, dict[str, Any]], object],
 ) -> DataError:
     """The fault of a row, with the places of those behind it that do not fit either."""
     others, seen = list[str](), 0
@@ -227,7 +238,7 @@ def _with_others(
         for index, (place, row) in islice(numbered, LOOKED_ON):
             seen += 1
             try:
-                _checked(row, columns, index, place, own)
+                read(index, place, row)
             except DataError:
                 others.append(place)
     if not others:
@@ -288,7 +299,7 @@ def _file(source: Source, data_dir: Path | None) -> Path | None:
     for place in places:
         if _exists(place):
             return place
-    if text.startswith((".", "~", "/")) or _FILE_ENDING.search(text):
+    if text.startswith((".", "~", "/")) or text.endswith(FILE_ENDINGS):
         raise DataError(" and ".join(missing_file(place) for place in places))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         return None
@@ -345,17 +356,13 @@ def _raw_rows(name: str, beside: Path, data_dir: Path | None) -> Iterable[Placed
     path = beside / Path(name).expanduser()
     if path.is_file():
         return read_rows(path)
-    if _FILE_ENDING.search(name):
+    if name.endswith(FILE_ENDINGS):
         raise DataError(missing_file(path))
     source = Source(source=name)
     local = source_file(source, data_dir)
     if local is None:
         return _hub_rows(source, _named(source), streaming=False, regroup=False)
     return read_rows(local)
-
-
-def _file_rows(path: Path) -> Iterator[Placed]:
-    return ((f"{path}, line {number}", row) for number, row in read_rows(path))
 
 
 def _hub_rows(

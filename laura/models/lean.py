@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -124,10 +124,8 @@ class LeanGatedUnit(nn.Module):
         """The unit's output, (..., C)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
         product: Tensor = _GatedUnit.apply(gate, up)  # type: ignore[no-untyped-call]
-        if not self.make_again:
-            rest: Tensor = self.down_proj(product)
-            return rest
-        with _made_again(product, gate.detach(), up.detach()):
+        made_again = self.make_again and _made_again(product, gate.detach(), up.detach())
+        with made_again or nullcontext():
             result: Tensor = self.down_proj(product)
         return result
 

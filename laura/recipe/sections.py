@@ -645,9 +645,7 @@ class ColumnsSection(Section):
 
     messages: str | None = None
     """A conversation: a list of {role, content} or {from, value}."""
-    prompt: Annotated[
-        list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])
-    ] = []
+    prompt: Names = []
     """What is asked; several are joined by a blank line, those behind the first may be absent."""
     completion: str | None = None
     """What is answered."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -85,12 +86,17 @@ def check_task(task: str, known: tuple[str, ...]) -> str:
         return task
     if task in known:
         return task
-    near = difflib.get_close_matches(task.strip().lower().replace("-", "_"), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
     raise ValueError(
-        f"is no task that can stand here, came {task[:60]!r}; {hint}allowed: {', '.join(known)}, "
+        f"is no task that can stand here, came {task[:60]!r}; {allowed_names(task, known)}, "
         "lm_eval:NAME, or the path of your own .yaml or .py file"
     )
+
+
+def allowed_names(name: str, known: Collection[str]) -> str:
+    """The names that are allowed, for a message; that which was probably meant comes first."""
+    near = difflib.get_close_matches(name.strip().lower().replace("-", "_"), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}allowed: {', '.join(known)}"
 
 
 def task_schema(known: tuple[str, ...]) -> dict[str, object]:

@@ -10,7 +10,7 @@ The file has one function, see `laura.training.token_weights`. No torch here.
 
 from __future__ import annotations
 
-import difflib
+from laura.recipe.tasks import allowed_names
 
 TOKEN_WEIGHTS = {
     "dft": "laura.training.token_weights.dft",
@@ -26,10 +26,8 @@ def check_token_weight(name: str) -> str:
     """
     if name in TOKEN_WEIGHTS:
         return name
-    near = difflib.get_close_matches(name.strip().lower(), TOKEN_WEIGHTS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    allowed = ", ".join(TOKEN_WEIGHTS)
-    raise ValueError(f"is no token weight, came {name[:60]!r}; {hint}allowed: {allowed}, or null")
+    allowed = allowed_names(name, TOKEN_WEIGHTS)
+    raise ValueError(f"is no token weight, came {name[:60]!r}; {allowed}, or null")
 
 
 def token_weight_schema() -> dict[str, object]:

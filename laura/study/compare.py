@@ -22,7 +22,7 @@ from laura.study.analysing import analyse
 from laura.study.claims.judgement import write_series_claims
 from laura.study.extras import extra_jobs, most_jobs
 from laura.study.opening import open_study
-from laura.study.plan.planning import announcement
+from laura.study.plan.planning import announcement, check_memory
 from laura.study.rebuilding import write_summary
 from laura.study.runs import (
     FRESH_SEEDS,
@@ -81,7 +81,7 @@ def compare(
     start = time.monotonic()
     with open_study(recipe, study, data_dir, device, progress) as session:
         grid = grid_of(recipe)
-        session.check(grid)
+        _check(session, grid)
         search = None
         if recipe.search.sampler != "grid":
             from laura.study.search import Search  # Optuna takes a while to import
@@ -107,6 +107,12 @@ def compare(
             timing = {"seconds": seconds, "workers": crew.workers, "runs": runs}
             write_json(session.store.folder / TIMING, {**timing, "runs_before": before})
         return summary
+
+
+def _check(session: Session, specs: Sequence[RunSpec]) -> None:
+    """Find what would stop these runs later, also that the device cannot hold them."""
+    session.check(specs)
+    check_memory(session, dict.fromkeys(spec.arm for spec in specs))
 
 
 def _carry_out(
@@ -231,7 +237,7 @@ def compare_series(
                 study = store.setting(name).folder
                 with open_study(recipe, study, data_dir, device) as session:
                     grid = grid_of(recipe)
-                    session.check(grid)
+                    _check(session, grid)
                     runs[name], left[name] = len(grid), len(_left(session, grid)[0])
             bar.advance()
     store.write(series.name, list(series.names))
@@ -309,7 +315,7 @@ def train(
                 f"{arm} has no checkpoint made elsewhere at rate {rate:g} with seed {chosen}; "
                 "choose one of those that its `external` names"
             )
-        session.check(specs)
+        _check(session, specs)
         session.base_results()
         runs = []
         for spec in specs:

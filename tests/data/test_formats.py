@@ -191,6 +191,26 @@ def test_one_bad_row_is_told_with_its_neighbours_and_may_be_skipped(tmp_path: Pa
     ]
 
 
+def test_what_is_skipped_is_told_whoever_stops_reading(tmp_path: Path) -> None:
+    """At a limit, and where somebody has enough; also where the first row is a bad one."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"other": 1}, *({"question": f"{n}?", "answer": str(n)} for n in range(9))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for limit in (3, None):
+        told: list[str] = []
+        source = Source(source=str(path), bad_rows="skip", limit=limit)
+        reading: Any = stream_examples(source, None, told.append)
+        assert [next(reading).index for _ in range(3)] == [1, 2, 3]
+        if limit:
+            assert list(reading) == []
+        else:
+            reading.close()
+        assert told == [
+            f"{path} is read as question, answer",
+            f"{path}: 1 row skipped, line 1",
+        ]
+
+
 def test_all_rows_bad_is_no_data(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")

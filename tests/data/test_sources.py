@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laura.data.examples import Example
+from laura.data.formats import Columns
 from laura.data.named import BENCHMARK_ROWS, NAMED, wikitext_articles
 from laura.data.sources import load_examples, load_rows, stream_examples
 from laura.recipe.sections import ColumnsSection, Source
@@ -203,8 +204,9 @@ def test_named_sets_know_their_splits_and_some_want_a_limit() -> None:
 def test_every_named_set_is_complete() -> None:
     for name, named in NAMED.items():
         assert named.default_split in named.splits, name
-        assert bool(named.prompt) == bool(named.answer), name
-        assert not (named.text and named.answer), name
+        columns = named.columns or Columns()
+        assert bool(columns.prompt) == bool(columns.completion), name
+        assert not (columns.text and columns.completion), name
         assert bool(named.hub) != bool(named.builtin), name
         assert set(named.local) <= set(named.splits), name
 

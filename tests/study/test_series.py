@@ -14,11 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from laura.cli import app as cli
+from laura.models import device
 from laura.recipe.reading import Series, read_study
-from laura.results.errors import DataError
+from laura.results.errors import DataError, RecipeError
 from laura.results.progress import Silent
 from laura.results.store import SeriesStore
-from laura.study.compare import compare_series
+from laura.study.compare import compare_series, train
 from tests.study.carried_out import compare
 
 SHORT = ("budget.tokens=[300]", "seeds=[0]", "arms.full.learning_rates=[1e-3]")
@@ -84,6 +85,22 @@ def test_a_mistake_in_the_last_setting_is_told_before_the_first_trains(
     with pytest.raises(DataError):
         compare_series(series, folder=tmp_path / "study")
     assert not list((tmp_path / "study").rglob("runs"))
+
+
+def test_what_the_device_cannot_hold_is_told_before_anything_trains(
+    recipe_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the check of all settings, and for one run of the arm that is wanted."""
+    path = series_of(recipe_text, tmp_path, "{domain: other}")
+    series = read_study(path, SHORT)
+    assert isinstance(series, Series)
+    monkeypatch.setattr(device, "total_memory_bytes", lambda _: 1000)
+    with pytest.raises(RecipeError, match=r"arms\.full: needs .* and cpu has 1000 B; no setting"):
+        compare_series(series, folder=tmp_path / "study")
+    assert not (tmp_path / "study" / "series.json").exists()
+    with pytest.raises(RecipeError) as caught:
+        train(series.settings["first"], arm="full", study=tmp_path / "one")
+    assert [fault.path for fault in caught.value.faults] == ["arms.full"]
 
 
 def test_one_setting_by_itself_and_the_report_of_all(recipe_text: str, tmp_path: Path) -> None:

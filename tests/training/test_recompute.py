@@ -12,6 +12,7 @@ from laura.models.layers import decoder_layers
 from laura.models.lean import lean
 from laura.models.losses import packed_loss_sum
 from laura.results.store import RunStore
+from laura.study.runs import UNTRAINED
 from laura.training.cohort import Together
 from laura.training.loop import model_inputs
 from laura.training.run import train_runs
@@ -54,6 +55,11 @@ def test_no_bit_changes_where_runs_share_their_passes(
     for rate in cohorts.RATES:
         one, other = tmp_path / "again" / str(rate), tmp_path / "kept" / str(rate)
         assert_equal(one, other, plan.points[-1])
+
+
+def test_a_run_is_the_same_run_with_it_and_without() -> None:
+    again, kept = make_section(recompute=True), make_section()
+    assert again.identity(UNTRAINED) == kept.identity(UNTRAINED)
 
 
 def alive_bytes(recompute: bool) -> int:

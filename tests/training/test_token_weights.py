@@ -15,12 +15,13 @@ from laura.models.losses import CHUNK_POSITIONS, loss_sum
 from laura.recipe.reading import parse_recipe
 from laura.recipe.token_weights import TOKEN_WEIGHTS
 from laura.results.store import RunStore
+from laura.training.cohort import Together
 from laura.training.schedules import plan_legs, rate_factor
 from laura.training.token_weights import load_token_weights
 from tests.conftest import make_tiny_model
 from tests.models.test_losses import distance, material
 from tests.recipe.test_reading import GOOD, faults_of
-from tests.training.test_cohort import apart, assert_equal, together
+from tests.training.test_cohort import RATES, apart, assert_equal, together
 from tests.training.test_loop import make_plan, make_section, table, train, weights
 
 Reference = Callable[[Tensor, Tensor], Tensor]
@@ -135,6 +136,31 @@ def test_a_cohort_takes_the_arms_weights(tmp_path: Path) -> None:
     assert_equal(tmp_path / "together", tmp_path / "apart")
     with pytest.raises(AssertionError):
         assert_equal(tmp_path / "apart", tmp_path / "plain")
+
+
+def test_runs_that_share_their_passes_take_them_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laura.training.run.gradients_for", Together)
+    section = make_section(cohort=3)
+    plan, chosen = make_plan(section), load_token_weights("dft")
+    together(tmp_path / "together", section, plan, token_weights=chosen)
+    apart(tmp_path / "apart", section, plan, token_weights=chosen)
+    apart(tmp_path / "plain", section, plan)
+    for rate in RATES:
+        losses = {
+            way: [row["loss"] for row in RunStore(tmp_path / way / str(rate)).metrics()]
+            for way in ("together", "apart", "plain")
+        }
+        assert losses["together"] == pytest.approx(losses["apart"], rel=1e-4)
+        assert losses["together"][-1] != pytest.approx(losses["plain"][-1], rel=1e-3)
+
+
+def test_arms_without_one_keep_the_ids_of_their_runs() -> None:
+    plain = parse_recipe(GOOD).arms["full"]
+    assert "token_weight" not in plain.identity()
+    weighed = parse_recipe(GOOD, ["arms.full.token_weight=dft"]).arms["full"]
+    assert weighed.identity() == plain.identity() | {"token_weight": "dft"}
 
 
 def test_one_from_outside_is_a_file_and_a_line(

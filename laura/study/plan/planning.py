@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -347,7 +347,25 @@ def _sum(counts: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def refuse_too_large(recipe: Recipe, shapes: Shapes, machine: Machine, memory: int) -> None:
+def check_memory(session: Session, arms: Collection[str]) -> None:
+    """Refuse arms that the device of an open study cannot hold, see `refuse_too_large`."""
+    from laura.models.device import pick_device, total_memory_bytes
+
+    try:
+        shapes, machine = _opened(session)
+    except ModelError:
+        return  # a base that no plan can be made of, which is told where the plan is
+    memory = total_memory_bytes(pick_device(machine.device))
+    refuse_too_large(session.recipe, shapes, machine, memory, arms)
+
+
+def refuse_too_large(
+    recipe: Recipe,
+    shapes: Shapes,
+    machine: Machine,
+    memory: int,
+    arms: Collection[str] | None = None,
+) -> None:
     """Refuse arms that a device cannot hold.
 
     Args:
@@ -355,27 +373,25 @@ def refuse_too_large(recipe: Recipe, shapes: Shapes, machine: Machine, memory: i
         shapes: The base's.
         machine: The device.
         memory: All it has, in bytes.
+        arms: Those that are wanted; None for all.
 
     Raises:
         RecipeError: what each needs, what is there, and the least change that makes it fit.
     """
     faults = []
-    for name, arm in recipe.arms.items():
+    for name in recipe.arms if arms is None else arms:
         need = _most_memory(recipe, name, shapes, machine)
         if need <= memory:
             continue
         problem = f"needs {memory_text(need)} of memory, and {machine.device} has "
         problem += f"{memory_text(memory)}; "
-        fitting = (
-            (words, _most_memory(changed, name, shapes, machine))
-            for words, changed in _smaller(recipe)
-        )
-        for words, less in fitting:
+        for words, changed in _smaller(recipe):
+            less = _most_memory(changed, name, shapes, machine)
             if less <= memory:
                 problem += f"{words} needs {memory_text(less)}"
                 break
         else:
-            other = "" if isinstance(arm, LoraArm) else "LoRA, "
+            other = "" if isinstance(recipe.arms[name], LoraArm) else "LoRA, "
             problem += f"no setting makes it fit: take {other}a smaller base or more memory"
         faults.append(Fault(f"arms.{name}", problem))
     if faults:
@@ -415,21 +431,12 @@ def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
 
 
 def announcement(session: Session) -> str:
-    """The plan of an open study in one line: what is known by then costs nothing to tell.
-
-    Raises:
-        RecipeError: an arm is larger than the device's memory.
-    """
-    from laura.models.device import pick_device, resolve_precision, total_memory_bytes
-
-    recipe, base = session.recipe, session.bench.base
-    device = pick_device(session.bench.device_name)
-    machine = Machine(str(device), resolve_precision(recipe.train.precision, device).itemsize)
+    """The plan of an open study in one line: what is known by then costs nothing to tell."""
+    recipe = session.recipe
     try:
-        shapes = read_shapes(base.folder / "config.json")
+        shapes, machine = _opened(session)
     except ModelError as error:
         return f"No plan: {error}"
-    refuse_too_large(recipe, shapes, machine, total_memory_bytes(device))
     known = Survey(session.epoch_tokens, None, recipe.train.row_tokens, 1.0, "")
     peaks = {}
     for name, arm in recipe.arms.items():
@@ -439,3 +446,17 @@ def announcement(session: Session) -> str:
             peaks[name] = parts["peak"]
     works = [arm_work(recipe, name, shapes, known) for name in recipe.arms]
     return plan_line(totals(recipe, shapes, works), peaks)
+
+
+def _opened(session: Session) -> tuple[Shapes, Machine]:
+    """The base of an open study, and the device that it is on.
+
+    Raises:
+        ModelError: the base is of a kind that no plan can be made of.
+    """
+    from laura.models.device import pick_device, resolve_precision
+
+    device = pick_device(session.bench.device_name)
+    precision = resolve_precision(session.recipe.train.precision, device)
+    shapes = read_shapes(session.bench.base.folder / "config.json")
+    return shapes, Machine(str(device), precision.itemsize)
