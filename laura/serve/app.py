@@ -364,16 +364,14 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         context = RequestContext(scope["method"], scope["path"])
-        head = scope["method"] == "HEAD"  # answered like GET, without the body
-        scope = {**scope, "method": "GET" if head else scope["method"]}
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server itself leaves the body out
         scope.setdefault("state", {})["context"] = context
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 context.status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = context.id
-            elif head:
-                message = {**message, "body": b""}
             await send(message)
 
         try:

@@ -262,6 +262,21 @@ def test_every_fault_is_one_message(
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_what_must_be_held_whole_has_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array, and the rows of a Parquet file that are read together."""
+    array, table = written(tmp_path, "json"), written(tmp_path, "parquet")
+    monkeypatch.setattr("laura.data.rows.MOST_ARRAY_BYTES", array.stat().st_size - 1)
+    monkeypatch.setattr("laura.data.rows.MOST_LINE_BYTES", 5)
+    with pytest.raises(DataError, match="bytes; write it as JSON Lines, one object a line"):
+        load(array)
+    with pytest.raises(DataError, match="rows from 0 on are longer than a row may be"):
+        load(table)
+    monkeypatch.setattr("laura.data.rows.MOST_ARRAY_BYTES", array.stat().st_size)
+    assert len(load(array)) == len(TABLE)
+
+
 def test_an_array_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.json.gz"
     path.write_bytes(gzip.compress(b"[" + b" " * 2**26 + b"]"))
