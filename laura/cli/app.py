@@ -10,6 +10,7 @@ from laura import __version__
 from laura.cli.chat import chat
 from laura.cli.console import command, listen_for_stop
 from laura.cli.decision import claims, gate, recommend
+from laura.cli.init import init
 from laura.cli.machine import doctor, fetch, merge, schema, sign
 from laura.cli.measurement import evaluate, show, spectra
 from laura.cli.serve import serve
@@ -19,7 +20,8 @@ from laura.cli.tenants import tenants
 app = typer.Typer(
     name="laura",
     help="LoRA or full finetuning, at which settings, and what will the model forget?\n\n"
-    "\b\nStart with:\n  laura compare   a comparison on a tiny model, about five minutes\n"
+    "\b\nStart with:\n  laura compare   a comparison on a tiny model, about eight minutes\n"
+    "  laura init      a recipe for your own data\n"
     "  laura doctor    what this machine can do and what is missing\n\n"
     "\b\nExit codes: 0 done, 2 a mistake you can mend, 1 a bug of ours, 130 stopped,\n"
     "4 a `gate` that is not passed.",
@@ -53,8 +55,8 @@ def _root(
 
 
 for _function in (
-    compare, train, evaluate, claims, recommend, gate, plan, report, show, spectra, chat, serve,
-    merge, sign, fetch, doctor, schema,
+    init, compare, train, evaluate, claims, recommend, gate, plan, report, show, spectra, chat,
+    serve, merge, sign, fetch, doctor, schema,
 ):  # fmt: skip
     command(app)(_function)
 app.add_typer(tenants, name="tenants")

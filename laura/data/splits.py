@@ -169,6 +169,17 @@ def fingerprint_of(examples: Sequence[ExampleIdentity]) -> str:
     return _fingerprint({"replay": (len(examples), examples)})
 
 
+def hold_out(
+    examples: Sequence[ExampleIdentity], number: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Places that stay, and `number` places that are held out; see `make_splits`.
+
+    Raises:
+        DataError: too few different examples.
+    """
+    return _hold_out(examples, number, _Questions(examples))
+
+
 class _Questions:
     """Tells by which keys an example is compared."""
 

@@ -85,7 +85,7 @@ def plan(
         )
     shapes = shapes_of(recipe.base)
     refuse_arms(recipe, shapes)
-    known = survey(recipe, _tokenizer(recipe.base), data_dir, epoch_tokens)
+    known = survey(recipe, tokenizer_file(recipe.base), data_dir, epoch_tokens)
     machine = _machine(recipe, shapes, gpus, device)
     rate = flops_per_second or (machine.flops_per_second if gpus is None else None)
     works = {name: arm_work(recipe, name, shapes, known) for name in recipe.arms}
@@ -170,7 +170,7 @@ def check_gpus(counts: Sequence[int]) -> list[int]:
     return list(counts)
 
 
-def _tokenizer(section: BaseSection) -> Path | None:
+def tokenizer_file(section: BaseSection) -> Path | None:
     """tokenizer.json of a base that lies on this machine."""
     model = MODELS.get(section.model)
     if isinstance(model, PackagedModel):

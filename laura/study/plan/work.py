@@ -86,7 +86,7 @@ def survey(
         data_dir: Data folder; None means `LAURA_DATA`, if set.
         epoch_tokens: What the user says an epoch holds; wins over counting.
     """
-    row, source, counter = recipe.train.row_tokens, recipe.data.train, _Counter(tokenizer)
+    row, source, counter = recipe.train.row_tokens, recipe.data.train, TokenCounter(tokenizer)
     try:
         here = source.source.startswith("builtin:") or source_file(source, data_dir) is not None
         looked = list(islice(stream_examples(source, data_dir), LOOKED_AT)) if here else []
@@ -114,8 +114,15 @@ def survey(
     )
 
 
-class _Counter:
-    """Tokens of an example, and of its answers."""
+class TokenCounter:
+    """Counts tokens.
+
+    Args:
+        file: tokenizer.json; None where it is not here, and characters tell.
+
+    Attributes:
+        words: How it counts.
+    """
 
     def __init__(self, file: Path | None) -> None:
         self.tokenizer: Any = None
@@ -127,6 +134,7 @@ class _Counter:
             self.words = "counted with the base's tokenizer, without the chat template's own tokens"
 
     def __call__(self, example: Example) -> tuple[int, int]:
+        """Tokens of an example, and of its answers."""
         sizes = [(role, self._count(text)) for role, text in example.messages]
         sizes = sizes or [("assistant", self._count(example.text))]
         answers = sum(size for role, size in sizes if role == "assistant")
