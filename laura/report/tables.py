@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from laura.report.study import Study
 from laura.results.schema import ENERGY, MEAN, Summary, TaskFacts
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table as RichTable
 
 
@@ -79,6 +81,8 @@ def final_scores(
 
 # ----- for a terminal -----
 
+HEADING = 12  # letters in a line of a column's heading
+
 
 def summary_table(study: Study) -> RenderableType:
     """The answer and the arms at their best rate."""
@@ -106,35 +110,45 @@ def _arms_table(summary: Summary) -> list[RenderableType]:
 
     columns = [
         Column("arm", lambda row: row.arm),
-        number("rate", lambda row: row.marked_rate),
+        number("rate", lambda row: row.marked_rate.replace(", ", ",\n")),
         number("budget", lambda row: row.facts["budget"]),
-        number("seeds", seed_count),
-        *_short_columns(summary),
+        *_leading_columns(summary),
     ]
+    needed = len(columns)
+    columns += [number("seeds", seed_count), *_further_columns(summary)]
     rows, title = score_rows(summary), f"{summary.name}: arms at their best learning rate"
-    drawn = _rich_table(table("arms", title, columns, rows))
-    drawn.rows[0].end_section = True  # a line below the base
+    drawn = _FittingTable(table("arms", title, columns, rows), needed)
     notes = ["± is one standard error."]
     if any(row.at_edge for row in rows):
         notes.append("* best rate at the end of the range tried: try further out.")
     return [drawn, Text(" ".join(notes), style="dim")]
 
 
-def _short_columns(summary: Summary) -> list[Column]:
-    """What fits a terminal: the leading task, what was forgotten, losses and the like."""
+def _leading_columns(summary: Summary) -> list[Column]:
+    """The leading task, what was learnt and what was forgotten."""
     found = []
     for task in measured(summary):
-        unit = "points" if task.is_share else "nats" if "nats" in task.unit else task.unit
-        score, moved = partial(_score, task), partial(_moved, task)
+        moved = partial(_moved, task)
         if task.name == summary.primary:
-            found.append(number(f"{task.short_title} ({formats.unit(task)})", score))
-            found.append(number(f"learnt ({unit})", moved))
+            heading = f"{task.short_title} ({formats.unit(task)})"
+            found.append(number(heading, partial(_score, task)))
+            found.append(number(f"learnt ({_unit(task, 'points')})", moved))
         elif task.name == MEAN:
-            found.append(number(f"forgot ({unit})", moved))
-        elif task.name in summary.forgetting_measures:
-            heading = f"{task.short_title} ({'%' if task.is_share else unit})"
-            found.append(number(heading, score))
+            found.append(number(f"forgot ({_unit(task, 'points')})", moved))
     return found
+
+
+def _further_columns(summary: Summary) -> list[Column]:
+    """Losses and the like."""
+    return [
+        number(f"{task.short_title} ({_unit(task, '%')})", partial(_score, task))
+        for task in measured(summary)
+        if task.name in summary.forgetting_measures and task.name not in (MEAN, summary.primary)
+    ]
+
+
+def _unit(task: TaskFacts, share: str) -> str:
+    return share if task.is_share else "nats" if "nats" in task.unit else task.unit
 
 
 def _score(task: TaskFacts, row: Group) -> str:
@@ -155,14 +169,48 @@ def _listing(sentences: Sequence[str]) -> RenderableType:
     return listing
 
 
+@dataclass(frozen=True)
+class _FittingTable:
+    """A table that leaves out its last columns where a terminal is too narrow for them.
+
+    Attributes:
+        shown: The table.
+        needed: So many columns it always has.
+    """
+
+    shown: Table
+    needed: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        endless = options.update(max_width=10_000)
+        for count in range(len(self.shown.columns), self.needed - 1, -1):
+            drawn = _rich_table(self._first(count))
+            if console.measure(drawn, options=endless).maximum <= options.max_width:
+                break
+        drawn.rows[0].end_section = True  # the base stands apart
+        yield drawn
+        if left := [column.heading for column in self.shown.columns[count:]]:
+            yield Text(f"Too wide for this terminal, see the report: {', '.join(left)}.", "dim")
+
+    def _first(self, count: int) -> Table:
+        rows = [row[:count] for row in self.shown.rows]
+        return replace(self.shown, columns=self.shown.columns[:count], rows=rows)
+
+
 def _rich_table(shown: Table) -> RichTable:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
     # Text, not str: a name may hold what rich would take for markup.
-    drawn = RichTable(title=Text(shown.caption), title_justify="left")
+    drawn = RichTable(
+        title=Text(shown.caption), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
+    )
     for column in shown.columns:
-        drawn.add_column(Text(column.heading), justify="right" if column.numeric else "left")
+        heading = Text("\n".join(textwrap.wrap(column.heading, HEADING)))
+        drawn.add_column(heading, justify="right" if column.numeric else "left", overflow="fold")
     for row in shown.rows:
         drawn.add_row(*(Text(cell.text) for cell in row))
     return drawn
@@ -231,14 +279,11 @@ def layer_table(matrices: Matrices) -> Table:
 
 def spectra_tables(answer: dict[str, Any]) -> RenderableType:
     """By module and by layer, with the warnings beneath."""
-    from rich.box import SIMPLE
     from rich.console import Group as Stack
     from rich.text import Text
 
     matrices, counted = answer["matrices"], bool(answer["settings"]["intruders"])
     by_module = _rich_table(module_table(answer["tuned"], matrices, counted))
     by_layer = _rich_table(layer_table(matrices))
-    for drawn in (by_module, by_layer):
-        drawn.box, drawn.collapse_padding = SIMPLE, True
     warnings = [Text(f"Mind: {warning}", style="yellow") for warning in answer["warnings"]]
     return Stack(by_module, Text(SPECTRA_NOTES, style="dim"), Text(), by_layer, *warnings)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_terminal_table_holds_verdict_arms_and_gaps(build: Build) -> None:
     summary = build()
     text = printed(summary)
     assert text.startswith(JUDGEMENT["answer"]) and JUDGEMENT["caveats"][0] in text
-    assert "GSM8K (%)" in text and "learnt (points)" in text and "forgot (points)" in text
+    assert all(word in text for word in ("GSM8K (%)", "learnt", "forgot", "(points)"))
     assert text.count("lora-r16") == 3 and "3e-5" in text
     assert "diverged" in text
 
@@ -41,18 +42,20 @@ def test_terminal_table_takes_names_literally(build: Build) -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_terminal_table_fits(build: Build, width: int) -> None:
-    assert max(map(len, printed(build(), width).splitlines())) <= width
+    text = printed(build(), width)
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    assert ("Too wide for this terminal" in text) == (width < 200)
 
 
 def cells(summary: dict[str, Any], arm: str) -> list[str]:
     """The row of an arm, as a wide terminal has it."""
-    [row] = [line for line in printed(summary).splitlines() if line.startswith(f"│ {arm} ")]
-    return [cell.strip() for cell in row.strip("│").split("│")]
+    [row] = [line for line in printed(summary, 200).splitlines() if line.startswith(f"  {arm} ")]
+    return re.split(" {2,}", row.strip())
 
 
 def test_an_arm_without_runs_is_a_row_of_gaps(build: Build) -> None:
     summary = build(arms={"full": ("full", [1e-4], None)}, seeds=(0,))
-    assert cells(summary, "full") == ["full", "–", "–", "0", "–", "–", "–", "–", "–"]
+    assert cells(summary, "full") == ["full", "–", "–", "–", "–", "–", "0", "–", "–"]
 
 
 def test_edge_rates_are_marked(build: Build) -> None:
