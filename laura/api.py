@@ -576,14 +576,15 @@ def write_report(
     from laura.study.rebuilding import rebuild
 
     folder = Path(folder)
-    settings = SeriesStore(folder).settings()
-    for study in settings.values():
+    settings, known = SeriesStore(folder).settings(), {}
+    for name, study in settings.items():
         try:
-            rebuild(study.folder, progress)
+            if evidence := rebuild(study.folder, progress):
+                known[name] = evidence
         except UsageError as error:
             progress.say(str(error))
     if settings:
-        write_series_claims(folder)
+        write_series_claims(folder, known)
     else:
         rebuild(folder, progress)
     return _results(folder, form, progress)

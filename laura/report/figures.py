@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
+from altair.utils.schemapi import debug_mode
 from markupsafe import Markup
 
 from laura.report.charts import analyses, lines, tradeoff
@@ -108,14 +109,15 @@ def draw_figures(study: Study, folder: Path, progress: Progress = SILENT) -> dic
 
 def draw_chart(chart: Chart, study: Study, folder: Path) -> DrawnChart:
     """Write a chart's files into a folder, or take an older report's away; see `draw_figures`."""
-    panels = chart.draw(study)
+    # Checking against the JSON Schema takes most of the time; a test does it instead.
+    with debug_mode(False):
+        panels = chart.draw(study)
     svg_file, png_file = folder / f"{chart.name}.svg", folder / f"{chart.name}.png"
     if not panels:
         with disk_faults(folder):
             svg_file.unlink(missing_ok=True)
             png_file.unlink(missing_ok=True)
         return DrawnChart(**vars(chart))
-    # Checking against the JSON Schema takes most of the time; a test does it instead.
     specifications = [panel.drawing.to_dict(validate=False) for panel in panels]
     svg = vl_convert.vegalite_to_svg(_figure(panels, specifications))
     # Clipping paths are numbered from zero; Vega counts on through the life of the process.

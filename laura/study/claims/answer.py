@@ -402,9 +402,12 @@ def _by_interval(
                 f"{_edge(found.edge)}."
             )
         else:
+            low, high = effect.interval
+            alone = (low > 0 or high < 0) and effect.seeds > 2 and not setting.suggests_only
+            clear = ", clear by itself but not among all that were tested" if alone else ""
             told.append(
                 f"{where}, {first} and {second} cannot be told apart in what they {verb}: "
-                f"{signed(effect.value, effect.unit)} ({interval}){_edge(found.edge)}."
+                f"{signed(effect.value, effect.unit)} ({interval}){_edge(found.edge)}{clear}."
             )
     if found.reason:
         told.append(f"Of {' and '.join(found.arms)}: {found.reason}.")

@@ -6,7 +6,7 @@ puts them into words. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from laura.recipe.reading import stored_recipe
@@ -185,10 +185,14 @@ def write_claims(folder: Path, evidence: Evidence | None = None) -> Judgement:
     return found
 
 
-def judge_series(folder: Path) -> Judgement:
+def judge_series(folder: Path, known: Mapping[str, Evidence] | None = None) -> Judgement:
     """What all settings of a series say together, each under its name there.
 
     A setting that is damaged or not carried out is a gap, and the others are judged.
+
+    Args:
+        folder: The series.
+        known: What settings hold that have been read already.
 
     Raises:
         StoreError: `series.json` is damaged.
@@ -199,8 +203,8 @@ def judge_series(folder: Path) -> Judgement:
             missing.append(f"{name}: was not carried out")
             continue
         try:
-            found = read_setting(study.folder)
-            settings.append(Setting(name, found.evidence, found.analysis))
+            evidence = (known or {}).get(name) or stored_evidence(study.folder)
+            settings.append(Setting(name, evidence, read_analysis(study.folder)))
         except LauraError as error:
             # Whoever moves the folder must find the same words.
             told = first_line(error).replace(f"{folder}/", "")
@@ -208,12 +212,16 @@ def judge_series(folder: Path) -> Judgement:
     return judge(settings, missing)
 
 
-def write_series_claims(folder: Path) -> Judgement:
+def write_series_claims(folder: Path, known: Mapping[str, Evidence] | None = None) -> Judgement:
     """Judge all settings of a series together and write its `claims.json`.
+
+    Args:
+        folder: The series.
+        known: What settings hold that have been read already.
 
     Raises:
         StoreError: as `judge_series`, or the file cannot be written.
     """
-    found = judge_series(folder)
+    found = judge_series(folder, known)
     write_file(folder / CLAIMS_FILE, found)
     return found
