@@ -1,17 +1,20 @@
 """How many tokens a second does a corpus get, by how many processes?
 
-    python benchmarks/corpus.py                                  # 1 and 2 processes
+    python benchmarks/corpus.py                                  # by this process, by 1 and by 2
     python benchmarks/corpus.py --workers 1,2,4 --tokens 20e6 --rounds 3
 
 The rows of a source are read again and again from its file, each time with another number before
 them, and written as a study's corpus: text for pretraining, or conversations. What was written
-must be the same bytes by any number of processes, or the exit code is 1. The first seconds in one
-process are left out (`ALONE_SECONDS`), starting the others is not.
+must be the same bytes in every way, or the exit code is 1. `alone` is this process with the
+threads that tokenizers starts by itself; 1 is one process with one thread. Several processes are
+started at once here, not after `ALONE_SECONDS`, and their start counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import resource
 import sys
 import tempfile
 import time
@@ -30,6 +33,7 @@ from laura.recipe.sections import Source
 from laura.results.store import file_hash
 from laura.study.material import ExampleEncoder
 
+WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 MODEL = "smollm2-135m-instruct-q4"
 
 
@@ -44,17 +48,22 @@ def endless(source: Source, data_dir: Path | None) -> Iterator[Example]:
             yield replace(example, index=number, messages=messages, text=text)
 
 
+def core_seconds() -> float:
+    """Processor time of this process and of those that it has waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in WHO)
+
+
 def written(folder: Path, encoder: ExampleEncoder, rows: Iterator[Example], workers: int,
-            tokens: int) -> tuple[float, list[str]]:  # fmt: skip
-    """Tokens a second, and the hashes of what was written."""
-    start = time.perf_counter()
+            tokens: int) -> tuple[float, float, list[str]]:  # fmt: skip
+    """Tokens a second, and a core's second, and the hashes of what was written."""
+    start, cores = time.perf_counter(), core_seconds()
     made = write_corpus(
         folder, encoder.identity, rows, encoder.to_learn, vocabulary=len(encoder.tokenizer),
         masked=encoder.regime == "instruct", enough=Enough(tokens, 0), workers=workers,
     )  # fmt: skip
-    seconds = time.perf_counter() - start
-    held = sum(len(made.part(place, 0, None).token_ids) for place in range(len(made)))
-    return held / seconds, [file_hash(path) for path in sorted(folder.glob("*.bin"))]
+    seconds, cores = time.perf_counter() - start, core_seconds() - cores
+    held = sum(len(made.marks(place)) for place in range(len(made)))
+    return held / seconds, held / cores, [file_hash(path) for path in sorted(folder.glob("*.bin"))]
 
 
 def say(text: str) -> None:
@@ -74,24 +83,30 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args()
     corpus.ALONE_SECONDS = 0.0
-    crews = [int(text) for text in options.workers.split(",")]
+    crews = ["alone", *options.workers.split(",")]
     tokenizer, same = load_tokenizer(resolve_model(MODEL)), True
     for regime, source in {"pretrain": options.texts, "instruct": options.chats}.items():
         encoder = ExampleEncoder(tokenizer, "chat", regime)
-        rates: dict[int, list[float]] = {crew: [] for crew in crews}
+        rates: dict[str, list[list[float]]] = {crew: [] for crew in crews}
         hashes = []
         for _ in range(options.rounds):
             for crew in crews:
+                os.environ["TOKENIZERS_PARALLELISM"] = str(crew == "alone").lower()
                 rows = endless(Source(source=source), options.data_dir)
                 with tempfile.TemporaryDirectory() as folder:
-                    rate, found = written(Path(folder), encoder, rows, crew, int(options.tokens))
+                    *rate, found = written(
+                        Path(folder), encoder, rows, 1 if crew == "alone" else int(crew),
+                        int(options.tokens),
+                    )  # fmt: skip
                 rates[crew].append(rate)
                 hashes.append(found)
         for crew, each in rates.items():
-            ratio = median(each) / median(rates[crews[0]])
+            by_clock, by_core = zip(*each, strict=True)
+            ratio = median(by_clock) / median(rate for rate, _ in rates[crews[1]])
             say(
-                f"{regime}, {crew} processes: {median(each) / 1e6:.3f} M tokens/s "
-                f"({min(each) / 1e6:.3f} to {max(each) / 1e6:.3f}), {ratio:.2f}x"
+                f"{regime}, by {crew}: {median(by_clock) / 1e6:.3f} M tokens/s "
+                f"({min(by_clock) / 1e6:.3f} to {max(by_clock) / 1e6:.3f}), {ratio:.2f}x, "
+                f"{median(by_core) / 1e6:.3f} M a core's second"
             )
         same &= all(found == hashes[0] for found in hashes)
     say("the same bytes" if same else "DIFFERENT BYTES")

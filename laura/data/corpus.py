@@ -42,6 +42,7 @@ FORMAT = 1  # counts up when the same examples would give other tokens or digest
 CHUNK = 500  # examples tokenised between two signs of progress,
 CHUNK_CHARACTERS = 1 << 20  # fewer where they are long
 ALONE_SECONDS = 5.0  # of tokenising before other processes are started
+MOST_WORKERS = 32  # reading and writing take a thirtieth of the time, and are done by one
 STATE_SECONDS = 20.0  # at most so much work is done again after a kill
 RECORD = np.dtype([("end", "<i8"), ("index", "<i8"), ("bytes", "<i8")])
 DIGEST_BYTES = 32
@@ -238,7 +239,7 @@ def _packed_parts(
         if (part := next(parts, None)) is None:
             return
         yield pack(part)
-    yield from map_in_order(pack, parts, workers)
+    yield from map_in_order(pack, parts, min(workers, MOST_WORKERS))
 
 
 def _packed(encode: Encode, dtype: np.dtype[Any], masked: bool, examples: list[Example]) -> _Part:

@@ -271,8 +271,8 @@ def _cuts(
     else:
         raise DataError(
             f"example {encoded[place].index} has {length} tokens, but a row holds "
-            f"train.row_tokens = {row_tokens}; raise train.row_tokens to {length} or more, or set data.overlong to "
-            "drop or truncate"
+            f"train.row_tokens = {row_tokens}; raise train.row_tokens to {length} or more, or set "
+            "data.overlong to drop or truncate"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -323,6 +324,19 @@ def test_a_killed_command_continues_to_the_same_files(tmp_path: Path) -> None:
         assert before < reached < 4000
     assert start("killed", 2).wait() == 0
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_what_tokenises_needs_no_torch(tiny_tokenizer: Any) -> None:
+    """It would cost every process a second and 200 MB."""
+    code = "import pickle, sys; pickle.load(sys.stdin.buffer)([]); print('torch' in sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(ExampleEncoder(tiny_tokenizer, "chat", "instruct").to_learn),
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    assert told.stdout == b"False\n"
 
 
 def test_what_came_before_a_worker_ended_is_kept(

@@ -105,7 +105,7 @@ def test_no_process_outlives_who_asked(sent: int) -> None:
         "from laura.data.processes import map_in_order\n"
         "results = map_in_order(os.getpgid, iter([0, 0]), 2)\n"
         "print(next(results), next(results), flush=True)\n"
-        "busy = map_in_order(time.sleep, iter([60, 0]), 2)\n"
+        "busy = map_in_order(time.sleep, iter([20, 0]), 2)\n"
         "print('begun', flush=True)\n"
         "next(busy)\n"
     )

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laura.data.corpus import MOST_WORKERS
 from laura.models.cache import model_entry
 from laura.models.registry import MODELS, PackagedModel
 from laura.models.targets import GROUPS, is_named
@@ -286,11 +287,12 @@ def _notes(
 def _tokenising(known: Survey, machine: Machine) -> str:
     """How long the data takes to become tokens."""
     seconds = (known.corpus_tokens or 0) / TOKENISED_A_SECOND
+    workers = min(machine.threads, MOST_WORKERS)
     words = f"Tokenising {count_text(known.corpus_tokens)} tokens, once: about "
     words += f"{duration_text(seconds)} by one process at {TOKENISED_A_SECOND:,} a second, "
-    if not machine.threads:
+    if not workers:
         return words + "shared by a process for every core."
-    return words + f"{duration_text(seconds / machine.threads)} by the {machine.threads} used here."
+    return words + f"{duration_text(seconds / workers)} by the {workers} used here."
 
 
 def plan_series(
