@@ -289,9 +289,9 @@ def _tokenising(known: Survey, machine: Machine) -> str:
     seconds = (known.corpus_tokens or 0) / TOKENISED_A_SECOND
     workers = min(machine.threads, MOST_WORKERS)
     words = f"Tokenising {count_text(known.corpus_tokens)} tokens, once: about "
-    words += f"{duration_text(seconds)} by one process at {TOKENISED_A_SECOND:,} a second, "
+    words += f"{duration_text(seconds)} by one process at {TOKENISED_A_SECOND:,} a second; "
     if not workers:
-        return words + "shared by a process for every core."
+        return words + "every core has one."
     return words + f"{duration_text(seconds / workers)} by the {workers} used here."
 
 
