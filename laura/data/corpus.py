@@ -10,6 +10,9 @@
 
 Writing that is killed goes on after the last example that `state.json` counts.
 An example takes its tokens and 120 bytes on the disk, and no memory.
+
+What takes long is tokenised by several processes. One reads the examples and writes them in
+their order, so the files are the same whoever made the tokens.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import accumulate, islice
 from math import inf
 from pathlib import Path
 from typing import IO, Any
@@ -27,16 +32,21 @@ from typing import IO, Any
 import numpy as np
 
 from laura.data.examples import Example
+from laura.data.processes import map_in_order
 from laura.data.templates import Encoded
-from laura.results.errors import DataError
+from laura.results.errors import DataError, StoreError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import disk_faults, read_json, write_json
 
 FORMAT = 1  # counts up when the same examples would give other tokens or digests
-CHUNK = 500  # examples tokenised between two signs of progress
+CHUNK = 500  # examples tokenised between two signs of progress,
+CHUNK_CHARACTERS = 1 << 20  # fewer where they are long
+ALONE_SECONDS = 5.0  # of tokenising before other processes are started
+MOST_WORKERS = 32  # reading and writing take a thirtieth of the time, and are done by one
 STATE_SECONDS = 20.0  # at most so much work is done again after a kill
 RECORD = np.dtype([("end", "<i8"), ("index", "<i8"), ("bytes", "<i8")])
 DIGEST_BYTES = 32
+EXAMPLE_BYTES = RECORD.itemsize + 3 * DIGEST_BYTES
 
 Encode = Callable[[list[Example]], list[Encoded]]
 
@@ -100,6 +110,16 @@ class Corpus(Sequence[Encoded]):
             learnt[:1] = [False]
         return Encoded(index, ids, learnt, size)
 
+    def marks(self, place: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which tokens of an example are supervised, (T,); the tokens are not read for it."""
+        start = int(self._records["end"][place - 1]) if place else 0
+        end = int(self._records["end"][place])
+        if self._learnt is not None:
+            return self._learnt[start:end]
+        learnt = np.ones(end - start, np.bool_)
+        learnt[:1] = False
+        return learnt
+
 
 class Subset(Sequence[Encoded]):
     """Some examples of a corpus, by their places in it."""
@@ -117,6 +137,15 @@ class Subset(Sequence[Encoded]):
         """As `Corpus.part`."""
         return self._whole.part(self._places[place], first, last)
 
+    def marks(self, place: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """As `Corpus.marks`."""
+        return self._whole.marks(self._places[place])
+
+
+def token_type(vocabulary: int) -> np.dtype[Any]:
+    """How a token id is written, with so many of them."""
+    return np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
+
 
 def write_corpus(
     folder: Path,
@@ -128,6 +157,7 @@ def write_corpus(
     masked: bool,
     count: Callable[[], float] = lambda: inf,
     enough: Enough | None = None,
+    workers: int = 1,
     progress: Progress = SILENT,
 ) -> Corpus:
     """Tokenise examples into a folder, continuing or reusing what stands there.
@@ -137,12 +167,13 @@ def write_corpus(
         identity: What determines the tokens; whatever stands there and was made
             of something else is written anew.
         examples: Read in order, and no further than needed.
-        encode: Tokens of some examples, one `Encoded` each.
+        encode: Tokens of some examples, one `Encoded` each; with several workers it is pickled.
         vocabulary: Token ids are below it.
         masked: Whether some tokens besides the first are not supervised.
         count: Says how many examples there are, where that is known; asked only
             when there is something to do.
         enough: When to stop reading; None reads all.
+        workers: Processes that tokenise once it has taken `ALONE_SECONDS`; 1 for this one alone.
         progress: Where to report.
 
     Raises:
@@ -150,8 +181,8 @@ def write_corpus(
         StoreError: the disk is full or the folder cannot be written.
     """
     done = folder / "corpus.json"
-    dtype = "<u2" if vocabulary <= 1 << 16 else "<u4"
-    facts = {"format": FORMAT, "identity": identity, "dtype": dtype, "masked": masked}
+    dtype = token_type(vocabulary)
+    facts = {"format": FORMAT, "identity": identity, "dtype": dtype.str, "masked": masked}
     if _stands(folder, done, facts):
         return Corpus(folder)
     with disk_faults(folder):
@@ -159,18 +190,72 @@ def write_corpus(
         done.unlink(missing_ok=True)
     with disk_faults(folder), _Writer(folder, facts) as writer:
         total, unit = (count(), "examples") if enough is None else (enough.tokens, "tokens")
-        with progress.bar("tokenising", total, unit) as bar:
+        parts = _parts(islice(examples, writer.documents, None))
+        packed = _packed_parts(parts, partial(_packed, encode, dtype, masked), workers)
+        with progress.bar("tokenising", total, unit) as bar, closing(packed):
             bar.advance(writer.documents if enough is None else writer.tokens)
-            rest = islice(examples, writer.documents, None)
-            while not writer.filled(enough) and (part := list(islice(rest, CHUNK))):
-                before = writer.tokens
-                writer.add(part, encode(part), enough)
-                bar.advance(len(part) if enough is None else writer.tokens - before)
+            try:
+                while not writer.filled(enough) and (part := next(packed, None)) is not None:
+                    bar.advance(writer.add(part, enough))
+            except StoreError:  # a worker process has ended
+                writer.save()
+                raise
         writer.save()
     if not writer.documents:
         raise DataError("there are no training examples; check data.train")
     write_json(done, {"facts": facts, "documents": writer.documents, "tokens": writer.tokens})
     return Corpus(folder)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some examples as the files hold them; `end` counts from the first of them."""
+
+    tokens: np.ndarray[Any, Any]
+    learnt: bytes
+    records: np.ndarray[Any, Any]
+    digests: bytes
+
+
+def _parts(examples: Iterator[Example]) -> Iterator[list[Example]]:
+    """Examples in lists that are quickly tokenised and do not fill the memory."""
+    part, size = list[Example](), 0
+    for example in examples:
+        part.append(example)
+        size += len(example.text) + sum(len(content) for _, content in example.messages)
+        if len(part) == CHUNK or size >= CHUNK_CHARACTERS:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _packed_parts(
+    parts: Iterator[list[Example]], pack: Callable[[list[Example]], _Part], workers: int
+) -> Generator[_Part]:
+    """Each part tokenised: here at first, then by as many processes."""
+    until = time.monotonic() + (ALONE_SECONDS if workers > 1 else inf)
+    while time.monotonic() < until:
+        if (part := next(parts, None)) is None:
+            return
+        yield pack(part)
+    yield from map_in_order(pack, parts, min(workers, MOST_WORKERS))
+
+
+def _packed(encode: Encode, dtype: np.dtype[Any], masked: bool, examples: list[Example]) -> _Part:
+    encoded = encode(examples)
+    digests = bytearray()
+    for example, _ in zip(examples, encoded, strict=True):
+        for digest in (example.digest, example.normal_digest, example.prompt_digest):
+            digests += bytes.fromhex(digest).ljust(DIGEST_BYTES, b"\0")
+    ends = accumulate(len(item.token_ids) for item in encoded)
+    facts = zip(ends, encoded, strict=True)
+    return _Part(
+        np.concatenate([np.array(item.token_ids, dtype) for item in encoded]),
+        b"".join(bytes(item.supervised) for item in encoded) if masked else b"",
+        np.array([(end, item.index, item.supervised_bytes) for end, item in facts], RECORD),
+        bytes(digests),
+    )
 
 
 def _stands(folder: Path, record: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
@@ -230,28 +315,32 @@ class _Writer:
             return False
         return self.documents >= self._reached + enough.further
 
-    def add(self, examples: list[Example], encoded: list[Encoded], enough: Enough | None) -> None:
-        """Append examples, up to the one that is enough."""
-        for example, item in zip(examples, encoded, strict=True):
-            if self.filled(enough):
-                break
-            self._append(example, item)
-            if enough is not None and self._reached is None and self.tokens >= enough.tokens:
-                self._reached = self.documents
+    def add(self, part: _Part, enough: Enough | None) -> int:
+        """Append examples, up to the one that is enough.
+
+        Returns:
+            How many they are, or their tokens where tokens decide what is enough.
+        """
+        records, count, reached = part.records.copy(), len(part.records), self._reached
+        records["end"] += self.tokens
+        if enough is not None:
+            if reached is None and records["end"][-1] >= enough.tokens:
+                first = int(np.searchsorted(records["end"], enough.tokens))
+                reached = self.documents + first + 1
+            if reached is not None:
+                count = min(count, reached + enough.further - self.documents)
+        tokens = int(part.records["end"][count - 1])
+        self._files["tokens"].write(part.tokens[:tokens].tobytes())
+        self._files["records"].write(records[:count].tobytes())
+        self._files["digests"].write(part.digests[: count * 3 * DIGEST_BYTES])
+        if "learnt" in self._files:
+            self._files["learnt"].write(part.learnt[:tokens])
+        self.documents += count
+        self.tokens += tokens
+        self._reached = reached
         if time.monotonic() - self._saved >= STATE_SECONDS:
             self.save()
-
-    def _append(self, example: Example, item: Encoded) -> None:
-        self.documents += 1
-        self.tokens += len(item.token_ids)
-        record = np.array([(self.tokens, item.index, item.supervised_bytes)], RECORD)
-        digests = (example.digest, example.normal_digest, example.prompt_digest)
-        self._files["tokens"].write(np.array(item.token_ids, self._facts["dtype"]).tobytes())
-        self._files["records"].write(record.tobytes())
-        for digest in digests:
-            self._files["digests"].write(bytes.fromhex(digest).ljust(DIGEST_BYTES, b"\0"))
-        if "learnt" in self._files:
-            self._files["learnt"].write(bytes(item.supervised))
+        return count if enough is None else tokens
 
     def save(self) -> None:
         """Note that everything up to here is on the disk."""

@@ -5,8 +5,8 @@ row takes those that have waited longest, and the one that fills it best comes
 last. Rows are shuffled again, so length tells nothing about when a document is
 seen.
 
-What is arranged is lengths and numbers. Tokens are looked at once, to see what
-fits, and again when a row is made, so they may lie in a file of any size.
+What is arranged is lengths and numbers. Tokens are looked at when a row is made,
+so they may lie in a file of any size.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from math import inf
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
 
 from laura.data.templates import Encoded
 from laura.results.errors import DataError
 from laura.results.progress import SILENT, Progress
 
+Marks = np.ndarray[Any, np.dtype[np.bool_]]
 IGNORED = -100
 WINDOW = 256
 SIGN_EVERY = 1000  # examples between two signs of progress
@@ -36,6 +40,9 @@ class Partly(Protocol):
 
     def part(self, place: int, first: int, last: int | None) -> Encoded:
         """Tokens `first` to `last` of the example at `place`."""
+
+    def marks(self, place: int) -> Marks:
+        """Which tokens of the example at `place` are supervised; they are not read for it."""
 
 
 def _numbers() -> array[int]:
@@ -150,7 +157,7 @@ def fit(
     """Make every document fit a row.
 
     Args:
-        encoded: The examples; each is looked at once.
+        encoded: The examples; of those in a file only the marks are looked at.
         row_tokens: Tokens of a row.
         overlong: What happens to longer examples: `error`, `drop`, or
             `truncate` (an instruct example then loses its end token).
@@ -164,10 +171,13 @@ def fit(
             is left.
     """
     fitted = Fitted()
+    marks_of = encoded.marks if isinstance(encoded, Partly) else partial(_marks, encoded)
     with progress.bar("fitting examples to rows", len(encoded), "examples") as bar:
-        for place, item in enumerate(encoded):
-            for start, stop in _cuts(item, row_tokens, overlong, split_long, fitted):
-                fitted.add(place, start, stop, sum(item.supervised[start + 1 : stop]))
+        for place in range(len(encoded)):
+            marks = marks_of(place)
+            cuts = _cuts(encoded, place, marks, row_tokens, overlong, split_long, fitted)
+            for start, stop in cuts:
+                fitted.add(place, start, stop, int(np.count_nonzero(marks[start + 1 : stop])))
             if place % SIGN_EVERY == SIGN_EVERY - 1:
                 bar.advance(SIGN_EVERY)
     if fitted.report:
@@ -233,18 +243,24 @@ def step_ends(row_lengths: Iterable[int], batch_tokens: int) -> Iterator[int]:
         yield rows
 
 
+def _marks(encoded: Sequence[Encoded], place: int) -> Marks:
+    return np.array(encoded[place].supervised, bool)
+
+
 def _cuts(
-    item: Encoded,
+    encoded: Sequence[Encoded],
+    place: int,
+    marks: Marks,
     row_tokens: int,
     overlong: Overlong,
     split_long: bool | Literal["texts"],
     fitted: Fitted,
 ) -> Iterator[tuple[int, int]]:
     """First token and end of each document an example becomes."""
-    length = len(item.token_ids)
+    length = len(marks)
     if length <= row_tokens:
         yield 0, length
-    elif split_long is True or (split_long == "texts" and all(item.supervised[1:])):
+    elif split_long is True or (split_long == "texts" and marks[1:].all()):
         fitted.split += 1
         yield from _split(length, row_tokens)
     elif overlong == "truncate":
@@ -254,9 +270,9 @@ def _cuts(
         fitted.dropped += 1
     else:
         raise DataError(
-            f"example {item.index} has {length} tokens, but a row holds train.row_tokens = "
-            f"{row_tokens}; raise train.row_tokens to {length} or more, or set data.overlong to "
-            "drop or truncate"
+            f"example {encoded[place].index} has {length} tokens, but a row holds "
+            f"train.row_tokens = {row_tokens}; raise train.row_tokens to {length} or more, or set "
+            "data.overlong to drop or truncate"
         )
 
 

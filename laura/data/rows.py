@@ -49,7 +49,8 @@ def read_rows(path: Path) -> Iterator[Placed]:
     """
     with _opened(path) as (kind, stream, packed):
         if kind == "parquet":
-            yield from _parquet_rows(path, stream)
+            with _parquet(path, stream) as table:
+                yield from _parquet_rows(path, table)
         elif kind == "array":
             yield from _array_rows(path, bounded_whole(stream, path, MOST_ARRAY_BYTES, packed))
         elif kind == "table":
@@ -70,6 +71,9 @@ def count_rows(path: Path) -> int:
     with _opened(path) as (kind, stream, packed):
         if kind == "lines":
             return sum(1 for _ in _full_lines(bounded_lines(stream, path, packed=packed)))
+        if kind == "parquet":
+            with _parquet(path, stream) as table:
+                return int(table.metadata.num_rows)
     return sum(1 for _ in read_rows(path))
 
 
@@ -157,21 +161,27 @@ def _table_rows(path: Path, lines: Iterator[bytes], delimiter: str) -> Iterator[
         ) from error
 
 
-def _parquet_rows(path: Path, file: io.BufferedReader) -> Iterator[Placed]:
+@contextmanager
+def _parquet(path: Path, file: io.BufferedReader) -> Iterator[Any]:
+    """A file as pyarrow has it, and what it finds wrong as a message."""
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
     try:
-        for batch in parquet.ParquetFile(file).iter_batches(PARQUET_ROWS):
-            if batch.nbytes > PARQUET_ROWS * MOST_LINE_BYTES:
-                raise DataError(f"{path}: rows from {number} on are longer than a row may be")
-            for row in batch.to_pylist():
-                yield f"{path}, row {number}", row
-                number += 1
+        yield parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:200]
         raise DataError(f"{path} is a broken Parquet file ({reason}); write it again") from error
+
+
+def _parquet_rows(path: Path, table: Any) -> Iterator[Placed]:
+    number = 0
+    for batch in table.iter_batches(PARQUET_ROWS):
+        if batch.nbytes > PARQUET_ROWS * MOST_LINE_BYTES:
+            raise DataError(f"{path}: rows from {number} on are longer than a row may be")
+        for row in batch.to_pylist():
+            yield f"{path}, row {number}", row
+            number += 1
 
 
 def _text(line: bytes, place: str) -> str:

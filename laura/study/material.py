@@ -79,6 +79,13 @@ class ExampleEncoder:
             check_end_token(encoded, self.tokenizer)
         return encoded
 
+    def to_replay(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Tokens of examples: of conversations as the regime learns them, of texts all."""
+        texts = ExampleEncoder(self.tokenizer, self.template, "pretrain")
+        chats = iter(self.to_learn([e for e in examples if e.messages]))
+        plain = iter(texts.to_learn([e for e in examples if not e.messages]))
+        return [next(chats if example.messages else plain) for example in examples]
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What determines the tokens, whatever the examples."""
@@ -105,6 +112,7 @@ def prepare(
     encoder: ExampleEncoder,
     folder: Path,
     data_dir: Path | None,
+    workers: int = 1,
     progress: Progress = SILENT,
 ) -> StudyData:
     """Load, check, template and tokenise all data of a recipe.
@@ -117,6 +125,7 @@ def prepare(
         folder: Where corpora of training tokens lie, each named by what it was made
             of, so that no corpus is ever overwritten by another.
         data_dir: Data folder; None means `LAURA_DATA`, if set.
+        workers: Processes that tokenise what takes long.
         progress: Where to report.
 
     Raises:
@@ -137,6 +146,7 @@ def prepare(
         masked=encoder.regime == "instruct",
         count=lambda: count_examples(section.train, data_dir),
         enough=enough,
+        workers=workers,
         progress=progress,
     )
     splits = make_splits(section, corpus.identities, others)

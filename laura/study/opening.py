@@ -17,7 +17,7 @@ import laura
 from laura.engine.engine import Engine
 from laura.evals.runner import Material, RowProvider, check_name, file_rows, plan_task
 from laura.evals.tasks import TASKS
-from laura.models.device import has_bf16_arithmetic, pick_device, resolve_precision
+from laura.models.device import has_bf16_arithmetic, pick_device, resolve_precision, threads
 from laura.recipe.reading import recipe_yaml
 from laura.recipe.sections import Recipe
 from laura.results.errors import StoreError
@@ -113,8 +113,9 @@ def _read_all(
     if tasks is None:
         tasks = task_facts(recipe, bench, rows, data_dir)
     data = prepare(
-        recipe.data, recipe.measure, recipe.budget, encoder, store.corpora, data_dir, progress
-    )
+        recipe.data, recipe.measure, recipe.budget, encoder, store.corpora, data_dir, threads(),
+        progress,
+    )  # fmt: skip
     identity["data"] = data.fingerprint
     refuse_another(store, identity)
     reader = ReplayReader(recipe, bench, encoder, data.measured, store.replay, data_dir, progress)

@@ -31,7 +31,7 @@ from laura.data.templates import Encoded, end_tokens, prompt_render
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.keeping import Keeper, partial_file
-from laura.models.device import resolve_precision
+from laura.models.device import resolve_precision, threads
 from laura.recipe.sections import Recipe, ReplaySource
 from laura.results.errors import DataError
 from laura.results.progress import SILENT, Progress
@@ -354,9 +354,10 @@ class ReplayReader:
         corpus, place = self._corpus(
             corpus_identity(source, enough, self.encoder, self.data_dir),
             stream_examples(source, self.data_dir),
-            self._encode,
+            self.encoder.to_replay,
             lambda: count_examples(source, self.data_dir),
             enough,
+            threads(),
         )
         refuse_measured(where, corpus.identities, self.measured)
         named = [source.source, source.subset, source.split]
@@ -381,7 +382,7 @@ class ReplayReader:
 
         def encode(examples: list[Example]) -> list[Encoded]:
             ends = end_tokens(self.encoder.tokenizer)
-            items = zip(examples, self._encode(examples), strict=True)
+            items = zip(examples, self.encoder.to_replay(examples), strict=True)
             return [_unended(i, ends) if e.index in samples.cut else i for e, i in items]
 
         examples = samples.examples
@@ -403,6 +404,7 @@ class ReplayReader:
         encode: Callable[[list[Example]], list[Encoded]],
         count: Callable[[], float],
         enough: Enough | None = None,
+        workers: int = 1,
     ) -> tuple[Corpus, Path]:
         place = self.folder / "corpus" / content_hash(identity)[:12]
         corpus = write_corpus(
@@ -414,16 +416,10 @@ class ReplayReader:
             masked=self.encoder.regime == "instruct",
             count=count,
             enough=enough,
+            workers=workers,
             progress=self.progress,
         )
         return corpus, place
-
-    def _encode(self, examples: list[Example]) -> list[Encoded]:
-        """Tokens of examples: of conversations as the regime learns them, of texts all."""
-        texts = ExampleEncoder(self.encoder.tokenizer, self.encoder.template, "pretrain")
-        chats = iter(self.encoder.to_learn([e for e in examples if e.messages]))
-        plain = iter(texts.to_learn([e for e in examples if not e.messages]))
-        return [next(chats if example.messages else plain) for example in examples]
 
     def _enough(self, source: ReplaySource) -> Enough:
         """How far an endless source is read: for the arm that replays most."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
+import subprocess
+import sys
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +21,7 @@ from laura.data.examples import Example
 from laura.data.packing import fit
 from laura.data.templates import Encoded
 from laura.results.errors import DataError, StoreError
+from laura.study.material import ExampleEncoder
 from tests.data.packed import pack
 
 ASKED = [(("user", f"What is {i}?"), ("assistant", f"It is {i}.")) for i in range(1200)]
@@ -162,8 +167,8 @@ def test_a_long_document_is_not_read_whole_for_each_of_its_rows(
     long = Encoded(0, ids, [False] + [True] * (len(ids) - 1), 1)
     one = iter([Example(0, (), "long")])
     found = write(tmp_path, one, encode=lambda _: [long], masked=False)
-    fitted = fit(found, 1024, split_long=True)
     monkeypatch.setattr(Corpus, "__getitem__", None)
+    fitted = fit(found, 1024, split_long=True)
     rows = [fitted.row(found, [document]) for document in range(len(fitted.places))]
     assert [token for row in rows for token in row.token_ids] == ids
 
@@ -224,9 +229,15 @@ def test_no_example_is_an_error(tmp_path: Path) -> None:
         write(tmp_path, iter([]))
 
 
-def test_packing_from_the_disk_is_packing_from_memory(tmp_path: Path) -> None:
-    found = write(tmp_path)
-    assert pack(found, 64, seed=1) == pack(encode(EXAMPLES), 64, seed=1)
+@pytest.mark.parametrize("encoding", [encode, learnt_whole])
+@pytest.mark.parametrize("split_long", [True, False, "texts"])
+def test_packing_from_the_disk_is_packing_from_memory(
+    tmp_path: Path, encoding: Any, split_long: Any
+) -> None:
+    found = write(tmp_path, encode=encoding, masked=encoding is encode)
+    settings: dict[str, Any] = {"overlong": "truncate", "split_long": split_long}
+    assert fit(found, 8, **settings) == fit(encoding(EXAMPLES), 8, **settings)
+    assert pack(found, 64, seed=1) == pack(encoding(EXAMPLES), 64, seed=1)
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
@@ -241,3 +252,125 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     assert len(row.token_ids) == 1024
     # 1.2 million tokens as lists of Python would be 10 MB and more.
     assert peak < 1_000_000
+
+
+# ----- several processes -----
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "state.json"}
+
+
+@pytest.fixture
+def _in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes from the start, many parts."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(module, "ALONE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "CHUNK", 70)
+
+
+@pytest.mark.usefixtures("_in_processes")
+@pytest.mark.parametrize("regime", ["instruct", "pretrain"])
+def test_several_processes_write_what_one_writes(
+    tmp_path: Path, tiny_tokenizer: Any, regime: Any
+) -> None:
+    encoder = ExampleEncoder(tiny_tokenizer, "chat", regime)
+    common: dict[str, Any] = {"encode": encoder.to_learn, "masked": regime == "instruct"}
+    for name, enough in {"all": None, "enough": Enough(9000, 40)}.items():
+        settings = {**common, "enough": enough, "vocabulary": 512}
+        write(tmp_path / name / "one", **settings)
+        write(tmp_path / name / "two", workers=2, **settings)
+        wanted = files_of(tmp_path / name / "one")
+        assert len(wanted) == 4 + common["masked"]
+        assert files_of(tmp_path / name / "two") == wanted
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from laura.data import corpus
+from laura.data.examples import Example
+from laura.study.material import ExampleEncoder
+from tests.conftest import make_tiny_tokenizer
+
+corpus.STATE_SECONDS, corpus.ALONE_SECONDS, corpus.CHUNK = 0.0, 0.0, 50
+encoder = ExampleEncoder(make_tiny_tokenizer(), "chat", "pretrain")
+texts = (Example(i, (), f"The cat ran {i} times to the apple. " * (i % 40)) for i in range(4000))
+corpus.write_corpus(
+    Path(sys.argv[1]), encoder.identity, texts, encoder.to_learn,
+    vocabulary=512, masked=False, workers=int(sys.argv[2]),
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_command_continues_to_the_same_files(tmp_path: Path) -> None:
+    def start(name: str, workers: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", WRITER, str(tmp_path / name), str(workers)]
+        return subprocess.Popen(command, cwd=ROOT)
+
+    assert start("whole", 1).wait() == 0
+    state, reached = tmp_path / "killed" / "state.json", 0
+    for _ in range(3):
+        process, before = start("killed", 2), reached
+        while reached == before and process.poll() is None:
+            time.sleep(0.01)
+            if state.exists():
+                reached = max(before, json.loads(state.read_text())["documents"])
+        process.kill()
+        process.wait()
+        assert before < reached < 4000
+    assert start("killed", 2).wait() == 0
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_what_tokenises_needs_no_torch(tiny_tokenizer: Any) -> None:
+    """It would cost every process a second and 200 MB."""
+    code = "import pickle, sys; pickle.load(sys.stdin.buffer)([]); print('torch' in sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(ExampleEncoder(tiny_tokenizer, "chat", "instruct").to_learn),
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    assert told.stdout == b"False\n"
+
+
+def test_what_came_before_a_worker_ended_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ALONE_SECONDS", 0.0)
+
+    def dying(pack: Any, parts: Iterator[Any], workers: int) -> Iterator[Any]:
+        yield pack(next(parts))
+        raise StoreError("a worker process ended by signal SIGKILL")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "map_in_order", dying)
+        with pytest.raises(StoreError, match="worker process ended"):
+            write(tmp_path, workers=2)
+    assert json.loads((tmp_path / "state.json").read_text())["documents"] == module.CHUNK
+    assert list(write(tmp_path)) == encode(EXAMPLES)
+
+
+def test_little_data_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "map_in_order", None)
+    assert len(write(tmp_path / "little", workers=2)) == 1200
+    monkeypatch.setattr(module, "ALONE_SECONDS", 0.0)
+    with pytest.raises(TypeError, match="not callable"):
+        write(tmp_path / "much", workers=2)
+
+
+def test_long_examples_are_tokenised_a_few_at_a_time(tmp_path: Path) -> None:
+    sizes = []
+
+    def seen(examples: list[Example]) -> list[Encoded]:
+        sizes.append(len(examples))
+        return encode(examples)
+
+    long = [Example(i, (), "x" * (module.CHUNK_CHARACTERS // 2)) for i in range(7)]
+    write(tmp_path, iter(long), encode=seen)
+    assert sizes == [2, 2, 2, 1]

@@ -303,3 +303,17 @@ def test_mutated_files_give_rows_or_a_clear_error(
             assert example.digest
     except LauraError as error:
         assert "rows." in str(error)
+
+
+def test_a_parquet_file_is_read_piece_by_piece(tmp_path: Path) -> None:
+    """16 MB that do not shrink, in one group of rows: pyarrow holds 8 MB, of larger files too."""
+    chance, path = random.Random(0), tmp_path / "a.parquet"
+    texts = [chance.randbytes(2048).hex() for _ in range(4000)]
+    parquet.write_table(pyarrow.table({"text": texts}), path)
+    assert parquet.ParquetFile(path).num_row_groups == 1
+    before = pyarrow.total_allocated_bytes()
+    rows = read_rows(path)
+    assert next(rows)[1]["text"] == texts[0]
+    assert pyarrow.total_allocated_bytes() - before < 12e6
+    assert [row["text"] for _, row in rows] == texts[1:]
+    assert count_rows(path) == 4000

@@ -12,11 +12,14 @@ import torch
 from typer.testing import CliRunner
 
 from laura.cli import app as cli
+from laura.data.corpus import write_corpus
+from laura.data.examples import Example
 from laura.evals.tasks import micro_code, micro_math
 from laura.models.registry import MICRO_BASE
 from laura.recipe.reading import parse_recipe
 from laura.recipe.sections import LoraArm, Recipe
 from laura.study import extras
+from laura.study.material import ExampleEncoder
 from laura.study.plan import work
 from laura.study.plan.memory import trainable_parameters
 from laura.study.plan.planning import announcement, plan
@@ -183,6 +186,38 @@ def test_a_plan_for_gpus_needs_config_json_only(tmp_path: Path) -> None:
     assert full[0]["seconds"][0] == pytest.approx(least, rel=0.05)
     without = plan(recipe, gpus=[1])
     assert without["totals"]["seconds"] is None
+
+
+@pytest.mark.parametrize("regime", ["pretrain", "instruct"])
+def test_the_corpus_takes_what_the_plan_says(
+    tmp_path: Path, tiny_tokenizer: Any, regime: Any
+) -> None:
+    encoder = ExampleEncoder(tiny_tokenizer, "chat", regime)
+    rows = [Example(i, (("user", "How many?"), ("assistant", "a cat " * i))) for i in range(1, 99)]
+    corpus = write_corpus(
+        tmp_path, {}, iter(rows), encoder.to_learn, vocabulary=512, masked=regime == "instruct"
+    )
+    tokens = sum(len(item.token_ids) for item in corpus)
+    known = Survey(tokens, len(rows), 64, 1.0, "", corpus_tokens=tokens)
+    written = sum(path.stat().st_size for path in tmp_path.glob("*.bin"))
+    shapes = shapes_from({**LLAMA_2_7B, "vocab_size": 512}, "config.json")
+    assert work.corpus_bytes(micro_recipe(regime=regime), shapes, known) == written
+
+
+def test_an_endless_set_is_tokenised_as_far_as_the_largest_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LAURA_DATA", raising=False)
+    data = {"train": "c4", "validation_rows": 10}
+    recipe = micro_recipe(regime="pretrain", data=data, budget={"tokens": [1_000_000, 20 * 10**9]})
+    found = plan(recipe, gpus=[1])
+    assert found["data"]["corpus_tokens"] == 20 * 10**9
+    assert found["totals"]["disk"]["corpus"] == 40 * 10**9
+    hours = 20e9 / work.TOKENISED_A_SECOND / 3600
+    told = plan_text(found)
+    assert f"Tokenising 20 G tokens, once: about {int(hours)}:" in told
+    assert "corpus 37.3 GiB" in told
+    assert "Tokenising" not in plan_text(plan(micro_recipe(), gpus=[1]))
 
 
 def run(*arguments: str) -> Any:

@@ -37,6 +37,7 @@ class Machine:
         flops_per_second: Median rate of matrix products of the base's shape.
         spread: Fastest product over slowest.
         cache_bytes: Most memory for keys and values of generation.
+        threads: Processes that tokenise there; 0 where it is not known.
     """
 
     device: str
@@ -45,6 +46,7 @@ class Machine:
     flops_per_second: float = 0.0
     spread: float = 1.0
     cache_bytes: int = 0
+    threads: int = 0
 
     @property
     def kind(self) -> str:
@@ -77,7 +79,7 @@ def measure_machine(shapes: Shapes, device: str | None, precision: str) -> Machi
 
 
 def _measure(device_name: str | None, precision: str, shapes: Shapes) -> Machine:
-    from laura.models.device import cache_budget, pick_device, resolve_precision
+    from laura.models.device import cache_budget, pick_device, resolve_precision, threads
 
     device = pick_device(device_name)
     dtype = resolve_precision(precision, device)
@@ -90,6 +92,7 @@ def _measure(device_name: str | None, precision: str, shapes: Shapes) -> Machine
         flops_per_second=statistics.median(rates),
         spread=max(rates) / min(rates),
         cache_bytes=cache_budget(device),
+        threads=threads(),
     )
 
 

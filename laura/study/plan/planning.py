@@ -13,12 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laura.data.corpus import MOST_WORKERS
 from laura.models.cache import model_entry
 from laura.models.registry import MODELS, PackagedModel
 from laura.models.targets import GROUPS, is_named
 from laura.recipe.reading import Series
 from laura.recipe.sections import Arm, BaseSection, LoraArm, Recipe
 from laura.results.errors import Fault, ModelError, RecipeError, UsageError
+from laura.results.progress import duration_text
 from laura.results.units import memory_text
 from laura.study.claims.simulated import could_decide
 from laura.study.plan.machine import Machine, measure_machine
@@ -30,8 +32,9 @@ from laura.study.plan.memory import (
     training_parts,
 )
 from laura.study.plan.shapes import Shapes, read_shapes, shapes_of
-from laura.study.plan.text import plan_line
+from laura.study.plan.text import count_text, plan_line
 from laura.study.plan.work import (
+    TOKENISED_A_SECOND,
     ArmWork,
     Survey,
     arm_work,
@@ -47,6 +50,7 @@ MOST_GPUS = 100_000
 # Training has more to do than its products (norms, rotations, attention, the optimiser), which
 # go at the memory's speed. That it takes up to this many times as long is a bound of our own.
 SLOWEST = 3.0
+LARGE_CORPUS = 60 * TOKENISED_A_SECOND  # tokens whose tokenising is told
 
 
 def plan(
@@ -93,7 +97,7 @@ def plan(
         _arm(recipe, name, shapes, known, machine, work, counts, rate)
         for name, work in works.items()
     ]
-    whole = totals(recipe, shapes, list(works.values()))
+    whole = totals(recipe, shapes, known, list(works.values()))
     parts = [arm["devices"][0][kind] for arm in arms for kind in ("training", "evaluation")]
     peak = max(part["peak"] for part in parts if part is not None)
     return {
@@ -258,6 +262,7 @@ def _notes(
     unknown = recipe.budget.epochs and known.epoch_tokens is None
     notes = {
         f"Tokens of the data: {known.source}.": True,
+        _tokenising(known, machine): (known.corpus_tokens or 0) >= LARGE_CORPUS,
         "Tokens, operations and time are unknown: give --epoch-tokens N.": unknown,
         time: True,
         "Checkpoints made elsewhere are measured, not trained; their files lie outside the "
@@ -277,6 +282,17 @@ def _notes(
         "leave it out.": room < warmup,
     }
     return [words for words, holds in notes.items() if holds]
+
+
+def _tokenising(known: Survey, machine: Machine) -> str:
+    """How long the data takes to become tokens."""
+    seconds = (known.corpus_tokens or 0) / TOKENISED_A_SECOND
+    workers = min(machine.threads, MOST_WORKERS)
+    words = f"Tokenising {count_text(known.corpus_tokens)} tokens, once: about "
+    words += f"{duration_text(seconds)} by one process at {TOKENISED_A_SECOND:,} a second; "
+    if not workers:
+        return words + "every core has one."
+    return words + f"{duration_text(seconds / workers)} by the {workers} used here."
 
 
 def plan_series(
@@ -321,6 +337,7 @@ def series_totals(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """
     each = list(found.values())
     disk = {
+        "corpus": sum(one["disk"]["corpus"] for one in each),
         "checkpoints": sum(one["disk"]["checkpoints"] for one in each),
         # A setting's states are deleted when its runs have ended.
         "resume": max(one["disk"]["resume"] for one in each),
@@ -445,7 +462,7 @@ def announcement(session: Session) -> str:
             parts = training_parts(shapes, arm, recipe.train.optimiser, one, machine)
             peaks[name] = parts["peak"]
     works = [arm_work(recipe, name, shapes, known) for name in recipe.arms]
-    return plan_line(totals(recipe, shapes, works), peaks)
+    return plan_line(totals(recipe, shapes, known, works), peaks)
 
 
 def _opened(session: Session) -> tuple[Shapes, Machine]:

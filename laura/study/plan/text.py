@@ -94,7 +94,7 @@ def evaluation_line(total: dict[str, Any]) -> str:
 def disk_line(total: dict[str, Any]) -> str:
     """Disk by kind of file."""
     sizes = ", ".join(f"{key} {memory_text(size)}" for key, size in total["disk"].items())
-    return f"Disk beside data and samples, at most: {sizes}"
+    return f"Disk beside downloads, replay and samples, at most: {sizes}"
 
 
 def _sums(total: dict[str, Any]) -> list[str]:

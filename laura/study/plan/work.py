@@ -14,6 +14,7 @@ from math import ceil, isinf
 from pathlib import Path
 from typing import Any
 
+from laura.data.corpus import EXAMPLE_BYTES, token_type
 from laura.data.examples import Example
 from laura.data.sources import count_examples, is_endless, source_file, stream_examples
 from laura.evals.tasks import TASKS
@@ -40,6 +41,7 @@ from laura.training.flops import TrainingWork, training_flops
 from laura.training.schedules import longest_warmup, plan_legs
 
 LOOKED_AT = 500
+TOKENISED_A_SECOND = 400_000  # tokens, by one process: benchmarks/corpus.py
 CHARACTERS_A_TOKEN = 4
 # Items of whole benchmarks; of others `measure.limit` tells, or this many are taken.
 ITEMS = {"gsm8k": 1319, "humaneval": 164, "mbpp": 500}
@@ -62,6 +64,8 @@ class Survey:
             many others a token has in its own document.
         learnt: Share of tokens with a label.
         source: How it is known, in words.
+        corpus_tokens: Tokens that are made once: an epoch, or of an endless set as many as the
+            largest budget asks for; None where it cannot be told.
     """
 
     epoch_tokens: int | None
@@ -69,6 +73,7 @@ class Survey:
     document_tokens: float
     learnt: float
     source: str
+    corpus_tokens: int | None = None
 
     def learnt_share(self, replay: float) -> float:
         """Share of tokens with a label, where so much is replayed: all of what is, at most."""
@@ -87,18 +92,22 @@ def survey(
         epoch_tokens: What the user says an epoch holds; wins over counting.
     """
     row, source, counter = recipe.train.row_tokens, recipe.data.train, TokenCounter(tokenizer)
+    corpus = epoch_tokens
     try:
+        if is_endless(source, data_dir) and recipe.budget.tokens:
+            corpus = recipe.budget.tokens[-1]
         here = source.source.startswith("builtin:") or source_file(source, data_dir) is not None
         looked = list(islice(stream_examples(source, data_dir), LOOKED_AT)) if here else []
         count = count_examples(source, data_dir) if here else 0
         endless = here and (isinf(count) or is_endless(source, data_dir))
     except (DataError, HubError) as error:
-        return Survey(epoch_tokens, None, row, 1.0, f"the data cannot be read ({error})")
+        words = f"the data cannot be read ({error})"
+        return Survey(epoch_tokens, None, row, 1.0, words, corpus)
     sizes = [counter(example) for example in looked]
     total = sum(whole for whole, _ in sizes)
     if not total:
         absent = "the data is not on this machine: full rows, all learnt"
-        return Survey(epoch_tokens, None, row, 1.0, absent)
+        return Survey(epoch_tokens, None, row, 1.0, absent, corpus)
     cut = [min(whole, row) for whole, _ in sizes]
     known, examples = epoch_tokens, None
     if not endless:
@@ -111,6 +120,7 @@ def survey(
         sum(one * one for one in cut) / sum(cut),
         sum(answers for _, answers in sizes) / total if recipe.regime == "instruct" else 1.0,
         f"{len(sizes)} rows looked at, {counter.words}",
+        corpus or known,
     )
 
 
@@ -308,13 +318,22 @@ def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey) -> ArmWo
 # ----- all of it -----
 
 
-def totals(recipe: Recipe, shapes: Shapes, works: Sequence[ArmWork]) -> dict[str, Any]:
+def corpus_bytes(recipe: Recipe, shapes: Shapes, survey: Survey) -> int:
+    """What the training tokens take on the disk (`data/corpus.py`); 0 where it cannot be told."""
+    each = token_type(shapes.vocabulary).itemsize + (recipe.regime == "instruct")
+    return each * (survey.corpus_tokens or 0) + EXAMPLE_BYTES * (survey.examples or 0)
+
+
+def totals(
+    recipe: Recipe, shapes: Shapes, survey: Survey, works: Sequence[ArmWork]
+) -> dict[str, Any]:
     """Runs, tokens, operations and bytes on the disk of a whole study, by the work of its arms."""
     flops = [work.flops for work in works if work.flops is not None]
     whole = len(flops) == len(works)
     measured = 1 + sum(work.models for work in works)
     answers, written = answers_of(recipe, measured)
     disk = {
+        "corpus": corpus_bytes(recipe, shapes, survey),
         "checkpoints": sum(work.checkpoint_bytes for work in works),
         "resume": max(work.resume_bytes for work in works),
     }
