@@ -111,9 +111,9 @@ class Fitted:
             place, start = self.places[document], self.starts[document]
             stop = start + self.lengths[document]
             if isinstance(encoded, Partly):
-                _append(row, encoded.part(place, start, stop), 0, stop - start)
+                add_document(row, encoded.part(place, start, stop), 0, stop - start)
             else:
-                _append(row, encoded[place], start, stop)
+                add_document(row, encoded[place], start, stop)
         return row
 
     def add(self, place: int, start: int, stop: int, labels: int) -> None:
@@ -330,7 +330,7 @@ def _one_row(
     return chosen
 
 
-def _append(row: Row, item: Encoded, start: int, stop: int) -> None:
+def add_document(row: Row, item: Encoded, start: int, stop: int) -> None:
     """Add tokens `start` to `stop` of an example as one document of a row."""
     tokens, learnt = item.token_ids[start:stop], item.supervised[start + 1 : stop]
     row.token_ids.extend(tokens)

@@ -180,6 +180,29 @@ def worker_devices(requested: str | None = None) -> list[str | None]:
     return [requested]
 
 
+def spread_devices(requested: str | None, count: int) -> list[str]:
+    """Where the processes of one run over several devices go; a processor takes them all.
+
+    Raises:
+        UsageError: the machine has fewer devices, or they cannot work together.
+    """
+    device = pick_device(requested)
+    if device.type == "cpu" or count == 1:
+        return [str(device)] * count
+    present = [str(name) for name in worker_devices(requested)] if device.type == "cuda" else []
+    if len(present) < count:
+        raise UsageError(
+            f"train.devices is {count}, but a run can be spread over {len(present) or 1} here "
+            f"({', '.join(present) or device}); lower it, leave --device out, or use --device cpu"
+        )
+    return present[:count]
+
+
+def collectives(device: torch.device) -> str:
+    """What processes on such devices talk by, for torch.distributed."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
 def total_memory_bytes(device: torch.device) -> int:
     """All memory a device has; of a processor the machine's, or what its control group may have."""
     if device.type == "cuda":

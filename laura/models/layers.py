@@ -94,6 +94,15 @@ def dropping(model: Any, attention: float | None, residual: float) -> Iterator[N
             block.attention_dropout = share
 
 
+def drops(module: nn.Module) -> bool:
+    """Whether a module draws at random what it drops while it is trained."""
+    shares = (
+        getattr(module, name, 0)
+        for name in ("p", "dropout", "attention_dropout", "residual_dropout")
+    )
+    return any(isinstance(share, float) and share > 0 for share in shares)
+
+
 def _dropper(share: float) -> Callable[[nn.Module, Any, Any], Any]:
     def drop(block: nn.Module, _: Any, output: Any) -> Any:
         if isinstance(output, Tensor):

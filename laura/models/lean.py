@@ -104,7 +104,9 @@ class LeanNorm(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
+        # One dictionary for both: who exchanges the parameter, as FSDP does, does so in the
+        # original too, which would keep the old one in memory.
+        self._parameters, self.epsilon = norm._parameters, norm.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised x, in the arithmetic of the pass."""
@@ -135,7 +137,7 @@ class LeanLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.weight = linear.weight
+        self._parameters = linear._parameters  # as LeanNorm
 
     def forward(self, x: Tensor) -> Tensor:
         """The map's output, (..., out)."""

@@ -138,6 +138,21 @@ def _cohort_faults(recipe: Recipe) -> Iterable[Fault]:
         )
 
 
+@_needs("train", "arms")
+def _spread_faults(recipe: Recipe) -> Iterable[Fault]:
+    """Dropout over several devices: each would draw its own, and another number other runs."""
+    devices = recipe.train.devices
+    for name, arm in recipe.arms.items() if devices > 1 else ():
+        for key in ("dropout", "attention_dropout", "residual_dropout"):
+            if arm.external is None and getattr(arm, key, None):
+                yield Fault(
+                    f"arms.{name}.{key}",
+                    f"is {getattr(arm, key):g}, but train.devices is {devices}: each device would "
+                    "draw its own, and the run depend on their number; set it to 0, or "
+                    "train.devices to 1",
+                )
+
+
 @_needs("base", "arms")
 def _dtype_faults(recipe: Recipe) -> Iterable[Fault]:
     """Full finetuning of weights that are held in bfloat16.

@@ -817,7 +817,7 @@ class BudgetSection(Section):
 class TrainSection(Section):
     """The loop's settings, the same for every arm."""
 
-    later = frozenset({"weight_decay_rule", "cohort", "warmup_steps", "recompute"})
+    later = frozenset({"weight_decay_rule", "cohort", "warmup_steps", "recompute", "devices"})
 
     optimiser: Literal["adamw", "lion"] = "adamw"
     """AdamW (fused) or decoupled Lion."""
@@ -858,6 +858,10 @@ class TrainSection(Section):
     """LoRA runs that differ in the learning rate alone are trained in lock-step on one copy of the
     base, at most so many together. On a GPU they share their passes, and the activations of all of
     them are in memory at once. A search has no such runs."""
+    devices: Count = 1
+    """Devices over which one run is spread, each with a process of its own: weights, and in full
+    finetuning gradients and optimiser too, are shared out among them (FSDP), and so are the passes
+    of a step. On a processor they are processes. The result is the same up to rounding."""
     checkpoint_minutes: Positive = 10.0
     """A resumable checkpoint at least so often."""
     validate_every: Count | None = None
@@ -878,8 +882,25 @@ class TrainSection(Section):
         if self.batch_tokens < self.row_tokens:
             problem = f"{self.batch_tokens} < row_tokens {self.row_tokens}"
             yield "batch_tokens", f"must hold at least one row: {problem}"
+        if self.devices > 1:
+            yield from self._spread_faults()
         if self.warmup + (self.cooldown if self.schedule == "trapezoidal" else 0) >= 1:
             yield "warmup", "warm-up and cooldown together must leave some steps between"
+
+    def _spread_faults(self) -> Iterable[tuple[str, str]]:
+        rows = -(-self.batch_tokens // self.row_tokens)
+        passes = -(-rows // self.rows_per_pass)
+        if self.cohort > 1:
+            problem = f"is {self.devices}, but a cohort (train.cohort: {self.cohort}) trains on one"
+            yield "devices", f"{problem} device; leave one of the two out"
+        if passes < self.devices:
+            step = f"{passes} pass{'es' * (passes > 1)} (train.rows_per_pass: {self.rows_per_pass})"
+            yield (
+                "devices",
+                f"is {self.devices}, but a step of {self.batch_tokens} tokens is {step}, so that "
+                "some would never have work; lower it or train.rows_per_pass, or raise "
+                "train.batch_tokens",
+            )
 
 
 class AnalysisSection(Section):

@@ -78,6 +78,11 @@ def compare(
         LauraError: what stopped it; the same command continues.
     """
     check_configurations(confirm, confirm_seeds, recipe)
+    if (workers or 1) > 1 and recipe.train.devices > 1:
+        raise UsageError(
+            f"--workers is {workers}, but each run takes all of train.devices: "
+            f"{recipe.train.devices}; leave one of the two out"
+        )
     start = time.monotonic()
     with open_study(recipe, study, data_dir, device, progress) as session:
         grid = grid_of(recipe)

@@ -17,7 +17,13 @@ import laura
 from laura.engine.engine import Engine
 from laura.evals.runner import Material, RowProvider, check_name, file_rows, plan_task
 from laura.evals.tasks import TASKS
-from laura.models.device import has_bf16_arithmetic, pick_device, resolve_precision, threads
+from laura.models.device import (
+    has_bf16_arithmetic,
+    pick_device,
+    resolve_precision,
+    spread_devices,
+    threads,
+)
 from laura.recipe.reading import recipe_yaml
 from laura.recipe.sections import Recipe
 from laura.results.errors import StoreError
@@ -51,8 +57,10 @@ def open_study(
 
     Raises:
         StoreError: another process works there on another recipe, or it holds another study.
+        UsageError: no such device, or fewer than `train.devices`.
     """
     place = pick_device(device)
+    spread_devices(device, recipe.train.devices)
     store = StudyStore(folder)
     with StudyLock(folder, progress) as lock:
         if lock.alone:

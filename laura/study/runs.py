@@ -214,7 +214,7 @@ _NEEDED = {"id", "arm", "learning_rate", "seed", "points"}
 # Told apart by the run's rate, and by the sources beside the share.
 _APART = {"learning_rates", "replay"}
 # Keys of `train` that change how a run is carried out, saved and looked at, not what it becomes.
-UNTRAINED = frozenset({"checkpoint_minutes", "cohort", "recompute", "validate_every"})
+UNTRAINED = frozenset({"checkpoint_minutes", "cohort", "devices", "recompute", "validate_every"})
 
 
 def budget_marks(plan: BatchPlan, budgets: Sequence[float]) -> list[dict[str, Any]]:

@@ -12,17 +12,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from laura.data.packing import Fitted, fit
+from laura.data.packing import IGNORED, Fitted, Row, add_document, fit
 from laura.data.templates import Encoded
 from laura.engine.engine import Engine
 from laura.evals.runner import Material, RowProvider, evaluate
 from laura.evals.tasks import TASKS
-from laura.models.attention import Documents
-from laura.models.device import autocast, pick_device, resolve_precision
+from laura.models.device import pick_device, resolve_precision
 from laura.models.external import find_external, write_note
-from laura.models.losses import packed_loss_sum
 from laura.recipe.sections import Arm, BudgetSection, Recipe, TrainSection
 from laura.results.progress import SILENT, Progress
 from laura.results.store import (
@@ -36,11 +32,13 @@ from laura.results.store import (
 from laura.results.task_result import VALIDATION, TaskResult
 from laura.study.evidence import all_tasks, is_current, result_names
 from laura.study.material import StudyData
+from laura.study.ranks import ranks
 from laura.study.replay import ReplayData
 from laura.study.runs import UNTRAINED, RunSpec, budget_marks, external_points, template_identity
 from laura.study.sharing import BUSY, LOCK, claimed, held
 from laura.study.workbench import Workbench
 from laura.training.batches import BatchPlan, plan_batches
+from laura.training.learner import LossSum
 from laura.training.run import train_runs
 from laura.training.schedules import refuse_long_warmup
 from laura.training.token_weights import load_token_weights
@@ -227,12 +225,16 @@ class Session:
         rates = ", ".join(f"{spec.learning_rate:g}" for spec, _ in left)
         word = "rate" if len(left) == 1 else "rates"
         self.progress.say(f"{first.arm}, {word} {rates}, seed {first.seed}")
-        with self.bench.adapted(arm, first.seed) as adapted:
-            validate = validator(adapted.model, self.recipe.train, self.data)
+        train, rate = self.recipe.train, left[0][0].learning_rate
+        with (
+            ranks(self.bench, arm, first.seed, train, rate),
+            self.bench.adapted(arm, first.seed, train.devices) as adapted,
+        ):
+            validate = validator(adapted.model, train, self.data)
             train_runs(
                 adapted.model,
                 [(run, spec.learning_rate) for spec, run in left],
-                self.recipe.train,
+                train,
                 self._plan(first),
                 rule=adapted.rule,
                 seed=first.seed,
@@ -366,24 +368,23 @@ class Session:
         write_json(path, record)
 
 
-def validator(model: Any, train: TrainSection, data: StudyData) -> Callable[[], float] | None:
+def validator(
+    model: Any, train: TrainSection, data: StudyData
+) -> Callable[[LossSum], float] | None:
     """Measures the model as it then is, in mean nats per token; None where nobody asks."""
     if train.validate_every is None:
         return None
     documents = data.documents[VALIDATION]
-    dtype = resolve_precision(train.precision, model.device)
 
-    def validate() -> float:
+    def validate(loss_sum: LossSum) -> float:
         model.eval()
         total, count = 0.0, 0
-        with torch.no_grad(), autocast(model.device, dtype):
-            for document in documents:
-                ids = torch.tensor([document.token_ids])
-                wanted = torch.tensor([*document.supervised[1:], False])
-                labels = torch.where(wanted, ids[0].roll(-1), -100)
-                inputs = {"input_ids": ids.to(model.device), "documents": Documents([ids.shape[1]])}
-                total += float(packed_loss_sum(model, inputs, labels, dtype))
-                count += int(wanted.sum())
+        for one in documents:
+            row, whole = Row([], [], [], [], []), len(one.token_ids)
+            encoded = Encoded(one.index, one.token_ids, one.supervised, one.bytes)
+            add_document(row, encoded, 0, whole)
+            total += loss_sum(row)
+            count += sum(label != IGNORED for label in row.labels)
         return total / count
 
     return validate

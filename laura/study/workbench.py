@@ -84,8 +84,14 @@ class Workbench:
             empty_cache(device)
 
     @contextmanager
-    def adapted(self, arm: Arm, seed: int) -> Iterator[Adapted]:
-        """The base made ready to train one arm; untouched again afterwards."""
+    def adapted(self, arm: Arm, seed: int, devices: int = 1) -> Iterator[Adapted]:
+        """The base made ready to train one arm; untouched again afterwards.
+
+        Args:
+            arm: The arm.
+            seed: Decides how an adapter starts.
+            devices: Over how many the model will be spread while it is trained.
+        """
         base = self.base
         if isinstance(arm, LoraArm):
             settings = lora_settings(arm)
@@ -100,11 +106,11 @@ class Workbench:
             with dropping(base.model, arm.attention_dropout, arm.residual_dropout):
                 yield Adapted(base.model, write, _trainable(base.model), rule)
         finally:
-            if isinstance(arm, LoraArm):
+            if isinstance(arm, LoraArm) and devices == 1:
                 detach(base.model)
                 base.model.requires_grad_(False)
             else:
-                # The weights have changed: drop them; the next use loads the base again.
+                # Changed, or spread out: drop the weights; the next use loads the base again.
                 self._base = None
                 del base
                 gc.collect()

@@ -51,6 +51,8 @@ def perform(session: Session, group: Group, points: int | None) -> list[str]:
 
 def choose_workers(session: Session) -> int:
     """How many runs go on side by side where the user has not said: one a CUDA device."""
+    if session.recipe.train.devices > 1:
+        return 1
     model = session.bench.base.model
     if model.device.type == "cuda":
         return len(worker_devices(session.bench.device_name))

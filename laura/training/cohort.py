@@ -23,9 +23,11 @@ from torch import nn
 
 from laura.data.packing import Row
 from laura.models.device import autocast, gains_from_larger_passes
+from laura.models.layers import drops
 from laura.models.lora import LoraLinear, lora_layers, route
 from laura.models.losses import packed_loss_sums
-from laura.training.loop import Gradients, Trainer, in_turn, model_inputs, passes
+from laura.training.learner import model_inputs, passes
+from laura.training.loop import Gradients, Trainer, in_turn
 
 
 class ParameterSet:
@@ -63,18 +65,10 @@ def fits_together(model: nn.Module) -> bool:
 
     Draws would differ from those of a run by itself.
     """
-    if any(_draws(module) for module in model.modules()):
+    if any(drops(module) for module in model.modules()):
         return False
     adapters = [p for m in model.modules() if type(m) is LoraLinear for p in (m.A, m.B)]
     return len(adapters) == sum(p.requires_grad for p in model.parameters())
-
-
-def _draws(module: nn.Module) -> bool:
-    shares = (
-        getattr(module, name, 0)
-        for name in ("p", "dropout", "attention_dropout", "residual_dropout")
-    )
-    return any(isinstance(share, float) and share > 0 for share in shares)
 
 
 class Together:
@@ -102,11 +96,11 @@ class Together:
             # A run has dropped out, or caught up with the others.
             self._trainers = list(trainers)
             self._adapters = [
-                _Adapters(layer, key, [t.parameters[f"{name}.{key}"] for t in trainers])
+                _Adapters(layer, key, [t.learner.parameters[f"{name}.{key}"] for t in trainers])
                 for name, layer in self._layers.items()
                 for key in ("A", "B")
             ]
-        first, count = trainers[0], len(trainers)
+        first, count, learnt = trainers[0].learner, len(trainers), trainers[0].labels
         self._set_scales(count)
         for adapters in self._adapters:
             adapters.lend()
@@ -121,7 +115,7 @@ class Together:
                     losses = packed_loss_sums(
                         self._model, inputs, labels, first.dtype, first.token_weights
                     )
-                (losses.sum() / first.labels).backward()
+                (losses.sum() / learnt).backward()
             totals += losses.detach()
         for adapters in self._adapters:
             adapters.hand_out_gradients()

@@ -1,6 +1,6 @@
-"""The one loop. It sees a model, batches, optimisers and a schedule.
+"""The one loop. It sees batches, a schedule, and learners that take gradients and steps.
 
-It never asks which method it runs: what is trained is what requires a gradient.
+It never asks which method it runs, nor on how many devices: that is the learner's matter.
 The loss of a step is the mean over its supervised tokens, whatever the number
 of rows or passes they are spread over, so accumulation does not change it.
 
@@ -16,19 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from laura.data.packing import Row
-from laura.models.attention import Documents
-from laura.models.device import autocast, peak_memory_bytes, resolve_precision
-from laura.models.losses import TokenWeights, packed_loss_sum
+from laura.models.device import peak_memory_bytes
 from laura.recipe.sections import TrainSection
 from laura.results.errors import DivergenceError
 from laura.results.progress import Bar
 from laura.results.store import RunStore, content_hash, write_json
 from laura.training.batches import BatchPlan
-from laura.training.checkpoints import load_state, save_state
-from laura.training.flops import TrainingWork, count_work, step_flops
+from laura.training.flops import TrainingWork, step_flops
+from laura.training.learner import Learner, LossSum
 from laura.training.schedules import Leg, rate_factor
 
 # Training is lost when the loss stays, for this many steps, above that of guessing
@@ -46,8 +43,8 @@ class Trainer:
     """One run in the making.
 
     Attributes:
-        model: Causal language model; what requires a gradient when this is made is trained.
-        optimiser: Over those parameters.
+        learner: What it trains, and how.
+        work: What a pass through the model takes.
         section: The recipe's `train`.
         learning_rate: Peak rate.
         seed: With the step, decides every random draw (dropout).
@@ -56,16 +53,14 @@ class Trainer:
         keep: Called with the step count at each budget point to keep the weights.
         lend: Puts this run's parameters into the model, where several runs take turns.
         validate: Mean validation loss in nats, for `validate_every`; or None.
-        token_weights: How much each token's gradient counts; None for all alike.
         step: Steps taken.
         failure: Why it cannot go on; None while it can.
-        parameters: What is trained, by name.
         updating: Whether its weights are between those of two steps.
         owed: The last step's row of metrics, while its validation is not yet measured.
     """
 
-    model: Any
-    optimiser: torch.optim.Optimizer
+    learner: Learner
+    work: TrainingWork
     section: TrainSection
     learning_rate: float
     seed: int
@@ -73,27 +68,13 @@ class Trainer:
     run: RunStore
     keep: Callable[[int], None]
     lend: Callable[[], None]
-    validate: Callable[[], float] | None = None
-    token_weights: TokenWeights | None = None
+    validate: Callable[[LossSum], float] | None = None
     step: int = field(init=False, default=0)
     failure: str | None = field(init=False, default=None)
-    parameters: dict[str, nn.Parameter] = field(init=False)
     updating: bool = field(init=False, default=False)
     owed: dict[str, Any] | None = field(init=False, default=None)
-    _state: dict[str, Tensor] = field(init=False)
-    _work: TrainingWork = field(init=False)
     _recent: list[float] = field(init=False, default_factory=list)
     _first: float | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        named = self.model.named_parameters()
-        self.parameters = {name: p for name, p in named if p.requires_grad}
-        held = self.model.state_dict(keep_vars=True)
-        buffers = {n: t for n, t in held.items() if not isinstance(t, nn.Parameter)}
-        self._state = {**self.parameters, **buffers}
-        self.device = next(iter(self.parameters.values())).device
-        self.dtype = resolve_precision(self.section.precision, self.device)
-        self._work = count_work(self.model)
 
     def tokens_of(self, legs: Iterable[Leg]) -> int:
         """Tokens that pass through the model in these legs."""
@@ -105,10 +86,10 @@ class Trainer:
         folder = self.run.folder / "resume"
         self.step = leg.start
         if (folder / leg.name).is_dir():
-            facts = load_state(folder / leg.name, self._state, self.optimiser)
+            facts = self.learner.load(folder / leg.name)
             self.step, self.owed = int(facts["step"]), facts.get("owed")
         elif leg.origin is not None:
-            load_state(folder / leg.origin, self._state, self.optimiser)
+            self.learner.load(folder / leg.origin)
         bar.advance(self.plan.tokens[self.step] - self.plan.tokens[leg.start])
         known = self.step if self.owed is None else self.step - 1
         self.run.keep_metrics(lambda row: row["leg"] != leg.name or row["step"] <= known)
@@ -120,12 +101,12 @@ class Trainer:
         """Write the state it can go on from."""
         folder = self.run.folder / "resume" / leg.name
         facts = {"step": self.step, "leg": leg.name, "owed": self.owed}
-        save_state(folder, self._state, self.optimiser, facts)
+        self.learner.save(folder, facts)
 
     def give_up(self, error: DivergenceError) -> None:
         """Record that this run has diverged."""
         self.failure = str(error)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.learner.optimiser.zero_grad(set_to_none=True)
         write_json(self.run.folder / "failed.json", {"kind": "diverged", "reason": self.failure})
 
     def update(
@@ -149,14 +130,11 @@ class Trainer:
         """
         started, step = time.perf_counter(), self.step
         rate = self.learning_rate * rate_factor(self.section, leg, step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["rate_ratio"]
-        norm = self._clip()
+        norm = self.learner.clip()
         loss_nats = loss_sum / self.labels
         self._check(loss_nats, norm, step)
         self.updating = True
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.learner.step(rate)
         seconds += time.perf_counter() - started
         tokens = self.plan.tokens[step + 1] - self.plan.tokens[step]
         self.owed = {
@@ -169,8 +147,8 @@ class Trainer:
             "supervised_tokens": self.plan.supervised[step + 1],
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
-            "flops": step_flops(self._work, batch),
-            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "flops": step_flops(self.work, batch),
+            "peak_memory_bytes": peak_memory_bytes(self.learner.device),
         }
         if runs > 1:
             # Its time is a share of the cohort's, and the memory is that of all of them.
@@ -189,8 +167,8 @@ class Trainer:
         every = self.section.validate_every
         if self.validate is not None and every and self.step % every == 0:
             self.lend()
-            self.owed["validation_loss"] = self.validate()
-            self.model.train()
+            self.owed["validation_loss"] = self.validate(self.learner.loss_sum)
+            self.learner.model.train()
         self.run.append_metrics(self.owed)
         self.owed = None
 
@@ -198,17 +176,6 @@ class Trainer:
     def labels(self) -> int:
         """Supervised tokens of the coming step."""
         return self.plan.supervised[self.step + 1] - self.plan.supervised[self.step]
-
-    def _clip(self) -> float:
-        """Scale the gradients down to `train.clip` if they are longer; returns their norm."""
-        trained = list(self.parameters.values())
-        gradients = [p.grad for p in trained if p.grad is not None]
-        total = nn.utils.get_total_norm(gradients)
-        norm, limit = float(total), self.section.clip
-        # torch's clip_grad_norm_ multiplies by one where nothing is to be clipped.
-        if limit is not None and norm > limit:
-            nn.utils.clip_grads_with_norm_(trained, limit, total)
-        return norm
 
     def _check(self, loss: float, norm: float, step: int) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -218,7 +185,7 @@ class Trainer:
             )
         self._first = loss if self._first is None else self._first
         self._recent = [*self._recent[-LOST_STEPS + 1 :], loss]
-        guessing = math.log(self.model.config.vocab_size)
+        guessing = math.log(self.learner.model.config.vocab_size)
         # A random model may start above guessing; it is lost only if it gets worse still.
         limit = max(guessing, self._first + LOST_NATS)
         if len(self._recent) == LOST_STEPS and min(self._recent) > limit:
@@ -252,7 +219,7 @@ def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Ba
         if trainer.step in leg.points and not trainer.run.checkpoint(trainer.step).is_dir():
             trainer.lend()
             trainer.keep(trainer.step)
-    section, model = trainers[0].section, trainers[0].model
+    section, model = trainers[0].section, trainers[0].learner.model
     saved = time.monotonic()
     model.train()
     going = list(trainers)
@@ -311,40 +278,8 @@ def in_turn(
         started = time.perf_counter()
         trainer.lend()
         torch.manual_seed(step_seed(trainer.seed, trainer.step))
-        total = torch.zeros((), device=trainer.device)
-        for rows in passes(batch, trainer.section):
-            inputs, labels = model_inputs(rows, trainer.device)
-            with autocast(trainer.device, trainer.dtype):
-                loss = packed_loss_sum(
-                    trainer.model, inputs, labels, trainer.dtype, trainer.token_weights
-                )
-            (loss / trainer.labels).backward()
-            total += loss.detach()
-        loss_sum = float(total)  # waits for the device, which belongs to the time
+        loss_sum = trainer.learner.gradients(batch, trainer.labels)
         yield trainer, loss_sum, time.perf_counter() - started
-
-
-def passes(batch: list[Row], section: TrainSection) -> Iterator[list[Row]]:
-    """The rows of a step that go through the model together."""
-    for start in range(0, len(batch), section.rows_per_pass):
-        yield batch[start : start + section.rows_per_pass]
-
-
-def model_inputs(rows: list[Row], device: torch.device) -> tuple[dict[str, Any], Tensor]:
-    """Rows as one longer packed row: the decoder's keyword arguments, and the labels.
-
-    The labels stay on the processor, see `losses.packed_loss_sums`.
-    """
-    ids = [token for row in rows for token in row.token_ids]
-    positions = [position for row in rows for position in row.positions]
-    lengths = [length for row in rows for length in row.lengths]
-    labels = [label for row in rows for label in row.labels]
-    inputs = {
-        "input_ids": torch.tensor([ids], device=device),
-        "position_ids": torch.tensor([positions], device=device),
-        "documents": Documents(lengths),
-    }
-    return inputs, torch.tensor(labels)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from laura.results.store import (
 )
 from laura.training.batches import BatchPlan
 from laura.training.cohort import ParameterSet, gradients_for
+from laura.training.flops import count_work
+from laura.training.learner import Learner, LossSum
 from laura.training.loop import StoppedForNow, Trainer, in_turn, run_leg
-from laura.training.optimisers import STANDARD, StepRule, build_optimiser
+from laura.training.optimisers import STANDARD, StepRule
 from laura.training.schedules import Leg, plan_legs
 
 
@@ -36,7 +39,7 @@ def train_runs(
     rule: StepRule = STANDARD,
     seed: int,
     write_weights: Callable[[Path], None],
-    validate: Callable[[], float] | None = None,
+    validate: Callable[[LossSum], float] | None = None,
     token_weights: TokenWeights | None = None,
     stop: int | None = None,
     title: str = "training",
@@ -46,7 +49,8 @@ def train_runs(
 
     Each has its own parameters, clipping, metrics, checkpoints and states, and ends where
     it would alone (see `cohort.py`), so runs may join or part whenever training is stopped.
-    One that diverges drops out.
+    One that diverges drops out. With `train.devices` above 1 this is the first process of a
+    group, of which the others `follow` (see `sharded.py`), and there is one run.
 
     Args:
         model: As it is before the first step of every run.
@@ -56,7 +60,7 @@ def train_runs(
         rule: How the arm's parameters are stepped.
         seed: Seed of the runs.
         write_weights: Writes the model's weights into a folder.
-        validate: Mean validation loss, for `train.validate_every`.
+        validate: Mean validation loss, for `train.validate_every`; given what sums that of a row.
         token_weights: How much each token's gradient counts; None for all alike.
         stop: Of a single run: budget point, in steps, after which to stop for now.
         title: Words on the progress bar.
@@ -70,33 +74,36 @@ def train_runs(
         return [run.state for run, _ in runs]
     stop = None if stop == plan.points[-1] else stop
     legs = plan_legs(section, plan.points, plan.hot)
-    # Every run starts from the model as it is now: all are copied before one is lent.
-    lend = [ParameterSet(model).lend for _ in left] if len(left) > 1 else [_nothing]
+    work = count_work(model)
     trainers = []
-    for (run, rate), put_in in zip(left, lend, strict=True):
-        remove_leftovers(run.folder)
-        (run.folder / "failed.json").unlink(missing_ok=True)  # of a search that had given it up
-        put_in()
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        trainer = Trainer(
-            model=model,
-            optimiser=build_optimiser(parameters, section, rate, rule),
-            section=section,
-            learning_rate=rate,
-            seed=seed,
-            plan=plan,
-            run=run,
-            keep=_keeper(run, write_weights, {"learning_rate": rate, "seed": seed}, stop),
-            validate=validate,
-            token_weights=token_weights,
-            lend=put_in,
-        )
-        trainers.append(trainer)
-    reset_peak_memory(trainers[0].device)
-    try:
-        _run_legs(trainers, legs, title, progress)
-    except StoppedForNow:
-        return ["open" for _ in runs]
+    with ExitStack() as held:
+        held.enter_context(lean(model, section.recompute))
+        # Every run starts from the model as it is now: all are copied before one is lent.
+        lend = [ParameterSet(model).lend for _ in left] if len(left) > 1 else [_nothing]
+        for (run, rate), put_in in zip(left, lend, strict=True):
+            remove_leftovers(run.folder)
+            (run.folder / "failed.json").unlink(missing_ok=True)  # a search had given it up
+            put_in()
+            learner = _learner(held, model, section, rate, rule, token_weights)
+            facts = {"learning_rate": rate, "seed": seed}
+            trainer = Trainer(
+                learner=learner,
+                work=work,
+                section=section,
+                learning_rate=rate,
+                seed=seed,
+                plan=plan,
+                run=run,
+                keep=_keeper(run, learner, write_weights, facts, stop),
+                validate=validate,
+                lend=put_in,
+            )
+            trainers.append(trainer)
+        reset_peak_memory(learner.device)
+        try:
+            _run_legs(trainers, legs, title, progress)
+        except StoppedForNow:
+            return ["open" for _ in runs]
     for trainer in trainers:
         if trainer.failure is None:
             done = {"steps": plan.points[-1], "points": plan.points}
@@ -105,12 +112,19 @@ def train_runs(
     return [run.state for run, _ in runs]
 
 
+def _learner(held: ExitStack, model: Any, section: TrainSection, *given: Any) -> Learner:
+    """The learner of a run, on one device or over several; `held` as long as it learns."""
+    if section.devices == 1:
+        return Learner(model, section, *given)
+    from laura.training.sharded import Shards
+
+    return held.enter_context(Shards(model, section, *given))
+
+
 def _run_legs(trainers: Sequence[Trainer], legs: list[Leg], title: str, progress: Progress) -> None:
-    model = trainers[0].model
-    gradients = gradients_for(model) if len(trainers) > 1 else in_turn
+    gradients = gradients_for(trainers[0].learner.model) if len(trainers) > 1 else in_turn
     tokens = sum(trainer.tokens_of(legs) for trainer in trainers)
-    recompute = trainers[0].section.recompute
-    with lean(model, recompute), progress.bar(title, tokens, "tokens") as bar:
+    with progress.bar(title, tokens, "tokens") as bar:
         for leg in legs:
             going = [trainer for trainer in trainers if trainer.failure is None]
             remaining = [t for t in going if leg.name not in _complete(t.run)]
@@ -129,12 +143,14 @@ def _nothing() -> None:
 
 def _keeper(
     run: RunStore,
+    learner: Learner,
     write_weights: Callable[[Path], None],
     facts: dict[str, Any],
     stop: int | None,
 ) -> Callable[[int], None]:
     def keep(step: int) -> None:
-        write_folder(run.checkpoint(step), write_weights, {"step": step, **facts})
+        with learner.whole():
+            write_folder(run.checkpoint(step), write_weights, {"step": step, **facts})
         if step == stop:
             raise StoppedForNow
 

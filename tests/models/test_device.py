@@ -17,9 +17,11 @@ from laura.models.device import (
     has_bf16_arithmetic,
     packs_weights,
     resolve_precision,
+    spread_devices,
     total_memory_bytes,
     worker_devices,
 )
+from laura.results.errors import UsageError
 
 PROGRAM = """
 import resource, sys, torch
@@ -123,6 +125,20 @@ def test_workers_go_to_one_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert worker_devices() == worker_devices("cuda") == ["cuda:0", "cuda:1", "cuda:2"]
     assert worker_devices("cuda:1") == ["cuda:1"] and worker_devices("cpu") == ["cpu"]
+
+
+def test_a_run_is_spread_over_no_more_devices_than_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert spread_devices("cpu", 3) == ["cpu"] * 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert spread_devices(None, 2) == spread_devices("cuda", 2) == ["cuda:0", "cuda:1"]
+    assert spread_devices("cuda:1", 1) == ["cuda:1"]
+    with pytest.raises(UsageError, match=r"train\.devices is 3, but .* 2 here \(cuda:0, cuda:1\)"):
+        spread_devices(None, 3)
+    with pytest.raises(UsageError, match=r"over 1 here \(cuda:1\); lower it"):
+        spread_devices("cuda:1", 2)
 
 
 def test_what_torch_keeps_is_given_back_before_memory_is_shared_out(

@@ -138,6 +138,8 @@ TOKENS = "tokens: [2e4, 40000]"
         ("betas: [0.9, 0.95]", "warmup: 0.9\n  schedule: trapezoidal", "train.warmup", "steps"),
         ("seeds: [0, 1]", "  cohort: 4\nsearch:\n  sampler: tpe", "train.cohort",
          "leave it out, or set search.sampler: grid"),
+        ("seeds: [0, 1]", "  cohort: 2\n  devices: 2", "train.devices", "trains on one device"),
+        ("betas: [0.9, 0.95]", "devices: 5", "train.devices", "a step of 4096 tokens is 2 passes"),
         ("seeds: [0, 1]", "analysis: {intruders: true}", "analysis.intruders", "set it to final"),
         ("seeds: [0, 1]", "search: {sampler: tpe, seeds: all}", "search.seeds", "set search.seeds"),
         ("train:\n  betas", "train: 3\nx:\n  betas", "train", "section"),
@@ -588,3 +590,11 @@ def test_divergences_name_the_data_they_need() -> None:
     faults = faults_of(text, ["measure.learning=[gsm8k]", both])
     assert faults["data.test"] == "is needed by measure: kl_reverse"
     assert "kl_reverse_source, kl_source" in faults["data.source_text"]
+
+
+def test_dropout_over_several_devices_is_refused_in_every_arm_that_is_trained() -> None:
+    text = GOOD.replace("rank: 8", "rank: 8, dropout: 0.1, residual_dropout: 0.2")
+    text = text.replace("batch_tokens: 4096", "batch_tokens: 4096\n  devices: 2")
+    faults = faults_of(text)
+    assert faults.keys() == {"arms.lora.dropout", "arms.lora.residual_dropout"}
+    assert "is 0.1, but train.devices is 2: each device would draw" in faults["arms.lora.dropout"]

@@ -24,7 +24,7 @@ from laura.models.lean import lean
 from laura.models.lora import lora_layers, route
 from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
 from laura.results.errors import RecipeError
-from laura.study.plan import memory
+from laura.study.plan import memory, planning
 from laura.study.plan.machine import Machine, measure_machine
 from laura.study.plan.memory import (
     Pass,
@@ -41,7 +41,7 @@ from laura.study.plan.text import paper_rows
 from laura.study.plan.work import work_of
 from laura.study.workbench import Workbench
 from laura.training.flops import count_work
-from laura.training.loop import model_inputs
+from laura.training.learner import model_inputs
 from tests.conftest import make_tiny_model
 from tests.study.test_plan import LLAMA_2_7B, micro_recipe
 
@@ -221,6 +221,36 @@ def test_memory_of_runs_in_lockstep() -> None:
     for variant in ({"dora": True}, {"dropout": 0.1}, {"residual_dropout": 0.1}):
         arms = {"lora": {"method": "lora", "learning_rates": [1e-4, 1e-3], **variant}}
         assert not pass_of(micro_recipe(arms=arms), "lora", Machine("cuda", 2)).shared
+
+
+def test_memory_over_several_devices() -> None:
+    shapes = shapes_from(LLAMA_2_7B, "7B")
+    layer = 4 * (shapes.layer_elements + shapes.head_elements)
+    one, two = Pass(4096, 4096, 4, 4), Pass(4096, 4096, 4, 2)
+    kept = ("adapter", "gradients", "optimiser")
+    full = [training_parts(shapes, FullArm(method="full"), "adamw", one, None, n) for n in (1, 8)]
+    assert all(full[1][part] * 8 == full[0][part] for part in kept)
+    assert (full[1]["weights"] - layer) * 8 == full[0]["weights"]
+    # Adapters are whole on each device, and so are the casts of the maps beside them.
+    arm = LoraArm(method="lora", rank=16)
+    lora = [training_parts(shapes, arm, "adamw", two, None, n) for n in (1, 8)]
+    assert all(lora[1][part] == lora[0][part] for part in kept)
+    casts = lora[0]["weights"] - 4 * shapes.parameters
+    assert casts > 2 * 6e9
+    assert lora[1]["weights"] == shapes.parameters // 2 + casts + layer // 2
+    for parts in (full, lora):
+        assert parts[1]["activations"] == parts[0]["activations"]
+
+
+def test_processes_of_one_processor_share_its_memory() -> None:
+    shapes, machine = shapes_from(LLAMA_2_7B, "7B"), Machine("cpu", 4)
+    train = {"batch_tokens": 512, "row_tokens": 256, "rows_per_pass": 1}
+    recipes = [micro_recipe(train={**train, "devices": devices}) for devices in (1, 2)]
+    one, two = (planning._most_memory(recipe, "full", shapes, machine) for recipe in recipes)
+    assert one < two < 1.1 * one
+    device = Machine("cuda", 4)
+    one, two = (planning._most_memory(recipe, "full", shapes, device) for recipe in recipes)
+    assert two < 0.6 * one
 
 
 def test_checkpoints_of_variants() -> None:

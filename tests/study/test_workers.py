@@ -201,7 +201,8 @@ def test_each_worker_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     bench.base = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")))
     bench.base.model.parameters = lambda: iter([torch.zeros(3)])
     session: Any = SimpleNamespace(
-        recipe=None, store=SimpleNamespace(folder=None), data_dir=None, bench=bench, lock=None,
+        recipe=SimpleNamespace(train=SimpleNamespace(devices=1)),
+        store=SimpleNamespace(folder=None), data_dir=None, bench=bench, lock=None,
         progress=None,
     )  # fmt: skip
     monkeypatch.setattr(workers, "worker_devices", lambda _: ["cuda:0", "cuda:1"])

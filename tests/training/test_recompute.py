@@ -14,7 +14,7 @@ from laura.models.losses import packed_loss_sum
 from laura.results.store import RunStore
 from laura.study.runs import UNTRAINED
 from laura.training.cohort import Together
-from laura.training.loop import model_inputs
+from laura.training.learner import model_inputs
 from laura.training.run import train_runs
 from tests.conftest import make_tiny_model
 from tests.study.test_plan_memory import ARMS, adapted, make_arm, make_row

@@ -392,28 +392,29 @@ def training_parts(
         optimiser: `train.optimiser`.
         one: The largest pass of one device.
         machine: Adds what its process takes without a model, and on a processor glibc's heap.
-        devices: Weights, gradients and optimiser are spread evenly over so many (FSDP's
-            full sharding, the paper's rule of 1/N); a pass is not. The maps of the layer at
-            work are whole on every device.
+        devices: Weights, and of a full arm gradients and optimiser, are spread evenly over so
+            many (FSDP, the paper's rule of 1/N; `training/sharded.py`); a pass is not. Adapters,
+            the casts beside them and the maps of the layer at work are whole on every device.
 
     Source:
         Biderman et al. 2024, arXiv:2405.09673, appendix H, for weights, gradients and optimiser.
     """
     e, w = one.arithmetic_bytes, one.weight_bytes
     trained, lora = trainable_parameters(shapes, arm), isinstance(arm, LoraArm)
-    weights, adapter = shapes.parameters * w, 0
+    weights, adapter, casts = shapes.parameters * w, 0, 0
+    spread = 1 if lora else devices
     if isinstance(arm, LoraArm):
         adapter = FLOAT32 * (trained * one.runs + start_numbers(shapes, arm))
         # `LoraLinear` casts its frozen map once and keeps the cast.
-        weights += e * (e != w) * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
+        casts = e * (e != w) * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
     elif _has_anchor(arm):
         weights += trained * w
     state, copies = (kept * trained * trained_bytes(arm, w) for kept in OPTIMISER_STATE[optimiser])
     moments = state * one.runs
     # Maps of one layer and the output map, whole on a device while they are at work.
     gathered = e * (shapes.layer_elements + shapes.head_elements) if devices > 1 else 0
-    shared = -(-(weights + adapter + moments) // devices)
-    gradients = -(-trained * trained_bytes(arm, w) * one.times // devices)
+    held = -(-weights // devices) + casts + gathered
+    gradients = -(-trained * trained_bytes(arm, w) * one.times // spread)
     activations = activation_bytes(shapes, arm, one)
     logits, working = logits_bytes(shapes, arm, one), working_bytes(shapes, one)
     again = recomputed_bytes(shapes, arm, one)
@@ -422,18 +423,18 @@ def training_parts(
     # The output map's gradient is made with the loss and waits for the embedding's.
     head = 0 if lora or not trains_all(arm) else shapes.head_elements * w
     before = gradients if one.more else 0
-    peak = runtime + shared + gathered + holes + max(
+    peak = runtime + held + adapter + -(-moments // spread) + holes + max(
         before + activations + logits,
         before + head + activations + again + working,
         gradients + (2 if shapes.tied else 1) * head + working,
-        gradients + -(-copies // devices),
+        gradients + -(-copies // spread),
     )  # fmt: skip
     return {
         "runtime": runtime,
-        "weights": -(-weights // devices) + gathered,
-        "adapter": -(-adapter // devices),
+        "weights": held,
+        "adapter": adapter,
         "gradients": gradients,
-        "optimiser": -(-(moments + copies) // devices),
+        "optimiser": -(-(moments + copies) // spread),
         "activations": activations,
         "logits": logits,
         "working": working + again + holes,
@@ -454,10 +455,8 @@ def measured_tasks(section: MeasureSection) -> list[str]:
     return [name for name in (*section.learning, *section.forgetting) if name in TASKS]
 
 
-def evaluation_parts(
-    shapes: Shapes, recipe: Recipe, name: str, machine: Machine, devices: int = 1
-) -> dict[str, int]:
-    """Bytes of measuring a tuned model of one arm, by part.
+def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine) -> dict[str, int]:
+    """Bytes of measuring a tuned model of one arm, by part; it is measured on one device.
 
     A full arm's model stands beside the base, which stays loaded and is `kl`'s reference. In
     mixed precision every matrix has a copy in the pass's arithmetic (`lowered_weights`), the
@@ -471,7 +470,6 @@ def evaluation_parts(
         recipe: The recipe.
         name: The arm that is measured.
         machine: Where; it decides how long a pass is, and the memory for keys and values.
-        devices: Weights are spread over so many.
     """
     arm, section, w = recipe.arms[name], recipe.measure, NUMBER_BYTES[recipe.base.dtype]
     e = {"fp32": 4, "bf16": 2}.get(section.precision, machine.arithmetic_bytes)
@@ -479,7 +477,7 @@ def evaluation_parts(
     kinds |= {TASKS[extra.task].kind for extra in section.extras.values()}
     lora = isinstance(arm, LoraArm)
     lowered = 0 if e == w else e * (shapes.map_elements + shapes.head_elements)
-    weights = -(-(1 if lora else 2) * (shapes.parameters * w + lowered) // devices)
+    weights = (1 if lora else 2) * (shapes.parameters * w + lowered)
     adapter = checkpoint_numbers(shapes, arm) * (FLOAT32 + (e if e != FLOAT32 else 0)) * lora
     cache, chunk = 0, shapes.vocabulary * FLOAT32
     logits = chunk * CHUNK_POSITIONS * (5 if "divergence" in kinds else 2)

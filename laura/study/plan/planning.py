@@ -66,7 +66,8 @@ def plan(
 
     Args:
         recipe: What is planned.
-        gpus: Numbers of GPUs to plan for; None plans for this machine, which is measured.
+        gpus: Numbers of GPUs to plan for; None plans for this machine, which is measured, and
+            `train.devices`.
         device: Device of this machine; None for the best there is.
         flops_per_second: Rate of one device; None measures this machine's matrix products,
             and with `gpus` tells no time.
@@ -81,7 +82,7 @@ def plan(
         RecipeError: an arm does not fit the base; every fault is listed.
         UsageError: a number that cannot be meant.
     """
-    counts = [1] if gpus is None else check_gpus(gpus)
+    counts = [recipe.train.devices] if gpus is None else check_gpus(gpus)
     if flops_per_second is not None and not 1e6 <= flops_per_second <= 1e21:
         raise UsageError(
             f"--flops-per-second must be from 1e6 to 1e21, came {flops_per_second:g}; an H100 "
@@ -111,7 +112,11 @@ def plan(
         "machine": {**asdict(machine), "measured": gpus is None, "gpus": list(counts)},
         "data": asdict(known),
         "arms": arms,
-        "totals": {**whole, "seconds": _seconds(whole["flops"], rate, counts[0]), "peak": peak},
+        "totals": {
+            **whole,
+            "seconds": _seconds(whole["flops"], rate, _abreast(machine, counts[0])),
+            "peak": peak,
+        },
         "decides": could_decide({recipe.name: recipe}, least_width(shapes)),
         "notes": _notes(recipe, known, gpus, rate, flops_per_second, machine, works.values()),
     }
@@ -216,8 +221,8 @@ def _arm(
             {
                 "devices": count,
                 "training": training,
-                "evaluation": evaluation_parts(shapes, recipe, name, machine, count),
-                "seconds": _seconds(work.flops, rate, count),
+                "evaluation": evaluation_parts(shapes, recipe, name, machine),
+                "seconds": _seconds(work.flops, rate, _abreast(machine, count)),
             }
         )
     trained = trainable_parameters(shapes, arm)
@@ -230,6 +235,11 @@ def _arm(
         "lockstep": one.runs,
     }
     return {**facts, **asdict(work), "devices": devices}
+
+
+def _abreast(machine: Machine, devices: int) -> int:
+    """How many devices' rates add up: processes of one processor share its rate."""
+    return 1 if machine.kind == "cpu" else devices
 
 
 def _seconds(flops: int | None, rate: float | None, devices: int) -> list[float] | None:
@@ -273,10 +283,11 @@ def _notes(
         "Memory of an arm is that of all its runs in lock-step.": recipe.train.cohort > 1,
         "Every layer is passed once more for its gradient (train.recompute): up to half as many "
         "operations and as much time again as is told.": recipe.train.recompute,
-        "On GPUs: weights, gradients and optimiser over N devices as FSDP would (the paper's "
-        "1/N); activations are each device's own. This version trains a run on one device. "
-        "The CUDA context (some hundred MiB) and keys and values of generation (half of what "
-        "is free) come on top; precision auto is taken as bf16.": gpus is not None,
+        "On N GPUs, with train.devices: N: weights, and in full finetuning gradients and "
+        "optimiser, are spread over them (FSDP, the paper's 1/N); activations are each device's "
+        "own, and a model is measured on one. The CUDA context (some hundred MiB) and keys and "
+        "values of generation (half of what is free) come on top; precision auto is taken as "
+        "bf16.": gpus is not None,
         f"train.warmup_steps is {warmup}, but the shortest run reaches its learning rate with "
         f"at most about {room}: `laura compare` will refuse it. Lower it, raise the budget, or "
         "leave it out.": room < warmup,
@@ -416,13 +427,22 @@ def refuse_too_large(
 
 
 def _most_memory(recipe: Recipe, name: str, shapes: Shapes, machine: Machine) -> int:
-    """Peak of training an arm and of measuring it, the larger; without keys and values."""
-    peaks = [evaluation_parts(shapes, recipe, name, machine)["peak"]]
+    """Peak of training an arm and of measuring it, the larger; without keys and values.
+
+    Processes of one processor share its memory.
+    """
+    measuring = evaluation_parts(shapes, recipe, name, machine)["peak"]
+    if recipe.arms[name].external is not None:
+        return measuring
+    processes = recipe.train.devices if machine.kind == "cpu" else 1
+    return max(measuring, processes * _training_peak(recipe, name, shapes, machine))
+
+
+def _training_peak(recipe: Recipe, name: str, shapes: Shapes, machine: Machine) -> int:
+    """Of one device of those that `train.devices` says."""
+    train, one = recipe.train, pass_of(recipe, name, machine)
     arm = recipe.arms[name]
-    if arm.external is None:
-        one = pass_of(recipe, name, machine)
-        peaks.append(training_parts(shapes, arm, recipe.train.optimiser, one, machine)["peak"])
-    return max(peaks)
+    return training_parts(shapes, arm, train.optimiser, one, machine, train.devices)["peak"]
 
 
 def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
@@ -455,12 +475,11 @@ def announcement(session: Session) -> str:
     except ModelError as error:
         return f"No plan: {error}"
     known = Survey(session.epoch_tokens, None, recipe.train.row_tokens, 1.0, "")
-    peaks = {}
-    for name, arm in recipe.arms.items():
-        if arm.external is None:
-            one = pass_of(recipe, name, machine)
-            parts = training_parts(shapes, arm, recipe.train.optimiser, one, machine)
-            peaks[name] = parts["peak"]
+    peaks = {
+        name: _training_peak(recipe, name, shapes, machine)
+        for name, arm in recipe.arms.items()
+        if arm.external is None
+    }
     works = [arm_work(recipe, name, shapes, known) for name in recipe.arms]
     return plan_line(totals(recipe, shapes, known, works), peaks)
 
