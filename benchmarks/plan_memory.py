@@ -41,6 +41,7 @@ class Case:
     targets: str = "all"
     more: str = "{}"
     recompute: bool = False
+    quantised: bool = False
 
     @property
     def title(self) -> str:
@@ -48,7 +49,7 @@ class Case:
         arm = f"LoRA r={self.rank} {self.targets}" if self.rank else "full"
         for key, value in json.loads(self.more).items():
             arm += f" {key}={value}"
-        arm += ", recomputed" * self.recompute
+        arm += ", recomputed" * self.recompute + ", nf4" * self.quantised
         more = f" x {self.passes}" if self.passes > 1 else ""
         return (
             f"{arm}, {self.precision}, {self.optimiser}, "
@@ -77,6 +78,7 @@ CASES = [
     Case(0, "bf16", 512, 2, more='{"layers": [25, 26, 27, 28, 29]}'),
     Case(8, "bf16", 512, 2, more='{"layers": [25, 26, 27, 28, 29]}'),
     Case(0, "fp32", 256, 2, more='{"attention_dropout": 0.1, "residual_dropout": 0.1}'),
+    Case(64, "bf16", 512, 2, quantised=True),
     Case(64, "bf16", 512, 2, recompute=True),
     Case(0, "bf16", 512, 2, passes=2, recompute=True),
     Case(8, "fp32", 1024, 2, recompute=True),
@@ -103,6 +105,7 @@ def predicted(case: Case, runtime: int) -> dict[str, int]:
         more=case.passes > 1,
         document=min(DOCUMENT, case.row_tokens),
         recompute=case.recompute,
+        quantised=case.quantised,
     )
     shapes = shapes_of(BaseSection(model=MODEL))
     return training_parts(shapes, arm, case.optimiser, one, Machine("cpu", 0, runtime))

@@ -14,7 +14,7 @@ from laura.results.schema import RECORD_FILE, Record, read_record, write_record
 VALUE: dict[str, Any] = {
     "format": 2,
     "study": "s",
-    "base": {"model": "m", "fingerprint": "abc", "parameters": 9},
+    "base": {"model": "m", "fingerprint": "abc", "parameters": 9, "quantization": None},
     "recipe": {"name": "s", "train": {"betas": None}},
     "arm": "lora", "method": "lora", "learning_rate": 1e-3, "seed": 0, "budget": 2.0,
     "budget_unit": "epochs", "tokens": 1000, "step": 10, "run": "r",
@@ -37,6 +37,13 @@ def test_a_record_reads_back_equal(tmp_path: Path) -> None:
     write_record(tmp_path, record)
     assert read_record(tmp_path) == record
     assert json.loads((tmp_path / RECORD_FILE).read_text()) == VALUE
+    assert record.warnings == ()
+
+
+def test_a_record_of_a_quantised_base_warns_whoever_serves_it() -> None:
+    changed = {**VALUE, "base": {**VALUE["base"], "quantization": "nf4"}}
+    (warning,) = Record.model_validate_json(json.dumps(changed)).warnings
+    assert "measured on its base in nf4" in warning and "unquantised" in warning
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         recompute=options.recompute,
     )
     arm = arm_of(options.rank, options.targets, json.loads(options.more))
-    bench = Workbench(BaseSection(model=options.model, dtype=options.dtype), options.device)
+    quantization = "nf4" if options.quantised else None
+    base = BaseSection(model=options.model, dtype=options.dtype, quantization=quantization)
+    bench = Workbench(base, options.device)
     with tempfile.TemporaryDirectory() as folder, bench.adapted(arm, seed=0) as adapted:
         device = pick_device(options.device)
         loaded = peak_memory_bytes(device)
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--recompute", type=lambda text: text == "True", default=False)
+    parser.add_argument("--quantised", type=lambda text: text == "True", default=False)
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
     Path(options.output).write_text(json.dumps(measure(options)))

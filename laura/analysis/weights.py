@@ -21,6 +21,7 @@ from torch import Tensor
 from laura.models.adapter_files import CONFIG, MAGNITUDE, PREFIX, check_fit, read_adapter
 from laura.models.load import WEIGHT_INDEX, weight_files
 from laura.models.load import WEIGHTS as MODEL_WEIGHTS
+from laura.models.nf4 import rounded
 from laura.results.errors import ModelError, ShapeError
 from laura.results.inputs import open_regular
 
@@ -57,8 +58,9 @@ class StoredModel:
 
     Args:
         folder: Shards or one file, as transformers writes them.
-        held: The type its weights were held in when something was trained on them, if
-            that is narrower than they are stored: they are rounded to it when read.
+        held: The type its weights were held in when something was trained on them, to which
+            they are rounded when read; None for that in which they are stored.
+        quantised: Whether they were held in NF4: they are what it makes of them when read.
 
     Attributes:
         matrices: Every two-dimensional weight inside a decoder layer, by name, in order.
@@ -67,8 +69,10 @@ class StoredModel:
         ModelError: there are none, or a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path, held: torch.dtype | None = None) -> None:
-        self.folder, self.held = folder, held
+    def __init__(
+        self, folder: Path, held: torch.dtype | None = None, quantised: bool = False
+    ) -> None:
+        self.folder, self.held, self.quantised = folder, held, quantised
         if not any((folder / name).is_file() for name in (MODEL_WEIGHTS, WEIGHT_INDEX)):
             raise ModelError(
                 f"{folder} holds no {MODEL_WEIGHTS}; give the folder of a model saved as "
@@ -98,13 +102,16 @@ class StoredModel:
         for start, rows_CI in self._parts(self.matrices[name]):
             if self.held is not None:
                 rows_CI = rows_CI.to(self.held)
+            if self.quantised:
+                rows_CI = rounded(rows_CI)
             part = target_OI[start : start + len(rows_CI)]
             part.add_(rows_CI.to(part.device, torch.float32), alpha=factor)
         return target_OI
 
     def _parts(self, matrix: Matrix) -> Iterator[tuple[int, Tensor]]:
         rows, columns = matrix.shape
-        step = max(1, PART_ELEMENTS // max(1, columns))
+        # The scales of a quantised matrix have one mean.
+        step = rows if self.quantised else max(1, PART_ELEMENTS // max(1, columns))
         for start in range(0, rows, step):
             with safe_open(matrix.file, "pt") as file:
                 yield start, file.get_slice(matrix.key)[start : start + step]

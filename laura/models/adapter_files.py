@@ -494,14 +494,15 @@ def _check_base(
         told = f"its configuration says {named[:100]!r}" if named else "nothing is said of it"
         return (f"its base is not verified, as it has no laura.json: {told}",)
     if base.fingerprint is None:
-        return ("its base is not verified, as the hash of the served base is not known",)
+        blind = "its base is not verified, as the hash of the served base is not known"
+        return (blind, *record.warnings)
     if record.base.fingerprint != base.fingerprint:
         raise AdapterError(
             f"{label} was made for another base: its laura.json names {record.base.model[:100]!r} "
             f"with hash {record.base.fingerprint[:12]}, this one has {base.fingerprint[:12]}; "
             "serve it on its own base"
         )
-    return ()
+    return record.warnings
 
 
 def _settings(

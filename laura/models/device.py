@@ -101,6 +101,14 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype)
 
 
+def arithmetic(x: Tensor) -> torch.dtype:
+    """The type in which matrix products on `x` run: autocast's, or its own."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
 def exact(device: torch.device) -> AbstractContextManager[object]:
     """No mixed precision within, for sums that must not be rounded."""
     return torch.autocast(device.type, enabled=False)

@@ -29,8 +29,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from laura.models.device import arithmetic
 from laura.models.layers import decoder_layers, exchanged
-from laura.models.lora import arithmetic
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -19,6 +19,9 @@ from laura.models import attention
 from laura.models.device import pick_device
 from laura.models.fetch import download, fetched, first_line
 from laura.models.gguf import converted
+from laura.models.layers import decoder_layers
+from laura.models.lora import replace_module
+from laura.models.nf4 import Nf4Linear, check_installed
 from laura.models.registry import MODELS, HubModel, named_model
 from laura.results.errors import ModelError, StoreError, UsageError
 from laura.results.inputs import MOST_TOKENIZER_BYTES, open_regular, strange_kind
@@ -68,6 +71,7 @@ def load_base(
     *,
     revision: str | None = None,
     dtype: str = "float32",
+    quantization: Literal["nf4"] | None = None,
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> Base:
@@ -77,6 +81,7 @@ def load_base(
         name: A folder, a .gguf file, a named model (see `registry`), or a Hub id.
         revision: Branch, tag or commit of a Hub id.
         dtype: float32, bfloat16 or float16.
+        quantization: nf4 to hold the linear maps of the decoder's layers in four bits.
         device: cpu, cuda, cuda:N or mps; None takes the best there is.
         progress: Told about downloads and conversions.
 
@@ -84,7 +89,10 @@ def load_base(
         ModelError: the model, its tokenizer or its files cannot be used.
         HubError: the Hub or the package index cannot be reached or refuses.
         UsageError: no such dtype or device.
+        MissingExtraError: what quantises is not installed.
     """
+    if quantization is not None:
+        check_installed()
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is unknown; allowed are {', '.join(DTYPES)}")
     place = pick_device(device)
@@ -93,6 +101,8 @@ def load_base(
     with quiet_transformers():
         config, tokenizer = describe_model(folder)
         model = _read_weights(config, folder, DTYPES[dtype])
+    if quantization is not None:
+        hold_in_nf4(model, place)
     return Base(model.to(place).eval(), tokenizer, name, fingerprint(folder), folder)
 
 
@@ -395,6 +405,20 @@ def _read_weights(config: Any, folder: Path, dtype: torch.dtype) -> Any:
     # pad with, would get no gradient where it is read.
     model.get_input_embeddings().padding_idx = None
     return model
+
+
+def hold_in_nf4(model: Any, place: torch.device) -> None:
+    """Quantise the maps of a model's layers where they will be, one after the other.
+
+    The device never has the model whole.
+    """
+    for layer in decoder_layers(model):
+        for name in LAYER_MAPS:
+            linear: Any = layer.get_submodule(name)
+            replace_module(layer, name, Nf4Linear(linear.to(place)))
+    for parameter in model.parameters():
+        # Safetensors map their file: what is left would keep all that was read of it in memory.
+        parameter.data = parameter.data.clone()
 
 
 @contextmanager

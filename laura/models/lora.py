@@ -12,7 +12,8 @@ Source: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
 
 The product is one differentiable step (`lora_product`), because the parts' sum is where
 time and memory go: the update is added into the product in place, forwards and
-backwards, and only x and A x are kept for the gradient. W is frozen and gets none.
+backwards, and only x and A x are kept for the gradient. W is frozen and gets none. Where W
+is in four bits (nf4.py) its product is a step of its own.
 
 For several adapters, each with as many tokens of its own, W is multiplied once for
 all tokens, and the small products are batched.
@@ -33,6 +34,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from laura.models.device import arithmetic
+from laura.models.nf4 import Nf4Linear
 from laura.models.targets import GROUPS, is_named
 from laura.results.errors import AdapterError
 
@@ -158,20 +161,19 @@ class LoraLinear(nn.Module):
         """Base map plus the updates of the routed slots; shape (..., out)."""
         route = self.route
         if self.merged is not None or (route.segments is None and route.slot is None):
-            return self.product(x, self._weight(x), self.base.bias)
+            return self._mapped(x, self.base.bias)
         if route.segments is None:
             assert route.slot is not None
             return self._adapted(x, route.slot)
         if route.abreast and self._trains_abreast():
             x = route.cast(x, arithmetic(x))
             return lora_products(x, self._weight(x), self.A, self.B, self.scales[0])
-        return self._add_segments(x, self.product(x, self._weight(x), self.base.bias))
+        return self._add_segments(x, self._mapped(x, self.base.bias))
 
     def _adapted(self, x: Tensor, slot: int) -> Tensor:
         """All of x through one slot."""
         if not self._in_one_step():
-            y = self.product(x, self._weight(x), self.base.bias)
-            return self._joined(x, y, slot)
+            return self._joined(x, self._mapped(x, self.base.bias), slot)
         a, b = self.factors(slot)
         x = self.route.cast(x, arithmetic(x))
         return lora_product(x, self._weight(x), a, b, self.scales[slot], self.product)
@@ -218,9 +220,7 @@ class LoraLinear(nn.Module):
 
     def _trains_abreast(self) -> bool:
         """Whether all slots can be trained in one product."""
-        if type(self) is not LoraLinear or not torch.is_grad_enabled():
-            return False
-        if self._drops() or self.base.bias is not None:
+        if type(self) is not LoraLinear or not torch.is_grad_enabled() or not self._in_one_step():
             return False
         whole = len(self.route.segments or ()) == len(self.scales) == len(self.A)
         return whole and len(set(self.scales)) == 1
@@ -229,7 +229,15 @@ class LoraLinear(nn.Module):
         return self.training and self.dropout > 0
 
     def _in_one_step(self) -> bool:
-        return self.base.bias is None and not self._drops()
+        # The step keeps W for its gradient; a weight in NF4 is made again for it instead.
+        quantised = isinstance(self.base, Nf4Linear)
+        return self.base.bias is None and not self._drops() and not quantised
+
+    def _mapped(self, x: Tensor, bias_O: Tensor | None) -> Tensor:
+        """W x + b, where W is what was merged, if anything was, else the base's."""
+        if self.merged is None and isinstance(self.base, Nf4Linear):
+            return self.base.mapped(x, bias_O)
+        return self.product(x, self._weight(x), bias_O)
 
     def _weight(self, x: Tensor) -> Tensor:
         """The frozen weight in the pass's arithmetic, cast once and kept.
@@ -248,14 +256,6 @@ class LoraLinear(nn.Module):
     def forget_cast(self) -> None:
         """Free the kept cast; needed after the base weight has changed."""
         self._cast = None
-
-
-def arithmetic(x: Tensor) -> torch.dtype:
-    """The type in which matrix products on `x` run: autocast's, or its own."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
 
 
 def detach(model: nn.Module) -> None:

@@ -83,7 +83,7 @@ class DoraLinear(LoraLinear):
             return super()._joined(x, y, slot)
         thinned = self._dropped(x)
         if thinned is not x:
-            base = self.product(thinned, self._weight(x))
+            base = self._mapped(thinned, None)
         else:
             base = y if self.base.bias is None else y - self.base.bias
         gain = self.gain(slot)
@@ -103,7 +103,7 @@ class DoraLinear(LoraLinear):
             # A fused optimiser writes to weights without counting up their version.
             self._lengths.clear()
             return self._measured(slot)
-        sources = (self.base.weight, self.A, self.B)
+        sources = (*self.base.parameters(), *self.base.buffers(), self.A, self.B)
         kept = self._lengths.get(slot)
         if kept is None or not kept[0].fits(sources):
             kept = self._lengths[slot] = (_Mark(sources), self._measured(slot))

@@ -175,6 +175,25 @@ def _dtype_faults(recipe: Recipe) -> Iterable[Fault]:
         )
 
 
+@_needs("base", "train", "arms")
+def _quantization_faults(recipe: Recipe) -> Iterable[Fault]:
+    if recipe.base.quantization is not None and recipe.train.devices > 1:
+        yield Fault(
+            "train.devices",
+            f"is {recipe.train.devices}, but a base in {recipe.base.quantization} is not spread "
+            "over devices; set it to 1, or leave base.quantization out",
+        )
+    full = [name for name, arm in recipe.arms.items() if isinstance(arm, FullArm)]
+    if full and recipe.base.quantization is not None:
+        arms = f"arm{'s' * (len(full) > 1)} {', '.join(full)}"
+        yield Fault(
+            "base.quantization",
+            f"is {recipe.base.quantization}, which only adapters are trained on: weights in four "
+            f"bits cannot be stepped, and whole models ({arms}) would differ from such a base by "
+            "its rounding; leave it out, or give LoRA arms alone",
+        )
+
+
 @_needs("arms", "budget", "seeds", "search")
 def _external_faults(recipe: Recipe) -> Iterable[Fault]:
     for name, arm in recipe.arms.items():

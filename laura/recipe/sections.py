@@ -631,6 +631,9 @@ class BaseSection(Section):
     """Hub branch, tag or commit; null for main."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type the weights are held in; full finetuning needs float32."""
+    quantization: Literal["nf4"] | None = None
+    """`nf4`: the linear maps of all layers are held in four bits, frozen (QLoRA), under LoRA arms;
+    base and arms are measured so. Needs `laura-lab[quantization]`. Null: as `dtype` says."""
 
 
 def _listed(value: object) -> object:

@@ -184,6 +184,8 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     base = summary.base.model
     if summary.base.parameters:
         base += f" ({formats.count(summary.base.parameters)} parameters)"
+    if summary.base.quantization:
+        base += f" in {summary.base.quantization}"
     budgets = ", ".join(formats.budget_of(summary, point) for point in summary.budget.points)
     found = [
         ("base", base),

@@ -79,11 +79,16 @@ Amount = int | float
 
 
 class BaseIdentity(File):
-    """The model that was adapted; `fingerprint` is a hash of its weights."""
+    """The model that was adapted.
+
+    `fingerprint` is a hash of its weights, as they were before `quantization`: nf4 where it
+    was held in four bits, trained on and measured so.
+    """
 
     model: str = Field(min_length=1)
     fingerprint: str = Field(min_length=1)
     parameters: Count | None = None
+    quantization: Literal["nf4"] | None = None
 
 
 class ScoredBase(BaseIdentity):
@@ -857,6 +862,16 @@ class Record(File):
     claims: list[RecordedClaim]
     versions: dict[str, str]
     weights: dict[str, str]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever puts it on its base should know: nothing here is served quantised."""
+        if self.base.quantization is None:
+            return ()
+        return (
+            f"it was trained and measured on its base in {self.base.quantization}; on the base "
+            "as it is, unquantised, its answers and scores differ from those of its record",
+        )
 
 
 def write_record(folder: Path, record: Record) -> None:

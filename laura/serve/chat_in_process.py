@@ -143,7 +143,7 @@ def _member(name: str, folder: Path, base: Base) -> Member:
     if not (folder / RECORD_FILE).is_file():
         return Member(name, False)
     record = read_record(folder)
-    warnings: tuple[str, ...] = ()
+    warnings = record.warnings
     if record.base.fingerprint != base.fingerprint:
         warnings = (
             f"{RECORD_FILE} says that it was trained on {record.base.model} with other weights "

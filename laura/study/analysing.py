@@ -62,11 +62,10 @@ def analyse(session: Session) -> None:
 
 
 def _base(session: Session) -> StoredModel:
-    """The base as the runs had it: its file's weights, in the type they were held in."""
+    """The base as the runs had it: its file's weights, as they were held."""
     section = session.recipe.base
     folder = resolve_model(section.model, section.revision, session.progress)
-    held = DTYPES[section.dtype]
-    return StoredModel(folder, None if held == torch.float32 else held)
+    return StoredModel(folder, DTYPES[section.dtype], section.quantization is not None)
 
 
 def _base_spectra(

@@ -24,6 +24,7 @@ from laura.models.device import (
     spread_devices,
     threads,
 )
+from laura.models.nf4 import Nf4Linear
 from laura.recipe.reading import recipe_yaml
 from laura.recipe.sections import Recipe
 from laura.results.errors import StoreError
@@ -112,6 +113,7 @@ def _read_all(
         "base": bench.base.fingerprint,
         # It was measured so, and every run is compared with that.
         "dtype": recipe.base.dtype,
+        "quantization": recipe.base.quantization,
         "tokenizer": encoder.fingerprint,
         # Extras may come later: they change nothing of what stands.
         "measure": recipe.measure.model_dump(mode="json", exclude={"extras"}),
@@ -204,10 +206,17 @@ def write_facts(session: Session, identity: dict[str, Any]) -> None:
     bench, replay = session.bench, session.replay.sources
     base = bench.base
     parameters = sum(p.numel() for p in base.model.parameters())
+    quantised = [m for m in base.model.modules() if isinstance(m, Nf4Linear)]
+    parameters += sum(m.in_features * m.out_features for m in quantised)
     arms = session.recipe.arms.items()
     facts = {
         "identity": identity,
-        "base": {"model": base.name, "fingerprint": base.fingerprint, "parameters": parameters},
+        "base": {
+            "model": base.name,
+            "fingerprint": base.fingerprint,
+            "parameters": parameters,
+            "quantization": session.recipe.base.quantization,
+        },
         "trainable_parameters": {name: bench.count_trainable(arm) for name, arm in arms},
         "tasks": session.tasks,
         **({"replay": replay} if replay else {}),

@@ -266,7 +266,8 @@ def is_of(record: dict[str, Any], recipe: Recipe, facts: dict[str, Any]) -> bool
     if arm is None:
         return False
     identity, train = record.get("identity", {}), recipe.train
-    if identity.get("dtype", recipe.base.dtype) != recipe.base.dtype:
+    held = identity.get("dtype"), identity.get("quantization")
+    if "dtype" in identity and held != (recipe.base.dtype, recipe.base.quantization):
         return False
     template = template_identity(recipe)
     if identity.get("template", template) != template:

@@ -328,6 +328,7 @@ class Session:
         train = recipe.train.identity(UNTRAINED)
         device = pick_device(self.bench.device_name)
         hot = spec.budget.points == "hot" and recipe.train.schedule == "trapezoidal"
+        quantization = recipe.base.quantization
         train["precision"] = str(resolve_precision(recipe.train.precision, device))
         return {
             "format": RUN_FORMAT,
@@ -343,6 +344,7 @@ class Session:
             "train": train,
             # Hot points of a trapezoidal run were once cooled down; such runs are others.
             **({"hot": True} if hot else {}),
+            **({"quantization": quantization} if quantization else {}),
             **self.replay.identity(recipe.arms[spec.arm].replay),
         }
 

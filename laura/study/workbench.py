@@ -24,6 +24,7 @@ from laura.models.lora import LoraSettings, detach, lora_layers, rate_ratios, ro
 from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
 from laura.results.errors import StoreError
 from laura.results.progress import SILENT, Progress
+from laura.results.schema import RECORD_FILE, read_record
 from laura.results.store import check_folder, write_folder
 from laura.training.optimisers import StepRule
 
@@ -70,6 +71,7 @@ class Workbench:
                 self.section.model,
                 revision=self.section.revision,
                 dtype=self.section.dtype,
+                quantization=self.section.quantization,
                 device=self.device_name,
                 progress=self.progress,
             )
@@ -235,6 +237,9 @@ def merge_adapter(
         raise StoreError(f"{out} exists; choose a folder that does not")
     loaded = load_base(base, device=device, progress=progress)
     load_adapter(loaded.model, adapter)
+    if (adapter / RECORD_FILE).is_file():
+        for warning in read_record(adapter).warnings:
+            progress.say(f"{adapter}: {warning}")
     ids = loaded.tokenizer(PROBE, return_tensors="pt")["input_ids"].to(loaded.model.device)
     differences = merge_check(loaded.model, ids)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from laura.analysis.comparison import compare_weights
 from laura.analysis.measuring import Wanted
 from laura.analysis.spectra import ENERGIES
 from laura.analysis.weights import StoredFull, StoredModel, rescale_rows
+from laura.models.load import load_base
 from laura.results.errors import AdapterError, LauraError, ModelError, ShapeError, UsageError
 from laura.results.store import kept_rows
 from tests.conftest import make_tiny_model
@@ -191,6 +192,18 @@ def test_bf16_is_warned_of_and_rounds(tiny_folder: Path, tmp_path: Path) -> None
     update = StoredFull(held, tmp_path / "bf16").read_update(one["name"], CPU)
     rounded = before[one["name"]].float().bfloat16().float()
     assert torch.equal(update, after[one["name"]].float() - rounded)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_that_was_held_in_nf4_is_read_as_it_was_computed_with(
+    dtype: torch.dtype, tiny_folder: Path
+) -> None:
+    held = StoredModel(tiny_folder, dtype, quantised=True)
+    loaded = load_base(
+        str(tiny_folder), dtype=str(dtype).removeprefix("torch."), quantization="nf4", device="cpu"
+    ).model
+    for name in held.matrices:
+        assert torch.equal(held.read(name, CPU), loaded.get_submodule(name).weight.float())
 
 
 def test_another_base_is_guessed_from_the_size_of_the_update(

@@ -173,6 +173,25 @@ def test_full_finetuning_of_bfloat16_weights_is_refused_with_all_other_faults() 
     assert parse_recipe(elsewhere).base.dtype == "bfloat16"
 
 
+def test_full_finetuning_of_a_quantised_base_is_refused_with_all_other_faults() -> None:
+    held = "model: smollm2-135m\n  dtype: bfloat16\n  quantization: nf4"
+    text = GOOD.replace("model: smollm2-135m", held).replace("seeds: [0, 1]", "seeds: [0, 0]")
+    faults = faults_of(text)
+    assert set(faults) == {"base.dtype", "base.quantization", "seeds"}
+    assert "whole models (arm full) would differ" in faults["base.quantization"]
+    line = text.splitlines().index("  quantization: nf4") + 1
+    assert lines_of(text)["base.quantization"] == line
+    # A whole model that was trained elsewhere has not such a base either.
+    made = "{method: full, external: [{model: x, learning_rate: 1e-5, budget: 2e4}]}"
+    assert "base.quantization" in faults_of(text.replace(FULL, made))
+    alone = YamlDocument.parse(text.replace("[0, 0]", "[0, 1]"), "x").data
+    del alone["arms"]["full"]
+    assert parse_recipe(yaml_text(alone)).base.quantization == "nf4"
+    assert "base in nf4 is not spread" in faults_of(text, ("train.devices=2",))["train.devices"]
+    faults = faults_of(text, ("base.quantization=int4",))
+    assert "'nf4'" in faults["base.quantization"] and "int4" in faults["base.quantization"]
+
+
 def test_arms_at_one_shared_rate_need_consent() -> None:
     text = GOOD.replace("[1e-4, 1e-3]", "[1e-4]").replace("[1e-5, 1e-4]", "[1e-4]")
     assert "misleads" in faults_of(text)["arms"]

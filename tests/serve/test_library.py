@@ -46,6 +46,7 @@ from tests.serve.adapter_folders import (
     tensors,
     write,
 )
+from tests.test_record import VALUE
 
 SILENT = Policy(unrecorded="allow")
 
@@ -167,6 +168,10 @@ def test_an_entry_tells_what_is_known_before_and_after_reading(folder: Path) -> 
     assert blind.warnings == (
         "its base is not verified, as the hash of the served base is not known",
     )
+    base = {**VALUE["base"], "fingerprint": BASE.fingerprint, "quantization": "nf4"}
+    record(folder / "good", {"base": base})
+    (held,) = make(folder).entry("good").warnings
+    assert "measured on its base in nf4" in held
 
 
 @pytest.mark.parametrize("name", [

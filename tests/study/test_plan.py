@@ -32,6 +32,10 @@ LLAMA_2_7B = {
     "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000,
     "max_position_embeddings": 4096, "tie_word_embeddings": False,
 }  # fmt: skip
+LLAMA_3_8B = {
+    **LLAMA_2_7B, "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+}  # fmt: skip
 # Tables S14, S15, S16 as printed.
 PRINTED = {
     "7B": {

@@ -33,6 +33,7 @@ def record(recipe: Recipe, arm: str = "x") -> dict[str, Any]:
     made = recipe.train.identity(UNTRAINED) | {"precision": "torch.float32"}
     identity = {
         "dtype": recipe.base.dtype,
+        "quantization": recipe.base.quantization,
         "template": [recipe.data.template, recipe.data.overlong, recipe.regime],
         "arm": [arm, recipe.arms[arm].identity({"learning_rates", "replay"})],
         "train": made,
@@ -43,7 +44,13 @@ def record(recipe: Recipe, arm: str = "x") -> dict[str, Any]:
 @pytest.mark.parametrize("arm", ["x", "made"])
 @pytest.mark.parametrize(
     "change",
-    ["train.batch_tokens=2048", "base.dtype=bfloat16", "data.overlong=drop", "regime=pretrain"],
+    [
+        "train.batch_tokens=2048",
+        "base.dtype=bfloat16",
+        "base.quantization=nf4",
+        "data.overlong=drop",
+        "regime=pretrain",
+    ],
 )
 def test_a_run_under_other_settings_is_left_out(arm: str, change: str) -> None:
     first, second = recipe_with(), recipe_with(change)
@@ -67,6 +74,12 @@ def test_what_a_record_does_not_say_is_taken_to_be_as_it_was() -> None:
     trainers = {"arm": known["identity"]["arm"]}
     assert is_of({**known, "identity": trainers}, changed, {})
     assert is_of({"arm": "x"}, changed, {})
+    assert is_of({"arm": "x"}, recipe_with("base.quantization=nf4"), {})
+    # Runs of before there were quantised bases had none.
+    before = record(recipe_with())
+    del before["identity"]["quantization"]
+    assert is_of(before, recipe_with(), {})
+    assert not is_of(before, recipe_with("base.quantization=nf4"), {})
 
 
 def test_a_run_with_another_replay_is_left_out() -> None:

@@ -447,6 +447,11 @@ def caveats_of(setting: Setting) -> list[str]:
             "The rates were chosen on one seed (search.seeds: first), so nothing here is more than "
             "suggested; with `search.seeds: all` every seed chooses its own."
         )
+    if recipe.base.quantization is not None:
+        caveats.append(
+            f"Base and arms were measured with the base in {recipe.base.quantization}; on the "
+            "unquantised base, as it is served, an adapter's scores differ."
+        )
     caveats += search_caveats(evidence)
     seeds = [len(by_seed) for by_seed in evidence.best.values()]
     if seeds and min(seeds) < 3:

@@ -12,16 +12,18 @@ peak is the largest sum of parts that are there together:
 The parts:
 
 - runtime: the process without a model: Python, torch, its libraries;
-- weights: the base, with the casts that mixed precision keeps of frozen maps, and the trained
-  weights as they began where decay pulls toward them; when measuring the tuned model, beside a
-  full arm's the base too, and their copies in the pass's arithmetic;
+- weights: the base, with the casts that mixed precision keeps of frozen maps (of quantised ones
+  it keeps none), and the trained weights as they began where decay pulls toward them; when
+  measuring the tuned model, beside a full arm's the base too, and their copies in the pass's
+  arithmetic;
 - adapter: A and B of every run in lock-step, DoRA's lengths, PiSSA's frozen starts;
 - gradients: of everything that is trained; of one run at a time where runs take turns;
 - optimiser: moments of every run in lock-step, and copies made during an update;
 - activations: kept by one pass for its gradient;
 - cache: most keys and values of generation;
 - logits: they and what is made of them, with the output map's gradient;
-- working: what a layer needs on the way, and freed memory that stays with the process.
+- working: what a layer needs on the way, the largest map where maps are dequantised, and freed
+  memory that stays with the process.
 
 Letters: T tokens of a pass, C width, F feed-forward width, H and G heads of D numbers, V
 vocabulary, r rank; w bytes of a weight, e bytes of a number in the pass's arithmetic.
@@ -44,12 +46,14 @@ pass of mixed precision, and the cast kept: e for each of its numbers.
 
 The variants of LoRA, of each adapted map (I in, O out):
 
-- plain: A x, r e a token; scaled B, and A where it is cast, r e of each of their numbers;
+- plain: A x, r e a token; scaled B, and A where it is cast, r e of each of their numbers; on a
+  quantised map B is not scaled, and kept only where it is cast;
 - dropout: its own dropped input, I e a token, and a mask in the same numbers (on CUDA of one
   byte) where its input has a gradient; the shared input is not kept;
 - PiSSA: twice the rank, and A always, since A' = [A; A0] is made in the pass;
 - DoRA: the outputs before they are stretched, O e a token, and two vectors of float32. With
-  dropout the base's part and the update's are stretched each by itself: once more O e, and O.
+  dropout, or on a quantised map, the base's part and the update's are stretched each by itself:
+  once more O e, and O.
 
 Dropout on what a block adds to the residual stream keeps a mask of C. Dropout on attention
 has no kernel of its own on a processor: each document of n tokens keeps three matrices
@@ -61,6 +65,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 
 from laura.evals.tasks import TASKS
 from laura.models.targets import GROUPS, is_named
@@ -80,6 +85,8 @@ CHUNK_POSITIONS, GROUP_POSITIONS, BLOCK_WORDS = 128, 512, 8192
 MOST_ROWS, CPU_PASS_TOKENS, PASS_TOKENS = 256, 1024, 2048
 # glibc's largest threshold above which a block is mapped by itself, 32 MiB on 64-bit systems.
 LARGEST_HEAP_BLOCK = 32 * 2**20
+# Of NF4: weights of one scale, and scales of one scale (models/nf4.py).
+NF4_WEIGHTS, NF4_SCALES = 64, 256
 # Numbers that an optimiser keeps of each trained one, and those of its copies in one update.
 # AdamW: two moments, updated in place (fused). Lion: one, and all directions at once.
 OPTIMISER_STATE = {"adamw": (2, 0), "lion": (1, 1)}
@@ -155,6 +162,27 @@ def checkpoint_numbers(shapes: Shapes, arm: Arm) -> int:
     return shapes.parameters
 
 
+def base_bytes(shapes: Shapes, weight_bytes: int, quantised: bool) -> int:
+    """Bytes of the base as it is held: whole, or the maps of its layers in NF4.
+
+    Half a byte a weight, a byte each 64 weights, and 4 each 256 of those bytes. NF4's tables (1
+    KiB) and a mean for each map are left out.
+    """
+    whole = shapes.parameters * weight_bytes
+    if not quantised:
+        return whole
+    held = 0
+    for out, inner in shapes.maps.values():
+        scales = ceil(out * inner / NF4_WEIGHTS)
+        held += ceil(out * inner / 2) + scales + FLOAT32 * ceil(scales / NF4_SCALES)
+    return whole - shapes.map_elements * weight_bytes + shapes.layers * held
+
+
+def dequantised_bytes(shapes: Shapes, number: int) -> int:
+    """The largest map of a layer, while it is there whole."""
+    return number * max(out * inner for out, inner in shapes.maps.values())
+
+
 def trained_bytes(arm: Arm, weight_bytes: int) -> int:
     """Bytes of a trained number; adapters are always float32."""
     return FLOAT32 if isinstance(arm, LoraArm) else weight_bytes
@@ -185,6 +213,7 @@ class Pass:
         document: Mean tokens of a document, weighed by tokens; sum of n^2 over sum of n.
         fused: Whether dropout has kernels of its own, as on CUDA.
         recompute: Whether each layer keeps its input alone and is passed once more.
+        quantised: Whether the frozen maps are held in NF4.
         runs: Runs that are trained in lock-step.
         shared: Whether these share their passes, or take turns.
     """
@@ -198,6 +227,7 @@ class Pass:
     document: float = 0.0
     fused: bool = False
     recompute: bool = False
+    quantised: bool = False
     runs: int = 1
     shared: bool = False
 
@@ -234,6 +264,7 @@ def pass_of(
         document=document or train.row_tokens,
         fused=machine.kind == "cuda",
         recompute=train.recompute,
+        quantised=recipe.base.quantization is not None,
         runs=lockstep_runs(recipe, name),
         shared=machine.kind != "cpu" and plain and not drops,
     )
@@ -312,17 +343,18 @@ def _layer_bytes(
         each += shapes.queries * e * (apart and OUTPUT in learning)
     if arm.residual_dropout:
         each += c * mask * (midway + unit)
-    once, cast = 0, e != FLOAT32
+    once, cast, parted = 0, e != FLOAT32, drops or one.quantised
     for name, (out, inner) in shapes.maps.items():
         if name not in learning:
-            once += out * inner * e * (cast and one.weight_bytes != e and slopes[name])
+            recast = cast and one.weight_bytes != e and not one.quantised
+            once += out * inner * e * (recast and slopes[name])
         elif lora is not None:
             joined = lora.init == "pissa"
             rank = lora.rank * (2 if joined else 1)
             each += rank * e + drops * inner * (e + mask * slopes[name])
-            each += lora.dora * out * e * (2 if drops else 1)
-            kept = inner * (cast or joined) + out * (cast or joined or not drops)
-            once += one.times * rank * e * kept + lora.dora * out * FLOAT32 * (3 if drops else 2)
+            each += lora.dora * out * e * (2 if parted else 1)
+            kept = inner * (cast or joined) + out * (cast or joined or not parted)
+            once += one.times * rank * e * kept + lora.dora * out * FLOAT32 * (3 if parted else 2)
     return each, once
 
 
@@ -350,11 +382,14 @@ def working_bytes(shapes: Shapes, one: Pass) -> int:
 
     The product made again, the slope by it, silu(gate), the slope by gate and up, and what
     they are made of: six tensors of T x F in the pass's arithmetic; and the slope of the
-    residual stream and of the maps' input, T x C each.
+    residual stream and of the maps' input, T x C each. Where maps are quantised, one of them: it
+    is dequantised to numbers of w bytes, and cast.
     """
+    numbers = sum({one.weight_bytes, one.arithmetic_bytes})
+    whole = dequantised_bytes(shapes, numbers) if one.quantised else 0
     wide = 6 * shapes.feed_forward * one.arithmetic_bytes
     narrow = shapes.width * (one.weight_bytes + one.arithmetic_bytes)
-    return one.tokens * one.times * (wide + narrow)
+    return one.tokens * one.times * (wide + narrow) + whole
 
 
 def allocator_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
@@ -401,12 +436,13 @@ def training_parts(
     """
     e, w = one.arithmetic_bytes, one.weight_bytes
     trained, lora = trainable_parameters(shapes, arm), isinstance(arm, LoraArm)
-    weights, adapter, casts = shapes.parameters * w, 0, 0
+    weights, adapter, casts = base_bytes(shapes, w, one.quantised), 0, 0
     spread = 1 if lora else devices
     if isinstance(arm, LoraArm):
         adapter = FLOAT32 * (trained * one.runs + start_numbers(shapes, arm))
         # `LoraLinear` casts its frozen map once and keeps the cast.
-        casts = e * (e != w) * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
+        recast = e != w and not one.quantised
+        casts = e * recast * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
     elif _has_anchor(arm):
         weights += trained * w
     state, copies = (kept * trained * trained_bytes(arm, w) for kept in OPTIMISER_STATE[optimiser])
@@ -459,11 +495,11 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
     """Bytes of measuring a tuned model of one arm, by part; it is measured on one device.
 
     A full arm's model stands beside the base, which stays loaded and is `kl`'s reference. In
-    mixed precision every matrix has a copy in the pass's arithmetic (`lowered_weights`), the
-    output map only where texts are scored. Keys and values take as much as they may, but no
-    more than 256 rows of the whole context. Logits are float32: a chunk of 128 places, one
-    each for what is asked of it (divergence: two distributions, and three made of them), or
-    one place for each of 256 answers (drawn ones: probabilities and their order besides).
+    mixed precision every matrix that is not quantised has a copy in the pass's arithmetic
+    (`lowered_weights`), the output map only where texts are scored. Keys and values take as much
+    as they may, but no more than 256 rows of the whole context. Logits are float32: a chunk of
+    128 places, one each for what is asked of it (divergence: two distributions, and three made of
+    them), or one place for each of 256 answers (drawn ones: probabilities and their order besides).
 
     Args:
         shapes: The base's.
@@ -476,8 +512,9 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
     kinds = {TASKS[name].kind for name in measured_tasks(section)}
     kinds |= {TASKS[extra.task].kind for extra in section.extras.values()}
     lora = isinstance(arm, LoraArm)
-    lowered = 0 if e == w else e * (shapes.map_elements + shapes.head_elements)
-    weights = (1 if lora else 2) * (shapes.parameters * w + lowered)
+    quantised = recipe.base.quantization is not None
+    matrices = shapes.head_elements + (0 if quantised else shapes.map_elements)
+    weights = (1 if lora else 2) * (base_bytes(shapes, w, quantised) + e * (e != w) * matrices)
     adapter = checkpoint_numbers(shapes, arm) * (FLOAT32 + (e if e != FLOAT32 else 0)) * lora
     cache, chunk = 0, shapes.vocabulary * FLOAT32
     logits = chunk * CHUNK_POSITIONS * (5 if "divergence" in kinds else 2)
@@ -489,6 +526,7 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
     layer = 2 * shapes.width * w
     layer += (shapes.width + shapes.queries + 2 * shapes.keys + 3 * shapes.feed_forward) * e
     working = (CPU_PASS_TOKENS if machine.kind == "cpu" else PASS_TOKENS) * layer
+    working += dequantised_bytes(shapes, e) if quantised else 0
     parts = {"runtime": machine.runtime, "weights": weights, "adapter": adapter, "cache": cache,
              "logits": logits, "working": working}  # fmt: skip
     return {**parts, "peak": sum(parts.values())}

@@ -105,6 +105,7 @@ def plan(
         "name": recipe.name,
         "base": {
             "model": recipe.base.model,
+            "quantization": recipe.base.quantization,
             "parameters": shapes.parameters,
             "least_width": least_width(shapes),
             **asdict(shapes),
@@ -446,7 +447,10 @@ def _training_peak(recipe: Recipe, name: str, shapes: Shapes, machine: Machine) 
 
 
 def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
-    """Recipes of the same result, or nearly, that need less: first with one change, then more."""
+    """Recipes of the same result, or nearly, that need less: first with one change, then more.
+
+    A base in four bits is another base, and told when nothing else fits.
+    """
     lora = all(isinstance(arm, LoraArm) for arm in recipe.arms.values())
     train, measure = recipe.train, recipe.measure
     possible: list[tuple[str, str, Any]] = []
@@ -458,13 +462,16 @@ def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
         possible.append(("measure", "precision", "bf16"))
     if lora and recipe.base.dtype == "float32":
         possible.append(("base", "dtype", "bfloat16"))
-    for size in range(1, len(possible) + 1):
-        for changes in itertools.combinations(possible, size):
-            changed = recipe
-            for section, key, value in changes:
-                part = getattr(changed, section).model_copy(update={key: value})
-                changed = changed.model_copy(update={section: part})
-            yield ", ".join(f"{part}.{key}={json.dumps(v)}" for part, key, v in changes), changed
+    sets = [c for n in range(1, len(possible) + 1) for c in itertools.combinations(possible, n)]
+    if lora and recipe.base.quantization is None:
+        four_bits = ("base", "quantization", "nf4")
+        sets += [(four_bits, *changes) for changes in ((), *sets)]
+    for changes in sets:
+        changed = recipe
+        for section, key, value in changes:
+            part = getattr(changed, section).model_copy(update={key: value})
+            changed = changed.model_copy(update={section: part})
+        yield ", ".join(f"{part}.{key}={json.dumps(v)}" for part, key, v in changes), changed
 
 
 def announcement(session: Session) -> str:

@@ -40,7 +40,8 @@ def count_text(count: float | None) -> str:
 def plan_text(plan: dict[str, Any]) -> str:
     """All of a plan: memory, work, disk and what to know about them."""
     base = plan["base"]
-    lines = [f"{plan['name']}: {base['model']}, {base['parameters'] / 1e9:.3f} B parameters", ""]
+    title = f"{plan['name']}: {base['model']}, {base['parameters'] / 1e9:.3f} B parameters"
+    lines = [title + (f" in {base['quantization']}" if base["quantization"] else ""), ""]
     lines += ["Memory, most of each part", *_memory(plan), "", "Work"]
     rows = [["arm", "trained", "share", "runs", "tokens", "operations", "time", "checkpoints"]]
     for arm in plan["arms"]:
