@@ -46,6 +46,7 @@ EXTRAS = {
     "lm_eval": {"evals/lm_eval/model.py", "evals/lm_eval/tasks.py"},
     "pandas": {"api.py"},
     "cryptography": {"models/signatures.py"},
+    "ray": {"study/seats.py"},
 }
 MOST_FUNCTION_LINES = 60
 
