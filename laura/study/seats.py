@@ -26,6 +26,9 @@ from laura.results.errors import MissingExtraError, UsageError, first_line
 STOP_SECONDS = 600.0  # to save a large model to a slow disk
 REACH_SECONDS = 10.0
 MOST_WORDS = 400  # of what Ray tells
+# RFC 9113, 3.4 and 4.1: how HTTP/2, and so gRPC, begins, and the fourth byte of what comes back.
+SETTINGS_FRAME = b"\x04"
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0" + SETTINGS_FRAME + bytes(5)
 
 
 class WorkerProcess:
@@ -179,6 +182,7 @@ def connected(address: str | None) -> Iterator[None]:
             "`ray start --head` tells"
         )
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "8")  # a second each, until it is given up
     try:
         import ray
     except ImportError as error:
@@ -198,8 +202,8 @@ def connected(address: str | None) -> Iterator[None]:
 def _reach(ray: Any, address: str, host: str | None, port: str | None) -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
-        if host and port:  # Ray itself takes minutes to give up
-            socket.create_connection((host, int(port)), REACH_SECONDS).close()
+        if host and port and os.environ.get("RAY_USE_TLS") != "1":
+            _knock(host, int(port))
         ray.init(address, logging_level="ERROR", log_to_driver=False)
     except (OSError, RuntimeError, ImportError, OverflowError) as error:
         raise UsageError(
@@ -209,6 +213,14 @@ def _reach(ray: Any, address: str, host: str | None, port: str | None) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray takes it for itself
+
+
+def _knock(host: str, port: int) -> None:
+    """Ask for gRPC's first frame, since Ray itself takes minutes to give up."""
+    with socket.create_connection((host, port), REACH_SECONDS) as line:
+        line.sendall(GREETING)
+        if line.recv(9)[3:4] != SETTINGS_FRAME:
+            raise ConnectionError("what listens there does not speak gRPC")
 
 
 def room(gpus: int) -> int:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -68,6 +69,21 @@ def test_nobody_answers_at_an_address(form: str, tmp_path: Path, stand_in: None)
         taken.bind(("127.0.0.1", 0))  # nobody else gets it, and it does not listen
         said = refused(form.format(taken.getsockname()[1]), tmp_path / "s")
     assert "no Ray cluster answers at" in said and "refused" in said
+
+
+def test_what_answers_is_no_ray(tmp_path: Path, stand_in: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as line:
+                line.recv(100)
+                line.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        talk = threading.Thread(target=answer)
+        talk.start()
+        said = refused(f"127.0.0.1:{server.getsockname()[1]}", tmp_path / "s")
+        talk.join()
+    assert "does not speak gRPC" in said
 
 
 # ----- seats that are lost -----
