@@ -25,7 +25,7 @@ from laura.results.errors import MissingExtraError, UsageError, first_line
 
 STOP_SECONDS = 600.0  # to save a large model to a slow disk
 REACH_SECONDS = 10.0
-MOST_WORDS = 400  # of what Ray tells
+MOST_WORDS = 200  # of what Ray tells
 # RFC 9113, 3.4 and 4.1: how HTTP/2, and so gRPC, begins, and the fourth byte of what comes back.
 SETTINGS_FRAME = b"\x04"
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0" + SETTINGS_FRAME + bytes(5)

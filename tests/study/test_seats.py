@@ -260,7 +260,7 @@ def test_a_stop_and_a_lost_node_change_nothing(
     recipe_text: str, cluster: tuple[str, int], tmp_path: Path
 ) -> None:
     """Ctrl-C while both nodes train; then the same command, and a node is killed."""
-    text = recipe_text.replace("[600, 1200]", "[8000]").replace("seeds: [0, 1]", "seeds: [0]")
+    text = recipe_text.replace("[600, 1200]", "[5000]").replace("seeds: [0, 1]", "seeds: [0]")
     (tmp_path / "recipe.yaml").write_text(text)
     address, node = cluster
     study, said = tmp_path / "study", tmp_path / "said"
