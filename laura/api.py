@@ -284,6 +284,7 @@ def compare(
     workers: int | None = None,
     confirm: Sequence[str] | None = None,
     confirm_seeds: int = 3,
+    ray: str | None = None,
     progress: Progress = SILENT,
 ) -> StudyResults | SeriesResults:
     """Compare arms: what each learns, what it forgets. Draws the report too.
@@ -300,11 +301,15 @@ def compare(
         workers: Runs carried out side by side; None for as many as pay.
         confirm: `ARM@RATE` that are also run with fresh seeds, which had no part in choosing.
         confirm_seeds: How many these are.
+        ray: Address of a Ray cluster whose machines carry out the runs, side by side as far as
+            it has room, which `workers` bounds; None for this machine alone.
         progress: Where to report.
 
     Raises:
         RecipeError: the recipe has faults.
-        UsageError: what is to be confirmed is not of it, or of several settings.
+        UsageError: what is to be confirmed is not of it, or of several settings; no Ray cluster
+            answers at the address.
+        MissingExtraError: Ray is not installed.
         LauraError: what stopped it; the same call continues.
     """
     from laura.study.runs import check_configurations, read_configurations
@@ -324,16 +329,20 @@ def compare(
         "workers": workers,
         "confirm": wanted,
         "confirm_seeds": confirm_seeds,
+        "ray": ray is not None,
         "progress": progress,
     }
-    if isinstance(chosen, Recipe):
-        from laura.study.compare import compare as carry_out
+    from laura.study.seats import connected
 
-        carry_out(chosen, study=folder, **options)
-    else:
-        from laura.study.compare import compare_series
+    with connected(ray):
+        if isinstance(chosen, Recipe):
+            from laura.study.compare import compare as carry_out
 
-        compare_series(chosen, folder=folder, **options)
+            carry_out(chosen, study=folder, **options)
+        else:
+            from laura.study.compare import compare_series
+
+            compare_series(chosen, folder=folder, **options)
     return _results(folder, "html", progress)
 
 

@@ -47,6 +47,7 @@ EXTRAS = {
     "pandas": {"api.py"},
     "cryptography": {"models/signatures.py"},
     "bitsandbytes": {"models/nf4.py"},
+    "ray": {"study/seats.py"},
 }
 MOST_FUNCTION_LINES = 60
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ LIBRARIES = (
     "torch", "transformers", "datasets", "safetensors", "gguf", "numpy", "pydantic", "altair",
     "vl-convert-python",
 )  # fmt: skip
+EXTRAS = ("lm-eval", "ray")
 COMFORTABLE_MEMORY_BYTES = 8 * GIB
 COMFORTABLE_DISK_BYTES = 10 * GIB
 HUB_SECONDS = 10.0
@@ -67,7 +69,8 @@ def examine(
     if importlib.util.find_spec("torch") is not None:
         looks |= {"devices": _devices, "bf16 arithmetic": _bf16}
     looks |= {"cores": _cores, "memory": _memory, "disk": _disk, "cache": _cache}
-    looks |= {"data": lambda: _data(data_dir), "sandbox": _sandbox, "extra lm-eval": _lm_eval}
+    looks |= {"data": lambda: _data(data_dir), "sandbox": _sandbox}
+    looks |= {f"extra {name}": partial(_extra, name) for name in EXTRAS}
     if network:
         looks["hub"] = _hub
     if vllm is not None:
@@ -246,8 +249,8 @@ def _vllm(base: str) -> Look:
     return "ok", "answers base and adapters in company as alone"
 
 
-def _lm_eval() -> Look:
-    if importlib.util.find_spec("lm_eval"):
-        return "ok", metadata.version("lm-eval")
-    advice = "optional: python -m pip install 'laura-lab[lm-eval]'"
+def _extra(name: str) -> Look:
+    if importlib.util.find_spec(name.replace("-", "_")):
+        return "ok", metadata.version(name)
+    advice = f"optional: python -m pip install 'laura-lab[{name}]'"
     return "limited", "not installed", advice

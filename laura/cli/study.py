@@ -26,6 +26,10 @@ class CompareOptions(StudyOptions):
         metavar="N", min=1, max=64, show_default="1; for a tiny base one a core"
     )
     """Runs carried out side by side, each in a process."""
+    ray: str | None = option(metavar="ADDRESS")
+    """Carry the runs out on the machines of this Ray cluster, as many as it has room for (at most
+    --workers): auto, HOST:PORT or ray://HOST:PORT. They share the study folder. Needs the extra
+    'laura-lab[ray]'; see docs/scale.md."""
     confirm: list[str] | None = option(metavar="ARM@RATE")
     """Also run this arm at this rate with fresh seeds, which had no part in choosing it.
     Repeatable."""

@@ -54,6 +54,7 @@ def compare(
     workers: int | None = 1,
     confirm: Sequence[Configuration] = (),
     confirm_seeds: int = FRESH_SEEDS,
+    ray: bool = False,
     progress: Progress = SILENT,
 ) -> Summary:
     """Carry out a whole comparison, continuing what stands in the folder.
@@ -67,6 +68,7 @@ def compare(
             as pay (one, but for a tiny base on a processor).
         confirm: Arms and rates that are run with fresh seeds too, when the rest is done.
         confirm_seeds: How many these are.
+        ray: Whether the Ray cluster that is `connected` carries out the runs.
         progress: Where to report.
 
     Returns:
@@ -101,7 +103,7 @@ def compare(
             for arm, rate in confirm
             for spec in specs_of(recipe, arm, rate, seed)
         ]
-        crew = Crew(session, workers)
+        crew = Crew(session, workers, ray)
         runs, before = _carry_out(crew, grid, search, fresh, confirm)
         with held(session.store.folder / "analysis" / LOCK):
             analyse(session)
@@ -226,7 +228,7 @@ def compare_series(
         data_dir: Folder of data sets that wins over the Hub.
         device: Device name; None for the best there is.
         progress: Where to report.
-        options: `workers`, `confirm` and `confirm_seeds` as for `compare`, in every setting.
+        options: `workers`, `confirm`, `confirm_seeds` and `ray` as for `compare`, in every setting.
 
     Returns:
         The summary of each setting.

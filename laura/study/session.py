@@ -302,6 +302,13 @@ class Session:
         return self._plans[key]
 
     @property
+    def arithmetic(self) -> list[str]:
+        """Number formats in which this machine trains and measures."""
+        device = pick_device(self.bench.device_name)
+        asked = (self.recipe.train.precision, self.recipe.measure.precision)
+        return [str(resolve_precision(one, device)) for one in asked]
+
+    @property
     def epoch_tokens(self) -> int:
         """Tokens of one pass over the training examples."""
         return sum(self._fitted.lengths)
@@ -326,10 +333,9 @@ class Session:
         recipe = self.recipe
         arm = recipe.arms[spec.arm].identity({"learning_rates", "replay"})
         train = recipe.train.identity(UNTRAINED)
-        device = pick_device(self.bench.device_name)
         hot = spec.budget.points == "hot" and recipe.train.schedule == "trapezoidal"
         quantization = recipe.base.quantization
-        train["precision"] = str(resolve_precision(recipe.train.precision, device))
+        train["precision"] = self.arithmetic[0]
         return {
             "format": RUN_FORMAT,
             "base": self.bench.base.fingerprint,

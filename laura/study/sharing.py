@@ -4,7 +4,8 @@ All of it is `flock`: a lock belongs to an open file, is inherited by worker pro
 and goes with the last process that holds it, however it ends. So nothing has to be
 judged dead, and what a killed command had begun is free to be taken over. Between
 machines it works as far as their shared file system carries `flock` (NFS does since
-Linux 2.6.12; Lustre where it is mounted so).
+Linux 2.6.12; Lustre where it is mounted so); a worker on another machine inherits
+nothing, so it takes the study's lock itself, and sees by a beacon that it is the one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 from laura.results.errors import StoreError
 from laura.results.progress import SILENT, Progress
@@ -76,6 +78,48 @@ class StudyLock:
     def _taken(self) -> bool:
         self.alone = try_lock(self._file)
         return self.alone or try_lock(self._file, fcntl.LOCK_SH)
+
+
+@contextmanager
+def beacon(folder: Path) -> Iterator[Path]:
+    """A fresh file in a study folder, held while the block lasts: workers elsewhere look for it.
+
+    Args:
+        folder: The study folder, which the caller's command holds open.
+    """
+    # Named as half-written files are, so that whoever sets up next clears it after a kill.
+    path = folder.absolute() / f".seats.{uuid4().hex[:8]}"
+    with _opened(path) as file:
+        try_lock(file)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def joined(place: Path) -> Iterator[None]:
+    """A hold on a study of one's own, beside that of a command on another machine.
+
+    Args:
+        place: The command's `beacon`.
+
+    Raises:
+        StoreError: the folder is another one here, or locks do not reach here.
+    """
+    if not place.is_file():
+        raise StoreError(
+            f"{place.parent} is not the command's study folder here: it must lie on a file system "
+            "that all machines share, under one path; choose it with --out"
+        )
+    with _opened(place.parent / LOCK) as study, _opened(place) as token:
+        # In this order: while its command lives nobody sets up anew, and then our hold stands.
+        if not try_lock(study, fcntl.LOCK_SH) or try_lock(token):
+            raise StoreError(
+                f"locks in {place.parent} are not seen from machine to machine, so two could not "
+                "be kept apart; mount it with flock (Lustre: -o flock), or choose another --out"
+            )
+        yield
 
 
 @contextmanager

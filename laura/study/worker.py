@@ -1,6 +1,6 @@
 """A worker process: carries out runs of a study that another process has opened.
 
-`python -m laura.study.worker`, started by `workers.py` only. The first value of
+`python -m laura.study.worker`, started by `seats.py` only. The first value of
 standard input is the setup, every further one names runs that go together, or a model
 whose extras are measured. Each value of standard output is a message: progress, `done`,
 or the fault that ended the worker. When the input ends, the process that opened the
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 import queue
 import signal
 import sys
@@ -18,11 +19,18 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import IO, Any
 
-from laura.results.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauraError
+from laura.results.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_USER,
+    LauraError,
+    StoreError,
+)
 from laura.results.progress import Bar
+from laura.study.sharing import joined
 
 ADVANCE_SECONDS = 0.3
 
@@ -89,6 +97,7 @@ class SentProgress:
 def main() -> int:
     """Work until told to stop; the exit code is 0 or 130 where that was all."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's threads block it
     # What libraries print must not get between the messages.
     line = _Messages(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -100,7 +109,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except LauraError as error:
-        line.send(kind=type(error).__name__, fault=str(error))
+        where = f" (on {platform.node()})" if setup["beacon"] else ""
+        line.send(kind=type(error).__name__, fault=f"{error}{where}")
         return EXIT_USER
     except Exception as error:
         where = f"in a worker process:\n{traceback.format_exc()}"
@@ -117,12 +127,19 @@ def _listen(jobs: queue.Queue[Any]) -> None:
 
 
 def _work(setup: dict[str, Any], jobs: queue.Queue[Any], line: _Messages) -> None:
-    from laura.study.opening import join_study
-    from laura.study.workers import perform
+    with joined(setup["beacon"]) if setup["beacon"] else nullcontext():
+        from laura.study.opening import join_study
+        from laura.study.workers import perform
 
-    session = join_study(**setup, progress=SentProgress(line))
-    while True:
-        line.send(done=perform(session, *jobs.get()))
+        session = join_study(**setup["study"], progress=SentProgress(line))
+        if session.arithmetic != setup["arithmetic"]:
+            raise StoreError(
+                f"the command trains and measures in {' and '.join(setup['arithmetic'])}, here it "
+                f"would be {' and '.join(session.arithmetic)}; set train.precision and "
+                "measure.precision to what every machine has"
+            )
+        while True:
+            line.send(done=perform(session, *jobs.get()))
 
 
 if __name__ == "__main__":

@@ -2,39 +2,39 @@
 
 A small model does not keep several cores busy: two processes of one thread each
 are about twice as fast as one of two threads. The command that opened the study
-holds its lock and hands out runs; `worker.py` is the other end. Workers inherit
-the lock, so no other study gets in while one of them still lives, and end with the
-command, however it ends.
+holds its lock and hands out runs to workers, here or on the machines of a Ray cluster
+(`seats.py`); `worker.py` is the other end. Workers hold the lock too, so no other study
+gets in while one of them still lives, and end with the command, however it ends.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
-import subprocess
 import sys
-import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from laura.models.device import threads, worker_devices
+from laura.models.device import pick_device, threads, worker_devices
 from laura.results import errors
 from laura.results.errors import LauraError, StoreError
 from laura.results.progress import Bar, Progress
 from laura.study.extras import ExtraJob, measure_extras
 from laura.study.runs import RunSpec, cohorts
+from laura.study.seats import RayWorker, WorkerProcess, room
 from laura.study.session import Session
-from laura.study.sharing import BUSY, WAIT_SECONDS
+from laura.study.sharing import BUSY, WAIT_SECONDS, beacon
 
 # Below so many parameters a step is so short that threads mostly wait for one another.
 SMALL = 5_000_000
 MOST = 8
-STOP_SECONDS = 600.0  # to save a large model to a slow disk
+TRIES = 3  # of work whose worker in a cluster is lost
+ROOM_SECONDS = 600.0  # for a cluster that grows as it is asked
 
 # What one process does without a break: runs that go together, or a model's extras.
 Group = list[RunSpec] | ExtraJob
@@ -66,6 +66,8 @@ class Crew:
     Args:
         session: The open study.
         workers: How many runs go on at once; None for as many as pay.
+        ray: Whether they go to the machines of the Ray cluster that is `connected`, at most
+            as many as it has room for.
 
     Attributes:
         session: The open study.
@@ -73,23 +75,37 @@ class Crew:
         shared: Whether another command was met at one of the runs.
     """
 
-    def __init__(self, session: Session, workers: int | None) -> None:
-        self.session = session
-        self.workers = choose_workers(session) if workers is None else workers
-        self._crew: list[_WorkerProcess] = []
+    def __init__(self, session: Session, workers: int | None, ray: bool = False) -> None:
+        self.session, self._ray = session, ray
+        self._device = pick_device(session.bench.device_name).type
+        if ray:
+            self.workers = min(room(self._gpus), workers or sys.maxsize)
+        else:
+            self.workers = choose_workers(session) if workers is None else workers
+        self._crew: list[_Seat] = []
+        self._guard, self._stop = threading.Lock(), threading.Event()
+        self._held = ExitStack()
+        self._beacon: Path | None = None
         self.shared = False
-        self._stop = threading.Event()
 
     def __enter__(self) -> Crew:
+        if self._ray:
+            self._beacon = self._held.enter_context(beacon(self.session.store.folder))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        # Told to stop all at once, so that they save side by side.
-        for worker in self._crew:
-            worker.interrupt()
-        for worker in self._crew:
-            worker.end()
+        with self._guard, self._held:
+            self._stop.set()
+            # Told to stop all at once, so that they save side by side.
+            for seat in self._crew:
+                seat.worker.interrupt()
+            for seat in self._crew:
+                seat.worker.end()
+
+    @property
+    def _gpus(self) -> int:
+        """GPUs of each seat of a Ray cluster."""
+        return self.session.recipe.train.devices if self._device == "cuda" else 0
 
     def carry_out(self, specs: Sequence[RunSpec | ExtraJob], bar: Bar) -> None:
         """Train and measure all of these runs, or measure extras; `bar` counts them.
@@ -138,7 +154,7 @@ class Crew:
         Raises:
             LauraError: what stopped one of them; the others save where they are.
         """
-        if self.workers <= 1:
+        if self.workers <= 1 and not self._ray:
             work(partial(perform, self.session))
             return
         # Also a single one goes to a worker: with other threads its sums would round otherwise.
@@ -147,23 +163,16 @@ class Crew:
             self._crew.append(self.hire())
         faults = list[BaseException]()
 
-        def guarded(worker: _WorkerProcess) -> None:
-            def carry(group: Group, points: int | None) -> list[str]:
-                if self._stop.is_set():
-                    raise _Stopped
-                return worker.carry_out(group, points)
-
+        def guarded() -> None:
             try:
-                work(carry)
+                work(self._carry)
             except _Stopped:
                 pass
             except Exception as error:
                 faults.append(error)
                 self._stop.set()
 
-        talks = [
-            threading.Thread(target=guarded, args=(worker,), daemon=True) for worker in self._crew
-        ]
+        talks = [threading.Thread(target=guarded, daemon=True) for _ in self._crew]
         for talk in talks:
             talk.start()
         for talk in talks:
@@ -172,15 +181,76 @@ class Crew:
         if faults:
             raise faults[0]
 
-    def hire(self) -> _WorkerProcess:
-        """One more process, which joins the study and waits for its first order."""
+    def _carry(self, group: Group, points: int | None) -> list[str]:
+        """Have a free seat do what `perform` does, another one where that is lost.
+
+        Raises:
+            StoreError: it was lost once here, where that comes again, or `TRIES` times elsewhere.
+        """
+        tries = TRIES if self._ray else 1
+        for left in reversed(range(tries)):
+            seat = self._take()
+            try:
+                states = seat.carry_out(group, points)
+            except _SeatLost as lost:
+                words = f"a worker process on {self.session.store.folder} {lost}"
+            else:
+                seat.free = True
+                return states
+            with self._guard:
+                if self._stop.is_set():
+                    raise _Stopped
+                self._crew.remove(seat)
+                if left:
+                    self._crew.append(self.hire())
+                    self.session.progress.say(f"{words}; its work goes on elsewhere")
+            seat.worker.end()
+        advice = (
+            f"{tries} in a row were lost at the same work, and the same command continues"
+            if self._ray
+            else "the same command continues, and with fewer --workers it needs less memory"
+        )
+        raise StoreError(f"{words}; {advice}")
+
+    def _take(self) -> _Seat:
+        """A free seat; where all are busy, lost or not yet there, the next one.
+
+        Raises:
+            StoreError: the cluster had no room for a single one for long.
+        """
+        deadline = time.monotonic() + ROOM_SECONDS
+        while not self._stop.is_set():
+            with self._guard:
+                there = [seat for seat in self._crew if seat.worker.ready()]
+                for seat in there:
+                    if seat.free:
+                        seat.free = False
+                        return seat
+            if not there and time.monotonic() > deadline:
+                raise StoreError(
+                    f"the Ray cluster had no room for a single run in {ROOM_SECONDS:g} s (`ray "
+                    "status` tells what it is at); the same command continues"
+                )
+            self._stop.wait(0.2)
+        raise _Stopped
+
+    def hire(self) -> _Seat:
+        """One more worker, which joins the study and waits for its first order."""
         session = self.session
-        devices = worker_devices(session.bench.device_name)
-        setup = {"recipe": session.recipe, "folder": session.store.folder,
-                 "data_dir": session.data_dir,
-                 "device": devices[len(self._crew) % len(devices)]}  # fmt: skip
+        devices = [self._device] if self._ray else worker_devices(session.bench.device_name)
+        study = {
+            "recipe": session.recipe,
+            "folder": self._beacon.parent if self._beacon else session.store.folder,
+            "data_dir": session.data_dir,
+            "device": devices[len(self._crew) % len(devices)],
+        }
+        setup = pickle.dumps(
+            {"study": study, "arithmetic": session.arithmetic, "beacon": self._beacon}
+        )
+        if self._ray:
+            return _Seat(RayWorker(setup, self._gpus), session.progress)
         each = max(1, threads() // max(1, self.workers))
-        return _WorkerProcess(setup, each, session.lock, session.progress)
+        return _Seat(WorkerProcess(setup, each, session.lock), session.progress)
 
     def wait(self) -> None:
         """Called by `work` where what is left is in other hands: let some time pass."""
@@ -196,70 +266,39 @@ class _Unfinished(Exception):
     """Raised within a bar so that it leaves without saying that it has finished."""
 
 
-class _WorkerProcess:
-    """One process, and the conversation with it: a pickled value a message."""
+class _SeatLost(Exception):
+    """The process, the actor or the machine that was at some runs is no more."""
 
-    def __init__(
-        self, setup: dict[str, Any], threads: int, lock: int | None, progress: Progress
-    ) -> None:
-        self._progress, self._setup = progress, setup
-        self._errors = tempfile.TemporaryFile()
+
+class _Seat:
+    """A worker and the conversation with it: what it is to do, and the bars that it moves."""
+
+    def __init__(self, worker: WorkerProcess | RayWorker, progress: Progress) -> None:
+        self.worker, self.free = worker, True
+        self._progress = progress
         self._bars: dict[int, tuple[ExitStack, Bar]] = {}
-        quiet = [] if sys.warnoptions else ["-W", "ignore"]
-        self._process = subprocess.Popen(
-            [sys.executable, *quiet, "-m", "laura.study.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            pass_fds=() if lock is None else (lock,),
-            # A Ctrl-C reaches the command alone, which passes it on once.
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        )
-        self._say(setup)
 
     def carry_out(self, group: Group, points: int | None) -> list[str]:
-        """Have it do what `perform` does."""
-        self._say((group, points))
-        assert self._process.stdout is not None
+        """Have it do what `perform` does.
+
+        Raises:
+            _SeatLost: it is no more; what it had saved stands in the study folder.
+        """
+        self.worker.say(pickle.dumps((group, points)))
         try:
             while True:
-                message = pickle.load(self._process.stdout)
+                message = self.worker.hear()
                 if "done" in message:
                     states: list[str] = message["done"]
                     return states
                 if "fault" in message:
                     raise _error(message["kind"], message["fault"])
+                if "ended" in message:
+                    raise _SeatLost(message["ended"])
                 self._report(message)
-        except (EOFError, pickle.UnpicklingError):
-            raise StoreError(self._end_words()) from None
         finally:
             for number in list(self._bars):
                 self._leave(number)
-
-    def interrupt(self) -> None:
-        """Have it save where it is and stop; an idle one just stops."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-
-    def end(self) -> None:
-        """Wait until it has stopped."""
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                stream.close()
-
-    def _say(self, value: Any) -> None:
-        assert self._process.stdin is not None
-        try:
-            pickle.dump(value, self._process.stdin)
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended; reading its answer tells why
 
     def _report(self, message: dict[str, Any]) -> None:
         number = message.get("bar", 0)
@@ -283,17 +322,6 @@ class _WorkerProcess:
         stack, _ = self._bars.pop(number)
         with suppress(_Unfinished), stack:
             raise _Unfinished
-
-    def _end_words(self) -> str:
-        code = self._process.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self._errors.seek(0)
-        last = self._errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-        told = f" ({last[0]})" if last else ""
-        return (
-            f"a worker process on {self._setup['folder']} ended by {how}{told}; the same command "
-            "continues, and with fewer --workers it needs less memory"
-        )
 
 
 def _error(kind: str, message: str) -> Exception:

@@ -141,7 +141,7 @@ def test_compare_hands_everything_on(
     ended = run(
         *("compare", "mine.yaml", "--set", "train.clip=null", "--set", "seeds=[7]"),
         *("--data-dir", str(tmp_path), "--out", "out", "--device", "cpu", "--setting", "code"),
-        *("--workers", "2", "--confirm", "lora@1e-3"),
+        *("--workers", "2", "--ray", "auto", "--confirm", "lora@1e-3"),
     )
     assert ended.exit_code == 0, ended.stderr
     assert JUDGED["answer"] in ended.stdout and "Report: " in ended.stdout
@@ -151,7 +151,7 @@ def test_compare_hands_everything_on(
         "recipe": "mine.yaml",
         "overrides": ["train.clip=null", "seeds=[7]"], "setting": "code", "device": "cpu",
         "data_dir": tmp_path, "out": Path("out"), "workers": 2,
-        "confirm": ["lora@1e-3"], "confirm_seeds": 3,
+        "ray": "auto", "confirm": ["lora@1e-3"], "confirm_seeds": 3,
     }  # fmt: skip
     monkeypatch.setenv("LAURA_DATA", str(tmp_path))
     assert run("compare").exit_code == 0
@@ -372,7 +372,7 @@ def test_doctor_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     found = {finding["name"]: finding for finding in answer["findings"]}
     assert ended.exit_code == 0 and answer["usable"] is True
     expected = {"python", "libraries", "devices", "bf16 arithmetic", "cores", "memory", "disk"}
-    assert expected | {"cache", "data", "sandbox", "extra lm-eval"} == set(found)
+    assert expected | {"cache", "data", "sandbox", "extra lm-eval", "extra ray"} == set(found)
     assert "--data-dir" in found["data"]["advice"]
     assert "laura fetch" in found["cache"]["advice"]
     assert not (tmp_path / "cache").exists(), "the doctor changes nothing"

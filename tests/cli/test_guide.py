@@ -16,7 +16,8 @@ from laura.recipe.document import YamlDocument, yaml_text
 from laura.recipe.reading import find_recipe, read_measure_section, read_study, shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/python.md", "docs/serving.md")
+NAMES = ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/python.md", "docs/serving.md",
+         "docs/scale.md")  # fmt: skip
 PAGES = [ROOT / name for name in NAMES]
 SERVING = ROOT / "docs" / "serving.md"  # its YAML is no recipe
 TAKES_RECIPE = {"compare", "train", "plan"}

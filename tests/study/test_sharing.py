@@ -18,10 +18,11 @@ import pytest
 
 from laura.recipe.reading import parse_recipe
 from laura.results.errors import StoreError
+from laura.results.store import remove_leftovers
 from laura.study import sharing
 from laura.study.opening import open_study
 from laura.study.runs import specs_of
-from laura.study.sharing import BUSY, LOCK, StudyLock, claimed, held
+from laura.study.sharing import BUSY, LOCK, StudyLock, beacon, claimed, held, joined
 from tests.study.carried_out import compare, train
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,50 @@ def test_whoever_waits_takes_over_from_one_that_failed_to_set_up(tmp_path: Path)
         time.sleep(0.3)
     other.join(20)
     assert found == [True]
+
+
+def test_a_worker_elsewhere_keeps_the_study_shut_after_its_command(tmp_path: Path) -> None:
+    with StudyLock(tmp_path) as lock:
+        lock.share()
+        with beacon(tmp_path) as place:
+            worker = joined(place)
+            worker.__enter__()
+    assert not place.exists()
+    with StudyLock(tmp_path) as lock:
+        assert not lock.alone
+    worker.__exit__(None, None, None)
+    with StudyLock(tmp_path) as lock:
+        assert lock.alone
+
+
+def test_a_worker_joins_only_the_study_that_its_command_holds(tmp_path: Path) -> None:
+    with StudyLock(tmp_path / "s") as lock:
+        with (
+            beacon(tmp_path / "s") as place,
+            pytest.raises(StoreError, match=r"locks in .* not seen from machine"),
+            joined(place),  # still set up by the command alone
+        ):
+            pass
+        lock.share()
+        with beacon(tmp_path / "s") as place:
+            elsewhere = tmp_path / "another" / place.name
+            with (
+                pytest.raises(StoreError, match="not the command's study folder"),
+                joined(elsewhere),
+            ):
+                pass
+    assert not elsewhere.parent.exists(), "nothing is made where there is nothing"
+
+
+def test_a_worker_does_not_join_when_its_command_is_gone(tmp_path: Path) -> None:
+    """Killed, it leaves the beacon, but not its hold; whoever sets up next clears it."""
+    with beacon(tmp_path) as place:
+        pass
+    place.touch()
+    with pytest.raises(StoreError, match=r"locks in .* not seen from machine"), joined(place):
+        pass
+    remove_leftovers(tmp_path)
+    assert not place.exists()
 
 
 def test_a_place_is_held_by_one_and_goes_with_its_process(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from laura.results.store import read_json
 from laura.study import workers
 from laura.study.opening import open_study
 from laura.study.runs import specs_of
+from laura.study.seats import WorkerProcess
 from laura.study.worker import SentProgress, _Messages
 from laura.study.workers import Crew, choose_workers
 from tests.study.carried_out import ROOT, command, compare, finish, kill_at_random
@@ -109,8 +110,8 @@ def test_a_bar_whose_work_was_stopped_does_not_say_that_it_has_finished() -> Non
     with pytest.raises(KeyboardInterrupt), sent.bar("stopped", 10, "tokens"):
         raise KeyboardInterrupt
     shown = PlainLines(said.append, clock=lambda: float(next(times)))
-    there = workers._WorkerProcess.__new__(workers._WorkerProcess)
-    there._progress, there._bars = shown, {}
+    nobody: Any = None
+    there = workers._Seat(nobody, shown)
     stream.seek(0)
     with suppress(EOFError):
         while True:
@@ -149,16 +150,17 @@ def test_what_stops_a_worker_is_told_as_it_would_be_here(side_by_side: Any, tmp_
 def test_a_worker_that_is_killed_is_told_and_the_rest_is_kept(
     recipe_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[workers._WorkerProcess] = []
-    original = workers._WorkerProcess._report
+    started: list[workers._Seat] = []
+    original = workers._Seat._report
 
-    def killed(self: workers._WorkerProcess, message: dict[str, Any]) -> None:
+    def killed(self: workers._Seat, message: dict[str, Any]) -> None:
         if "title" in message and not started:
             started.append(self)
-            self._process.kill()
+            assert isinstance(self.worker, WorkerProcess)
+            self.worker._process.kill()
         original(self, message)
 
-    monkeypatch.setattr(workers._WorkerProcess, "_report", killed)
+    monkeypatch.setattr(workers._Seat, "_report", killed)
     recipe = parse_recipe(recipe_text, ["seeds=[0]"])
     with pytest.raises(StoreError, match=r"ended by signal SIGKILL.*fewer --workers"):
         compare(recipe, study=tmp_path / "s", workers=2)
@@ -169,7 +171,8 @@ def test_a_worker_that_is_killed_is_told_and_the_rest_is_kept(
 def test_an_idle_worker_ends_when_nobody_talks_to_it(side_by_side: Any) -> None:
     recipe, folder, _, _ = side_by_side
     with open_study(recipe, folder, None, None) as session:
-        worker = Crew(session, 2).hire()
+        worker = Crew(session, 2).hire().worker
+        assert isinstance(worker, WorkerProcess)
         assert worker._process.stdin is not None
         worker._process.stdin.close()
         assert worker._process.wait(60) == 0
@@ -191,10 +194,10 @@ def test_each_worker_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     hired: list[Any] = []
 
     class Worker:
-        def __init__(self, setup: Any, *_: Any) -> None:
-            hired.append(setup["device"])
+        def __init__(self, setup: bytes, *_: Any) -> None:
+            hired.append(pickle.loads(setup)["study"]["device"])
 
-        carry_out = interrupt = end = lambda *_: ["done"]
+        interrupt = end = lambda _: None
 
     aside: list[str] = []
     bench = SimpleNamespace(device_name=None, step_aside=lambda: aside.append("aside"))
@@ -203,10 +206,10 @@ def test_each_worker_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     session: Any = SimpleNamespace(
         recipe=SimpleNamespace(train=SimpleNamespace(devices=1)),
         store=SimpleNamespace(folder=None), data_dir=None, bench=bench, lock=None,
-        progress=None,
+        progress=None, arithmetic=None,
     )  # fmt: skip
     monkeypatch.setattr(workers, "worker_devices", lambda _: ["cuda:0", "cuda:1"])
-    monkeypatch.setattr(workers, "_WorkerProcess", Worker)
+    monkeypatch.setattr(workers, "WorkerProcess", Worker)
     assert choose_workers(session) == 2
     with Crew(session, 3) as crew:
         crew.share(lambda carry: None, 5)
