@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import vl_convert
 from altair.utils.schemapi import debug_mode
 from markupsafe import Markup
 
+from laura.data.processes import map_in_order
 from laura.report.charts import analyses, lines, tradeoff
 from laura.report.charts.style import GREY, Chart, ChartPanel
 from laura.report.study import Study
@@ -98,25 +101,42 @@ def draw_figures(study: Study, folder: Path, progress: Progress = SILENT) -> dic
     Raises:
         StoreError: the folder cannot be written.
     """
-    drawn = {}
-    with progress.bar("Drawing the report", len(CHARTS), "figures") as bar:
+    drawn = dict[str, DrawnChart]()
+    place = folder / FIGURES
+
+    def pictures() -> Iterator[str]:
         for chart in CHARTS:
             bar.note(chart.name)
-            drawn[chart.name] = draw_chart(chart, study, folder / FIGURES)
+            drawn[chart.name] = draw_chart(chart, study, place)
+            yield drawn[chart.name].svg
             bar.advance()
+
+    # A PNG takes as long as all else of a figure, and holds the interpreter's lock.
+    to_png = partial(_png, scale=PIXELS_PER_POINT)
+    with progress.bar("Drawing the report", len(CHARTS), "figures") as bar:
+        for chart, png in zip(CHARTS, map_in_order(to_png, pictures(), 1), strict=True):
+            file = place / f"{chart.name}.png"
+            if png:
+                write_bytes(file, png)
+            else:
+                with disk_faults(folder):
+                    file.unlink(missing_ok=True)
     return drawn
 
 
+def _png(svg: str, scale: float) -> bytes:
+    return vl_convert.svg_to_png(svg, scale=scale) if svg else b""
+
+
 def draw_chart(chart: Chart, study: Study, folder: Path) -> DrawnChart:
-    """Write a chart's files into a folder, or take an older report's away; see `draw_figures`."""
+    """Write a chart's SVG into a folder, or take an older report's away; see `draw_figures`."""
     # Checking against the JSON Schema takes most of the time; a test does it instead.
     with debug_mode(False):
         panels = chart.draw(study)
-    svg_file, png_file = folder / f"{chart.name}.svg", folder / f"{chart.name}.png"
+    svg_file = folder / f"{chart.name}.svg"
     if not panels:
         with disk_faults(folder):
             svg_file.unlink(missing_ok=True)
-            png_file.unlink(missing_ok=True)
         return DrawnChart(**vars(chart))
     specifications = [panel.drawing.to_dict(validate=False) for panel in panels]
     svg = vl_convert.vegalite_to_svg(_figure(panels, specifications))
@@ -124,7 +144,6 @@ def draw_chart(chart: Chart, study: Study, folder: Path) -> DrawnChart:
     numbers: dict[str, int] = {}
     svg = _IDS.sub(lambda m: f"clip{numbers.setdefault(m[0], len(numbers))}", svg)
     write_text(svg_file, svg)
-    write_bytes(png_file, vl_convert.svg_to_png(svg, scale=PIXELS_PER_POINT))
     scripts = [script_json(_embedded(*pair)) for pair in zip(panels, specifications, strict=True)]
     facts = {**vars(chart), "explanation": chart.caption(study)}
     return DrawnChart(**facts, panels=list(zip(panels, scripts, strict=True)), svg=svg)

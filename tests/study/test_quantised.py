@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ from laura.models.nf4 import Nf4Linear
 from laura.recipe.reading import parse_recipe
 from laura.recipe.sections import Recipe
 from laura.results.errors import StoreError
+from laura.results.progress import Silent
+from laura.results.schema import Record, write_record
 from laura.results.store import StudyStore, read_json
-from laura.study.workbench import Workbench
+from laura.study.workbench import Workbench, merge_adapter
 from tests.conftest import make_tiny_tokenizer
 from tests.study.carried_out import compare, judgement
 from tests.study.conftest import RECIPE, one_thread
+from tests.test_record import VALUE
 
 
 def recipe_on(model: Path, data: Path, *overrides: str) -> Recipe:
@@ -100,3 +105,22 @@ def bench_count(folder: Path, recipe: Recipe) -> int:
     """What the same arm trains on the plain base."""
     base = recipe.base.model_copy(update={"quantization": None})
     return Workbench(base, "cpu").count_trainable(recipe.arms["lora"])
+
+
+def test_merging_says_that_the_scores_were_measured_on_another_base(
+    studies: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (folder, ours), _ = studies
+    point = next(point for point in ours["points"] if point["arm"] == "lora")
+    checkpoint = StudyStore(folder).run(point["run"]).checkpoint(point["step"])
+    adapter = shutil.copytree(checkpoint, tmp_path / "adapter")
+    base = {**VALUE["base"], "quantization": "nf4"}
+    write_record(adapter, Record.model_validate_json(json.dumps({**VALUE, "base": base})))
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    merge_adapter(str(tiny_folder), adapter, tmp_path / "merged", device="cpu", progress=Heard())
+    assert any("measured on its base in nf4" in text for text in said)
