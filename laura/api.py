@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -586,30 +587,56 @@ def write_report(
 
     folder = Path(folder)
     settings, known = SeriesStore(folder).settings(), {}
-    for name, study in settings.items():
-        try:
-            if evidence := rebuild(study.folder, progress):
-                known[name] = evidence
-        except UsageError as error:
-            progress.say(str(error))
-    if settings:
-        write_series_claims(folder, known)
-    else:
+    if not settings:
         rebuild(folder, progress)
-    return _results(folder, form, progress)
+        return _results(folder, form, progress)
+
+    def rebuilt() -> Iterator[str]:
+        for name, study in settings.items():
+            try:
+                if evidence := rebuild(study.folder, progress):
+                    known[name] = evidence
+            except UsageError as error:
+                progress.say(str(error))
+            yield name
+
+    reports = _draw_settings(folder, rebuilt(), form, progress)
+    write_series_claims(folder, known)
+    return _results(folder, form, progress, reports)
 
 
-def _results(folder: Path, form: Format | None, progress: Progress) -> StudyResults | SeriesResults:
-    """What a folder holds, its report drawn where a form is given."""
+def _results(
+    folder: Path,
+    form: Format | None,
+    progress: Progress,
+    reports: Mapping[str, Path | str] | None = None,
+) -> StudyResults | SeriesResults:
+    """What a folder holds, its report drawn where a form is given.
+
+    Args:
+        folder: A study, or a series.
+        form: See `write_report`; None draws nothing.
+        progress: Where to report.
+        reports: Of each setting of a series, or why there is none, where they have been drawn.
+    """
     settings, found = SeriesStore(folder).settings(), {}
     if not settings:
-        return _study_results(folder, form, progress)
+        from laura.report.html import write_report as draw
+
+        return _read(folder, draw(folder, progress, form) if form else _report_of(folder))
+    if form and reports is None:
+        reports = _draw_settings(folder, iter(settings), form, progress)
     for name, study in settings.items():
-        if study.summary_file.is_file():
-            try:
-                found[name] = _study_results(study.folder, form, progress)
-            except (StoreError, UsageError) as error:
-                progress.say(f"setting {name} is {'not drawn' if form else 'left out'}: {error}")
+        if not study.summary_file.is_file():
+            continue
+        report = reports[name] if reports else _report_of(study.folder)
+        if isinstance(report, str):
+            progress.say(f"setting {name} is not drawn: {report}")
+            continue
+        try:
+            found[name] = _read(study.folder, report)
+        except (StoreError, UsageError) as error:
+            progress.say(f"setting {name} is left out: {error}")
     judgement = read_optional(Judgement, folder / CLAIMS_FILE)
     if form is None:
         return SeriesResults(folder, found, judgement, _report_of(folder))
@@ -618,10 +645,39 @@ def _results(folder: Path, form: Format | None, progress: Progress) -> StudyResu
     return SeriesResults(folder, found, judgement, write_series_report(folder, form))
 
 
-def _study_results(folder: Path, form: Format | None, progress: Progress) -> StudyResults:
+def _draw_settings(
+    folder: Path, names: Iterator[str], form: Format, progress: Progress
+) -> dict[str, Path | str]:
+    """The report of each setting of a series, drawn by a process a core; or why there is none."""
+    from laura.data.processes import map_in_order
+
+    settings, given = SeriesStore(folder).settings(), list[str]()
+
+    def folders() -> Iterator[Path]:
+        for name in names:
+            if settings[name].summary_file.is_file():
+                given.append(name)
+                yield settings[name].folder
+
+    drawn = list[Path | str]()
+    workers = min(os.cpu_count() or 1, len(settings))
+    with progress.bar("Drawing the reports", len(settings), "settings") as bar:
+        for report in map_in_order(partial(_drawn, form), folders(), workers):
+            drawn.append(report)
+            bar.advance()
+    return dict(zip(given, drawn, strict=True))
+
+
+def _drawn(form: Format, folder: Path) -> Path | str:
     from laura.report.html import write_report as draw
 
-    report = draw(folder, progress, form) if form else _report_of(folder)
+    try:
+        return draw(folder, SILENT, form)
+    except (StoreError, UsageError) as error:
+        return str(error)
+
+
+def _read(folder: Path, report: Path | None) -> StudyResults:
     return StudyResults(**vars(read_report_study(folder)), folder=folder, report=report)
 
 
