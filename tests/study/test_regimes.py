@@ -11,7 +11,7 @@ from laura.recipe.reading import parse_recipe
 from laura.results.store import StudyStore
 from laura.study.opening import open_study
 from laura.study.runs import specs_of
-from laura.training import loop
+from laura.training import learner
 from tests.study.carried_out import train
 from tests.study.test_material import endless_text, pretraining
 from tests.study.test_replay import Stopper
@@ -25,13 +25,13 @@ def test_a_stopped_run_goes_on_at_the_very_token(
     recipe_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regime: str, schedule: str
 ) -> None:
     read: list[list[int]] = []
-    original = loop.model_inputs
+    original = learner.model_inputs
 
     def recorded(rows: Any, device: Any) -> Any:
         read.append([token for row in rows for token in row.token_ids])
         return original(rows, device)
 
-    monkeypatch.setattr(loop, "model_inputs", recorded)
+    monkeypatch.setattr(learner, "model_inputs", recorded)
     monkeypatch.setattr("laura.data.sources.hub_rows", endless_text([]))
     text = pretraining(recipe_text) if regime == "pretrain" else recipe_text
     recipe = parse_recipe(text, ["seeds=[0]", f"train.schedule={schedule}"])
