@@ -78,17 +78,15 @@ def init(console: Console, options: InitOptions) -> None:
     source = Source.model_validate(train)
     if is_endless(source, options.data_dir):
         raise too_large(source)
+    examples = list(stream_examples(source, options.data_dir, console.progress.say))
     look = first_look(
-        list(stream_examples(source, options.data_dir, console.progress.say)),
-        forgetting_tasks(base),
-        tokenizer_file(BaseSection(model=base)),
-        options.data_dir,
+        examples, forgetting_tasks(base), tokenizer_file(BaseSection(model=base)), options.data_dir
     )
     console.progress.say(f"{data}: " + "\n".join(look.lines()))
     if not test and data in NAMED and "test" in NAMED[data].splits:
         held = {"source": data, "split": "test"}
     elif not test:
-        files = split_off_test(source, folder, console.progress)
+        files = split_off_test(source, examples, folder, options.data_dir, console.progress)
         train, held = ({"source": str(file), **how} for file in files)
     rows = max(1, min(MOST_VALIDATION_ROWS, look.rows // 10))
     made = Starter(name, base, train, held, text, epochs, row_tokens(look.longest_tokens), rows)

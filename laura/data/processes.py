@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import queue
-import signal
 import subprocess
 import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ from itertools import cycle, islice
 from typing import Any, TypeVar
 
 from laura.results.errors import EXIT_DONE, LauraError, StoreError
+from laura.results.processes import how_ended, kept_output, orders
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -108,8 +106,7 @@ class _Helper:
         self._process.communicate()
 
     def _end_words(self) -> str:
-        code = self._process.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = how_ended(self._process.wait())
         return (
             f"a worker process ended by {how}; what was done is kept, and the same command "
             "continues. If memory is short, a lower OMP_NUM_THREADS has fewer of them"
@@ -118,25 +115,14 @@ class _Helper:
 
 def main() -> int:
     """Answer until nobody asks any more."""
-    # What libraries print must not get between the answers.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    answers = kept_output()
     function = pickle.loads(pickle.load(sys.stdin.buffer))
-    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
+    asked = orders()
     with suppress(BrokenPipeError):
         while True:
             pickle.dump(_result(function, asked.get()), answers)
             answers.flush()
     return EXIT_DONE
-
-
-def _listen(asked: queue.SimpleQueue[Any]) -> None:
-    """Take in what is asked while work goes on, so that who asks never waits for it."""
-    with suppress(EOFError, pickle.UnpicklingError):
-        while True:
-            asked.put(pickle.load(sys.stdin.buffer))
-    os._exit(EXIT_DONE)
 
 
 def _result(function: Callable[[Any], Any], argument: Any) -> Any:

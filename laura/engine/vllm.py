@@ -76,6 +76,7 @@ from laura.results.errors import (
     StoreError,
     UsageError,
 )
+from laura.results.processes import how_ended
 from laura.results.progress import SILENT, Bar, Progress
 from laura.results.store import read_json
 
@@ -323,9 +324,7 @@ class VllmProcess:
     @property
     def how(self) -> str:
         """How it ended, in words for everybody; of one that was closed."""
-        code = self._process.returncode
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"vLLM ended by {how}"
+        return f"vLLM ended by {how_ended(self._process.returncode)}"
 
     def last_words(self) -> str:
         """The first error that vLLM logged and the end of what it wrote, as a message's tail.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -101,35 +102,28 @@ def draw_figures(study: Study, folder: Path, progress: Progress = SILENT) -> dic
     Raises:
         StoreError: the folder cannot be written.
     """
-    drawn = dict[str, DrawnChart]()
-    place = folder / FIGURES
-
-    def pictures() -> Iterator[str]:
-        for chart in CHARTS:
-            bar.note(chart.name)
-            drawn[chart.name] = draw_chart(chart, study, place)
-            yield drawn[chart.name].svg
-            bar.advance()
-
-    # A PNG takes as long as all else of a figure, and holds the interpreter's lock.
-    to_png = partial(_png, scale=PIXELS_PER_POINT)
+    drawn, files = dict[str, DrawnChart](), deque[Path]()
     with progress.bar("Drawing the report", len(CHARTS), "figures") as bar:
-        for chart, png in zip(CHARTS, map_in_order(to_png, pictures(), 1), strict=True):
-            file = place / f"{chart.name}.png"
-            if png:
-                write_bytes(file, png)
-            else:
-                with disk_faults(folder):
-                    file.unlink(missing_ok=True)
+
+        def pictures() -> Iterator[str]:
+            for chart in CHARTS:
+                bar.note(chart.name)
+                drawn[chart.name] = made = draw_chart(chart, study, folder / FIGURES)
+                if made.svg:
+                    files.append(folder / FIGURES / f"{chart.name}.png")
+                    yield made.svg
+                bar.advance()
+
+        # A PNG takes as long as all else of a figure, and holds the interpreter's lock. The other
+        # process imports this function's library alone.
+        to_png = partial(vl_convert.svg_to_png, scale=PIXELS_PER_POINT)
+        for png in map_in_order(to_png, pictures(), 1):
+            write_bytes(files.popleft(), png)
     return drawn
 
 
-def _png(svg: str, scale: float) -> bytes:
-    return vl_convert.svg_to_png(svg, scale=scale) if svg else b""
-
-
 def draw_chart(chart: Chart, study: Study, folder: Path) -> DrawnChart:
-    """Write a chart's SVG into a folder, or take an older report's away; see `draw_figures`."""
+    """Write a chart's SVG into a folder, or take an older report's files away."""
     # Checking against the JSON Schema takes most of the time; a test does it instead.
     with debug_mode(False):
         panels = chart.draw(study)
@@ -137,6 +131,7 @@ def draw_chart(chart: Chart, study: Study, folder: Path) -> DrawnChart:
     if not panels:
         with disk_faults(folder):
             svg_file.unlink(missing_ok=True)
+            svg_file.with_suffix(".png").unlink(missing_ok=True)
         return DrawnChart(**vars(chart))
     specifications = [panel.drawing.to_dict(validate=False) for panel in panels]
     svg = vl_convert.vegalite_to_svg(_figure(panels, specifications))

@@ -13,7 +13,7 @@ from typing import Any
 from laura.data.examples import Example
 from laura.data.named import BENCHMARK_ROWS
 from laura.data.rows import read_rows
-from laura.data.sources import load_examples, load_rows, source_file
+from laura.data.sources import load_rows, source_file
 from laura.data.splits import hold_out
 from laura.evals.tasks import TASKS
 from laura.recipe.sections import Source
@@ -116,7 +116,13 @@ def first_look(
     )
 
 
-def split_off_test(source: Source, folder: Path, progress: Progress = SILENT) -> tuple[Path, Path]:
+def split_off_test(
+    source: Source,
+    examples: Sequence[Example],
+    folder: Path,
+    data_dir: Path | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Path, Path]:
     """Write a file's rows anew as FOLDER/train.jsonl and FOLDER/test.jsonl, which never overlap.
 
     One row in ten is for the test, at most `MOST_TEST_ROWS`, drawn by its content; what repeats
@@ -124,17 +130,18 @@ def split_off_test(source: Source, folder: Path, progress: Progress = SILENT) ->
 
     Args:
         source: A file of the user's own.
+        examples: What it holds.
         folder: Made where it is not there.
+        data_dir: Data folder; None means `LAURA_DATA`, if set.
         progress: Told what was written.
 
     Raises:
         DataError: it is no file, or has too few rows.
         StoreError: the folder cannot be written.
     """
-    path = source_file(source)
+    path = source_file(source, data_dir)
     if path is None:
         raise DataError(f"{source.source} is no file, so nothing is split off it; give --test")
-    examples = load_examples(source)
     if len(examples) < FEWEST_ROWS:
         raise DataError(
             f"{path} has {count(len(examples), 'row')}, too few to split a test off (at least "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import torch
 from laura.models.device import spread_devices, threads
 from laura.recipe.sections import Arm, TrainSection
 from laura.results.errors import StoreError
+from laura.results.processes import how_ended, kept_output
 from laura.study.workbench import Workbench
 from laura.training.token_weights import load_token_weights
 
@@ -142,21 +142,16 @@ class _Rank:
         code = self._process.poll()
         if code is None:
             return ""
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self._errors.seek(0)
-        last = self._errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-        told = f" ({last[0]})" if last else ""
+        how = how_ended(code, self._errors)
         return (
-            f"process {self._name} of the run ended by {how}{told}; the run is kept as it was last "
+            f"process {self._name} of the run ended by {how}; the run is kept as it was last "
             "saved, and the same command continues, also with another train.devices"
         )
 
 
 def main() -> None:
     """Be one process of a run."""
-    # What libraries print must not look like an answer.
-    answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    answer = kept_output()
     setup = pickle.load(sys.stdin.buffer)
     listener = threading.Thread(target=_end_with_the_first, daemon=True)
     listener.start()

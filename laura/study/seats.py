@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from laura.results.errors import MissingExtraError, UsageError, first_line
+from laura.results.processes import how_ended
 
 STOP_SECONDS = 600.0  # to save a large model to a slow disk
 REACH_SECONDS = 10.0
@@ -96,12 +97,7 @@ class WorkerProcess:
                 stream.close()
 
     def _end_words(self) -> str:
-        code = self._process.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        how = f"ended by {how}"
-        self._errors.seek(0)
-        last = self._errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-        return f"{how} ({last[0]})" if last else how
+        return f"ended by {how_ended(self._process.wait(), self._errors)}"
 
 
 class RayWorker:

@@ -9,17 +9,15 @@ study is gone, and so is this one.
 
 from __future__ import annotations
 
-import os
 import pickle
 import platform
-import queue
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
+from queue import SimpleQueue
 from typing import IO, Any
 
 from laura.results.errors import (
@@ -29,6 +27,7 @@ from laura.results.errors import (
     LauraError,
     StoreError,
 )
+from laura.results.processes import kept_output, orders
 from laura.results.progress import Bar
 from laura.study.sharing import joined
 
@@ -98,12 +97,9 @@ def main() -> int:
     """Work until told to stop; the exit code is 0 or 130 where that was all."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's threads block it
-    # What libraries print must not get between the messages.
-    line = _Messages(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    line = _Messages(kept_output())
     setup = pickle.load(sys.stdin.buffer)
-    jobs: queue.Queue[Any] = queue.Queue()
-    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    jobs = orders()
     try:
         _work(setup, jobs, line)
     except KeyboardInterrupt:
@@ -119,14 +115,7 @@ def main() -> int:
     return EXIT_DONE
 
 
-def _listen(jobs: queue.Queue[Any]) -> None:
-    with suppress(EOFError, pickle.UnpicklingError):
-        while True:
-            jobs.put(pickle.load(sys.stdin.buffer))
-    os._exit(EXIT_DONE)
-
-
-def _work(setup: dict[str, Any], jobs: queue.Queue[Any], line: _Messages) -> None:
+def _work(setup: dict[str, Any], jobs: SimpleQueue[Any], line: _Messages) -> None:
     with joined(setup["beacon"]) if setup["beacon"] else nullcontext():
         from laura.study.opening import join_study
         from laura.study.workers import perform
