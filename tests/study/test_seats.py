@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -236,11 +238,20 @@ class Watched:
         self._study = study
         with said.open("wb") as file:
             self.process = subprocess.Popen(**one, stdout=file, stderr=file)
+        self._before = self._each()
         self.steps = [self._taken()]
 
-    def _taken(self) -> int:
+    def _each(self) -> dict[Path, int]:
         files = self._study.glob("runs/*/metrics.jsonl")
-        return sum(len(path.read_bytes().splitlines()) for path in files)
+        return {path: len(path.read_bytes().splitlines()) for path in files}
+
+    def _taken(self) -> int:
+        return sum(self._each().values())
+
+    @property
+    def going(self) -> int:
+        """How many runs have gone on since."""
+        return sum(steps > self._before.get(path, 0) for path, steps in self._each().items())
 
     def wait(self, enough: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
@@ -273,8 +284,13 @@ def test_a_stop_and_a_lost_node_change_nothing(
     assert not [*study.glob(".seats.*")]
 
     second = Watched(one, study, said)
-    second.wait(lambda: second.steps[-1] > second.steps[0] + 20)
-    os.kill(node, signal.SIGKILL)
+    # Both nodes are at work: a killed one that had none would not be missed.
+    second.wait(lambda: second.going == 2 and second.steps[-1] > second.steps[0] + 20)
+    # A machine is lost with all that runs on it, else a short run might still end there.
+    lost = psutil.Process(node)
+    for process in (*lost.children(recursive=True), lost):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     second.wait(lambda: second.process.poll() is not None)
     assert second.process.returncode == 0, said.read_text()
     assert "its work goes on elsewhere" in said.read_text()
