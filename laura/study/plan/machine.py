@@ -38,6 +38,7 @@ class Machine:
         spread: Fastest product over slowest.
         cache_bytes: Most memory for keys and values of generation.
         threads: Processes that tokenise there; 0 where it is not known.
+        memory: All bytes of the device; 0 where it is not known.
     """
 
     device: str
@@ -47,6 +48,7 @@ class Machine:
     spread: float = 1.0
     cache_bytes: int = 0
     threads: int = 0
+    memory: int = 0
 
     @property
     def kind(self) -> str:
@@ -73,13 +75,19 @@ def measure_machine(shapes: Shapes, device: str | None, precision: str) -> Machi
             return pool.submit(_measure, device, precision, shapes).result()
         except (OSError, BrokenProcessPool) as error:
             raise StoreError(
-                f"this machine could not be measured ({error}); give --gpus and "
+                f"this machine could not be measured ({error}); give --devices and "
                 "--flops-per-second to plan without measuring it"
             ) from error
 
 
 def _measure(device_name: str | None, precision: str, shapes: Shapes) -> Machine:
-    from laura.models.device import cache_budget, pick_device, resolve_precision, threads
+    from laura.models.device import (
+        cache_budget,
+        pick_device,
+        resolve_precision,
+        threads,
+        total_memory_bytes,
+    )
 
     device = pick_device(device_name)
     dtype = resolve_precision(precision, device)
@@ -93,6 +101,7 @@ def _measure(device_name: str | None, precision: str, shapes: Shapes) -> Machine
         spread=max(rates) / min(rates),
         cache_bytes=cache_budget(device),
         threads=threads(),
+        memory=total_memory_bytes(device),
     )
 
 

@@ -23,7 +23,11 @@ The parts:
 - cache: most keys and values of generation;
 - logits: they and what is made of them, with the output map's gradient;
 - working: what a layer needs on the way, the largest map where maps are dequantised, and freed
-  memory that stays with the process.
+  memory that stays with the process;
+- gathered: over several devices (`fully_shard`), what is there whole: all outside the layers from
+  the forward pass until its gradient is sent off, the layer at work and the one that comes; where
+  they are trained, the gradient of the layer at work and the one before on its way;
+- loading: over several devices, the whole base that each reads before it is spread out.
 
 Letters: T tokens of a pass, C width, F feed-forward width, H and G heads of D numbers, V
 vocabulary, r rank; w bytes of a weight, e bytes of a number in the pass's arithmetic.
@@ -38,7 +42,7 @@ vocabulary, r rank; w bytes of a weight, e bytes of a number in the pass's arith
   each, and with several documents in a pass their joined outputs, H D e.
 
 With `train.recompute` a layer keeps its input alone, C w, and while its own gradient is taken
-all of the above and the gated unit's product, F e.
+all of the above; the gated unit's product is gone before the unit's own slopes come.
 
 A layer below everything that is trained keeps nothing, and the first above them only what
 comes after the first map that learns. A frozen map that nothing adapts is cast anew in each
@@ -92,7 +96,7 @@ NF4_WEIGHTS, NF4_SCALES = 64, 256
 OPTIMISER_STATE = {"adamw": (2, 0), "lion": (1, 1)}
 PARTS = (
     "runtime", "weights", "adapter", "gradients", "optimiser", "activations", "cache", "logits",
-    "working", "peak",
+    "working", "gathered", "loading", "peak",
 )  # fmt: skip
 
 
@@ -292,10 +296,8 @@ def recomputed_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     """
     if not one.recompute:
         return 0
-    tokens = one.tokens * one.times
-    product = tokens * shapes.feed_forward * one.arithmetic_bytes
-    narrow = tokens * shapes.width * one.weight_bytes
-    return max(_layers_bytes(shapes, arm, one), default=0) + product - narrow
+    narrow = one.tokens * one.times * shapes.width * one.weight_bytes
+    return max(_layers_bytes(shapes, arm, one), default=0) - narrow
 
 
 def _layers_bytes(shapes: Shapes, arm: Arm, one: Pass) -> Iterator[int]:
@@ -380,15 +382,14 @@ def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
 def working_bytes(shapes: Shapes, one: Pass) -> int:
     """What the gradient of the gated unit holds on the way, the most of any part of a layer.
 
-    The product made again, the slope by it, silu(gate), the slope by gate and up, and what
-    they are made of: six tensors of T x F in the pass's arithmetic; and the slope of the
-    residual stream and of the maps' input, T x C each. Where maps are quantised, one of them: it
-    is dequantised to numbers of w bytes, and cast.
+    The slopes by its product, by gate and by up, and what the last is made of: four tensors of
+    T x F in the pass's arithmetic; and the slope of the residual stream, T x C. Where maps are
+    quantised, one of them: it is dequantised to numbers of w bytes, and cast.
     """
     numbers = sum({one.weight_bytes, one.arithmetic_bytes})
     whole = dequantised_bytes(shapes, numbers) if one.quantised else 0
-    wide = 6 * shapes.feed_forward * one.arithmetic_bytes
-    narrow = shapes.width * (one.weight_bytes + one.arithmetic_bytes)
+    wide = 4 * shapes.feed_forward * one.arithmetic_bytes
+    narrow = shapes.width * one.weight_bytes
     return one.tokens * one.times * (wide + narrow) + whole
 
 
@@ -428,8 +429,8 @@ def training_parts(
         one: The largest pass of one device.
         machine: Adds what its process takes without a model, and on a processor glibc's heap.
         devices: Weights, and of a full arm gradients and optimiser, are spread evenly over so
-            many (FSDP, the paper's rule of 1/N; `training/sharded.py`); a pass is not. Adapters,
-            the casts beside them and the maps of the layer at work are whole on every device.
+            many (FSDP, the paper's rule of 1/N; `training/sharded.py`); a pass is not. Adapters
+            and the casts beside them are whole on every device, and see `gathered` above.
 
     Source:
         Biderman et al. 2024, arXiv:2405.09673, appendix H, for weights, gradients and optimiser.
@@ -438,6 +439,7 @@ def training_parts(
     trained, lora = trainable_parameters(shapes, arm), isinstance(arm, LoraArm)
     weights, adapter, casts = base_bytes(shapes, w, one.quantised), 0, 0
     spread = 1 if lora else devices
+    loading = weights if devices > 1 else 0
     if isinstance(arm, LoraArm):
         adapter = FLOAT32 * (trained * one.runs + start_numbers(shapes, arm))
         # `LoraLinear` casts its frozen map once and keeps the cast.
@@ -447,9 +449,7 @@ def training_parts(
         weights += trained * w
     state, copies = (kept * trained * trained_bytes(arm, w) for kept in OPTIMISER_STATE[optimiser])
     moments = state * one.runs
-    # Maps of one layer and the output map, whole on a device while they are at work.
-    gathered = e * (shapes.layer_elements + shapes.head_elements) if devices > 1 else 0
-    held = -(-weights // devices) + casts + gathered
+    held = -(-weights // devices) + casts
     gradients = -(-trained * trained_bytes(arm, w) * one.times // spread)
     activations = activation_bytes(shapes, arm, one)
     logits, working = logits_bytes(shapes, arm, one), working_bytes(shapes, one)
@@ -458,11 +458,18 @@ def training_parts(
     holes = allocator_bytes(shapes, arm, one) if machine and machine.kind == "cpu" else 0
     # The output map's gradient is made with the loss and waits for the embedding's.
     head = 0 if lora or not trains_all(arm) else shapes.head_elements * w
+    ends = (2 if shapes.tied else 1) * head
+    layer = rest = leaving = 0
+    if devices > 1:
+        layer = shapes.layer_parameters * w
+        rest = (shapes.parameters - shapes.layers * shapes.layer_parameters) * w
+        leaving = 0 if lora else 2 * layer
+        ends = 2 * rest if trains_all(arm) else 0
     before = gradients if one.more else 0
     peak = runtime + held + adapter + -(-moments // spread) + holes + max(
-        before + activations + logits,
-        before + head + activations + again + working,
-        gradients + (2 if shapes.tied else 1) * head + working,
+        before + activations + logits + rest + layer,
+        before + head + activations + again + working + rest + 2 * layer + leaving,
+        gradients + ends + working,
         gradients + -(-copies // spread),
     )  # fmt: skip
     return {
@@ -474,7 +481,9 @@ def training_parts(
         "activations": activations,
         "logits": logits,
         "working": working + again + holes,
-        "peak": peak,
+        "gathered": rest + 2 * layer + leaving,
+        "loading": loading,
+        "peak": max(peak, runtime + loading),
     }
 
 
