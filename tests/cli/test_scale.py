@@ -46,7 +46,7 @@ def small_recipe(corpus: Path) -> str:
     for number in range(2):
         table = pyarrow.table({"text": rows[number * 100 : number * 100 + 100]})
         parquet.write_table(table, corpus / f"train-{number}.parquet")
-    held = "".join(json.dumps({"text": text}) + "\n" for text in rows[300:310])
+    held = "".join(json.dumps({"text": text}) + "\n" for text in rows[300:360])
     (corpus / "test.jsonl").write_text(held)
     data["base"] = {"model": "micro"}
     data["budget"] = {"tokens": [1000, 3000]}
@@ -55,7 +55,7 @@ def small_recipe(corpus: Path) -> str:
     data["arms"]["lora"] |= {"learning_rates": [4e-3], "rank": 8}
     data["train"] |= {"batch_tokens": 512, "row_tokens": 128, "precision": "fp32"}
     data["measure"] = {
-        "learning": ["target_loss"], "forgetting": ["micro_facts"], "limit": 20,
+        "learning": ["target_loss"], "forgetting": ["micro_facts"], "limit": 60,
     }  # fmt: skip
     return yaml_text(data)
 

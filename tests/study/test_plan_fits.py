@@ -6,6 +6,7 @@ import gc
 import weakref
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +19,17 @@ from laura.data.packing import Row
 from laura.models.lean import lean
 from laura.recipe.reading import read_study, shipped_recipes
 from laura.recipe.sections import LoraArm, Recipe, TrainSection
+from laura.study import compare
 from laura.study.plan.fitting import Fit, fit, most_memory, with_change
 from laura.study.plan.machine import Machine
 from laura.study.plan.memory import Pass, training_parts
 from laura.study.plan.planning import plan
 from laura.study.plan.shapes import shapes_from, shapes_of
 from laura.study.plan.text import plan_text
+from laura.study.runs import grid_of
 from laura.training.learner import Learner
 from laura.training.optimisers import StepRule
+from tests.study.test_plan import micro_recipe
 from tests.study.test_plan_memory import adapted, make_arm
 from tests.training.follower import group, make_case
 
@@ -251,3 +255,15 @@ def test_of_two_processes_each_holds_what_the_plan_says(tmp_path: Path, name: st
     sizes["weights"] -= parts["adapter"]
     assert {key: parts[key] for key in sizes} == sizes
     assert parts["peak"] == pytest.approx(peak, rel=0.05)
+
+
+def test_memory_is_checked_for_what_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained on other devices must not keep the rest from being compared with it."""
+    seen: list[str] = []
+    monkeypatch.setattr(compare, "check_memory", lambda _, arms: seen.extend(arms))
+    recipe = micro_recipe()
+    session: Any = SimpleNamespace(
+        recipe=recipe, check=lambda specs: None, finished=lambda spec: spec.arm == "full"
+    )
+    compare._check(session, grid_of(recipe))
+    assert seen == ["lora"]
