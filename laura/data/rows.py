@@ -67,7 +67,7 @@ def matches(path: Path) -> bool:
 
 
 def read_rows(path: Path) -> Iterator[Placed]:
-    """Rows of one file after the other, each a mapping of its fields.
+    """Rows of a file, or of several one after the other, each a mapping of its fields.
 
     Blank lines are passed over. An array is read whole before its first row comes.
 

@@ -79,7 +79,7 @@ def fit(recipe: Recipe, shapes: Shapes, machine: Machine, memory: int, devices: 
 def _place(
     recipe: Recipe, name: str, shapes: Shapes, machine: Machine, memory: int, devices: int
 ) -> tuple[int, int] | None:
-    """Over how few devices an arm fits, and the most bytes of one; None where it does not."""
+    """Over how many devices an arm fits, and the most bytes of one; None where it does not."""
     for count in _counts(recipe, devices):
         spread = with_change(recipe, {"train": {"devices": count}})
         need = most_memory(spread, name, shapes, machine)
@@ -89,7 +89,7 @@ def _place(
 
 
 def _counts(recipe: Recipe, devices: int) -> list[int]:
-    """Over how many a run may be spread: as the recipe has it, all, or a half of all again."""
+    """Over how many a run may be spread, what is wanted first: as now, all, half of all, ..."""
     halves = (devices >> times for times in range(devices.bit_length()))
     return list(dict.fromkeys([min(recipe.train.devices, devices), *halves]))
 

@@ -23,6 +23,7 @@ from laura.study.plan.shapes import Shapes
 REPEATS = 7
 MOST_SECONDS = 2.0
 MOST_TOKENS = 2048
+CUDA_CONTEXT = 2**29  # bytes that a process takes on a GPU before any tensor; never measured here
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Machine:
     def kind(self) -> str:
         """`cpu`, `cuda` or `mps`."""
         return self.device.split(":")[0]
+
+
+def absent_gpu(precision: str) -> Machine:
+    """A GPU that is not here; precision `auto` is taken as bf16."""
+    return Machine("cuda", 4 if precision == "fp32" else 2, CUDA_CONTEXT)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from laura.results.errors import Fault, ModelError, RecipeError, UsageError
 from laura.results.progress import duration_text
 from laura.study.claims.simulated import could_decide
 from laura.study.plan.fitting import arm_parts, fit, opened
-from laura.study.plan.machine import Machine, measure_machine
+from laura.study.plan.machine import Machine, absent_gpu, measure_machine
 from laura.study.plan.memory import (
     adapted_maps,
     evaluation_parts,
@@ -203,8 +203,7 @@ def _machine(
 ) -> Machine:
     if devices is None:
         return measure_machine(shapes, device, recipe.train.precision)
-    number = 4 if recipe.train.precision == "fp32" else 2
-    return Machine("cuda", number)
+    return absent_gpu(recipe.train.precision)
 
 
 def _arm(
@@ -290,9 +289,9 @@ def _notes(
         "operations and as much time again as is told.": recipe.train.recompute,
         "On N GPUs, with train.devices: N: weights, and in full finetuning gradients and "
         "optimiser, are spread over them (FSDP, the paper's 1/N); activations are each device's "
-        "own, and a model is measured on one. The CUDA context (some hundred MiB) and keys and "
-        "values of generation (half of what is free) come on top; precision auto is taken as "
-        "bf16. Which arms fit is told with --device-memory, such as 80GB.": devices is not None,
+        "own, and a model is measured on one. The CUDA context is taken as 512 MiB, precision auto "
+        "as bf16; keys and values of generation (half of what is free) come on top. Which arms fit "
+        "is told with --device-memory, such as 80GB.": devices is not None,
         f"train.warmup_steps is {warmup}, but the shortest run reaches its learning rate with "
         f"at most about {room}: `laura compare` will refuse it. Lower it, raise the budget, or "
         "leave it out.": room < warmup,

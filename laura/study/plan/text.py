@@ -114,7 +114,9 @@ def fit_lines(found: dict[str, Any]) -> list[str]:
             f"train.devices={most},",
             "  into the folder in which `laura compare` then does the rest, a run a device. Where "
             "other arms have",
-            "  dropout, add --set arms.NAME.dropout=0 to the former, which does not train them.",
+            "  dropout, add --set arms.NAME.dropout=0 to the former, which does not train them. A list "
+            "that grows",
+            "  (search.extend) would be trained on one device: set it to 0.",
         ]
     return lines
 
