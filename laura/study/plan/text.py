@@ -109,15 +109,13 @@ def fit_lines(found: dict[str, Any]) -> list[str]:
     if 0 < len(spread) < len(arms):
         alone = f"--arm {' or '.join(spread)}"
         most = max(spread.values())
-        lines += [
+        lines.append(
             f"  Runs over several devices first, each by `laura train {alone}` with --set "
-            f"train.devices={most},",
-            "  into the folder in which `laura compare` then does the rest, a run a device. Where "
-            "other arms have",
-            "  dropout, add --set arms.NAME.dropout=0 to the former, which does not train them. A list "
-            "that grows",
-            "  (search.extend) would be trained on one device: set it to 0.",
-        ]
+            f"train.devices={most}, into the folder in which `laura compare` then does the rest, a "
+            "run a device. Where other arms have dropout, add --set arms.NAME.dropout=0 to the "
+            "former, which does not train them. A list that grows (search.extend) would be trained "
+            "on one device: set it to 0."
+        )
     return lines
 
 
