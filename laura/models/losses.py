@@ -55,16 +55,24 @@ class BaseLosses:
 
 @dataclass(frozen=True)
 class BaseStates:
-    """What the base makes of N labelled positions: last hidden states, and its output map."""
+    """What the base makes of N labelled positions.
+
+    Attributes:
+        hidden_NC: Its last hidden states.
+        head: Its output map, which may be the model's own.
+        weight_VC: That map's weight in the pass's arithmetic, as the states are.
+        losses: How hard the labels are, where that is asked.
+    """
 
     hidden_NC: Tensor
+    head: nn.Linear
     weight_VC: Tensor
     losses: BaseLosses | None
 
     def part(self, place: slice) -> BaseStates:
         """Of some of the positions."""
         losses = None if self.losses is None else self.losses.part(place)
-        return BaseStates(self.hidden_NC[place], self.weight_VC, losses)
+        return BaseStates(self.hidden_NC[place], self.head, self.weight_VC, losses)
 
     def log_probabilities(self) -> Tensor:
         """Its distributions, (N, V), float32."""
@@ -89,7 +97,9 @@ class Tokens:
 TokenWeights = Callable[[Tokens], Tensor]
 """N factors of the tokens' gradients."""
 Slope = Callable[[Tensor, Tensor], Tensor]
-"""The model's probabilities and the base's log-probabilities, (N, V), to a divergence's slope."""
+"""The model's probabilities and the base's log-probabilities, (N, V), to a divergence's slope.
+
+The latter may be written over."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +255,8 @@ def loss_sum(
     """
     if hidden_NC.shape[0] == 0:
         return hidden_NC.float().sum()  # zero, but still joined to the graph
-    weight_VC = head.weight
+    # Adapters leave the output map alone: it is cast once.
+    weight_VC = base.weight_VC if base is not None and base.head is head else head.weight
     if not torch.is_grad_enabled():
         # Within a Function, only what requires a gradient tells whether one is wanted.
         hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
@@ -348,16 +359,18 @@ def base_states(
     hidden_TC = reference.hidden({**inputs, "input_ids": inputs["input_ids"][:1]})
     places = (labels_T != IGNORED).nonzero().squeeze(1)
     hidden_NC = hidden_TC[places.to(hidden_TC.device)].to(dtype)
-    weight_VC = output_head(reference.model).weight.to(dtype)
+    head = output_head(reference.model)
+    weight_VC = head.weight.to(dtype)
     if not objective.weighs_base:
-        return BaseStates(hidden_NC, weight_VC, None)
+        return BaseStates(hidden_NC, head, weight_VC, None)
     labels = labels_T[places].to(hidden_TC.device)
     chunks = zip(hidden_NC.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS), strict=True)
     losses = [cross_entropy((h @ weight_VC.T).float(), own, reduction="none") for h, own in chunks]
     lengths = torch.tensor(inputs["documents"].lengths)
     documents = torch.arange(len(lengths)).repeat_interleave(lengths)[places].to(labels.device)
     means = _means(torch.cat(losses), documents, len(lengths))
-    return BaseStates(hidden_NC, weight_VC, BaseLosses(torch.cat(losses), means, objective.median))
+    known = BaseLosses(torch.cat(losses), means, objective.median)
+    return BaseStates(hidden_NC, head, weight_VC, known)
 
 
 def _means(values_N: Tensor, groups_N: Tensor, count: int) -> Tensor:

@@ -247,7 +247,7 @@ def test_gradients_are_those_of_the_formula(name: str, dtype: torch.dtype, limit
     goal.backward()
     means = seen.base_nats.mean().expand(count).float()
     losses = BaseLosses(seen.base_nats.float(), means, 2.0)
-    states = BaseStates(base_hidden.to(dtype), base_head.to(dtype), losses)
+    states = BaseStates(base_hidden.to(dtype), torch.nn.Linear(1, 1), base_head.to(dtype), losses)
     ours = loss_sum(hidden, head, labels, dtype, objective_of(arm), states)
     ours.backward()
     # What is told is the plain loss, weighted or not.

@@ -392,7 +392,8 @@ def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
         # The base's: as they come, in float32, their logarithm, and the slope made of it.
         total += chunk * (FLOAT32 * 3 + (e if e != FLOAT32 else 0))
     if arm.reads_base:
-        total += one.labelled * c * e + (v * c * e if e != w else 0)
+        copied = v * c * e if e != w and not isinstance(arm, LoraArm) else 0
+        total += one.labelled * c * e + copied
     if trains_all(arm):
         total += v * c * w + min(GROUP_POSITIONS, one.labelled) * v * e
         total += min(BLOCK_WORDS, v) * c * e

@@ -11,4 +11,4 @@ from torch import Tensor
 
 def slope(probabilities_NV: Tensor, base_NV: Tensor) -> Tensor:
     """Gradient of each token's divergence by the logits, (N, V)."""
-    return probabilities_NV - base_NV.exp()
+    return base_NV.exp_().neg_().add_(probabilities_NV)
