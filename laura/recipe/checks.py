@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from laura.recipe.remedies import PLACES
 from laura.recipe.search import families_of
 from laura.recipe.sections import (
     BASE_SAMPLES,
@@ -157,6 +158,31 @@ def _spread_faults(recipe: Recipe) -> Iterable[Fault]:
                     f"is {getattr(arm, key):g}, but train.devices is {devices}: each device would "
                     "draw its own, and the run depend on their number; set it to 0, or "
                     "train.devices to 1",
+                )
+
+
+@_needs("train", "arms", "budget")
+def _remedy_faults(recipe: Recipe) -> Iterable[Fault]:
+    """Remedies beside several devices, and averages over weights that branch."""
+    train, several = recipe.train, len(recipe.budget.listed) > 1
+    branches = train.schedule == "trapezoidal" and several and recipe.budget.points == "separate"
+    for name, arm in recipe.arms.items():
+        for place in PLACES if arm.external is None else ():
+            remedy, where = arm.remedy(place), f"arms.{name}.{place}"
+            if remedy and remedy[0].reads_base and train.devices > 1:
+                yield Fault(
+                    where,
+                    f"is {getattr(arm, place)}, which asks the base of the same tokens, and that "
+                    f"is not spread over devices (train.devices: {train.devices}); leave it out, "
+                    "or set train.devices to 1",
+                )
+            if remedy and place == "average" and branches:
+                yield Fault(
+                    where,
+                    f"is {arm.average}, but a trapezoidal schedule with several budget points "
+                    "forks one trunk into branches, and an average goes on over one line of "
+                    "steps; use train.schedule: cosine or constant, budget.points: hot, or one "
+                    "budget point",
                 )
 
 
