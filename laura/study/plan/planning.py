@@ -30,6 +30,7 @@ from laura.study.plan.memory import (
     pass_of,
     trainable_parameters,
     training_parts,
+    vllm_bytes,
 )
 from laura.study.plan.shapes import Shapes, read_shapes, shapes_of
 from laura.study.plan.text import count_text, plan_line
@@ -282,6 +283,8 @@ def _notes(
         f"A search of {search.trials} trials is dealt evenly to the arms of a family; which it "
         "really takes, and which a pruner stops, it decides as it goes.": search.sampler != "grid",
         "Memory of an arm is that of all its runs in lock-step.": recipe.train.cohort > 1,
+        "Memory of measuring is Laura's own engine's; vLLM (measure.engine) takes its weights and "
+        "keys and values beside it, on a GPU in turns with it.": recipe.measure.engine == "vllm",
         "Every layer is passed once more for its gradient (train.recompute): up to half as many "
         "operations and as much time again as is told.": recipe.train.recompute,
         "On N GPUs, with train.devices: N: weights, and in full finetuning gradients and "
@@ -430,13 +433,14 @@ def refuse_too_large(
 def _most_memory(recipe: Recipe, name: str, shapes: Shapes, machine: Machine) -> int:
     """Peak of training an arm and of measuring it, the larger; without keys and values.
 
-    Processes of one processor share its memory.
+    Processes of one processor share its memory. vLLM waits beside both.
     """
-    measuring = evaluation_parts(shapes, recipe, name, machine)["peak"]
-    if recipe.arms[name].external is not None:
-        return measuring
-    processes = recipe.train.devices if machine.kind == "cpu" else 1
-    return max(measuring, processes * _training_peak(recipe, name, shapes, machine))
+    here = evaluation_parts(shapes, recipe, name, machine)["peak"]
+    if recipe.arms[name].external is None:
+        processes = recipe.train.devices if machine.kind == "cpu" else 1
+        here = max(here, processes * _training_peak(recipe, name, shapes, machine))
+    awake, waiting = vllm_bytes(shapes, recipe, machine)
+    return max(awake + machine.runtime, here + waiting)
 
 
 def _training_peak(recipe: Recipe, name: str, shapes: Shapes, machine: Machine) -> int:
@@ -458,12 +462,14 @@ def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
         possible.append(("train", "recompute", True))
     if train.rows_per_pass > 1:
         possible.append(("train", "rows_per_pass", 1))
+    if measure.engine != "laura":
+        possible.append(("measure", "engine", "laura"))
     if measure.precision == "fp32":
         possible.append(("measure", "precision", "bf16"))
     if lora and recipe.base.dtype == "float32":
         possible.append(("base", "dtype", "bfloat16"))
     sets = [c for n in range(1, len(possible) + 1) for c in itertools.combinations(possible, n)]
-    if lora and recipe.base.quantization is None:
+    if lora and recipe.base.quantization is None and measure.engine == "laura":
         four_bits = ("base", "quantization", "nf4")
         sets += [(four_bits, *changes) for changes in ((), *sets)]
     for changes in sets:
