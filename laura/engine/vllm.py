@@ -198,11 +198,9 @@ def _checked(name: str, folder: Path) -> LoraSettings:
     return settings
 
 
-def _differing(own: Any, other: Any) -> list[str]:
-    """Keys of two configs that differ, but for those that say nothing of what is computed."""
-    left, right = own.to_dict(), other.to_dict()
-    keys = sorted((left.keys() | right.keys()).difference(SILENT_KEYS))
-    return [key for key in keys if left.get(key) != right.get(key)]
+def _told(config: Any) -> dict[str, Any]:
+    """What of a config says which numbers are computed from weights."""
+    return {key: value for key, value in config.to_dict().items() if key not in SILENT_KEYS}
 
 
 def _largest_rank(settings: LoraSettings) -> int:
@@ -441,10 +439,10 @@ class VllmEngine:
         rank: Largest rank of adapters that are added later, one at a time; 0 for none.
         shared: A device that this process uses too. Of a GPU vLLM then takes what is free when
             it starts, and while it is asleep it holds next to nothing.
+        tokenizer: None for the folder's.
 
     Attributes:
         version: vLLM's version.
-        rank: Largest rank of an adapter that it has room for; 0 where it has none.
 
     Raises:
         ModelError: the folder is no usable model, or vLLM cannot load it.
@@ -463,10 +461,12 @@ class VllmEngine:
         cache_bytes: int | None = None,
         rank: int = 0,
         shared: torch.device | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.progress, self.precision = progress, precision
         check_model_folder(folder)
-        config, self.tokenizer = describe_model(folder)
+        config, own = describe_model(folder)
+        self.tokenizer = own if tokenizer is None else tokenizer
         self.encoder = Encoder(self.tokenizer, config)
         self._end_ids = end_ids(folder, config, self.tokenizer)
         self._config, self._folder = config, folder
@@ -489,7 +489,6 @@ class VllmEngine:
             arguments |= lora_arguments(rank, len(settings), targets)
         elif rank:
             arguments |= lora_arguments(rank, 1)
-        self.rank = rank
         if cache_bytes is not None:
             arguments["kv_cache_memory_bytes"] = cache_bytes
         environment: Mapping[str, str] = NOTHING
@@ -539,23 +538,26 @@ class VllmEngine:
         self._adapters.remove(name)
         self._process.send({"remove_lora": name})
 
-    def hold(self, folder: Path) -> None:
-        """Answer with the weights of this folder from now on, a model of the same shape.
+    def hold(self, folder: Path) -> bool:
+        """Answer with the weights of this folder from now on, where they can be exchanged.
+
+        They cannot where the folder's config is another one, nor where the output map is the
+        embedding too: vLLM 0.32 then goes on with the old output map (seen on a processor).
+
+        Returns:
+            False where another engine has to be started on the folder.
 
         Raises:
-            ModelError: its config is another one, or vLLM cannot load it.
+            ModelError: the folder is no usable model, or vLLM cannot load it.
         """
-        if folder == self._folder:
-            return
-        check_model_folder(folder)
-        config, _ = describe_model(folder)
-        if changed := _differing(self._config, config):
-            raise ModelError(
-                f"{folder} has another {', '.join(changed)} in its config.json than the base, and "
-                "vLLM exchanges weights only; use measure.engine: laura"
-            )
-        self._order({"weights": str(folder.resolve())})
-        self._folder, self._end_ids = folder, end_ids(folder, config, self.tokenizer)
+        if folder != self._folder:
+            check_model_folder(folder)
+            config, _ = describe_model(folder)
+            if config.tie_word_embeddings or _told(config) != _told(self._config):
+                return False
+            self._order({"weights": str(folder.resolve())})
+            self._folder, self._end_ids = folder, end_ids(folder, config, self.tokenizer)
+        return True
 
     def sleep(self) -> None:
         """Leave the memory of a GPU that is shared; nothing else may be asked until `wake`."""

@@ -201,7 +201,6 @@ class _Worker:
     def sleep(self, asleep: bool) -> None:
         """Give the GPU's memory up, weights to the host's, keys and values for good; or take it."""
         if asleep:
-            self._engine.reset_prefix_cache()
             self._engine.sleep(1)
         else:
             self._engine.wake_up()

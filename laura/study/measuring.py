@@ -127,12 +127,9 @@ class StudyEngines:
             folder: Of a whole model or an adapter.
             adapter: By which name it answers through the adapter; None for a whole model.
         """
-        base = self.bench.base.folder
-        whole = adapter is None and folder != base
         with self.bench.aside():
             try:
-                engine = self._ready(adapters=adapter is not None, exchange=whole)
-                engine.hold(folder if whole else base)
+                engine = self._holding(folder if adapter is None else self.bench.base.folder)
                 if adapter is not None:
                     engine.add_adapter(adapter, folder)
                 yield engine
@@ -143,25 +140,21 @@ class StudyEngines:
                 self.close()
                 raise
 
-    def _ready(self, adapters: bool, exchange: bool) -> VllmEngine:
-        """vLLM awake; another one where this one cannot do what is wanted.
-
-        With room for adapters its layers have other names, by which vLLM (0.32) does not find
-        the weights of a whole model.
-        """
-        if self._vllm is not None and (exchange if self._vllm.rank else adapters):
-            self.close()
+    def _holding(self, folder: Path) -> VllmEngine:
+        """vLLM awake with a whole model's weights; another one where they cannot be exchanged."""
         if self._vllm is not None:
             self._vllm.wake()
-            return self._vllm
+            if self._vllm.hold(folder):
+                return self._vllm
+            self.close()
         arms = [arm for arm in self.recipe.arms.values() if isinstance(arm, LoraArm)]
-        ranks = [arm.rank * (2 if arm.init == "pissa" else 1) for arm in arms]
         self._vllm = VllmEngine(
-            self.bench.base.folder,
+            folder,
             self.precision,
             progress=self.progress,
-            rank=0 if exchange else max(ranks, default=0),
+            rank=max((arm.rank * (2 if arm.init == "pissa" else 1) for arm in arms), default=0),
             shared=self._device,
+            tokenizer=self.bench.base.tokenizer,
         )
         return self._vllm
 

@@ -124,8 +124,11 @@ class Transformers:
         ).eval()
 
     def exchange(self, folder: str) -> None:
-        self.folder = folder
+        """As vLLM 0.32 does on a processor: an output map that is the embedding too stays."""
+        self.folder, before = folder, self.base.lm_head.weight
         self.base = self.plain()
+        if self.base.config.tie_word_embeddings:
+            self.base.lm_head.weight = before
 
     def load(self, folder: str) -> Any:
         from peft import PeftConfig, PeftModel
@@ -311,8 +314,6 @@ class LLMEngine:
         assert method == "reload_weights" and not self.asleep
         if faults().get("stuck"):
             raise RuntimeError("no such weights")
-        if self.arguments.enable_lora:  # as vLLM 0.32 does: its layers have other names
-            raise KeyError("layers.0.mlp.gate_up_proj.weight")
         self.model.exchange(kwargs["weights_path"])
         log(weights=kwargs["weights_path"])
 
@@ -326,6 +327,7 @@ class LLMEngine:
         if faults().get("stuck"):
             raise RuntimeError("memory is held")
         self.asleep = True
+        self.kept.clear()
         log(asleep=True)
 
     def wake_up(self) -> None:

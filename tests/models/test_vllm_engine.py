@@ -443,12 +443,11 @@ def test_weights_and_adapters_are_exchanged(
     base = load_base(str(folder), device="cpu")
     expected = [Engine(one.model, one.tokenizer).generate(asked) for one in (base, tuned)]
     assert expected[0] != expected[1]
-    with VllmEngine(folder) as engine:
-        for place, wanted in ((folder, 0), (tmp_path / "tuned", 1), (folder, 0)):
-            engine.hold(place)
-            assert engine.generate(asked) == expected[wanted]
-    assert len(fake.log("weights")) == 2, "what is held is not loaded again"
     with VllmEngine(folder, rank=9) as engine:
+        for place, wanted in ((folder, 0), (tmp_path / "tuned", 1), (folder, 0)):
+            assert engine.hold(place)
+            assert engine.generate(asked) == expected[wanted]
+        assert len(fake.log("weights")) == 2, "what is held is not loaded again"
         for rank in (3, 9):
             adapter = make_adapter(folder, tmp_path / str(rank), rank)
             engine.add_adapter(str(rank), adapter)
@@ -462,16 +461,28 @@ def test_weights_and_adapters_are_exchanged(
                 engine.generate(named)
 
 
-def test_weights_of_another_model_are_refused(folder: Path, fake: Fake, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_exchanged(
+    folder: Path,
+    tiny_folder: Path,
+    fake: Fake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM_MODEL", "1")
     place = tmp_path / "other"
     shutil.copytree(folder, place)
     config = json.loads((place / "config.json").read_text())
-    changes = {"rms_norm_eps": 0.5, "pad_token_id": 1, "dtype": "bfloat16"}
-    (place / "config.json").write_text(json.dumps({**config, **changes}))
+    silent = {"pad_token_id": 1, "dtype": "bfloat16", "transformers_version": "4.0"}
     with VllmEngine(folder) as engine:
-        with pytest.raises(ModelError, match=r"other has another rms_norm_eps in its config"):
-            engine.hold(place)
-        engine.score(SCORES[:1])
+        for changes, can in (({}, True), ({"rms_norm_eps": 0.5}, False)):
+            (place / "config.json").write_text(json.dumps({**config, **silent, **changes}))
+            # What it holds is not looked at again.
+            assert engine.hold(folder) and engine.hold(place) is can
+        with pytest.raises(ModelError, match=r"no usable model folder: no config.json"):
+            engine.hold(tmp_path)
+        assert len(fake.log("weights")) == 2
+    with VllmEngine(tiny_folder) as engine:  # its output map is its embedding
+        assert not engine.hold(shutil.copytree(tiny_folder, tmp_path / "tied"))
 
 
 def test_on_a_shared_gpu_it_sleeps(

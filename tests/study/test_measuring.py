@@ -21,6 +21,7 @@ from laura.results.task_result import TaskResult, samples_file
 from laura.study import workers
 from laura.study.opening import open_study
 from laura.study.workers import Crew
+from tests.conftest import make_tiny_model, make_tiny_tokenizer
 from tests.models import fake_vllm
 from tests.models.test_vllm_engine import Fake, gone, require_vllm
 from tests.study.carried_out import ROOT, compare, train
@@ -46,10 +47,19 @@ def carried_out(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_data: Path) -> Any:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with heads that vLLM takes on a processor, and an output map of its own."""
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_model(hidden_size=128, tie_word_embeddings=False).save_pretrained(folder)
+    make_tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory, model: Path, tiny_data: Path) -> Any:
     """Folder and summary of the study in process."""
     folder = tmp_path_factory.mktemp("here") / "study"
-    return folder, carried_out(folder, recipe_on(tiny_folder, tiny_data))
+    return folder, carried_out(folder, recipe_on(model, tiny_data))
 
 
 @pytest.fixture
@@ -58,8 +68,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 @pytest.fixture
-def asking(tiny_folder: Path, tiny_data: Path) -> Recipe:
-    return recipe_on(tiny_folder, tiny_data, "measure.engine=vllm")
+def asking(model: Path, tiny_data: Path) -> Recipe:
+    return recipe_on(model, tiny_data, "measure.engine=vllm")
 
 
 def results(study: Path) -> Iterator[Path]:
@@ -95,22 +105,34 @@ def test_both_engines_find_the_same(here: Any, fake: Fake, asking: Recipe, tmp_p
     assert summary["points"] and len(summary["points"]) == len(here[1]["points"])
     assert read_json(folder / "study.json")["identity"]["engine version"] == fake_vllm.VERSION
 
-    # The base and the full arm's model share no vLLM with room for adapters.
-    starts = [entry["start"] for entry in fake.log("start")]
-    assert [start["enable_lora"] for start in starts] == [True, False, True]
-    assert starts[0]["max_lora_rank"] == 8 and not starts[0]["enable_sleep_mode"]
+    (start,) = fake.log("start")
+    assert start["start"]["max_lora_rank"] == 8 and not start["start"]["enable_sleep_mode"]
     full, lora = (summary["points"][place]["run"] for place in (0, 1))
-    (weights,), (load,) = fake.log("weights"), fake.log("load")
-    assert full in Path(weights["weights"]).parts and lora in Path(load["folder"]).parts
-    assert len(fake.log("unload")) == 1 and gone(fake.pids())
+    loads = [Path(entry["weights"]) for entry in fake.log("weights")]
+    assert full in loads[0].parts and loads[1:] == [Path(asking.base.model)]
+    (load,) = fake.log("load")
+    assert lora in Path(load["folder"]).parts and len(fake.log("unload")) == 1
+    assert gone(fake.pids())
 
     assert carried_out(folder, asking) == summary
-    assert len(fake.log("start")) == 3, "what stands is not asked again"
+    assert len(fake.log("start")) == 1, "what stands is not asked again"
     fake.faults(version="0.33.0")
     with pytest.raises(StoreError, match="another engine version"):
         carried_out(folder, asking)
     with pytest.raises(StoreError, match="another measure"):
         carried_out(here[0], asking)
+
+
+def test_a_whole_model_whose_output_map_is_its_embedding_starts_it_anew(
+    fake: Fake, tiny_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    for engine in ("laura", "vllm"):
+        recipe = recipe_on(tiny_folder, tiny_data, f"measure.engine={engine}")
+        carried_out(tmp_path / engine, recipe)
+    check_equal(tmp_path / "laura", tmp_path / "vllm", fake_vllm.VERSION)
+    models = [Path(entry["start"]["model"]) for entry in fake.log("start")]
+    assert [models[0], models[2]] == [tiny_folder] * 2 and "checkpoints" in models[1].parts
+    assert len(models) == 3 and not fake.log("weights") and gone(fake.pids())
 
 
 def test_a_run_whose_vllm_dies_goes_on(
