@@ -311,7 +311,8 @@ def test_vllm_waits_beside_and_takes_turns() -> None:
     for kind, waits in (("cuda", memory.VLLM_ASLEEP), ("cpu", 0)):
         machine, found = Machine(kind, 4), {}
         for engine in ("laura", "vllm"):
-            recipe = micro_recipe(measure={"engine": engine, "precision": "bf16"})
+            tasks = {"learning": ["micro_math"], "forgetting": ["micro_facts"]}
+            recipe = micro_recipe(measure={**tasks, "engine": engine, "precision": "bf16"})
             found[engine] = planning._most_memory(recipe, "lora", shapes, machine)
         awake, waiting = memory.vllm_bytes(shapes, recipe, machine)
         assert 2 * shapes.parameters < awake < 2 * shapes.parameters + 7 * 2**30
