@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import secrets
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laura.serve.auth import LOCAL, Tenant, Tenants
-from laura.serve.limits import TICKS, Admission, LimitError, Limits, Usage
+from laura.serve.accounts import Accounts
+from laura.serve.auth import LOCAL, Tenant
+from laura.serve.database import Database
+from laura.serve.limits import TICKS, LimitError, Usage
+from laura.serve.schemas import ApiError
+from laura.serve.tenant_changes import replace
+from tests.serve.houses import file_of
 
 MICROSECOND = Fraction(1, TICKS)
 
@@ -25,7 +32,41 @@ class Clock:
         return self.seconds
 
 
-def let_in(limits: Limits, tenant: Tenant, tokens: int) -> Admission:
+class Asked:
+    """A request that was let in, with what is reserved for it."""
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant, self.id, self.tokens = tenant, secrets.token_hex(8), 0
+
+
+class Limits:
+    """Accounts in memory, charged by two gates in turn."""
+
+    def __init__(self, clock: Clock, *tenants: Tenant) -> None:
+        self.database = Database(clock=clock)
+        self.gates = itertools.cycle([Accounts(self.database), Accounts(self.database)])
+        self.update(*tenants)
+
+    def update(self, *tenants: Tenant) -> None:
+        replace(self.database, file_of(*tenants))
+
+    def admit(self, tenant: Tenant) -> Asked:
+        asked = Asked(tenant.name)
+        next(self.gates).admit(asked.id, tenant.name)
+        return asked
+
+    def reserve(self, asked: Asked, tokens: int) -> None:
+        next(self.gates).reserve(asked.id, tokens)
+        asked.tokens = tokens
+
+    def settle(self, asked: Asked, tokens: int) -> None:
+        next(self.gates).settle(asked.id, tokens)
+
+    def usage(self, tenant: Tenant) -> Usage:
+        return next(self.gates).usage()[tenant.name]
+
+
+def let_in(limits: Limits, tenant: Tenant, tokens: int) -> Asked:
     """As the server does: one that is refused for its tokens has ended, and counts."""
     admission = limits.admit(tenant)
     try:
@@ -68,15 +109,15 @@ def test_equal_to_a_naive_simulation(
     steps: list[tuple[str, int, int]], per_minute: int, requests: int, concurrent: int
 ) -> None:
     clock = Clock()
-    limits = Limits(clock)
     tenant = Tenant(
         name="a",
         tokens_per_minute=per_minute,
         requests_per_minute=requests,
         concurrent=concurrent,
     )
+    limits = Limits(clock, tenant)
     tokens, asked = Naive(per_minute), Naive(requests)
-    running: list[Admission] = []
+    running: list[Asked] = []
     start, ticks = 1000 * TICKS, 0
     for kind, pause, amount in steps:
         if kind == "sleep":
@@ -135,8 +176,8 @@ def test_no_stretch_of_time_gives_more_than_is_allowed(
     asks: list[tuple[float, int, float]], per_minute: int, start: float
 ) -> None:
     clock = Clock(start)
-    limits = Limits(clock)
     tenant = Tenant(name="a", tokens_per_minute=per_minute)
+    limits = Limits(clock, tenant)
     used: list[tuple[float, int]] = []
     for pause, amount, share in asks:
         clock.seconds += pause
@@ -158,8 +199,8 @@ def test_no_stretch_of_time_gives_more_than_is_allowed(
 
 
 def test_what_is_refused_uses_up_no_tokens_and_a_request_only_once_it_was_read() -> None:
-    limits = Limits(Clock())
     tenant = Tenant(name="a", requests_per_minute=4, tokens_per_minute=100, concurrent=2)
+    limits = Limits(Clock(), tenant)
     running = let_in(limits, tenant, 60)
     for tokens, retry in ((60, 12), (101, None)):
         with pytest.raises(LimitError) as refusal:
@@ -177,8 +218,8 @@ def test_what_is_refused_uses_up_no_tokens_and_a_request_only_once_it_was_read()
 
 
 def test_what_is_known_later_takes_the_place_of_what_was_reserved() -> None:
-    limits = Limits(Clock())
     tenant = Tenant(name="a", tokens_per_minute=100)
+    limits = Limits(Clock(), tenant)
     admission = limits.admit(tenant)
     for tokens in (40, 70, 60):
         limits.reserve(admission, tokens)
@@ -190,8 +231,8 @@ def test_what_is_known_later_takes_the_place_of_what_was_reserved() -> None:
 
 
 def test_who_has_used_more_than_they_may_is_not_read_at_all() -> None:
-    limits = Limits(clock := Clock())
     tenant = Tenant(name="a", tokens_per_minute=60)
+    limits = Limits(clock := Clock(), tenant)
     limits.settle(let_in(limits, tenant, 10), 90)
     with pytest.raises(LimitError) as refusal:
         limits.admit(tenant)
@@ -202,8 +243,8 @@ def test_who_has_used_more_than_they_may_is_not_read_at_all() -> None:
 
 def test_a_clock_that_goes_backwards_takes_nothing() -> None:
     clock = Clock()
-    limits = Limits(clock)
     tenant = Tenant(name="a", tokens_per_minute=60)
+    limits = Limits(clock, tenant)
     let_in(limits, tenant, 60)
     for seconds in (990.0, 1000.0, 1001.0):
         clock.seconds = seconds
@@ -215,26 +256,25 @@ def test_a_clock_that_goes_backwards_takes_nothing() -> None:
     ("before", "used", "after", "left"),
     [(100, 40, 100, 60), (100, 40, 200, 160), (100, 40, 50, 10), (100, 40, 20, 0), (10, 0, 5, 5)],
 )
-def test_reading_again_keeps_what_was_used(before: int, used: int, after: int, left: int) -> None:
-    limits = Limits(Clock())
-
+def test_another_limit_keeps_what_was_used(before: int, used: int, after: int, left: int) -> None:
     def tenant(limit: int) -> Tenant:
         return Tenant(name="a", tokens_per_minute=limit)
 
+    limits = Limits(Clock(), tenant(before))
     limits.settle(let_in(limits, tenant(before), used), used)
-    limits.update(Tenants([tenant(after)]))
+    limits.update(tenant(after))
     assert limits.usage(tenant(after)).tokens_left == left
     assert limits.usage(tenant(after)).tokens == used
 
 
-def test_reading_again_lifts_and_sets_limits() -> None:
-    limits = Limits(Clock())
+def test_a_change_lifts_and_sets_limits() -> None:
     tenant = Tenant(name="a", tokens_per_minute=10, concurrent=1)
+    limits = Limits(Clock(), tenant)
     free = Tenant(name="a")
     running = let_in(limits, tenant, 10)
-    limits.update(Tenants([free]))
+    limits.update(free)
     others = [let_in(limits, free, 100) for _ in range(3)]
-    limits.update(Tenants([tenant]))
+    limits.update(tenant)
     with pytest.raises(LimitError, match="1 requests at the same time"):
         let_in(limits, tenant, 1)
     for one in (running, *others):
@@ -242,23 +282,26 @@ def test_reading_again_lifts_and_sets_limits() -> None:
     assert limits.usage(tenant).running == 0
 
 
-def test_a_tenant_that_is_gone_is_forgotten_when_idle() -> None:
-    limits = Limits(Clock())
-    tenant = Tenant(name="a", concurrent=1)
+def test_a_tenant_that_is_gone_is_let_in_no_more_and_begins_anew() -> None:
+    tenant = Tenant(name="a", concurrent=2)
+    limits = Limits(Clock(), tenant)
     running = let_in(limits, tenant, 1)
-    limits.update(Tenants([]))
-    with pytest.raises(LimitError):
-        let_in(limits, tenant, 1)
+    limits.update()
+    with pytest.raises(ApiError) as refused:
+        limits.admit(tenant)
+    assert refused.value.status == 503  # until the gate has looked again; then 401
+    with pytest.raises(ApiError):
+        limits.reserve(running, 2)
     limits.settle(running, 1)
-    limits.update(Tenants([]))
+    limits.update(tenant)
     assert limits.usage(tenant) == Usage()
 
 
 def test_tenants_do_not_share() -> None:
-    limits = Limits(Clock())
     one, other = (Tenant(name=name, tokens_per_minute=10, concurrent=1) for name in "ab")
+    limits = Limits(Clock(), one, other, LOCAL)
     let_in(limits, one, 10)
     let_in(limits, other, 10)
-    for _ in range(1000):
+    for _ in range(100):
         let_in(limits, LOCAL, 10**9)
-    assert limits.usage(LOCAL).running == 1000
+    assert limits.usage(LOCAL).running == 100
