@@ -10,6 +10,7 @@ from laura.cli.console import Console
 from laura.cli.options import BASE, DEVICE, argument, option
 
 if TYPE_CHECKING:
+    from laura.serve.database import Database
     from laura.serve.library import Library, Policy
     from laura.serve.settings import EngineSettings, ServeSettings
 
@@ -87,6 +88,11 @@ def serve(console: Console, options: ServeOptions) -> None:
     from laura.serve.settings import EngineSettings, ServeSettings, model_name, read_arguments
 
     check_address(options.host, options.database is not None)
+    database = None
+    if options.database is not None:
+        from laura.serve.database import Database
+
+        database = Database(options.database, new=False)
     # With torch: not before what needs none of it.
     from laura.models.signatures import PublicKey
     from laura.serve.library import Policy
@@ -120,7 +126,7 @@ def serve(console: Console, options: ServeOptions) -> None:
         drafts=options.drafts,
         arguments=read_arguments(options.vllm_argument or ()),
     )
-    _serve(console, options, settings, engine_settings, policy)
+    _serve(console, options, settings, engine_settings, policy, database)
 
 
 def _serve(
@@ -129,10 +135,10 @@ def _serve(
     settings: ServeSettings,
     engine_settings: EngineSettings,
     policy: Policy,
+    database: Database | None,
 ) -> None:
     from laura.serve.app import create_app
     from laura.serve.audit import Audit
-    from laura.serve.database import Database
     from laura.serve.log_stream import unblocked_log
     from laura.serve.server import (
         listening_socket,
@@ -143,7 +149,6 @@ def _serve(
         url_of,
     )
 
-    database = None if options.database is None else Database(options.database, new=False)
     # First the socket: whoever has the port taken should not wait for a model.
     with listening_socket(settings) as place:
         if database is not None:

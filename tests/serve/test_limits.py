@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import secrets
@@ -10,10 +11,11 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import delete
 
 from laura.serve.accounts import Accounts
 from laura.serve.auth import LOCAL, Tenant
-from laura.serve.database import Database
+from laura.serve.database import ADMISSIONS, Database
 from laura.serve.limits import TICKS, LimitError, Usage
 from laura.serve.schemas import ApiError
 from laura.serve.tenant_changes import replace
@@ -39,16 +41,27 @@ class Asked:
         self.tenant, self.id, self.tokens = tenant, secrets.token_hex(8), 0
 
 
+@functools.cache
+def database() -> Database:
+    """To make one takes longer than most of the tests."""
+    return Database(clock=lambda: Limits.clock())
+
+
 class Limits:
-    """Accounts in memory, charged by two gates in turn."""
+    """Accounts in memory, charged by two gates in turn; of one test at a time."""
+
+    clock = Clock()
 
     def __init__(self, clock: Clock, *tenants: Tenant) -> None:
-        self.database = Database(clock=clock)
-        self.gates = itertools.cycle([Accounts(self.database), Accounts(self.database)])
+        Limits.clock = clock
+        with database().transaction() as connection:
+            connection.execute(delete(ADMISSIONS))
+        self.gates = itertools.cycle([Accounts(database()), Accounts(database())])
+        self.update()
         self.update(*tenants)
 
     def update(self, *tenants: Tenant) -> None:
-        replace(self.database, file_of(*tenants))
+        replace(database(), file_of(*tenants))
 
     def admit(self, tenant: Tenant) -> Asked:
         asked = Asked(tenant.name)
