@@ -63,10 +63,14 @@ PATIENCE_SECONDS = 2.0
 THREADS = 8
 """Connections of a gate to PostgreSQL; SQLite writes one after another anyway."""
 MIGRATION_LOCK = 0x6C61757261  # "laura"
-# A gate that is stopped in the midst of a transaction holds a tenant's row: not for long.
+# A machine that is gone is noticed in some ten seconds, whether it had answered or not; a gate that
+# is stopped in the midst of a transaction holds a tenant's row not for long.
 POSTGRESQL_ARGUMENTS = {
     "connect_timeout": 2,
     "tcp_user_timeout": 5000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
     "application_name": "laura",
     "client_encoding": "utf8",  # also where the database has none
     "options": "-c statement_timeout=5s -c idle_in_transaction_session_timeout=5s",
@@ -264,7 +268,7 @@ def _checked(url: str) -> URL:
         where = make_url(url)
     except (ArgumentError, ValueError):
         raise UsageError(f"the database's URL cannot be read; give {forms}") from None
-    if where.password is not None or "password" in where.query:
+    if where.password is not None or any("password" in name for name in where.query):
         raise UsageError(
             "the database's URL holds a password, which others could see; leave it out, and name "
             "it in PGPASSWORD or in the file that PGPASSFILE names"

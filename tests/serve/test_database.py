@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ import httpx
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import create_engine, func, text
 
 from laura.results.errors import MissingExtraError, StoreError, UsageError
 from laura.serve import accounts as accounts_file
 from laura.serve.accounts import Accounts, Limits
 from laura.serve.auth import hash_of_key
-from laura.serve.database import METADATA, Database
+from laura.serve.database import METADATA, MIGRATION_LOCK, Database
 from laura.serve.limits import LimitError
 from laura.serve.tenant_changes import add_key, replace, revoke_key
 from tests.serve.houses import BASE, House, build, file_of, key, listening, tenant, until
@@ -65,15 +66,51 @@ def test_a_newer_database_is_refused_and_stays_as_it_is(url: str) -> None:
         Database(url)
 
 
-OPEN = "import sys; from laura.serve.database import Database; Database(sys.argv[1])"
+def processes(url: str, code: str, count: int) -> list[list[int]]:
+    """The numbers that processes tell which begin at once."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, url, str(seed)], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+        for seed in range(count)
+    ]  # fmt: skip
+    for one in running:
+        assert one.stdout is not None and one.stdout.readline() == "ready\n"
+    for one in running:
+        assert one.stdin is not None
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    told = [one.communicate(timeout=120)[0] for one in running]
+    assert all(one.returncode == 0 for one in running)
+    return [[int(number) for number in line.split()] for line in told]
+
+
+OPEN = """
+import sys
+from laura.serve.database import Database
+print("ready", flush=True)
+sys.stdin.readline()
+Database(sys.argv[1]).close()
+print(1)
+"""
 
 
 def test_gates_that_start_at_once_migrate_once(url: str) -> None:
-    starting = [
-        subprocess.Popen([sys.executable, "-c", OPEN, url], cwd=ROOT, stderr=subprocess.PIPE)
-        for _ in range(3)
-    ]
-    assert [(one.communicate(timeout=60)[1], one.returncode) for one in starting] == [(b"", 0)] * 3
+    assert processes(url, OPEN, 4) == [[1]] * 4
+
+
+def test_who_finds_another_at_it_waits(postgres: Postgres) -> None:
+    url = postgres.new()
+    other = create_engine(url)
+    with other.connect() as connection, ThreadPoolExecutor() as threads:
+        connection.execute(func.pg_advisory_xact_lock(MIGRATION_LOCK).select())
+        starting = threads.submit(Database, url)
+        with pytest.raises(TimeoutError):
+            starting.result(1)
+        connection.rollback()
+        starting.result(30).close()
+    other.dispose()
 
 
 # ----- exactness -----
@@ -108,26 +145,6 @@ for number in range(60):
         refused += 1
 print(admitted, refused, used)
 """
-
-
-def processes(url: str, code: str, count: int) -> list[list[int]]:
-    """The numbers that processes tell which begin at once."""
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, url, str(seed)], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )
-        for seed in range(count)
-    ]  # fmt: skip
-    for one in running:
-        assert one.stdout is not None and one.stdout.readline() == "ready\n"
-    for one in running:
-        assert one.stdin is not None
-        one.stdin.write("go\n")
-        one.stdin.flush()
-    told = [one.communicate(timeout=120)[0] for one in running]
-    assert all(one.returncode == 0 for one in running)
-    return [[int(number) for number in line.split()] for line in told]
 
 
 def test_no_charge_of_several_processes_is_lost(url: str) -> None:
@@ -394,6 +411,7 @@ def test_a_disk_that_is_full(micro_tokenizer: Any, tmp_path: Path) -> None:
     [
         ("postgresql+psycopg://laura:geheim@host/db", "holds a password.*PGPASSFILE"),
         ("postgresql+psycopg://host/db?password=geheim", "holds a password"),
+        ("postgresql+psycopg://host/db?sslpassword=geheim", "holds a password"),
         ("postgresql+psycopg://laura:geheim@host:x/db", "cannot be read"),
         ("geheim", "cannot be read; give sqlite:///PATH or postgresql"),
         ("sqlite://", "cannot be used"),
