@@ -102,7 +102,7 @@ def test_gates_that_start_at_once_migrate_once(url: str) -> None:
 
 def test_who_finds_another_at_it_waits(postgres: Postgres) -> None:
     url = postgres.new()
-    other = create_engine(url)
+    other = create_engine(url, connect_args={"client_encoding": "utf8"})
     with other.connect() as connection, ThreadPoolExecutor() as threads:
         connection.execute(func.pg_advisory_xact_lock(MIGRATION_LOCK).select())
         starting = threads.submit(Database, url)
