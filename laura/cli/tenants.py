@@ -66,6 +66,8 @@ class RuleOptions(TenantOptions):
     """At most; 'none': no limit."""
     tokens_per_minute: str | None = option(metavar="N")
     """At most, prompts and answers together; 'none': no limit."""
+    tokens_per_day: str | None = option(metavar="N")
+    """Likewise in a day; 'none': no limit."""
     concurrent: str | None = option(metavar="N")
     """Requests at a time; 'none': no limit."""
     priority: float | None = option(metavar="X")
@@ -84,7 +86,7 @@ class RuleOptions(TenantOptions):
         if "adapters" in wanted:
             names = (one.strip() for one in str(wanted["adapters"]).split(","))
             wanted["adapters"] = [name for name in names if name]
-        for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
+        for name in ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent"):
             if name in wanted:
                 wanted[name] = _limit("--" + name.replace("_", "-"), str(wanted[name]))
         if wanted.get("expires") == "none":
@@ -338,6 +340,7 @@ def _rules_text(one: TenantSettings) -> str:
     limits = (
         (one.requests_per_minute, "requests a minute"),
         (one.tokens_per_minute, "tokens a minute"),
+        (one.tokens_per_day, "tokens a day"),
         (one.concurrent, "at a time"),
     )
     words += [f"{limit:,} {what}" for limit, what in limits if limit is not None]

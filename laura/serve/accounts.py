@@ -15,7 +15,7 @@ import math
 import secrets
 import time
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
@@ -30,14 +30,23 @@ from laura.serve.database import (
     Database,
     unavailable,
 )
-from laura.serve.limits import CONCURRENT_RETRY_SECONDS, TICKS, Bucket, LimitError, Usage, Which
+from laura.serve.limits import (
+    CONCURRENT_RETRY_SECONDS,
+    DAY_STEP,
+    TICKS,
+    Bucket,
+    LimitError,
+    Usage,
+    Which,
+)
 
 LEASE_SECONDS = 10
-BUCKETS: tuple[tuple[Which, str, str], ...] = (
-    ("requests", "requests_per_minute", "requests_level"),
-    ("tokens", "tokens_per_minute", "tokens_level"),
+BUCKETS: tuple[tuple[Which, str, Bucket], ...] = (
+    ("requests", "requests_per_minute", Bucket(0, 0)),
+    ("tokens", "tokens_per_minute", Bucket(0, 0)),
+    ("day", "tokens_per_day", Bucket(0, 0, 24 * 60 * 60, DAY_STEP)),
 )
-"""Each limit a minute, its name among a tenant's settings, and the column of its bucket."""
+"""Each limit, its name among a tenant's settings, and its bucket while nothing flows into it."""
 
 COUNTED = ("at", "requests", "refused", "tokens")
 OF_TENANT = TENANTS.c.name == bindparam("tenant")
@@ -65,51 +74,53 @@ class Account:
         """Of a row of `TENANTS` with the column `now`, up to which its buckets fill."""
         # A clock that went backwards takes nothing away.
         account = cls(row.settings, max(row.at, row.now), {}, row.requests, row.refused, row.tokens)
-        for which, setting, column in BUCKETS:
+        for which, setting, kind in BUCKETS:
             if (limit := row.settings.get(setting)) is not None:
-                account.buckets[which] = Bucket(limit, row._mapping[column])
-                account.buckets[which].fill(account.at - row.at)
+                level = row._mapping[f"{which}_level"]
+                account.buckets[which] = bucket = replace(kind, limit=limit, level=level)
+                bucket.fill(row.at, account.at)
         return account
 
     def columns(self) -> dict[str, Any]:
         """What its row shall say."""
         row: dict[str, Any] = {name: getattr(self, name) for name in COUNTED}
-        for which, _, column in BUCKETS:
-            row[column] = self.buckets[which].level if which in self.buckets else None
+        for which, _, _ in BUCKETS:
+            bucket = self.buckets.get(which)
+            row[f"{which}_level"] = None if bucket is None else bucket.level
         return row
 
     def change(self, settings: TenantSettings) -> None:
         """Take over what is said of the tenant now; what was used stays used."""
         self.settings = settings.model_dump(mode="json", exclude={"keys"}, exclude_defaults=True)
-        for which, setting, _ in BUCKETS:
+        for which, setting, kind in BUCKETS:
             limit = self.settings.get(setting)
             if limit is None:
                 self.buckets.pop(which, None)
-            elif which in self.buckets:
-                self.buckets[which].change(limit)
             else:
-                self.buckets[which] = Bucket.full(limit)
+                # One that nothing was taken out of and that held nothing is full afterwards.
+                self.buckets.setdefault(which, replace(kind)).change(limit)
 
-    def refusal(self, amounts: dict[Which, int], whole: int = 0) -> LimitError | None:
+    def refusal(self, requests: int, tokens: int, whole: int = 0) -> LimitError | None:
         """The limit that is in the way, the longest of several.
 
         Args:
-            amounts: What shall be taken out of the buckets.
+            requests: What shall be taken out of the buckets.
+            tokens: Likewise.
             whole: All tokens of the request, some of which may have been taken before.
         """
         refusals: list[LimitError] = []
-        for which in amounts.keys() & self.buckets.keys():
-            bucket = self.buckets[which]
-            ticks = None if whole > bucket.limit else bucket.wait(amounts[which])
+        for which, bucket in self.buckets.items():
+            amount, most = (requests, requests) if which == "requests" else (tokens, whole)
+            ticks = None if most > bucket.limit else bucket.wait(amount)
             if ticks != 0:
                 seconds = None if ticks is None else ticks / TICKS
                 refusals.append(LimitError(which, bucket.limit, seconds))
         return max(refusals, key=_seconds, default=None)
 
-    def take(self, amounts: dict[Which, int]) -> None:
+    def take(self, requests: int, tokens: int) -> None:
         """Take amounts out of the buckets that there are."""
-        for which in amounts.keys() & self.buckets.keys():
-            self.buckets[which].take(amounts[which])
+        for which, bucket in self.buckets.items():
+            bucket.take(requests if which == "requests" else tokens)
 
 
 def _seconds(refusal: LimitError) -> float:
@@ -160,14 +171,14 @@ class Accounts:
             if row is None:
                 raise unavailable()
             account = Account.of(row)
-            refusal = account.refusal({"requests": 1, "tokens": 0})
+            refusal = account.refusal(1, 0)
             most = account.settings.get("concurrent")
             if refusal is None and most is not None:
                 running = connection.execute(RUNNING_OF_TENANT, {"tenant": tenant}).scalar_one()
                 if running >= most:
                     refusal = LimitError("concurrent", most, CONCURRENT_RETRY_SECONDS)
             if refusal is None:
-                account.take({"requests": 1})
+                account.take(1, 0)
                 account.requests += 1
                 new = {"id": admission, "tenant": tenant, "gate": self.gate, "tokens": 0}
                 connection.execute(insert(ADMISSIONS), new)
@@ -191,9 +202,9 @@ class Accounts:
                 raise unavailable()
             account = Account.of(row)
             more = tokens - row.reserved
-            refusal = account.refusal({"tokens": more}, tokens)
+            refusal = account.refusal(0, more, tokens)
             if refusal is None:
-                account.take({"tokens": more})
+                account.take(0, more)
                 connection.execute(RESERVE, {"admission": admission, "tokens": tokens})
             account.refused += refusal is not None
             connection.execute(KEEP, {"tenant": row.name, **account.columns()})
@@ -220,7 +231,7 @@ class Accounts:
                 account = Account.of(row)
                 used = row.reserved if tokens_used is None else tokens_used
                 account.tokens += used
-                account.take({"tokens": used - row.reserved})
+                account.take(0, used - row.reserved)
                 connection.execute(KEEP, {"tenant": row.name, **account.columns()})
 
     def usage(self) -> dict[str, Usage]:
@@ -244,6 +255,7 @@ class Accounts:
                 tokens=row.tokens,
                 requests_left=left.get("requests"),
                 tokens_left=left.get("tokens"),
+                day_left=left.get("day"),
             )
         return found
 

@@ -10,6 +10,7 @@ No torch, no web framework.
         base: true                        # whether the base may be asked too
         requests_per_minute: 60           # left out: no limit
         tokens_per_minute: 100000
+        tokens_per_day: 10000000
         concurrent: 8
         priority: 2.0
         expires: 2027-01-31               # from this moment on keys are refused; UTC
@@ -132,6 +133,9 @@ class TenantSettings(Section):
     requests_per_minute: int | None = Field(None, ge=1, le=10**6, description="None: no limit.")
     tokens_per_minute: int | None = Field(
         None, ge=1, le=10**10, description="Of prompts and answers together; None: no limit."
+    )
+    tokens_per_day: int | None = Field(
+        None, ge=1, le=10**10, description="Likewise in a day; None: no limit."
     )
     concurrent: int | None = Field(
         None, ge=1, le=10**5, description="Requests at the same time; None: no limit."

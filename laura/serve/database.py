@@ -85,6 +85,7 @@ TENANTS = Table(
     Column("settings", JSON, nullable=False),  # of `TenantSettings`, without the keys
     Column("requests_level", BigInteger),  # of the buckets, in parts; NULL: no limit
     Column("tokens_level", BigInteger),
+    Column("day_level", BigInteger),
     Column("at", BigInteger, nullable=False),  # when they were filled, in ticks
     Column("requests", BigInteger, nullable=False),
     Column("refused", BigInteger, nullable=False),

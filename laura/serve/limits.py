@@ -1,10 +1,11 @@
 """What tenants share: how much each may ask, and who is next.
 
-`Bucket`: token buckets a minute deep. A bucket of L a minute holds L at most, begins full and
-fills by L / 60 a second. Hence in any stretch of T seconds no more than L (1 + T / 60) is taken
-out of it. All is whole numbers (millionths of a second, and 60 million parts of a request or
-token), so nothing is lost to rounding but the clock's own fractions of a millionth: the time to
-wait is exact to a millionth of a second. `laura/serve/accounts.py` keeps them.
+`Bucket`: token buckets a minute or a day deep. A bucket of L a minute holds L at most, begins full
+and fills by L / 60 a second. Hence in any stretch of T seconds no more than L (1 + T / 60) is taken
+out of it; of one of L a day, no more than L (1 + T / 86,400). All is whole numbers (steps of a
+millionth of a second, or of a thousandth for a day, and as many parts of a request or token as a
+minute or a day has steps), so nothing is lost to rounding: the time to wait is exact to a step.
+`laura/serve/accounts.py` keeps them.
 
 `FairQueue`: every tenant has a counter of tokens served, divided by its priority; the waiting
 tenant with the lowest counter is next, first come first served within it. A tenant that comes
@@ -24,11 +25,11 @@ from typing import Generic, Literal, TypeVar
 
 from laura.serve.schemas import ApiError
 
-Which = Literal["requests", "tokens", "concurrent"]
+Which = Literal["requests", "tokens", "day", "concurrent"]
 TICKS = 10**6
 """Ticks of a second."""
-PARTS = 60 * TICKS
-"""Parts of one request or token: a bucket of L a minute fills by L parts a tick."""
+DAY_STEP = 1000
+"""Ticks of a step of a day's bucket: with a tick, 10**10 tokens would not fit into 64 bits."""
 CONCURRENT_RETRY_SECONDS = 1.0
 """When one place of many will be free, nobody knows; asking once a second harms nobody."""
 LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 1.0, 60.0
@@ -41,14 +42,17 @@ class LimitError(ApiError):
 
     Args:
         which: The limit; where several are, the one that takes longest.
-        limit: What it is: a minute's requests or tokens, or how many at the same time.
+        limit: What it is: a minute's requests or tokens, a day's tokens, or how many at the same
+            time.
         retry_after: Seconds until the same would be admitted if nothing else was meanwhile;
-            None where it never will be, since it is more than a minute's tokens.
+            None where it never will be, since it is more than all that there can be.
     """
 
     def __init__(self, which: Which, limit: int, retry_after: float | None) -> None:
         what = f"{limit:,} {which} per minute"
-        if which == "concurrent":
+        if which == "day":
+            what = f"{limit:,} tokens per day"
+        elif which == "concurrent":
             what = f"{limit:,} requests at the same time"
         if retry_after is None:
             # Trying again never helps, and clients try again after a 429.
@@ -70,8 +74,9 @@ class Usage:
         refused: Requests refused.
         tokens: Tokens of prompts and answers, of settled requests.
         requests_left: Requests that would be admitted now; None: no limit.
-        tokens_left: Tokens that would be admitted now; None: no limit. Below 0 where more
-            was used than reserved.
+        tokens_left: Tokens that would be admitted now by the limit a minute; None: no limit. Below
+            0 where more was used than reserved.
+        day_left: Likewise by the limit a day.
     """
 
     running: int = 0
@@ -80,6 +85,7 @@ class Usage:
     tokens: int = 0
     requests_left: int | None = None
     tokens_left: int | None = None
+    day_left: int | None = None
 
 
 @dataclass
@@ -87,46 +93,51 @@ class Bucket:
     """A token bucket; see the module.
 
     Attributes:
-        limit: What flows in each minute, and what it holds.
+        limit: What flows in each minute or day, and what it holds.
         level: What is in it, in parts; below 0 while it is overdrawn.
+        seconds: Of a minute, or of a day.
+        step: Ticks of a step.
     """
 
     limit: int
     level: int
+    seconds: int = 60
+    step: int = 1
 
-    @classmethod
-    def full(cls, limit: int) -> Bucket:
-        """One of which nothing was used."""
-        return cls(limit, limit * PARTS)
+    @property
+    def parts(self) -> int:
+        """Parts of one request or token: L parts flow in at each step."""
+        return self.seconds * TICKS // self.step
 
-    def fill(self, ticks: int) -> None:
-        """Let flow in what belongs to so many ticks."""
-        self.level = min(self.level + ticks * self.limit, self.limit * PARTS)
+    def fill(self, begin: int, end: int) -> None:
+        """Let flow in what belongs to the ticks between two moments."""
+        steps = end // self.step - begin // self.step
+        self.level = min(self.level + steps * self.limit, self.limit * self.parts)
 
     def wait(self, amount: int) -> int | None:
         """Ticks until it holds an amount; None where it never can."""
         if amount > self.limit:
             return None
-        # Rounded up: a tick earlier it holds too little.
-        return max(0, -((self.level - amount * PARTS) // self.limit))
+        # Rounded up: a step earlier it holds too little.
+        return max(0, -((self.level - amount * self.parts) // self.limit)) * self.step
 
     def take(self, amount: int) -> None:
         """Take an amount out, also more than it holds; below 0, give it back."""
-        self.level = min(self.level - amount * PARTS, self.limit * PARTS)
+        self.level = min(self.level - amount * self.parts, self.limit * self.parts)
 
     @property
     def left(self) -> int:
         """Whole units in it; below 0 while it is overdrawn."""
-        return self.level // PARTS
+        return self.level // self.parts
 
     def change(self, limit: int) -> None:
         """Give it another limit; what was used of the old one is used of the new one.
 
-        Where the new limit is below what was used, it is empty: a minute's rest is enough,
-        however much more was allowed before.
+        Where the new limit is below what was used, it is empty: a minute's (or day's) rest is
+        enough, however much more was allowed before.
         """
-        used = self.limit * PARTS - self.level
-        self.level = max(limit * PARTS - used, min(self.level, 0))
+        used = self.limit * self.parts - self.level
+        self.level = max(limit * self.parts - used, min(self.level, 0))
         self.limit = limit
 
 

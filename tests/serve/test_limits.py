@@ -16,7 +16,7 @@ from sqlalchemy import delete
 from laura.serve.accounts import Accounts
 from laura.serve.auth import LOCAL, Tenant
 from laura.serve.database import ADMISSIONS, Database
-from laura.serve.limits import TICKS, LimitError, Usage
+from laura.serve.limits import DAY_STEP, TICKS, LimitError, Usage
 from laura.serve.schemas import ApiError
 from laura.serve.tenant_changes import replace
 from tests.serve.houses import file_of
@@ -93,17 +93,19 @@ def let_in(limits: Limits, tenant: Tenant, tokens: int) -> Asked:
 class Naive:
     """A bucket that is filled in exact seconds, and finds its waiting time by trying."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.level = limit, Fraction(limit)
+    def __init__(self, limit: int, seconds: int = 60) -> None:
+        self.limit, self.level, self.seconds = limit, Fraction(limit), seconds
 
     def sleep(self, seconds: Fraction) -> None:
-        self.level = min(Fraction(self.limit), self.level + seconds * self.limit / 60)
+        more = seconds * self.limit / self.seconds
+        self.level = min(Fraction(self.limit), self.level + more)
 
     def take(self, amount: int) -> None:
         self.level = min(Fraction(self.limit), self.level - amount)
 
     def enough_after(self, amount: int, seconds: Fraction) -> bool:
-        return min(Fraction(self.limit), self.level + seconds * self.limit / 60) >= amount
+        more = seconds * self.limit / self.seconds
+        return min(Fraction(self.limit), self.level + more) >= amount
 
 
 steps = st.lists(
@@ -117,66 +119,86 @@ steps = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(steps, st.integers(1, 50), st.integers(1, 10), st.integers(1, 4))
+@given(
+    steps,
+    st.integers(1, 50),
+    st.none() | st.integers(1, 200),
+    st.integers(1, 10),
+    st.integers(1, 4),
+)
 def test_equal_to_a_naive_simulation(
-    steps: list[tuple[str, int, int]], per_minute: int, requests: int, concurrent: int
+    steps: list[tuple[str, int, int]],
+    per_minute: int,
+    per_day: int | None,
+    requests: int,
+    concurrent: int,
 ) -> None:
     clock = Clock()
     tenant = Tenant(
         name="a",
         tokens_per_minute=per_minute,
+        tokens_per_day=per_day,
         requests_per_minute=requests,
         concurrent=concurrent,
     )
     limits = Limits(clock, tenant)
-    tokens, asked = Naive(per_minute), Naive(requests)
+    asked, tokens = Naive(requests), [Naive(per_minute)]
+    if per_day is not None:
+        tokens.append(Naive(per_day, 24 * 60 * 60))
     running: list[Asked] = []
     start, ticks = 1000 * TICKS, 0
     for kind, pause, amount in steps:
         if kind == "sleep":
+            if per_day is not None:
+                pause -= pause % DAY_STEP  # a day's bucket fills by the millisecond
             ticks += pause
             clock.seconds = (start + ticks) / TICKS
-            tokens.sleep(pause * MICROSECOND)
-            asked.sleep(pause * MICROSECOND)
+            for bucket in (asked, *tokens):
+                bucket.sleep(pause * MICROSECOND)
         elif kind == "settle" and running:
             admission = running.pop(pause % len(running))
             limits.settle(admission, amount)
             limits.settle(admission, 10**9)
-            tokens.take(amount - admission.tokens)
+            for bucket in tokens:
+                bucket.take(amount - admission.tokens)
         elif kind == "admit":
-            enters = tokens.level >= 0 and asked.level >= 1 and len(running) < concurrent
-            fits = enters and tokens.level >= amount
+            enters = asked.level >= 1 and len(running) < concurrent
+            enters = enters and all(bucket.level >= 0 for bucket in tokens)
+            fits = enters and all(bucket.level >= amount for bucket in tokens)
             try:
                 running.append(let_in(limits, tenant, amount))
                 assert fits
-                tokens.take(amount)
+                for bucket in tokens:
+                    bucket.take(amount)
             except LimitError as refusal:
                 assert not fits
                 check_retry(refusal, tokens, asked, amount if enters else 0, enters)
             asked.take(enters)
         used = limits.usage(tenant)
         assert used.running == len(running)
-        assert used.tokens_left == math.floor(tokens.level)
+        left = [used.tokens_left, used.day_left][: len(tokens)]
+        assert left == [math.floor(bucket.level) for bucket in tokens]
         assert used.requests_left == math.floor(asked.level)
 
 
 def check_retry(
-    refusal: LimitError, tokens: Naive, asked: Naive, amount: int, entered: bool
+    refusal: LimitError, tokens: list[Naive], asked: Naive, amount: int, entered: bool
 ) -> None:
-    """After the time that is told the buckets hold enough; a millionth before, they do not."""
-    if amount > tokens.limit:
-        assert (refusal.which, refusal.retry_after) == ("tokens", None)
+    """After the time that is told the buckets hold enough; a step before, they do not."""
+    if any(amount > bucket.limit for bucket in tokens):
+        assert refusal.which in ("tokens", "day") and refusal.retry_after is None
         return
     assert refusal.retry_after is not None
 
     def enough(ticks: int) -> bool:
         seconds = ticks * MICROSECOND
-        return tokens.enough_after(amount, seconds) and asked.enough_after(1 - entered, seconds)
+        enough = all(bucket.enough_after(amount, seconds) for bucket in tokens)
+        return enough and asked.enough_after(1 - entered, seconds)
 
     ticks = round(refusal.retry_after * TICKS)
     assert enough(ticks)
     if refusal.which != "concurrent":
-        assert not enough(ticks - 1)
+        assert not enough(ticks - (DAY_STEP if refusal.which == "day" else 1))
 
 
 @settings(max_examples=100, deadline=None)

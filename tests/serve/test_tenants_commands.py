@@ -47,6 +47,7 @@ def test_a_tenants_life(here: Path) -> None:
     made = answer(
         *("add", "acme", "--adapters", "support-*, maths", "--no-base", "--priority", "2"),
         *("--requests-per-minute", "60", "--tokens-per-minute", "1000", "--concurrent", "8"),
+        *("--tokens-per-day", "50000"),
         *("--expires", "2099-01-31"),
     )
     assert made["id"] == hash_of_key(made["key"])[:12]
@@ -61,6 +62,7 @@ def test_a_tenants_life(here: Path) -> None:
         "base": False,
         "requests_per_minute": 60,
         "tokens_per_minute": 1000,
+        "tokens_per_day": 50000,
         "concurrent": 8,
         "priority": 2.0,
         "expires": "2099-01-31T00:00:00Z",

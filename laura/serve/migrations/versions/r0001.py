@@ -17,6 +17,7 @@ def upgrade() -> None:
         sa.Column("settings", sa.JSON, nullable=False),
         sa.Column("requests_level", sa.BigInteger),
         sa.Column("tokens_level", sa.BigInteger),
+        sa.Column("day_level", sa.BigInteger),
         sa.Column("at", sa.BigInteger, nullable=False),
         sa.Column("requests", sa.BigInteger, nullable=False),
         sa.Column("refused", sa.BigInteger, nullable=False),
