@@ -30,7 +30,7 @@ from laura.serve.limits import LimitError
 from laura.serve.tenant_changes import add_key, replace, revoke_key
 from tests.serve.houses import BASE, House, build, file_of, key, listening, tenant, until
 from tests.serve.postgres import Postgres, running_postgres
-from tests.serve.real_server import ENVIRONMENT, command
+from tests.serve.real_server import ENVIRONMENT, command, serving
 
 ROOT = str(Path(__file__).parents[2])
 ASK = {"model": BASE, "prompt": "a b", "max_tokens": 4}
@@ -458,3 +458,38 @@ def test_a_database_that_is_down_at_the_start(words: tuple[str, ...], postgres: 
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "error: the database postgresql+psycopg://laura@127.0.0.1:9/laura fails:" in done.stderr
     assert "geheim" not in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_servers_of_which_one_is_killed(postgres: Postgres) -> None:
+    """What the dead one held is free after its lease; a revoked key opens the other no more."""
+    url = postgres.new()
+    database = Database(url)
+    replace(database, file_of(tenant("ann", concurrent=1, tokens_per_day=10_000)))
+    made = add_key(database, "ann")
+    headers = {"authorization": f"Bearer {made}"}
+    words = ("micro", "--precision", "fp32", "--device", "cpu", "--database", url)
+    long = {"model": "micro", "prompt": "Beno", "max_tokens": 400, "ignore_eos": True}
+    with serving(*words) as one, serving(*words) as other:
+
+        def status(**more: Any) -> int:
+            body = {"model": "micro", "prompt": "Beno", "max_tokens": 1, **more}
+            asked = httpx.post(f"{other.url}/v1/completions", json=body, headers=headers)
+            return asked.status_code
+
+        assert status() == 200
+        with httpx.stream(
+            "POST", f"{one.url}/v1/completions", json={**long, "stream": True}, headers=headers
+        ) as stream:
+            next(stream.iter_lines())
+            assert status() == 429
+            one.child.kill()
+        killed = time.monotonic()
+        until(lambda: status() == 200, 30)
+        assert time.monotonic() - killed > 5
+        usage = Accounts(database).usage()["ann"]
+        assert usage.running <= 1 and usage.tokens > 400
+        revoke_key(database, "ann", hash_of_key(made))
+        until(lambda: status() == 401, 1.2)
+    assert other.child.returncode == 0
