@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from collections import deque
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -327,7 +328,7 @@ class Limits:
         self._database = database
         self.accounts = Accounts(database)
         self._settling = set[Future[None]]()
-        self._unsettled: list[tuple[str, int]] = []
+        self._unsettled = deque[tuple[str, int]]()  # threads add to it
 
     async def admit(self, tenant: str) -> Admission:
         """As `Accounts.admit`.
@@ -379,9 +380,8 @@ class Limits:
 
     def settle_left(self) -> None:
         """Settle what failed before, now that the database answers."""
-        left, self._unsettled = self._unsettled, []
-        for admission, tokens in left:
-            self._settle(admission, tokens)
+        for _ in range(len(self._unsettled)):
+            self._settle(*self._unsettled.popleft())
 
     def close(self) -> None:
         """Settle what was begun, as far as the database answers, and take this gate away."""
@@ -391,7 +391,7 @@ class Limits:
 
     def _settle(self, admission: str, tokens: int) -> None:
         def done(future: Future[None]) -> None:
-            if future.exception() is not None:
+            if future.cancelled() or future.exception() is not None:
                 self._unsettled.append((admission, tokens))
             self._settling.discard(future)
 
