@@ -27,6 +27,7 @@ from laura.study.plan.machine import Machine, measure_machine
 from laura.study.plan.memory import (
     adapted_maps,
     evaluation_parts,
+    measured_bytes,
     pass_of,
     trainable_parameters,
     training_parts,
@@ -414,7 +415,7 @@ def refuse_too_large(
             continue
         problem = f"needs {memory_text(need)} of memory, and {machine.device} has "
         problem += f"{memory_text(memory)}; "
-        for words, changed in _smaller(recipe):
+        for words, changed in _smaller(recipe, name, machine):
             less = _most_memory(changed, name, shapes, machine)
             if less <= memory:
                 problem += f"{words} needs {memory_text(less)}"
@@ -446,31 +447,36 @@ def _training_peak(recipe: Recipe, name: str, shapes: Shapes, machine: Machine) 
     return training_parts(shapes, arm, train.optimiser, one, machine, train.devices)["peak"]
 
 
-def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
-    """Recipes of the same result, or nearly, that need less: first with one change, then more.
+def _smaller(recipe: Recipe, name: str, machine: Machine) -> Iterator[tuple[str, Recipe]]:
+    """Recipes of nearly the same result that may need less: first with one change, then more.
 
     A base in four bits is another base, and told when nothing else fits.
     """
     lora = all(isinstance(arm, LoraArm) for arm in recipe.arms.values())
-    train, measure = recipe.train, recipe.measure
+    train = recipe.train
     possible: list[tuple[str, str, Any]] = []
     if not train.recompute:
         possible.append(("train", "recompute", True))
     if train.rows_per_pass > 1:
         possible.append(("train", "rows_per_pass", 1))
-    if measure.precision == "fp32":
-        possible.append(("measure", "precision", "bf16"))
+    # Beside float32 weights bf16 needs copies of them, but caches of half the size.
+    low = measured_bytes(recipe.measure, machine) == 2
+    possible.append(("measure", "precision", "fp32" if low else "bf16"))
     if lora and recipe.base.dtype == "float32":
         possible.append(("base", "dtype", "bfloat16"))
+    elif not lora and isinstance(recipe.arms[name], LoraArm) and train.precision != "fp32":
+        possible.append((f"arms.{name}", "base_dtype", "bfloat16"))
     sets = [c for n in range(1, len(possible) + 1) for c in itertools.combinations(possible, n)]
     if lora and recipe.base.quantization is None:
         four_bits = ("base", "quantization", "nf4")
         sets += [(four_bits, *changes) for changes in ((), *sets)]
     for changes in sets:
         changed = recipe
-        for section, key, value in changes:
-            part = getattr(changed, section).model_copy(update={key: value})
-            changed = changed.model_copy(update={section: part})
+        for place, key, value in changes:
+            section, _, arm = place.partition(".")
+            part = getattr(changed, section)
+            one = (part[arm] if arm else part).model_copy(update={key: value})
+            changed = changed.model_copy(update={section: {**part, arm: one} if arm else one})
         yield ", ".join(f"{part}.{key}={json.dumps(v)}" for part, key, v in changes), changed
 
 
