@@ -104,9 +104,11 @@ class Workbench:
             devices: Over how many the model will be spread while it is trained.
         """
         dtype = self.section.dtype_under(arm)
-        if other := dtype != self.section.dtype:
+        if dtype == self.section.dtype:
+            base = self.base
+        else:
             self._drop()  # there is room for one
-        base = self._load(dtype) if other else self.base
+            base = self._load(dtype)
         if isinstance(arm, LoraArm):
             settings = lora_settings(arm)
             attach(base.model, settings, seed)
@@ -120,11 +122,11 @@ class Workbench:
             with dropping(base.model, arm.attention_dropout, arm.residual_dropout):
                 yield Adapted(base.model, write, _trainable(base.model), rule)
         finally:
-            if isinstance(arm, LoraArm) and devices == 1 and not other:
+            if isinstance(arm, LoraArm) and devices == 1:
                 detach(base.model)
                 base.model.requires_grad_(False)
             else:
-                del base  # changed, spread out, or of another type
+                del base  # changed, or spread out
                 self._drop()
 
     @contextmanager
