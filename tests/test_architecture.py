@@ -50,6 +50,10 @@ EXTRAS = {
     "cryptography": {"models/signatures.py"},
     "bitsandbytes": {"models/nf4.py"},
     "ray": {"study/seats.py"},
+    **{
+        name: {f"study/trackers/{name}.py"}
+        for name in ("mlflow", "tensorboard", "trackio", "wandb")
+    },
 }
 MOST_FUNCTION_LINES = 60
 
