@@ -573,8 +573,9 @@ class MeasureSection(Section):
     the base and on each arm's best rate, after everything else. They may be added to a study that
     stands."""
     engine: Literal["laura", "vllm"] = "laura"
-    """What answers in `laura evaluate`: Laura's own engine, or vLLM in a process of its own
-    (LAURA_VLLM_PYTHON names the Python that has it)."""
+    """What answers benchmarks and extras: Laura's own engine, or vLLM in a process of its own
+    (LAURA_VLLM_PYTHON names the Python that has it). Losses and divergences of a comparison are
+    measured by Laura's own always."""
     precision: Literal["auto", "bf16", "fp32"] = "fp32"
     """Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats."""
     lm_eval_include: str | None = None

@@ -314,6 +314,22 @@ def test_processes_of_one_processor_share_its_memory() -> None:
     assert two < 0.6 * one
 
 
+def test_vllm_waits_beside_and_takes_turns() -> None:
+    shapes = shapes_from(LLAMA_2_7B, "7B")
+    for kind, waits in (("cuda", memory.VLLM_ASLEEP), ("cpu", 0)):
+        machine, found = Machine(kind, 4), {}
+        for engine in ("laura", "vllm"):
+            tasks = {"learning": ["micro_math"], "forgetting": ["micro_facts"]}
+            recipe = micro_recipe(measure={**tasks, "engine": engine, "precision": "bf16"})
+            found[engine] = planning._most_memory(recipe, "lora", shapes, machine)
+        awake, waiting = memory.vllm_bytes(shapes, recipe, machine)
+        assert 2 * shapes.parameters < awake < 2 * shapes.parameters + 7 * 2**30
+        assert waiting == (waits or awake)
+        assert found["vllm"] == max(awake, found["laura"] + waiting)
+        with pytest.raises(RecipeError, match=r'measure\.engine="laura" needs'):
+            refuse_too_large(recipe, shapes, machine, found["vllm"] - 1, ["lora"])
+
+
 def test_checkpoints_of_variants() -> None:
     shapes = shapes_of(BaseSection(model="micro"))
     plain = checkpoint_numbers(shapes, LoraArm(method="lora", rank=8))

@@ -90,6 +90,9 @@ GATED = frozenset({"mlp.gate_proj", "mlp.up_proj"})
 # need torch; a test compares them.
 CHUNK_POSITIONS, GROUP_POSITIONS, BLOCK_WORDS = 128, 512, 8192
 MOST_ROWS, CPU_PASS_TOKENS, PASS_TOKENS = 256, 1024, 2048
+# What vLLM takes for keys and values on a processor (engine/vllm_worker.py), and what its process
+# holds of a GPU while it sleeps: a context and CUDA graphs. The latter was never measured.
+VLLM_CPU_CACHE, VLLM_ASLEEP = 2 * 2**30, 2 * 2**30
 # glibc's largest threshold above which a block is mapped by itself, 32 MiB on 64-bit systems.
 LARGEST_HEAP_BLOCK = 32 * 2**20
 # Of NF4: weights of one scale, and scales of one scale (models/nf4.py).
@@ -564,6 +567,23 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
     parts = {"runtime": machine.runtime, "weights": weights, "adapter": adapter, "cache": cache,
              "logits": logits, "working": working}  # fmt: skip
     return {**parts, "peak": sum(parts.values())}
+
+
+def vllm_bytes(shapes: Shapes, recipe: Recipe, machine: Machine) -> tuple[int, int]:
+    """The least that the vLLM of a study holds (`measure.engine`): at work, and while it waits.
+
+    At work: weights in its number format, keys and values of one row of the whole context (on a
+    processor the worker's 2 GiB), logits of a pass twice, and what it never gives back. On a
+    processor it does not sleep.
+    """
+    if recipe.measure.engine == "laura":
+        return 0, 0
+    e = {"fp32": 4, "bf16": 2}.get(recipe.measure.precision, machine.arithmetic_bytes)
+    cpu = machine.kind == "cpu"
+    cache = VLLM_CPU_CACHE if cpu else cache_row_bytes(shapes, shapes.context, e)
+    logits = 2 * PASS_TOKENS * shapes.vocabulary * FLOAT32
+    awake = VLLM_ASLEEP + shapes.parameters * e + cache + logits
+    return awake, awake if cpu else VLLM_ASLEEP
 
 
 def cache_row_bytes(shapes: Shapes, tokens: int, number: int) -> int:
