@@ -351,7 +351,7 @@ def _engine_faults(recipe: Recipe) -> Iterable[Fault]:
     if base.dtype == "bfloat16" and measure.precision != "bf16":
         yield Fault(
             "measure.precision",
-            f"is {measure.precision}, in which vLLM would hold weights that the base, in bfloat16, "
+            f"is {measure.precision or 'fp32 on most devices'}, in which vLLM would hold weights that the base, in bfloat16, "
             "has rounded; set it to bf16, or leave measure.engine out",
         )
     for name, arm in recipe.arms.items():

@@ -474,11 +474,10 @@ def training_parts(
         casts = e * recast * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
     else:
         weights += trained * w * (_has_anchor(arm) + arm.reads_base)
-    kept, copied = OPTIMISER_STATE[optimiser]
-    numbers = trained * trained_bytes(arm, w)
+    (kept, copied), numbers = OPTIMISER_STATE[optimiser], trained * trained_bytes(arm, w)
     moments, copies = (kept + averages_kept(arm)) * numbers * one.runs, copied * numbers
     held = -(-weights // devices) + casts
-    gradients = -(-trained * trained_bytes(arm, w) * one.times // spread)
+    gradients = -(-numbers * one.times // spread)
     activations = activation_bytes(shapes, arm, one)
     logits, working = logits_bytes(shapes, arm, one), working_bytes(shapes, one)
     again = recomputed_bytes(shapes, arm, one)
