@@ -48,6 +48,7 @@ EXTRAS = {
     "cryptography": {"models/signatures.py"},
     "bitsandbytes": {"models/nf4.py"},
     "ray": {"study/seats.py"},
+    "opentelemetry": {"serve/traces.py"},
 }
 MOST_FUNCTION_LINES = 60
 

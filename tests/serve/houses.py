@@ -24,9 +24,12 @@ from laura.serve.engines import AdapterFiles
 from laura.serve.library import AdapterRefusedError, Entry, UnknownAdapterError
 from laura.serve.settings import ServeSettings
 from tests.serve.fake_engine import FakeEngine
+from tests.serve.pools import Behind
 
 BASE = "micro"
 ADMIN = "sk-laura-admin"
+# Pools between houses and their engines; None for none (the fixture `engines`).
+BEHIND: list[Behind] | None = None
 
 
 class FakeLibrary:
@@ -88,6 +91,12 @@ class House:
         return asyncio.run(once())
 
 
+def behind_a_pool(fake: FakeEngine) -> Behind:
+    assert BEHIND is not None
+    BEHIND.append(Behind(fake))
+    return BEHIND[-1]
+
+
 def build(
     tokenizer: Any,
     *tenants: Tenant,
@@ -104,7 +113,7 @@ def build(
     known = Tenants(tenants, [hash_of_key(ADMIN)]) if tenants else None
     app = create_app(
         ServeSettings(base=BASE, **settings),
-        fake,
+        fake if BEHIND is None else behind_a_pool(fake),
         shelf,  # type: ignore[arg-type]
         tenants=known,
         tenants_file=tenants_file,
