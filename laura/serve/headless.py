@@ -124,11 +124,8 @@ class Headless:
                     wire.end("it says nothing")
 
     async def stop(self, grace_seconds: float) -> None:
-        """Tell every gate, let running answers end within the time, then close."""
+        """Take nothing new, let running answers end within the time, then close."""
         self.stopping = True
-        for wire in self.wires:
-            if wire.known:
-                wire.say(Report(state=self.state()))
         await self.engine.stop(grace_seconds)
         await asyncio.sleep(0)  # what was told last is written by now
         for wire in list(self.wires):

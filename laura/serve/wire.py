@@ -7,8 +7,8 @@
     engine: Told: events of a sequence; Done; Report: what it is doing
 
 One connection carries all sequences between two processes, and what a step brought goes out in
-one write. With a connection for each sequence every token would be a write, a read and a chunk
-of HTTP, which took more time than the rest of the way. Closing it cancels all that it carries.
+one write: a token's way takes 5 microseconds of both processes. As chunks of HTTP, a connection a
+sequence, it took 27 (32 sequences, h11; LOG.md). Closing it cancels all that it carries.
 
 The other side may be anything: lines and heads are bounded, what is no message ends the
 connection, and so does silence.

@@ -12,11 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from laura.engine.detokenizer import TextDelta
+from laura.models.adapter_files import base_facts
 from laura.results.errors import ModelError, UsageError
 from laura.serve import pool as pool_file
+from laura.serve import wire as wire_file
+from laura.serve.app import create_app
+from laura.serve.async_engine import open_inprocess
 from laura.serve.engines import (
     AdapterFiles,
     Begun,
@@ -28,7 +33,10 @@ from laura.serve.engines import (
     SequenceRequest,
     SlotState,
 )
+from laura.serve.headless import Headless
+from laura.serve.library import Library
 from laura.serve.pool import EnginePool
+from laura.serve.settings import EngineSettings, ServeSettings
 from laura.serve.wire import (
     OF_ENGINE,
     OF_GATE,
@@ -39,7 +47,10 @@ from laura.serve.wire import (
     Told,
     read_engine_key,
 )
+from tests.conftest import make_tiny_model
+from tests.engine.alone import MLP, alone, made_adapter, merged, written
 from tests.serve.fake_engine import Events, FakeEngine
+from tests.serve.houses import FakeLibrary
 from tests.serve.pools import KEY, FakeHost, Pooled, pool_of, pooled, soon
 
 pytestmark = pytest.mark.anyio
@@ -262,7 +273,7 @@ async def test_a_gate_that_is_gone_frees_all_that_it_asked_for(micro_tokenizer: 
         await other.start()
         events = ask(other, request(micro_tokenizer, 1))
         await soon(lambda: len(engine.running) == 2)
-        await found.pool.stop(0)
+        found.pool._backends[0]._wire.transport.abort()  # type: ignore[union-attr]
         await soon(lambda: set(engine.running) == {"s1"})
         assert isinstance((await all_of(events))[-1], Ended)
         await other.stop(0)
@@ -342,6 +353,68 @@ async def test_adapters_are_looked_up_by_name_in_the_engines_own_folder(
     host.kill()
 
 
+async def test_a_real_engine_loads_only_what_was_checked(
+    tiny_folder: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    adapters = {name: made_adapter(seed, 4, MLP) for seed, name in enumerate(("mine", "other"))}
+    for name, adapter in adapters.items():
+        written(tmp_path / name, adapter)
+    library = Library(tmp_path, base_facts(tiny_folder))
+    settings = EngineSettings(base="tiny", device="cpu", precision="fp32", slots=2)
+    engine = open_inprocess(tiny_folder, settings)
+    await engine.start()
+    host = Headless(engine, tmp_path, KEY)
+    server = await asyncio.get_running_loop().create_server(host.wire, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    backends = EngineSettings(base="tiny", kind="pool", backends=(url,), key=KEY)
+    pool = EnginePool(tiny_folder, backends, start_seconds=5)
+    await pool.start()
+    prompt = tuple(tiny_tokenizer.encode("question: how many cats? answer"))
+    for name in (None, "mine"):
+        wanted = SequenceRequest(f"{name}", "t", prompt, 9, adapter=name, ignore_end=True)
+        told = await all_of(Events(pool, wanted, library.open(name) if name else None))
+        model = merged(adapters[name] if name else None, make_tiny_model)
+        text = tiny_tokenizer.decode(alone(model, prompt, 9), skip_special_tokens=True)
+        assert "".join(one.text for one in told if isinstance(one, TextDelta)) == text
+        assert told[-1] == Ended("length", len(prompt), 9, 0)
+    checked = library.open("other")
+    written(tmp_path / "other", adapters["mine"])  # it is changed behind the gate's back
+    wanted = SequenceRequest("other", "t", prompt, 9, adapter="other")
+    with pytest.raises(EngineError, match="changed") as caught:
+        await all_of(Events(pool, wanted, checked))
+    assert caught.value.kind == "adapter"
+    await pool.stop(0)
+    await host.stop(0)
+    server.close()
+
+
+async def test_operators_see_every_engine(micro_tokenizer: Any) -> None:
+    async with pooled(micro_tokenizer) as found:
+        first, second = found.hosts
+        app = create_app(ServeSettings(base="micro"), found.pool, FakeLibrary())  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            assert (await client.get("/readyz")).json() == {"status": "ready"}
+            first.kill()
+            await soon(lambda: len(found.pool._ready()) == 1)
+            part = {"status": "ready", "detail": "1 of 2 engines answer"}
+            assert (await client.get("/readyz")).json() == part
+            metrics = (await client.get("/metrics")).text.splitlines()
+            for url, rate in ((first.url, 0.0), (second.url, 12.5)):
+                assert f'laura_engine_ready{{engine="{url}"}} {float(rate > 0)}' in metrics
+                assert f'laura_engine_tokens_per_second{{engine="{url}"}} {rate}' in metrics
+            assert "laura_ready 1.0" in metrics and "laura_slots 2.0" in metrics
+            state = (await client.get("/admin/state")).json()
+            assert [one["ready"] for one in state["engines"].values()] == [False, True]
+            assert "closed" in state["engines"][first.url]["why_not"]
+            second.kill()
+            await soon(lambda: not found.pool._ready())
+            assert (await client.get("/readyz")).status_code == 503
+            body = {"model": "micro", "prompt": "a"}
+            refused = await client.post("/v1/completions", json=body)
+            assert refused.status_code == 503 and refused.headers["retry-after"]
+
+
 # ----- who is no engine, and who is no gate -----
 
 
@@ -391,14 +464,17 @@ async def test_versions_and_contexts_must_be_the_same(
 
 GREETING = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 GARBAGE = {
-    "nothing": b"",
-    "noise": bytes(range(256)) * 400,
-    "a web server": b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
-    "an endless head": b"HTTP/1.1 101\r\n" + b"x: y\r\n" * 9999,
-    "an endless line": GREETING + b"x" * (40 << 20),
-    "no message": GREETING + b'{"kind": "hello"}\n',
-    "deep": GREETING + b"[" * 100_000 + b"\n",
-    "large number": GREETING + b'{"kind": "done", "number": ' + b"9" * 99_999 + b"}\n",
+    "nothing": (b"", "does not answer"),
+    "noise": (bytes(range(256)) * 400, "too much"),
+    "a web server": (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", "no engine"),
+    "an endless head": (b"HTTP/1.1 101\r\n" + b"x: y\r\n" * 9999, "too much"),
+    "an endless line": (GREETING + b"x" * (40 << 20), "too much"),
+    "no message": (GREETING + b'{"kind": "hello"}\n', "another language"),
+    "deep": (GREETING + b"[" * 100_000 + b"\n", "another language"),
+    "a large number": (
+        GREETING + b'{"kind": "done", "number": ' + b"9" * 99_999 + b"}\n",
+        "another",
+    ),
 }
 
 
@@ -406,10 +482,11 @@ GARBAGE = {
 async def test_an_engine_that_says_anything(
     micro_tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_file, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(pool_file, "CONNECT_SECONDS", 2.0)
+    said, words = GARBAGE[name]
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(GARBAGE[name])
+        writer.write(said)
         with suppress(OSError):
             await writer.drain()
             await reader.read()
@@ -421,6 +498,7 @@ async def test_an_engine_that_says_anything(
         pool = pool_of(url, found.hosts[0].url)
         await pool.start()
         assert [one.ready for one in pool._backends] == [False, True]
+        assert words in pool._backends[0].why
         assert isinstance((await all_of(ask(pool, request(micro_tokenizer, 0))))[-1], Ended)
         await pool.stop(0)
     server.close()
@@ -539,6 +617,35 @@ async def test_silence_ends_a_connection(
         for _, writer in idle:
             writer.close()
         assert len(found.pool._ready()) == 1
+
+
+async def test_an_engine_that_hangs_is_left(
+    micro_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_file, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(pool_file, "SILENCE_SECONDS", 0.4)
+    async with pooled(micro_tokenizer) as found:
+        await asyncio.sleep(0.6)
+        assert len(found.pool._ready()) == 2
+        wanted = request(micro_tokenizer, 0)
+        hangs = max(found.hosts, key=lambda one: backend_of(found.pool, one.url).weight("t\n"))
+        for wire in hangs.host.wires:
+            wire.line_received = lambda line: None  # type: ignore[method-assign]
+        assert isinstance((await all_of(ask(found.pool, wanted)))[-1], Ended)
+        assert "said nothing" in backend_of(found.pool, hangs.url).why
+
+
+async def test_a_gate_that_does_not_read_is_left(
+    micro_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_file, "MOST_UNSENT_BYTES", 100_000)
+    async with pooled(micro_tokenizer, 1) as found:
+        _, writer = await asyncio.open_connection(*found.hosts[0].place, limit=1000)
+        writer.write(upgrade(KEY) + b'{"kind":"poll"}\n' * 60_000)
+        await soon(lambda: len(found.hosts[0].host.wires) == 2)
+        await soon(lambda: len(found.hosts[0].host.wires) == 1)
+        writer.close()
+        assert found.pool._ready()
 
 
 @pytest.mark.parametrize(
