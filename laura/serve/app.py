@@ -15,6 +15,7 @@ import hashlib
 import re
 import sys
 from collections.abc import AsyncIterator, Collection
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -411,7 +412,7 @@ class RequestMiddleware:
                 await _send_error(fault, scope, receive, send, {"connection": "close"})
                 return
             scope["state"]["admission"] = admission
-            with traced_request(context, headers):
+            with traced_request(context, headers) if admission else nullcontext():
                 await self._app(scope, read, send)
         finally:
             if admission is not None:
