@@ -49,6 +49,10 @@ EXTRAS = {
     "bitsandbytes": {"models/nf4.py"},
     "ray": {"study/seats.py"},
     "opentelemetry": {"serve/traces.py"},
+    **{
+        name: {f"study/trackers/{name}.py"}
+        for name in ("mlflow", "tensorboard", "trackio", "wandb")
+    },
 }
 MOST_FUNCTION_LINES = 60
 

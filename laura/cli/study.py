@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +31,8 @@ class CompareOptions(StudyOptions):
     """Carry the runs out on the machines of this Ray cluster, as many as it has room for (at most
     --workers): auto, HOST:PORT or ray://HOST:PORT. They share the study folder. Needs the extra
     'laura-lab[ray]'; see docs/scale.md."""
+    track: list[str] | None = option(metavar="NAME")
+    """Tell a tracker as it goes: mlflow, tensorboard, trackio or wandb. Repeatable."""
     confirm: list[str] | None = option(metavar="ARM@RATE")
     """Also run this arm at this rate with fresh seeds, which had no part in choosing it.
     Repeatable."""
@@ -78,6 +81,45 @@ def train(console: Console, options: TrainOptions) -> None:
     runs = [run.model_dump() for run in made.runs]
     text = "\n".join(f"{run.id}: {run.state}, in {run.folder}" for run in made.runs)
     console.answer({"runs": runs, "summary": _without_curves(made.summary)}, text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackOptions:
+    """Which study is told to which tracker."""
+
+    study: Path = argument(metavar="STUDY")
+    """Folder of a study, finished or not."""
+    tracker: str = argument(metavar="TRACKER")
+    """mlflow, tensorboard, trackio or wandb."""
+    follow: bool = option(default=False)
+    """Go on telling what is new, until Ctrl-C."""
+
+
+def track(console: Console, options: TrackOptions) -> None:
+    """Tell a tracker of a study: losses, scores, the answer, the charts.
+
+    What was told before is not told again. Runs that other machines carry out are told too.
+
+    \b
+    Example:
+      laura track studies/micro tensorboard
+    """
+    from laura.study.trackers import TrackerError
+    from laura.study.tracking import PERIOD_SECONDS, Mirror
+
+    if not (options.study / "recipe.yaml").is_file():
+        raise UsageError(f"{options.study} is no study folder; give one of `laura compare`")
+    mirror = Mirror(options.study, options.tracker)
+    try:
+        while options.follow and not mirror.fault:
+            mirror.tell()
+            time.sleep(PERIOD_SECONDS)
+    finally:
+        mirror.end(concluded=True)
+    if mirror.fault:
+        raise TrackerError(mirror.fault)
+    told = {"study": str(options.study), "tracker": options.tracker}
+    console.answer(told, f"{options.tracker} knows what is in {options.study}.")
 
 
 @dataclass(frozen=True, kw_only=True)
