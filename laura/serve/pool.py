@@ -254,6 +254,7 @@ class EnginePool:
     def lost(self, sequences: Iterable[_Pooled]) -> None:
         """The engine of these has died."""
         for one in sequences:
+            one.at = None
             one.losses += one.begun
             self._elsewhere(one, self._gone())
 

@@ -200,6 +200,7 @@ async def test_an_answer_that_had_begun_ends_with_a_word(micro_tokenizer: Any) -
         with pytest.raises(EngineError) as caught:
             await all_of(events)
         assert caught.value.kind == "gone" and caught.value.retry_after
+        events.close()  # as whoever asks does in any case
         await all_of(ask(found.pool, request(micro_tokenizer, 1)))
 
 
