@@ -8,8 +8,8 @@ its own share alone), unless that one has clearly more to do than another. Nothi
 each engine has its own queue, which is fair among the tenants that ask it.
 
 Where an engine dies, is stopped or is full, sequences of which nothing has been told go on to
-another engine; one that has begun to answer ends with an error. A sequence that was in work at
-the deaths of two engines may have been the reason, and is not given to a third.
+another engine; one that has begun to answer ends with an error. A sequence that was in work when
+two engines died may have been the reason, and is not given to a third.
 
 Everything runs in the event loop's thread.
 """
@@ -20,7 +20,6 @@ import asyncio
 import hashlib
 import itertools
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -91,7 +90,7 @@ class _Pooled:
         begun: Whether the engine has it in work.
         told: Whether something of its answer has been told.
         pieces: Pieces of text that have been told.
-        losses: Engines that have died with it in work.
+        losses: Engines that have died, or failed, with it in work.
         refused: Engines that could not take it.
     """
 
@@ -216,20 +215,19 @@ class EnginePool:
     def state(self) -> EngineState:
         """The engines' states as one, no more than a second or so old."""
         states = {one.address: one.told_state() for one in self._backends}
-        ready = [state for state in states.values() if state.ready]
-        why = "" if len(ready) == len(states) else f"{len(ready)} of {len(states)} engines answer"
+        every, ready = states.values(), sum(state.ready for state in states.values())
         return EngineState(
-            ready=bool(ready) and self._started and not self._stopping,
-            why_not=why,
-            slots=tuple(slot for state in ready for slot in state.slots),
-            slots_total=sum(state.slots_total for state in ready),
-            running=_sum(state.running for state in ready),
-            waiting=_sum(state.waiting for state in ready),
-            tokens_per_second=sum(state.tokens_per_second for state in ready),
-            memory_bytes=_sum(state.memory_bytes for state in ready),
-            cache_tokens=sum(state.cache_tokens for state in ready),
-            drafted_tokens=sum(state.drafted_tokens for state in ready),
-            accepted_tokens=sum(state.accepted_tokens for state in ready),
+            ready=ready > 0 and self._started and not self._stopping,
+            why_not="" if ready == len(states) else f"{ready} of {len(states)} engines answer",
+            slots=tuple(slot for state in every for slot in state.slots),
+            slots_total=sum(state.slots_total for state in every),
+            running=_sum(state.running for state in every),
+            waiting=_sum(state.waiting for state in every),
+            tokens_per_second=sum(state.tokens_per_second for state in every),
+            memory_bytes=_sum(state.memory_bytes for state in every),
+            cache_tokens=sum(state.cache_tokens for state in every),
+            drafted_tokens=sum(state.drafted_tokens for state in every),
+            accepted_tokens=sum(state.accepted_tokens for state in every),
             engines=states,
         )
 
@@ -265,6 +263,7 @@ class EnginePool:
             one.begun = True
         elif isinstance(event, Failure):
             one.refused.add(one.at)
+            one.losses += one.begun
             one.at.drop(one)
             if event.kind in ("full", "gone"):
                 self._elsewhere(one, event.error())
@@ -430,9 +429,6 @@ class Backend:
                 wire.useless = True
                 wire.end(why)
         elif isinstance(message, Report):
-            if not math.isfinite(message.state.tokens_per_second) or message.state.engines:
-                wire.end("it speaks another language")
-                return
             self._state = message.state
             wire.greet()
         elif isinstance(message, Done):

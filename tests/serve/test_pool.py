@@ -217,6 +217,14 @@ async def test_what_was_in_work_at_two_deaths_is_not_given_to_a_third(micro_toke
         assert len(found.pool._ready()) == 1
 
 
+async def test_nor_what_two_engines_have_failed_at(micro_tokenizer: Any) -> None:
+    async with pooled(micro_tokenizer, 4, fail_after=0) as found:
+        with pytest.raises(EngineError, match="died") as caught:
+            await all_of(ask(found.pool, request(micro_tokenizer, 0)))
+        assert caught.value.kind == "gone"
+        assert sum(len(one.engine.asked) for one in found.hosts) == 2
+
+
 def begun_at(found: Pooled) -> list[FakeHost]:
     """Engines that have begun with something, as the pool knows."""
     begun = {
@@ -471,6 +479,10 @@ GARBAGE = {
     "an endless head": (b"HTTP/1.1 101\r\n" + b"x: y\r\n" * 9999, "too much"),
     "an endless line": (GREETING + b"x" * (40 << 20), "too much"),
     "no message": (GREETING + b'{"kind": "hello"}\n', "another language"),
+    "no number": (
+        GREETING + b'{"kind": "report", "state": {"ready": true, "tokens_per_second": NaN}}\n',
+        "another language",
+    ),
     "deep": (GREETING + b"[" * 100_000 + b"\n", "another language"),
     "a large number": (
         GREETING + b'{"kind": "done", "number": ' + b"9" * 99_999 + b"}\n",
