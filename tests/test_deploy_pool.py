@@ -13,6 +13,7 @@ import click
 import pytest
 import typer.main
 import yaml
+from sqlalchemy import make_url
 
 from laura.cli.app import app
 from laura.cli.serve import ServeOptions, _engine_key
@@ -161,11 +162,13 @@ def test_compose_takes_the_file(tmp_path: Path) -> None:
 
 
 def test_what_is_read_of_the_environment_is_known() -> None:
-    known = {"LAURA_CACHE", "LAURA_DATABASE"} | {
-        name for one in SERVE.params for name in [one.envvar] if name
-    }
-    told = set(re.findall(r"LAURA_\w+", COMPOSE.read_text() + KUBERNETES.read_text()))
-    assert told <= known
+    (known,) = (one.envvar for one in SERVE.params if one.name == "database")
+    for file in (COMPOSE, KUBERNETES):
+        text = file.read_text("utf-8")
+        assert set(re.findall(r"\bLAURA_\w+", text)) == {known}
+        (url,) = re.findall(r"postgresql\S+", text)
+        assert make_url(url).password is None, "libpq reads it: PGPASSFILE, PGPASSWORD"
+        assert re.search("PGPASSFILE|PGPASSWORD", text)
 
 
 def test_the_docs_point_at_both() -> None:

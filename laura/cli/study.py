@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -191,8 +192,10 @@ class PlanOptions(RecipeOptions):
 
     recipe: str | None = argument(None, metavar="RECIPE")
     """YAML file of a recipe or a series, or the name of a shipped one."""
-    gpus: str | None = option(metavar="1,8,...", show_default="this machine, which is measured")
-    """Plan for so many GPUs, with sharding."""
+    devices: str | None = option(metavar="1,8,...", show_default="this machine, which is measured")
+    """Plan for so many GPUs, over which a run may be spread (train.devices)."""
+    device_memory: str | None = option(metavar="80GB", show_default="this machine's")
+    """Memory of one of them: says which arms fit, and the least change with which they do."""
     flops_per_second: float | None = option(
         metavar="RATE", show_default="this machine's matrix products"
     )
@@ -213,13 +216,13 @@ def plan(console: Console, options: PlanOptions) -> None:
     \b
     Example:
       laura plan recipes/smollm2-gsm8k.yaml
-      laura plan mine.yaml --set base.model=llama-2-7b --gpus 1,8,32 --flops-per-second 2e14
+      laura plan paper/code-pretrain --devices 8 --device-memory 80GB --flops-per-second 4e14
       laura plan micro/paper --setting code-instruct
-      laura plan --table 7e9 --gpus 1,8,16,32,64
+      laura plan --table 7e9 --devices 1,8,16,32,64
     """
-    gpus = _numbers(options.gpus)
+    devices = _numbers(options.devices)
     if options.table is not None:
-        _answer_table(console, *_table(options.table), gpus or [1, 8, 16, 32, 64])
+        _answer_table(console, *_table(options.table), devices or [1, 8, 16, 32, 64])
         return
     if options.recipe is None:
         raise UsageError("laura plan needs a RECIPE, or --table PARAMETERS for the paper's")
@@ -237,7 +240,8 @@ def plan(console: Console, options: PlanOptions) -> None:
     from laura.study.plan.text import plan_text, series_text
 
     given: dict[str, Any] = {
-        "gpus": gpus,
+        "devices": devices,
+        "device_memory": _memory(options.device_memory),
         "device": options.device,
         "flops_per_second": options.flops_per_second,
         "epoch_tokens": options.epoch_tokens,
@@ -262,13 +266,24 @@ def _answer_table(console: Console, parameters: float, share: float, devices: li
 def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
-    from laura.study.plan.planning import check_gpus
+    from laura.study.plan.planning import check_devices
 
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--gpus wants whole numbers, as in --gpus 1,8,64; came {text}") from None
-    return check_gpus(counts)
+        raise UsageError(
+            f"--devices wants whole numbers, as in --devices 1,8,64; came {text}"
+        ) from None
+    return check_devices(counts)
+
+
+def _memory(text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(G|Gi)B", text)
+    if found is None or not float(found[1]):
+        raise UsageError(f"--device-memory wants a size, as in 80GB or 79.6GiB; came {text}")
+    return int(float(found[1]) * {"G": 10**9, "Gi": 2**30}[found[2]])
 
 
 def _table(text: str) -> tuple[float, float]:

@@ -49,7 +49,7 @@ from laura.serve.wire import (
     Load,
     Poll,
     Report,
-    Told,
+    SequenceEvent,
     Unload,
     Wire,
     headers_of,
@@ -142,7 +142,7 @@ def _nothing() -> None:
 
 
 @dataclass
-class _Asked:
+class _GateSequence:
     """A sequence of a gate's: what ends its span, and what cancels it."""
 
     finish: Callable[[Ended | EngineError | None], None]
@@ -160,7 +160,7 @@ class GateWire(Wire):
         super().__init__()
         self.known = False
         self._host = host
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, _GateSequence] = {}
         self._orders: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -232,7 +232,7 @@ class GateWire(Wire):
             self.end("it asks what cannot be meant")
             return
         # There before the engine knows of it, which may tell something at once.
-        one = self._asked[request.id] = _Asked(traced_sequence(request, message.traceparent))
+        one = self._asked[request.id] = _GateSequence(traced_sequence(request, message.traceparent))
         try:
             if host.stopping:
                 raise EngineError("the engine is stopping", "gone")
@@ -251,7 +251,7 @@ class GateWire(Wire):
             return
         if isinstance(event, Ended | EngineError):
             self._asked.pop(id).finish(event)
-        self.say(Told.of(id, event))
+        self.say(SequenceEvent.of(id, event))
 
     async def _carry_out(self, order: Load | Unload) -> None:
         engine, done = self._host.engine, Done(number=order.number)

@@ -62,7 +62,7 @@ from laura.serve.wire import (
     Load,
     Poll,
     Report,
-    Told,
+    SequenceEvent,
     Unload,
     Wire,
     address_of,
@@ -422,7 +422,7 @@ class Backend:
             if self._wire is not None:
                 self._wire.transport.close()
 
-    def hear(self, wire: EngineWire, message: Hello | Told | Report | Done) -> None:
+    def hear(self, wire: EngineWire, message: Hello | SequenceEvent | Report | Done) -> None:
         """Take in what it says."""
         if isinstance(message, Hello):
             if why := self._pool.misfit(message):

@@ -4,7 +4,7 @@
     engine: HTTP/1.1 101, or a status that says why not
     engine: Hello: the base, its context, the version
     gate:   Ask and Cancel of a sequence, Load and Unload of an adapter, Poll every second
-    engine: Told: events of a sequence; Done; Report: what it is doing
+    engine: SequenceEvent of a sequence, Done with an adapter, Report of what it is doing
 
 One connection carries all sequences between two processes, and what a step brought goes out in
 one write: a token's way takes 5 microseconds of both processes. As chunks of HTTP, a connection a
@@ -135,7 +135,7 @@ class Failure(_Message):
         return EngineError(self.message, self.kind, self.retry_after)
 
 
-class Told(_Message):
+class SequenceEvent(_Message):
     """An event of a sequence: one of the fields behind its id."""
 
     # A log-probability may be minus infinity.
@@ -149,7 +149,7 @@ class Told(_Message):
     failure: Failure | None = None
 
     @classmethod
-    def of(cls, id: str, event: Begun | Event | EngineError) -> Told:
+    def of(cls, id: str, event: Begun | Event | EngineError) -> SequenceEvent:
         """What is told of an event."""
         if isinstance(event, EngineError):
             return cls(id=id, failure=Failure.of(event))
@@ -187,8 +187,8 @@ class Done(_Message):
 OF_GATE: TypeAdapter[Ask | Cancel | Load | Unload | Poll] = TypeAdapter(
     Annotated[Ask | Cancel | Load | Unload | Poll, Discriminator("kind")]
 )
-OF_ENGINE: TypeAdapter[Hello | Told | Report | Done] = TypeAdapter(
-    Annotated[Hello | Told | Report | Done, Discriminator("kind")]
+OF_ENGINE: TypeAdapter[Hello | SequenceEvent | Report | Done] = TypeAdapter(
+    Annotated[Hello | SequenceEvent | Report | Done, Discriminator("kind")]
 )
 
 

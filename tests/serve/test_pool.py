@@ -44,7 +44,7 @@ from laura.serve.wire import (
     Ask,
     Failure,
     Report,
-    Told,
+    SequenceEvent,
     read_engine_key,
 )
 from tests.conftest import make_tiny_model
@@ -93,10 +93,10 @@ def test_messages_come_as_they_were_said() -> None:
         Ended("length", 3, 9, 1),
         EngineError("full", "full", 2.5),
     ):
-        said = Told.of("id", event).model_dump_json(exclude_none=True)
+        said = SequenceEvent.of("id", event).model_dump_json(exclude_none=True)
         assert "\n" not in said
         found = OF_ENGINE.validate_json(said)
-        assert isinstance(found, Told)
+        assert isinstance(found, SequenceEvent)
         came = found.event()
         if isinstance(came, Failure):
             came = came.error()

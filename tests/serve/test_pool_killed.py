@@ -14,12 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from laura.models.registry import MICRO_BASE
-from laura.serve.auth import hash_of_key
+from laura.serve.database import Database
+from laura.serve.tenant_changes import replace
 from tests.serve.alone import Alone, Answer, Kind, write_adapters
-from tests.serve.houses import ADMIN, key, until
+from tests.serve.houses import file_of, key, tenant, until
 from tests.serve.pools import KEY
 from tests.serve.real_server import ENVIRONMENT, RealServer, command, serving
 
@@ -44,12 +44,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Asked]]:
     folder = tmp_path_factory.mktemp("work")
     write_adapters(MICRO_BASE, folder / "adapters", KINDS)
     (folder / "key").write_text(KEY)
-    tenants = {
-        name: {"keys": [hash_of_key(f"sk-laura-{name}")], "adapters": ["*"]} for name in TENANTS
-    }
-    file = folder / "tenants.yaml"
-    file.write_text(yaml.safe_dump({"tenants": tenants, "admin": {"keys": [hash_of_key(ADMIN)]}}))
-    file.chmod(0o600)
+    database = Database(f"sqlite:///{folder / 'laura.db'}")
+    replace(database, file_of(*(tenant(name, "*") for name in TENANTS)))
+    database.close()
     alone = Alone(MICRO_BASE, folder / "adapters", list(KINDS))
     asked = []
     for number in range(60):
@@ -70,7 +67,7 @@ def engine(work: Path, port: int = 0) -> Any:
 
 def gate(work: Path, *engines: RealServer) -> Any:
     backends = [word for one in engines for word in ("--backend", one.url)]
-    words = ("--adapters", str(work / "adapters"), "--tenants", str(work / "tenants.yaml"))
+    words = ("--adapters", str(work / "adapters"), "--database", f"sqlite:///{work / 'laura.db'}")
     return serving("micro", *words, *backends, "--engine-key-file", str(work / "key"))
 
 
@@ -161,13 +158,16 @@ def test_what_a_gate_and_an_engine_refuse(tmp_path: Path) -> None:
         (backend, "--engine-key-file FILE belongs"),
         (shared, "--engine-key-file FILE belongs"),
         (("--headless", "--engine-key-file", str(short)), "openssl rand -hex 32"),
-        (("--headless", *shared, "--tenants", "x", "--timeout", "5"), "--tenants, --timeout has"),
+        (
+            ("--headless", *shared, "--database", "sqlite:///x", "--timeout", "5"),
+            "--database, --timeout has",
+        ),
         (("--headless", *shared, *backend), "--backend has no effect with --headless"),
         ((*backend, *shared, "--slots", "3", "--no-drafts"), "--drafts, --slots has no effect"),
         ((*backend, *backend, *shared), "named twice"),
         (("--backend", "https://x:1", *shared), "http://HOST:PORT"),
         (("--backend", "http://x:99999", *shared), "http://HOST:PORT"),
-        ((*backend, *shared, "--host", "0.0.0.0"), "laura tenants add"),
+        ((*backend, *shared, "--host", "0.0.0.0"), "--database"),
     ):
         done = subprocess.run(
             command("micro", *words, "--port", "0"), env=ENVIRONMENT,
