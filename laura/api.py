@@ -294,6 +294,7 @@ def compare(
     confirm: Sequence[str] | None = None,
     confirm_seeds: int = 3,
     ray: str | None = None,
+    track: Sequence[str] | None = None,
     progress: Progress = SILENT,
 ) -> StudyResults | SeriesResults:
     """Compare arms: what each learns, what it forgets. Draws the report too.
@@ -312,13 +313,14 @@ def compare(
         confirm_seeds: How many these are.
         ray: Address of a Ray cluster whose machines carry out the runs, side by side as far as
             it has room, which `workers` bounds; None for this machine alone.
+        track: Trackers that are told of it as it goes: mlflow, tensorboard, trackio, wandb.
         progress: Where to report.
 
     Raises:
         RecipeError: the recipe has faults.
         UsageError: what is to be confirmed is not of it, or of several settings; no Ray cluster
             answers at the address.
-        MissingExtraError: Ray or vLLM is asked for and not installed.
+        MissingExtraError: Ray, vLLM or a tracker is asked for and not installed.
         LauraError: what stopped it; the same call continues.
     """
     from laura.study.runs import check_configurations, read_configurations
@@ -343,8 +345,12 @@ def compare(
         "progress": progress,
     }
     from laura.study.seats import connected
+    from laura.study.tracking import tracked
 
-    with connected(ray):
+    studies = [folder]
+    if isinstance(chosen, Series):
+        studies = [SeriesStore(folder).setting(name).folder for name in chosen.settings]
+    with connected(ray), tracked(studies, track or (), progress):
         if isinstance(chosen, Recipe):
             from laura.study.compare import compare as carry_out
 
@@ -353,7 +359,7 @@ def compare(
             from laura.study.compare import compare_series
 
             compare_series(chosen, folder=folder, **options)
-    return _results(folder, "html", progress)
+        return _results(folder, "html", progress)
 
 
 def train(

@@ -9,13 +9,14 @@ import difflib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from laura.recipe.remedies import PLACES
 from laura.recipe.search import families_of
 from laura.recipe.sections import (
     BASE_SAMPLES,
@@ -67,12 +68,19 @@ def check_recipe(
         # What grids make is found once nothing else is wrong.
         found += more
         faulty |= {fault.path.split(".")[0] for fault in more}
-    crossed = [*own_faults(whole)]
-    crossed += [fault for needed, check in _CHECKS if not needed & faulty for fault in check(whole)]
+    crossed = cross_faults(whole, faulty)
     found += crossed if "arms" in faulty else _as_written(crossed, whole, data)
     named = os.environ.get("LAURA_DATA")
     found += _file_faults(data, data_dir or (Path(named) if named else None))
     return recipe, found
+
+
+def cross_faults(recipe: Recipe, faulty: Collection[str] = ()) -> list[Fault]:
+    """Values that do not go together, but of what rests on sections with faults of their own."""
+    found = [*own_faults(recipe)]
+    for needed, check in _CHECKS:
+        found += check(recipe) if needed.isdisjoint(faulty) else ()
+    return found
 
 
 def own_faults(section: Section | None, place: str = "") -> Iterable[Fault]:
@@ -153,6 +161,31 @@ def _spread_faults(recipe: Recipe) -> Iterable[Fault]:
                     f"is {getattr(arm, key):g}, but train.devices is {devices}: each device would "
                     "draw its own, and the run depend on their number; set it to 0, or "
                     "train.devices to 1",
+                )
+
+
+@_needs("train", "arms", "budget")
+def _remedy_faults(recipe: Recipe) -> Iterable[Fault]:
+    """Remedies beside several devices, and averages over weights that branch."""
+    train, several = recipe.train, len(recipe.budget.listed) > 1
+    branches = train.schedule == "trapezoidal" and several and recipe.budget.points == "separate"
+    for name, arm in recipe.arms.items():
+        for place in PLACES if arm.external is None else ():
+            remedy, where = arm.remedy(place), f"arms.{name}.{place}"
+            if remedy and remedy[0].reads_base and train.devices > 1:
+                yield Fault(
+                    where,
+                    f"is {getattr(arm, place)}, which asks the base of the same tokens, and that "
+                    f"is not spread over devices (train.devices: {train.devices}); leave it out, "
+                    "or set train.devices to 1",
+                )
+            if remedy and place == "average" and branches:
+                yield Fault(
+                    where,
+                    f"is {arm.average}, but a trapezoidal schedule with several budget points "
+                    "forks one trunk into branches, and an average goes on over one line of "
+                    "steps; use train.schedule: cosine or constant, budget.points: hot, or one "
+                    "budget point",
                 )
 
 
@@ -334,6 +367,19 @@ def _text_faults(recipe: Recipe) -> Iterable[Fault]:
         if users & tasks and getattr(recipe.data, name) is None:
             wanting = ", ".join(sorted(users & tasks))
             yield Fault(f"data.{name}", f"is needed by measure: {wanting}")
+
+
+@_needs("data", "budget")
+def _stream_faults(recipe: Recipe) -> Iterable[Fault]:
+    """Sources that are read as far as a budget in tokens needs, where none says how far."""
+    parts = {name: getattr(recipe.data, name) for name in ("validation", "test", "source_text")}
+    if recipe.budget.tokens is None:
+        parts["train"] = recipe.data.train
+    for name, source in parts.items():
+        if source is not None and source.streaming and source.limit is None:
+            other = ", or budget.tokens" if name == "train" else ""
+            problem = f"is true, but nothing says how far to read; give data.{name}.limit{other}"
+            yield Fault(f"data.{name}.streaming", problem)
 
 
 @_needs("arms", "data")

@@ -39,9 +39,9 @@ from laura.study.sharing import BUSY, LOCK, claimed, held
 from laura.study.workbench import Workbench
 from laura.training.batches import BatchPlan, plan_batches
 from laura.training.learner import LossSum
+from laura.training.remedies import objective_of
 from laura.training.run import train_runs
 from laura.training.schedules import refuse_long_warmup
-from laura.training.token_weights import load_token_weights
 
 # ----- checkpoints made elsewhere: they join a study without training -----
 
@@ -242,7 +242,7 @@ class Session:
                 seed=first.seed,
                 write_weights=adapted.write_weights,
                 validate=validate,
-                token_weights=load_token_weights(arm.token_weight),
+                objective=objective_of(arm),
                 stop=stop,
                 title=f"training {first.arm} at {rates}",
                 progress=self.progress,

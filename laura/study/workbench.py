@@ -28,6 +28,7 @@ from laura.results.progress import SILENT, Progress
 from laura.results.schema import RECORD_FILE, read_record
 from laura.results.store import check_folder, write_folder
 from laura.training.optimisers import StepRule
+from laura.training.remedies import rule_of
 
 Reference = Callable[[], AbstractContextManager[object]] | Any
 
@@ -115,7 +116,7 @@ class Workbench:
             rule = StepRule(arm.weight_decay, toward_base=arm.weight_decay_toward == "base")
         try:
             with dropping(base.model, arm.attention_dropout, arm.residual_dropout):
-                yield Adapted(base.model, write, _trainable(base.model), rule)
+                yield Adapted(base.model, write, _trainable(base.model), rule_of(arm, rule))
         finally:
             if isinstance(arm, LoraArm) and devices == 1:
                 detach(base.model)
@@ -180,8 +181,9 @@ class Workbench:
         """
         model = self.base.model
         if isinstance(arm, LoraArm):
-            # However A and B start, they are equally many; PiSSA's start takes long.
-            attach(model, replace(lora_settings(arm), pissa=False), seed=0)
+            # However A and B start, they are equally many; decompositions take long.
+            plain = replace(lora_settings(arm), pissa=False, milora=False, protect=0)
+            attach(model, plain, seed=0)
         else:
             _unfreeze(model, arm)
         try:
@@ -203,6 +205,8 @@ def lora_settings(arm: LoraArm) -> LoraSettings:
         rslora=arm.rslora,
         layers=None if arm.layers is None else tuple(arm.layers),
         pissa=arm.init == "pissa",
+        milora=arm.init == "milora",
+        protect=arm.protect,
         dora=arm.dora,
     )
 

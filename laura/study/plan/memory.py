@@ -13,17 +13,23 @@ The parts:
 
 - runtime: the process without a model: Python, torch, its libraries;
 - weights: the base, with the casts that mixed precision keeps of frozen maps (of quantised ones
-  it keeps none), and the trained weights as they began where decay pulls toward them; when
+  it keeps none), and the trained weights as they began where decay pulls toward them, or a remedy
+  reads the base; when
   measuring the tuned model, beside a full arm's the base too, and their copies in the pass's
   arithmetic;
-- adapter: A and B of every run in lock-step, DoRA's lengths, PiSSA's frozen starts;
+- adapter: A and B of every run in lock-step, DoRA's lengths, PiSSA's and MiLoRA's frozen starts,
+  the directions that OPLoRA keeps;
 - gradients: of everything that is trained; of one run at a time where runs take turns;
 - optimiser: moments of every run in lock-step, and copies made during an update;
 - activations: kept by one pass for its gradient;
 - cache: most keys and values of generation;
 - logits: they and what is made of them, with the output map's gradient;
 - working: what a layer needs on the way, the largest map where maps are dequantised, and freed
-  memory that stays with the process.
+  memory that stays with the process;
+- gathered: over several devices (`fully_shard`), what is there whole: all outside the layers from
+  the forward pass until its gradient is sent off, the layer at work and the one that comes; where
+  they are trained, the gradient of the layer at work and the one before on its way;
+- loading: over several devices, the whole base that each reads before it is spread out.
 
 Letters: T tokens of a pass, C width, F feed-forward width, H and G heads of D numbers, V
 vocabulary, r rank; w bytes of a weight, e bytes of a number in the pass's arithmetic.
@@ -38,7 +44,7 @@ vocabulary, r rank; w bytes of a weight, e bytes of a number in the pass's arith
   each, and with several documents in a pass their joined outputs, H D e.
 
 With `train.recompute` a layer keeps its input alone, C w, and while its own gradient is taken
-all of the above and the gated unit's product, F e.
+all of the above; the gated unit's product is gone before the unit's own slopes come.
 
 A layer below everything that is trained keeps nothing, and the first above them only what
 comes after the first map that learns. A frozen map that nothing adapts is cast anew in each
@@ -50,7 +56,8 @@ The variants of LoRA, of each adapted map (I in, O out):
   quantised map B is not scaled, and kept only where it is cast;
 - dropout: its own dropped input, I e a token, and a mask in the same numbers (on CUDA of one
   byte) where its input has a gradient; the shared input is not kept;
-- PiSSA: twice the rank, and A always, since A' = [A; A0] is made in the pass;
+- PiSSA, MiLoRA: twice the rank, and A always, since A' = [A; A0] is made in the pass;
+- OPLoRA: A always, since it is projected in the pass;
 - DoRA: the outputs before they are stretched, O e a token, and two vectors of float32. With
   dropout, or on a quantised map, the base's part and the update's are stretched each by itself:
   once more O e, and O.
@@ -95,7 +102,7 @@ NF4_WEIGHTS, NF4_SCALES = 64, 256
 OPTIMISER_STATE = {"adamw": (2, 0), "lion": (1, 1)}
 PARTS = (
     "runtime", "weights", "adapter", "gradients", "optimiser", "activations", "cache", "logits",
-    "working", "peak",
+    "working", "gathered", "loading", "peak",
 )  # fmt: skip
 
 
@@ -152,14 +159,21 @@ def trainable_parameters(shapes: Shapes, arm: Arm) -> int:
 
 
 def start_numbers(shapes: Shapes, arm: Arm) -> int:
-    """Numbers of PiSSA's frozen starts A0 and B0, r (in + out) of each adapted map; else 0."""
-    if not isinstance(arm, LoraArm) or arm.init != "pissa":
+    """Numbers of PiSSA's and MiLoRA's frozen starts, r (in + out) of each adapted map; else 0."""
+    if not isinstance(arm, LoraArm) or arm.init == "default":
         return 0
     return arm.rank * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
 
 
+def kept_numbers(shapes: Shapes, arm: Arm) -> int:
+    """Numbers of the directions that OPLoRA keeps, k (in + out) of each adapted map; else 0."""
+    if not isinstance(arm, LoraArm):
+        return 0
+    return arm.protect * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
+
+
 def checkpoint_numbers(shapes: Shapes, arm: Arm) -> int:
-    """Numbers in a checkpoint: the adapter (PiSSA's is a plain one of rank 2r), or the model."""
+    """Numbers in a checkpoint: the adapter (PiSSA's and MiLoRA's have rank 2r), or the model."""
     if isinstance(arm, LoraArm):
         return trainable_parameters(shapes, arm) + start_numbers(shapes, arm)
     return shapes.parameters
@@ -184,6 +198,11 @@ def base_bytes(shapes: Shapes, weight_bytes: int, quantised: bool) -> int:
 def dequantised_bytes(shapes: Shapes, number: int) -> int:
     """The largest map of a layer, while it is there whole."""
     return number * max(out * inner for out, inner in shapes.maps.values())
+
+
+def averages_kept(arm: Arm) -> int:
+    """Copies of the trained numbers that an average keeps (`training/optimisers.py`): BEMA two."""
+    return 0 if arm.remedy("average") is None else 2 if arm.average == "bema" else 1
 
 
 def trained_bytes(arm: Arm, weight_bytes: int) -> int:
@@ -257,7 +276,9 @@ def pass_of(
     tokens = rows * train.row_tokens
     # As `training.cohort.fits_together`.
     drops = arm.attention_dropout or arm.residual_dropout
-    plain = isinstance(arm, LoraArm) and not (arm.dora or arm.init == "pissa" or arm.dropout)
+    plain = isinstance(arm, LoraArm) and not (
+        arm.dora or arm.init != "default" or arm.protect or arm.dropout
+    )
     return Pass(
         tokens,
         round(learnt * tokens),
@@ -295,10 +316,8 @@ def recomputed_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     """
     if not one.recompute:
         return 0
-    tokens = one.tokens * one.times
-    product = tokens * shapes.feed_forward * one.arithmetic_bytes
-    narrow = tokens * shapes.width * one.weight_bytes
-    return max(_layers_bytes(shapes, arm, one), default=0) + product - narrow
+    narrow = one.tokens * one.times * shapes.width * one.weight_bytes
+    return max(_layers_bytes(shapes, arm, one), default=0) - narrow
 
 
 def _layers_bytes(shapes: Shapes, arm: Arm, one: Pass) -> Iterator[int]:
@@ -352,8 +371,8 @@ def _layer_bytes(
             recast = cast and one.weight_bytes != e and not one.quantised
             once += out * inner * e * (recast and slopes[name])
         elif lora is not None:
-            joined = lora.init == "pissa"
-            rank = lora.rank * (2 if joined else 1)
+            joined = lora.init != "default" or lora.protect > 0
+            rank = lora.rank * (2 if lora.init != "default" else 1)
             each += rank * e + drops * inner * (e + mask * slopes[name])
             each += lora.dora * out * e * (2 if parted else 1)
             kept = inner * (cast or joined) + out * (cast or joined or not parted)
@@ -374,6 +393,12 @@ def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     total = chunk * FLOAT32 + (chunk * e if e != FLOAT32 else 0)
     if e != w:
         total += v * c * e
+    if (penalty := arm.remedy("penalty")) and penalty[0].reads_base:
+        # The base's: as they come, in float32, their logarithm, and the slope made of it.
+        total += chunk * (FLOAT32 * 3 + (e if e != FLOAT32 else 0))
+    if arm.reads_base:
+        copied = v * c * e if e != w and not isinstance(arm, LoraArm) else 0
+        total += one.labelled * c * e + copied
     if trains_all(arm):
         total += v * c * w + min(GROUP_POSITIONS, one.labelled) * v * e
         total += min(BLOCK_WORDS, v) * c * e
@@ -383,15 +408,14 @@ def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
 def working_bytes(shapes: Shapes, one: Pass) -> int:
     """What the gradient of the gated unit holds on the way, the most of any part of a layer.
 
-    The product made again, the slope by it, silu(gate), the slope by gate and up, and what
-    they are made of: six tensors of T x F in the pass's arithmetic; and the slope of the
-    residual stream and of the maps' input, T x C each. Where maps are quantised, one of them: it
-    is dequantised to numbers of w bytes, and cast.
+    The slopes by its product, by gate and by up, and what the last is made of: four tensors of
+    T x F in the pass's arithmetic; and the slope of the residual stream, T x C. Where maps are
+    quantised, one of them: it is dequantised to numbers of w bytes, and cast.
     """
     numbers = sum({one.weight_bytes, one.arithmetic_bytes})
     whole = dequantised_bytes(shapes, numbers) if one.quantised else 0
-    wide = 6 * shapes.feed_forward * one.arithmetic_bytes
-    narrow = shapes.width * (one.weight_bytes + one.arithmetic_bytes)
+    wide = 4 * shapes.feed_forward * one.arithmetic_bytes
+    narrow = shapes.width * one.weight_bytes
     return one.tokens * one.times * (wide + narrow) + whole
 
 
@@ -431,8 +455,8 @@ def training_parts(
         one: The largest pass of one device.
         machine: Adds what its process takes without a model, and on a processor glibc's heap.
         devices: Weights, and of a full arm gradients and optimiser, are spread evenly over so
-            many (FSDP, the paper's rule of 1/N; `training/sharded.py`); a pass is not. Adapters,
-            the casts beside them and the maps of the layer at work are whole on every device.
+            many (FSDP, the paper's rule of 1/N; `training/sharded.py`); a pass is not. Adapters
+            and the casts beside them are whole on every device, and see `gathered` above.
 
     Source:
         Biderman et al. 2024, arXiv:2405.09673, appendix H, for weights, gradients and optimiser.
@@ -441,18 +465,19 @@ def training_parts(
     trained, lora = trainable_parameters(shapes, arm), isinstance(arm, LoraArm)
     weights, adapter, casts = base_bytes(shapes, w, one.quantised), 0, 0
     spread = 1 if lora else devices
+    loading = weights if devices > 1 else 0
     if isinstance(arm, LoraArm):
-        adapter = FLOAT32 * (trained * one.runs + start_numbers(shapes, arm))
+        buffers = start_numbers(shapes, arm) + kept_numbers(shapes, arm)
+        adapter = FLOAT32 * (trained * one.runs + buffers)
         # `LoraLinear` casts its frozen map once and keeps the cast.
         recast = e != w and not one.quantised
         casts = e * recast * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
-    elif _has_anchor(arm):
-        weights += trained * w
-    state, copies = (kept * trained * trained_bytes(arm, w) for kept in OPTIMISER_STATE[optimiser])
-    moments = state * one.runs
-    # Maps of one layer and the output map, whole on a device while they are at work.
-    gathered = e * (shapes.layer_elements + shapes.head_elements) if devices > 1 else 0
-    held = -(-weights // devices) + casts + gathered
+    else:
+        weights += trained * w * (_has_anchor(arm) + arm.reads_base)
+    kept, copied = OPTIMISER_STATE[optimiser]
+    numbers = trained * trained_bytes(arm, w)
+    moments, copies = (kept + averages_kept(arm)) * numbers * one.runs, copied * numbers
+    held = -(-weights // devices) + casts
     gradients = -(-trained * trained_bytes(arm, w) * one.times // spread)
     activations = activation_bytes(shapes, arm, one)
     logits, working = logits_bytes(shapes, arm, one), working_bytes(shapes, one)
@@ -461,11 +486,18 @@ def training_parts(
     holes = allocator_bytes(shapes, arm, one) if machine and machine.kind == "cpu" else 0
     # The output map's gradient is made with the loss and waits for the embedding's.
     head = 0 if lora or not trains_all(arm) else shapes.head_elements * w
+    ends = (2 if shapes.tied else 1) * head
+    layer = rest = leaving = 0
+    if devices > 1:
+        layer = shapes.layer_parameters * w
+        rest = (shapes.parameters - shapes.layers * shapes.layer_parameters) * w
+        leaving = 0 if lora else 2 * layer
+        ends = 2 * rest if trains_all(arm) else 0
     before = gradients if one.more else 0
     peak = runtime + held + adapter + -(-moments // spread) + holes + max(
-        before + activations + logits,
-        before + head + activations + again + working,
-        gradients + (2 if shapes.tied else 1) * head + working,
+        before + activations + logits + rest + layer,
+        before + head + activations + again + working + rest + 2 * layer + leaving,
+        gradients + ends + working,
         gradients + -(-copies // spread),
     )  # fmt: skip
     return {
@@ -477,7 +509,9 @@ def training_parts(
         "activations": activations,
         "logits": logits,
         "working": working + again + holes,
-        "peak": peak,
+        "gathered": rest + 2 * layer + leaving,
+        "loading": loading,
+        "peak": max(peak, runtime + loading),
     }
 
 
