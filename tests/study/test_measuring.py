@@ -123,6 +123,7 @@ def test_both_engines_find_the_same(here: Any, fake: Fake, asking: Recipe, tmp_p
         carried_out(here[0], asking)
 
 
+@pytest.mark.slow
 def test_a_whole_model_whose_output_map_is_its_embedding_starts_it_anew(
     fake: Fake, tiny_folder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_whole_model_whose_output_map_is_its_embedding_starts_it_anew(
     assert len(models) == 3 and not fake.log("weights") and gone(fake.pids())
 
 
+@pytest.mark.slow
 def test_a_run_whose_vllm_dies_goes_on(
     here: Any, fake: Fake, asking: Recipe, tmp_path: Path
 ) -> None:
