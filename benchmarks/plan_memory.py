@@ -82,6 +82,8 @@ CASES = [
     Case(64, "bf16", 512, 2, recompute=True),
     Case(0, "bf16", 512, 2, passes=2, recompute=True),
     Case(8, "fp32", 1024, 2, recompute=True),
+    Case(64, "bf16", 512, 2, more='{"penalty": "kl"}'),
+    Case(0, "bf16", 512, 2, more='{"penalty": "kl", "average": "ema"}'),
 ]
 
 

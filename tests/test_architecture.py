@@ -39,7 +39,9 @@ OPENED_LATE = {"chat_screen", "doctor", "progress"}
 NO_TORCH = {"torch", "transformers", "datasets", "peft", "accelerate", "lm_eval", "gguf"}
 SERVER = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 HEAVY = (
-    NO_TORCH | SERVER | {"pydantic", "ruamel", "numpy", "altair", "vl_convert", "jinja2", "rich"}
+    NO_TORCH
+    | SERVER
+    | {"pydantic", "ruamel", "numpy", "altair", "vl_convert", "jinja2", "rich", "sqlalchemy"}
 )
 # What an extra brings, and the only files that may import it.
 EXTRAS = {

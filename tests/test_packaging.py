@@ -129,7 +129,7 @@ def test_every_missing_extra_says_what_to_install() -> None:
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 TARGETS = dict(re.findall(r"^([a-z-]+):(.*?)##", (ROOT / "Makefile").read_text("utf-8"), re.M))
 PRODUCT_ONLY = {"demo", "calibration", "sbom"}
-NOTHING = {"help", "browser", "clean"}
+NOTHING = {"help", "browser", "postgres", "clean"}
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from laura.results.store import RunStore
     from laura.study.workbench import Workbench
     from laura.training.batches import BatchPlan
+    from laura.training.remedies import objective_of
     from laura.training.run import train_runs
 
     section = TrainSection(
@@ -76,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         run = RunStore(Path(folder))
         train_runs(
             adapted.model, [(run, 1e-6)], section, BatchPlan.of(batches, [len(batches)]),
-            rule=adapted.rule, seed=0, write_weights=lambda _: None,
+            rule=adapted.rule, objective=objective_of(arm), seed=0, write_weights=lambda _: None,
         )  # fmt: skip
         last = run.metrics()[-1]
     kept = ("peak_memory_bytes", "seconds", "flops", "tokens")

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ from laura.models.lora import (
     target_names,
     unmerge,
 )
-from laura.models.lora_variants import DoraLinear, PissaLinear, plain_settings
+from laura.models.lora_variants import (
+    DoraLinear,
+    MiloraLinear,
+    OploraLinear,
+    PissaLinear,
+    plain_settings,
+)
 from laura.models.targets import is_named
 from laura.results.errors import AdapterError
 from laura.results.store import disk_faults, write_json
@@ -46,7 +53,7 @@ def save_adapter(
 ) -> None:
     """Write one slot as a PEFT adapter on the base (float32).
 
-    PiSSA's becomes a plain one of twice the rank.
+    PiSSA's and MiLoRA's become plain ones of twice the rank.
 
     Args:
         model: A model with LoRA layers.
@@ -58,7 +65,7 @@ def save_adapter(
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("the model has no LoRA layers to save")
-    if settings.pissa:
+    if settings.pissa or settings.milora:
         settings = plain_settings(settings)
     tensors = {}
     for name, layer in layers.items():
@@ -244,6 +251,11 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
         if rank > min(base.in_features, base.out_features):
             shape = f"{base.out_features} x {base.in_features}"
             raise AdapterError(f"rank {rank} exceeds {name} ({shape}); choose a smaller rank")
+        if settings.protect >= min(base.in_features, base.out_features):
+            raise AdapterError(
+                f"protect {settings.protect} leaves nothing of {name} "
+                f"({base.out_features} x {base.in_features}) to train; choose a smaller one"
+            )
     for name in names:
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
@@ -253,7 +265,14 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
     return names
 
 
-def _layer_kind(settings: LoraSettings) -> type[LoraLinear]:
-    if settings.dora and settings.pissa:
-        raise AdapterError("dora and pissa do not go together; choose one of the two")
-    return DoraLinear if settings.dora else PissaLinear if settings.pissa else LoraLinear
+def _layer_kind(settings: LoraSettings) -> Callable[..., LoraLinear]:
+    kinds: dict[str, Callable[..., LoraLinear]] = {
+        "dora": DoraLinear,
+        "pissa": PissaLinear,
+        "milora": MiloraLinear,
+        "protect": functools.partial(OploraLinear, protect=settings.protect),
+    }
+    wanted = [name for name in kinds if getattr(settings, name)]
+    if len(wanted) > 1:
+        raise AdapterError(f"{' and '.join(wanted)} do not go together; choose one of the two")
+    return kinds[wanted[0]] if wanted else LoraLinear

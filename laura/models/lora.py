@@ -55,6 +55,8 @@ class LoraSettings:
         alpha_pattern: Alpha by module name, where it differs.
         layers: Numbers of the decoder layers that are adapted; None for all.
         pissa: Start at the leading singular directions, see `lora_variants.py`.
+        milora: Start at the last ones.
+        protect: So many leading ones are left alone (OPLoRA).
         dora: Train the lengths of the weight's rows too, see `lora_variants.py`.
     """
 
@@ -67,6 +69,8 @@ class LoraSettings:
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
     pissa: bool = False
+    milora: bool = False
+    protect: int = 0
     dora: bool = False
 
     def for_module(self, name: str) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""DoRA and PiSSA, two kinds of LoRA layer.
+"""DoRA, PiSSA, MiLoRA and OPLoRA, kinds of LoRA layer.
 
 DoRA: the length of every row of the weight is trained beside its direction.
 
@@ -20,8 +20,17 @@ beside it. So the base is there whenever no slot is routed, what is trained is e
 what is saved, and the file is a plain adapter of rank 2r on the base, A' = [A; A0],
 B' = [B, -B0], as PEFT's conversion makes it.
 
-Source: Meng et al. 2024, arXiv:2404.02948.
-Shapes: S slots, R rank, I in, O out.
+Source: Meng et al. 2024, arXiv:2404.02948. MiLoRA is the same with the r last directions, those
+of least weight, which the base uses least: Wang et al. 2024, arXiv:2406.09044.
+
+OPLoRA: the update leaves the k leading singular directions of the weight alone, on both sides.
+
+    update = s (I - U_k U_kᵀ) B A (I - V_k V_kᵀ)
+
+The projections are taken of B and A, so that the file is a plain adapter of rank r.
+
+Source: arXiv:2510.13003.
+Shapes: S slots, R rank, K directions, I in, O out.
 """
 
 from __future__ import annotations
@@ -151,14 +160,16 @@ class PissaLinear(LoraLinear):
 
     start_A: Tensor
     start_B: Tensor
+    leading = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         rank, scale = self.A.shape[1], self.scales[0]
         u_OK, s_K, v_KI = torch.linalg.svd(self.base.weight.detach().float(), full_matrices=False)
-        root_R = (s_K[:rank] / scale).sqrt()
-        self.register_buffer("start_A", root_R[:, None] * v_KI[:rank])
-        self.register_buffer("start_B", u_OK[:, :rank] * root_R)
+        part = slice(rank) if self.leading else slice(len(s_K) - rank, None)
+        root_R = (s_K[part] / scale).sqrt()
+        self.register_buffer("start_A", root_R[:, None] * v_KI[part])
+        self.register_buffer("start_B", u_OK[:, part] * root_R)
         with torch.no_grad():
             self.A.copy_(self.start_A.expand_as(self.A))
             self.B.copy_(self.start_B.expand_as(self.B))
@@ -169,12 +180,48 @@ class PissaLinear(LoraLinear):
         return torch.cat([a_RI, self.start_A]), torch.cat([b_OR, -self.start_B], dim=1)
 
 
+class MiloraLinear(PissaLinear):
+    """A frozen Linear whose updates start at its last singular directions."""
+
+    leading = False
+
+
+class OploraLinear(LoraLinear):
+    """A frozen Linear whose updates leave its leading singular directions alone.
+
+    These are buffers, for the reason that PiSSA's starts are.
+
+    Args:
+        protect: How many, K.
+    """
+
+    kept_V: Tensor
+    kept_U: Tensor
+
+    def __init__(self, *arguments: Any, protect: int) -> None:
+        super().__init__(*arguments)
+        u_OK, _, v_KI = torch.linalg.svd(self.base.weight.detach().float(), full_matrices=False)
+        self.register_buffer("kept_U", u_OK[:, :protect].contiguous())
+        self.register_buffer("kept_V", v_KI[:protect].T.contiguous())
+
+    def factors(self, slot: int) -> tuple[Tensor, Tensor]:
+        """A and B without their parts in the kept directions."""
+        a_RI, b_OR = self.A[slot], self.B[slot]
+        # In float32 also in mixed precision, or the directions would be kept to three digits.
+        with exact(a_RI.device):
+            return (
+                a_RI - (a_RI @ self.kept_V) @ self.kept_V.T,
+                b_OR - self.kept_U @ (self.kept_U.T @ b_OR),
+            )
+
+
 def plain_settings(settings: LoraSettings) -> LoraSettings:
-    """Settings of the plain adapter that a PiSSA adapter is saved as: rank 2r, the same scale."""
+    """Settings of the plain adapter that PiSSA's or MiLoRA's is saved as: rank 2r, as scaled."""
     grown = math.sqrt(2) if settings.rslora else 2
     return replace(
         settings,
         pissa=False,
+        milora=False,
         rank=2 * settings.rank,
         alpha=grown * settings.alpha,
         rank_pattern={name: 2 * rank for name, rank in settings.rank_pattern.items()},

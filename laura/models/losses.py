@@ -4,18 +4,24 @@ Logits exist only for positions that have a label, one chunk at a time, and
 their gradient is taken while the chunk is at hand. Memory is chunk x vocabulary
 (group x vocabulary when the output map is trained), whatever the number of tokens.
 
+What a remedy makes of the slopes by the logits, softmax minus one-hot, is an `Objective`: each
+token's is multiplied by a weight, and that of a divergence from the base is added, in
+closed form too, from the base's hidden states at the same positions.
+
 Shapes: N labelled positions, C hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from laura.models.reference import BaseBeside
 from laura.results.errors import ModelError
 
 CHUNK_POSITIONS = 128
@@ -27,8 +33,104 @@ GROUP_POSITIONS = 512
 BLOCK_WORDS = 8192
 IGNORED = -100
 
-TokenWeights = Callable[[Tensor, Tensor], Tensor]
-"""Distributions (N, V) and the tokens that came (N), to N factors of these tokens' gradients."""
+
+@dataclass(frozen=True)
+class BaseLosses:
+    """How hard N labels are for the base.
+
+    Attributes:
+        tokens_N: Nats of each.
+        examples_N: Their mean over the labels of the same document.
+        median: Of such means, over the first documents of the run.
+    """
+
+    tokens_N: Tensor
+    examples_N: Tensor
+    median: float
+
+    def part(self, place: slice) -> BaseLosses:
+        """Of some of the labels."""
+        return BaseLosses(self.tokens_N[place], self.examples_N[place], self.median)
+
+
+@dataclass(frozen=True)
+class BaseStates:
+    """What the base makes of N labelled positions.
+
+    Attributes:
+        hidden_NC: Its last hidden states.
+        head: Its output map, which may be the model's own.
+        weight_VC: That map's weight in the pass's arithmetic, as the states are.
+        losses: How hard the labels are, where that is asked.
+    """
+
+    hidden_NC: Tensor
+    head: nn.Linear
+    weight_VC: Tensor
+    losses: BaseLosses | None
+
+    def part(self, place: slice) -> BaseStates:
+        """Of some of the positions."""
+        losses = None if self.losses is None else self.losses.part(place)
+        return BaseStates(self.hidden_NC[place], self.head, self.weight_VC, losses)
+
+    def log_probabilities(self) -> Tensor:
+        """Its distributions, (N, V), float32."""
+        return (self.hidden_NC @ self.weight_VC.T).float().log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Labelled positions as a token weight sees them.
+
+    Attributes:
+        probabilities_NV: The model's distributions, float32, not to be changed.
+        targets_N: The tokens that came.
+        base: How hard they are for the base, where the remedy reads it.
+    """
+
+    probabilities_NV: Tensor
+    targets_N: Tensor
+    base: BaseLosses | None = None
+
+
+TokenWeights = Callable[[Tokens], Tensor]
+"""N factors of the tokens' gradients."""
+Slope = Callable[[Tensor, Tensor], Tensor]
+"""The model's probabilities and the base's log-probabilities, (N, V), to a divergence's slope.
+
+The latter may be written over."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is followed instead of plain cross-entropy; losses that are told stay plain.
+
+    Attributes:
+        token_weights: How much each token's gradient counts; None for all alike.
+        normalised: Whether their mean over a step is made 1.
+        weighs_base: Whether they read the base's losses.
+        slope: Of a divergence from the base; None for none.
+        strength: Factor of the divergence.
+        reference: The base, where either reads it.
+        median: See `BaseLosses`.
+    """
+
+    token_weights: TokenWeights | None = None
+    normalised: bool = False
+    weighs_base: bool = False
+    slope: Slope | None = None
+    strength: float = 0.0
+    reference: BaseBeside | None = None
+    median: float = 1.0
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether it asks what the base makes of the same tokens."""
+        return self.weighs_base or self.slope is not None
+
+
+CROSS_ENTROPY = Objective()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -39,7 +141,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_VC: Tensor,
         labels_N: Tensor,
         dtype: torch.dtype,
-        token_weights: TokenWeights | None,
+        objective: Objective,
+        base: BaseStates | None,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden, weight = hidden_NC.to(dtype), weight_VC.to(dtype)
@@ -54,7 +157,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits = hidden[part] @ weight.T
                 total += cross_entropy(logits.float(), labels_N[part], reduction="sum")
                 continue
-            loss, exact = _loss_and_slope(hidden[part] @ weight.T, labels_N[part], token_weights)
+            own = None if base is None else base.part(part)
+            logits = hidden[part] @ weight.T
+            loss, exact = _loss_and_slope(logits, labels_N[part], objective, own)
             total += loss
             first = start % group
             place = None if slopes is None else slopes[first : first + len(exact)]
@@ -80,13 +185,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 def _loss_and_slope(
-    logits_NV: Tensor, labels_N: Tensor, token_weights: TokenWeights | None
+    logits_NV: Tensor, labels_N: Tensor, objective: Objective, base: BaseStates | None
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the losses; softmax minus one-hot, weighted: the gradient by the logits, float32."""
+    """Sum of the losses; the gradient of what is followed by the logits, float32."""
     logits, target = logits_NV.float(), labels_N[:, None]
     highest = logits.amax(dim=-1, keepdim=True)
     chosen = logits.gather(1, target)
@@ -94,10 +200,18 @@ def _loss_and_slope(
     weights = logits.sub_(highest).exp_()
     norm = weights.sum(dim=-1, keepdim=True)
     slope = weights.div_(norm)
-    factors = None if token_weights is None else token_weights(slope, labels_N)
+    factors = pull = None
+    if objective.token_weights is not None:
+        known = None if base is None else base.losses
+        factors = objective.token_weights(Tokens(slope, labels_N, known))
+    if objective.slope is not None:
+        assert base is not None
+        pull = objective.slope(slope, base.log_probabilities())
     slope.scatter_add_(1, target, torch.full_like(chosen, -1))
     if factors is not None:
         slope.mul_(factors[:, None])
+    if pull is not None:
+        slope.add_(pull, alpha=objective.strength)
     return (norm.log() + highest - chosen).sum(), slope
 
 
@@ -123,7 +237,8 @@ def loss_sum(
     head: nn.Linear,
     labels_N: Tensor,
     dtype: torch.dtype,
-    token_weights: TokenWeights | None = None,
+    objective: Objective = CROSS_ENTROPY,
+    base: BaseStates | None = None,
 ) -> Tensor:
     """Sum of the negative log-likelihoods of N labels, in nats.
 
@@ -132,19 +247,21 @@ def loss_sum(
         head: The model's output map, weight (V, C); tied or not.
         labels_N: Token ids to be predicted, all valid.
         dtype: Arithmetic of the products; sums are float32 throughout.
-        token_weights: Factors of the labels' gradients; the sum itself is never weighted.
+        objective: What the gradient follows; the sum itself is plain.
+        base: The base's view of the same positions, where the objective reads it.
 
     Returns:
         A float32 scalar; divide by N for the mean.
     """
     if hidden_NC.shape[0] == 0:
         return hidden_NC.float().sum()  # zero, but still joined to the graph
-    weight_VC = head.weight
+    # Adapters leave the output map alone: it is cast once.
+    weight_VC = base.weight_VC if base is not None and base.head is head else head.weight
     if not torch.is_grad_enabled():
         # Within a Function, only what requires a gradient tells whether one is wanted.
         hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
     result: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_NC, weight_VC, labels_N, dtype, token_weights
+        hidden_NC, weight_VC, labels_N, dtype, objective, base
     )
     return result
 
@@ -173,7 +290,7 @@ def packed_loss_sum(
     inputs: dict[str, Any],
     labels_T: Tensor,
     dtype: torch.dtype,
-    token_weights: TokenWeights | None = None,
+    objective: Objective = CROSS_ENTROPY,
 ) -> Tensor:
     """Loss of one packed row: hidden states everywhere, logits only where labelled.
 
@@ -182,12 +299,12 @@ def packed_loss_sum(
         inputs: Keyword arguments of its decoder (input_ids, position_ids, documents).
         labels_T: Target predicted at each position of the row, -100 for none.
         dtype: Arithmetic of the output map.
-        token_weights: Factors of the labels' gradients.
+        objective: What the gradient follows.
 
     Returns:
         Sum of nats over the labelled positions, a float32 scalar.
     """
-    return packed_loss_sums(model, inputs, labels_T, dtype, token_weights)[0]
+    return packed_loss_sums(model, inputs, labels_T, dtype, [objective])[0]
 
 
 def packed_loss_sums(
@@ -195,7 +312,7 @@ def packed_loss_sums(
     inputs: dict[str, Any],
     labels_T: Tensor,
     dtype: torch.dtype,
-    token_weights: TokenWeights | None = None,
+    objectives: Sequence[Objective] = (),
 ) -> Tensor:
     """Losses of one packed row that is read B times, say with another adapter each.
 
@@ -205,17 +322,59 @@ def packed_loss_sums(
         labels_T: Target predicted at each position, the same for all. Best on the processor:
             where they are is found out there, and an accelerator is not waited for.
         dtype: Arithmetic of the output map.
-        token_weights: Factors of the labels' gradients.
+        objectives: What the gradient of each follows, of one base; none for plain losses.
 
     Returns:
         Sums of nats over the labelled positions, shape (B), float32.
     """
+    base = None
+    objectives = objectives or [CROSS_ENTROPY] * len(inputs["input_ids"])
+    if torch.is_grad_enabled() and objectives[0].reads_base:
+        base = base_states(objectives[0], inputs, labels_T, dtype)
     hidden_BTC = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     places = (labels_T != IGNORED).nonzero().squeeze(1)
     labels, head = labels_T[places].to(hidden_BTC.device), output_head(model)
     places = places.to(hidden_BTC.device)
     sums = [
-        loss_sum(hidden_TC[places], head, labels, dtype, token_weights)
-        for hidden_TC in hidden_BTC.unbind()
+        loss_sum(hidden_TC[places], head, labels, dtype, objective, base)
+        for hidden_TC, objective in zip(hidden_BTC.unbind(), objectives, strict=True)
     ]
     return torch.stack(sums)
+
+
+@torch.no_grad()
+def base_states(
+    objective: Objective, inputs: dict[str, Any], labels_T: Tensor, dtype: torch.dtype
+) -> BaseStates:
+    """What the base makes of the labelled positions of a packed row.
+
+    Args:
+        objective: It names the base.
+        inputs: As for `packed_loss_sums`; a row that several runs read goes through the base once.
+        labels_T: As there.
+        dtype: Arithmetic of the output map.
+    """
+    reference = objective.reference
+    assert reference is not None
+    hidden_TC = reference.hidden({**inputs, "input_ids": inputs["input_ids"][:1]})
+    places = (labels_T != IGNORED).nonzero().squeeze(1)
+    hidden_NC = hidden_TC[places.to(hidden_TC.device)].to(dtype)
+    head = output_head(reference.model)
+    weight_VC = head.weight.to(dtype)
+    if not objective.weighs_base:
+        return BaseStates(hidden_NC, head, weight_VC, None)
+    labels = labels_T[places].to(hidden_TC.device)
+    chunks = zip(hidden_NC.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS), strict=True)
+    losses = [cross_entropy((h @ weight_VC.T).float(), own, reduction="none") for h, own in chunks]
+    lengths = torch.tensor(inputs["documents"].lengths)
+    documents = torch.arange(len(lengths)).repeat_interleave(lengths)[places].to(labels.device)
+    means = _means(torch.cat(losses), documents, len(lengths))
+    known = BaseLosses(torch.cat(losses), means, objective.median)
+    return BaseStates(hidden_NC, head, weight_VC, known)
+
+
+def _means(values_N: Tensor, groups_N: Tensor, count: int) -> Tensor:
+    """The mean of the group that each value belongs to, (N)."""
+    sums = values_N.new_zeros(2, count)
+    sums.index_add_(1, groups_N, torch.stack([values_N, torch.ones_like(values_N)]))
+    return (sums[0] / sums[1])[groups_N]

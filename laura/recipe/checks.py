@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from laura.recipe.remedies import PLACES
 from laura.recipe.search import families_of
 from laura.recipe.sections import (
     BASE_SAMPLES,
@@ -28,11 +29,14 @@ from laura.recipe.sections import (
     Section,
     short,
 )
-from laura.recipe.tasks import is_task_file, task_file
+from laura.recipe.tasks import LOSSES, is_task_file, task_file
 from laura.results.errors import Fault
 
 Check = Callable[[Recipe], Iterable[Fault]]
 _CHECKS: list[tuple[set[str], Check]] = []
+# The same as in engine/vllm.py, which needs torch; a test compares them.
+VLLM_RANK = 512
+VLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STAND_IN = {
     "name": "x",
     "base": {"model": "x"},
@@ -160,6 +164,31 @@ def _spread_faults(recipe: Recipe) -> Iterable[Fault]:
                 )
 
 
+@_needs("train", "arms", "budget")
+def _remedy_faults(recipe: Recipe) -> Iterable[Fault]:
+    """Remedies beside several devices, and averages over weights that branch."""
+    train, several = recipe.train, len(recipe.budget.listed) > 1
+    branches = train.schedule == "trapezoidal" and several and recipe.budget.points == "separate"
+    for name, arm in recipe.arms.items():
+        for place in PLACES if arm.external is None else ():
+            remedy, where = arm.remedy(place), f"arms.{name}.{place}"
+            if remedy and remedy[0].reads_base and train.devices > 1:
+                yield Fault(
+                    where,
+                    f"is {getattr(arm, place)}, which asks the base of the same tokens, and that "
+                    f"is not spread over devices (train.devices: {train.devices}); leave it out, "
+                    "or set train.devices to 1",
+                )
+            if remedy and place == "average" and branches:
+                yield Fault(
+                    where,
+                    f"is {arm.average}, but a trapezoidal schedule with several budget points "
+                    "forks one trunk into branches, and an average goes on over one line of "
+                    "steps; use train.schedule: cosine or constant, budget.points: hot, or one "
+                    "budget point",
+                )
+
+
 @_needs("base", "arms")
 def _dtype_faults(recipe: Recipe) -> Iterable[Fault]:
     """Full finetuning of weights that are held in bfloat16.
@@ -281,14 +310,50 @@ def _family_faults(recipe: Recipe) -> Iterable[Fault]:
                 yield Fault(where, str(error))
 
 
-@_needs("measure")
+@_needs("base", "arms", "measure")
 def _engine_faults(recipe: Recipe) -> Iterable[Fault]:
-    if recipe.measure.engine == "vllm":
+    """What vLLM cannot represent, or what it would hold otherwise than it is trained on."""
+    base, measure = recipe.base, recipe.measure
+    if measure.engine != "vllm":
+        return
+    if not measure.extras and {*measure.learning, *measure.forgetting} <= {*LOSSES}:
         yield Fault(
             "measure.engine",
-            "is vllm, which answers in `laura evaluate` only; a comparison measures the model it "
-            "trains, in its own process; leave it out, and evaluate the checkpoints afterwards",
+            "is vllm, and nothing is asked of it: losses and divergences are measured by Laura's "
+            "own engine always; leave it out, or name a benchmark in measure.learning or "
+            "measure.forgetting",
         )
+    if base.quantization is not None:
+        yield Fault(
+            "measure.engine",
+            f"is vllm, which would measure the base as it is, not in {base.quantization} as it is "
+            "trained on; leave it out, or leave base.quantization out",
+        )
+    if base.dtype == "bfloat16" and measure.precision != "bf16":
+        yield Fault(
+            "measure.precision",
+            f"is {measure.precision}, in which vLLM would hold weights that the base, in bfloat16, "
+            "has rounded; set it to bf16, or leave measure.engine out",
+        )
+    for name, arm in recipe.arms.items():
+        for key, problem in _vllm_misfits(arm) if isinstance(arm, LoraArm) else ():
+            advice = "change it, or leave measure.engine out"
+            yield Fault(f"arms.{name}.{key}", f"{problem}; {advice}")
+
+
+def _vllm_misfits(arm: LoraArm) -> Iterator[tuple[str, str]]:
+    """What of an adapter vLLM does not take, by key; `engine/vllm.check_adapter` reads files."""
+    rank = arm.rank * (2 if arm.init == "pissa" else 1)
+    if arm.dora:
+        yield "dora", "trains lengths, and vLLM (measure.engine) takes plain LoRA"
+    if rank > VLLM_RANK:
+        double = f", twice {arm.rank} by init: pissa" if rank > arm.rank else ""
+        yield "rank", f"makes adapters of rank {rank}{double}, and vLLM takes at most {VLLM_RANK}"
+    targets = [] if isinstance(arm.targets, str) or arm.external else arm.targets
+    strange = [name for name in targets if name.rsplit(".", 1)[-1] not in VLLM_TARGETS]
+    if strange:
+        allowed = ", ".join(VLLM_TARGETS)
+        yield "targets", f"names {', '.join(strange)}, and vLLM (measure.engine) takes {allowed}"
 
 
 @_needs("measure", "data")

@@ -34,6 +34,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from laura.recipe.remedies import PLACES, Remedy, check_remedy, remedy_schema
 from laura.recipe.tasks import (
     FORGETTING,
     LEARNING,
@@ -43,7 +44,6 @@ from laura.recipe.tasks import (
     result_name,
     task_schema,
 )
-from laura.recipe.token_weights import check_token_weight, token_weight_schema
 
 Place = tuple[str | int, ...]
 
@@ -78,7 +78,24 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 TokenWeightName = Annotated[
-    str, AfterValidator(check_token_weight), WithJsonSchema(token_weight_schema())
+    str,
+    AfterValidator(functools.partial(check_remedy, place="token_weight")),
+    WithJsonSchema(remedy_schema("token_weight")),
+]
+PenaltyName = Annotated[
+    str,
+    AfterValidator(functools.partial(check_remedy, place="penalty")),
+    WithJsonSchema(remedy_schema("penalty")),
+]
+PaceName = Annotated[
+    str,
+    AfterValidator(functools.partial(check_remedy, place="pace")),
+    WithJsonSchema(remedy_schema("pace")),
+]
+AverageName = Annotated[
+    str,
+    AfterValidator(functools.partial(check_remedy, place="average")),
+    WithJsonSchema(remedy_schema("average")),
 ]
 
 
@@ -162,7 +179,8 @@ class AnyArm(Section):
     """What full finetuning and LoRA have in common."""
 
     later = frozenset(
-        {"external", "layers", "attention_dropout", "residual_dropout", "replay", "token_weight"}
+        {"external", "layers", "attention_dropout", "residual_dropout", "replay"}
+        | {key for place in PLACES for key in (place, f"{place}_strength")}
     )
 
     external: list[ExternalPoint] | None = Field(None, min_length=1)
@@ -185,8 +203,29 @@ class AnyArm(Section):
     """Dropout on what each attention and each MLP block adds to the residual stream, while
     training."""
     token_weight: TokenWeightName | None = None
-    """How much each token counts in the gradient: `dft`: as the model believes it; `eaft`: as the
-    model is unsure; null: all alike. Logged and measured losses stay plain cross-entropy."""
+    """How much each token counts in the gradient: `dft`: as the model believes it; `talr`: so too,
+    1 in the mean of a step; `eaft`: as the model is unsure; `stm`: not, where it surprises the
+    base; `flow`: as the base finds its example easy; null: all alike. Logged and measured losses
+    stay plain cross-entropy."""
+    token_weight_strength: NotNegative | None = None
+    """Strength of the token weight, 0 for none: the power of `dft`, `eaft`, `talr` and `flow`, and
+    for `stm` the least probability under the base. Null: the paper's, docs/papers.md."""
+    penalty: PenaltyName | None = None
+    """What is added to the loss: `kl`: KL(base || model) at the supervised tokens; `kl_reverse`:
+    KL(model || base) there; `clora`: what LoRA's factors have in a random subspace; null:
+    nothing. Logged and measured losses do not hold it."""
+    penalty_strength: NotNegative | None = None
+    """Factor of the penalty, 0 for none; null: the paper's, docs/papers.md."""
+    pace: PaceName | None = None
+    """Factor of the scheduled rate by the loss of the step: `finch`: the lower, the more a step
+    surprises; null: none."""
+    pace_strength: NotNegative | None = None
+    """Power of the loss by which the rate falls, 0 for none; null: docs/papers.md."""
+    average: AverageName | None = None
+    """What is kept instead of the last weights: `ema`: their moving average; `bema`: one that is
+    corrected for its lag; null: the last weights."""
+    average_strength: NotNegative | None = None
+    """The decay of `ema`, the power of `bema`, 0 for no average; null: docs/papers.md."""
 
     @model_validator(mode="before")
     @classmethod
@@ -215,11 +254,33 @@ class AnyArm(Section):
         """The rates of checkpoints made elsewhere."""
         return {point.learning_rate for point in self.external or []}
 
+    def remedy(self, place: str) -> tuple[Remedy, float] | None:
+        """The remedy that is used at a place of `PLACES`, and its strength; None for none."""
+        name, strength = getattr(self, place), getattr(self, f"{place}_strength")
+        if name is None or strength == 0:
+            return None
+        found = PLACES[place][name]
+        return found, found.strength if strength is None else strength
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether training asks what the base makes of the same tokens."""
+        used = [found[0] for found in map(self.remedy, PLACES) if found]
+        return any(remedy.reads_base for remedy in used)
+
     def faults(self) -> Iterable[tuple[str, str]]:
         """Values that do not go together."""
         for key in ("learning_rates", "layers"):
             if problem := twice(getattr(self, key) or []):
                 yield key, problem
+        for place, table in PLACES.items():
+            name, strength = getattr(self, place), getattr(self, f"{place}_strength")
+            if name is None and strength is not None:
+                problem = f"is {strength:g}, but the arm has no {place}; name one, or leave it out"
+                yield f"{place}_strength", problem
+            elif name is not None and (strength or 0) > table[name].most:
+                problem = f"is {strength:g}, at most {table[name].most:g} with {place}: {name}"
+                yield f"{place}_strength", problem
 
 
 class FullArm(AnyArm):
@@ -240,6 +301,11 @@ class FullArm(AnyArm):
     def faults(self) -> Iterable[tuple[str, str]]:
         """Values that do not go together."""
         yield from super().faults()
+        for place, table in PLACES.items():
+            name = getattr(self, place)
+            if name is not None and table[name].lora_only:
+                problem = f"is {name}, which holds LoRA's factors back; full finetuning has none"
+                yield place, f"{problem}: leave it out"
         if self.weight_decay_toward == "base" and not self.weight_decay:
             yield (
                 "weight_decay_toward",
@@ -251,7 +317,7 @@ class FullArm(AnyArm):
 class LoraArm(AnyArm):
     """LoRA: low-rank updates beside frozen weights."""
 
-    later = AnyArm.later | {"lora_plus_ratio", "init", "dora"}
+    later = AnyArm.later | {"lora_plus_ratio", "init", "dora", "protect"}
 
     method: Literal["lora"]
     """lora"""
@@ -268,16 +334,19 @@ class LoraArm(AnyArm):
     dropout: Share = 0.0
     """Dropout on the input of the update."""
     weight_decay: NotNegative = 0.0
-    """Decoupled decay of A and B toward zero: toward the base, but with `init: pissa` away from
-    it."""
+    """Decoupled decay of A and B toward zero: toward the base, but with `init: pissa` or `milora`
+    away from it."""
     lora_plus_ratio: float = Field(1.0, ge=1)
     """LoRA+: rate of B as a multiple of A's; 1 is plain LoRA."""
-    init: Literal["default", "pissa"] = "default"
+    init: Literal["default", "pissa", "milora"] = "default"
     """How A and B start: `default`: A random, B zero; `pissa`: with the r leading singular
-    directions of the weight, which is frozen without them. A checkpoint is a plain adapter on
-    the base, of rank 2r."""
+    directions of the weight, which is frozen without them; `milora`: with the r last ones. Of the
+    latter two a checkpoint is a plain adapter on the base, of rank 2r."""
     dora: bool = False
     """DoRA: the length of every row of the weight is trained."""
+    protect: int = Field(0, ge=0)
+    """OPLoRA: so many leading singular directions of each weight, on both sides, are left alone by
+    the update."""
 
     @property
     def alpha_value(self) -> float:
@@ -289,11 +358,18 @@ class LoraArm(AnyArm):
         yield from super().faults()
         if self.targets == []:
             yield "targets", "is empty; name a module or use all, mlp, attention"
-        if self.dora and self.init == "pissa":
+        if self.dora and self.init != "default":
             yield (
                 "init",
-                "is pissa, which does not go with dora: PEFT's conversion to an adapter on the "
-                "base loses the trained lengths; choose one of the two",
+                f"is {self.init}, which does not go with dora: PEFT's conversion to an adapter on "
+                "the base loses the trained lengths; choose one of the two",
+            )
+        if self.protect and (self.dora or self.init != "default"):
+            other = "dora" if self.dora else f"init: {self.init}"
+            yield (
+                "protect",
+                f"is {self.protect}, which does not go with {other}: what it keeps would be "
+                "changed by the other way of starting or stretching; choose one of the two",
             )
 
 
@@ -497,8 +573,9 @@ class MeasureSection(Section):
     the base and on each arm's best rate, after everything else. They may be added to a study that
     stands."""
     engine: Literal["laura", "vllm"] = "laura"
-    """What answers in `laura evaluate`: Laura's own engine, or vLLM in a process of its own
-    (LAURA_VLLM_PYTHON names the Python that has it)."""
+    """What answers benchmarks and extras: Laura's own engine, or vLLM in a process of its own
+    (LAURA_VLLM_PYTHON names the Python that has it). Losses and divergences of a comparison are
+    measured by Laura's own always."""
     precision: Literal["auto", "bf16", "fp32"] = "fp32"
     """Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats."""
     lm_eval_include: str | None = None

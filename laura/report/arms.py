@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from laura.recipe.remedies import PLACES
 from laura.report import formats
 from laura.report.samples.find import BASE
 from laura.results.schema import ArmRow, PointRow, Summary
@@ -135,6 +136,17 @@ def setting(arm: ArmRow, name: str) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
+def remedies(arm: ArmRow) -> list[str]:
+    """The remedies of `recipe/remedies.py` that an arm names, in words."""
+    told = []
+    for place in PLACES:
+        if name := arm.settings.get(place):
+            strength = arm.settings.get(f"{place}_strength")
+            more = "" if strength is None else f" {strength:g}"
+            told.append(f"{place.replace('_', ' ')} {formats.words(name)}{more}")
+    return told
+
+
 def regulariser(arm: ArmRow) -> str:
     """What holds an arm back, in words."""
     told = []
@@ -144,8 +156,7 @@ def regulariser(arm: ArmRow) -> str:
     for name in (*DROPOUTS, "dropout"):
         if share := setting(arm, name):
             told.append(f"{name.replace('_', ' ')} {share:g}")
-    if weight := arm.settings.get("token_weight"):
-        told.append(f"token weight {formats.words(weight)}")
+    told += remedies(arm)
     if arm.method == "lora":
         told.insert(0, f"low rank {setting(arm, 'rank'):g}")
     return ", ".join(told) or "nothing"
@@ -154,13 +165,13 @@ def regulariser(arm: ArmRow) -> str:
 def regularised(summary: Summary) -> dict[str, str]:
     """Full finetuning that is held back and the plain arms beside it, and what holds each back.
 
-    Empty where no arm of full finetuning decays its weights, drops activations or weighs tokens.
+    Empty where no arm of full finetuning decays its weights, drops activations or has a remedy.
     """
     held = {
         arm.name
         for arm in summary.arms
         if arm.method == "full"
-        and any(arm.settings.get(name) for name in ("weight_decay", "token_weight", *DROPOUTS))
+        and any(arm.settings.get(name) for name in ("weight_decay", *PLACES, *DROPOUTS))
     }
     if not held:
         return {}
@@ -264,11 +275,10 @@ def modules(arm: ArmRow) -> str:
     told += [name for name in ("rslora", "dora") if arm.settings.get(name) is True]
     if arm.settings.get("init") not in (None, "default"):
         told.append(formats.words(arm.settings["init"]))
-    if weight := arm.settings.get("token_weight"):
-        told.append(f"token weight {formats.words(weight)}")
+    told += remedies(arm)
     if (alpha := setting(arm, "alpha")) != 2 * (rank := setting(arm, "rank")):
         told.append(f"alpha {alpha / rank:g}r")
-    for name in ("lora_plus_ratio", "replay", "weight_decay", "dropout"):
+    for name in ("protect", "lora_plus_ratio", "replay", "weight_decay", "dropout"):
         value = setting(arm, name)
         told += [f"{name.replace('_', ' ')} {value:g}"] if value not in (0, 1) else []
     return ", ".join(told)

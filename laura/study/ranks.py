@@ -28,7 +28,7 @@ from laura.recipe.sections import Arm, TrainSection
 from laura.results.errors import StoreError
 from laura.results.processes import how_ended, kept_output
 from laura.study.workbench import Workbench
-from laura.training.token_weights import load_token_weights
+from laura.training.remedies import objective_of
 
 # How long a process whose group has broken waits to learn which other one ended.
 END_SECONDS = 10.0
@@ -162,9 +162,9 @@ def main() -> None:
     with bench.adapted(arm, setup["seed"], train.devices) as adapted:
         answer.write(READY)
         answer.flush()
-        weights = load_token_weights(arm.token_weight)
         with joined(setup["store"], setup["rank"], devices):
-            follow(adapted.model, train, setup["learning_rate"], adapted.rule, weights)
+            rate, objective = setup["learning_rate"], objective_of(arm)
+            follow(adapted.model, train, rate, adapted.rule, objective)
     listener.join()
 
 

@@ -112,9 +112,8 @@ class Together:
             # The route stays until the gradients are there: a layer may be passed once more.
             with route(self._model, segments=shares):
                 with autocast(first.device, first.dtype):
-                    losses = packed_loss_sums(
-                        self._model, inputs, labels, first.dtype, first.token_weights
-                    )
+                    objectives = [trainer.learner.objective for trainer in trainers]
+                    losses = packed_loss_sums(self._model, inputs, labels, first.dtype, objectives)
                 (losses.sum() / learnt).backward()
             totals += losses.detach()
         for adapters in self._adapters:

@@ -33,6 +33,8 @@ class TrainingWork:
         attention: Heads x head width x layers.
         passed: Elements of Linear weights below everything trained, passed forwards only.
         passed_attention: The part of `attention` that is passed forwards only.
+        base: Elements of Linear weights of the base that a remedy passes forwards besides; 0 for
+            none. Losses that a token weight reads are a little more, which is not counted.
     """
 
     frozen: int
@@ -42,6 +44,7 @@ class TrainingWork:
     attention: int
     passed: int = 0
     passed_attention: int = 0
+    base: int = 0
 
 
 def training_flops(work: TrainingWork, tokens: int, labelled: int, pairs: int) -> int:
@@ -56,11 +59,18 @@ def training_flops(work: TrainingWork, tokens: int, labelled: int, pairs: int) -
     body = tokens * (2 * work.passed + 2 * 2 * work.frozen + 3 * 2 * work.trained)
     head = labelled * 2 * work.head * (3 if work.head_trained else 2)
     # Forward: scores and values; backward: twice as much.
-    return body + head + pairs * 2 * 2 * (3 * work.attention - 2 * work.passed_attention)
+    attention = pairs * 2 * 2 * (3 * work.attention - 2 * work.passed_attention)
+    again = 2 * (tokens * work.base + labelled * work.head + 2 * pairs * work.attention)
+    return body + head + attention + (again if work.base else 0)
 
 
-def count_work(model: Any) -> TrainingWork:
-    """Count a model as it stands: with LoRA layers attached, or everything trained."""
+def count_work(model: Any, reads_base: bool = False) -> TrainingWork:
+    """Count a model as it stands: with LoRA layers attached, or everything trained.
+
+    Args:
+        model: A causal language model.
+        reads_base: Whether every pass goes through the base too.
+    """
     from torch import nn
 
     from laura.models.layers import decoder_layers
@@ -70,12 +80,14 @@ def count_work(model: Any) -> TrainingWork:
     head = output_head(model)
     below = _below_training(model, decoder_layers(model))
     outside = {id(module) for layer in below for module in layer.modules()}
-    frozen = trained = passed = 0
+    frozen = trained = passed = base = 0
     for module in model.modules():
         if isinstance(module, LoraLinear):
             trained += module.A[0].numel() + module.B[0].numel()
-            frozen += sum(start.numel() for start in module.buffers(recurse=False))
+            own = module.named_buffers(recurse=False)
+            frozen += sum(buffer.numel() for name, buffer in own if name.startswith("start_"))
         elif isinstance(module, nn.Linear) and module is not head:
+            base += module.weight.numel() * reads_base
             if module.weight.requires_grad:
                 trained += module.weight.numel()
             elif id(module) in outside:
@@ -93,6 +105,7 @@ def count_work(model: Any) -> TrainingWork:
         each * config.num_hidden_layers,
         passed,
         each * len(below),
+        base,
     )
 
 

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from laura.data.packing import Row
 from laura.models.attention import Documents
 from laura.models.device import autocast, resolve_precision
-from laura.models.losses import TokenWeights, packed_loss_sum
+from laura.models.losses import CROSS_ENTROPY, Objective, Tokens, TokenWeights, packed_loss_sum
 from laura.recipe.sections import TrainSection
 from laura.training.checkpoints import read_state, restore, state_tensors, write_state
-from laura.training.optimisers import StepRule, build_optimiser
+from laura.training.optimisers import Averaging, StepRule, build_optimiser
 
 LossSum = Callable[[Row], float]
 
@@ -32,7 +33,7 @@ class Learner:
         section: The recipe's `train`.
         learning_rate: Peak rate.
         rule: How the parameters are stepped.
-        token_weights: How much each token's gradient counts; None for all alike.
+        objective: What the gradients follow.
 
     Attributes:
         parameters: What is trained, by name.
@@ -47,15 +48,21 @@ class Learner:
         section: TrainSection,
         learning_rate: float,
         rule: StepRule,
-        token_weights: TokenWeights | None = None,
+        objective: Objective = CROSS_ENTROPY,
     ) -> None:
-        self.model, self.section, self.token_weights = model, section, token_weights
+        self.model, self.section, self.rule = model, section, rule
         self.parameters = self._trained()
         held = model.state_dict(keep_vars=True)
         self._buffers = {n: t for n, t in held.items() if not isinstance(t, nn.Parameter)}
         self.optimiser = build_optimiser(self.parameters, section, learning_rate, rule)
+        self._average = Averaging(self.optimiser, rule.average) if rule.average else None
         self.device = next(iter(self.parameters.values())).device
         self.dtype = resolve_precision(section.precision, self.device)
+        self._mean: _MeanWeight | None = None
+        if objective.normalised and objective.token_weights:
+            self._mean = _MeanWeight(objective.token_weights, self.device)
+            objective = replace(objective, token_weights=self._mean)
+        self.objective = objective
 
     def gradients(self, batch: list[Row], labels: int) -> float:
         """Take the gradients of a step's mean loss.
@@ -73,8 +80,20 @@ class Learner:
         return float(total)  # waits for the device, which belongs to the time
 
     def clip(self) -> float:
-        """Scale the gradients down to `train.clip` if they are longer; returns their norm."""
+        """Make the gradients whole, and scale them down to `train.clip`; returns their norm before.
+
+        What is not a sum over passes comes in here: the mean of normalised token weights, and a
+        penalty on parameters.
+        """
         trained = list(self.parameters.values())
+        if self._mean is not None:
+            mean = self._mean.taken(self._sum)
+            torch._foreach_div_([p.grad for p in trained if p.grad is not None], mean)
+        if self.rule.pull is not None:
+            for name, parameter in self.parameters.items():
+                slope = self.rule.pull(name, parameter.detach())
+                if slope is not None and parameter.grad is not None:
+                    parameter.grad.add_(slope, alpha=self.rule.pull_strength)
         total = self._norm([p.grad for p in trained if p.grad is not None])
         norm, limit = float(total), self.section.clip
         # torch's clip_grad_norm_ multiplies by one where nothing is to be clipped.
@@ -110,6 +129,18 @@ class Learner:
         restore(tensors, self._state, self.optimiser)
         return facts
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the weights are those that are kept, see `StepRule.average`."""
+        if self._average is None:
+            yield
+            return
+        self._put_in()
+        try:
+            yield
+        finally:
+            self._take_out()
+
     def whole(self) -> AbstractContextManager[object]:
         """Within the block the model holds whole weights, to be written."""
         return nullcontext()
@@ -131,10 +162,42 @@ class Learner:
         return loss.detach()
 
     def _loss(self, inputs: dict[str, Any], labels: Tensor) -> Tensor:
-        return packed_loss_sum(self.model, inputs, labels, self.dtype, self.token_weights)
+        return packed_loss_sum(self.model, inputs, labels, self.dtype, self.objective)
+
+    def _put_in(self) -> None:
+        assert self._average is not None
+        self._average.put_in()
+
+    def _take_out(self) -> None:
+        assert self._average is not None
+        self._average.take_out()
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """Of all devices."""
+        return tensor
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         return nn.utils.get_total_norm(gradients)
+
+
+class _MeanWeight:
+    """Token weights that keep in mind what they were in the mean since it was last asked for."""
+
+    def __init__(self, weights: TokenWeights, device: torch.device) -> None:
+        self._weights = weights
+        self._sums = torch.zeros(2, device=device)  # of the weights, and how many
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        factors = self._weights(tokens)
+        self._sums += torch.stack([factors.sum(), torch.ones_like(factors).sum()])
+        return factors
+
+    def taken(self, over_devices: Callable[[Tensor], Tensor]) -> Tensor:
+        """The mean, above 0."""
+        total, count = over_devices(self._sums)
+        self._sums = torch.zeros_like(self._sums)
+        mean: Tensor = total / count
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny)
 
 
 def passes(batch: list[Row], section: TrainSection) -> Iterator[list[Row]]:

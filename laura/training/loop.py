@@ -132,6 +132,8 @@ class Trainer:
         rate = self.learning_rate * rate_factor(self.section, leg, step)
         norm = self.learner.clip()
         loss_nats = loss_sum / self.labels
+        if self.learner.rule.pace:
+            rate *= self.learner.rule.pace(loss_nats)
         self._check(loss_nats, norm, step)
         self.updating = True
         self.learner.step(rate)
@@ -167,7 +169,8 @@ class Trainer:
         every = self.section.validate_every
         if self.validate is not None and every and self.step % every == 0:
             self.lend()
-            self.owed["validation_loss"] = self.validate(self.learner.loss_sum)
+            with self.learner.averaged():
+                self.owed["validation_loss"] = self.validate(self.learner.loss_sum)
             self.learner.model.train()
         self.run.append_metrics(self.owed)
         self.owed = None

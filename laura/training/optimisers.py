@@ -26,6 +26,19 @@ from laura.recipe.sections import TrainSection
 
 
 @dataclass(frozen=True)
+class Average:
+    """How weights are averaged over steps; see `training/averages/`.
+
+    Attributes:
+        share: Of step t's weights in the average.
+        lead: By how much of (weights - weights at the beginning) it is corrected then.
+    """
+
+    share: Callable[[int], float]
+    lead: Callable[[int], float]
+
+
+@dataclass(frozen=True)
 class StepRule:
     """How an arm's parameters are stepped, beside what `train` says for every arm.
 
@@ -34,12 +47,20 @@ class StepRule:
         toward_base: Whether decay pulls to the weights the run begins with, not to zero.
         rate_ratios: Multiple of the run's rate, by parameter name, where it is not 1.
         undecayed: Names of parameters that do not decay.
+        pull: Gradient of a penalty by a parameter of this name; None where it has none.
+        pull_strength: Factor of that penalty.
+        pace: Factor of the scheduled rate by the step's mean loss.
+        average: What is kept instead of the last weights.
     """
 
     weight_decay: float = 0.0
     toward_base: bool = False
     rate_ratios: Mapping[str, float] = field(default_factory=dict)
     undecayed: Collection[str] = ()
+    pull: Callable[[str, Tensor], Tensor | None] | None = None
+    pull_strength: float = 0.0
+    pace: Callable[[float], float] | None = None
+    average: Average | None = None
 
 
 STANDARD = StepRule()
@@ -187,3 +208,64 @@ class Decay:
                 torch._foreach_lerp_(parameters, [self.targets[p] for p in parameters], share)
             else:
                 torch._foreach_mul_(parameters, 1 - share)
+
+
+class Averaging:
+    """Averages an optimiser's weights after each of its steps.
+
+    The average, and the weights at the beginning where it is corrected by them, stand in the
+    optimiser's state, so that they are saved with it.
+
+    Args:
+        optimiser: Whose weights are averaged.
+        average: How.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer, average: Average) -> None:
+        self._optimiser, self._average = optimiser, average
+        self._weights = [p for group in optimiser.param_groups for p in group["params"]]
+        self._begun: list[Tensor] = []
+        self._live: list[Tensor] = []
+        optimiser.register_step_pre_hook(self._before_step)
+        optimiser.register_step_post_hook(self._after_step)
+
+    @torch.no_grad()
+    def put_in(self) -> None:
+        """Put what is kept in place of the weights, until `take_out`."""
+        self._live = [weight.clone() for weight in self._weights]
+        lead = self._average.lead(self._steps)
+        for weight, live in zip(self._weights, self._live, strict=True):
+            state = self._optimiser.state[weight]
+            weight.copy_(state["average"])
+            if lead:
+                weight.add_(live - state["begun"], alpha=lead)
+
+    @torch.no_grad()
+    def take_out(self) -> None:
+        """Put the weights back, bit by bit."""
+        torch._foreach_copy_(self._weights, self._live)
+        self._live = []
+
+    @property
+    def _steps(self) -> int:
+        return int(self._optimiser.state[self._weights[0]].get("averaged", 0))
+
+    @torch.no_grad()
+    def _before_step(self, *_: Any) -> None:
+        # An optimiser takes a state that is not empty for its own.
+        if not self._steps:
+            self._begun = [weight.clone() for weight in self._weights]
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        steps = self._steps + 1
+        states = [self._optimiser.state[weight] for weight in self._weights]
+        if steps == 1:
+            for state, begun in zip(states, self._begun, strict=True):
+                state["average"] = begun
+                if self._average.lead(1):
+                    state["begun"] = begun.clone()
+            self._begun = []
+        states[0]["averaged"] = torch.tensor(steps)
+        averages = [state["average"] for state in states]
+        torch._foreach_lerp_(averages, self._weights, self._average.share(steps))

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from laura.models.device import reset_peak_memory
+from laura.models.device import reset_peak_memory, resolve_precision
 from laura.models.lean import lean
-from laura.models.losses import TokenWeights
+from laura.models.losses import CROSS_ENTROPY, Objective
 from laura.recipe.sections import TrainSection
 from laura.results.progress import SILENT, Progress
 from laura.results.store import (
@@ -27,6 +27,7 @@ from laura.training.flops import count_work
 from laura.training.learner import Learner, LossSum
 from laura.training.loop import StoppedForNow, Trainer, in_turn, run_leg
 from laura.training.optimisers import STANDARD, StepRule
+from laura.training.remedies import beside_base
 from laura.training.schedules import Leg, plan_legs
 
 
@@ -40,7 +41,7 @@ def train_runs(
     seed: int,
     write_weights: Callable[[Path], None],
     validate: Callable[[LossSum], float] | None = None,
-    token_weights: TokenWeights | None = None,
+    objective: Objective = CROSS_ENTROPY,
     stop: int | None = None,
     title: str = "training",
     progress: Progress = SILENT,
@@ -61,7 +62,7 @@ def train_runs(
         seed: Seed of the runs.
         write_weights: Writes the model's weights into a folder.
         validate: Mean validation loss, for `train.validate_every`; given what sums that of a row.
-        token_weights: How much each token's gradient counts; None for all alike.
+        objective: What the gradients follow.
         stop: Of a single run: budget point, in steps, after which to stop for now.
         title: Words on the progress bar.
         progress: Where to report.
@@ -74,7 +75,9 @@ def train_runs(
         return [run.state for run, _ in runs]
     stop = None if stop == plan.points[-1] else stop
     legs = plan_legs(section, plan.points, plan.hot)
-    work = count_work(model)
+    precision = resolve_precision(section.precision, model.device)
+    objective = beside_base(objective, model, plan, precision)
+    work = count_work(model, objective.reads_base)
     trainers = []
     with ExitStack() as held:
         held.enter_context(lean(model, section.recompute))
@@ -84,7 +87,7 @@ def train_runs(
             remove_leftovers(run.folder)
             (run.folder / "failed.json").unlink(missing_ok=True)  # a search had given it up
             put_in()
-            learner = _learner(held, model, section, rate, rule, token_weights)
+            learner = _learner(held, model, section, rate, rule, objective)
             facts = {"learning_rate": rate, "seed": seed}
             trainer = Trainer(
                 learner=learner,
@@ -149,7 +152,7 @@ def _keeper(
     stop: int | None,
 ) -> Callable[[int], None]:
     def keep(step: int) -> None:
-        with learner.whole():
+        with learner.averaged(), learner.whole():
             write_folder(run.checkpoint(step), write_weights, {"step": step, **facts})
         if step == stop:
             raise StoppedForNow

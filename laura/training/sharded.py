@@ -38,7 +38,7 @@ from laura.models.device import collectives
 from laura.models.layers import decoder_layers, drops
 from laura.models.lean import lean
 from laura.models.lora import lora_layers
-from laura.models.losses import TokenWeights, output_head
+from laura.models.losses import CROSS_ENTROPY, Objective, output_head
 from laura.recipe.sections import TrainSection
 from laura.results.errors import ModelError
 from laura.results.interrupts import interrupts_postponed
@@ -103,7 +103,7 @@ class Shards(Learner):
         section: The recipe's `train`.
         learning_rate: Peak rate.
         rule: How the parameters are stepped.
-        token_weights: How much each token's gradient counts; None for all alike.
+        objective: What the gradients follow; it reads no base.
 
     Attributes:
         rank: Which process of the group this is; 0 gives the orders.
@@ -120,7 +120,7 @@ class Shards(Learner):
         section: TrainSection,
         learning_rate: float,
         rule: StepRule,
-        token_weights: TokenWeights | None = None,
+        objective: Objective = CROSS_ENTROPY,
     ) -> None:
         if any(drops(module) for module in model.modules()):
             raise ModelError(
@@ -137,7 +137,7 @@ class Shards(Learner):
         self._root: Any = _Trainee(model)
         for part in (*decoder_layers(model), self._root):
             fully_shard(part, mesh=self._mesh, ignored_params=set(adapters))
-        super().__init__(model, section, learning_rate, rule, token_weights)
+        super().__init__(model, section, learning_rate, rule, objective)
         for tensor in (*adapters, *self._buffers.values()):
             dist.broadcast(tensor.detach(), 0)  # PiSSA's start may round otherwise elsewhere
         self.idle = True
@@ -310,13 +310,21 @@ class Shards(Learner):
             loss = loss + 0 * output_head(self.model).weight.sum()
         return loss
 
+    @_by_all
+    def _put_in(self) -> None:
+        super()._put_in()
+
+    @_by_all
+    def _take_out(self) -> None:
+        super()._take_out()
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor)
+        return tensor
+
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         norm = super()._norm(gradients)
-        if not self._spread:
-            return norm
-        square = norm.square()
-        dist.all_reduce(square)
-        return square.sqrt()
+        return self._sum(norm.square()).sqrt() if self._spread else norm
 
 
 class _Trainee(nn.Module):
@@ -339,9 +347,9 @@ def follow(
     section: TrainSection,
     learning_rate: float,
     rule: StepRule,
-    token_weights: TokenWeights | None = None,
+    objective: Objective = CROSS_ENTROPY,
 ) -> None:
     """Train along with the first process of the group, until it has ended; as `train_runs`."""
     model.train()
     with lean(model, section.recompute):
-        Shards(model, section, learning_rate, rule, token_weights).follow()
+        Shards(model, section, learning_rate, rule, objective).follow()

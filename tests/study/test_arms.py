@@ -42,6 +42,12 @@ arms:
   rslora: {{method: lora, rank: 4, learning_rates: [4e-3], rslora: true}}
   pissa: {{method: lora, rank: 4, learning_rates: [1e-3], init: pissa}}
   dora: {{method: lora, rank: 4, learning_rates: [4e-3], dora: true, weight_decay: 0.01}}
+  lora-held: {{method: lora, rank: 4, learning_rates: [4e-3], penalty: kl, penalty_strength: 10}}
+  full-held:
+    {{method: full, learning_rates: [1e-3], penalty: kl, penalty_strength: 10, token_weight: flow}}
+  full-mean: {{method: full, learning_rates: [1e-3], average: ema, average_strength: 0.5}}
+  milora: {{method: lora, rank: 4, learning_rates: [4e-3], init: milora}}
+  oplora: {{method: lora, rank: 4, learning_rates: [4e-3], protect: 16}}
 train: {{batch_tokens: 256, row_tokens: 256, precision: {precision}, weight_decay_rule: composer}}
 seeds: [0]
 measure:
@@ -71,12 +77,15 @@ def _checkpoint(finished: tuple[Path, dict[str, Any]], arm: str) -> Path:
 @pytest.mark.slow
 def test_every_arm_is_trained_and_measured(finished: tuple[Path, dict[str, Any]]) -> None:
     _, summary = finished
-    assert len(summary["points"]) == len(summary["arms"]) == 12
+    assert len(summary["points"]) == len(summary["arms"]) == 17
     assert {run["state"] for run in summary["runs"]} == {"done"}
     learnt = {p["arm"]: p["changes"]["target_loss"]["value"] for p in summary["points"]}
     assert all(change < 0 for change in learnt.values()), learnt
-    assert len({round(change, 6) for change in learnt.values()}) == 12, "no two are the same"
-    assert all(p["changes"]["kl"]["value"] > 0 for p in summary["points"])
+    assert len({round(change, 6) for change in learnt.values()}) == 17, "no two are the same"
+    drift = {p["arm"]: p["changes"]["kl"]["value"] for p in summary["points"]}
+    assert all(kl > 0 for kl in drift.values())
+    for held in ("full", "lora"):
+        assert drift[f"{held}-held"] < drift[held] / 2
 
 
 @pytest.mark.slow
@@ -84,7 +93,8 @@ def test_trained_numbers_are_counted_right(finished: tuple[Path, dict[str, Any]]
     _, summary = finished
     found = {arm["name"]: arm["trainable_parameters"] for arm in summary["arms"]}
     low_rank = 4 * sum(o + i for o, i in MAPS)
-    assert found["lora"] == found["pissa"] == found["lora-plus"] == LAYERS * low_rank
+    for name in ("lora", "pissa", "milora", "oplora", "lora-plus"):
+        assert found[name] == LAYERS * low_rank
     assert found["lora-layers"] == 2 * low_rank
     assert found["dora"] == LAYERS * (low_rank + sum(o for o, _ in MAPS))
     assert found["full-layers"] == sum(o * i for o, i in MAPS) + 2 * WIDTH

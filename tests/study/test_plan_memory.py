@@ -53,7 +53,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "full-layers": {"method": "full", "layers": [2, 4]},
     "full-attention-dropout": {"method": "full", "attention_dropout": 0.1},
     "full-residual-dropout": {"method": "full", "residual_dropout": 0.1},
+    "full-kl": {"method": "full", "penalty": "kl"},
     "lora": {"method": "lora"},
+    "kl": {"method": "lora", "layers": [2, 3], "penalty": "kl"},
     "mlp": {"method": "lora", "targets": "mlp"},
     "dropout": {"method": "lora", "dropout": 0.1},
     "layers": {"method": "lora", "layers": [2, 3]},
@@ -62,6 +64,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "lora-both-dropouts": {"method": "lora", "attention_dropout": 0.1, "residual_dropout": 0.1},
     "pissa": {"method": "lora", "init": "pissa"},
     "pissa-dropout": {"method": "lora", "init": "pissa", "dropout": 0.1},
+    "milora": {"method": "lora", "init": "milora"},
+    "oplora": {"method": "lora", "protect": 4},
     "dora": {"method": "lora", "dora": True},
     "dora-dropout": {"method": "lora", "dora": True, "dropout": 0.1},
 }
@@ -97,7 +101,7 @@ def test_what_is_trained_and_its_work_are_the_models(name: str) -> None:
         starts = sum(b.numel() for key, b in model.named_buffers() if "start_" in key)
         assert trainable_parameters(shapes, arm) == trained
         assert start_numbers(shapes, arm) == starts
-        assert work_of(shapes, arm) == count_work(model)
+        assert work_of(shapes, arm) == count_work(model, arm.reads_base)
 
 
 @pytest.mark.parametrize(("documents", "bits"), [(1, 32), (4, 16)])
@@ -126,7 +130,7 @@ def test_on_a_quantised_base_no_weight_is_kept(
     arm, row, dtype = make_arm(name), make_row(256, 4), {16: torch.bfloat16, 32: torch.float32}
     with ExitStack() as stack:
         model, shapes = adapted(arm, stack, quantised=True)
-        assert work_of(shapes, arm) == count_work(model)
+        assert work_of(shapes, arm) == count_work(model, arm.reads_base)
         kept = kept_bytes(model, row, dtype[bits], monkeypatch)
     one = Pass(256, 256, 4, bits // 8, document=64, quantised=True)
     assert activation_bytes(shapes, arm, one) == pytest.approx(kept, rel=0.03)
@@ -308,6 +312,22 @@ def test_processes_of_one_processor_share_its_memory() -> None:
     device = Machine("cuda", 4)
     one, two = (fitting.most_memory(recipe, "full", shapes, device) for recipe in recipes)
     assert two < 0.6 * one
+
+
+def test_vllm_waits_beside_and_takes_turns() -> None:
+    shapes = shapes_from(LLAMA_2_7B, "7B")
+    for kind, waits in (("cuda", memory.VLLM_ASLEEP), ("cpu", 0)):
+        machine, found = Machine(kind, 4), {}
+        for engine in ("laura", "vllm"):
+            tasks = {"learning": ["micro_math"], "forgetting": ["micro_facts"]}
+            recipe = micro_recipe(measure={**tasks, "engine": engine, "precision": "bf16"})
+            found[engine] = planning._most_memory(recipe, "lora", shapes, machine)
+        awake, waiting = memory.vllm_bytes(shapes, recipe, machine)
+        assert 2 * shapes.parameters < awake < 2 * shapes.parameters + 7 * 2**30
+        assert waiting == (waits or awake)
+        assert found["vllm"] == max(awake, found["laura"] + waiting)
+        with pytest.raises(RecipeError, match=r'measure\.engine="laura" needs'):
+            refuse_too_large(recipe, shapes, machine, found["vllm"] - 1, ["lora"])
 
 
 def test_checkpoints_of_variants() -> None:

@@ -16,7 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from laura.models.adapters import attach
 from laura.models.lora import LoraSettings, rate_ratios
+from laura.models.losses import Objective
+from laura.recipe.sections import FullArm, LoraArm
 from laura.training.optimisers import StepRule
+from laura.training.remedies import objective_of, rule_of
 from tests.conftest import make_tiny_model
 from tests.training.test_loop import make_section
 
@@ -27,17 +30,19 @@ FULL: dict[str, dict[str, Any]] = {
     "lion": {"train": {"optimiser": "lion", "betas": (0.9, 0.95)}, "rule": StepRule(0.1)},
     "l2sp": {"train": {"recompute": True, "clip": 0.5}, "rule": StepRule(1e-2, toward_base=True)},
     "layer": {"layer": 1},
+    "remedies": {"arm": FullArm(method="full", token_weight="talr", average="bema", pace="finch")},
 }
 LORA: dict[str, dict[str, Any]] = {
     "lora": {"lora": {}},
     "dora": {"lora": {"dora": True}, "train": {"recompute": True}},
     "pissa": {"lora": {"pissa": True}, "train": {"optimiser": "lion"}},
+    "held": {"lora": {}, "arm": LoraArm(method="lora", penalty="clora", average="ema")},
 }
 CASES = {**FULL, **LORA}
 
 
-def make_case(name: str, devices: int, **train: Any) -> tuple[Any, Any, StepRule]:
-    """Model, section and rule of a case; steps of about four passes."""
+def make_case(name: str, devices: int, **train: Any) -> tuple[Any, Any, StepRule, Objective]:
+    """Model, section, rule and objective of a case; steps of about four passes."""
     case = CASES[name]
     model = make_tiny_model(**case.get("model", {}))
     rule = case.get("rule", StepRule())
@@ -49,7 +54,8 @@ def make_case(name: str, devices: int, **train: Any) -> tuple[Any, Any, StepRule
         model.model.layers[case["layer"]].requires_grad_(True)
     settings = {"batch_tokens": 256, "rows_per_pass": 1, "schedule": "trapezoidal"}
     section = make_section(**{**settings, **case.get("train", {}), **train}, devices=devices)
-    return model, section, rule
+    arm = case.get("arm", FullArm(method="full"))
+    return model, section, rule_of(arm, rule), objective_of(arm)
 
 
 @contextmanager
@@ -79,8 +85,8 @@ def main() -> None:
     store, rank, world, *cases = sys.argv[1:]
     with joined(Path(store), int(rank), ["cpu"] * int(world)):
         for name in cases:
-            model, section, rule = make_case(name, int(world))
-            follow(model, section, 1e-3, rule)
+            model, section, rule, objective = make_case(name, int(world))
+            follow(model, section, 1e-3, rule, objective)
 
 
 if __name__ == "__main__":

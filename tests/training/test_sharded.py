@@ -21,8 +21,8 @@ BUDGETS = (1000, 2000)
 
 def run(name: str, devices: int, folder: Path, **changes: Any) -> str:
     """Train a case; over several devices, as the first process of a group."""
-    model, section, rule = make_case(name, devices, validate_every=3)
-    settings = {"rule": rule, "validate": Validator(model), **changes}
+    model, section, rule, objective = make_case(name, devices, validate_every=3)
+    settings = {"rule": rule, "objective": objective, "validate": Validator(model), **changes}
     return train(model, folder, section, make_plan(section, BUDGETS), **settings)
 
 
@@ -89,7 +89,7 @@ def test_each_process_holds_a_part_and_lets_the_whole_go(tmp_path: Path) -> None
     names = ["untied", "lora"]
     with group(tmp_path, 2, names):
         for name in names:
-            model, section, _ = make_case(name, 2)
+            model, section, *_ = make_case(name, 2)
             spread = [p for p in model.parameters() if name in FULL or not p.requires_grad]
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             numbers, before = sum(p.numel() for p in spread), [weakref.ref(p) for p in spread]
@@ -106,7 +106,7 @@ def test_each_process_holds_a_part_and_lets_the_whole_go(tmp_path: Path) -> None
 def test_a_model_that_drops_at_random_is_refused(tmp_path: Path) -> None:
     from laura.training.sharded import Shards
 
-    model, section, _ = make_case("untied", 2)
+    model, section, *_ = make_case("untied", 2)
     model.model.layers[0].self_attn.attention_dropout = 0.1
     with pytest.raises(ModelError, match=r"draw its own; set the arm's dropout"):
         Shards(model, section, 1e-3, STANDARD)

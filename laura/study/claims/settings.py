@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laura.models.targets import GROUPS
+from laura.recipe.remedies import PLACES
 from laura.results.schema import Analysis
 from laura.results.statistics import (
     MIN_ITEMS,
@@ -36,8 +37,9 @@ DROPOUTS = ("attention_dropout", "residual_dropout")
 # What makes an arm more than plain LoRA or plain full finetuning, and the value that means
 # "not used". A recipe written before a key existed lacks it, which means the same.
 UNUSED: dict[str, Any] = {
-    "replay": 0, "layers": None, "dora": False, "init": "default", "lora_plus_ratio": 1,
-    "weight_decay_toward": "zero", **dict.fromkeys(DROPOUTS, 0),
+    "replay": 0, "layers": None, "dora": False, "init": "default", "protect": 0,
+    "lora_plus_ratio": 1, "weight_decay_toward": "zero", **dict.fromkeys(DROPOUTS, 0),
+    **dict.fromkeys(PLACES),
 }  # fmt: skip
 NOT_COMPARED = {"learning_rates", "grid"}
 

@@ -13,7 +13,7 @@ from laura.recipe.sections import LoraArm, Recipe
 from laura.results.errors import Fault, ModelError, RecipeError
 from laura.results.units import memory_text
 from laura.study.plan.machine import Machine
-from laura.study.plan.memory import evaluation_parts, pass_of, training_parts
+from laura.study.plan.memory import evaluation_parts, pass_of, training_parts, vllm_bytes
 from laura.study.plan.shapes import Shapes, read_shapes
 
 if TYPE_CHECKING:
@@ -169,12 +169,14 @@ def changes(recipe: Recipe) -> Iterator[Change]:
         possible.append(("train", "recompute", True))
     if train.rows_per_pass > 1:
         possible.append(("train", "rows_per_pass", 1))
+    if measure.engine != "laura":
+        possible.append(("measure", "engine", "laura"))
     if measure.precision == "fp32":
         possible.append(("measure", "precision", "bf16"))
     if lora and recipe.base.dtype == "float32":
         possible.append(("base", "dtype", "bfloat16"))
     sets = [c for n in range(len(possible) + 1) for c in itertools.combinations(possible, n)]
-    if lora and recipe.base.quantization is None:
+    if lora and recipe.base.quantization is None and measure.engine == "laura":
         sets += [(("base", "quantization", "nf4"), *more) for more in sets]
     for one in sets:
         change: Change = {}
@@ -255,11 +257,13 @@ def override_words(change: Change) -> str:
 def most_memory(recipe: Recipe, name: str, shapes: Shapes, machine: Machine) -> int:
     """Peak of training an arm and of measuring it, the larger; without keys and values.
 
-    Processes of one processor share its memory.
+    Processes of one processor share its memory. vLLM waits beside both.
     """
     training, measuring = arm_parts(recipe, name, shapes, machine)
     processes = recipe.train.devices if machine.kind == "cpu" else 1
-    return max(measuring["peak"], processes * (training["peak"] if training else 0))
+    here = max(measuring["peak"], processes * (training["peak"] if training else 0))
+    awake, waiting = vllm_bytes(shapes, recipe, machine)
+    return max(awake + machine.runtime, here + waiting)
 
 
 def arm_parts(

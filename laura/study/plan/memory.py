@@ -13,10 +13,12 @@ The parts:
 
 - runtime: the process without a model: Python, torch, its libraries;
 - weights: the base, with the casts that mixed precision keeps of frozen maps (of quantised ones
-  it keeps none), and the trained weights as they began where decay pulls toward them; when
+  it keeps none), and the trained weights as they began where decay pulls toward them, or a remedy
+  reads the base; when
   measuring the tuned model, beside a full arm's the base too, and their copies in the pass's
   arithmetic;
-- adapter: A and B of every run in lock-step, DoRA's lengths, PiSSA's frozen starts;
+- adapter: A and B of every run in lock-step, DoRA's lengths, PiSSA's and MiLoRA's frozen starts,
+  the directions that OPLoRA keeps;
 - gradients: of everything that is trained; of one run at a time where runs take turns;
 - optimiser: moments of every run in lock-step, and copies made during an update;
 - activations: kept by one pass for its gradient;
@@ -54,7 +56,8 @@ The variants of LoRA, of each adapted map (I in, O out):
   quantised map B is not scaled, and kept only where it is cast;
 - dropout: its own dropped input, I e a token, and a mask in the same numbers (on CUDA of one
   byte) where its input has a gradient; the shared input is not kept;
-- PiSSA: twice the rank, and A always, since A' = [A; A0] is made in the pass;
+- PiSSA, MiLoRA: twice the rank, and A always, since A' = [A; A0] is made in the pass;
+- OPLoRA: A always, since it is projected in the pass;
 - DoRA: the outputs before they are stretched, O e a token, and two vectors of float32. With
   dropout, or on a quantised map, the base's part and the update's are stretched each by itself:
   once more O e, and O.
@@ -87,6 +90,9 @@ GATED = frozenset({"mlp.gate_proj", "mlp.up_proj"})
 # need torch; a test compares them.
 CHUNK_POSITIONS, GROUP_POSITIONS, BLOCK_WORDS = 128, 512, 8192
 MOST_ROWS, CPU_PASS_TOKENS, PASS_TOKENS = 256, 1024, 2048
+# What vLLM takes for keys and values on a processor (engine/vllm_worker.py), and what its process
+# holds of a GPU while it sleeps: a context and CUDA graphs. The latter was never measured.
+VLLM_CPU_CACHE, VLLM_ASLEEP = 2 * 2**30, 2 * 2**30
 # glibc's largest threshold above which a block is mapped by itself, 32 MiB on 64-bit systems.
 LARGEST_HEAP_BLOCK = 32 * 2**20
 # Of NF4: weights of one scale, and scales of one scale (models/nf4.py).
@@ -153,14 +159,21 @@ def trainable_parameters(shapes: Shapes, arm: Arm) -> int:
 
 
 def start_numbers(shapes: Shapes, arm: Arm) -> int:
-    """Numbers of PiSSA's frozen starts A0 and B0, r (in + out) of each adapted map; else 0."""
-    if not isinstance(arm, LoraArm) or arm.init != "pissa":
+    """Numbers of PiSSA's and MiLoRA's frozen starts, r (in + out) of each adapted map; else 0."""
+    if not isinstance(arm, LoraArm) or arm.init == "default":
         return 0
     return arm.rank * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
 
 
+def kept_numbers(shapes: Shapes, arm: Arm) -> int:
+    """Numbers of the directions that OPLoRA keeps, k (in + out) of each adapted map; else 0."""
+    if not isinstance(arm, LoraArm):
+        return 0
+    return arm.protect * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
+
+
 def checkpoint_numbers(shapes: Shapes, arm: Arm) -> int:
-    """Numbers in a checkpoint: the adapter (PiSSA's is a plain one of rank 2r), or the model."""
+    """Numbers in a checkpoint: the adapter (PiSSA's and MiLoRA's have rank 2r), or the model."""
     if isinstance(arm, LoraArm):
         return trainable_parameters(shapes, arm) + start_numbers(shapes, arm)
     return shapes.parameters
@@ -185,6 +198,11 @@ def base_bytes(shapes: Shapes, weight_bytes: int, quantised: bool) -> int:
 def dequantised_bytes(shapes: Shapes, number: int) -> int:
     """The largest map of a layer, while it is there whole."""
     return number * max(out * inner for out, inner in shapes.maps.values())
+
+
+def averages_kept(arm: Arm) -> int:
+    """Copies of the trained numbers that an average keeps (`training/optimisers.py`): BEMA two."""
+    return 0 if arm.remedy("average") is None else 2 if arm.average == "bema" else 1
 
 
 def trained_bytes(arm: Arm, weight_bytes: int) -> int:
@@ -258,7 +276,9 @@ def pass_of(
     tokens = rows * train.row_tokens
     # As `training.cohort.fits_together`.
     drops = arm.attention_dropout or arm.residual_dropout
-    plain = isinstance(arm, LoraArm) and not (arm.dora or arm.init == "pissa" or arm.dropout)
+    plain = isinstance(arm, LoraArm) and not (
+        arm.dora or arm.init != "default" or arm.protect or arm.dropout
+    )
     return Pass(
         tokens,
         round(learnt * tokens),
@@ -351,8 +371,8 @@ def _layer_bytes(
             recast = cast and one.weight_bytes != e and not one.quantised
             once += out * inner * e * (recast and slopes[name])
         elif lora is not None:
-            joined = lora.init == "pissa"
-            rank = lora.rank * (2 if joined else 1)
+            joined = lora.init != "default" or lora.protect > 0
+            rank = lora.rank * (2 if lora.init != "default" else 1)
             each += rank * e + drops * inner * (e + mask * slopes[name])
             each += lora.dora * out * e * (2 if parted else 1)
             kept = inner * (cast or joined) + out * (cast or joined or not parted)
@@ -373,6 +393,12 @@ def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     total = chunk * FLOAT32 + (chunk * e if e != FLOAT32 else 0)
     if e != w:
         total += v * c * e
+    if (penalty := arm.remedy("penalty")) and penalty[0].reads_base:
+        # The base's: as they come, in float32, their logarithm, and the slope made of it.
+        total += chunk * (FLOAT32 * 3 + (e if e != FLOAT32 else 0))
+    if arm.reads_base:
+        copied = v * c * e if e != w and not isinstance(arm, LoraArm) else 0
+        total += one.labelled * c * e + copied
     if trains_all(arm):
         total += v * c * w + min(GROUP_POSITIONS, one.labelled) * v * e
         total += min(BLOCK_WORDS, v) * c * e
@@ -441,14 +467,16 @@ def training_parts(
     spread = 1 if lora else devices
     loading = weights if devices > 1 else 0
     if isinstance(arm, LoraArm):
-        adapter = FLOAT32 * (trained * one.runs + start_numbers(shapes, arm))
+        buffers = start_numbers(shapes, arm) + kept_numbers(shapes, arm)
+        adapter = FLOAT32 * (trained * one.runs + buffers)
         # `LoraLinear` casts its frozen map once and keeps the cast.
         recast = e != w and not one.quantised
         casts = e * recast * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
-    elif _has_anchor(arm):
-        weights += trained * w
-    state, copies = (kept * trained * trained_bytes(arm, w) for kept in OPTIMISER_STATE[optimiser])
-    moments = state * one.runs
+    else:
+        weights += trained * w * (_has_anchor(arm) + arm.reads_base)
+    kept, copied = OPTIMISER_STATE[optimiser]
+    numbers = trained * trained_bytes(arm, w)
+    moments, copies = (kept + averages_kept(arm)) * numbers * one.runs, copied * numbers
     held = -(-weights // devices) + casts
     gradients = -(-trained * trained_bytes(arm, w) * one.times // spread)
     activations = activation_bytes(shapes, arm, one)
@@ -539,6 +567,23 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
     parts = {"runtime": machine.runtime, "weights": weights, "adapter": adapter, "cache": cache,
              "logits": logits, "working": working}  # fmt: skip
     return {**parts, "peak": sum(parts.values())}
+
+
+def vllm_bytes(shapes: Shapes, recipe: Recipe, machine: Machine) -> tuple[int, int]:
+    """The least that the vLLM of a study holds (`measure.engine`): at work, and while it waits.
+
+    At work: weights in its number format, keys and values of one row of the whole context (on a
+    processor the worker's 2 GiB), logits of a pass twice, and what it never gives back. On a
+    processor it does not sleep.
+    """
+    if recipe.measure.engine == "laura":
+        return 0, 0
+    e = {"fp32": 4, "bf16": 2}.get(recipe.measure.precision, machine.arithmetic_bytes)
+    cpu = machine.kind == "cpu"
+    cache = VLLM_CPU_CACHE if cpu else cache_row_bytes(shapes, shapes.context, e)
+    logits = 2 * PASS_TOKENS * shapes.vocabulary * FLOAT32
+    awake = VLLM_ASLEEP + shapes.parameters * e + cache + logits
+    return awake, awake if cpu else VLLM_ASLEEP
 
 
 def cache_row_bytes(shapes: Shapes, tokens: int, number: int) -> int:

@@ -285,6 +285,8 @@ def _notes(
         f"A search of {search.trials} trials is dealt evenly to the arms of a family; which it "
         "really takes, and which a pruner stops, it decides as it goes.": search.sampler != "grid",
         "Memory of an arm is that of all its runs in lock-step.": recipe.train.cohort > 1,
+        "Memory of measuring is Laura's own engine's; vLLM (measure.engine) takes its weights and "
+        "keys and values beside it, on a GPU in turns with it.": recipe.measure.engine == "vllm",
         "Every layer is passed once more for its gradient (train.recompute): up to half as many "
         "operations and as much time again as is told.": recipe.train.recompute,
         "On N GPUs, with train.devices: N: weights, and in full finetuning gradients and "

@@ -26,8 +26,10 @@ from laura.study.plan.memory import (
     NUMBER_BYTES,
     OPTIMISER_STATE,
     adapted_maps,
+    averages_kept,
     checkpoint_numbers,
     first_trained,
+    kept_numbers,
     lockstep_runs,
     measured_tasks,
     start_numbers,
@@ -254,6 +256,7 @@ def work_of(shapes: Shapes, arm: Arm) -> TrainingWork:
         shapes.queries * shapes.layers,
         below * each,
         shapes.queries * below,
+        shapes.layers * each * arm.reads_base,
     )
 
 
@@ -305,9 +308,9 @@ def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey) -> ArmWo
     kept = trained_bytes(arm, NUMBER_BYTES[recipe.base.dtype])
     # A trunk's state waits for its next stretch while a branch writes its own.
     states = 2 if recipe.train.schedule == "trapezoidal" and count > 1 else 1
-    moments = OPTIMISER_STATE[recipe.train.optimiser][0]
+    moments = OPTIMISER_STATE[recipe.train.optimiser][0] + averages_kept(arm)
     state = trainable_parameters(shapes, arm) * kept * (1 + moments)
-    state += start_numbers(shapes, arm) * FLOAT32
+    state += (start_numbers(shapes, arm) + kept_numbers(shapes, arm)) * FLOAT32
     return ArmWork(
         runs=times * each,
         longer=steps_beyond * often * each,
