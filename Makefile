@@ -23,7 +23,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 pyth
 	if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	>/dev/null 2>&1; then echo $$candidate; break; fi; done)
 
-.PHONY: help setup demo test test-fast test-slow test-gpu browser check format bench parity micro-base \
+.PHONY: help setup demo test test-fast test-slow test-gpu browser postgres check format bench parity micro-base \
 	calibration docs lock sbom clean
 
 help:  ## Say what each target does
@@ -64,6 +64,11 @@ browser:  ## Install Chromium for the browser tests (Debian, Ubuntu; as root or 
 	as=; if [ "$$(id -u)" != 0 ]; then as=sudo; fi; \
 	$$as apt-get update && $$as apt-get install -y --no-install-recommends chromium
 
+postgres:  ## Install PostgreSQL for the tests of several servers (Debian, Ubuntu; as root or by sudo)
+	@if ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1 || command -v pg_ctl >/dev/null; then exit 0; fi; \
+	as=; if [ "$$(id -u)" != 0 ]; then as=sudo; fi; \
+	$$as apt-get update && $$as apt-get install -y --no-install-recommends postgresql
+
 test-gpu: $(DEV)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
@@ -100,7 +105,7 @@ lock: $(DEV)  ## Write the installed versions to constraints.txt, hashes to depl
 	$(BIN)/python scripts/write_constraints.py
 	head -n 4 deploy/requirements.txt >$(VENV)/lock.txt
 	$(BIN)/python -c "import torch; print('torch==' + torch.__version__.split('+')[0])" >$(VENV)/torch.txt
-	echo hatchling | uv pip compile pyproject.toml - --extra signing --universal --python-version 3.11 \
+	echo hatchling | uv pip compile pyproject.toml - --extra signing --extra postgres --universal --python-version 3.11 \
 		--constraint constraints.txt --constraint $(VENV)/torch.txt --generate-hashes --no-header \
 		--no-annotate --quiet >>$(VENV)/lock.txt
 	mv $(VENV)/lock.txt deploy/requirements.txt

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from laura.recipe.reading import Series, find_recipe, parse_recipe, read_measure_section
 from laura.recipe.reading import read_study as read_recipe_or_series
-from laura.recipe.sections import Recipe
+from laura.recipe.sections import MeasureSection, Recipe
 from laura.report.study import Study
 from laura.report.study import read_study as read_report_study
 from laura.results.errors import (
@@ -267,6 +267,14 @@ def _data_folder(given: str | Path | None) -> Path | None:
     return Path(named) if named else None
 
 
+def _check_engine(section: MeasureSection) -> None:
+    """Refuse an engine that is not installed, before anything is loaded."""
+    if section.engine == "vllm":
+        from laura.engine.vllm_python import vllm_version
+
+        vllm_version()
+
+
 def _study_folder(out: str | Path | None, chosen: Recipe | Series) -> Path:
     return Path(out) if out is not None else Path("studies") / chosen.name
 
@@ -286,6 +294,7 @@ def compare(
     confirm: Sequence[str] | None = None,
     confirm_seeds: int = 3,
     ray: str | None = None,
+    track: Sequence[str] | None = None,
     progress: Progress = SILENT,
 ) -> StudyResults | SeriesResults:
     """Compare arms: what each learns, what it forgets. Draws the report too.
@@ -304,13 +313,14 @@ def compare(
         confirm_seeds: How many these are.
         ray: Address of a Ray cluster whose machines carry out the runs, side by side as far as
             it has room, which `workers` bounds; None for this machine alone.
+        track: Trackers that are told of it as it goes: mlflow, tensorboard, trackio, wandb.
         progress: Where to report.
 
     Raises:
         RecipeError: the recipe has faults.
         UsageError: what is to be confirmed is not of it, or of several settings; no Ray cluster
             answers at the address.
-        MissingExtraError: Ray is not installed.
+        MissingExtraError: Ray, vLLM or a tracker is asked for and not installed.
         LauraError: what stopped it; the same call continues.
     """
     from laura.study.runs import check_configurations, read_configurations
@@ -323,6 +333,7 @@ def compare(
         raise UsageError(f"--confirm is of one setting; say which with --setting, one of: {names}")
     for one in recipes:
         check_configurations(wanted, confirm_seeds, one)
+        _check_engine(one.measure)
     folder = _study_folder(out, chosen)
     options: dict[str, Any] = {
         "data_dir": _data_folder(data_dir),
@@ -334,8 +345,12 @@ def compare(
         "progress": progress,
     }
     from laura.study.seats import connected
+    from laura.study.tracking import tracked
 
-    with connected(ray):
+    studies = [folder]
+    if isinstance(chosen, Series):
+        studies = [SeriesStore(folder).setting(name).folder for name in chosen.settings]
+    with connected(ray), tracked(studies, track or (), progress):
         if isinstance(chosen, Recipe):
             from laura.study.compare import compare as carry_out
 
@@ -344,7 +359,7 @@ def compare(
             from laura.study.compare import compare_series
 
             compare_series(chosen, folder=folder, **options)
-    return _results(folder, "html", progress)
+        return _results(folder, "html", progress)
 
 
 def train(
@@ -381,6 +396,7 @@ def train(
                 f"{recipe} is a series; say which setting with --setting, one of: {names}"
             )
         chosen = next(iter(chosen.settings.values()))
+    _check_engine(chosen.measure)
     from laura.study.compare import train as carry_out
 
     answer = carry_out(
@@ -435,6 +451,7 @@ def evaluate(
     chosen = [] if by_preset and limit is None else [f"measure.limit={limit or 'null'}"]
     chosen += [f"measure.preset={preset}"] if preset else []
     section = read_measure_section([*chosen, *given])
+    _check_engine(section)
     from laura.study.evaluation import evaluate_model
 
     found = evaluate_model(

@@ -39,7 +39,9 @@ OPENED_LATE = {"chat_screen", "doctor", "progress"}
 NO_TORCH = {"torch", "transformers", "datasets", "peft", "accelerate", "lm_eval", "gguf"}
 SERVER = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 HEAVY = (
-    NO_TORCH | SERVER | {"pydantic", "ruamel", "numpy", "altair", "vl_convert", "jinja2", "rich"}
+    NO_TORCH
+    | SERVER
+    | {"pydantic", "ruamel", "numpy", "altair", "vl_convert", "jinja2", "rich", "sqlalchemy"}
 )
 # What an extra brings, and the only files that may import it.
 EXTRAS = {
@@ -48,6 +50,10 @@ EXTRAS = {
     "cryptography": {"models/signatures.py"},
     "bitsandbytes": {"models/nf4.py"},
     "ray": {"study/seats.py"},
+    **{
+        name: {f"study/trackers/{name}.py"}
+        for name in ("mlflow", "tensorboard", "trackio", "wandb")
+    },
 }
 MOST_FUNCTION_LINES = 60
 

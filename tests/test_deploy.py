@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 import typer.main
+from sqlalchemy import make_url
 
 from laura.cli.app import app
 from laura.serve.auth import check_address
@@ -63,6 +64,12 @@ def container_command() -> list[str]:
     return [*json.loads(instruction("ENTRYPOINT")), *json.loads(instruction("CMD"))]
 
 
+def database(text: str) -> str:
+    """Which one the environment names."""
+    (found,) = re.findall(r"LAURA_DATABASE=(\S+)", text)
+    return str(found)
+
+
 def values(command: list[str], tmp_path: Path) -> dict[str, Any]:
     """What `laura serve` makes of a command line; its folders are made below `tmp_path`."""
     program, name, *words = command
@@ -73,11 +80,20 @@ def values(command: list[str], tmp_path: Path) -> dict[str, Any]:
         return dict(SERVE.make_context("serve", words, parent=context).params)
 
 
-@pytest.mark.parametrize("command", [unit_command, container_command])
-def test_the_command_is_one_that_laura_serve_takes(command: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "environment"),
+    [
+        (unit_command, lambda: " ".join(service()["Environment"])),
+        (container_command, lambda: " ".join(w for name, w in instructions() if name == "ENV")),
+    ],
+)
+def test_the_command_is_one_that_laura_serve_takes(
+    command: Any, environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAURA_DATABASE", database(environment()))
     found = values(command(), tmp_path)
-    check_address(found["host"], has_tenants=found["tenants"] is not None)
-    assert found["tenants"] and found["audit"] and found["adapters"]
+    check_address(found["host"], has_tenants=found["database"] is not None)
+    assert make_url(found["database"]).drivername == "sqlite" and found["adapters"]
     from laura.models.registry import MODELS
 
     assert found["base"] in MODELS
@@ -95,10 +111,10 @@ def test_the_unit_leaves_answers_their_time_and_does_not_repeat_mistakes(tmp_pat
     assert found["ProtectSystem"] == ["strict"]
     writable = {
         f"/var/{kind}/{found[f'{name}Directory'][0]}"
-        for name, kind in (("State", "lib"), ("Cache", "cache"), ("Logs", "log"))
+        for name, kind in (("State", "lib"), ("Cache", "cache"))
     }
-    command = unit_command()
-    assert str(Path(command[command.index("--audit") + 1]).parent) in writable
+    path = make_url(database(" ".join(found["Environment"]))).database
+    assert path and str(Path(path).parent) in writable
     assert "LAURA_CACHE=/var/cache/laura" in found["Environment"]
     assert "/var/cache/laura" in writable
 

@@ -29,7 +29,7 @@ from laura.results.errors import DataError, LauraError, StoreError
 from laura.results.inputs import FREE_BYTES, MOST_LINE_BYTES, bounded_lines
 from laura.results.schema import RECORD_FILE, read_record
 from laura.results.store import RunStore, file_hash, kept_rows, read_json, read_lines_gz
-from laura.serve.auth import Tenants
+from laura.serve.auth import read_tenants
 
 MIB = 2**20
 CPU_SECONDS, MOST_MIB = 2.0, 100  # a second and a few tens, with room for a busy machine
@@ -61,7 +61,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "stored recipe": stored_recipe,
     "rows": lambda path: list(read_rows(path)),
     "count": count_rows,
-    "tenants": Tenants.read,
+    "tenants": read_tenants,
     "json": read_json,
     "samples": read_lines_gz,
     "metrics": lambda path: RunStore(path.parent).metrics(),

@@ -198,6 +198,10 @@ class ShowOptions:
     """Only what passed; of two models, what both passed."""
     differ: bool = option(default=False)
     """Only where the models' verdicts differ."""
+    forgotten: bool = option(default=False)
+    """Only what the first model passed and another failed."""
+    gained: bool = option(default=False)
+    """Only what the first model failed and another passed."""
     index: int | None = option(metavar="N", min=0)
     """Only the item with this index."""
     sample: int | None = option(metavar="N", min=0)
@@ -222,12 +226,10 @@ class ShowOptions:
         """
         from laura.report.samples.find import SampleFilter
 
-        asked = {"failed": self.failed, "passed": self.passed, "differ": self.differ}
-        wanted = [name for name, given in asked.items() if given]
+        asked = ("failed", "passed", "differ", "forgotten", "gained")
+        wanted = [name for name in asked if getattr(self, name)]
         if len(wanted) > 1:
-            raise UsageError(
-                "--failed, --passed and --differ exclude one another; give one of them"
-            )
+            raise UsageError(f"--{' and --'.join(wanted)} exclude one another; give one of them")
         outcome: Any = wanted[0] if wanted else "any"
         return SampleFilter(outcome, self.index, self.sample, self.limit)
 
@@ -241,7 +243,7 @@ def show(console: Console, options: ShowOptions) -> None:
     \b
     Example:
       laura show studies/micro --task micro_math --failed
-      laura show studies/micro --task micro_math --model base --model lora --differ
+      laura show studies/micro --task micro_facts --model base --model lora --forgotten
     """
     wish = options.wish()
     from laura.report.samples.show import Overview, open_view

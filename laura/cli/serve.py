@@ -10,6 +10,7 @@ from laura.cli.console import Console
 from laura.cli.options import BASE, DEVICE, argument, option
 
 if TYPE_CHECKING:
+    from laura.serve.database import Database
     from laura.serve.library import Library, Policy
     from laura.serve.settings import EngineSettings, ServeSettings
 
@@ -23,9 +24,10 @@ class ServeOptions:
     base: str = argument(**BASE)
     adapters: Path | None = option(exists=True, file_okay=False, metavar="DIR")
     """Folder of LoRA adapters in PEFT's format, each a folder in it."""
-    tenants: Path | None = option(envvar="LAURA_TENANTS", metavar="FILE")
-    """Who may ask what, made by `laura tenants add`. Without it only this machine is served, and
-    nobody needs a key."""
+    database: str | None = option(envvar="LAURA_DATABASE", metavar="URL")
+    """Who may ask what, made by `laura tenants add`; what they used, and what admins did:
+    sqlite:///PATH, or postgresql+psycopg://USER@HOST/NAME for several servers. Without it only this
+    machine is served, and nobody needs a key."""
     engine: Literal["inprocess", "vllm"] = option(default="inprocess")
     """Laura's own engine, or a vLLM server that Laura starts."""
     host: str = option(default="127.0.0.1", metavar="NAME")
@@ -69,8 +71,6 @@ class ServeOptions:
     cors_origin: list[str] | None = option(metavar="URL")
     """A site whose pages may ask from a browser, such as http://localhost:3000; may be given
     several times."""
-    audit: Path | None = option(metavar="FILE")
-    """Where admin actions are written, a line of JSON each."""
 
 
 def serve(console: Console, options: ServeOptions) -> None:
@@ -87,7 +87,12 @@ def serve(console: Console, options: ServeOptions) -> None:
     from laura.serve.auth import check_address
     from laura.serve.settings import EngineSettings, ServeSettings, model_name, read_arguments
 
-    check_address(options.host, options.tenants is not None)
+    check_address(options.host, options.database is not None)
+    database = None
+    if options.database is not None:
+        from laura.serve.database import Database
+
+        database = Database(options.database, new=False)
     # With torch: not before what needs none of it.
     from laura.models.signatures import PublicKey
     from laura.serve.library import Policy
@@ -121,7 +126,7 @@ def serve(console: Console, options: ServeOptions) -> None:
         drafts=options.drafts,
         arguments=read_arguments(options.vllm_argument or ()),
     )
-    _serve(console, options, settings, engine_settings, policy)
+    _serve(console, options, settings, engine_settings, policy, database)
 
 
 def _serve(
@@ -130,10 +135,10 @@ def _serve(
     settings: ServeSettings,
     engine_settings: EngineSettings,
     policy: Policy,
+    database: Database | None,
 ) -> None:
-    from laura.serve.admin import Audit
     from laura.serve.app import create_app
-    from laura.serve.auth import Tenants
+    from laura.serve.audit import Audit
     from laura.serve.log_stream import unblocked_log
     from laura.serve.server import (
         listening_socket,
@@ -144,13 +149,11 @@ def _serve(
         url_of,
     )
 
-    audit = Audit(options.audit)
-    file = options.tenants
-    tenants = None if file is None else Tenants.read(file)
     # First the socket: whoever has the port taken should not wait for a model.
     with listening_socket(settings) as place:
-        # What was loaded and pinned before is gone; a file that cannot be written is told now.
-        audit.write("server.start", "server", settings.base, "done")
+        if database is not None:
+            # What was loaded and pinned before is gone; a disk that is full is told now.
+            Audit(database).write("server.start", "server", settings.base, "done")
         folder = open_base(engine_settings.base, console.progress)
         engine = open_engine(folder, engine_settings)
         library = open_library(
@@ -160,15 +163,14 @@ def _serve(
             settings,
             engine,
             library,
-            tenants=tenants,
-            tenants_file=file,
-            audit=audit,
+            database=database,
             log=unblocked_log(),
         )
-        names = None if tenants is None else list(tenants.names)
         url = url_of(place)
 
         def tell() -> None:
+            tenants = app.state.service.tenants
+            names = None if tenants is None else list(tenants.names)
             value, lines = adapters_told(library)
             text = f"{lines}\n{welcome_text(settings.base, url, names)}"
             console.answer({"url": url, "base": settings.base, **value}, text)

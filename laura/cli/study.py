@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +32,8 @@ class CompareOptions(StudyOptions):
     """Carry the runs out on the machines of this Ray cluster, as many as it has room for (at most
     --workers): auto, HOST:PORT or ray://HOST:PORT. They share the study folder. Needs the extra
     'laura-lab[ray]'; see docs/scale.md."""
+    track: list[str] | None = option(metavar="NAME")
+    """Tell a tracker as it goes: mlflow, tensorboard, trackio or wandb. Repeatable."""
     confirm: list[str] | None = option(metavar="ARM@RATE")
     """Also run this arm at this rate with fresh seeds, which had no part in choosing it.
     Repeatable."""
@@ -78,6 +82,45 @@ def train(console: Console, options: TrainOptions) -> None:
     runs = [run.model_dump() for run in made.runs]
     text = "\n".join(f"{run.id}: {run.state}, in {run.folder}" for run in made.runs)
     console.answer({"runs": runs, "summary": _without_curves(made.summary)}, text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackOptions:
+    """Which study is told to which tracker."""
+
+    study: Path = argument(metavar="STUDY")
+    """Folder of a study, finished or not."""
+    tracker: str = argument(metavar="TRACKER")
+    """mlflow, tensorboard, trackio or wandb."""
+    follow: bool = option(default=False)
+    """Go on telling what is new, until Ctrl-C."""
+
+
+def track(console: Console, options: TrackOptions) -> None:
+    """Tell a tracker of a study: losses, scores, the answer, the charts.
+
+    What was told before is not told again. Runs that other machines carry out are told too.
+
+    \b
+    Example:
+      laura track studies/micro tensorboard
+    """
+    from laura.study.trackers import TrackerError
+    from laura.study.tracking import PERIOD_SECONDS, Mirror
+
+    if not (options.study / "recipe.yaml").is_file():
+        raise UsageError(f"{options.study} is no study folder; give one of `laura compare`")
+    mirror = Mirror(options.study, options.tracker)
+    try:
+        while options.follow and not mirror.fault:
+            mirror.tell()
+            time.sleep(PERIOD_SECONDS)
+    finally:
+        mirror.end(concluded=True)
+    if mirror.fault:
+        raise TrackerError(mirror.fault)
+    told = {"study": str(options.study), "tracker": options.tracker}
+    console.answer(told, f"{options.tracker} knows what is in {options.study}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +192,10 @@ class PlanOptions(RecipeOptions):
 
     recipe: str | None = argument(None, metavar="RECIPE")
     """YAML file of a recipe or a series, or the name of a shipped one."""
-    gpus: str | None = option(metavar="1,8,...", show_default="this machine, which is measured")
-    """Plan for so many GPUs, with sharding."""
+    devices: str | None = option(metavar="1,8,...", show_default="this machine, which is measured")
+    """Plan for so many GPUs, over which a run may be spread (train.devices)."""
+    device_memory: str | None = option(metavar="80GB", show_default="this machine's")
+    """Memory of one of them: says which arms fit, and the least change with which they do."""
     flops_per_second: float | None = option(
         metavar="RATE", show_default="this machine's matrix products"
     )
@@ -171,13 +216,13 @@ def plan(console: Console, options: PlanOptions) -> None:
     \b
     Example:
       laura plan recipes/smollm2-gsm8k.yaml
-      laura plan mine.yaml --set base.model=llama-2-7b --gpus 1,8,32 --flops-per-second 2e14
+      laura plan paper/code-pretrain --devices 8 --device-memory 80GB --flops-per-second 4e14
       laura plan micro/paper --setting code-instruct
-      laura plan --table 7e9 --gpus 1,8,16,32,64
+      laura plan --table 7e9 --devices 1,8,16,32,64
     """
-    gpus = _numbers(options.gpus)
+    devices = _numbers(options.devices)
     if options.table is not None:
-        _answer_table(console, *_table(options.table), gpus or [1, 8, 16, 32, 64])
+        _answer_table(console, *_table(options.table), devices or [1, 8, 16, 32, 64])
         return
     if options.recipe is None:
         raise UsageError("laura plan needs a RECIPE, or --table PARAMETERS for the paper's")
@@ -195,7 +240,8 @@ def plan(console: Console, options: PlanOptions) -> None:
     from laura.study.plan.text import plan_text, series_text
 
     given: dict[str, Any] = {
-        "gpus": gpus,
+        "devices": devices,
+        "device_memory": _memory(options.device_memory),
         "device": options.device,
         "flops_per_second": options.flops_per_second,
         "epoch_tokens": options.epoch_tokens,
@@ -220,13 +266,24 @@ def _answer_table(console: Console, parameters: float, share: float, devices: li
 def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
-    from laura.study.plan.planning import check_gpus
+    from laura.study.plan.planning import check_devices
 
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--gpus wants whole numbers, as in --gpus 1,8,64; came {text}") from None
-    return check_gpus(counts)
+        raise UsageError(
+            f"--devices wants whole numbers, as in --devices 1,8,64; came {text}"
+        ) from None
+    return check_devices(counts)
+
+
+def _memory(text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(G|Gi)B", text)
+    if found is None or not float(found[1]):
+        raise UsageError(f"--device-memory wants a size, as in 80GB or 79.6GiB; came {text}")
+    return int(float(found[1]) * {"G": 10**9, "Gi": 2**30}[found[2]])
 
 
 def _table(text: str) -> tuple[float, float]:

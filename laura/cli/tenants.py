@@ -1,7 +1,8 @@
-"""The commands on a tenants file: `laura tenants ...`."""
+"""The commands on the database of a server: `laura tenants ...`."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from laura.results.errors import UsageError
 
 if TYPE_CHECKING:
     from laura.serve.auth import TenantSettings
+    from laura.serve.database import Database
 
 tenants = typer.Typer(
     help="Who may use `laura serve`: keys, allowed adapters, limits.",
@@ -27,19 +29,25 @@ key = typer.Typer(
 )
 tenants.add_typer(key, name="key")
 
-RELOAD = "A server that runs takes this in when told to: POST /admin/tenants/reload."
+TAKEN_IN = "Servers that run take this in within a second."
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileOptions:
-    """Which file."""
+class DatabaseOptions:
+    """Which database."""
 
-    file: Path = option(default=Path("tenants.yaml"), envvar="LAURA_TENANTS", metavar="FILE")
-    """The tenants file."""
+    database: str = option(default="sqlite:///laura.db", envvar="LAURA_DATABASE", metavar="URL")
+    """Where tenants are: sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME."""
+
+    def opened(self, new: bool = False) -> Database:
+        """The database; `new` makes a file where there is none."""
+        from laura.serve.database import Database
+
+        return Database(self.database, new=new)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TenantOptions(FileOptions):
+class TenantOptions(DatabaseOptions):
     """Who is meant."""
 
     name: str = argument(metavar="NAME")
@@ -58,6 +66,8 @@ class RuleOptions(TenantOptions):
     """At most; 'none': no limit."""
     tokens_per_minute: str | None = option(metavar="N")
     """At most, prompts and answers together; 'none': no limit."""
+    tokens_per_day: str | None = option(metavar="N")
+    """Likewise in a day; 'none': no limit."""
     concurrent: str | None = option(metavar="N")
     """Requests at a time; 'none': no limit."""
     priority: float | None = option(metavar="X")
@@ -72,11 +82,11 @@ class RuleOptions(TenantOptions):
             UsageError: a limit is no whole number.
         """
         told = {name: value for name, value in vars(self).items() if value is not None}
-        wanted = {name: value for name, value in told.items() if name not in ("name", "file")}
+        wanted = {name: value for name, value in told.items() if name not in ("name", "database")}
         if "adapters" in wanted:
             names = (one.strip() for one in str(wanted["adapters"]).split(","))
             wanted["adapters"] = [name for name in names if name]
-        for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
+        for name in ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent"):
             if name in wanted:
                 wanted[name] = _limit("--" + name.replace("_", "-"), str(wanted[name]))
         if wanted.get("expires") == "none":
@@ -85,7 +95,7 @@ class RuleOptions(TenantOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdminOptions(FileOptions):
+class AdminOptions(DatabaseOptions):
     """What becomes of admin keys."""
 
     revoke: str | None = option(metavar="ID")
@@ -100,6 +110,22 @@ class RevokeOptions(TenantOptions):
     """Of `laura tenants list`: how its SHA-256 begins."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(DatabaseOptions):
+    """What is taken over."""
+
+    file: Path = argument(exists=True, dir_okay=False, metavar="FILE")
+    """Tenants and keys in YAML; see docs/serving.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(DatabaseOptions):
+    """How much is shown."""
+
+    last: int = option(default=100, min=1, metavar="N")
+    """Most rows."""
+
+
 @tenants.callback()
 @key.callback()
 def _root() -> None:
@@ -110,8 +136,8 @@ def _root() -> None:
 def add(console: Console, options: RuleOptions) -> None:
     """Add a tenant and show its key, this once.
 
-    The file is made where there is none. Without options a tenant may ask the base, without
-    limits, and no adapter.
+    A file of SQLite is made where there is none. Without options a tenant may ask the base,
+    without limits, and no adapter.
 
     \b
     Example:
@@ -121,8 +147,8 @@ def add(console: Console, options: RuleOptions) -> None:
     from laura.serve.tenant_changes import add as add_tenant
 
     given = {field: value for field, value in wanted.items() if value is not None}
-    made = add_tenant(options.file, options.name, given)
-    _show_key(console, options.name, options.file, made)
+    database = options.opened(new=True)
+    _show_key(console, options.name, database, add_tenant(database, options.name, given))
 
 
 @command(tenants, "set")
@@ -136,31 +162,29 @@ def set_(console: Console, options: RuleOptions) -> None:
     wanted = options.wanted()
     if not wanted:
         raise UsageError("nothing to change was named; see `laura tenants set --help`")
-    from laura.serve.auth import Tenants
     from laura.serve.tenant_changes import set_limits
 
-    file, name = options.file, options.name
-    set_limits(file, name, wanted)
-    tenant = Tenants.read(file).get(name)
-    assert tenant is not None
-    text = f"{name} may now: {_rules_text(tenant)}\n{RELOAD}"
-    console.answer({"file": str(file), **_tenant_json(name, tenant)}, text)
+    database, name = options.opened(), options.name
+    tenant = set_limits(database, name, wanted)
+    text = f"{name} may now: {_rules_text(tenant)}\n{TAKEN_IN}"
+    console.answer({"database": database.name, **_tenant_json(name, tenant)}, text)
 
 
 @command(tenants, "list")
-def list_(console: Console, options: FileOptions) -> None:
+def list_(console: Console, options: DatabaseOptions) -> None:
     """List the tenants, what they may do, and the IDs of their keys.
 
-    An ID is the beginning of a key's SHA-256. Tells every mistake in the file.
+    An ID is the beginning of a key's SHA-256.
 
     \b
     Example:
-      laura tenants list --file tenants.yaml
+      laura tenants list --database sqlite:///laura.db
     """
-    from laura.serve.auth import key_id, parse_tenants, read_tenants_text
+    from laura.serve.auth import key_id
+    from laura.serve.tenant_changes import stored_tenants
 
-    file = options.file
-    whole = parse_tenants(read_tenants_text(file), str(file))
+    database = options.opened()
+    whole, _ = stored_tenants(database)
     found = [_tenant_json(name, one) for name, one in whole.tenants.items()]
     admins = [key_id(one) for one in whole.admin.keys]
     lines = [
@@ -170,7 +194,7 @@ def list_(console: Console, options: FileOptions) -> None:
         for one in found
     ]
     lines.append(f"admin\n  keys      {', '.join(admins) or 'none'}")
-    value = {"file": str(file), "tenants": found, "admin_keys": admins}
+    value = {"database": database.name, "tenants": found, "admin_keys": admins}
     console.answer(value, "\n".join(lines))
 
 
@@ -184,9 +208,45 @@ def remove(console: Console, options: TenantOptions) -> None:
     """
     from laura.serve.tenant_changes import remove as remove_tenant
 
-    file, name = options.file, options.name
-    remove_tenant(file, name)
-    console.answer({"removed": name, "file": str(file)}, f"{name} is removed.\n{RELOAD}")
+    database, name = options.opened(), options.name
+    remove_tenant(database, name)
+    value = {"removed": name, "database": database.name}
+    console.answer(value, f"{name} is removed.\n{TAKEN_IN}")
+
+
+@command(tenants, "import")
+def import_(console: Console, options: ImportOptions) -> None:
+    """Take over a file of tenants: they and their keys replace all that were there.
+
+    For tenants that are written by hand and kept with other configuration. What a tenant of the
+    same name has used stays used. Tells every mistake in the file.
+
+    \b
+    Example:
+      laura tenants import tenants.yaml --database sqlite:///laura.db
+    """
+    from laura.serve.auth import read_tenants
+    from laura.serve.tenant_changes import replace
+
+    file = read_tenants(options.file)
+    database = options.opened(new=True)
+    replace(database, file)
+    value = {"database": database.name, "tenants": list(file.tenants)}
+    console.answer(value, f"{len(file.tenants)} tenants are in {database.name}.\n{TAKEN_IN}")
+
+
+@command(tenants)
+def audit(console: Console, options: AuditOptions) -> None:
+    """Show what was done with admin keys, a line of JSON each, the newest at the end.
+
+    \b
+    Example:
+      laura tenants audit --last 1000 --database sqlite:///laura.db
+    """
+    from laura.serve.audit import Audit
+
+    rows = Audit(options.opened()).last(options.last)
+    console.answer({"audit": rows}, "\n".join(map(json.dumps, rows)))
 
 
 @command(tenants)
@@ -197,15 +257,15 @@ def admin(console: Console, options: AdminOptions) -> None:
 
     \b
     Example:
-      laura tenants admin --file tenants.yaml
+      laura tenants admin --database sqlite:///laura.db
     """
     from laura.serve.tenant_changes import make_admin, revoke_key
 
-    file = options.file
+    database = options.opened(new=options.revoke is None)
     if options.revoke is not None:
-        _show_revoked(console, None, file, revoke_key(file, None, options.revoke))
+        _show_revoked(console, None, database, revoke_key(database, None, options.revoke))
     else:
-        _show_key(console, None, file, make_admin(file))
+        _show_key(console, None, database, make_admin(database))
 
 
 @command(key, "add")
@@ -220,8 +280,8 @@ def add_key(console: Console, options: TenantOptions) -> None:
     """
     from laura.serve.tenant_changes import add_key as add_tenant_key
 
-    file, name = options.file, options.name
-    _show_key(console, name, file, add_tenant_key(file, name))
+    database, name = options.opened(), options.name
+    _show_key(console, name, database, add_tenant_key(database, name))
 
 
 @command(key)
@@ -236,8 +296,8 @@ def revoke(console: Console, options: RevokeOptions) -> None:
     """
     from laura.serve.tenant_changes import revoke_key
 
-    file, name = options.file, options.name
-    _show_revoked(console, name, file, revoke_key(file, name, options.wanted))
+    database, name = options.opened(), options.name
+    _show_revoked(console, name, database, revoke_key(database, name, options.wanted))
 
 
 def _limit(option: str, text: str) -> int | None:
@@ -247,22 +307,23 @@ def _limit(option: str, text: str) -> int | None:
         raise UsageError(f"{option} takes a whole number or none, came {text!r}") from None
 
 
-def _show_key(console: Console, name: str | None, file: Path, made: str) -> None:
+def _show_key(console: Console, name: str | None, database: Database, made: str) -> None:
     from laura.serve.auth import hash_of_key, key_id
 
     whose = "The admin's" if name is None else f"{name}'s"
     made_id = key_id(hash_of_key(made))
     text = (
-        f"{whose} key, shown this once (only its SHA-256 is kept, in {file}):\n\n  {made}\n\n"
-        f"Its ID is {made_id}. {RELOAD}"
+        f"{whose} key, shown this once (only its SHA-256 is kept, in {database.name}):\n\n"
+        f"  {made}\n\nIts ID is {made_id}. {TAKEN_IN}"
     )
-    console.answer({"tenant": name, "key": made, "id": made_id, "file": str(file)}, text)
+    value = {"tenant": name, "key": made, "id": made_id, "database": database.name}
+    console.answer(value, text)
 
 
-def _show_revoked(console: Console, name: str | None, file: Path, gone: str) -> None:
+def _show_revoked(console: Console, name: str | None, database: Database, gone: str) -> None:
     whose = "the admin" if name is None else name
-    value = {"tenant": name, "revoked": gone, "file": str(file)}
-    console.answer(value, f"The key {gone} of {whose} is revoked.\n{RELOAD}")
+    value = {"tenant": name, "revoked": gone, "database": database.name}
+    console.answer(value, f"The key {gone} of {whose} is revoked.\n{TAKEN_IN}")
 
 
 def _tenant_json(name: str, one: TenantSettings) -> dict[str, Any]:
@@ -279,6 +340,7 @@ def _rules_text(one: TenantSettings) -> str:
     limits = (
         (one.requests_per_minute, "requests a minute"),
         (one.tokens_per_minute, "tokens a minute"),
+        (one.tokens_per_day, "tokens a day"),
         (one.concurrent, "at a time"),
     )
     words += [f"{limit:,} {what}" for limit, what in limits if limit is not None]

@@ -1,4 +1,4 @@
-"""Rows of a file with the place each stands at: JSON Lines, a JSON array, CSV or Parquet.
+"""Rows of files with the place each stands at: JSON Lines, a JSON array, CSV or Parquet.
 
 Which of them a file is, its name says for CSV (`.csv`, `.tsv`) and its first bytes say for the
 others; all but Parquet may be gzipped. Every fault is one message with its place.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import difflib
+import glob
 import gzip
 import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,18 +36,53 @@ MARK = b"\xef\xbb\xbf"
 PARQUET_ROWS = 16  # read at once: each may be as long as a line
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files of rows that a path means: it, all below a folder, or those that match a pattern.
+
+    In the order of their names, in which their rows are numbered; hidden ones are left out.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.is_dir():
+        # Those that glob finds are not hidden.
+        found = glob.iglob(f"{glob.escape(str(path))}/**", recursive=True)
+        files = [Path(name) for name in found if ending(Path(name)) in ENDINGS]
+    elif matches(path):
+        files = [Path(name) for name in glob.iglob(str(path), recursive=True)]
+    else:
+        return [path]
+    if files := sorted(file for file in files if file.is_file()):
+        return files
+    raise DataError(f"{path} holds no file of rows ({', '.join(ENDINGS)}); check the path")
+
+
+def matches(path: Path) -> bool:
+    """Whether a path is no file but a pattern, as `part-*.parquet`, which something matches."""
+    name = str(path)
+    with suppress(OSError, ValueError):  # a name that no file can have
+        found = glob.has_magic(name) and not path.exists()
+        return found and any(True for _ in glob.iglob(name, recursive=True))
+    return False
+
+
 def read_rows(path: Path) -> Iterator[Placed]:
-    """Rows of a file one after the other, each a mapping of its fields.
+    """Rows of a file, or of several one after the other, each a mapping of its fields.
 
     Blank lines are passed over. An array is read whole before its first row comes.
 
     Args:
-        path: The file.
+        path: A file, a folder or a pattern; see `files_of`.
 
     Raises:
         DataError: the file is missing (with the nearest names), unreadable, too large, broken,
             not UTF-8, or a row is not an object.
     """
+    for file in files_of(path):
+        yield from _rows(file)
+
+
+def _rows(path: Path) -> Iterator[Placed]:
     with _opened(path) as (kind, stream, packed):
         if kind == "parquet":
             with _parquet(path, stream) as table:
@@ -63,18 +99,22 @@ def read_rows(path: Path) -> Iterator[Placed]:
 
 
 def count_rows(path: Path) -> int:
-    """Rows of a file; what those of JSON Lines hold is not checked, which makes it quick.
+    """How many `read_rows` gives; what JSON Lines hold is not checked, which makes it quick.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: a file cannot be read.
     """
+    return sum(map(_count, files_of(path)))
+
+
+def _count(path: Path) -> int:
     with _opened(path) as (kind, stream, packed):
         if kind == "lines":
             return sum(1 for _ in _full_lines(bounded_lines(stream, path, packed=packed)))
         if kind == "parquet":
             with _parquet(path, stream) as table:
                 return int(table.metadata.num_rows)
-    return sum(1 for _ in read_rows(path))
+    return sum(1 for _ in _rows(path))
 
 
 def ending(path: Path) -> str:
@@ -169,7 +209,7 @@ def _parquet(path: Path, file: io.BufferedReader) -> Iterator[Any]:
 
     try:
         yield parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise DataError(f"{path} is a broken Parquet file ({reason}); write it again") from error
 

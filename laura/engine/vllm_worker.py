@@ -8,38 +8,46 @@ input is the setup, every further one a message, read in order:
     {"remove_lora": NAME}                   forget it
     {"add": ID, "prompt": [...], ...}       begin a request, see `_Worker.add`
     {"abort": ID}                           end a request; nothing more is told of it
+    {"weights": PATH}                       take the weights of another folder of the same shape
+    {"asleep": true or false}               give a GPU's memory back, or take it again
 
 So whatever was aborted has left vLLM's batch before anything that was added later enters it.
 On standard output come, a line each:
 
     {"ready": VERSION, "cpu": ..., "length": ...}    the model is loaded
     {"lora": NAME, "refused": REASON or null}        what came of an adapter
+    {"order": KIND, "refused": REASON or null}       of weights, or of sleep
     {"refused": REASON, "id": ID}                    vLLM does not take this request
     {"outputs": [...]}                               what one step brought
     {"fault": WORDS, "kind": "missing" or "broken"}  the last line: the worker ends
 
 When the input ends, nobody asks any more, and the worker ends with all processes of vLLM.
+
+Called with `--version`, it prints vLLM's version, which it reads without importing all of vLLM.
 """
 
 from __future__ import annotations
 
 import argparse
 import atexit
-import importlib
+import importlib.util
 import itertools
 import json
 import multiprocessing
 import os
 import queue
 import re
+import runpy
 import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import connection
 from typing import IO, Any
 
+VERSION_ONLY = "--version"
 # Some arguments and the reading of an adapter's patterns are as in this version.
 OLDEST = (0, 32)
 # vLLM left to itself gives its shared memory back; killed, it leaves it behind.
@@ -72,6 +80,12 @@ class _Line:
 
 def main() -> int:
     """Answer until the input ends; the exit code is 0 where nothing went wrong."""
+    if VERSION_ONLY in sys.argv:
+        try:
+            sys.stdout.write(_version())
+        except _MissingError as error:
+            sys.exit(str(error))
+        return 0
     # A Ctrl-C is the asking process's matter, and so is a SIGTERM to all of a service. The
     # latter has a handler, since vLLM's own processes would inherit that it is ignored.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -159,6 +173,10 @@ class _Worker:
                 elif "abort" in message:
                     self._engine.abort_request([message["abort"]])
                     self._firsts.pop(message["abort"], None)
+                elif "weights" in message:
+                    self._order("weights", self.load, message["weights"])
+                elif "asleep" in message:
+                    self._order("asleep", self.sleep, message["asleep"])
                 else:
                     self.add(message)
             if outputs := self._engine.step():
@@ -174,6 +192,26 @@ class _Worker:
         else:
             self._loras[name] = lora
             self._line.send(lora=name, refused=None)
+
+    def load(self, folder: str) -> None:
+        """Exchange all weights; keys and values of the old ones are of no use any more."""
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        self._engine.reset_prefix_cache()
+
+    def sleep(self, asleep: bool) -> None:
+        """Give the GPU's memory up, weights to the host's, keys and values for good; or take it."""
+        if asleep:
+            self._engine.sleep(1)
+        else:
+            self._engine.wake_up()
+
+    def _order(self, kind: str, carry_out: Callable[[Any], None], what: Any) -> None:
+        try:
+            carry_out(what)
+        except Exception as error:
+            self._line.send(order=kind, refused=str(error) or type(error).__name__)
+        else:
+            self._line.send(order=kind, refused=None)
 
     def add(self, message: Message) -> None:
         """Begin a request: `prompt` token ids, `sampling`, `stream`, `adapter`, `salt`, `first`.
@@ -237,20 +275,29 @@ def _scores(tokens: Any, listed: Any) -> list[Any]:
     ]
 
 
-def _import_vllm() -> tuple[Any, dict[str, Any]]:
-    """The library and some of its modules, in a version whose words are known here."""
+def _version() -> str:
+    """Version of vLLM, read from its file of that name."""
     # This file's folder is searched first, and `vllm` and `requests` there are Laura's.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        raise _MissingError(f"{sys.executable} has no vLLM")
+    version: str = runpy.run_path(os.path.join(os.path.dirname(found.origin), "_version.py"))[
+        "__version__"
+    ]
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise _MissingError(f"{sys.executable} has vLLM {version}, older than {oldest}")
+    return version
+
+
+def _import_vllm() -> tuple[Any, dict[str, Any]]:
+    """The library and some of its modules, in a version whose words are known here."""
+    _version()
     names = ("inputs", "lora.request", "platforms", "sampling_params", "utils.argparse_utils")
     try:
         vllm = importlib.import_module("vllm")
-        version = tuple(int(part) for part in re.findall(r"\d+", vllm.__version__)[:2])
-        if version < OLDEST:
-            oldest = ".".join(map(str, OLDEST))
-            raise _MissingError(
-                f"{sys.executable} has vLLM {vllm.__version__}, older than {oldest}"
-            )
         parts = {name: importlib.import_module(f"vllm.{name}") for name in names}
     except ImportError as error:
         raise _MissingError(f"{sys.executable} cannot import vllm ({error})") from error

@@ -124,10 +124,11 @@ def evaluate(
     *,
     model_name: str,
     out: Callable[[str], Path],
+    adapter: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, TaskResult]:
-    """Measure tasks on the engine's model; see `evaluate_all`."""
-    subject = Subject(model_name, out)
+    """Measure tasks on the engine's model, or on one of its adapters; see `evaluate_all`."""
+    subject = Subject(model_name, out, adapter)
     return evaluate_all(engine, task_names, material, [subject], progress=progress)[0]
 
 

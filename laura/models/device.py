@@ -188,6 +188,25 @@ def worker_devices(requested: str | None = None) -> list[str | None]:
     return [requested]
 
 
+def alone_on(device: torch.device) -> dict[str, str]:
+    """Environment in which another process sees this GPU alone; nothing is said elsewhere."""
+    if device.type != "cuda":
+        return {}
+    number = torch.cuda.current_device() if device.index is None else device.index
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[number] if visible else str(number)}
+
+
+def free_share(device: torch.device) -> float:
+    """Share of a GPU's memory that another process may take, in whole hundredths.
+
+    What is free, less five of them: contexts and workspaces of this process still grow.
+    """
+    empty_cache(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return (100 * free // total - 5) / 100
+
+
 def spread_devices(requested: str | None, count: int) -> list[str]:
     """Where the processes of one run over several devices go; a processor takes them all.
 

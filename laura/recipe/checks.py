@@ -9,7 +9,7 @@ import difflib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -29,11 +29,14 @@ from laura.recipe.sections import (
     Section,
     short,
 )
-from laura.recipe.tasks import is_task_file, task_file
+from laura.recipe.tasks import LOSSES, is_task_file, task_file
 from laura.results.errors import Fault
 
 Check = Callable[[Recipe], Iterable[Fault]]
 _CHECKS: list[tuple[set[str], Check]] = []
+# The same as in engine/vllm.py, which needs torch; a test compares them.
+VLLM_RANK = 512
+VLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STAND_IN = {
     "name": "x",
     "base": {"model": "x"},
@@ -65,12 +68,19 @@ def check_recipe(
         # What grids make is found once nothing else is wrong.
         found += more
         faulty |= {fault.path.split(".")[0] for fault in more}
-    crossed = [*own_faults(whole)]
-    crossed += [fault for needed, check in _CHECKS if not needed & faulty for fault in check(whole)]
+    crossed = cross_faults(whole, faulty)
     found += crossed if "arms" in faulty else _as_written(crossed, whole, data)
     named = os.environ.get("LAURA_DATA")
     found += _file_faults(data, data_dir or (Path(named) if named else None))
     return recipe, found
+
+
+def cross_faults(recipe: Recipe, faulty: Collection[str] = ()) -> list[Fault]:
+    """Values that do not go together, but of what rests on sections with faults of their own."""
+    found = [*own_faults(recipe)]
+    for needed, check in _CHECKS:
+        found += check(recipe) if needed.isdisjoint(faulty) else ()
+    return found
 
 
 def own_faults(section: Section | None, place: str = "") -> Iterable[Fault]:
@@ -300,14 +310,50 @@ def _family_faults(recipe: Recipe) -> Iterable[Fault]:
                 yield Fault(where, str(error))
 
 
-@_needs("measure")
+@_needs("base", "arms", "measure")
 def _engine_faults(recipe: Recipe) -> Iterable[Fault]:
-    if recipe.measure.engine == "vllm":
+    """What vLLM cannot represent, or what it would hold otherwise than it is trained on."""
+    base, measure = recipe.base, recipe.measure
+    if measure.engine != "vllm":
+        return
+    if not measure.extras and {*measure.learning, *measure.forgetting} <= {*LOSSES}:
         yield Fault(
             "measure.engine",
-            "is vllm, which answers in `laura evaluate` only; a comparison measures the model it "
-            "trains, in its own process; leave it out, and evaluate the checkpoints afterwards",
+            "is vllm, and nothing is asked of it: losses and divergences are measured by Laura's "
+            "own engine always; leave it out, or name a benchmark in measure.learning or "
+            "measure.forgetting",
         )
+    if base.quantization is not None:
+        yield Fault(
+            "measure.engine",
+            f"is vllm, which would measure the base as it is, not in {base.quantization} as it is "
+            "trained on; leave it out, or leave base.quantization out",
+        )
+    if base.dtype == "bfloat16" and measure.precision != "bf16":
+        yield Fault(
+            "measure.precision",
+            f"is {measure.precision}, in which vLLM would hold weights that the base, in bfloat16, "
+            "has rounded; set it to bf16, or leave measure.engine out",
+        )
+    for name, arm in recipe.arms.items():
+        for key, problem in _vllm_misfits(arm) if isinstance(arm, LoraArm) else ():
+            advice = "change it, or leave measure.engine out"
+            yield Fault(f"arms.{name}.{key}", f"{problem}; {advice}")
+
+
+def _vllm_misfits(arm: LoraArm) -> Iterator[tuple[str, str]]:
+    """What of an adapter vLLM does not take, by key; `engine/vllm.check_adapter` reads files."""
+    rank = arm.rank * (2 if arm.init == "pissa" else 1)
+    if arm.dora:
+        yield "dora", "trains lengths, and vLLM (measure.engine) takes plain LoRA"
+    if rank > VLLM_RANK:
+        double = f", twice {arm.rank} by init: pissa" if rank > arm.rank else ""
+        yield "rank", f"makes adapters of rank {rank}{double}, and vLLM takes at most {VLLM_RANK}"
+    targets = [] if isinstance(arm.targets, str) or arm.external else arm.targets
+    strange = [name for name in targets if name.rsplit(".", 1)[-1] not in VLLM_TARGETS]
+    if strange:
+        allowed = ", ".join(VLLM_TARGETS)
+        yield "targets", f"names {', '.join(strange)}, and vLLM (measure.engine) takes {allowed}"
 
 
 @_needs("measure", "data")
@@ -321,6 +367,19 @@ def _text_faults(recipe: Recipe) -> Iterable[Fault]:
         if users & tasks and getattr(recipe.data, name) is None:
             wanting = ", ".join(sorted(users & tasks))
             yield Fault(f"data.{name}", f"is needed by measure: {wanting}")
+
+
+@_needs("data", "budget")
+def _stream_faults(recipe: Recipe) -> Iterable[Fault]:
+    """Sources that are read as far as a budget in tokens needs, where none says how far."""
+    parts = {name: getattr(recipe.data, name) for name in ("validation", "test", "source_text")}
+    if recipe.budget.tokens is None:
+        parts["train"] = recipe.data.train
+    for name, source in parts.items():
+        if source is not None and source.streaming and source.limit is None:
+            other = ", or budget.tokens" if name == "train" else ""
+            problem = f"is true, but nothing says how far to read; give data.{name}.limit{other}"
+            yield Fault(f"data.{name}.streaming", problem)
 
 
 @_needs("arms", "data")

@@ -573,8 +573,9 @@ class MeasureSection(Section):
     the base and on each arm's best rate, after everything else. They may be added to a study that
     stands."""
     engine: Literal["laura", "vllm"] = "laura"
-    """What answers in `laura evaluate`: Laura's own engine, or vLLM in a process of its own
-    (LAURA_VLLM_PYTHON names the Python that has it)."""
+    """What answers benchmarks and extras: Laura's own engine, or vLLM in a process of its own
+    (LAURA_VLLM_PYTHON names the Python that has it). Losses and divergences of a comparison are
+    measured by Laura's own always."""
     precision: Literal["auto", "bf16", "fp32"] = "fp32"
     """Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats."""
     lm_eval_include: str | None = None
@@ -695,7 +696,7 @@ class SearchSection(Section):
 
 BASE_SAMPLES = "base_samples"
 SAMPLED_ONLY = ("count", "tokens", "temperature", "prompts", "prompt_tokens")
-READ_ONLY = ("split", "subset", "limit", "columns", "bad_rows")
+READ_ONLY = ("split", "subset", "limit", "streaming", "columns", "bad_rows")
 
 
 class BaseSection(Section):
@@ -747,16 +748,20 @@ class ColumnsSection(Section):
 class Source(Section):
     """Where rows come from; a plain string is short for `{source: ...}`."""
 
-    later = frozenset({"columns", "bad_rows"})
+    later = frozenset({"columns", "bad_rows", "streaming"})
 
     source: str = Field(min_length=1)
-    """Named set, file (JSON Lines, JSON array, CSV, Parquet), or Hub data set id."""
+    """Named set, file (JSON Lines, JSON array, CSV, Parquet), folder or pattern of such files
+    (`corpus/train-*.parquet`), or Hub data set id."""
     split: str | None = None
     """Split, where the source has several; null for the set's own default."""
     subset: str | None = None
     """Hub configuration name, where there are several."""
     limit: Count | None = None
     """Use at most this many rows; null for all."""
+    streaming: bool = False
+    """Read row by row, in order, and only as far as the largest of `budget.tokens` needs: of the
+    Hub without downloading the set, of files without reading all of them."""
     columns: ColumnsSection | None = None
     """Which columns hold what, where the rows do not tell by their names."""
     bad_rows: Literal["refuse", "skip"] = "refuse"

@@ -33,7 +33,7 @@ from pydantic import (
 
 from laura.results.errors import StoreError, UsageError
 from laura.results.inputs import MOST_CONFIG_BYTES, read_bounded
-from laura.results.statistics import Estimate
+from laura.results.statistics import LEVEL, Contrast, Estimate
 from laura.results.store import disk_faults, read_json, write_json, write_text
 
 FORMAT = 2
@@ -73,6 +73,26 @@ Count = Annotated[int, Field(ge=0)]
 
 Amount = int | float
 """Tokens, which are whole, or epochs."""
+
+
+class Estimated(File):
+    """A number with the interval that holds its errors over seeds and items."""
+
+    value: FiniteFloat
+    unit: str
+    stderr: Annotated[FiniteFloat, Field(ge=0)]
+    interval: tuple[FiniteFloat, FiniteFloat]
+    level: FiniteFloat = 0.95
+    n: int = Field(ge=0)
+    seeds: int = Field(ge=0)
+
+    @classmethod
+    def of(cls, contrast: Contrast, unit: str, level: float = LEVEL) -> Estimated:
+        """A contrast as files and pages hold it."""
+        return cls(
+            value=contrast.value, unit=unit, stderr=contrast.stderr,
+            interval=contrast.interval(level), level=level, n=contrast.n, seeds=contrast.seeds,
+        )  # fmt: skip
 
 
 # ----- summary.json -----
@@ -457,6 +477,24 @@ class DriftFit(File):
     n: Count
 
 
+class TransitionRow(File):
+    """Items that turned between the base and an arm at its best rate.
+
+    Attributes:
+        task: A task, or `mean` over the accuracies among the forgetting tasks.
+        forgotten: Share of items right on the base and wrong on the tuned model.
+        gained: Share wrong on the base and right on the tuned model.
+        luck: What of either guessing anew could give; None where that is not known.
+    """
+
+    arm: str
+    budget: Amount
+    task: str
+    forgotten: Estimated
+    gained: Estimated
+    luck: Rounded | None = None
+
+
 class RunSpikes(File):
     """Loss spikes of one run: steps that stand far above those before them.
 
@@ -574,6 +612,7 @@ class Analysis(File):
     pass_at_k: list[PassAtKRow] = []
     drift: list[DriftRow] = []
     drift_fit: list[DriftFit] = []
+    transitions: list[TransitionRow] = []
     spikes: list[RunSpikes] = []
     spectra: list[CheckpointSpectra] = []
     subspaces: list[SubspaceOverlap] = []
@@ -640,18 +679,6 @@ def _arm_cost(arm: str, runs: Sequence[RunCost]) -> ArmCost:
 
 
 # ----- claims.json -----
-
-
-class Estimated(File):
-    """A number with the interval that holds its errors over seeds and items."""
-
-    value: FiniteFloat
-    unit: str
-    stderr: Annotated[FiniteFloat, Field(ge=0)]
-    interval: tuple[FiniteFloat, FiniteFloat]
-    level: FiniteFloat = 0.95
-    n: int = Field(ge=0)
-    seeds: int = Field(ge=0)
 
 
 class ClaimRow(File):

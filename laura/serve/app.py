@@ -31,10 +31,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from laura import __version__
-from laura.serve.admin import Admin, Audit, admin_routes
+from laura.serve.admin import Admin, admin_routes
 from laura.serve.answers import EventStream, while_there
-from laura.serve.auth import Tenants, is_loopback
+from laura.serve.audit import Audit
+from laura.serve.auth import is_loopback
 from laura.serve.context import ClientGone, Metrics, RequestContext, RequestLog, context_of
+from laura.serve.database import Database
 from laura.serve.engines import ServingEngine
 from laura.serve.prompts import Body
 from laura.serve.schemas import (
@@ -81,7 +83,7 @@ PAGE_HEADERS = {
     "cache-control": "no-cache",
 }
 SCHEMAS = "#/components/schemas/"
-TOKENIZE = "/tokenize"
+TOKENIZE, LIVENESS = "/tokenize", "/healthz"
 BODIES = (ChatCompletionRequest, CompletionRequest, TokenizeRequest)
 GONE = 499  # nginx's number for a client that did not wait
 # A client that is told early that its body is too large may still be sending: without
@@ -94,9 +96,7 @@ def create_app(
     engine: ServingEngine,
     library: Library,
     *,
-    tenants: Tenants | None = None,
-    tenants_file: Path | None = None,
-    audit: Audit | None = None,
+    database: Database | None = None,
     log: RequestLog | None = None,
 ) -> FastAPI:
     """The application; `app.state.service` is what it stands on.
@@ -107,13 +107,12 @@ def create_app(
         settings: Of the HTTP server.
         engine: Answers.
         library: The adapters there are.
-        tenants: Who may come; None opens it to this machine alone, without keys.
-        tenants_file: Where they are read anew from.
-        audit: Where admin actions are written down; nowhere by default.
+        database: Who may come, what they used, and what admins did; None opens it to this machine
+            alone, without keys.
         log: Where requests are, a line of JSON each; standard error by default.
     """
     log = log or RequestLog(sys.stderr)
-    service = Service(settings, engine, library, tenants, log)
+    service = Service(settings, engine, library, database, log)
     metrics = Metrics(engine.state, log.dropped)
     app = FastAPI(
         title="Laura",
@@ -131,7 +130,7 @@ def create_app(
     app.include_router(_openai_routes(service))
     app.include_router(_tokens_routes(service))
     app.include_router(_operations_routes(service, metrics))
-    app.include_router(admin_routes(Admin(service, audit or Audit(None), tenants_file)))
+    app.include_router(admin_routes(Admin(service, Audit(service.database))))
     app.include_router(_page_routes())
     app.openapi = partial(_schema, app)  # type: ignore[method-assign]
     return app
@@ -225,7 +224,7 @@ def _tokens_routes(service: Service) -> APIRouter:
 def _operations_routes(service: Service, metrics: Metrics) -> APIRouter:
     routes = APIRouter(tags=["operations"])
 
-    @routes.get("/healthz")
+    @routes.get(LIVENESS)
     async def healthz() -> dict[str, str]:
         """Whether the process lives."""
         return {"status": "alive"}
@@ -396,11 +395,12 @@ class RequestMiddleware:
             try:
                 if service.tenants is None:
                     check_origin(headers, settings.host, settings.cors_origins)
-                service.identify(context, key_of(headers))
+                if scope["path"] != LIVENESS:  # which must not depend on a database
+                    await service.identify(context, key_of(headers))
                 if scope["path"].startswith("/v1/") or scope["path"] == TOKENIZE:
                     tenant = context.need_tenant()
                     if scope["method"] == "POST":
-                        admission = service.limits.admit(tenant)
+                        admission = await service.limits.admit(tenant.name)
                 known = context.tenant is not None or context.admin
                 read = await body.read(settings.body_bytes if known else 0, settings.body_seconds)
             except ApiError as fault:

@@ -2,7 +2,7 @@
 
 No torch, no web framework.
 
-    # tenants.yaml, made by `laura tenants add NAME`
+    # tenants.yaml, for `laura tenants import`
     tenants:
       NAME:
         keys: [SHA-256 of a key, ...]     # two at most: the old one and the new one
@@ -10,13 +10,14 @@ No torch, no web framework.
         base: true                        # whether the base may be asked too
         requests_per_minute: 60           # left out: no limit
         tokens_per_minute: 100000
+        tokens_per_day: 10000000
         concurrent: 8
         priority: 2.0
         expires: 2027-01-31               # from this moment on keys are refused; UTC
     admin:
       keys: [SHA-256 of a key, ...]
 
-Only hashes of keys are kept, so whoever reads the file can use none of them.
+Only hashes of keys are kept, so whoever reads them can use none.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ Adapters = Annotated[tuple[Annotated[str, AfterValidator(_adapter)], ...], Befor
 
 
 class TenantSettings(Section):
-    """What the file says of a tenant."""
+    """What is said of a tenant."""
 
     keys: Keys = Field((), description="SHA-256 of each key, hexadecimal.")
     adapters: Adapters = Field(
@@ -132,6 +133,9 @@ class TenantSettings(Section):
     requests_per_minute: int | None = Field(None, ge=1, le=10**6, description="None: no limit.")
     tokens_per_minute: int | None = Field(
         None, ge=1, le=10**10, description="Of prompts and answers together; None: no limit."
+    )
+    tokens_per_day: int | None = Field(
+        None, ge=1, le=10**10, description="Likewise in a day; None: no limit."
     )
     concurrent: int | None = Field(
         None, ge=1, le=10**5, description="Requests at the same time; None: no limit."
@@ -161,14 +165,14 @@ class AdminSection(Section):
 
 
 class TenantsFile(Section):
-    """A whole tenants file."""
+    """All tenants, as a file says them and the database keeps them."""
 
     tenants: dict[Name, TenantSettings] = Field(default_factory=dict)
     admin: AdminSection = AdminSection()
 
 
 LOCAL = Tenant(name="local", adapters=("*",))
-"""The one tenant of a server without a tenants file: everything allowed, no limits."""
+"""The one tenant of a server without a database: everything allowed, no limits."""
 
 
 class Tenants:
@@ -190,20 +194,14 @@ class Tenants:
         self._admins = {self._mark(one) for one in admin_keys}
 
     @classmethod
-    def read(cls, path: Path) -> Tenants:
-        """Read a tenants file.
-
-        Raises:
-            StoreError: it is missing, others may write it, or it has faults; every fault is
-                listed with its line.
-        """
-        file = parse_tenants(read_tenants_text(path), str(path))
+    def of(cls, file: TenantsFile) -> Tenants:
+        """Those that were said to be."""
         named = (Tenant(name=name, **one.model_dump()) for name, one in file.tenants.items())
         return cls(named, file.admin.keys)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every tenant's name, in the order of the file."""
+        """Every tenant's name."""
         return tuple(self._by_name)
 
     def get(self, name: str) -> Tenant | None:
@@ -285,14 +283,13 @@ def may_use(tenant: Tenant, adapter: str | None) -> bool:
     )
 
 
-def read_tenants_text(path: Path) -> str:
-    """The text of a tenants file that nobody but its owner can change.
+def read_tenants(path: Path) -> TenantsFile:
+    """Read a tenants file that nobody but its owner can change.
 
     Raises:
-        StoreError: it is missing, no regular file, others may write it, or no UTF-8.
+        StoreError: it is missing, no regular file, others may write it, or it has faults; every
+            fault is listed with its line.
     """
-    if not path.exists():
-        raise StoreError(f"there is no {path}; `laura tenants add NAME --file {path}` makes it")
     with disk_faults(path), open_regular(path) as file:
         came = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         if came & (stat.S_IWGRP | stat.S_IWOTH):
@@ -302,7 +299,7 @@ def read_tenants_text(path: Path) -> str:
             )
         content = rest_of(file, path, MOST_TENANTS_BYTES)
     try:
-        return content.decode("utf-8")
+        return parse_tenants(content.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise StoreError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
@@ -361,11 +358,11 @@ def check_address(host: str, has_tenants: bool) -> None:
     """Refuse to open a server without keys to other machines.
 
     Raises:
-        UsageError: the address is no loopback address and there is no tenants file.
+        UsageError: the address is no loopback address and there are no tenants.
     """
     if not has_tenants and not is_loopback(host):
         raise UsageError(
-            f"--host {host} would let other machines in, and without --tenants FILE nobody needs "
-            f"a key. Make keys with `laura tenants add NAME --file tenants.yaml`, or leave --host "
-            f"out to serve this machine alone ({LOOPBACK})"
+            f"--host {host} would let other machines in, and without --database URL nobody needs "
+            f"a key. Make keys with `laura tenants add NAME`, or leave --host out to serve this "
+            f"machine alone ({LOOPBACK})"
         )

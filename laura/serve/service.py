@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 import traceback
@@ -11,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from laura.serve.accounts import Admission, Limits
 from laura.serve.answers import ChatSerializer, CompletionSerializer, Generation, Serializer
-from laura.serve.auth import LOCAL, Tenant, Tenants, may_use
+from laura.serve.auth import LOCAL, Tenant, Tenants, TenantsFile, may_use
 from laura.serve.context import RequestContext, RequestLog
+from laura.serve.database import Database
 from laura.serve.engines import AdapterFiles, SequenceRequest, ServingEngine
 from laura.serve.library import AdapterRefusedError, UnknownAdapterError, short_record
-from laura.serve.limits import Admission, Limits
 from laura.serve.prompts import Body, Field, Prompter, TokenTexts, too_long
 from laura.serve.schemas import (
     INT64,
@@ -32,6 +34,7 @@ from laura.serve.schemas import (
     unknown_model,
 )
 from laura.serve.settings import ServeSettings
+from laura.serve.tenant_changes import replace, stored_tenants
 
 if TYPE_CHECKING:
     from laura.results.schema import Record
@@ -42,6 +45,9 @@ T = TypeVar("T")
 DISK_THREADS = 4
 COMPLETION_TOKENS = 16  # OpenAI's default where a completion names no limit
 LEAST_TEMPERATURE = 1e-6
+# So often a gate says that it lives and looks for changes; what it knows is never older than the
+# second when a key is judged by it.
+BEAT_SECONDS, FRESH_SECONDS = 0.5, 0.9
 # Log-probabilities of one request and of all that run; each takes 0.8 KiB until it is sent.
 MOST_SCORES, MOST_HELD_SCORES = 1 << 18, 1 << 20
 
@@ -53,10 +59,11 @@ class Service:
         settings: Of the HTTP server.
         engine: Answers.
         library: The adapters there are.
-        tenants: Who may come; None for a server of this machine alone.
+        database: Who may come, and what they used; None for a server of this machine alone.
         log: Where requests are written down.
 
     Attributes:
+        tenants: Who may come, as it was a moment ago; None for a server of this machine alone.
         stopping: Whether nothing new is taken.
     """
 
@@ -65,12 +72,22 @@ class Service:
         settings: ServeSettings,
         engine: ServingEngine,
         library: Library,
-        tenants: Tenants | None,
+        database: Database | None,
         log: RequestLog,
     ) -> None:
         self.settings, self.engine, self.library = settings, engine, library
-        self.tenants, self.log = tenants, log
-        self.limits = Limits()
+        self.log = log
+        self.tenants: Tenants | None = None
+        if database is None:
+            self.database = Database()
+            replace(self.database, TenantsFile.model_validate({"tenants": {LOCAL.name: {}}}))
+        else:
+            self.database = database
+            self._read_tenants()
+        self.limits = Limits(self.database)
+        self.limits.accounts.beat()
+        self._looked, self._looking = -math.inf, asyncio.Lock()
+        self._keeping: asyncio.Task[None] | None = None
         self._scores = 0
         self.started = time.time()
         self.stopping = False
@@ -81,14 +98,21 @@ class Service:
         self._texts = TokenTexts(engine.tokenizer)
 
     def warm(self) -> None:
-        """Begin to start what the first requests would wait for."""
+        """Begin to start what the first requests would wait for, and say that this gate lives."""
         self._prompter.warm()
+        self._keeping = asyncio.create_task(self._keep())
 
-    def identify(self, context: RequestContext, key: str | None) -> None:
-        """Note whose request it is; nobody's without a valid key."""
+    async def identify(self, context: RequestContext, key: str | None) -> None:
+        """Note whose request it is; nobody's without a valid key.
+
+        Raises:
+            ApiError: the database does not answer, so nobody knows whether the key still opens.
+        """
         if self.tenants is None:
             context.tenant, context.admin = LOCAL, True
         elif key is not None:
+            if time.monotonic() - self._looked > FRESH_SECONDS:
+                await self._look_again()
             tenant, valid = self.tenants.find(key)
             context.tenant, context.admin = tenant if valid else None, self.tenants.is_admin(key)
             context.expired = None if valid or tenant is None else tenant.name
@@ -101,6 +125,7 @@ class Service:
         """
         if self.stopping:
             raise ApiError(503, "the server is stopping; try again", "stopping", retry_after=1)
+        self.database.check()
         state = self.engine.state()
         if not state.ready:
             why = f" ({state.why_not})" if state.why_not else ""
@@ -211,7 +236,7 @@ class Service:
         tenant = context.need_tenant()
         if request.model is not None:
             self.find(tenant, request.model)
-        self.limits.reserve(admission, self._prompter.least_tokens(_texts(request)))
+        await self.limits.reserve(admission, self._prompter.least_tokens(_texts(request)))
         if request.messages is not None:
             tokens = await self._prompter.chat(request.messages, tenant)
         else:
@@ -235,13 +260,13 @@ class Service:
         context.adapter, context.stream = adapter or "base", bool(request.stream)
         _check_size(request, self.settings)
         # Whoever has no tokens left is refused before their prompts take the time of others.
-        self.limits.reserve(admission, self._prompter.least_tokens(_texts(request)))
+        await self.limits.reserve(admission, self._prompter.least_tokens(_texts(request)))
         prompts, echoes = await self._prompts(request, tenant)
         sequences = self._sequences(context, request, prompts, adapter)
         context.prompt_tokens = sum(map(len, prompts))
         # The most that they can use.
         tokens = sum(len(one.prompt) + one.max_new_tokens for one in sequences)
-        self.limits.reserve(admission, tokens)
+        await self.limits.reserve(admission, tokens)
         self._hold_scores(context, sequences)
         serializer = self._serializer(context, request, len(sequences), echoes)
         generation = Generation(context, serializer, self.settings.request_seconds)
@@ -259,9 +284,52 @@ class Service:
         self._scores -= context.scores
 
     def close(self) -> None:
-        """End the threads that read prompts and adapters."""
+        """End the threads that read prompts and adapters, and leave the database."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+        self.limits.close()
+        self.database.close()
         self._disk.shutdown(wait=False, cancel_futures=True)
         self._prompter.close()
+
+    async def _keep(self) -> None:
+        while True:
+            with suppress(ApiError):
+                await self._look()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _look_again(self) -> None:
+        """Look at the database, where another has not just done so."""
+        self.database.check()
+        async with self._looking:
+            self.database.check()
+            if time.monotonic() - self._looked > FRESH_SECONDS:
+                await self._look()
+
+    async def _look(self) -> None:
+        """Say that this gate lives, and take over what was changed.
+
+        Raises:
+            ApiError: the database does not answer.
+        """
+        database, began, before = self.database, time.monotonic(), self.database.why_not
+        try:
+            revision = await database.run(self.limits.accounts.beat)
+            if self.tenants is not None and revision != self._revision:
+                await database.run(self._read_tenants)
+        except ApiError as error:
+            database.why_not = str(error.__cause__)
+            raise
+        else:
+            database.why_not, self._looked = None, began
+            self.limits.settle_left()
+        finally:
+            if database.why_not != before:
+                self.log.write({"database": database.why_not or "answers again"})
+
+    def _read_tenants(self) -> None:
+        file, self._revision = stored_tenants(self.database)
+        self.tenants = Tenants.of(file)
 
     async def _from_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)

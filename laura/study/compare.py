@@ -22,7 +22,8 @@ from laura.study.analysing import analyse
 from laura.study.claims.judgement import write_series_claims
 from laura.study.extras import extra_jobs, most_jobs
 from laura.study.opening import open_study
-from laura.study.plan.planning import announcement, check_memory
+from laura.study.plan.fitting import check_memory
+from laura.study.plan.planning import announcement
 from laura.study.rebuilding import write_summary
 from laura.study.runs import (
     FRESH_SEEDS,
@@ -117,9 +118,9 @@ def compare(
 
 
 def _check(session: Session, specs: Sequence[RunSpec]) -> None:
-    """Find what would stop these runs later, also that the device cannot hold them."""
+    """Find what would stop these runs later, also that the device cannot hold those to be done."""
     session.check(specs)
-    check_memory(session, dict.fromkeys(spec.arm for spec in specs))
+    check_memory(session, dict.fromkeys(spec.arm for spec in _left(session, specs)[0]))
 
 
 def _carry_out(

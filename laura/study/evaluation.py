@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from laura.evals.runner import Material, Subject, check_name, evaluate_all, file
 from laura.evals.scoring import TaskPlan
 from laura.evals.tasks import TASKS
 from laura.models.adapter_files import CONFIG, WEIGHTS
-from laura.models.adapters import load_adapters
-from laura.models.device import pick_device, resolve_precision
-from laura.models.load import fingerprint, load_base, resolve_model
 from laura.recipe.sections import MeasureSection, Source
 from laura.results.errors import UsageError
 from laura.results.progress import SILENT, Progress, duration_text
 from laura.results.store import content_hash, file_hash
 from laura.results.task_result import RATIO_FIELDS, TaskResult, change
 from laura.study.material import ExampleEncoder, documents_of
+from laura.study.measuring import ENGINES
 
 BASE = "base"
 MARK = 8  # characters of a fingerprint in a model's name
@@ -70,7 +67,8 @@ def evaluate_model(
     adapters = dict(adapters or {})
     subjects = [] if adapters and not with_base else [_subject(None, adapters, out)]
     subjects += [_subject(name, adapters, out) for name in adapters]
-    with _opened(model, adapters, section, device, progress) as (engine, mark):
+    opened = ENGINES[section.engine].models(model, adapters, section, device, progress)
+    with opened as (engine, mark):
         name = f"{model}@{mark[:MARK]}"
         named = [
             replace(s, name=f"{name} + {_marked(s.adapter, adapters)}" if s.adapter else name)
@@ -109,32 +107,6 @@ def _check_task(task: str, section: MeasureSection) -> None:
 def _subject(adapter: str | None, adapters: Mapping[str, Path], out: Path) -> Subject:
     folder = out / (adapter or BASE) if adapters else out
     return Subject(adapter or BASE, lambda task: folder / f"{task}.json", adapter)
-
-
-@contextmanager
-def _opened(
-    model: str,
-    adapters: Mapping[str, Path],
-    section: MeasureSection,
-    device: str | None,
-    progress: Progress,
-) -> Iterator[tuple[MeasuringEngine, str]]:
-    """The engine with its adapters, and the fingerprint of the model."""
-    if section.engine == "vllm":
-        from laura.engine.vllm import VllmEngine
-
-        precision = resolve_precision(section.precision, pick_device(device))
-        folder = resolve_model(model, progress=progress)
-        with VllmEngine(folder, precision, adapters, progress=progress) as other:
-            yield other, fingerprint(folder)
-        return
-    base = load_base(model, device=device, progress=progress)
-    if adapters:
-        load_adapters(base.model, list(adapters.values()))
-    slots = {name: slot for slot, name in enumerate(adapters)}
-    precision = resolve_precision(section.precision, base.model.device)
-    engine = Engine(base.model, base.tokenizer, precision, progress=progress, adapters=slots)
-    yield engine, base.fingerprint
 
 
 def _marked(adapter: str, adapters: Mapping[str, Path]) -> str:

@@ -18,7 +18,7 @@ the first as measured.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from laura.analysis.tradeoff import (
     resample_items,
     resample_seeds,
 )
+from laura.analysis.transitions import TurnedItems, transitions
 from laura.recipe.tasks import DRIFT
 from laura.results.errors import StoreError
 from laura.results.schema import (
@@ -46,15 +47,18 @@ from laura.results.schema import (
     CheckpointSpectra,
     DriftFit,
     DriftRow,
+    Estimated,
     F,
     FrontPoint,
     NeededRow,
     RunSpikes,
     SubspaceOverlap,
     Tradeoff,
+    TransitionRow,
     faults_of,
     write_file,
 )
+from laura.results.statistics import Contrast
 from laura.results.store import StudyStore, read_json
 from laura.results.task_result import RATIO_FIELDS, TaskResult
 from laura.study.choosing import choice_gaps
@@ -73,6 +77,7 @@ def build_findings(evidence: Evidence, store: StudyStore) -> Analysis:
         **sampled,
         drift=_drift(evidence),
         drift_fit=_drift_fit(evidence, curves.forgetting, curves.forgotten),
+        transitions=list(_transitions(evidence)),
         spikes=read_spikes(evidence),
         spectra=read_spectra(store, evidence, gaps),
         subspaces=read_subspaces(store, evidence, gaps),
@@ -131,6 +136,61 @@ def _drift_fit(
             row = DriftFit(measure=name, forgetting=forgetting, r_squared=share, n=len(pairs))
             rows.append(row)
     return rows
+
+
+# ----- items that turned -----
+
+
+def _transitions(evidence: Evidence) -> Iterator[TransitionRow]:
+    """For each arm at its best rate and each budget: the mean of the forgetting tasks, then each.
+
+    A point that lacks a task, or has it of other items, is told among the gaps of the curves.
+    """
+    groups: dict[tuple[str, float], list[Point]] = {}
+    for point in evidence.chosen_points(everywhere=True):
+        groups.setdefault((point.arm, point.budget), []).append(point)
+    for (arm, budget), points in groups.items():
+        turned = {task: _turned(task, evidence, points) for task in evidence.accuracies}
+        whole = {task: found for task, found in turned.items() if found is not None}
+        named = {task: [found] for task, found in whole.items()}
+        if len(whole) == len(turned) > 1:
+            named = {MEAN: list(whole.values()), **named}
+        for task, found in named.items():
+            told = transitions(found)
+            yield TransitionRow(
+                arm=arm,
+                budget=budget,
+                task=task,
+                forgotten=_share_of(told.forgotten),
+                gained=_share_of(told.gained),
+                luck=told.luck,
+            )
+
+
+def _share_of(found: Contrast) -> Estimated:
+    """A share with its interval, which ends where shares do."""
+    told = Estimated.of(found, "share")
+    low, high = told.interval
+    return told.model_copy(update={"interval": (max(0.0, low), min(1.0, high))})
+
+
+def _turned(task: str, evidence: Evidence, points: Sequence[Point]) -> TurnedItems | None:
+    """A task's items before and after, seed by seed; None where they are not the same ones."""
+    metric, base = evidence.measures[task].metric, evidence.base.get(task)
+    before = None if base is None else _columns(base, [metric])
+    if base is None or before is None:
+        return None
+    after = []
+    for point in points:
+        result = point.results.get(task)
+        found = None if result is None else _columns(result, [metric])
+        if result is None or found is None or result.version != base.version:
+            return None
+        if not np.array_equal(found[0], before[0]):
+            return None
+        after.append(found[1])
+    choices = [len(item.get("loglikelihoods", ())) for item in base.items]
+    return TurnedItems(before[1], np.stack(after), np.array(choices) if all(choices) else None)
 
 
 # ----- training -----

@@ -11,6 +11,7 @@ from typing import Any
 
 from laura.data.corpus import Enough, Subset, write_corpus
 from laura.data.examples import Example, ExampleIdentity
+from laura.data.rows import files_of
 from laura.data.sources import (
     count_examples,
     is_endless,
@@ -195,10 +196,10 @@ def corpus_identity(
 ) -> dict[str, Any]:
     """What determines the tokens of a source that is read so far."""
     path = source_file(source, data_dir)
+    states = [_file_state(one) for one in files_of(path)] if path is not None else [None]
     return {
         "source": source.identity(type(source).model_fields.keys() - Source.model_fields.keys()),
-        # What is no file is refused when it is read.
-        "file": _file_state(path) if path is not None and path.is_file() else None,
+        "file": states[0] if len(states) == 1 else content_hash(states),
         "enough": [enough.tokens, enough.further] if enough else None,
         **encoder.identity,
     }

@@ -7,23 +7,16 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import laura
-from laura.engine.engine import Engine
 from laura.evals.runner import Material, RowProvider, check_name, file_rows, plan_task
 from laura.evals.tasks import TASKS
-from laura.models.device import (
-    has_bf16_arithmetic,
-    pick_device,
-    resolve_precision,
-    spread_devices,
-    threads,
-)
+from laura.models.device import has_bf16_arithmetic, pick_device, spread_devices, threads
 from laura.models.nf4 import Nf4Linear
 from laura.recipe.reading import recipe_yaml
 from laura.recipe.sections import Recipe
@@ -40,6 +33,7 @@ from laura.results.store import (
 )
 from laura.study.evidence import all_tasks
 from laura.study.material import ExampleEncoder, keep_only, prepare
+from laura.study.measuring import StudyEngines
 from laura.study.replay import ReplayReader
 from laura.study.session import Session
 from laura.study.sharing import StudyLock
@@ -79,7 +73,8 @@ def open_study(
         if not lock.alone:
             session = join_study(recipe, folder, data_dir, device, progress)
         session.lock, session.alone = lock.file, lock.alone
-        yield session
+        with closing(session.engines):
+            yield session
 
 
 def join_study(
@@ -108,6 +103,7 @@ def _read_all(
 ) -> tuple[Session, dict[str, Any]]:
     """Base and data, checked against what the folder holds, and the study's identity."""
     store, bench = StudyStore(folder), Workbench(recipe.base, device, progress)
+    engines = StudyEngines(bench, recipe, progress)
     encoder = ExampleEncoder(bench.base.tokenizer, recipe.data.template, recipe.regime)
     identity = {
         "base": bench.base.fingerprint,
@@ -117,11 +113,13 @@ def _read_all(
         "tokenizer": encoder.fingerprint,
         # Extras may come later: they change nothing of what stands.
         "measure": recipe.measure.model_dump(mode="json", exclude={"extras"}),
+        # What one version answers is not compared with what another does.
+        **({"engine version": engines.version} if engines.version else {}),
     }
     refuse_another(store, identity)  # before anything large is read
     rows = file_rows(data_dir)
     if tasks is None:
-        tasks = task_facts(recipe, bench, rows, data_dir)
+        tasks = task_facts(recipe, engines, rows, data_dir)
     data = prepare(
         recipe.data, recipe.measure, recipe.budget, encoder, store.corpora, data_dir, threads(),
         progress,
@@ -130,7 +128,8 @@ def _read_all(
     refuse_another(store, identity)
     reader = ReplayReader(recipe, bench, encoder, data.measured, store.replay, data_dir, progress)
     replay = reader.read()
-    return Session(recipe, store, bench, data, rows, tasks, replay, data_dir, progress), identity
+    session = Session(recipe, store, bench, data, rows, tasks, replay, engines, data_dir, progress)
+    return session, identity
 
 
 def _refuse_another_recipe(recipe: Recipe, folder: Path) -> None:
@@ -166,7 +165,7 @@ def refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
 
 
 def task_facts(
-    recipe: Recipe, bench: Workbench, rows: RowProvider, data_dir: Path | None
+    recipe: Recipe, engines: StudyEngines, rows: RowProvider, data_dir: Path | None
 ) -> dict[str, dict[str, str]]:
     """Title and version of each extra and each task that is not Laura's own, by its result.
 
@@ -183,14 +182,12 @@ def task_facts(
         others.append(extra)
     if not others:
         return {}
-    base = bench.base
-    precision = resolve_precision(recipe.measure.precision, base.model.device)
-    engine = Engine(base.model, base.tokenizer, precision)
     material = Material(recipe.measure, rows, {}, data_dir=data_dir)
     found = {}
-    for task in others:
-        plan = plan_task(engine, task, material)
-        found[plan.name] = {"title": plan.title, "version": plan.version}
+    with engines.opened(recipe.measure.engine, None) as base:
+        for task in others:
+            plan = plan_task(base.engine, task, material)
+            found[plan.name] = {"title": plan.title, "version": plan.version}
     return found
 
 

@@ -41,6 +41,7 @@ from laura.results.schema import (
     Candidate,
     Constraint,
     Costs,
+    Estimated,
     EstimatedTasks,
     Recommendation,
     Record,
@@ -67,7 +68,6 @@ from laura.study.choosing import why_none
 from laura.study.claims.answer import amount, points
 from laura.study.claims.judgement import judge, read_setting
 from laura.study.claims.settings import DROPOUTS, FORGETTING, LEARNING, Kind, Setting
-from laura.study.claims.verdicts import estimated
 from laura.study.evidence import Evidence, Point, leading, score_of
 
 State = Literal["recommended", "suggested", "not met"]
@@ -580,7 +580,7 @@ def _chosen(decision: Decision) -> Configuration:
 
 def _candidate(one: Configuration, setting: Setting, why: str) -> Candidate:
     sides = {
-        name: None if found is None else estimated(found, setting.unit(name), one.level)
+        name: None if found is None else Estimated.of(found, setting.unit(name), one.level)
         for name, found in ((LEARNING, one.learning), (FORGETTING, one.forgetting))
     }
     return Candidate(
@@ -639,7 +639,7 @@ def _estimated(setting: Setting, measure: str, one: Configuration) -> EstimatedT
             f"{describe(one)} has {count(len(one.points), 'seed')}: too few to tell how much seeds "
             "differ, so its weights get no record; confirm it first, as `laura recommend` says"
         )
-    told = estimated(found, setting.unit(measure), one.level)
+    told = Estimated.of(found, setting.unit(measure), one.level)
     return EstimatedTasks(tasks=setting.tasks(measure), **told.model_dump())
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from laura.data.packing import IGNORED, Fitted, Row, add_document, fit
 from laura.data.templates import Encoded
-from laura.engine.engine import Engine
 from laura.evals.runner import Material, RowProvider, evaluate
 from laura.evals.tasks import TASKS
 from laura.models.device import pick_device, resolve_precision
@@ -32,6 +31,7 @@ from laura.results.store import (
 from laura.results.task_result import VALIDATION, TaskResult
 from laura.study.evidence import all_tasks, is_current, result_names
 from laura.study.material import StudyData
+from laura.study.measuring import StudyEngines
 from laura.study.ranks import ranks
 from laura.study.replay import ReplayData
 from laura.study.runs import UNTRAINED, RunSpec, budget_marks, external_points, template_identity
@@ -110,6 +110,7 @@ class Session:
         rows: Benchmark rows.
         tasks: Title and version of each task that is not Laura's own, by result.
         replay: What the arms replay beside the data.
+        engines: What answers the tasks; to be closed.
         data_dir: Folder of data sets that wins over the Hub.
         progress: Where to report.
         lock: Open file that holds the study's lock; None in a worker process, whose
@@ -124,6 +125,7 @@ class Session:
     rows: RowProvider
     tasks: dict[str, dict[str, str]]
     replay: ReplayData
+    engines: StudyEngines
     data_dir: Path | None
     progress: Progress = SILENT
     lock: int | None = None
@@ -259,22 +261,24 @@ class Session:
 
         Raises:
             CheckpointError: the checkpoint does not match its checksums.
+            LauraError: an engine cannot take it.
         """
-        if run is None:
-            self._evaluate(names, self.bench.base.model, None, "base", self.store.base_evaluation)
-            return
-        with self.bench.tuned(run.checkpoint(step)) as (model, reference):
-            out = partial(run.evaluation, step)
-            self._evaluate(names, model, reference, run.folder.name, out)
-
-    def _evaluate(
-        self, names: list[str], model: Any, reference: Any, name: str, out: Callable[[str], Path]
-    ) -> None:
-        section, progress = self.recipe.measure, self.progress
-        precision = resolve_precision(section.precision, model.device)
-        engine = Engine(model, self.bench.base.tokenizer, precision, progress=progress)
-        material = Material(section, self.rows, self.data.documents, reference, self.data_dir)
-        evaluate(engine, names, material, model_name=name, out=out, progress=progress)
+        checkpoint = None if run is None else run.checkpoint(step)
+        out = self.store.base_evaluation if run is None else partial(run.evaluation, step)
+        for engine, tasks in self.engines.dealt(names).items():
+            with self.engines.opened(engine, checkpoint) as asked:
+                evaluate(
+                    asked.engine,
+                    tasks,
+                    Material(
+                        self.recipe.measure, self.rows, self.data.documents, asked.reference,
+                        self.data_dir,
+                    ),
+                    model_name="base" if run is None else run.folder.name,
+                    out=out,
+                    adapter=asked.adapter,
+                    progress=self.progress,
+                )  # fmt: skip
 
     def measure_point(self, run: RunStore, step: int) -> None:
         """Measure a checkpoint of a run, where that has not been done."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from laura.models.adapter_files import CONFIG
 from laura.models.adapters import attach, load_adapter, merge_check, save_adapter
 from laura.models.device import empty_cache
 from laura.models.external import weights_folder
@@ -87,6 +88,14 @@ class Workbench:
             empty_cache(device)
 
     @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The device is another process's within the block."""
+        device = self.base.model.device
+        self.step_aside()
+        yield
+        self.base.model.to(device)
+
+    @contextmanager
     def adapted(self, arm: Arm, seed: int, devices: int = 1) -> Iterator[Adapted]:
         """The base made ready to train one arm; untouched again afterwards.
 
@@ -118,21 +127,37 @@ class Workbench:
                 del base
                 gc.collect()
 
-    @contextmanager
-    def tuned(self, checkpoint: Path) -> Iterator[tuple[Any, Reference]]:
-        """A checkpoint ready to be measured, and the base to compare it with.
-
-        Yields:
-            The model, and a reference for divergences: a context in which the
-            model is the base (adapters), or the base itself (full).
+    def weights(self, checkpoint: Path | None) -> Path:
+        """Where a checkpoint's weights lie, an adapter's or a whole model's; None for the base's.
 
         Raises:
             CheckpointError: the checkpoint does not match its checksums.
         """
+        if checkpoint is None:
+            return self.base.folder
         check_folder(checkpoint)
-        checkpoint = weights_folder(checkpoint, self.progress)
+        return weights_folder(checkpoint, self.progress)
+
+    @contextmanager
+    def tuned(self, checkpoint: Path | None) -> Iterator[tuple[Any, Reference | None]]:
+        """A checkpoint ready to be measured, and the base to compare it with.
+
+        Args:
+            checkpoint: Of a run; None for the base itself.
+
+        Yields:
+            The model, and a reference for divergences: a context in which the
+            model is the base (adapters), or the base itself (full); None for the base.
+
+        Raises:
+            CheckpointError: the checkpoint does not match its checksums.
+        """
+        if checkpoint is None:
+            yield self.base.model, None
+            return
+        checkpoint = self.weights(checkpoint)
         model = self.base.model
-        if (checkpoint / "adapter_config.json").is_file():
+        if (checkpoint / CONFIG).is_file():
             load_adapter(model, checkpoint)
             try:
                 yield model, lambda: route(model, None)

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from queue import SimpleQueue
 from typing import IO, Any
 
@@ -127,8 +127,9 @@ def _work(setup: dict[str, Any], jobs: SimpleQueue[Any], line: _Messages) -> Non
                 f"would be {' and '.join(session.arithmetic)}; set train.precision and "
                 "measure.precision to what every machine has"
             )
-        while True:
-            line.send(done=perform(session, *jobs.get()))
+        with closing(session.engines):
+            while True:
+                line.send(done=perform(session, *jobs.get()))
 
 
 if __name__ == "__main__":

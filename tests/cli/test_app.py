@@ -26,8 +26,8 @@ from laura.results.store import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "init compare train evaluate claims recommend gate plan report show spectra chat serve merge "
-    "sign fetch doctor schema"
+    "init compare train track evaluate claims recommend gate plan report show spectra chat serve "
+    "merge sign fetch doctor schema"
 ).split()
 RECIPE = """\
 name: tiny
@@ -151,7 +151,7 @@ def test_compare_hands_everything_on(
         "recipe": "mine.yaml",
         "overrides": ["train.clip=null", "seeds=[7]"], "setting": "code", "device": "cpu",
         "data_dir": tmp_path, "out": Path("out"), "workers": 2,
-        "ray": "auto", "confirm": ["lora@1e-3"], "confirm_seeds": 3,
+        "ray": "auto", "track": None, "confirm": ["lora@1e-3"], "confirm_seeds": 3,
     }  # fmt: skip
     monkeypatch.setenv("LAURA_DATA", str(tmp_path))
     assert run("compare").exit_code == 0

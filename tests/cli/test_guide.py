@@ -32,6 +32,7 @@ SKELETON: dict[str, Any] = {
         "full": {"method": "full"},
         "lora": {"method": "lora", "learning_rates": [1e-4, 3e-4, 1e-3]},
     },
+    "train": {"batch_tokens": 16384, "rows_per_pass": 1},
     "measure": {"forgetting": ["hellaswag"]},
 }
 

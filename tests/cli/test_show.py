@@ -102,6 +102,8 @@ def test_mistakes_exit_2_without_traceback(study: Path, tmp_path: Path) -> None:
         [study, "--sample", "1"],
         [study, "--failed", "--passed"],
         [study, "--differ"],
+        [study, "--forgotten"],
+        [study, "--gained", "--forgotten"],
         [],
     ):
         ended = run(*arguments)

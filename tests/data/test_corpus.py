@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from laura.data.templates import Encoded
 from laura.results.errors import DataError, StoreError
 from laura.study.material import ExampleEncoder
 from tests.data.packed import pack
+from tests.data.test_folders import write_set
 
 ASKED = [(("user", f"What is {i}?"), ("assistant", f"It is {i}.")) for i in range(1200)]
 EXAMPLES = [Example(3 * i, messages) for i, messages in enumerate(ASKED)]
@@ -291,25 +293,38 @@ WRITER = """
 import sys
 from pathlib import Path
 from laura.data import corpus
-from laura.data.examples import Example
+from laura.data.formats import Columns
+from laura.data.named import NAMED, TRAIN, KnownSet
+from laura.data.sources import stream_examples
+from laura.recipe.sections import Source
 from laura.study.material import ExampleEncoder
 from tests.conftest import make_tiny_tokenizer
 
+out, workers, source, folder = sys.argv[1:]
 corpus.STATE_SECONDS, corpus.ALONE_SECONDS, corpus.CHUNK = 0.0, 0.0, 50
+NAMED["on-the-hub"] = KnownSet(folder, "texts", TRAIN, columns=Columns(text="text"))
 encoder = ExampleEncoder(make_tiny_tokenizer(), "chat", "pretrain")
-texts = (Example(i, (), f"The cat ran {i} times to the apple. " * (i % 40)) for i in range(4000))
+texts = stream_examples(Source(source=source, streaming=True))
 corpus.write_corpus(
-    Path(sys.argv[1]), encoder.identity, texts, encoder.to_learn,
-    vocabulary=512, masked=False, workers=int(sys.argv[2]),
+    Path(out), encoder.identity, texts, encoder.to_learn,
+    vocabulary=512, masked=False, workers=int(workers), enough=corpus.Enough(500_000, 200),
 )
 """
 
 
 @pytest.mark.slow
-def test_a_killed_command_continues_to_the_same_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["folder", "hub"])
+def test_a_killed_command_continues_to_the_same_files(tmp_path: Path, kind: str) -> None:
+    """From a folder of Parquet files, and as a stream of `datasets` of which only the address is
+    another one."""
+    folder = tmp_path / "set"
+    texts = [f"The cat ran {i} times to the apple. " * (i % 40 + 1) for i in range(4000)]
+    write_set(folder, {f"train-{n}": texts[1000 * n : 1000 * (n + 1)] for n in range(4)})
+    source = str(folder / "texts") if kind == "folder" else "on-the-hub"
+
     def start(name: str, workers: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", WRITER, str(tmp_path / name), str(workers)]
-        return subprocess.Popen(command, cwd=ROOT)
+        command = [sys.executable, "-c", WRITER, tmp_path / name, str(workers), source, folder]
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "HF_HOME": str(tmp_path)})
 
     assert start("whole", 1).wait() == 0
     state, reached = tmp_path / "killed" / "state.json", 0

@@ -117,7 +117,7 @@ def test_names_that_lead_nowhere(tmp_path: Path) -> None:
     cases = {
         f"{tmp_path}/trainin.jsonl": r"does not exist; nearest there: training\.jsonl",
         f"{tmp_path}/nowhere/a.jsonl": "nor does its folder",
-        str(tmp_path): "is a folder",
+        f"{tmp_path}/train*.jsonl.gz": "does not exist",
         "gsm9k": "did you mean gsm8k",
         "x\0y.jsonl": "does not exist",
         "a" * 5000: "unknown data set",

@@ -3,7 +3,8 @@
 A step makes one token of every request in the batch, the latest first, so that answers come
 out of order. With FAKE_VLLM_MODEL set the answers are transformers' own; else a token follows
 from the tokens before it and from a number that each adapter's weights give (the base's is 0),
-so a test knows every answer and sees who gave it.
+so a test knows every answer and sees who gave it. What was chosen after some tokens by some
+name is kept, as vLLM keeps keys and values, until that is reset.
 
 FAKE_VLLM names a folder. `faults.json` in it is read again and again and says how to
 misbehave; `log.jsonl` tells what happened. Faults:
@@ -12,6 +13,7 @@ misbehave; `log.jsonl` tells what happened. Faults:
     exit        ends at its start, with an error
     slow        seconds before it is ready
     refuse      adapters are not loaded
+    stuck       weights are not exchanged, memory is not given back
     unwanted    requests are not taken
     die_after   steps until it kills itself
     raise_after steps until one fails
@@ -23,6 +25,7 @@ misbehave; `log.jsonl` tells what happened. Faults:
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -37,6 +40,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+VERSION = "0.32.1.dev3"
 END, FIRST, COUNT = 2, 3, 370
 STEP_SECONDS = 0.002
 PLACE = Path(os.environ.get("FAKE_VLLM", "."))
@@ -108,6 +112,7 @@ class Transformers:
         from transformers import AutoTokenizer
 
         self.arguments, self.dtype = arguments, getattr(torch, arguments.dtype)
+        self.folder = arguments.model
         self.tokenizer = AutoTokenizer.from_pretrained(arguments.model)
         self.base = self.plain()
 
@@ -115,8 +120,15 @@ class Transformers:
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(
-            self.arguments.model, dtype=self.dtype, attn_implementation="eager"
+            self.folder, dtype=self.dtype, attn_implementation="eager"
         ).eval()
+
+    def exchange(self, folder: str) -> None:
+        """As vLLM 0.32 does on a processor: an output map that is the embedding too stays."""
+        self.folder, before = folder, self.base.lm_head.weight
+        self.base = self.plain()
+        if self.base.config.tie_word_embeddings:
+            self.base.lm_head.weight = before
 
     def load(self, folder: str) -> Any:
         from peft import PeftConfig, PeftModel
@@ -209,6 +221,8 @@ class EngineArgs:
     max_lora_rank: int = 16
     max_loras: int = 1
     max_cpu_loras: int | None = None
+    enable_sleep_mode: bool = False
+    gpu_memory_utilization: float = 0.9
     lora_target_modules: list[str] = field(default_factory=list)
 
     @staticmethod
@@ -252,7 +266,10 @@ class LLMEngine:
         length, wrong = arguments.max_model_len, faults()
         if "max_position_embeddings" in arguments.hf_overrides:
             assert arguments.hf_overrides["max_position_embeddings"] >= length
-        log(start=vars(arguments), pid=os.getpid(), temporary=tempfile.gettempdir())
+        log(
+            start=vars(arguments), pid=os.getpid(), temporary=tempfile.gettempdir(),
+            visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        )  # fmt: skip
         if wrong.get("exit"):
             print("ERROR 11-25 [core.py:1] ValueError: no memory left for it", file=sys.stderr)
             sys.exit(3)
@@ -265,6 +282,8 @@ class LLMEngine:
         if os.environ.get("FAKE_VLLM_MODEL"):
             self.model = Transformers(arguments)
         self.adapters: dict[int, Any] = {}
+        self.kept: dict[Any, int] = {}
+        self.asleep = False
         self.waiting: list[Request] = []
         self.batch: list[Request] = []
         self.logged: list[str] = []
@@ -291,9 +310,35 @@ class LLMEngine:
         del self.adapters[number]
         return True
 
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        assert method == "reload_weights" and not self.asleep
+        if faults().get("stuck"):
+            raise RuntimeError("no such weights")
+        self.model.exchange(kwargs["weights_path"])
+        log(weights=kwargs["weights_path"])
+
+    def reset_prefix_cache(self) -> bool:
+        self.kept.clear()
+        return True
+
+    def sleep(self, level: int) -> None:
+        assert self.arguments.enable_sleep_mode and level == 1 and not self.asleep
+        assert not self.has_unfinished_requests()
+        if faults().get("stuck"):
+            raise RuntimeError("memory is held")
+        self.asleep = True
+        self.kept.clear()
+        log(asleep=True)
+
+    def wake_up(self) -> None:
+        assert self.asleep
+        self.asleep = False
+        log(asleep=False)
+
     def add_request(
         self, number: str, prompt: Any, params: SamplingParams, lora_request: Any = None
     ) -> None:
+        assert not self.asleep
         length = len(prompt["prompt_token_ids"])
         if length + params.max_tokens > self.model_config.max_model_len:
             raise ValueError(f"{length} tokens are too many")
@@ -344,7 +389,11 @@ class LLMEngine:
         if params.prompt_logprobs is not None and not request.tokens:
             request.read = [None, *self.model.read(prompt, adapter, params.prompt_logprobs)]
         tokens = [*prompt, *request.tokens]
-        token = self.model.choose(tokens, adapter, request)
+        chosen = (lora and lora.lora_name, *tokens)
+        if params.temperature == 0 and chosen in self.kept:
+            token = self.kept[chosen]
+        else:
+            token = self.kept[chosen] = self.model.choose(tokens, adapter, request)
         if len(request.tokens) < params.min_tokens and token in params.stop_token_ids:
             token = FIRST
         request.tokens.append(token)
@@ -387,7 +436,7 @@ def output(request: Request, reason: str | None) -> Any:
 if __name__ == "vllm":
     FlexibleArgumentParser = argparse.ArgumentParser
     current_platform = SimpleNamespace(is_cpu=lambda: not faults().get("gpu"))
-    __version__ = faults().get("version", "0.32.1.dev3")
+    __version__ = importlib.import_module("vllm._version").__version__
     print("libraries print what they like")
     assert importlib.util.find_spec("vllm_worker") is None, "the worker's folder is searched"
     # The worker looks for parts in these modules; here they are all the same one.

@@ -13,7 +13,9 @@ import torch
 
 from laura.models import device
 from laura.models.device import (
+    alone_on,
     cache_budget,
+    free_share,
     has_bf16_arithmetic,
     packs_weights,
     resolve_precision,
@@ -125,6 +127,20 @@ def test_workers_go_to_one_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert worker_devices() == worker_devices("cuda") == ["cuda:0", "cuda:1", "cuda:2"]
     assert worker_devices("cuda:1") == ["cuda:1"] and worker_devices("cpu") == ["cpu"]
+
+
+def test_another_process_gets_one_gpu_and_what_is_free_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (699, 1000))
+    assert alone_on(torch.device("cpu")) == {}
+    for visible, numbers in (("", "12"), ("4,5,7", "57")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        for name, number in zip(("cuda:1", "cuda"), numbers, strict=True):
+            assert alone_on(torch.device(name)) == {"CUDA_VISIBLE_DEVICES": number}
+    assert free_share(torch.device("cuda:1")) == 0.64
 
 
 def test_a_run_is_spread_over_no_more_devices_than_there_are(

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,19 @@ from laura.engine.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.engine.vllm import PREFIX, VllmEngine, VllmProcess, check_batches
+from laura.engine.vllm import (
+    PREFIX,
+    RANKS,
+    TARGETS,
+    VllmEngine,
+    VllmProcess,
+    check_batches,
+)
+from laura.engine.vllm_python import vllm_version
 from laura.models.adapters import attach, load_adapter, save_adapter
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, lora_layers
+from laura.recipe import checks
 from laura.results.errors import (
     AdapterError,
     DataError,
@@ -73,6 +83,9 @@ class Fake:
 
     def faults(self, **faults: Any) -> None:
         """Misbehave so from now on."""
+        version = faults.get("version", fake_vllm.VERSION)
+        place = self.place / "site" / "vllm" / "_version.py"
+        place.write_text(f"__version__ = {version!r}\n")
         (self.place / "aside.json").write_text(json.dumps(faults))
         (self.place / "aside.json").replace(self.place / "faults.json")
 
@@ -415,6 +428,91 @@ def test_an_adapter_that_vllm_cannot_load(
     assert gone(fake.pids())
 
 
+def test_weights_and_adapters_are_exchanged(
+    folder: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after answers whose keys and values vLLM has kept."""
+    monkeypatch.setenv("FAKE_VLLM_MODEL", "1")
+    tuned = load_base(str(folder), device="cpu")
+    with torch.no_grad():
+        for weight in tuned.model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    tuned.model.save_pretrained(tmp_path / "tuned")
+    tuned.tokenizer.save_pretrained(tmp_path / "tuned")
+    asked = [GenerateRequest(prompt, (), 8) for prompt in PROMPTS]
+    base = load_base(str(folder), device="cpu")
+    expected = [Engine(one.model, one.tokenizer).generate(asked) for one in (base, tuned)]
+    assert expected[0] != expected[1]
+    with VllmEngine(folder, rank=9) as engine:
+        for place, wanted in ((folder, 0), (tmp_path / "tuned", 1), (folder, 0)):
+            assert engine.hold(place)
+            assert engine.generate(asked) == expected[wanted]
+        assert len(fake.log("weights")) == 2, "what is held is not loaded again"
+        for rank in (3, 9):
+            adapter = make_adapter(folder, tmp_path / str(rank), rank)
+            engine.add_adapter(str(rank), adapter)
+            adapted = load_base(str(folder), device="cpu")
+            load_adapter(adapted.model, adapter)
+            wanted_answers = Engine(adapted.model, adapted.tokenizer).generate(asked)
+            named = [replace(one, adapter=str(rank)) for one in asked]
+            assert engine.generate(named) == wanted_answers != expected[0]
+            engine.remove_adapter(str(rank))
+            with pytest.raises(UsageError, match=f"no adapter '{rank}'; it has none"):
+                engine.generate(named)
+
+
+def test_weights_that_cannot_be_exchanged(
+    folder: Path,
+    tiny_folder: Path,
+    fake: Fake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM_MODEL", "1")
+    place = tmp_path / "other"
+    shutil.copytree(folder, place)
+    config = json.loads((place / "config.json").read_text())
+    silent = {"pad_token_id": 1, "dtype": "bfloat16", "transformers_version": "4.0"}
+    with VllmEngine(folder) as engine:
+        for changes, can in (({}, True), ({"rms_norm_eps": 0.5}, False)):
+            (place / "config.json").write_text(json.dumps({**config, **silent, **changes}))
+            # What it holds is not looked at again.
+            assert engine.hold(folder) and engine.hold(place) is can
+        with pytest.raises(ModelError, match=r"no usable model folder: no config.json"):
+            engine.hold(tmp_path)
+        assert len(fake.log("weights")) == 2
+    with VllmEngine(tiny_folder) as engine:  # its output map is its embedding
+        assert not engine.hold(shutil.copytree(tiny_folder, tmp_path / "tied"))
+
+
+def test_on_a_shared_gpu_it_sleeps(
+    folder: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = torch.device("cuda", 1)
+    monkeypatch.setattr("laura.engine.vllm.free_share", lambda device: 0.5 * (device == place))
+    fake.faults(gpu=True)
+    with VllmEngine(folder, shared=place) as engine:
+        first = engine.score(SCORES)
+        engine.sleep()
+        engine.wake()
+        assert engine.score(SCORES) == first
+        fake.faults(gpu=True, stuck=True)
+        with pytest.raises(ModelError, match="does not carry out asleep True: memory is held"):
+            engine.sleep()
+    (start,) = fake.log("start")
+    assert start["start"]["gpu_memory_utilization"] == 0.5 and start["start"]["enable_sleep_mode"]
+    assert start["visible"] == "1"
+    assert [entry["asleep"] for entry in fake.log("asleep")] == [True, False]
+    with VllmEngine(folder, shared=torch.device("cpu")) as engine:
+        engine.sleep()
+        engine.wake()
+        assert engine.score(SCORES) == first
+
+
+def test_what_a_recipe_refuses_is_what_the_engine_does_not_take() -> None:
+    assert (checks.VLLM_RANK, set(checks.VLLM_TARGETS)) == (RANKS[-1], set(TARGETS))
+
+
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -550,6 +648,7 @@ def real(
         return Engine(base.model, base.tokenizer)
 
     with VllmEngine(smollm2_folder, adapters={"real": place}) as engine:
+        assert engine.version == vllm_version()
         yield engine, in_process
 
 

@@ -192,6 +192,35 @@ def test_full_finetuning_of_a_quantised_base_is_refused_with_all_other_faults() 
     assert "'nf4'" in faults["base.quantization"] and "int4" in faults["base.quantization"]
 
 
+def test_what_vllm_cannot_measure_is_refused_with_all_other_faults() -> None:
+    asked = ("measure.engine=vllm", "measure.forgetting=[hellaswag, kl]")
+    assert parse_recipe(GOOD, asked).measure.engine == "vllm"
+    assert "nothing is asked of it" in faults_of(GOOD, asked[:1])["measure.engine"]
+    extra = ("measure.engine=vllm", "measure.extras={many: {task: gsm8k, samples: 4}}")
+    assert parse_recipe(GOOD, extra).measure.extras
+
+    faults = faults_of(
+        GOOD, (*asked, "base.quantization=nf4", "arms.lora.dora=true", "seeds=[0,0]")
+    )
+    assert set(faults) == {"base.quantization", "measure.engine", "arms.lora.dora", "seeds"}
+    assert "not in nf4 as it is trained on" in faults["measure.engine"]
+    assert "vLLM (measure.engine) takes plain LoRA" in faults["arms.lora.dora"]
+
+    arms = ("arms.lora.rank=300", "arms.lora.init=pissa", "arms.lora.targets=[lm_head, q_proj]")
+    faults = faults_of(GOOD, (*asked, *arms))
+    assert "rank 600, twice 300 by init: pissa" in faults["arms.lora.rank"]
+    assert "names lm_head, and vLLM" in faults["arms.lora.targets"]
+    assert "at most 512" in faults_of(GOOD, (*asked, "arms.lora.rank=513"))["arms.lora.rank"]
+    assert parse_recipe(GOOD, (*asked, "arms.lora.rank=512")).arms
+
+    alone = YamlDocument.parse(GOOD, "x").data
+    del alone["arms"]["full"]
+    low = (*asked, "base.dtype=bfloat16")
+    problem = faults_of(yaml_text(alone), low)["measure.precision"]
+    assert "is fp32, in which vLLM would hold weights that the base" in problem
+    assert parse_recipe(yaml_text(alone), (*low, "measure.precision=bf16")).measure
+
+
 def test_arms_at_one_shared_rate_need_consent() -> None:
     text = GOOD.replace("[1e-4, 1e-3]", "[1e-4]").replace("[1e-5, 1e-4]", "[1e-4]")
     assert "misleads" in faults_of(text)["arms"]
@@ -236,8 +265,6 @@ def test_samples_of_programs_that_cannot_be_told_together() -> None:
     assert "all 5 samples would be the same program" in faults["measure.code_temperature"]
     assert "base.dtype" in faults
     assert "names 1 twice" in faults_of(GOOD, ["measure.code_k=[1,1]"])["measure.code_k"]
-    asked = faults_of(GOOD, ["measure.engine=vllm"])["measure.engine"]
-    assert "in `laura evaluate` only" in asked
     with pytest.raises(RecipeError, match=r"measure\.code_k.*at least k samples"):
         read_measure_section(["measure.code_k=[2]"])
     paper = ["measure.code_samples=50", "measure.code_temperature=0.2", "measure.code_k=[1,10]"]

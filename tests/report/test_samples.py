@@ -157,6 +157,8 @@ def test_two_models_side_by_side(study: Path) -> None:
     pairs = list(zip(one, other, strict=True))
     for outcome, wanted in {
         "differ": lambda a, b: a != b,
+        "forgotten": lambda a, b: a and not b,
+        "gained": lambda a, b: b and not a,
         "failed": lambda a, b: not (a and b),
         "passed": lambda a, b: a and b,
         "any": lambda a, b: True,

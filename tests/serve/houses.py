@@ -18,11 +18,14 @@ import uvicorn
 
 from laura.models.adapter_files import BaseFacts
 from laura.serve.app import create_app
-from laura.serve.auth import Tenant, Tenants, hash_of_key
+from laura.serve.auth import Tenant, TenantsFile, hash_of_key
 from laura.serve.context import RequestLog
+from laura.serve.database import Database
 from laura.serve.engines import AdapterFiles
 from laura.serve.library import AdapterRefusedError, Entry, UnknownAdapterError
+from laura.serve.limits import Usage
 from laura.serve.settings import ServeSettings
+from laura.serve.tenant_changes import replace
 from tests.serve.fake_engine import FakeEngine
 
 BASE = "micro"
@@ -67,6 +70,12 @@ def key(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer sk-laura-{name}"}
 
 
+def file_of(*tenants: Tenant, admin: str = ADMIN) -> TenantsFile:
+    """What a file with these tenants and an admin's key says."""
+    said = {one.name: one.model_dump(exclude={"name"}) for one in tenants}
+    return TenantsFile.model_validate({"tenants": said, "admin": {"keys": [hash_of_key(admin)]}})
+
+
 @dataclass
 class House:
     """An application with everything that a test may look at."""
@@ -80,6 +89,12 @@ class House:
         transport = httpx.ASGITransport(self.app)
         return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
+    def used(self, name: str) -> Usage:
+        """What a tenant has used; charges that were begun before are in it."""
+        service = self.app.state.service
+        usage: Usage = service.database.submit(service.limits.accounts.usage).result()[name]
+        return usage
+
     def request(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
         async def once() -> httpx.Response:
             async with self.client() as client:
@@ -92,35 +107,45 @@ def build(
     tokenizer: Any,
     *tenants: Tenant,
     library: FakeLibrary | None = None,
-    tenants_file: Path | None = None,
-    audit: Any = None,
+    database: Database | None = None,
     engine: dict[str, Any] | None = None,
     **settings: Any,
 ) -> House:
-    """A house; open to everybody where no tenants are given."""
+    """A house; open to everybody where neither tenants nor a database are given."""
     fake = FakeEngine(tokenizer, **(engine or {}))
     shelf = library or FakeLibrary("maths", "poems", "law", refused="broken")
     log = io.StringIO()
-    known = Tenants(tenants, [hash_of_key(ADMIN)]) if tenants else None
+    if tenants:
+        database = database or Database()
+        replace(database, file_of(*tenants))
     app = create_app(
         ServeSettings(base=BASE, **settings),
         fake,
         shelf,  # type: ignore[arg-type]
-        tenants=known,
-        tenants_file=tenants_file,
-        audit=audit,
+        database=database,
         log=RequestLog(log),
     )
     return House(fake, shelf, app, log)
 
 
 @contextlib.contextmanager
-def listening(house: House, server_class: Any = uvicorn.Server) -> Iterator[str]:
-    """A real server on a free port of the loopback address, in a thread; its URL."""
+def listening(
+    house: House, server_class: Any = uvicorn.Server, keeping: bool = False
+) -> Iterator[str]:
+    """A real server on a free port of the loopback address, in a thread; its URL.
+
+    With `keeping` it looks at its database all the time, as `laura serve` does.
+    """
     with socket.create_server(("127.0.0.1", 0)) as place:
         config = uvicorn.Config(house.app, log_level="critical", lifespan="off", ws="none")
         server = server_class(config)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[place])))
+
+        async def serve() -> None:
+            if keeping:
+                house.app.state.service.warm()
+            await server.serve(sockets=[place])
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()))
         thread.start()
         try:
             until(lambda: server.started)

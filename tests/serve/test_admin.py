@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
-import os
+import math
 import threading
 import time
 from pathlib import Path
@@ -16,10 +14,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from laura.results.errors import StoreError
-from laura.serve.admin import BEGUN, Audit
-from laura.serve.auth import new_key
+from laura.serve.audit import BEGUN, Audit
+from laura.serve.auth import hash_of_key, new_key
 from laura.serve.context import MOST_PAIRS, MOST_TENANTS, NONE, Metrics, RequestContext
-from tests.serve.houses import BASE, House, build, key, tenant
+from laura.serve.database import Database
+from laura.serve.tenant_changes import add_key, replace, revoke_key
+from tests.serve.houses import BASE, House, build, file_of, key, tenant, until
 from tests.serve.test_app import complete
 
 STATE = {
@@ -33,13 +33,13 @@ def admin(house: House, method: str, path: str) -> Any:
     return house.request(method, f"/admin/{path}", headers=key("admin"))
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def rows(house: House) -> list[dict[str, Any]]:
+    return Audit(house.app.state.service.database).last(1000)
 
 
-def audited(path: Path) -> list[tuple[str, str, str, str]]:
-    """How each action ended; every one had its line before."""
-    found = rows(path)
+def audited(house: House) -> list[tuple[str, str, str, str]]:
+    """How each action ended; every one had its row before."""
+    found = rows(house)
     begun, ended = found[::2], found[1::2]
     named = ("action", "actor", "subject", "request")
     for before, after in zip(begun, ended, strict=True):
@@ -49,9 +49,8 @@ def audited(path: Path) -> list[tuple[str, str, str, str]]:
     return [(row["action"], row["actor"], row["subject"], row["outcome"]) for row in ended]
 
 
-def test_loading_pinning_and_unloading(micro_tokenizer: Any, tmp_path: Path) -> None:
-    log = tmp_path / "audit.jsonl"
-    house = build(micro_tokenizer, tenant("ann"), audit=Audit(log))
+def test_loading_pinning_and_unloading(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann"))
     slots = house.engine.slots
     assert admin(house, "POST", "adapters/maths/load").json() == {
         "adapter": "maths", "pinned": False,
@@ -71,24 +70,21 @@ def test_loading_pinning_and_unloading(micro_tokenizer: Any, tmp_path: Path) -> 
     admin(house, "POST", "adapters/poems/pin")
     full = admin(house, "POST", "adapters/maths/load")
     assert full.status_code == 400 and "every place is pinned" in full.text
-    done = audited(log)
+    done = audited(house)
     assert done[:2] == [
         ("adapter.load", "admin", "maths", "done"), ("adapter.pin", "admin", "maths", "done"),
     ]  # fmt: skip
     assert ("adapter.load", "admin", "nothing", "refused: model_not_found") in done
     assert done[-1] == ("adapter.load", "admin", "maths", "refused: adapter_refused")
-    assert len(done) == 12 and log.stat().st_mode & 0o777 == 0o600
+    assert len(done) == 12
 
 
-def test_what_is_begun_is_on_the_disk_before_it_is_done(
-    micro_tokenizer: Any, tmp_path: Path
-) -> None:
-    log = tmp_path / "audit.jsonl"
-    house = build(micro_tokenizer, tenant("ann"), audit=Audit(log))
+def test_what_is_begun_is_on_the_disk_before_it_is_done(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann"))
     seen = []
 
     async def load(*words: Any) -> None:
-        seen.extend(rows(log))
+        seen.extend(rows(house))
         raise KeyError("a mistake of ours")
 
     house.engine.load = load  # type: ignore[method-assign]
@@ -97,38 +93,33 @@ def test_what_is_begun_is_on_the_disk_before_it_is_done(
     assert (before["action"], before["subject"], before["outcome"]) == (
         "adapter.load", "maths", BEGUN,
     )  # fmt: skip
-    assert audited(log) == [("adapter.load", "admin", "maths", "failed")]
+    assert audited(house) == [("adapter.load", "admin", "maths", "failed")]
     strangers = house.request("POST", "/admin/adapters/maths/load", headers=key("ann"))
-    assert strangers.status_code == 403 and len(rows(log)) == 2
+    assert strangers.status_code == 403 and len(rows(house)) == 2
 
 
-class FullDisk(Audit):
-    """Takes so many lines."""
+def test_nothing_is_done_that_cannot_be_written_down(
+    micro_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most, status, told, slots in (
+        (0, 503, "nothing is done: the disk is full", {}),
+        (1, 500, "adapter.pin maths: done; the audit log says only", {"maths": True}),
+    ):
+        house, left, own = build(micro_tokenizer), [most], Audit.write
 
-    def __init__(self, path: Path, most: int) -> None:
-        super().__init__(path)
-        self.most = most
+        def write(*words: Any, left: list[int] = left, own: Any = own, **more: Any) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise StoreError("the disk is full")
+            own(*words, **more)
 
-    def write(self, *words: str, **facts: Any) -> None:
-        self.most -= 1
-        if self.most < 0:
-            raise StoreError("audit.jsonl: the disk is full")
-        super().write(*words, **facts)
-
-
-def test_nothing_is_done_that_cannot_be_written_down(micro_tokenizer: Any, tmp_path: Path) -> None:
-    log = tmp_path / "audit.jsonl"
-    house = build(micro_tokenizer, audit=FullDisk(log, 0))
-    found = house.request("POST", "/admin/adapters/maths/pin")
-    assert found.status_code == 503 and found.json()["error"]["code"] == "audit_failed"
-    assert "nothing is done: audit.jsonl: the disk is full" in found.text
-    assert house.engine.slots == {} and not log.exists()
-    house = build(micro_tokenizer, audit=FullDisk(log, 1))
-    found = house.request("POST", "/admin/adapters/maths/pin")
-    assert found.status_code == 500 and found.json()["error"]["code"] == "audit_failed"
-    assert "adapter.pin maths: done; the audit log says only that it began" in found.text
-    assert house.engine.slots == {"maths": True}
-    assert [row["outcome"] for row in rows(log)] == [BEGUN]
+        with monkeypatch.context() as patch:
+            patch.setattr(Audit, "write", write)
+            found = house.request("POST", "/admin/adapters/maths/pin")
+        assert found.status_code == status and found.json()["error"]["code"] == "audit_failed"
+        assert told in found.text and "the disk is full" in found.text
+        assert house.engine.slots == slots
+        assert [row["outcome"] for row in rows(house)] == [BEGUN] * most
 
 
 def test_the_state_for_the_page(micro_tokenizer: Any) -> None:
@@ -154,59 +145,42 @@ def test_new_adapters_are_there_after_a_rescan(micro_tokenizer: Any) -> None:
     assert complete(house, "a", "law").status_code == 404
 
 
-def test_tenants_are_read_anew_without_a_restart(micro_tokenizer: Any, tmp_path: Path) -> None:
-    from laura.serve.auth import hash_of_key
-    from tests.serve.houses import ADMIN
+def test_changes_are_taken_in_without_a_restart(micro_tokenizer: Any) -> None:
+    house = build(micro_tokenizer, tenant("ann"))
+    database = house.app.state.service.database
 
-    file, log = tmp_path / "tenants.yaml", tmp_path / "audit.jsonl"
-    house = build(micro_tokenizer, tenant("ann"), tenants_file=file, audit=Audit(log))
-    file.write_text("tenants: [")
-    assert admin(house, "POST", "tenants/reload").status_code == 400
-    assert house.request("GET", "/v1/models", headers=key("ann")).status_code == 200
-    hashes = hash_of_key("sk-laura-new"), hash_of_key(ADMIN)
-    file.write_text(
-        f"tenants: {{new: {{keys: ['{hashes[0]}'], adapters: ['*']}}}}\n"
-        f"admin: {{keys: ['{hashes[1]}']}}\n"
-    )
-    file.chmod(0o600)
-    assert admin(house, "POST", "tenants/reload").json() == {"tenants": ["new"]}
-    assert house.request("GET", "/v1/models", headers=key("ann")).status_code == 401
-    assert house.request("GET", "/v1/models", headers=key("new")).status_code == 200
-    file.write_text(f"tenants: {{old: {{keys: ['{hashes[0]}'], adapters: ['*']}}}}\n")
-    refused = admin(house, "POST", "tenants/reload")
-    assert refused.status_code == 400 and "has no admin key" in refused.text
-    assert f"`laura tenants admin --file {file}`" in refused.text
-    assert house.request("GET", "/v1/models", headers=key("new")).status_code == 200
+    def status(name: str) -> int:
+        return house.request("GET", "/v1/models", headers=key(name)).status_code
+
+    assert (status("ann"), status("new"), status("admin")) == (200, 401, 401)
+    replace(database, file_of(tenant("new", "*")))
+    until(lambda: (status("ann"), status("new")) == (401, 200), 1.0)
+    made = add_key(database, "new")
+    header = {"authorization": f"Bearer {made}"}
+    until(lambda: house.request("GET", "/v1/models", headers=header).status_code == 200, 1.0)
+    revoke_key(database, "new", hash_of_key(made))
+    until(lambda: house.request("GET", "/v1/models", headers=header).status_code == 401, 1.0)
     assert admin(house, "GET", "state").status_code == 200
-    ended = [row[3] for row in audited(log)]
-    assert ended == ["refused: invalid_value", "done", "refused: invalid_value"]
 
 
-def test_many_tenants_are_read_beside_the_loop(micro_tokenizer: Any, tmp_path: Path) -> None:
-    """Reading 1,500 of them on the loop held every other request up for a second."""
-    from laura.serve.auth import hash_of_key
-    from tests.serve.houses import ADMIN
-
-    file = tmp_path / "tenants.yaml"
-    many = [f"  t{n}: {{keys: [{hash_of_key(str(n))}], concurrent: 8}}\n" for n in range(1500)]
-    file.write_text(f"tenants:\n{''.join(many)}admin: {{keys: [{hash_of_key(ADMIN)}]}}\n")
-    file.chmod(0o600)
-    house = build(micro_tokenizer, tenant("ann"), tenants_file=file)
+def test_many_tenants_are_read_beside_the_loop(micro_tokenizer: Any) -> None:
+    many = [tenant(f"t{number}", concurrent=8) for number in range(1500)]
+    house = build(micro_tokenizer, tenant("ann"))
+    replace(house.app.state.service.database, file_of(*many))
+    house.app.state.service._looked = -math.inf
     held = [0.0]
 
-    async def reload() -> httpx.Response:
+    async def ask() -> httpx.Response:
         async with house.client() as client:
-            path = "/admin/tenants/reload"
-            work = asyncio.create_task(client.post(path, headers=key("admin")))
+            work = asyncio.create_task(client.get("/v1/models", headers=key("t7")))
             while not work.done():
                 before = time.perf_counter()
                 await asyncio.sleep(0.005)
                 held.append(time.perf_counter() - before)
             return await work
 
-    start = time.perf_counter()
-    assert len(asyncio.run(reload()).json()["tenants"]) == 1500
-    assert max(held) < (time.perf_counter() - start) / 3
+    assert asyncio.run(ask()).status_code == 200
+    assert max(held) < 0.2
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:
@@ -262,56 +236,30 @@ def test_names_that_clients_invent_are_no_labels(micro_tokenizer: Any) -> None:
     assert "invented" not in house.request("GET", "/metrics").text
 
 
-def test_no_key_and_no_prompt(tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
+def test_no_key_and_no_prompt() -> None:
+    database = Database()
     key = new_key()
     prompt = "Tell me all about " + "x" * 10_000
-    Audit(path).write(f"a {key}", key, f"Bearer {key} {prompt}", f"({key})", key)
-    text = path.read_text()
-    assert key[12:] not in text and len(text) < 800
+    Audit(database).write(f"a {key}", key, f"Bearer {key} {prompt}", f"({key})", key)
+    (row,) = Audit(database).last(10)
+    assert key[12:] not in str(row) and len(str(row)) < 800
 
 
-def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
-    path.write_text('{"action": "adapt')
-    Audit(path).write("a", "b", "c", "d")
-    cut, whole = path.read_text().splitlines()
-    assert cut == '{"action": "adapt' and json.loads(whole)["action"] == "a"
-
-
-def test_lines_of_several_writers_stay_whole(tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
+def test_rows_of_several_writers_are_all_there(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'laura.db'}"
 
     def write(number: int) -> None:
+        audit = Audit(Database(url))
         for count in range(20):
-            Audit(path).write("a", str(number), str(count), "x" * 200)
+            audit.write("a", str(number), str(count), "x" * 200)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    found = {(row["actor"], row["subject"]) for row in rows(path)}
-    assert found == {(str(one), str(two)) for one in range(4) for two in range(20)}
-
-
-def test_what_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreError, match="not the kind of file"):
-        Audit(tmp_path).write("a", "b", "c", "d")
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StoreError):
-        Audit(link).write("a", "b", "c", "d")
-    assert not (tmp_path / "elsewhere").exists()
-
-    def full(file: int) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(StoreError, match="disk is full"):
-            Audit(tmp_path / "audit.jsonl").write("a", "b", "c", "d")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda file, line: len(line) - 1)
-        with pytest.raises(StoreError, match="disk is full"):
-            Audit(tmp_path / "audit.jsonl").write("a", "b", "c", "d")
+    found = [(row["actor"], row["subject"]) for row in Audit(Database(url)).last(1000)]
+    assert sorted(found) == sorted((str(one), str(two)) for one in range(4) for two in range(20))
+    assert [row["subject"] for row in Audit(Database(url)).last(2)] == [
+        two for _, two in found[-2:]
+    ]

@@ -190,8 +190,9 @@ def test_who_has_no_tokens_left_takes_no_time_of_the_tokenizer(micro_tokenizer: 
     ann = tenant("ann", "*", tokens_per_minute=100)
     house = build(micro_tokenizer, ann)
     service = house.app.state.service
-    admission = service.limits.admit(ann)
-    service.limits.reserve(admission, 95)
+    accounts = service.limits.accounts
+    accounts.admit("a", "ann")
+    accounts.reserve("a", 95)
     encoded: list[str] = []
     own = service._prompter._encode
     service._prompter._encode = lambda text, *more, **options: (
@@ -221,22 +222,23 @@ def ask(house: House, url: str, seconds: float, **more: Any) -> None:
 def test_who_hangs_up_pays_for_what_was_computed(micro_tokenizer: Any, answers: int) -> None:
     ann = tenant("ann", "*", tokens_per_minute=10_000)
     house = build(micro_tokenizer, ann, engine={"pause": 10})
-    usage = house.app.state.service.limits.usage
     with listening(house) as url:
         ask(house, url, 0.7, n=answers)
-        until(lambda: usage(ann).running == 0)
-        assert usage(ann).tokens == len(house.engine.asked[0].prompt), "it was read once"
+        until(lambda: house.used("ann").running == 0)
+        assert house.used("ann").tokens == len(house.engine.asked[0].prompt), "it was read once"
         house.engine.pause = 0.1
         ask(house, url, 0.7, n=answers)
-        until(lambda: usage(ann).running == 0)
+        until(lambda: house.used("ann").running == 0)
         read = 2 * len(house.engine.asked[0].prompt)
-        assert read < usage(ann).tokens <= read + 10 * answers
-        assert 10_000 - (usage(ann).tokens_left or 0) <= usage(ann).tokens
-        before = usage(ann).tokens
+        assert read < house.used("ann").tokens <= read + 10 * answers
+        assert 10_000 - (house.used("ann").tokens_left or 0) <= house.used("ann").tokens
+        before = house.used("ann").tokens
         house.engine.gate = asyncio.Event()
         ask(house, url, 0.7, n=answers)
-        until(lambda: usage(ann).running == 0)
-        assert usage(ann).tokens == before, "nothing was computed for who waited in the queue"
+        until(lambda: house.used("ann").running == 0)
+        assert house.used("ann").tokens == before, (
+            "nothing was computed for who waited in the queue"
+        )
 
 
 def test_log_probabilities_are_bounded_by_memory(micro_tokenizer: Any) -> None:

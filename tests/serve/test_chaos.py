@@ -1,4 +1,4 @@
-"""Everything at once: strangers, the worst bodies, a log that nobody reads, a full disk, kills.
+"""Everything at once: strangers, the worst bodies, a log that nobody reads, kills.
 
 `LAURA_CHAOS_SECONDS=600 pytest tests/serve/test_chaos.py -s` is the long run, once for each engine.
 """
@@ -18,22 +18,22 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from laura.models.registry import MICRO_BASE
-from laura.serve.auth import hash_of_key
+from laura.serve.database import Database
+from laura.serve.tenant_changes import replace
 from tests.models.test_vllm_engine import Fake
 from tests.serve import test_soak
 from tests.serve.alone import write_adapters
-from tests.serve.houses import ADMIN, key
+from tests.serve.houses import ADMIN, file_of, key, tenant
 from tests.serve.real_server import ENVIRONMENT, command
 from tests.serve.test_bodies import WORST
 from tests.serve.test_soak import KINDS, Asked, all_asked
@@ -162,26 +162,6 @@ def look(chaos: Chaos, child: subprocess.Popen[str]) -> None:
     chaos.health = [float(seconds) for _, seconds in rows]
 
 
-def fill(chaos: Chaos, disk: Path) -> None:
-    """The disk of the audit log fills up: what cannot be written down is not done."""
-    headers = {"authorization": f"Bearer {ADMIN}"}
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        for _ in range(1024):  # were it a larger disk after all, it would not be filled
-            file.write(b"x" * 1024)
-    with httpx.Client(base_url=chaos.url, headers=headers, timeout=30) as client:
-        for _ in range(60):  # the log's last page has room for some lines
-            refused = client.post("/admin/adapters/rescan")
-            if refused.status_code != 200:
-                break
-        ballast.unlink()
-        (disk / "audit.jsonl").rename(disk / "old.jsonl")  # its own lines fill the disk, too
-        done = client.post("/admin/adapters/rescan")
-    # 500: done, and the line that says so did not fit.
-    if refused.status_code not in (500, 503) or done.status_code != 200:
-        chaos.faults.append(f"full disk: {refused.text}, emptied: {done.text}")
-
-
 async def ask(client: httpx.AsyncClient, chaos: Chaos, one: Asked, who: str, leaves: bool) -> None:
     """Ask as a tenant; leave in the middle, or hold the answer against the one computed alone."""
     path = CHAT if "messages" in one.body else COMPLETE
@@ -253,27 +233,12 @@ def kill_the_templates(child: subprocess.Popen[str]) -> None:
         os.kill(int(number), signal.SIGKILL)
 
 
-@contextmanager
-def small_disk(place: Path) -> Iterator[bool]:
-    """A disk of 256 KiB; whether there is one (only root may mount it)."""
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    mounted = subprocess.run(mount, check=False, capture_output=True).returncode == 0
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def tenants_file(path: Path) -> Path:
-    tenants = {
-        name: {"keys": [hash_of_key(f"sk-laura-{name}")], "adapters": ["*"]}
-        for name in (*TENANTS, "rude")
-    }
-    path.write_text(yaml.safe_dump({"tenants": tenants, "admin": {"keys": [hash_of_key(ADMIN)]}}))
-    path.chmod(0o600)
-    return path
+def tenants_database(path: Path) -> str:
+    url = f"sqlite:///{path}"
+    database = Database(url)
+    replace(database, file_of(*(tenant(name, "*") for name in (*TENANTS, "rude")), admin=ADMIN))
+    database.close()
+    return url
 
 
 @pytest.mark.timeout(SECONDS + 600)
@@ -285,8 +250,8 @@ def test_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: st
     asked = all_asked(folder)
     fake = Fake(tmp_path / "fake", monkeypatch, model=True, gpu=True) if engine == "vllm" else None
     words = ["micro", "--adapters", str(folder), "--slots", str(SLOTS), "--precision", "fp32",
-             "--tenants", str(tenants_file(tmp_path / "tenants.yaml")), "--engine", engine,
-             "--grace", str(GRACE_SECONDS), "--audit", str(tmp_path / "disk" / "audit.jsonl"),
+             "--database", tenants_database(tmp_path / "laura.db"), "--engine", engine,
+             "--grace", str(GRACE_SECONDS),
              "--port", "0", "--json"]  # fmt: skip
     words += ["--device", "cpu"] if fake is None else []
     environment = {**ENVIRONMENT}
@@ -294,22 +259,19 @@ def test_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: st
         environment |= {name: os.environ[name] for name in ("LAURA_VLLM_PYTHON", "FAKE_VLLM",
                         "FAKE_VLLM_MODEL")}  # fmt: skip
         environment["PYTHONPATH"] += f"{os.pathsep}{fake.place / 'site'}"
-    with (
-        small_disk(tmp_path / "disk") as mounted,
-        subprocess.Popen(
-            ["sh", "-c", 'ulimit -n 400; exec "$@"', "sh", *command(*words)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        ) as child,
-    ):  # fmt: skip
+    with subprocess.Popen(
+        ["sh", "-c", 'ulimit -n 400; exec "$@"', "sh", *command(*words)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
         try:
             assert child.stdout is not None and child.stderr is not None
             line = child.stdout.readline()
             assert line, child.stderr.read()
             chaos = Chaos(json.loads(line)["url"])
-            state = torment(chaos, child, asked, fake, tmp_path / "disk" if mounted else None)
+            state = torment(chaos, child, asked, fake)
         finally:
             child.kill()
-    report(chaos, engine, mounted)
+    report(chaos, engine)
     print(f"stopped with {state['stopped']}")
     assert chaos.faults == [], chaos.log[-3000:]
     check(chaos, state)
@@ -320,7 +282,6 @@ def torment(
     child: subprocess.Popen[str],
     asked: list[Asked],
     fake: Fake | None,
-    disk: Path | None,
 ) -> dict[str, Any]:
     """Everything, then SIGTERM in the middle of it; the state right before."""
 
@@ -347,8 +308,6 @@ def torment(
         chaos.again(lambda: unread(chaos), 0.5), chaos.again(lambda: flood(chaos), 0.1),
         chaos.again(kill, KILL_SECONDS), chaos.again(read_log, 10),
     ]  # fmt: skip
-    if disk is not None:
-        pests.append(chaos.again(lambda: fill(chaos, disk), 5))
     monitor = threading.Thread(target=look, args=(chaos, child))
     monitor.start()
     try:
@@ -377,13 +336,13 @@ def torment(
     return state
 
 
-def report(chaos: Chaos, engine: str, mounted: bool) -> None:
+def report(chaos: Chaos, engine: str) -> None:
     chaos.health.sort()
     asked, count = len(chaos.health), len(chaos.resident)
     quarters = [chaos.resident[count * part // 4 : count * (part + 1) // 4] for part in range(4)]
     print(
         f"\n{engine}: {chaos.answers} answers equal to those computed alone, "
-        f"{dict(chaos.excused)} refused, {len(chaos.faults)} faults; a disk that fills: {mounted}\n"
+        f"{dict(chaos.excused)} refused, {len(chaos.faults)} faults\n"
         f"healthz of {asked}: median {chaos.health[asked // 2]:.3f} s, "
         f"99 % {chaos.health[asked * 99 // 100]:.3f} s, longest {chaos.health[-1]:.3f} s\n"
         f"memory, median of each quarter: {[statistics.median(one) for one in quarters]} MiB"

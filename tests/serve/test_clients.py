@@ -174,12 +174,13 @@ def test_tokens_cost_a_request_and_are_bounded_like_a_chat(micro_tokenizer: Any)
     assert ask({"prompt": "a" * 6000}, **key("ann")) == (413, "body_too_large")
     assert ask({"prompt": "word " * 900}, **key("ann")) == (400, "more_than_limit")
     assert ask({"prompt": 5}, **key("ann"))[0] == 400
-    admission = service.limits.admit(ann)
-    service.limits.reserve(admission, 100)
+    accounts = service.limits.accounts
+    accounts.admit("a", "ann")
+    accounts.reserve("a", 100)
     assert ask({"prompt": "a"}, **key("ann")) == (429, "rate_limit_exceeded")
-    service.limits.settle(admission, 0)
+    accounts.settle("a", 0)
     assert ask({"prompt": "a"}, **key("ann")) == (429, "rate_limit_exceeded") and encoded == ["a"]
-    usage = service.limits.usage(ann)
+    usage = house.used("ann")
     assert (usage.running, usage.tokens, usage.tokens_left) == (0, 0, 100)
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+import secrets
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import delete
 
-from laura.serve.auth import LOCAL, Tenant, Tenants
-from laura.serve.limits import TICKS, Admission, LimitError, Limits, Usage
+from laura.serve.accounts import Accounts
+from laura.serve.auth import LOCAL, Tenant
+from laura.serve.database import ADMISSIONS, Database
+from laura.serve.limits import DAY_STEP, TICKS, LimitError, Usage
+from laura.serve.schemas import ApiError
+from laura.serve.tenant_changes import replace
+from tests.serve.houses import file_of
 
 MICROSECOND = Fraction(1, TICKS)
 
@@ -25,7 +34,52 @@ class Clock:
         return self.seconds
 
 
-def let_in(limits: Limits, tenant: Tenant, tokens: int) -> Admission:
+class Asked:
+    """A request that was let in, with what is reserved for it."""
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant, self.id, self.tokens = tenant, secrets.token_hex(8), 0
+
+
+@functools.cache
+def database() -> Database:
+    """To make one takes longer than most of the tests."""
+    return Database(clock=lambda: Limits.clock())
+
+
+class Limits:
+    """Accounts in memory, charged by two gates in turn; of one test at a time."""
+
+    clock = Clock()
+
+    def __init__(self, clock: Clock, *tenants: Tenant) -> None:
+        Limits.clock = clock
+        with database().transaction() as connection:
+            connection.execute(delete(ADMISSIONS))
+        self.gates = itertools.cycle([Accounts(database()), Accounts(database())])
+        self.update()
+        self.update(*tenants)
+
+    def update(self, *tenants: Tenant) -> None:
+        replace(database(), file_of(*tenants))
+
+    def admit(self, tenant: Tenant) -> Asked:
+        asked = Asked(tenant.name)
+        next(self.gates).admit(asked.id, tenant.name)
+        return asked
+
+    def reserve(self, asked: Asked, tokens: int) -> None:
+        next(self.gates).reserve(asked.id, tokens)
+        asked.tokens = tokens
+
+    def settle(self, asked: Asked, tokens: int) -> None:
+        next(self.gates).settle(asked.id, tokens)
+
+    def usage(self, tenant: Tenant) -> Usage:
+        return next(self.gates).usage()[tenant.name]
+
+
+def let_in(limits: Limits, tenant: Tenant, tokens: int) -> Asked:
     """As the server does: one that is refused for its tokens has ended, and counts."""
     admission = limits.admit(tenant)
     try:
@@ -39,17 +93,19 @@ def let_in(limits: Limits, tenant: Tenant, tokens: int) -> Admission:
 class Naive:
     """A bucket that is filled in exact seconds, and finds its waiting time by trying."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.level = limit, Fraction(limit)
+    def __init__(self, limit: int, seconds: int = 60) -> None:
+        self.limit, self.level, self.seconds = limit, Fraction(limit), seconds
 
     def sleep(self, seconds: Fraction) -> None:
-        self.level = min(Fraction(self.limit), self.level + seconds * self.limit / 60)
+        more = seconds * self.limit / self.seconds
+        self.level = min(Fraction(self.limit), self.level + more)
 
     def take(self, amount: int) -> None:
         self.level = min(Fraction(self.limit), self.level - amount)
 
     def enough_after(self, amount: int, seconds: Fraction) -> bool:
-        return min(Fraction(self.limit), self.level + seconds * self.limit / 60) >= amount
+        more = seconds * self.limit / self.seconds
+        return min(Fraction(self.limit), self.level + more) >= amount
 
 
 steps = st.lists(
@@ -63,66 +119,86 @@ steps = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(steps, st.integers(1, 50), st.integers(1, 10), st.integers(1, 4))
+@given(
+    steps,
+    st.integers(1, 50),
+    st.none() | st.integers(1, 200),
+    st.integers(1, 10),
+    st.integers(1, 4),
+)
 def test_equal_to_a_naive_simulation(
-    steps: list[tuple[str, int, int]], per_minute: int, requests: int, concurrent: int
+    steps: list[tuple[str, int, int]],
+    per_minute: int,
+    per_day: int | None,
+    requests: int,
+    concurrent: int,
 ) -> None:
     clock = Clock()
-    limits = Limits(clock)
     tenant = Tenant(
         name="a",
         tokens_per_minute=per_minute,
+        tokens_per_day=per_day,
         requests_per_minute=requests,
         concurrent=concurrent,
     )
-    tokens, asked = Naive(per_minute), Naive(requests)
-    running: list[Admission] = []
+    limits = Limits(clock, tenant)
+    asked, tokens = Naive(requests), [Naive(per_minute)]
+    if per_day is not None:
+        tokens.append(Naive(per_day, 24 * 60 * 60))
+    running: list[Asked] = []
     start, ticks = 1000 * TICKS, 0
     for kind, pause, amount in steps:
         if kind == "sleep":
+            if per_day is not None:
+                pause -= pause % DAY_STEP  # a day's bucket fills by the millisecond
             ticks += pause
             clock.seconds = (start + ticks) / TICKS
-            tokens.sleep(pause * MICROSECOND)
-            asked.sleep(pause * MICROSECOND)
+            for bucket in (asked, *tokens):
+                bucket.sleep(pause * MICROSECOND)
         elif kind == "settle" and running:
             admission = running.pop(pause % len(running))
             limits.settle(admission, amount)
             limits.settle(admission, 10**9)
-            tokens.take(amount - admission.tokens)
+            for bucket in tokens:
+                bucket.take(amount - admission.tokens)
         elif kind == "admit":
-            enters = tokens.level >= 0 and asked.level >= 1 and len(running) < concurrent
-            fits = enters and tokens.level >= amount
+            enters = asked.level >= 1 and len(running) < concurrent
+            enters = enters and all(bucket.level >= 0 for bucket in tokens)
+            fits = enters and all(bucket.level >= amount for bucket in tokens)
             try:
                 running.append(let_in(limits, tenant, amount))
                 assert fits
-                tokens.take(amount)
+                for bucket in tokens:
+                    bucket.take(amount)
             except LimitError as refusal:
                 assert not fits
                 check_retry(refusal, tokens, asked, amount if enters else 0, enters)
             asked.take(enters)
         used = limits.usage(tenant)
         assert used.running == len(running)
-        assert used.tokens_left == math.floor(tokens.level)
+        left = [used.tokens_left, used.day_left][: len(tokens)]
+        assert left == [math.floor(bucket.level) for bucket in tokens]
         assert used.requests_left == math.floor(asked.level)
 
 
 def check_retry(
-    refusal: LimitError, tokens: Naive, asked: Naive, amount: int, entered: bool
+    refusal: LimitError, tokens: list[Naive], asked: Naive, amount: int, entered: bool
 ) -> None:
-    """After the time that is told the buckets hold enough; a millionth before, they do not."""
-    if amount > tokens.limit:
-        assert (refusal.which, refusal.retry_after) == ("tokens", None)
+    """After the time that is told the buckets hold enough; a step before, they do not."""
+    if any(amount > bucket.limit for bucket in tokens):
+        assert refusal.which in ("tokens", "day") and refusal.retry_after is None
         return
     assert refusal.retry_after is not None
 
     def enough(ticks: int) -> bool:
         seconds = ticks * MICROSECOND
-        return tokens.enough_after(amount, seconds) and asked.enough_after(1 - entered, seconds)
+        enough = all(bucket.enough_after(amount, seconds) for bucket in tokens)
+        return enough and asked.enough_after(1 - entered, seconds)
 
     ticks = round(refusal.retry_after * TICKS)
     assert enough(ticks)
     if refusal.which != "concurrent":
-        assert not enough(ticks - 1)
+        assert not enough(ticks - (DAY_STEP if refusal.which == "day" else 1))
 
 
 @settings(max_examples=100, deadline=None)
@@ -135,8 +211,8 @@ def test_no_stretch_of_time_gives_more_than_is_allowed(
     asks: list[tuple[float, int, float]], per_minute: int, start: float
 ) -> None:
     clock = Clock(start)
-    limits = Limits(clock)
     tenant = Tenant(name="a", tokens_per_minute=per_minute)
+    limits = Limits(clock, tenant)
     used: list[tuple[float, int]] = []
     for pause, amount, share in asks:
         clock.seconds += pause
@@ -158,8 +234,8 @@ def test_no_stretch_of_time_gives_more_than_is_allowed(
 
 
 def test_what_is_refused_uses_up_no_tokens_and_a_request_only_once_it_was_read() -> None:
-    limits = Limits(Clock())
     tenant = Tenant(name="a", requests_per_minute=4, tokens_per_minute=100, concurrent=2)
+    limits = Limits(Clock(), tenant)
     running = let_in(limits, tenant, 60)
     for tokens, retry in ((60, 12), (101, None)):
         with pytest.raises(LimitError) as refusal:
@@ -177,8 +253,8 @@ def test_what_is_refused_uses_up_no_tokens_and_a_request_only_once_it_was_read()
 
 
 def test_what_is_known_later_takes_the_place_of_what_was_reserved() -> None:
-    limits = Limits(Clock())
     tenant = Tenant(name="a", tokens_per_minute=100)
+    limits = Limits(Clock(), tenant)
     admission = limits.admit(tenant)
     for tokens in (40, 70, 60):
         limits.reserve(admission, tokens)
@@ -190,8 +266,8 @@ def test_what_is_known_later_takes_the_place_of_what_was_reserved() -> None:
 
 
 def test_who_has_used_more_than_they_may_is_not_read_at_all() -> None:
-    limits = Limits(clock := Clock())
     tenant = Tenant(name="a", tokens_per_minute=60)
+    limits = Limits(clock := Clock(), tenant)
     limits.settle(let_in(limits, tenant, 10), 90)
     with pytest.raises(LimitError) as refusal:
         limits.admit(tenant)
@@ -202,8 +278,8 @@ def test_who_has_used_more_than_they_may_is_not_read_at_all() -> None:
 
 def test_a_clock_that_goes_backwards_takes_nothing() -> None:
     clock = Clock()
-    limits = Limits(clock)
     tenant = Tenant(name="a", tokens_per_minute=60)
+    limits = Limits(clock, tenant)
     let_in(limits, tenant, 60)
     for seconds in (990.0, 1000.0, 1001.0):
         clock.seconds = seconds
@@ -215,26 +291,25 @@ def test_a_clock_that_goes_backwards_takes_nothing() -> None:
     ("before", "used", "after", "left"),
     [(100, 40, 100, 60), (100, 40, 200, 160), (100, 40, 50, 10), (100, 40, 20, 0), (10, 0, 5, 5)],
 )
-def test_reading_again_keeps_what_was_used(before: int, used: int, after: int, left: int) -> None:
-    limits = Limits(Clock())
-
+def test_another_limit_keeps_what_was_used(before: int, used: int, after: int, left: int) -> None:
     def tenant(limit: int) -> Tenant:
         return Tenant(name="a", tokens_per_minute=limit)
 
+    limits = Limits(Clock(), tenant(before))
     limits.settle(let_in(limits, tenant(before), used), used)
-    limits.update(Tenants([tenant(after)]))
+    limits.update(tenant(after))
     assert limits.usage(tenant(after)).tokens_left == left
     assert limits.usage(tenant(after)).tokens == used
 
 
-def test_reading_again_lifts_and_sets_limits() -> None:
-    limits = Limits(Clock())
+def test_a_change_lifts_and_sets_limits() -> None:
     tenant = Tenant(name="a", tokens_per_minute=10, concurrent=1)
+    limits = Limits(Clock(), tenant)
     free = Tenant(name="a")
     running = let_in(limits, tenant, 10)
-    limits.update(Tenants([free]))
+    limits.update(free)
     others = [let_in(limits, free, 100) for _ in range(3)]
-    limits.update(Tenants([tenant]))
+    limits.update(tenant)
     with pytest.raises(LimitError, match="1 requests at the same time"):
         let_in(limits, tenant, 1)
     for one in (running, *others):
@@ -242,23 +317,26 @@ def test_reading_again_lifts_and_sets_limits() -> None:
     assert limits.usage(tenant).running == 0
 
 
-def test_a_tenant_that_is_gone_is_forgotten_when_idle() -> None:
-    limits = Limits(Clock())
-    tenant = Tenant(name="a", concurrent=1)
+def test_a_tenant_that_is_gone_is_let_in_no_more_and_begins_anew() -> None:
+    tenant = Tenant(name="a", concurrent=2)
+    limits = Limits(Clock(), tenant)
     running = let_in(limits, tenant, 1)
-    limits.update(Tenants([]))
-    with pytest.raises(LimitError):
-        let_in(limits, tenant, 1)
+    limits.update()
+    with pytest.raises(ApiError) as refused:
+        limits.admit(tenant)
+    assert refused.value.status == 503  # until the gate has looked again; then 401
+    with pytest.raises(ApiError):
+        limits.reserve(running, 2)
     limits.settle(running, 1)
-    limits.update(Tenants([]))
+    limits.update(tenant)
     assert limits.usage(tenant) == Usage()
 
 
 def test_tenants_do_not_share() -> None:
-    limits = Limits(Clock())
     one, other = (Tenant(name=name, tokens_per_minute=10, concurrent=1) for name in "ab")
+    limits = Limits(Clock(), one, other, LOCAL)
     let_in(limits, one, 10)
     let_in(limits, other, 10)
-    for _ in range(1000):
+    for _ in range(100):
         let_in(limits, LOCAL, 10**9)
-    assert limits.usage(LOCAL).running == 1000
+    assert limits.usage(LOCAL).running == 100

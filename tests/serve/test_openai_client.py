@@ -105,7 +105,7 @@ def test_a_client_that_goes_away_frees_its_place(micro_tokenizer: Any) -> None:
         with pytest.raises(openai.APITimeoutError):
             client.with_options(timeout=0.3).chat.completions.create(model="maths", messages=long)
         until(lambda: len(house.engine.cancelled) == 4)
-    assert house.app.state.service.limits.usage(tenant("local")).running == 0
+    assert house.used("local").running == 0
     assert '"code": "client_gone"' in house.log.getvalue()
 
 

@@ -13,17 +13,23 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from laura.cli import app as cli
+from laura.serve.accounts import Accounts
+from laura.serve.audit import Audit
 from laura.serve.auth import Tenants, hash_of_key, parse_tenants
+from laura.serve.database import Database
+from laura.serve.tenant_changes import stored_tenants
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("add", "set", "list", "remove", "admin", "key add", "key revoke")
+COMMANDS = ("add", "set", "list", "remove", "import", "audit", "admin", "key add", "key revoke")
+HASH = hash_of_key("key")
+MINE = ("--database", "sqlite:///mine.db")
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test in a folder of its own, which the default file lies in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LAURA_TENANTS", raising=False)
+    monkeypatch.delenv("LAURA_DATABASE", raising=False)
     return tmp_path
 
 
@@ -41,10 +47,12 @@ def test_a_tenants_life(here: Path) -> None:
     made = answer(
         *("add", "acme", "--adapters", "support-*, maths", "--no-base", "--priority", "2"),
         *("--requests-per-minute", "60", "--tokens-per-minute", "1000", "--concurrent", "8"),
+        *("--tokens-per-day", "50000"),
         *("--expires", "2099-01-31"),
     )
     assert made["id"] == hash_of_key(made["key"])[:12]
-    tenants = Tenants.read(here / "tenants.yaml")
+    assert (here / "laura.db").stat().st_mode & 0o777 == 0o600
+    tenants = Tenants.of(stored_tenants(Database("sqlite:///laura.db"))[0])
     assert tenants.find(made["key"]) == (tenants.get("acme"), True)
     (listed,) = answer("list")["tenants"]
     assert listed == {
@@ -54,6 +62,7 @@ def test_a_tenants_life(here: Path) -> None:
         "base": False,
         "requests_per_minute": 60,
         "tokens_per_minute": 1000,
+        "tokens_per_day": 50000,
         "concurrent": 8,
         "priority": 2.0,
         "expires": "2099-01-31T00:00:00Z",
@@ -73,22 +82,22 @@ def test_a_tenants_life(here: Path) -> None:
     assert admin["tenant"] is None and answer("list")["admin_keys"] == [admin["id"]]
     answer("admin", "--revoke", admin["id"])
     answer("remove", "acme")
-    assert answer("list") == {"file": "tenants.yaml", "tenants": [], "admin_keys": []}
+    assert answer("list") == {"database": "sqlite:///laura.db", "tenants": [], "admin_keys": []}
 
 
 def test_what_people_read(here: Path) -> None:
-    shown = run("add", "acme", "--file", "mine.yaml", "--concurrent", "1000").stdout
+    shown = run("add", "acme", *MINE, "--concurrent", "1000").stdout
     (key,) = re.findall(r"^  (sk-laura-\S{43})$", shown, re.M)
-    assert "shown this once" in shown and "mine.yaml" in shown and "/admin/tenants/reload" in shown
-    run("admin", "--file", "mine.yaml")
-    text = run("list", "--file", "mine.yaml").stdout
+    assert "shown this once" in shown and "mine.db" in shown and "within a second" in shown
+    run("admin", *MINE)
+    text = run("list", *MINE).stdout
     assert "use base; 1,000 at a time; priority 1\n" in text
     assert hash_of_key(key)[:12] in text and key not in text
-    changed = run("set", "acme", "--file", "mine.yaml", "--no-base", "--expires", "2020-01-01")
+    changed = run("set", "acme", *MINE, "--no-base", "--expires", "2020-01-01")
     assert "use nothing; 1,000 at a time; priority 1; EXPIRED at 2020-01-01 00:00 UTC" in (
         changed.stdout
     )
-    assert list(here.glob("*.yaml")) == [here / "mine.yaml"]
+    assert list(here.glob("*.db")) == [here / "mine.db"]
 
 
 @pytest.mark.parametrize(
@@ -103,17 +112,17 @@ def test_what_people_read(here: Path) -> None:
         (["set", "acme"], "nothing to change was named"),
         (["set", "nobody", "--base"], "there is no tenant 'nobody'; there are: acme"),
         (["admin", "--revoke", "00000000"], "the admin has no key of this ID"),
-        (["list", "--file", "absent.yaml"], "there is no absent.yaml"),
+        (["list", "--database", "sqlite:///absent.db"], "there is no absent.db"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(here: Path, words: list[str], told: str) -> None:
     answer("add", "acme")
-    before = (here / "tenants.yaml").read_bytes()
+    before = answer("list")
     ended = run(*words)
     assert ended.exit_code == 2
     assert told in ended.stderr and ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1 and ended.stdout == ""
-    assert (here / "tenants.yaml").read_bytes() == before
+    assert answer("list") == before
     as_json = run(*words, "--json")
     error = json.loads(as_json.stdout)["error"]
     assert as_json.exit_code == 2 and told in error["message"] and error["bug"] is False
@@ -125,7 +134,7 @@ def test_mistakes_are_one_line_and_exit_2(here: Path, words: list[str], told: st
         "from laura.cli import app as cli\n"
         "sys.argv = ['laura', 'tenants', 'add', '--help']\n"
         "try:\n    cli.main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
-        "heavy += ['yaml', 'rich', 'filelock', 'laura.serve']\n",
+        "heavy += ['yaml', 'rich', 'sqlalchemy', 'laura.serve']\n",
         "from laura.serve import limits, tenant_changes\n",
     ],
     ids=["help", "changes"],
@@ -140,6 +149,38 @@ def test_nothing_heavy_is_imported(code: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert ended.stderr.strip() == "[]"
+
+
+def test_a_file_replaces_all_and_keeps_what_was_used(here: Path) -> None:
+    answer("add", "acme", "--tokens-per-minute", "100")
+    old = answer("add", "old")
+    accounts = Accounts(Database("sqlite:///laura.db"))
+    accounts.admit("a", "acme")
+    accounts.settle("a", 40)
+    file = here / "tenants.yaml"
+    file.write_text("tenants:\n  acme: {tokens_per_minute: 200}\n  new: {concurrent: x}\n")
+    file.chmod(0o600)
+    refused = run("import", "tenants.yaml")
+    assert refused.exit_code == 2 and "tenants.new.concurrent (line 3)" in refused.stderr
+    assert [one["name"] for one in answer("list")["tenants"]] == ["acme", "old"]
+    file.write_text(f"tenants:\n  acme: {{tokens_per_minute: 200}}\n  new: {{keys: [{HASH}]}}\n")
+    assert answer("import", "tenants.yaml")["tenants"] == ["acme", "new"]
+    listed = {one["name"]: one["keys"] for one in answer("list")["tenants"]}
+    assert listed == {"acme": [], "new": [HASH[:12]]} and old["id"] not in str(listed)
+    usage = accounts.usage()["acme"]
+    assert (usage.tokens, usage.requests) == (40, 1)
+    assert usage.tokens_left is not None and 160 <= usage.tokens_left <= 200
+
+
+def test_the_audit_log_is_shown() -> None:
+    answer("add", "acme")
+    log = Audit(Database("sqlite:///laura.db"))
+    for number in range(3):
+        log.write("adapter.load", "admin", f"a{number}", "done", f"req-{number}")
+    found = answer("audit", "--last", "2")["audit"]
+    assert [(one["subject"], one["request"]) for one in found] == [("a1", "req-1"), ("a2", "req-2")]
+    lines = run("audit").stdout.splitlines()
+    assert [json.loads(line)["subject"] for line in lines] == ["a0", "a1", "a2"]
 
 
 def test_the_file_in_the_docs_is_one() -> None:

@@ -424,3 +424,25 @@ def test_an_unreadable_recipe_leaves_the_file_as_it_is(made: Made, tmp_path: Pat
         (made.folder / "recipe.yaml").write_text(text, encoding="utf-8")
         rebuild(made.folder, Heard())
     assert len(said) == 3 and "analysis.json and claims.json of" in said[0]
+
+
+def test_items_that_turned_are_counted_at_the_best_rate(whole: Path) -> None:
+    """Beside a loop over the files: scores are chances here, as of several samples."""
+    made = Made(whole)
+    rows = {(r["arm"], r["budget"], r["task"]): r for r in made.findings()["transitions"]}
+    assert {task for _, _, task in rows} == {"mean", "winogrande", "hellaswag"}
+    assert len(rows) == 2 * 3 * 3
+    forgotten = []
+    for task, metric in (("winogrande", "acc"), ("hellaswag", "acc_norm")):
+        before = TaskResult.read(made.store.base_evaluation(task)).values(metric)
+        shares = []
+        for seed in range(3):
+            run = made.store.run(f"full-0.001-{seed}")
+            after = TaskResult.read(run.evaluation(4, task)).values(metric)
+            shares.append(sum(b * (1 - after[i]) for i, b in before.items()) / len(before))
+        row = rows["full", 4000, task]["forgotten"]
+        assert row["value"] == pytest.approx(sum(shares) / 3)
+        assert (row["n"], row["seeds"]) == (ITEMS, 3)
+        forgotten.append(row["value"])
+    assert rows["full", 4000, "mean"]["forgotten"]["value"] == pytest.approx(sum(forgotten) / 2)
+    assert rows["full", 4000, "mean"]["luck"] is None, "nothing tells how many choices there are"

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from laura.cli import app as cli
 from laura.data.corpus import write_corpus
 from laura.data.examples import Example
-from laura.evals.tasks import micro_code, micro_math
+from laura.data.sources import load_rows
+from laura.evals.tasks import TASKS, load, micro_code, micro_math
 from laura.models.registry import MICRO_BASE
 from laura.recipe.reading import parse_recipe
 from laura.recipe.sections import LoraArm, Recipe
@@ -171,25 +172,62 @@ def test_runs_are_the_grid_and_the_further_seeds() -> None:
 
 def test_runs_that_may_come_on_top_are_told_beside_those_that_are_counted() -> None:
     recipe = micro_recipe()
-    found = plan(recipe, gpus=[1])
+    found = plan(recipe, devices=[1])
     assert (found["totals"]["runs"], found["totals"]["longer"]) == (20, 24)
     assert "Not counted: up to 24 more runs, where a best rate is at the end" in plan_text(found)
     assert "20 runs (and up to 24 more)" in plan_line(found["totals"], {})
-    short = plan(micro_recipe(search={"extend": 0}), gpus=[1])
+    short = plan(micro_recipe(search={"extend": 0}), devices=[1])
     assert "Not counted" not in plan_text(short) and "20 runs, " in plan_line(short["totals"], {})
 
 
-def test_a_plan_for_gpus_needs_config_json_only(tmp_path: Path) -> None:
+def test_a_plan_for_devices_needs_config_json_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
     recipe = micro_recipe(base={"model": str(tmp_path)})
-    found = plan(recipe, gpus=[1, 8], flops_per_second=2e14)
+    found = plan(recipe, devices=[1, 8], flops_per_second=2e14)
     full = found["arms"][0]["devices"]
     assert full[1]["training"]["gradients"] * 8 == full[0]["training"]["gradients"]
     assert full[1]["seconds"][0] * 8 == pytest.approx(full[0]["seconds"][0])
     least = 6 * 6.5e9 * found["arms"][0]["tokens"] / 2e14
     assert full[0]["seconds"][0] == pytest.approx(least, rel=0.05)
-    without = plan(recipe, gpus=[1])
+    without = plan(recipe, devices=[1])
     assert without["totals"]["seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "parameters"),
+    [
+        ("llama-2-7b", "meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 1_235_814_400),
+    ],
+)
+def test_a_base_behind_a_licence_is_planned_without_network(
+    name: str, address: str, parameters: int
+) -> None:
+    bases = [micro_recipe(base={"model": model}).base for model in (name, address)]
+    assert shapes_of(bases[0]) == shapes_of(bases[1])
+    assert shapes_of(bases[0]).parameters == parameters
+
+
+@pytest.mark.parametrize("name", work.CHOICE_TOKENS)
+def test_tokens_of_choices_are_those_of_the_sets(name: str, shared_data: Path) -> None:
+    task = load(name)
+    rows = load_rows(name, TASKS[name].split, shared_data)
+    assert len(rows) == work.ITEMS[name]
+    asked = [one for place, row in enumerate(rows) for one in task.question(row, place).requests]
+    letters = sum(len(one.context + one.continuation) for one in asked)
+    tokens = letters / work.CHARACTERS_A_TOKEN / len(rows)
+    assert work.CHOICE_TOKENS[name] == pytest.approx(tokens, rel=0.01)
+
+
+def test_time_of_measuring_is_that_of_what_is_read_and_written() -> None:
+    measure = {"learning": ["gsm8k"], "forgetting": ["hellaswag"], "gsm8k_tokens": 100}
+    measure["limit"] = 50
+    recipe = micro_recipe(base={"model": "llama-2-7b"}, measure=measure)
+    found = plan(recipe, devices=[8], flops_per_second=1e14)["totals"]["evaluation"]
+    models = 1 + 20  # the base, and 2 and 3 rates with 2 seeds at 2 budgets
+    tokens = models * 50 * (100 + work.CHOICE_TOKENS["hellaswag"])
+    assert found["generated_tokens"] + found["read_tokens"] == tokens
+    assert found["seconds"][0] == pytest.approx(2 * 6.6e9 * tokens / 1e14, rel=0.01)
 
 
 @pytest.mark.parametrize("regime", ["pretrain", "instruct"])
@@ -214,14 +252,14 @@ def test_an_endless_set_is_tokenised_as_far_as_the_largest_budget(
     monkeypatch.delenv("LAURA_DATA", raising=False)
     data = {"train": "c4", "validation_rows": 10}
     recipe = micro_recipe(regime="pretrain", data=data, budget={"tokens": [1_000_000, 20 * 10**9]})
-    found = plan(recipe, gpus=[1])
+    found = plan(recipe, devices=[1])
     assert found["data"]["corpus_tokens"] == 20 * 10**9
     assert found["totals"]["disk"]["corpus"] == 40 * 10**9
     hours = 20e9 / work.TOKENISED_A_SECOND / 3600
     told = plan_text(found)
     assert f"Tokenising 20 G tokens, once: about {int(hours)}:" in told
     assert "corpus 37.3 GiB" in told
-    assert "Tokenising" not in plan_text(plan(micro_recipe(), gpus=[1]))
+    assert "Tokenising" not in plan_text(plan(micro_recipe(), devices=[1]))
 
 
 def run(*arguments: str) -> Any:
@@ -237,15 +275,17 @@ def recipe_file(folder: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--gpus", "0"], "from 1 to 100000, came 0"),
-        (["--gpus", "8,8"], "different numbers"),
-        (["--gpus", "many"], "whole numbers"),
-        (["--gpus", "1000000000"], "came 1000000000"),
-        (["--gpus", "1", "--flops-per-second", "-3"], "from 1e6 to 1e21"),
-        (["--gpus", "1", "--set", "base.model=no/such"], "config.json only"),
-        (["--gpus", "1", "--set", "base.model=llama-2-7b"], "config.json only"),
-        (["--gpus", "1", "--set", "base.model=./absent"], "config.json only"),
-        (["--gpus", "1", "--set", "base.model=absent"], "is no model"),
+        (["--devices", "0"], "from 1 to 100000, came 0"),
+        (["--devices", "8,8"], "different numbers"),
+        (["--devices", "many"], "whole numbers"),
+        (["--devices", "1000000000"], "came 1000000000"),
+        (["--devices", "1", "--flops-per-second", "-3"], "from 1e6 to 1e21"),
+        (["--devices", "1", "--device-memory", "80"], "wants a size, as in 80GB"),
+        (["--devices", "1", "--device-memory", "0GiB"], "wants a size, as in 80GB"),
+        (["--devices", "1", "--set", "base.model=no/such"], "config.json only"),
+        (["--devices", "1", "--set", "base.model=smollm2-360m"], "config.json only"),
+        (["--devices", "1", "--set", "base.model=./absent"], "config.json only"),
+        (["--devices", "1", "--set", "base.model=absent"], "is no model"),
     ],
 )
 def test_what_cannot_be_planned(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -259,7 +299,7 @@ def test_every_arm_that_does_not_fit_is_told(tmp_path: Path) -> None:
         "wide": {"method": "lora", "rank": 200},
         "odd": {"method": "lora", "targets": ["q_proj", "query"]},
     }
-    ended = run(recipe_file(tmp_path, arms=arms), "--gpus", "1", "--json")
+    ended = run(recipe_file(tmp_path, arms=arms), "--devices", "1", "--json")
     assert ended.exit_code == 2
     faults = json.loads(ended.stdout)["error"]["faults"]
     assert [fault["path"] for fault in faults] == ["arms.wide.rank", "arms.odd.targets"]
@@ -275,7 +315,7 @@ def test_faults_of_a_recipe_come_first_and_together(tmp_path: Path) -> None:
 
 
 def test_the_table_for_any_number(tmp_path: Path) -> None:
-    ended = run("--table", "7e9,0.0949", "--gpus", "1,2", "--json")
+    ended = run("--table", "7e9,0.0949", "--devices", "1,2", "--json")
     rows = json.loads(ended.stdout)["rows"]
     assert rows[1]["bytes"][1] == pytest.approx((2 + 16 * 0.0949) * 7e9 / 2)
     told = run("--table", "7e9").stdout
@@ -305,7 +345,7 @@ def test_an_external_arm_is_measured_only() -> None:
         "lora": {"method": "lora", "learning_rates": [1e-4, 3e-4]},
     }
     recipe = micro_recipe(arms=arms)
-    found = plan(recipe, gpus=[1])
+    found = plan(recipe, devices=[1])
     full, lora = found["arms"]
     assert (full["runs"], full["models"], full["tokens"], full["checkpoint_bytes"]) == (0, 2, 0, 0)
     assert full["devices"][0]["training"] is None
@@ -327,10 +367,11 @@ def test_replay_comes_on_top_of_epochs_and_within_tokens() -> None:
         "train": {"source": "micro-code"},
         "replay": [{"source": "base_samples", "count": 30, "tokens": 20}],
     }
-    found = plan(micro_recipe(arms=arms, data=data, budget={"epochs": [1, 3]}), gpus=[1])
+    found = plan(micro_recipe(arms=arms, data=data, budget={"epochs": [1, 3]}), devices=[1])
     plain, more = found["arms"]
     assert more["tokens"] == pytest.approx(2 * plain["tokens"], rel=0.01)
-    without = plan(micro_recipe(arms={"plain": arms["plain"]}, budget={"epochs": [1, 3]}), gpus=[1])
+    alone = micro_recipe(arms={"plain": arms["plain"]}, budget={"epochs": [1, 3]})
+    without = plan(alone, devices=[1])
     answers = found["totals"]["evaluation"]["answers"]
     models = found["totals"]["evaluation"]["models"]
     each = (without["totals"]["evaluation"]["answers"]) // without["totals"]["evaluation"]["models"]
@@ -360,7 +401,7 @@ def test_a_search_has_its_trials_whatever_the_grid() -> None:
 def test_a_warmup_longer_than_the_shortest_run_is_told() -> None:
     def told(steps: int) -> bool:
         train = {"batch_tokens": 512, "row_tokens": 256, "warmup_steps": steps}
-        notes = plan(micro_recipe(train=train), gpus=[1])["notes"]
+        notes = plan(micro_recipe(train=train), devices=[1])["notes"]
         return any("warmup_steps is" in note and "will refuse" in note for note in notes)
 
     # 10,000 tokens are twenty steps of 512.
@@ -368,7 +409,7 @@ def test_a_warmup_longer_than_the_shortest_run_is_told() -> None:
 
 
 def test_extras_are_counted_where_they_are_measured() -> None:
-    bare = plan(micro_recipe(), gpus=[1])["totals"]["evaluation"]
+    bare = plan(micro_recipe(), devices=[1])["totals"]["evaluation"]
     measure = micro_recipe().measure.model_dump(mode="json") | {
         "extras": {
             "last": {"task": "micro_code", "samples": 20, "limit": 10},
@@ -376,7 +417,7 @@ def test_extras_are_counted_where_they_are_measured() -> None:
         }
     }
     recipe = micro_recipe(measure=measure)
-    more = plan(recipe, gpus=[1])["totals"]["evaluation"]
+    more = plan(recipe, devices=[1])["totals"]["evaluation"]
     # The base, and of each of 2 arms 2 seeds, at the last or at both points.
     last, every = (1 + 2 * 2) * 20 * 10, (1 + 2 * 2 * 2) * 5 * 8
     assert more["answers"] - bare["answers"] == last + every
@@ -417,7 +458,7 @@ def test_layers_that_the_base_lacks(
     file = tmp_path / "p.yaml"
     data = micro_recipe().model_dump(mode="json") | {"arms": {"x": arm}}
     file.write_text(json.dumps(data))
-    ended = CliRunner().invoke(cli.app, ["plan", str(file), "--gpus", "1", "--json"])
+    ended = CliRunner().invoke(cli.app, ["plan", str(file), "--devices", "1", "--json"])
     assert ended.exit_code == 2
     fault = json.loads(ended.stdout)["error"]["faults"][0]
     assert fault["path"] == f"arms.x.{path}" and words in fault["problem"]
@@ -437,7 +478,7 @@ def series_file(folder: Path) -> str:
 
 def test_a_series_is_planned_setting_by_setting_and_as_a_whole(tmp_path: Path) -> None:
     def planned(*more: str) -> Any:
-        command = ["plan", series_file(tmp_path), "--gpus", "1", "--flops-per-second", "1e12"]
+        command = ["plan", series_file(tmp_path), "--devices", "1", "--flops-per-second", "1e12"]
         return CliRunner().invoke(cli.app, [*command, *more])
 
     found = json.loads(planned("--json").stdout)

@@ -30,7 +30,7 @@ def planned(name: str, base: Path | None, **options: Any) -> dict[str, Any]:
     """The plan of a shipped recipe, or of every setting of a series."""
     overrides = [f"base.model={base}"] if base else []
     chosen = read_study(shipped_recipes()[name], overrides)
-    options = {"gpus": [1, 32], "flops_per_second": 4e14, **options}
+    options = {"devices": [1, 32], "flops_per_second": 4e14, **options}
     if isinstance(chosen, Recipe):
         found = plan(chosen, **options)
         assert plan_text(found)

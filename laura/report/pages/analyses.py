@@ -223,8 +223,9 @@ def samples(study: Study) -> list[Block] | str:
             "folder (runs/ID/evals), which may have been left behind when the report was copied"
         )
     text = (
-        "Items on which the verdicts differ come first, so these show what training changed, "
-        "not how often: the scores do that. `laura show` pages through all of them."
+        "Items that were forgotten come first, then others on which the verdicts differ, so these "
+        "show what training changed, not how often: the scores do that. `laura show` pages through "
+        "all of them, `--forgotten` and `--gained` through these alone."
     )
     found: list[Block] = [Prose(text, soft=True)]
     for place, own in enumerate(study.examples):

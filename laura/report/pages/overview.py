@@ -67,6 +67,7 @@ def overview(study: Study) -> list[Block]:
     found.append(Figure("tradeoff"))
     if tradeoff is not None and tradeoff.front:
         found.append(_front(tradeoff, summary))
+    found += _turned(study, final=True)
     if study.analysis.gaps:
         unsaid = Notice("Gaps", study.analysis.gaps)
         found.append(Fold("What the analyses could not say", [unsaid]))
@@ -142,6 +143,43 @@ def _arms(summary: Summary) -> list[Block]:
         text += " * The best rate is the lowest or highest one tried; a better one may lie outside."
     caption = "Scores of the base, and of every arm at its best rate, one line a budget"
     return [table("arms-table", caption, columns, rows), Prose(text, soft=True)]
+
+
+def _turned(study: Study, final: bool) -> list[Block]:
+    """Items that turned; `final` keeps one row an arm, the mean at the largest budget."""
+    rows, summary = study.analysis.transitions, study.summary
+    if final and rows:
+        budget, task = max(row.budget for row in rows), rows[0].task
+        rows = [row for row in rows if (row.budget, row.task) == (budget, task)]
+    if not rows:
+        return []
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.1f}"
+
+    def shown(found: Estimated) -> TableCell:
+        return sorted_by(found.value, percent, formats.ends(found.interval, percent))
+
+    columns = [
+        Column("arm", lambda row: row.arm, filter=True),
+        Column("task", lambda row: summary.task(row.task).short_title, filter=True),
+        number("budget", lambda row: sorted_by(row.budget, partial(formats.budget_of, summary))),
+        number("forgotten, %", lambda row: shown(row.forgotten), "right, then wrong"),
+        number("gained, %", lambda row: shown(row.gained), "wrong, then right"),
+        number("luck, %", lambda row: sorted_by(row.luck, percent), "of either, by guessing"),
+        number("n", lambda row: sorted_by(row.forgotten.n)),
+        number("seeds", lambda row: sorted_by(row.forgotten.seeds)),
+    ]
+    text = (
+        "A mean hides questions that were lost where others were gained. Luck is what answers "
+        "guessed anew would give of either: only what is beyond it was surely known and lost."
+    )
+    caption = "Questions that went from right to wrong, and back"
+    if final:
+        caption += ", at the largest budget"
+    name = "turned" if final else "turned-all"
+    found = table(name, caption, columns, rows, sorts=not final)
+    return [Subheading(caption, f"{name}-questions"), found, Prose(text, soft=True)]
 
 
 # ----- the recommendation -----
@@ -314,7 +352,8 @@ def _evidence(claim: Claim) -> Table:
 def scores(study: Study) -> list[Block]:
     """Every score task by task, against tokens, and arms beside one another."""
     summary, judged, tradeoff = study.summary, study.judgement, study.analysis.tradeoff
-    found: list[Block] = [Figure("forgetting_by_task"), Figure("learning_curves")]
+    found: list[Block] = [Figure("forgetting_by_task"), *_turned(study, final=False)]
+    found.append(Figure("learning_curves"))
     if {*summary.measure.learning, *summary.measure.forgetting} & {*DRIFT}:
         found.append(Figure("drift"))
     if study.analysis.drift_fit:

@@ -245,7 +245,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 Key = tuple[int, int]
 """Index of the item, and number of the sample of it."""
-Outcome = Literal["any", "failed", "passed", "differ"]
+Outcome = Literal["any", "failed", "passed", "differ", "forgotten", "gained"]
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,8 @@ class SampleFilter:
 
     Attributes:
         outcome: Of one model: those it failed or passed. Of several: those that any
-            failed, that all passed, or where their verdicts differ.
+            failed, that all passed, where their verdicts differ, or that the first alone
+            passed (`forgotten`) or failed (`gained`) while another did not.
         index: This item only.
         sample: This sample of an item only.
         limit: No more than so many.
@@ -381,8 +382,10 @@ def select(models: Sequence[KeptSamples], wanted: SampleFilter) -> Selection:
         UsageError: the filter does not fit these models: a verdict is asked of losses,
             or an item or sample is not there.
     """
-    if wanted.outcome == "differ" and len(models) < 2:
-        raise UsageError("--differ compares models; name two, as in --model base --model NAME")
+    if wanted.outcome in ("differ", "forgotten", "gained") and len(models) < 2:
+        raise UsageError(
+            f"--{wanted.outcome} compares models; name two, as in --model base --model NAME"
+        )
     first = models[0]
     common = [key for key in first.rows if all(key in one.rows for one in models[1:])]
     where = f"{first.task} on {' and '.join(visible_line(m.model.name) for m in models)}"
@@ -414,6 +417,7 @@ def _at_place(keys: list[Key], part: int, number: int | None, where: str, what: 
 
 
 def _fits(verdicts: Sequence[bool | None], outcome: Outcome) -> bool:
-    if outcome == "differ":
-        return None not in verdicts and len(set(verdicts)) > 1
+    if outcome in ("differ", "forgotten", "gained"):
+        first = {"forgotten": {True}, "gained": {False}}.get(outcome, {True, False})
+        return None not in verdicts and len(set(verdicts)) > 1 and verdicts[0] in first
     return False in verdicts if outcome == "failed" else all(verdicts)

@@ -125,6 +125,8 @@ class View:
             + ("" if alone else " by one of them or more"),
             "passed": f"{found} of {len(common)} passed" + ("" if alone else " by all of them"),
             "differ": f"the verdicts differ on {found} of {len(common)}",
+            "forgotten": f"{found} of {len(common)} passed on the first and failed on another",
+            "gained": f"{found} of {len(common)} failed on the first and passed on another",
         }[self.outcome]
         yield told + (f", the first {shown} shown" if shown < found else "")
         if len(self.samples) == 2 and not self.are_losses:
@@ -314,14 +316,15 @@ def _arms(store: StudyStore, summary: Summary, task: str) -> list[MeasuredModel]
 def _examples(title: str, task: str, models: list[MeasuredModel]) -> Examples:
     shown = models[:MOST_MODELS]
     samples = [KeptSamples(model, task) for model in shown]
-    common, differing = select(samples, SampleFilter()).keys, []
+    common, differing, forgotten = select(samples, SampleFilter()).keys, [], []
     try:
         differing = select(samples, SampleFilter("differ")).keys
+        forgotten = select(samples, SampleFilter("forgotten")).keys
     except UsageError:  # nothing has a verdict
         pass
     # The first items there is room for, one sample each.
     first: dict[int, tuple[int, int]] = {}
-    for key in (*differing, *common):
+    for key in (*forgotten, *differing, *common):
         if len(first) < MOST_ITEMS:
             first.setdefault(key[0], key)
     names, metric = [model.name for model in shown], samples[0].metrics[0]

@@ -15,7 +15,6 @@ from laura.study.choosing import search_caveats, why_none
 from laura.study.claims.capability import learnt, off_floor
 from laura.study.claims.front import equal_learning
 from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
-from laura.study.claims.verdicts import estimated
 from laura.study.evidence import Point
 from laura.study.runs import repeat_caveats
 
@@ -89,16 +88,16 @@ def compare_pair(setting: Setting, first: Kind, second: Kind, level: float = LEV
     try:
         budget = setting.common_budget(first, second)
         more = setting.difference(first, second, LEARNING, budget)
-        found["learning"] = estimated(more, setting.unit(LEARNING), level)
+        found["learning"] = Estimated.of(more, setting.unit(LEARNING), level)
         lost = setting.difference(second, first, FORGETTING, budget)
-        found["forgetting"] = estimated(lost, setting.unit(FORGETTING), level)
+        found["forgetting"] = Estimated.of(lost, setting.unit(FORGETTING), level)
         learnt(setting, budget, first, second)
         off_floor(setting, budget, first, second)
     except TooThin as reason:
         reasons.append(str(reason))
     try:
         equal = equal_learning(setting, first, second)
-        found["equal_learning"] = estimated(equal.difference, setting.unit(FORGETTING), level)
+        found["equal_learning"] = Estimated.of(equal.difference, setting.unit(FORGETTING), level)
         levels = equal.levels
     except TooThin as reason:
         reasons.append(str(reason))

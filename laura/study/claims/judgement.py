@@ -16,6 +16,7 @@ from laura.results.schema import (
     CLAIMS_FILE,
     Analysis,
     Claim,
+    Estimated,
     JudgedSetting,
     Judgement,
     Verdict,
@@ -33,7 +34,7 @@ from laura.study.claims.answer import (
 )
 from laura.study.claims.settings import Setting
 from laura.study.claims.table import CLAIMS, Claimed
-from laura.study.claims.verdicts import Finding, estimated, would_decide
+from laura.study.claims.verdicts import Finding, would_decide
 from laura.study.evidence import Evidence
 from laura.study.summary import gather
 
@@ -102,7 +103,7 @@ def _claim(claim: Claimed, found: Finding, joint: float | None, tested: int) -> 
         reason=reason,
         missing=found.missing,
         would_decide=would_decide(one, tested) if undecided and one else "",
-        effect=estimated(one.contrast, one.unit) if one else None,
+        effect=Estimated.of(one.contrast, one.unit) if one else None,
         edge=found.edge,
         p=found.p,
         joint_p=joint,

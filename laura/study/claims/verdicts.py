@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from laura.results.schema import ClaimRow, Estimated, Verdict
-from laura.results.statistics import ALPHA, LEVEL, Contrast, TooThin, mean_contrast
+from laura.results.statistics import ALPHA, Contrast, TooThin, mean_contrast
 from laura.study.claims.settings import Setting
 
 MOST_SEEDS, MOST_ITEMS = 50, 8  # beyond so many seeds, or times the items, nobody goes
@@ -155,19 +155,11 @@ def _row(name: str, one: Statement, settings: Sequence[Setting]) -> ClaimRow:
         setting=name,
         arms=list(one.arms),
         what=one.what,
-        effect=estimated(one.contrast, one.unit),
+        effect=Estimated.of(one.contrast, one.unit),
         verdict=verdict_of(one.p_for, one.p_against),
         decides=one.decides,
         edge=any(s.evidence.edge(a) for s in settings for a in one.arms if a in s.evidence.best),
     )
-
-
-def estimated(contrast: Contrast, unit: str, level: float = LEVEL) -> Estimated:
-    """A contrast as files and pages hold it."""
-    return Estimated(
-        value=contrast.value, unit=unit, stderr=contrast.stderr, interval=contrast.interval(level),
-        level=level, n=contrast.n, seeds=contrast.seeds,
-    )  # fmt: skip
 
 
 def _judge(by_setting: Sequence[Sequence[Statement]], shared_runs: bool) -> Finding:

@@ -23,6 +23,7 @@ from laura.study.plan.shapes import Shapes
 REPEATS = 7
 MOST_SECONDS = 2.0
 MOST_TOKENS = 2048
+CUDA_CONTEXT = 2**29  # bytes that a process takes on a GPU before any tensor; never measured here
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Machine:
         spread: Fastest product over slowest.
         cache_bytes: Most memory for keys and values of generation.
         threads: Processes that tokenise there; 0 where it is not known.
+        memory: All bytes of the device; 0 where it is not known.
     """
 
     device: str
@@ -47,11 +49,17 @@ class Machine:
     spread: float = 1.0
     cache_bytes: int = 0
     threads: int = 0
+    memory: int = 0
 
     @property
     def kind(self) -> str:
         """`cpu`, `cuda` or `mps`."""
         return self.device.split(":")[0]
+
+
+def absent_gpu(precision: str) -> Machine:
+    """A GPU that is not here; precision `auto` is taken as bf16."""
+    return Machine("cuda", 4 if precision == "fp32" else 2, CUDA_CONTEXT)
 
 
 @functools.cache
@@ -73,13 +81,19 @@ def measure_machine(shapes: Shapes, device: str | None, precision: str) -> Machi
             return pool.submit(_measure, device, precision, shapes).result()
         except (OSError, BrokenProcessPool) as error:
             raise StoreError(
-                f"this machine could not be measured ({error}); give --gpus and "
+                f"this machine could not be measured ({error}); give --devices and "
                 "--flops-per-second to plan without measuring it"
             ) from error
 
 
 def _measure(device_name: str | None, precision: str, shapes: Shapes) -> Machine:
-    from laura.models.device import cache_budget, pick_device, resolve_precision, threads
+    from laura.models.device import (
+        cache_budget,
+        pick_device,
+        resolve_precision,
+        threads,
+        total_memory_bytes,
+    )
 
     device = pick_device(device_name)
     dtype = resolve_precision(precision, device)
@@ -93,6 +107,7 @@ def _measure(device_name: str | None, precision: str, shapes: Shapes) -> Machine
         spread=max(rates) / min(rates),
         cache_bytes=cache_budget(device),
         threads=threads(),
+        memory=total_memory_bytes(device),
     )
 
 

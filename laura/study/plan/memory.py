@@ -25,7 +25,11 @@ The parts:
 - cache: most keys and values of generation;
 - logits: they and what is made of them, with the output map's gradient;
 - working: what a layer needs on the way, the largest map where maps are dequantised, and freed
-  memory that stays with the process.
+  memory that stays with the process;
+- gathered: over several devices (`fully_shard`), what is there whole: all outside the layers from
+  the forward pass until its gradient is sent off, the layer at work and the one that comes; where
+  they are trained, the gradient of the layer at work and the one before on its way;
+- loading: over several devices, the whole base that each reads before it is spread out.
 
 Letters: T tokens of a pass, C width, F feed-forward width, H and G heads of D numbers, V
 vocabulary, r rank; w bytes of a weight, e bytes of a number in the pass's arithmetic.
@@ -40,7 +44,7 @@ vocabulary, r rank; w bytes of a weight, e bytes of a number in the pass's arith
   each, and with several documents in a pass their joined outputs, H D e.
 
 With `train.recompute` a layer keeps its input alone, C w, and while its own gradient is taken
-all of the above and the gated unit's product, F e.
+all of the above; the gated unit's product is gone before the unit's own slopes come.
 
 A layer below everything that is trained keeps nothing, and the first above them only what
 comes after the first map that learns. A frozen map that nothing adapts is cast anew in each
@@ -86,6 +90,9 @@ GATED = frozenset({"mlp.gate_proj", "mlp.up_proj"})
 # need torch; a test compares them.
 CHUNK_POSITIONS, GROUP_POSITIONS, BLOCK_WORDS = 128, 512, 8192
 MOST_ROWS, CPU_PASS_TOKENS, PASS_TOKENS = 256, 1024, 2048
+# What vLLM takes for keys and values on a processor (engine/vllm_worker.py), and what its process
+# holds of a GPU while it sleeps: a context and CUDA graphs. The latter was never measured.
+VLLM_CPU_CACHE, VLLM_ASLEEP = 2 * 2**30, 2 * 2**30
 # glibc's largest threshold above which a block is mapped by itself, 32 MiB on 64-bit systems.
 LARGEST_HEAP_BLOCK = 32 * 2**20
 # Of NF4: weights of one scale, and scales of one scale (models/nf4.py).
@@ -95,7 +102,7 @@ NF4_WEIGHTS, NF4_SCALES = 64, 256
 OPTIMISER_STATE = {"adamw": (2, 0), "lion": (1, 1)}
 PARTS = (
     "runtime", "weights", "adapter", "gradients", "optimiser", "activations", "cache", "logits",
-    "working", "peak",
+    "working", "gathered", "loading", "peak",
 )  # fmt: skip
 
 
@@ -309,10 +316,8 @@ def recomputed_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     """
     if not one.recompute:
         return 0
-    tokens = one.tokens * one.times
-    product = tokens * shapes.feed_forward * one.arithmetic_bytes
-    narrow = tokens * shapes.width * one.weight_bytes
-    return max(_layers_bytes(shapes, arm, one), default=0) + product - narrow
+    narrow = one.tokens * one.times * shapes.width * one.weight_bytes
+    return max(_layers_bytes(shapes, arm, one), default=0) - narrow
 
 
 def _layers_bytes(shapes: Shapes, arm: Arm, one: Pass) -> Iterator[int]:
@@ -403,15 +408,14 @@ def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
 def working_bytes(shapes: Shapes, one: Pass) -> int:
     """What the gradient of the gated unit holds on the way, the most of any part of a layer.
 
-    The product made again, the slope by it, silu(gate), the slope by gate and up, and what
-    they are made of: six tensors of T x F in the pass's arithmetic; and the slope of the
-    residual stream and of the maps' input, T x C each. Where maps are quantised, one of them: it
-    is dequantised to numbers of w bytes, and cast.
+    The slopes by its product, by gate and by up, and what the last is made of: four tensors of
+    T x F in the pass's arithmetic; and the slope of the residual stream, T x C. Where maps are
+    quantised, one of them: it is dequantised to numbers of w bytes, and cast.
     """
     numbers = sum({one.weight_bytes, one.arithmetic_bytes})
     whole = dequantised_bytes(shapes, numbers) if one.quantised else 0
-    wide = 6 * shapes.feed_forward * one.arithmetic_bytes
-    narrow = shapes.width * (one.weight_bytes + one.arithmetic_bytes)
+    wide = 4 * shapes.feed_forward * one.arithmetic_bytes
+    narrow = shapes.width * one.weight_bytes
     return one.tokens * one.times * (wide + narrow) + whole
 
 
@@ -451,8 +455,8 @@ def training_parts(
         one: The largest pass of one device.
         machine: Adds what its process takes without a model, and on a processor glibc's heap.
         devices: Weights, and of a full arm gradients and optimiser, are spread evenly over so
-            many (FSDP, the paper's rule of 1/N; `training/sharded.py`); a pass is not. Adapters,
-            the casts beside them and the maps of the layer at work are whole on every device.
+            many (FSDP, the paper's rule of 1/N; `training/sharded.py`); a pass is not. Adapters
+            and the casts beside them are whole on every device, and see `gathered` above.
 
     Source:
         Biderman et al. 2024, arXiv:2405.09673, appendix H, for weights, gradients and optimiser.
@@ -461,6 +465,7 @@ def training_parts(
     trained, lora = trainable_parameters(shapes, arm), isinstance(arm, LoraArm)
     weights, adapter, casts = base_bytes(shapes, w, one.quantised), 0, 0
     spread = 1 if lora else devices
+    loading = weights if devices > 1 else 0
     if isinstance(arm, LoraArm):
         buffers = start_numbers(shapes, arm) + kept_numbers(shapes, arm)
         adapter = FLOAT32 * (trained * one.runs + buffers)
@@ -472,9 +477,7 @@ def training_parts(
     kept, copied = OPTIMISER_STATE[optimiser]
     numbers = trained * trained_bytes(arm, w)
     moments, copies = (kept + averages_kept(arm)) * numbers * one.runs, copied * numbers
-    # Maps of one layer and the output map, whole on a device while they are at work.
-    gathered = e * (shapes.layer_elements + shapes.head_elements) if devices > 1 else 0
-    held = -(-weights // devices) + casts + gathered
+    held = -(-weights // devices) + casts
     gradients = -(-trained * trained_bytes(arm, w) * one.times // spread)
     activations = activation_bytes(shapes, arm, one)
     logits, working = logits_bytes(shapes, arm, one), working_bytes(shapes, one)
@@ -483,11 +486,18 @@ def training_parts(
     holes = allocator_bytes(shapes, arm, one) if machine and machine.kind == "cpu" else 0
     # The output map's gradient is made with the loss and waits for the embedding's.
     head = 0 if lora or not trains_all(arm) else shapes.head_elements * w
+    ends = (2 if shapes.tied else 1) * head
+    layer = rest = leaving = 0
+    if devices > 1:
+        layer = shapes.layer_parameters * w
+        rest = (shapes.parameters - shapes.layers * shapes.layer_parameters) * w
+        leaving = 0 if lora else 2 * layer
+        ends = 2 * rest if trains_all(arm) else 0
     before = gradients if one.more else 0
     peak = runtime + held + adapter + -(-moments // spread) + holes + max(
-        before + activations + logits,
-        before + head + activations + again + working,
-        gradients + (2 if shapes.tied else 1) * head + working,
+        before + activations + logits + rest + layer,
+        before + head + activations + again + working + rest + 2 * layer + leaving,
+        gradients + ends + working,
         gradients + -(-copies // spread),
     )  # fmt: skip
     return {
@@ -499,7 +509,9 @@ def training_parts(
         "activations": activations,
         "logits": logits,
         "working": working + again + holes,
-        "peak": peak,
+        "gathered": rest + 2 * layer + leaving,
+        "loading": loading,
+        "peak": max(peak, runtime + loading),
     }
 
 
@@ -555,6 +567,23 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
     parts = {"runtime": machine.runtime, "weights": weights, "adapter": adapter, "cache": cache,
              "logits": logits, "working": working}  # fmt: skip
     return {**parts, "peak": sum(parts.values())}
+
+
+def vllm_bytes(shapes: Shapes, recipe: Recipe, machine: Machine) -> tuple[int, int]:
+    """The least that the vLLM of a study holds (`measure.engine`): at work, and while it waits.
+
+    At work: weights in its number format, keys and values of one row of the whole context (on a
+    processor the worker's 2 GiB), logits of a pass twice, and what it never gives back. On a
+    processor it does not sleep.
+    """
+    if recipe.measure.engine == "laura":
+        return 0, 0
+    e = {"fp32": 4, "bf16": 2}.get(recipe.measure.precision, machine.arithmetic_bytes)
+    cpu = machine.kind == "cpu"
+    cache = VLLM_CPU_CACHE if cpu else cache_row_bytes(shapes, shapes.context, e)
+    logits = 2 * PASS_TOKENS * shapes.vocabulary * FLOAT32
+    awake = VLLM_ASLEEP + shapes.parameters * e + cache + logits
+    return awake, awake if cpu else VLLM_ASLEEP
 
 
 def cache_row_bytes(shapes: Shapes, tokens: int, number: int) -> int:

@@ -6,10 +6,8 @@ No torch but where this machine is measured.
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +19,9 @@ from laura.recipe.reading import Series
 from laura.recipe.sections import Arm, BaseSection, LoraArm, Recipe
 from laura.results.errors import Fault, ModelError, RecipeError, UsageError
 from laura.results.progress import duration_text
-from laura.results.units import memory_text
 from laura.study.claims.simulated import could_decide
-from laura.study.plan.machine import Machine, measure_machine
+from laura.study.plan.fitting import arm_parts, fit, opened
+from laura.study.plan.machine import Machine, absent_gpu, measure_machine
 from laura.study.plan.memory import (
     adapted_maps,
     evaluation_parts,
@@ -31,7 +29,7 @@ from laura.study.plan.memory import (
     trainable_parameters,
     training_parts,
 )
-from laura.study.plan.shapes import Shapes, read_shapes, shapes_of
+from laura.study.plan.shapes import Shapes, shapes_of
 from laura.study.plan.text import count_text, plan_line
 from laura.study.plan.work import (
     TOKENISED_A_SECOND,
@@ -46,7 +44,7 @@ from laura.study.plan.work import (
 if TYPE_CHECKING:
     from laura.study.session import Session
 
-MOST_GPUS = 100_000
+MOST_DEVICES = 100_000
 # Training has more to do than its products (norms, rotations, attention, the optimiser), which
 # go at the memory's speed. That it takes up to this many times as long is a bound of our own.
 SLOWEST = 3.0
@@ -56,7 +54,8 @@ LARGE_CORPUS = 60 * TOKENISED_A_SECOND  # tokens whose tokenising is told
 def plan(
     recipe: Recipe,
     *,
-    gpus: Sequence[int] | None = None,
+    devices: Sequence[int] | None = None,
+    device_memory: int | None = None,
     device: str | None = None,
     flops_per_second: float | None = None,
     epoch_tokens: int | None = None,
@@ -66,23 +65,26 @@ def plan(
 
     Args:
         recipe: What is planned.
-        gpus: Numbers of GPUs to plan for; None plans for this machine, which is measured, and
+        devices: Numbers of GPUs to plan for; None plans for this machine, which is measured, and
             `train.devices`.
+        device_memory: Bytes of one device, to say which arms fit and how; None for this machine's,
+            and with `devices` says nothing of it.
         device: Device of this machine; None for the best there is.
         flops_per_second: Rate of one device; None measures this machine's matrix products,
-            and with `gpus` tells no time.
+            and with `devices` tells no time.
         epoch_tokens: Tokens of one epoch, where the data is not at hand.
         data_dir: Data folder; None means `LAURA_DATA`, if set.
 
     Returns:
-        A JSON value: base, machine, arms (each with memory by part and device), totals, notes.
+        A JSON value: base, machine, arms (each with memory by part and device), fits (which arms
+        fit so many devices, and with what change), totals, notes.
 
     Raises:
         ModelError, HubError: the base's config cannot be had.
         RecipeError: an arm does not fit the base; every fault is listed.
         UsageError: a number that cannot be meant.
     """
-    counts = [recipe.train.devices] if gpus is None else check_gpus(gpus)
+    counts = [recipe.train.devices] if devices is None else check_devices(devices)
     if flops_per_second is not None and not 1e6 <= flops_per_second <= 1e21:
         raise UsageError(
             f"--flops-per-second must be from 1e6 to 1e21, came {flops_per_second:g}; an H100 "
@@ -91,14 +93,17 @@ def plan(
     shapes = shapes_of(recipe.base)
     refuse_arms(recipe, shapes)
     known = survey(recipe, tokenizer_file(recipe.base), data_dir, epoch_tokens)
-    machine = _machine(recipe, shapes, gpus, device)
-    rate = flops_per_second or (machine.flops_per_second if gpus is None else None)
+    machine = _machine(recipe, shapes, devices, device)
+    rate = flops_per_second or (machine.flops_per_second if devices is None else None)
+    memory, bare = device_memory or machine.memory, replace(machine, cache_bytes=0)
     works = {name: arm_work(recipe, name, shapes, known) for name in recipe.arms}
     arms = [
         _arm(recipe, name, shapes, known, machine, work, counts, rate)
         for name, work in works.items()
     ]
     whole = totals(recipe, shapes, known, list(works.values()))
+    measuring = whole["evaluation"]
+    measuring["seconds"] = _seconds(measuring["flops"], rate, 1)
     parts = [arm["devices"][0][kind] for arm in arms for kind in ("training", "evaluation")]
     peak = max(part["peak"] for part in parts if part is not None)
     return {
@@ -110,16 +115,17 @@ def plan(
             "least_width": least_width(shapes),
             **asdict(shapes),
         },
-        "machine": {**asdict(machine), "measured": gpus is None, "gpus": list(counts)},
+        "machine": {**asdict(machine), "measured": devices is None, "devices": list(counts)},
         "data": asdict(known),
         "arms": arms,
+        "fits": [asdict(fit(recipe, shapes, bare, memory, count)) for count in counts if memory],
         "totals": {
             **whole,
             "seconds": _seconds(whole["flops"], rate, _abreast(machine, counts[0])),
             "peak": peak,
         },
         "decides": could_decide({recipe.name: recipe}, least_width(shapes)),
-        "notes": _notes(recipe, known, gpus, rate, flops_per_second, machine, works.values()),
+        "notes": _notes(recipe, known, devices, rate, flops_per_second, machine, works.values()),
     }
 
 
@@ -167,16 +173,18 @@ def _misfits(arm: Arm, shapes: Shapes) -> Iterator[tuple[str, str]]:
         yield "rank", f"is {arm.rank}, more than {maps} can have; at most {least}"
 
 
-def check_gpus(counts: Sequence[int]) -> list[int]:
-    """The numbers of GPUs, if they can be meant.
+def check_devices(counts: Sequence[int]) -> list[int]:
+    """The numbers of devices, if they can be meant.
 
     Raises:
         UsageError: none, one given twice, or one out of range.
     """
     if not counts or len(set(counts)) < len(counts):
-        raise UsageError(f"--gpus wants different numbers, as in --gpus 1,8,64; came {counts}")
-    if absurd := [n for n in counts if not 1 <= n <= MOST_GPUS]:
-        raise UsageError(f"--gpus must be from 1 to {MOST_GPUS}, came {absurd[0]}")
+        raise UsageError(
+            f"--devices wants different numbers, as in --devices 1,8,64; came {counts}"
+        )
+    if absurd := [n for n in counts if not 1 <= n <= MOST_DEVICES]:
+        raise UsageError(f"--devices must be from 1 to {MOST_DEVICES}, came {absurd[0]}")
     return list(counts)
 
 
@@ -191,12 +199,11 @@ def tokenizer_file(section: BaseSection) -> Path | None:
 
 
 def _machine(
-    recipe: Recipe, shapes: Shapes, gpus: Sequence[int] | None, device: str | None
+    recipe: Recipe, shapes: Shapes, devices: Sequence[int] | None, device: str | None
 ) -> Machine:
-    if gpus is None:
+    if devices is None:
         return measure_machine(shapes, device, recipe.train.precision)
-    number = 4 if recipe.train.precision == "fp32" else 2
-    return Machine("cuda", number)
+    return absent_gpu(recipe.train.precision)
 
 
 def _arm(
@@ -252,21 +259,17 @@ def _seconds(flops: int | None, rate: float | None, devices: int) -> list[float]
 
 
 def _notes(
-    recipe: Recipe, known: Survey, gpus: Sequence[int] | None, rate: float | None,
+    recipe: Recipe, known: Survey, devices: Sequence[int] | None, rate: float | None,
     given: float | None, machine: Machine, works: Iterable[ArmWork],
 ) -> list[str]:  # fmt: skip
     if rate is None:
         time = "No time: give --flops-per-second, such as 2e14 for an H100 in bf16."
     elif given is not None:
-        time = (
-            f"Time at the {given:.3g} operations a second that were given, and at a third of it; "
-            "without measuring."
-        )
+        time = f"Time at the {given:.3g} operations a second that were given, and at a third of it."
     else:
         time = (
             f"Time from matrix products alone at {rate:.3g} operations a second, measured here "
-            f"(fastest {machine.spread:.1f} times slowest), to {SLOWEST:g} times as long; without "
-            "measuring."
+            f"(fastest {machine.spread:.1f} times slowest), to {SLOWEST:g} times as long."
         )
     arms, search, warmup = recipe.arms.values(), recipe.search, recipe.train.warmup_steps or 0
     room = min((room_for_warmup(recipe, one.steps) for one in works if one.steps), default=warmup)
@@ -282,13 +285,15 @@ def _notes(
         f"A search of {search.trials} trials is dealt evenly to the arms of a family; which it "
         "really takes, and which a pruner stops, it decides as it goes.": search.sampler != "grid",
         "Memory of an arm is that of all its runs in lock-step.": recipe.train.cohort > 1,
+        "Memory of measuring is Laura's own engine's; vLLM (measure.engine) takes its weights and "
+        "keys and values beside it, on a GPU in turns with it.": recipe.measure.engine == "vllm",
         "Every layer is passed once more for its gradient (train.recompute): up to half as many "
         "operations and as much time again as is told.": recipe.train.recompute,
         "On N GPUs, with train.devices: N: weights, and in full finetuning gradients and "
         "optimiser, are spread over them (FSDP, the paper's 1/N); activations are each device's "
-        "own, and a model is measured on one. The CUDA context (some hundred MiB) and keys and "
-        "values of generation (half of what is free) come on top; precision auto is taken as "
-        "bf16.": gpus is not None,
+        "own, and a model is measured on one. The CUDA context is taken as 512 MiB, precision auto "
+        "as bf16; keys and values of generation (half of what is free) come on top. Which arms fit "
+        "is told with --device-memory, such as 80GB.": devices is not None,
         f"train.warmup_steps is {warmup}, but the shortest run reaches its learning rate with "
         f"at most about {room}: `laura compare` will refuse it. Lower it, raise the budget, or "
         "leave it out.": room < warmup,
@@ -299,11 +304,12 @@ def _notes(
 def _tokenising(known: Survey, machine: Machine) -> str:
     """How long the data takes to become tokens."""
     seconds = (known.corpus_tokens or 0) / TOKENISED_A_SECOND
-    workers = min(machine.threads, MOST_WORKERS)
     words = f"Tokenising {count_text(known.corpus_tokens)} tokens, once: about "
     words += f"{duration_text(seconds)} by one process at {TOKENISED_A_SECOND:,} a second; "
-    if not workers:
-        return words + "every core has one."
+    if not machine.threads:
+        most = duration_text(seconds / MOST_WORKERS)
+        return words + f"every core has one, {most} by {MOST_WORKERS}, the most."
+    workers = min(machine.threads, MOST_WORKERS)
     return words + f"{duration_text(seconds / workers)} by the {workers} used here."
 
 
@@ -354,20 +360,28 @@ def series_totals(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         # A setting's states are deleted when its runs have ended.
         "resume": max(one["disk"]["resume"] for one in each),
     }
-    times = [one["seconds"] for one in each if one["seconds"] is not None]
     return {
         "runs": sum(one["runs"] for one in each),
         "longer": sum(one["longer"] for one in each),
         "tokens": _sum(one["tokens"] for one in each),
         "flops": _sum(one["flops"] for one in each),
-        "seconds": [sum(ends) for ends in zip(*times, strict=True)] if times else None,
+        "seconds": _ends(one["seconds"] for one in each),
         "peak": max((one["peak"] for one in each if one["peak"] is not None), default=None),
         "evaluation": {
-            key: sum(one["evaluation"][key] for one in each) for key in each[0]["evaluation"]
+            key: _ends(one["evaluation"][key] for one in each)
+            if key == "seconds"
+            else sum(one["evaluation"][key] for one in each)
+            for key in each[0]["evaluation"]
         },
         "disk": {**disk, "all": sum(disk.values())},
         "unknown": [name for name, one in found.items() if one["flops"] is None],
     }
+
+
+def _ends(times: Iterable[list[float] | None]) -> list[float] | None:
+    """Shortest and longest of all together, of those that are known; None where none is."""
+    known = [time for time in times if time is not None]
+    return [sum(ends) for ends in zip(*known, strict=True)] if known else None
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
@@ -376,130 +390,15 @@ def _sum(counts: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def check_memory(session: Session, arms: Collection[str]) -> None:
-    """Refuse arms that the device of an open study cannot hold, see `refuse_too_large`."""
-    from laura.models.device import pick_device, total_memory_bytes
-
-    try:
-        shapes, machine = _opened(session)
-    except ModelError:
-        return  # a base that no plan can be made of, which is told where the plan is
-    memory = total_memory_bytes(pick_device(machine.device))
-    refuse_too_large(session.recipe, shapes, machine, memory, arms)
-
-
-def refuse_too_large(
-    recipe: Recipe,
-    shapes: Shapes,
-    machine: Machine,
-    memory: int,
-    arms: Collection[str] | None = None,
-) -> None:
-    """Refuse arms that a device cannot hold.
-
-    Args:
-        recipe: The recipe.
-        shapes: The base's.
-        machine: The device.
-        memory: All it has, in bytes.
-        arms: Those that are wanted; None for all.
-
-    Raises:
-        RecipeError: what each needs, what is there, and the least change that makes it fit.
-    """
-    faults = []
-    for name in recipe.arms if arms is None else arms:
-        need = _most_memory(recipe, name, shapes, machine)
-        if need <= memory:
-            continue
-        problem = f"needs {memory_text(need)} of memory, and {machine.device} has "
-        problem += f"{memory_text(memory)}; "
-        for words, changed in _smaller(recipe):
-            less = _most_memory(changed, name, shapes, machine)
-            if less <= memory:
-                problem += f"{words} needs {memory_text(less)}"
-                break
-        else:
-            other = "" if isinstance(recipe.arms[name], LoraArm) else "LoRA, "
-            problem += f"no setting makes it fit: take {other}a smaller base or more memory"
-        faults.append(Fault(f"arms.{name}", problem))
-    if faults:
-        raise RecipeError(faults, f"{recipe.name} on {recipe.base.model}")
-
-
-def _most_memory(recipe: Recipe, name: str, shapes: Shapes, machine: Machine) -> int:
-    """Peak of training an arm and of measuring it, the larger; without keys and values.
-
-    Processes of one processor share its memory.
-    """
-    measuring = evaluation_parts(shapes, recipe, name, machine)["peak"]
-    if recipe.arms[name].external is not None:
-        return measuring
-    processes = recipe.train.devices if machine.kind == "cpu" else 1
-    return max(measuring, processes * _training_peak(recipe, name, shapes, machine))
-
-
-def _training_peak(recipe: Recipe, name: str, shapes: Shapes, machine: Machine) -> int:
-    """Of one device of those that `train.devices` says."""
-    train, one = recipe.train, pass_of(recipe, name, machine)
-    arm = recipe.arms[name]
-    return training_parts(shapes, arm, train.optimiser, one, machine, train.devices)["peak"]
-
-
-def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
-    """Recipes of the same result, or nearly, that need less: first with one change, then more.
-
-    A base in four bits is another base, and told when nothing else fits.
-    """
-    lora = all(isinstance(arm, LoraArm) for arm in recipe.arms.values())
-    train, measure = recipe.train, recipe.measure
-    possible: list[tuple[str, str, Any]] = []
-    if not train.recompute:
-        possible.append(("train", "recompute", True))
-    if train.rows_per_pass > 1:
-        possible.append(("train", "rows_per_pass", 1))
-    if measure.precision == "fp32":
-        possible.append(("measure", "precision", "bf16"))
-    if lora and recipe.base.dtype == "float32":
-        possible.append(("base", "dtype", "bfloat16"))
-    sets = [c for n in range(1, len(possible) + 1) for c in itertools.combinations(possible, n)]
-    if lora and recipe.base.quantization is None:
-        four_bits = ("base", "quantization", "nf4")
-        sets += [(four_bits, *changes) for changes in ((), *sets)]
-    for changes in sets:
-        changed = recipe
-        for section, key, value in changes:
-            part = getattr(changed, section).model_copy(update={key: value})
-            changed = changed.model_copy(update={section: part})
-        yield ", ".join(f"{part}.{key}={json.dumps(v)}" for part, key, v in changes), changed
-
-
 def announcement(session: Session) -> str:
     """The plan of an open study in one line: what is known by then costs nothing to tell."""
     recipe = session.recipe
     try:
-        shapes, machine = _opened(session)
+        shapes, machine = opened(session)
     except ModelError as error:
         return f"No plan: {error}"
     known = Survey(session.epoch_tokens, None, recipe.train.row_tokens, 1.0, "")
-    peaks = {
-        name: _training_peak(recipe, name, shapes, machine)
-        for name, arm in recipe.arms.items()
-        if arm.external is None
-    }
+    trained = ((name, arm_parts(recipe, name, shapes, machine)[0]) for name in recipe.arms)
+    peaks = {name: parts["peak"] for name, parts in trained if parts is not None}
     works = [arm_work(recipe, name, shapes, known) for name in recipe.arms]
     return plan_line(totals(recipe, shapes, known, works), peaks)
-
-
-def _opened(session: Session) -> tuple[Shapes, Machine]:
-    """The base of an open study, and the device that it is on.
-
-    Raises:
-        ModelError: the base is of a kind that no plan can be made of.
-    """
-    from laura.models.device import pick_device, resolve_precision
-
-    device = pick_device(session.bench.device_name)
-    precision = resolve_precision(session.recipe.train.precision, device)
-    shapes = read_shapes(session.bench.base.folder / "config.json")
-    return shapes, Machine(str(device), precision.itemsize)

@@ -21,6 +21,19 @@ CONFIG_ONLY = (
     "A plan needs the model's config.json only: put that one file into a folder and give the "
     "folder, as in --set base.model=FOLDER"
 )
+# What stands in config.json where a licence has to be accepted first, as far as shapes go.
+GATED: dict[str, dict[str, Any]] = {
+    "meta-llama/Llama-2-7b-hf": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+    },
+    "meta-llama/Llama-3.2-1B": {
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
 # What a number of a config may be at most: more is no model, and would overflow nothing but sense.
 LARGEST = 10**8
 
@@ -128,10 +141,12 @@ def shapes_of(section: BaseSection) -> Shapes:
         return read_shapes(path / "config.json")
     if path.suffix.lower() == ".gguf":
         return _of_gguf(path)
-    if isinstance(model, HubModel):
-        return read_shapes(_hub_config(model.repository, section.revision))
-    if model is None and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return read_shapes(_hub_config(name, section.revision))
+    hub = model is None and name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if hub or isinstance(model, HubModel):
+        repository = model.repository if isinstance(model, HubModel) else name
+        if repository in GATED:
+            return shapes_from(GATED[repository], repository)
+        return read_shapes(_hub_config(repository, section.revision))
     if model is None and ("/" in name or path.exists()):
         raise ModelError(f"{name} is no folder with a config.json. {CONFIG_ONLY}")
     model = named_model(name)

@@ -13,6 +13,7 @@ them, N GPUs (Biderman et al. 2024, arXiv:2405.09673v2, appendix H, tables S14 t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,10 @@ def plan_text(plan: dict[str, Any]) -> str:
     base = plan["base"]
     title = f"{plan['name']}: {base['model']}, {base['parameters'] / 1e9:.3f} B parameters"
     lines = [title + (f" in {base['quantization']}" if base["quantization"] else ""), ""]
-    lines += ["Memory, most of each part", *_memory(plan), "", "Work"]
+    lines += ["Memory, most of each part", *_memory(plan), ""]
+    for found in plan["fits"]:
+        lines += [*fit_lines(found), ""]
+    lines.append("Work")
     rows = [["arm", "trained", "share", "runs", "tokens", "operations", "time", "checkpoints"]]
     for arm in plan["arms"]:
         rows.append(
@@ -82,13 +86,56 @@ def series_text(series: dict[str, Any]) -> str:
     return "\n\n\n".join([*parts, "\n".join(words)])
 
 
+def fit_lines(found: dict[str, Any]) -> list[str]:
+    """Which arms fit so many devices, with which lines of a recipe, and why the others do not."""
+    count, arms, change = found["devices"], found["arms"], dict(found["change"])
+    spread = {name: over for name, (over, _) in arms.items() if over > 1}
+    if spread and len(spread) == len(arms):
+        change["train"] = {**change.get("train", {}), "devices": max(spread.values())}
+    title = f"On {count} device{'s' * (count > 1)} of {memory_text(found['memory'])}"
+    if not arms:
+        lines = [f"{title} no arm fits"]
+    elif change:
+        lines = [f"{title} with", *(f"  {line}" for line in _recipe_lines(change))]
+    else:
+        lines = [f"{title} as the recipe is"]
+    rows = [["arm", "most of a device", "a run takes"]]
+    rows += [
+        [name, memory_text(size), f"{over} device{'s' * (over > 1)}"]
+        for name, (over, size) in arms.items()
+    ]
+    lines += [f"  {line}" for line in table(rows)] if arms else []
+    lines += [f"  not {name}: {words}" for name, words in found["cannot"].items()]
+    if 0 < len(spread) < len(arms):
+        alone = f"--arm {' or '.join(spread)}"
+        most = max(spread.values())
+        lines.append(
+            f"  Runs over several devices first, each by `laura train {alone}` with --set "
+            f"train.devices={most}, into the folder in which `laura compare` then does the rest, a "
+            "run a device. Where other arms have dropout, add --set arms.NAME.dropout=0 to the "
+            "former, which does not train them. A list that grows (search.extend) would be trained "
+            "on one device: set it to 0."
+        )
+    return lines
+
+
+def _recipe_lines(change: dict[str, dict[str, Any]]) -> list[str]:
+    """A change as a recipe says it."""
+    lines = []
+    for section, keys in change.items():
+        values = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in keys.items())
+        lines.append(f"{section}: {{{', '.join(f'{key}: {value}' for key, value in values)}}}")
+    return lines
+
+
 def evaluation_line(total: dict[str, Any]) -> str:
     """What measuring takes, as far as it can be told."""
     found = total["evaluation"]
     return (
         f"Measuring: {found['models']} models; {found['answers']:,} answers of at most "
-        f"{count_text(found['generated_tokens'])} tokens, {count_text(found['flops'])} operations "
-        "(reading prompts, choices and texts left out)"
+        f"{count_text(found['generated_tokens'])} tokens, choices of "
+        f"{count_text(found['read_tokens'])}, {count_text(found['flops'])} operations, "
+        f"{_time(found['seconds'])} on one device (prompts, texts and lm-eval's tasks left out)"
     )
 
 

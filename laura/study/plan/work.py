@@ -46,8 +46,13 @@ LOOKED_AT = 500
 TOKENISED_A_SECOND = 400_000  # tokens, by one process: benchmarks/corpus.py
 CHARACTERS_A_TOKEN = 4
 # Items of whole benchmarks; of others `measure.limit` tells, or this many are taken.
-ITEMS = {"gsm8k": 1319, "humaneval": 164, "mbpp": 500}
+ITEMS = {
+    "gsm8k": 1319, "humaneval": 164, "mbpp": 500,
+    "hellaswag": 10_042, "arc_challenge": 1172, "winogrande": 1267,
+}  # fmt: skip
 OTHER_ITEMS = 1000
+# Tokens that an item's choices take, each with what comes before it; a test counts them.
+CHOICE_TOKENS = {"hellaswag": 363, "arc_challenge": 180, "winogrande": 53}
 # Longest answers that no key of `measure` decides; a test compares them with the tasks'.
 NEW_TOKENS = {"micro_code": 64, "micro_math": 64}
 
@@ -335,6 +340,11 @@ def totals(
     whole = len(flops) == len(works)
     measured = 1 + sum(work.models for work in works)
     answers, written = answers_of(recipe, measured)
+    read = measured * sum(
+        CHOICE_TOKENS[name] * _items(recipe.measure.limit, name)
+        for name in measured_tasks(recipe.measure)
+        if name in CHOICE_TOKENS
+    )
     disk = {
         "corpus": corpus_bytes(recipe, shapes, survey),
         "checkpoints": sum(work.checkpoint_bytes for work in works),
@@ -349,7 +359,8 @@ def totals(
             "models": measured,
             "answers": answers,
             "generated_tokens": written,
-            "flops": 2 * written * (shapes.map_elements + shapes.head_elements),
+            "read_tokens": read,
+            "flops": 2 * (written + read) * (shapes.map_elements + shapes.head_elements),
         },
         "disk": {**disk, "all": sum(disk.values())},
     }
@@ -386,7 +397,12 @@ def _extra_models(recipe: Recipe, at: str) -> int:
 
 
 def _answers(section: MeasureSection, task: str, each: int, limit: int | None) -> tuple[int, int]:
-    whole = ITEMS.get(task, OTHER_ITEMS)
-    count = each * min(limit or whole, whole)
+    count = each * _items(limit, task)
     own = section.code_tokens if TASKS[task].runs_code else section.gsm8k_tokens
     return count, count * NEW_TOKENS.get(task, own)
+
+
+def _items(limit: int | None, task: str) -> int:
+    """Items of a benchmark that are asked."""
+    whole = ITEMS.get(task, OTHER_ITEMS)
+    return min(limit or whole, whole)
