@@ -321,7 +321,7 @@ def test_vllm_waits_beside_and_takes_turns() -> None:
         for engine in ("laura", "vllm"):
             tasks = {"learning": ["micro_math"], "forgetting": ["micro_facts"]}
             recipe = micro_recipe(measure={**tasks, "engine": engine, "precision": "bf16"})
-            found[engine] = planning._most_memory(recipe, "lora", shapes, machine)
+            found[engine] = fitting.most_memory(recipe, "lora", shapes, machine)
         awake, waiting = memory.vllm_bytes(shapes, recipe, machine)
         assert 2 * shapes.parameters < awake < 2 * shapes.parameters + 7 * 2**30
         assert waiting == (waits or awake)
