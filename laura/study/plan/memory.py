@@ -165,11 +165,12 @@ def start_numbers(shapes: Shapes, arm: Arm) -> int:
     return arm.rank * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
 
 
-def kept_numbers(shapes: Shapes, arm: Arm) -> int:
-    """Numbers of the directions that OPLoRA keeps, k (in + out) of each adapted map; else 0."""
+def buffer_numbers(shapes: Shapes, arm: Arm) -> int:
+    """Frozen starts, and the directions that OPLoRA keeps, k (in + out) of each adapted map."""
     if not isinstance(arm, LoraArm):
         return 0
-    return arm.protect * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
+    kept = arm.protect * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
+    return start_numbers(shapes, arm) + kept
 
 
 def checkpoint_numbers(shapes: Shapes, arm: Arm) -> int:
@@ -467,8 +468,7 @@ def training_parts(
     spread = 1 if lora else devices
     loading = weights if devices > 1 else 0
     if isinstance(arm, LoraArm):
-        buffers = start_numbers(shapes, arm) + kept_numbers(shapes, arm)
-        adapter = FLOAT32 * (trained * one.runs + buffers)
+        adapter = FLOAT32 * (trained * one.runs + buffer_numbers(shapes, arm))
         # `LoraLinear` casts its frozen map once and keeps the cast.
         recast = e != w and not one.quantised
         casts = e * recast * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
