@@ -476,6 +476,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "code_top_p": 0.95,
         "code_tokens": 512,
         "code_k": [1],
+        "precision": "fp32",
     },
     "quick": {
         "forgetting": ["hellaswag", "arc_challenge", "winogrande"],
