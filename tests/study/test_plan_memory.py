@@ -311,7 +311,8 @@ def test_processes_of_one_processor_share_its_memory() -> None:
         micro_recipe(train={**train, "devices": devices}, measure=measure) for devices in (1, 2)
     ]
     one, two = (fitting.most_memory(recipe, "full", shapes, machine) for recipe in recipes)
-    assert one < two < 1.1 * one
+    # Each has a pass of its own, and gathers the layers at work.
+    assert one < two < 1.15 * one
     device = Machine("cuda", 4)
     one, two = (fitting.most_memory(recipe, "full", shapes, device) for recipe in recipes)
     assert two < 0.6 * one

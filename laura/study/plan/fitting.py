@@ -148,8 +148,8 @@ def _why(
     words = f"{kind} it takes at least {memory_text(need)} {over} ({', '.join(told)}; "
     words += "not all at once)"
     refused = ""
-    for count in MORE_DEVICES:
-        spread = with_change(recipe, {"train": {"devices": count}})
+    for count, change in itertools.product(MORE_DEVICES, changes(recipe, machine)):
+        spread = with_change(with_change(recipe, change), {"train": {"devices": count}})
         if most_memory(spread, name, shapes, machine) <= memory:
             if not (why := _refusal(spread, name)):
                 return f"{words}; it fits over {count}"
