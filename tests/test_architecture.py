@@ -50,6 +50,7 @@ EXTRAS = {
     "cryptography": {"models/signatures.py"},
     "bitsandbytes": {"models/nf4.py"},
     "ray": {"study/seats.py"},
+    "opentelemetry": {"serve/traces.py"},
     **{
         name: {f"study/trackers/{name}.py"}
         for name in ("mlflow", "tensorboard", "trackio", "wandb")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from laura.serve.settings import EngineSettings, ServeSettings
 
 SHOWN_ADAPTERS = 20
+# All that an engine without a front listens to, and what only an engine does.
+OF_HEADLESS = {
+    "base", "adapters", "engine", "headless", "engine_key_file", "host", "port", "slots",
+    "max_rank", "queue", "grace", "precision", "device", "drafts", "vllm_argument",
+}  # fmt: skip
+OF_ENGINES = {"engine", "slots", "queue", "precision", "device", "drafts", "vllm_argument"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,13 @@ class ServeOptions:
     machine is served, and nobody needs a key."""
     engine: Literal["inprocess", "vllm"] = option(default="inprocess")
     """Laura's own engine, or a vLLM server that Laura starts."""
+    headless: bool = option(default=False)
+    """Be an engine without a front, for servers that name it as --backend."""
+    backend: list[str] | None = option(metavar="http://HOST:PORT")
+    """Ask an engine that `laura serve BASE --headless` is, instead of one in this process; may be
+    given several times."""
+    engine_key_file: Path | None = option(metavar="FILE")
+    """The key that engines and the servers before them share."""
     host: str = option(default="127.0.0.1", metavar="NAME")
     """Address to listen at."""
     port: int = option(default=8000, min=0, max=65535, metavar="N")
@@ -87,7 +100,9 @@ def serve(console: Console, options: ServeOptions) -> None:
     from laura.serve.auth import check_address
     from laura.serve.settings import EngineSettings, ServeSettings, model_name, read_arguments
 
-    check_address(options.host, options.database is not None)
+    key = _engine_key(options)
+    if not options.headless:
+        check_address(options.host, options.database is not None)
     database = None
     if options.database is not None:
         from laura.serve.database import Database
@@ -117,7 +132,7 @@ def serve(console: Console, options: ServeOptions) -> None:
     )
     engine_settings = EngineSettings(
         base=options.base,
-        kind=options.engine,
+        kind="pool" if options.backend else options.engine,
         slots=0 if options.adapters is None else options.slots,
         max_rank=options.max_rank,
         queue=options.queue,
@@ -125,8 +140,57 @@ def serve(console: Console, options: ServeOptions) -> None:
         device=options.device,
         drafts=options.drafts,
         arguments=read_arguments(options.vllm_argument or ()),
+        backends=tuple(options.backend or ()),
+        key=key,
     )
-    _serve(console, options, settings, engine_settings, policy, database)
+    if options.headless:
+        _serve_headless(console, options, settings, engine_settings)
+    else:
+        _serve(console, options, settings, engine_settings, policy, database)
+
+
+def _engine_key(options: ServeOptions) -> str:
+    """The key of engines and gates, "" where there are none; refuses what has no effect there."""
+    from laura.results.errors import UsageError
+    from laura.serve.wire import address_of, read_engine_key
+
+    values = {
+        one.name: (getattr(options, one.name) or None, one.default) for one in fields(options)
+    }
+    given = {name for name, (value, default) in values.items() if value != (default or None)}
+    kind, wrong = "--headless", given - OF_HEADLESS
+    if not options.headless:
+        kind, wrong = "--backend", (given & OF_ENGINES) if options.backend else set()
+    if wrong:
+        names = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in wrong))
+        other = "the server before it" if options.headless else "laura serve BASE --headless"
+        raise UsageError(f"{names} has no effect with {kind}; give it to {other}")
+    backends = [address_of(one) for one in options.backend or ()]
+    if len(set(backends)) < len(backends):
+        raise UsageError("an engine is named twice by --backend; name each once")
+    file = options.engine_key_file
+    if (file is None) == (options.headless or bool(backends)):
+        raise UsageError("--engine-key-file FILE belongs to --headless and --backend: give both")
+    return "" if file is None else read_engine_key(file)
+
+
+def _serve_headless(
+    console: Console, options: ServeOptions, settings: ServeSettings, engine: EngineSettings
+) -> None:
+    from laura.serve.headless import Headless, run_headless
+    from laura.serve.server import listening_socket, open_base, open_engine, url_of
+
+    with listening_socket(settings) as place:
+        served = open_engine(open_base(engine.base, console.progress), engine)
+        url, base = url_of(place), settings.base
+
+        def tell() -> None:
+            words = f"engine of {base} at {url}, for `laura serve {engine.base} --backend {url}`"
+            console.answer({"url": url, "base": base}, f"{words}\nstop:   Ctrl-C")
+
+        run_headless(
+            Headless(served, options.adapters, engine.key), place, settings.grace_seconds, tell
+        )
 
 
 def _serve(

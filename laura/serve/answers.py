@@ -23,6 +23,7 @@ from laura.engine.detokenizer import Score, TextDelta
 from laura.serve.context import ClientGone, RequestContext
 from laura.serve.engines import (
     AdapterFiles,
+    Begun,
     Ended,
     EngineError,
     Event,
@@ -451,7 +452,9 @@ class Generation:
         for cancel in self._cancels:
             cancel()
 
-    def _tell(self, index: int, reads: int, event: Event | EngineError) -> None:
+    def _tell(self, index: int, reads: int, event: Begun | Event | EngineError) -> None:
+        if isinstance(event, Begun):
+            return
         # What was computed counts, also where nobody has waited for it.
         if not isinstance(event, EngineError):
             self.context.count(index, reads, event)

@@ -15,6 +15,7 @@ import hashlib
 import re
 import sys
 from collections.abc import AsyncIterator, Collection
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ from laura.serve.schemas import (
 )
 from laura.serve.service import Service
 from laura.serve.settings import ServeSettings
+from laura.serve.traces import traced_request
 
 if TYPE_CHECKING:
     from laura.serve.library import Library
@@ -242,9 +244,10 @@ def _operations_routes(service: Service, metrics: Metrics) -> APIRouter:
 
     @routes.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """Whether it answers."""
+        """Whether it answers, and what of it does not."""
         service.check_ready()
-        return {"status": "ready"}
+        why = service.engine.state().why_not
+        return {"status": "ready", **({"detail": why} if why else {})}
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def prometheus(request: Request) -> Response:
@@ -409,7 +412,8 @@ class RequestMiddleware:
                 await _send_error(fault, scope, receive, send, {"connection": "close"})
                 return
             scope["state"]["admission"] = admission
-            await self._app(scope, read, send)
+            with traced_request(context, headers) if admission else nullcontext():
+                await self._app(scope, read, send)
         finally:
             if admission is not None:
                 service.settle(context, admission)

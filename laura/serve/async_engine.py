@@ -43,6 +43,7 @@ from laura.models.lora import LoraSettings
 from laura.results.errors import AdapterError, UsageError
 from laura.serve.engines import (
     AdapterFiles,
+    Begun,
     Ended,
     EngineError,
     EngineState,
@@ -229,6 +230,7 @@ class AsyncEngine(ABC):
             return False
         self._queue.charge(sequence.tenant, len(sequence.prompt))
         self._running[sequence.request.id] = sequence
+        sequence.tell(Begun())
         return True
 
     def _take_in(self, outputs: Iterable[StepOutput]) -> None:
@@ -359,6 +361,7 @@ class InProcess(AsyncEngine):
     async def stop(self, grace_seconds: float) -> None:
         """Take nothing new, finish what runs within the time, cancel the rest, free everything."""
         self._ready, self._stop_at = False, time.monotonic() + grace_seconds
+        self._send_away()  # at once: another server may have room
         self._wake()
         if self._steps is not None:
             await asyncio.wait([self._steps])

@@ -266,6 +266,20 @@ class Metrics:
         return tenant, adapter
 
 
+# Of each engine of a pool.
+OF_ENGINES: tuple[tuple[str, str, Callable[[EngineState], float]], ...] = (
+    ("laura_engine_ready", "Whether this engine answers.", lambda engine: engine.ready),
+    ("laura_engine_running_sequences", "Sequences that it has in work.",
+     lambda engine: sum(engine.running.values())),
+    ("laura_engine_waiting_sequences", "Sequences that wait in its queue.",
+     lambda engine: sum(engine.waiting.values())),
+    ("laura_engine_tokens_per_second", "Its new tokens, last ten seconds.",
+     lambda engine: engine.tokens_per_second),
+    ("laura_engine_cache_tokens", "Tokens in its cache of keys and values.",
+     lambda engine: engine.cache_tokens),
+)  # fmt: skip
+
+
 class _EngineGauges(Collector):
     def __init__(self, state: Callable[[], EngineState], dropped: Callable[[], int]) -> None:
         self._state, self._dropped = state, dropped
@@ -282,6 +296,11 @@ class _EngineGauges(Collector):
             gauge = GaugeMetricFamily(name, words, labels=[label])
             for key, value in found.items():
                 gauge.add_metric([key], value)
+            yield gauge
+        for name, words, number_of in OF_ENGINES if state.engines else ():
+            gauge = GaugeMetricFamily(name, words, labels=["engine"])
+            for address, engine in state.engines.items():
+                gauge.add_metric([address], float(number_of(engine)))
             yield gauge
         for kind, name, words, number in (
             (GaugeMetricFamily, "laura_ready", "Whether the engine answers.", state.ready),

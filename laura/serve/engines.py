@@ -1,9 +1,9 @@
 """What the HTTP side asks of an engine, and what comes back. No torch.
 
 The HTTP side knows tenants, keys and requests; an engine knows tokens, adapters and memory.
-An engine runs in this process (`async_engine.py`) or is another server (`vllm.py`); nobody else
-can tell. One `SequenceRequest` is one sequence: a request with n = 3 is three of them, with
-seeds of their own.
+An engine runs in this process (`async_engine.py`), is another server (`vllm.py`) or several of
+them (`pool.py`); nobody else can tell. One `SequenceRequest` is one sequence: a request with n = 3
+is three of them, with seeds of their own.
 
 Every call below is made from the event loop's thread; an engine that computes does so in a
 thread or process of its own.
@@ -57,6 +57,15 @@ class SequenceRequest:
     prompt_logprobs: bool = False
     ignore_end: bool = False
     min_new_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A sequence has left the queue and its prompt is being read.
+
+    A gate before several engines must know: what was begun is charged, and who was in work when
+    an engine died may have been the reason. Nobody else listens, and not every engine says it.
+    """
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ class EngineState:
 
     Attributes:
         ready: Whether it answers.
-        why_not: What is the matter, where it does not.
+        why_not: What is the matter, where it does not, or where a part of it does not.
         slots: Adapters in memory.
         slots_total: LoRA slots there are.
         running: Sequences in work, by tenant.
@@ -135,6 +144,7 @@ class EngineState:
         drafted_tokens: Tokens that Laura's own engine drafted ahead since the start
             (engine/drafting.py).
         accepted_tokens: Those of them that were right and gone on from: steps that were saved.
+        engines: Of a pool, each engine's own state, by its address.
     """
 
     ready: bool
@@ -148,6 +158,7 @@ class EngineState:
     cache_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    engines: dict[str, EngineState] = field(default_factory=dict)
 
 
 class EngineError(LauraError, RuntimeError):
@@ -170,7 +181,7 @@ class EngineError(LauraError, RuntimeError):
         self.kind, self.retry_after = kind, retry_after
 
 
-Tell = Callable[[Event | EngineError], None]
+Tell = Callable[[Begun | Event | EngineError], None]
 """Gets the events of a sequence in order, in the loop's thread; `Ended` or an error is the last.
 
 One that is cancelled in work is told how far it came, one that still waited is told nothing."""

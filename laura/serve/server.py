@@ -61,12 +61,17 @@ def open_engine(folder: Path, settings: EngineSettings) -> ServingEngine:
     """The engine, not started yet.
 
     Raises:
-        UsageError: a device that there is not, or arguments that do not fit the base.
+        UsageError: a device or an address that there is not, or arguments that do not fit the
+            base.
     """
     if settings.kind == "vllm":
         from laura.serve.vllm import VllmServed
 
         return VllmServed(folder, settings)
+    if settings.kind == "pool":
+        from laura.serve.pool import EnginePool
+
+        return EnginePool(folder, settings)
     from laura.serve.async_engine import open_inprocess
 
     return open_inprocess(folder, settings)

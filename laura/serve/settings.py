@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from laura.results.errors import UsageError
 
 LOOPBACK = "127.0.0.1"
-EngineName = Literal["inprocess", "vllm"]
+EngineName = Literal["inprocess", "vllm", "pool"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -134,7 +134,7 @@ class EngineSettings:
 
     Attributes:
         base: Registry name, folder, GGUF file or Hub id.
-        kind: In this process, or a vLLM server that is started.
+        kind: In this process, a vLLM server that is started, or a pool of engines elsewhere.
         slots: Adapters in memory at the same time; 0 where none is served.
         max_rank: Largest rank of an adapter.
         queue: Most sequences that wait.
@@ -142,6 +142,8 @@ class EngineSettings:
         device: As in `laura evaluate`; None for the best.
         drafts: Whether answers are drafted ahead.
         arguments: Further ones of vLLM's server.
+        backends: Addresses of the pool's engines, http://HOST:PORT.
+        key: That they want.
 
     Raises:
         UsageError: settings that are not for this kind, or say two things.
@@ -156,6 +158,8 @@ class EngineSettings:
     device: str | None = None
     drafts: bool = True
     arguments: VllmArguments = NO_ARGUMENTS
+    backends: tuple[str, ...] = ()
+    key: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what would have no effect."""

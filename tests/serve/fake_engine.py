@@ -14,6 +14,7 @@ from typing import Any
 from laura.engine.detokenizer import Score, TextDelta
 from laura.serve.engines import (
     AdapterFiles,
+    Begun,
     Ended,
     EngineError,
     EngineState,
@@ -106,6 +107,9 @@ class FakeEngine:
 
     async def _answer(self, ask: SequenceRequest, tell: Tell, counted: list[TextDelta]) -> None:
         try:
+            if self.gate is not None:
+                await self.gate.wait()
+            tell(Begun())
             async for event in self.events(ask):
                 if isinstance(event, Ended):
                     self.running.pop(ask.id, None)
@@ -151,8 +155,6 @@ class FakeEngine:
         return [*ids[shift:], *ids[:shift]]
 
     async def events(self, ask: SequenceRequest) -> AsyncIterator[Event]:
-        if self.gate is not None:
-            await self.gate.wait()
         if ask.prompt_logprobs:
             scores = [score_of(one, i, ask.top_logprobs) for i, one in enumerate(ask.prompt)]
             scores[0] = (ask.prompt[0], None, ())
@@ -193,7 +195,11 @@ class Events(AsyncIterator[Event]):
     ) -> None:
         self.told: asyncio.Queue[Event | EngineError] = asyncio.Queue()
         self.over = False
-        self.cancel = engine.submit(request, files, self.told.put_nowait)
+        self.cancel = engine.submit(request, files, self._tell)
+
+    def _tell(self, event: Begun | Event | EngineError) -> None:
+        if not isinstance(event, Begun):
+            self.told.put_nowait(event)
 
     async def __anext__(self) -> Event:
         if self.over:

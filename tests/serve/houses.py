@@ -27,9 +27,12 @@ from laura.serve.limits import Usage
 from laura.serve.settings import ServeSettings
 from laura.serve.tenant_changes import replace
 from tests.serve.fake_engine import FakeEngine
+from tests.serve.pools import Behind
 
 BASE = "micro"
 ADMIN = "sk-laura-admin"
+# Pools between houses and their engines; None for none (the fixture `engines`).
+BEHIND: list[Behind] | None = None
 
 
 class FakeLibrary:
@@ -103,6 +106,12 @@ class House:
         return asyncio.run(once())
 
 
+def behind_a_pool(fake: FakeEngine) -> Behind:
+    assert BEHIND is not None
+    BEHIND.append(Behind(fake))
+    return BEHIND[-1]
+
+
 def build(
     tokenizer: Any,
     *tenants: Tenant,
@@ -120,7 +129,7 @@ def build(
         replace(database, file_of(*tenants))
     app = create_app(
         ServeSettings(base=BASE, **settings),
-        fake,
+        fake if BEHIND is None else behind_a_pool(fake),
         shelf,  # type: ignore[arg-type]
         database=database,
         log=RequestLog(log),

@@ -48,8 +48,10 @@ def command(*words: str) -> list[str]:
 
 
 @contextmanager
-def serving(*words: str, files: int | None = None, unread: bool = False) -> Iterator[RealServer]:
-    """A server on a free port of this machine, stopped by SIGTERM at the end.
+def serving(
+    *words: str, files: int | None = None, unread: bool = False, port: int = 0
+) -> Iterator[RealServer]:
+    """A server on a port of this machine, a free one by default, stopped by SIGTERM at the end.
 
     Args:
         words: Of the command.
@@ -60,7 +62,7 @@ def serving(*words: str, files: int | None = None, unread: bool = False) -> Iter
     with (
         tempfile.NamedTemporaryFile("w+", encoding="utf-8") as log,
         subprocess.Popen(
-            [*few, *command(*words, "--port", "0", "--json")],
+            [*few, *command(*words, "--port", str(port), "--json")],
             env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if unread else log,

@@ -24,7 +24,7 @@ from tests.serve.test_app import complete
 
 STATE = {
     "ready", "why_not", "slots", "slots_total", "running", "waiting", "tokens_per_second",
-    "memory_bytes", "cache_tokens", "drafted_tokens", "accepted_tokens", "stopping",
+    "memory_bytes", "cache_tokens", "drafted_tokens", "engines", "accepted_tokens", "stopping",
     "uptime_seconds", "base", "context_tokens", "adapters", "tenants",
 }  # fmt: skip
 

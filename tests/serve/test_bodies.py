@@ -218,6 +218,7 @@ def ask(house: House, url: str, seconds: float, **more: Any) -> None:
         )
 
 
+@pytest.mark.usefixtures("engines")
 @pytest.mark.parametrize("answers", [1, 3])
 def test_who_hangs_up_pays_for_what_was_computed(micro_tokenizer: Any, answers: int) -> None:
     ann = tenant("ann", "*", tokens_per_minute=10_000)

@@ -13,6 +13,7 @@ import pytest
 from laura.serve.app import check_origin
 from tests.serve.houses import BASE, House, build, key, listening, tenant, until
 
+pytestmark = pytest.mark.usefixtures("engines")
 HELLO = {"model": BASE, "messages": [{"role": "user", "content": "hello you"}]}
 
 

@@ -11,6 +11,7 @@ import pytest
 from laura.serve.tenant_changes import replace
 from tests.serve.houses import ADMIN, BASE, House, build, file_of, key, tenant
 
+pytestmark = pytest.mark.usefixtures("engines")
 UNKNOWN = "zzz-unknown"
 # Ann may use "maths" and names that begin with "team-a-"; "poems" and "team-b-1" are Bob's.
 ATTEMPTS = [

@@ -14,7 +14,8 @@ function say(text) {
 function sentence(found) {
   if (!found.ready) return "Not ready: " + found.why_not;
   const waits = Object.values(found.waiting).some(Boolean);
-  return waits ? "Ready; some answers wait in the queue." : "Ready; nothing waits.";
+  const part = found.why_not ? " (" + found.why_not + ")" : "";
+  return "Ready" + part + (waits ? "; some answers wait in the queue." : "; nothing waits.");
 }
 
 const sum = (counts) => Object.values(counts).reduce((total, count) => total + count, 0);

@@ -228,7 +228,7 @@ class Pass:
     Attributes:
         tokens: T, of one run.
         labelled: Positions of one run with a label.
-        weight_bytes: w, of `base.dtype`.
+        weight_bytes: w, of what the base is held in under the arm.
         arithmetic_bytes: e, of `train.precision`; 2 for bf16, 4 for fp32.
         packed: Whether a pass holds more than one document.
         more: Whether an optimiser step takes several passes.
@@ -282,7 +282,7 @@ def pass_of(
     return Pass(
         tokens,
         round(learnt * tokens),
-        NUMBER_BYTES[recipe.base.dtype],
+        NUMBER_BYTES[recipe.base.dtype_under(arm)],
         machine.arithmetic_bytes,
         more=train.batch_tokens > tokens,
         document=document or train.row_tokens,
@@ -474,11 +474,10 @@ def training_parts(
         casts = e * recast * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
     else:
         weights += trained * w * (_has_anchor(arm) + arm.reads_base)
-    kept, copied = OPTIMISER_STATE[optimiser]
-    numbers = trained * trained_bytes(arm, w)
+    (kept, copied), numbers = OPTIMISER_STATE[optimiser], trained * trained_bytes(arm, w)
     moments, copies = (kept + averages_kept(arm)) * numbers * one.runs, copied * numbers
     held = -(-weights // devices) + casts
-    gradients = -(-trained * trained_bytes(arm, w) * one.times // spread)
+    gradients = -(-numbers * one.times // spread)
     activations = activation_bytes(shapes, arm, one)
     logits, working = logits_bytes(shapes, arm, one), working_bytes(shapes, one)
     again = recomputed_bytes(shapes, arm, one)
@@ -528,6 +527,13 @@ def measured_tasks(section: MeasureSection) -> list[str]:
     return [name for name in (*section.learning, *section.forgetting) if name in TASKS]
 
 
+def measured_bytes(section: MeasureSection, machine: Machine) -> int:
+    """Of a number in the arithmetic of `measure.precision`, as `device.resolve_precision`."""
+    if section.precision is None:
+        return 2 if machine.kind == "cuda" else FLOAT32
+    return {"fp32": FLOAT32, "bf16": 2}.get(section.precision, machine.arithmetic_bytes)
+
+
 def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine) -> dict[str, int]:
     """Bytes of measuring a tuned model of one arm, by part; it is measured on one device.
 
@@ -545,7 +551,7 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
         machine: Where; it decides how long a pass is, and the memory for keys and values.
     """
     arm, section, w = recipe.arms[name], recipe.measure, NUMBER_BYTES[recipe.base.dtype]
-    e = {"fp32": 4, "bf16": 2}.get(section.precision, machine.arithmetic_bytes)
+    e = measured_bytes(section, machine)
     kinds = {TASKS[name].kind for name in measured_tasks(section)}
     kinds |= {TASKS[extra.task].kind for extra in section.extras.values()}
     lora = isinstance(arm, LoraArm)
@@ -578,7 +584,7 @@ def vllm_bytes(shapes: Shapes, recipe: Recipe, machine: Machine) -> tuple[int, i
     """
     if recipe.measure.engine == "laura":
         return 0, 0
-    e = {"fp32": 4, "bf16": 2}.get(recipe.measure.precision, machine.arithmetic_bytes)
+    e = measured_bytes(recipe.measure, machine)
     cpu = machine.kind == "cpu"
     cache = VLLM_CPU_CACHE if cpu else cache_row_bytes(shapes, shapes.context, e)
     logits = 2 * PASS_TOKENS * shapes.vocabulary * FLOAT32
