@@ -233,8 +233,9 @@ def test_what_vllm_cannot_measure_is_refused_with_all_other_faults() -> None:
     alone = YamlDocument.parse(GOOD, "x").data
     del alone["arms"]["full"]
     low = (*asked, "base.dtype=bfloat16")
-    problem = faults_of(yaml_text(alone), low)["measure.precision"]
-    assert "is fp32 on most devices, in which vLLM would hold weights that" in problem
+    for more, said in (((), "fp32 on most devices"), (("measure.precision=fp32",), "fp32")):
+        problem = faults_of(yaml_text(alone), (*low, *more))["measure.precision"]
+        assert f"is {said}, in which vLLM would hold weights that the base" in problem
     assert parse_recipe(yaml_text(alone), (*low, "measure.precision=bf16")).measure
 
 
