@@ -351,8 +351,8 @@ def _engine_faults(recipe: Recipe) -> Iterable[Fault]:
     if base.dtype == "bfloat16" and measure.precision != "bf16":
         yield Fault(
             "measure.precision",
-            f"is {measure.precision or 'fp32 on most devices'}, in which vLLM would hold weights that the base, in bfloat16, "
-            "has rounded; set it to bf16, or leave measure.engine out",
+            f"is {measure.precision or 'fp32 on most devices'}, in which vLLM would hold weights "
+            "that the base, in bfloat16, has rounded; set it to bf16, or leave measure.engine out",
         )
     for name, arm in recipe.arms.items():
         for key, problem in _vllm_misfits(arm) if isinstance(arm, LoraArm) else ():

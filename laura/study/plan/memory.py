@@ -485,13 +485,8 @@ def training_parts(
     holes = allocator_bytes(shapes, arm, one) if machine and machine.kind == "cpu" else 0
     # The output map's gradient is made with the loss and waits for the embedding's.
     head = 0 if lora or not trains_all(arm) else shapes.head_elements * w
-    ends = (2 if shapes.tied else 1) * head
-    layer = rest = leaving = 0
-    if devices > 1:
-        layer = shapes.layer_parameters * w
-        rest = (shapes.parameters - shapes.layers * shapes.layer_parameters) * w
-        leaving = 0 if lora else 2 * layer
-        ends = 2 * rest if trains_all(arm) else 0
+    layer, rest, leaving = gathered_bytes(shapes, arm, w) if devices > 1 else (0, 0, 0)
+    ends = 2 * rest * trains_all(arm) if devices > 1 else (2 if shapes.tied else 1) * head
     before = gradients if one.more else 0
     peak = runtime + held + adapter + -(-moments // spread) + holes + max(
         before + activations + logits + rest + layer,
@@ -512,6 +507,13 @@ def training_parts(
         "loading": loading,
         "peak": max(peak, runtime + loading),
     }
+
+
+def gathered_bytes(shapes: Shapes, arm: Arm, weight_bytes: int) -> tuple[int, int, int]:
+    """Of a run over several devices: a layer, all outside the layers, gradients on their way."""
+    layer = shapes.layer_parameters * weight_bytes
+    rest = shapes.parameters * weight_bytes - shapes.layers * layer
+    return layer, rest, 0 if isinstance(arm, LoraArm) else 2 * layer
 
 
 def _has_anchor(arm: FullArm) -> bool:
