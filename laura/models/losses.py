@@ -359,17 +359,18 @@ def base_states(
     assert reference is not None
     hidden_TC = reference.hidden({**inputs, "input_ids": inputs["input_ids"][:1]})
     places = (labels_T != IGNORED).nonzero().squeeze(1)
-    hidden_NC = hidden_TC[copy_to(places, hidden_TC.device)].to(dtype)
+    device = hidden_TC.device
+    hidden_NC = hidden_TC[copy_to(places, device)].to(dtype)
     head = output_head(reference.model)
     weight_VC = head.weight.to(dtype)
     if not objective.weighs_base:
         return BaseStates(hidden_NC, head, weight_VC, None)
-    labels = copy_to(labels_T[places], hidden_TC.device)
+    labels = copy_to(labels_T[places], device)
     chunks = zip(hidden_NC.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS), strict=True)
     losses = [cross_entropy((h @ weight_VC.T).float(), own, reduction="none") for h, own in chunks]
     lengths = torch.tensor(inputs["documents"].lengths)
     documents = torch.arange(len(lengths)).repeat_interleave(lengths)[places]
-    means = _means(torch.cat(losses), copy_to(documents, labels.device), len(lengths))
+    means = _means(torch.cat(losses), copy_to(documents, device), len(lengths))
     known = BaseLosses(torch.cat(losses), means, objective.median)
     return BaseStates(hidden_NC, head, weight_VC, known)
 
