@@ -67,7 +67,7 @@ def examine(
     """
     looks: dict[str, Callable[[], Look]] = {"python": _python, "libraries": _libraries}
     if importlib.util.find_spec("torch") is not None:
-        looks |= {"devices": _devices, "bf16 arithmetic": _bf16}
+        looks |= {"devices": _devices, "bf16 arithmetic": _bf16, "gpu paths": _gpu_paths}
     looks |= {"cores": _cores, "memory": _memory, "disk": _disk, "cache": _cache}
     looks |= {"data": lambda: _data(data_dir), "sandbox": _sandbox}
     looks |= {f"extra {name}": partial(_extra, name) for name in EXTRAS}
@@ -122,6 +122,33 @@ def _bf16() -> Look:
         return "ok", f"in hardware on {device.type}"
     advice = "nothing to do: precision auto trains in fp32 here, more slowly"
     return "limited", f"not in hardware on {device.type}", advice
+
+
+def _gpu_paths() -> Look:
+    """What `docs/scale.md`, One GPU, lists: the same way is used where it is not there."""
+    import torch
+
+    from laura.models.device import (
+        gains_from_larger_passes,
+        has_bf16_arithmetic,
+        pick_device,
+        varlen_attention,
+    )
+
+    device = pick_device()
+    there = {
+        "documents in one kernel": varlen_attention(device, torch.bfloat16, 128) is not None,
+        "measuring in bf16": device.type == "cuda" and has_bf16_arithmetic(device),
+        "pinned batches": device.type == "cuda",
+        "passes shared by rates": gains_from_larger_passes(device),
+    }
+    words = [", ".join(name for name, one in there.items() if one is has) for has in (True, False)]
+    pairs = zip(("with", "without"), words, strict=True)
+    found = "; ".join(f"{word} {names}" for word, names in pairs if names)
+    advice = "never run on a GPU by Laura's makers: make test-gpu tells whether they hold on yours"
+    if device.type != "cuda":
+        advice = "nothing to do: each has its way on other devices (docs/scale.md, One GPU)"
+    return "ok" if all(there.values()) else "limited", found, advice
 
 
 def _cores() -> Look:

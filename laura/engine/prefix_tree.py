@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from laura.engine.requests import TokenDocument
-from laura.models.attention import grouped_attention
+from laura.models.attention import Documents, grouped_attention
 from laura.results.errors import DataError
 
 # A shorter beginning is not worth a branch; a shorter prefix not worth a pass.
@@ -333,6 +333,9 @@ class TreeAttention:
             None if not before and len(block[0].spans) == 1 else _mask(block, before).to(device)
             for block in blocks
         ]
+        # Texts that share nothing are documents like those of a training.
+        trees = any(mask is not None for mask in self.masks)
+        self.documents = None if trees else Documents(self.lengths)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -340,6 +343,8 @@ class TreeAttention:
         """Attention (1, T, H, D) of the pass in one layer."""
         if self.keeps is not None:
             self.keeps.layers.append(self._behind_prefix(layer, key, value))
+        if self.documents is not None:
+            return self.documents.attend(query, key, value, scaling, 0.0).transpose(1, 2)
         outputs = []
         pieces = zip(
             self.masks,

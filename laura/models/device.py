@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import inspect
 import os
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +29,16 @@ MALLOC_OPTIONS = ((-1, 2**30), (-3, 2**25), (-8, 1))
 def pick_device(requested: str | None = None) -> torch.device:
     """The device to run on: the one asked for, else CUDA, MPS, CPU in this order.
 
+    On CUDA products of float32 keep all its bits from then on, in the whole process: TF32 rounds
+    their factors to ten, and fp32 in a recipe would not be what it says. torch leaves it off by
+    itself, but NVIDIA's containers turn it on (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
+
     Raises:
         UsageError: the name is no device, or the machine does not have it.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if requested is None:
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        requested = "cuda" if cuda else "mps" if mps else "cpu"
     try:
         device = torch.device(requested)
     except (RuntimeError, ValueError) as error:
@@ -40,6 +48,8 @@ def pick_device(requested: str | None = None) -> torch.device:
         present = present and device.index < torch.cuda.device_count()
     if not present:
         raise UsageError(f"this machine has no {requested!r}; leave --device out or use cpu")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
     return device
 
 
@@ -56,6 +66,39 @@ def spectral_device(requested: str | None = None) -> torch.device:
 def threads() -> int:
     """How many threads of the processor torch uses at once; OMP_NUM_THREADS bounds it."""
     return torch.get_num_threads()
+
+
+@functools.cache
+def varlen_attention(
+    device: torch.device, dtype: torch.dtype, head_width: int
+) -> Callable[..., Any] | None:
+    """torch's attention over sequences of unlike lengths in one kernel; None where it has none.
+
+    It is FlashAttention 2 (Dao 2023, arXiv:2307.08691): CUDA since Ampere, 16 bits, heads of whole
+    eights up to 192 (above, not every card takes gradients), no dropout. An older torch's knows no
+    scale, window or grouped heads. Never ran on a GPU.
+    """
+    if device.type != "cuda" or torch.version.cuda is None:
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+    fits = dtype.itemsize == 2 and head_width % 8 == 0 and head_width <= 192
+    able = torch.cuda.get_device_capability(device) >= (8, 0)
+    return varlen_attn if known and fits and able else None
+
+
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the processor's on a device, without waiting for what the device is at.
+
+    CUDA copies by itself from pinned memory alone; from any other the processor waits until all
+    that it has launched is done.
+    """
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def has_bf16_arithmetic(device: torch.device) -> bool:
@@ -87,8 +130,12 @@ def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype != torch.bfloat16 or has_bf16_kernels()
 
 
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Arithmetic for `auto`, `bf16` or `fp32`; auto is bf16 where hardware has it."""
+def resolve_precision(precision: str | None, device: torch.device) -> torch.dtype:
+    """Arithmetic for `auto`, `bf16` or `fp32`.
+
+    Auto is bf16 where hardware has it; None is auto on CUDA, and fp32 elsewhere.
+    """
+    precision = precision or ("auto" if device.type == "cuda" else "fp32")
     if precision == "auto":
         return torch.bfloat16 if has_bf16_arithmetic(device) else torch.float32
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]

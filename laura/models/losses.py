@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from laura.models.device import copy_to
 from laura.models.reference import BaseBeside
 from laura.results.errors import ModelError
 
@@ -319,8 +320,8 @@ def packed_loss_sums(
     Args:
         model: A causal language model.
         inputs: As for `packed_loss_sum`, with input_ids of shape (B, T).
-        labels_T: Target predicted at each position, the same for all. Best on the processor:
-            where they are is found out there, and an accelerator is not waited for.
+        labels_T: Target predicted at each position, the same for all; on the processor, where it
+            is found out which have one, so that an accelerator is not waited for.
         dtype: Arithmetic of the output map.
         objectives: What the gradient of each follows, of one base; none for plain losses.
 
@@ -333,8 +334,8 @@ def packed_loss_sums(
         base = base_states(objectives[0], inputs, labels_T, dtype)
     hidden_BTC = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     places = (labels_T != IGNORED).nonzero().squeeze(1)
-    labels, head = labels_T[places].to(hidden_BTC.device), output_head(model)
-    places = places.to(hidden_BTC.device)
+    labels, head = copy_to(labels_T[places], hidden_BTC.device), output_head(model)
+    places = copy_to(places, hidden_BTC.device)
     sums = [
         loss_sum(hidden_TC[places], head, labels, dtype, objective, base)
         for hidden_TC, objective in zip(hidden_BTC.unbind(), objectives, strict=True)

@@ -207,8 +207,27 @@ def _dtype_faults(recipe: Recipe) -> Iterable[Fault]:
             f"is bfloat16, in which full finetuning ({arms}) loses every update below half of a "
             "bfloat16 step of its weight: most weights never change, and the loss may rise. Use "
             "base.dtype: float32 with train.precision: bf16 (float32 master weights, bf16 "
-            "arithmetic), or LoRA arms alone, whose adapters are float32 over a bfloat16 base",
+            "arithmetic), or LoRA arms alone, whose adapters are float32 over a bfloat16 base; "
+            "beside full arms, LoRA arms may have base_dtype: bfloat16",
         )
+
+
+@_needs("base", "train", "arms")
+def _base_dtype_faults(recipe: Recipe) -> Iterable[Fault]:
+    for name, arm in recipe.arms.items():
+        held = arm.base_dtype if isinstance(arm, LoraArm) else None
+        if held and recipe.train.precision == "fp32":
+            yield Fault(
+                f"arms.{name}.base_dtype",
+                f"is {held}, so that its layers hand {held} on, but train.precision is fp32; set "
+                "that to bf16 or auto, or leave base_dtype out",
+            )
+        if held and recipe.base.quantization is not None:
+            yield Fault(
+                f"arms.{name}.base_dtype",
+                f"is {held}, but base.quantization is {recipe.base.quantization}, and other four "
+                "bits would be trained on than measured; set base.dtype, which is for all arms",
+            )
 
 
 @_needs("base", "train", "arms")
@@ -332,8 +351,8 @@ def _engine_faults(recipe: Recipe) -> Iterable[Fault]:
     if base.dtype == "bfloat16" and measure.precision != "bf16":
         yield Fault(
             "measure.precision",
-            f"is {measure.precision}, in which vLLM would hold weights that the base, in bfloat16, "
-            "has rounded; set it to bf16, or leave measure.engine out",
+            f"is {measure.precision or 'fp32 on most devices'}, in which vLLM would hold weights "
+            "that the base, in bfloat16, has rounded; set it to bf16, or leave measure.engine out",
         )
     for name, arm in recipe.arms.items():
         for key, problem in _vllm_misfits(arm) if isinstance(arm, LoraArm) else ():

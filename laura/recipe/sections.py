@@ -317,7 +317,7 @@ class FullArm(AnyArm):
 class LoraArm(AnyArm):
     """LoRA: low-rank updates beside frozen weights."""
 
-    later = AnyArm.later | {"lora_plus_ratio", "init", "dora", "protect"}
+    later = AnyArm.later | {"lora_plus_ratio", "init", "dora", "protect", "base_dtype"}
 
     method: Literal["lora"]
     """lora"""
@@ -347,6 +347,9 @@ class LoraArm(AnyArm):
     protect: int = Field(0, ge=0)
     """OPLoRA: so many leading singular directions of each weight, on both sides, are left alone by
     the update."""
+    base_dtype: Literal["bfloat16"] | None = None
+    """Type the frozen weights are held in while this arm is trained; null: `base.dtype`, in which
+    every arm is measured. Saves memory where `base.dtype` is float32 for the sake of full arms."""
 
     @property
     def alpha_value(self) -> float:
@@ -576,8 +579,10 @@ class MeasureSection(Section):
     """What answers benchmarks and extras: Laura's own engine, or vLLM in a process of its own
     (LAURA_VLLM_PYTHON names the Python that has it). Losses and divergences of a comparison are
     measured by Laura's own always."""
-    precision: Literal["auto", "bf16", "fp32"] = "fp32"
-    """Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats."""
+    precision: Literal["auto", "bf16", "fp32"] | None = None
+    """Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats. auto: bf16 where the
+    processor has bf16 arithmetic. Null: so on a GPU (CUDA), fp32 elsewhere. A study is measured in
+    one; where it would be another, its folder is refused."""
     lm_eval_include: str | None = None
     """Folder of your own lm-eval task files, for tasks named `lm_eval:NAME`; they win over
     lm-eval's."""
@@ -711,6 +716,10 @@ class BaseSection(Section):
     quantization: Literal["nf4"] | None = None
     """`nf4`: the linear maps of all layers are held in four bits, frozen (QLoRA), under LoRA arms;
     base and arms are measured so. Needs `laura-lab[quantization]`. Null: as `dtype` says."""
+
+    def dtype_under(self, arm: Arm) -> str:
+        """Type the weights are held in while an arm is trained."""
+        return (arm.base_dtype if isinstance(arm, LoraArm) else None) or self.dtype
 
 
 def _listed(value: object) -> object:

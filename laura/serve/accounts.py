@@ -154,12 +154,15 @@ class Accounts:
         )
         self._revision = select(REVISION.c.number, now)
 
-    def admit(self, admission: str, tenant: str) -> None:
+    def admit(self, admission: str, tenant: str) -> bool:
         """Let a request in, before any of it is read; it counts, whatever becomes of it.
 
         Args:
             admission: A name of its own.
             tenant: Whose it is.
+
+        Returns:
+            Whether the tenant's tokens are limited.
 
         Raises:
             LimitError: a limit is reached, or all tokens are used up; then it does not count.
@@ -187,6 +190,7 @@ class Accounts:
             connection.execute(KEEP, {"tenant": tenant, **account.columns()})
         if refusal is not None:
             raise refusal
+        return not account.buckets.keys() <= {"requests"}
 
     def reserve(self, admission: str, tokens: int) -> None:
         """Reserve tokens for a request, instead of what was reserved so far, until it is settled.
@@ -311,9 +315,14 @@ class Accounts:
 
 @dataclass(eq=False)
 class Admission:
-    """A request that was let in; `Limits.settle` ends it."""
+    """A request that was let in; `Limits.settle` ends it.
+
+    Attributes:
+        limited: Whether its tokens are to be reserved.
+    """
 
     id: str = field(default_factory=lambda: secrets.token_hex(12))
+    limited: bool = True
     settled: bool = False
 
 
@@ -341,7 +350,7 @@ class Limits:
         admission = Admission()
         future = self._database.submit(self.accounts.admit, admission.id, tenant)
         try:
-            await self._database.result(future)
+            admission.limited = await self._database.result(future)
         except LimitError:
             raise
         except BaseException:
@@ -364,7 +373,8 @@ class Limits:
         """
         assert tokens >= 0, "the server checks what clients ask for"
         self._database.check()
-        await self._database.run(self.accounts.reserve, admission.id, tokens)
+        if admission.limited:
+            await self._database.run(self.accounts.reserve, admission.id, tokens)
 
     def settle(self, admission: Admission, tokens_used: int) -> None:
         """As `Accounts.settle`; nobody waits for it, and what fails is done later.

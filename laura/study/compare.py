@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from laura.models.device import pick_device, worker_devices
 from laura.recipe.reading import Series
 from laura.recipe.sections import Recipe
 from laura.results.errors import LauraError, UsageError
@@ -21,6 +22,7 @@ from laura.results.store import SeriesStore, write_json
 from laura.study.analysing import analyse
 from laura.study.claims.judgement import write_series_claims
 from laura.study.extras import extra_jobs, most_jobs
+from laura.study.measuring import OURS
 from laura.study.opening import open_study
 from laura.study.plan.fitting import check_memory
 from laura.study.plan.planning import announcement
@@ -81,11 +83,7 @@ def compare(
         LauraError: what stopped it; the same command continues.
     """
     check_configurations(confirm, confirm_seeds, recipe)
-    if (workers or 1) > 1 and recipe.train.devices > 1:
-        raise UsageError(
-            f"--workers is {workers}, but each run takes all of train.devices: "
-            f"{recipe.train.devices}; leave one of the two out"
-        )
+    _check_workers(recipe, workers or 1, device, ray)
     start = time.monotonic()
     with open_study(recipe, study, data_dir, device, progress) as session:
         grid = grid_of(recipe)
@@ -115,6 +113,22 @@ def compare(
             timing = {"seconds": seconds, "workers": crew.workers, "runs": runs}
             write_json(session.store.folder / TIMING, {**timing, "runs_before": before})
         return summary
+
+
+def _check_workers(recipe: Recipe, workers: int, device: str | None, ray: bool) -> None:
+    """Refuse workers that would have to share a device which each takes whole."""
+    if workers > 1 and recipe.train.devices > 1:
+        raise UsageError(
+            f"--workers is {workers}, but each run takes all of train.devices: "
+            f"{recipe.train.devices}; leave one of the two out"
+        )
+    engine, gpus = recipe.measure.engine, len(worker_devices(device))
+    on_gpus = not ray and pick_device(device).type == "cuda"
+    if engine != OURS and on_gpus and workers > gpus:
+        raise UsageError(
+            f"--workers is {workers}, but with measure.engine: {engine} each needs a GPU of its "
+            f"own, and there are {gpus}; give at most so many"
+        )
 
 
 def _check(session: Session, specs: Sequence[RunSpec]) -> None:

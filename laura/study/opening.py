@@ -16,7 +16,13 @@ import torch
 import laura
 from laura.evals.runner import Material, RowProvider, check_name, file_rows, plan_task
 from laura.evals.tasks import TASKS
-from laura.models.device import has_bf16_arithmetic, pick_device, spread_devices, threads
+from laura.models.device import (
+    has_bf16_arithmetic,
+    pick_device,
+    resolve_precision,
+    spread_devices,
+    threads,
+)
 from laura.models.nf4 import Nf4Linear
 from laura.recipe.reading import recipe_yaml
 from laura.recipe.sections import Recipe
@@ -104,6 +110,8 @@ def _read_all(
     """Base and data, checked against what the folder holds, and the study's identity."""
     store, bench = StudyStore(folder), Workbench(recipe.base, device, progress)
     engines = StudyEngines(bench, recipe, progress)
+    low = resolve_precision(recipe.measure.precision, pick_device(device)) == torch.bfloat16
+    measure = recipe.measure.model_dump(mode="json", exclude={"extras"})  # these may come later
     encoder = ExampleEncoder(bench.base.tokenizer, recipe.data.template, recipe.regime)
     identity = {
         "base": bench.base.fingerprint,
@@ -111,8 +119,7 @@ def _read_all(
         "dtype": recipe.base.dtype,
         "quantization": recipe.base.quantization,
         "tokenizer": encoder.fingerprint,
-        # Extras may come later: they change nothing of what stands.
-        "measure": recipe.measure.model_dump(mode="json", exclude={"extras"}),
+        "measure": {**measure, "precision": "bf16" if low else "fp32"},
         # What one version answers is not compared with what another does.
         **({"engine version": engines.version} if engines.version else {}),
     }
@@ -155,13 +162,20 @@ def refuse_another(store: StudyStore, identity: dict[str, Any]) -> None:
     if not path.is_file():
         return
     before = read_json(path)["identity"]
-    changed = [key for key in identity if before.get(key) != identity[key]]
+    changed = [word for key in identity for word in _changed(key, before.get(key), identity[key])]
     if changed:
         raise StoreError(
             f"{store.folder} holds a study with another {', '.join(changed)}; its "
             "results cannot be compared with new ones: choose another folder with --out, "
             "or another name"
         )
+
+
+def _changed(key: str, before: Any, now: Any) -> list[str]:
+    """Names of what differs; of a section, its own keys."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [key] if before != now else []
+    return [f"{key}.{name}" for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 def task_facts(

@@ -67,18 +67,27 @@ class Workbench:
 
     @property
     def base(self) -> Base:
-        """The base, loaded when first needed and again after full finetuning."""
+        """The base as it is measured, loaded when first needed and again after full finetuning."""
         if self._base is None:
-            self._base = load_base(
-                self.section.model,
-                revision=self.section.revision,
-                dtype=self.section.dtype,
-                quantization=self.section.quantization,
-                device=self.device_name,
-                progress=self.progress,
-            )
-            self._base.model.requires_grad_(False)
+            self._base = self._load(self.section.dtype)
         return self._base
+
+    def _load(self, dtype: str) -> Base:
+        base = load_base(
+            self.section.model,
+            revision=self.section.revision,
+            dtype=dtype,
+            quantization=self.section.quantization,
+            device=self.device_name,
+            progress=self.progress,
+        )
+        base.model.requires_grad_(False)
+        return base
+
+    def _drop(self) -> None:
+        """Let go of the base; the next use loads it again."""
+        self._base = None
+        gc.collect()
 
     def step_aside(self) -> None:
         """Leave the device to the processes that do the work now; the base waits in host memory."""
@@ -104,7 +113,12 @@ class Workbench:
             seed: Decides how an adapter starts.
             devices: Over how many the model will be spread while it is trained.
         """
-        base = self.base
+        dtype = self.section.dtype_under(arm)
+        if dtype == self.section.dtype:
+            base = self.base
+        else:
+            self._drop()  # there is room for one
+            base = self._load(dtype)
         if isinstance(arm, LoraArm):
             settings = lora_settings(arm)
             attach(base.model, settings, seed)
@@ -122,10 +136,8 @@ class Workbench:
                 detach(base.model)
                 base.model.requires_grad_(False)
             else:
-                # Changed, or spread out: drop the weights; the next use loads the base again.
-                self._base = None
-                del base
-                gc.collect()
+                del base  # changed, or spread out
+                self._drop()
 
     def weights(self, checkpoint: Path | None) -> Path:
         """Where a checkpoint's weights lie, an adapter's or a whole model's; None for the base's.

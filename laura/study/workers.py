@@ -22,10 +22,9 @@ from typing import Any
 
 from laura.models.device import pick_device, threads, worker_devices
 from laura.results import errors
-from laura.results.errors import LauraError, StoreError, UsageError
+from laura.results.errors import LauraError, StoreError
 from laura.results.progress import Bar, Progress
 from laura.study.extras import ExtraJob, measure_extras
-from laura.study.measuring import OURS
 from laura.study.runs import RunSpec, cohorts
 from laura.study.seats import RayWorker, WorkerProcess, room
 from laura.study.session import Session
@@ -83,7 +82,6 @@ class Crew:
             self.workers = min(room(self._gpus), workers or sys.maxsize)
         else:
             self.workers = choose_workers(session) if workers is None else workers
-            self._refuse_shared_gpus()
         self._crew: list[_Seat] = []
         self._guard, self._stop = threading.Lock(), threading.Event()
         self._held = ExitStack()
@@ -103,18 +101,6 @@ class Crew:
                 seat.worker.interrupt()
             for seat in self._crew:
                 seat.worker.end()
-
-    def _refuse_shared_gpus(self) -> None:
-        """Two engines of another process would each take what a GPU has left."""
-        engine, devices = (
-            self.session.recipe.measure.engine,
-            worker_devices(self.session.bench.device_name),
-        )
-        if engine != OURS and self._device == "cuda" and self.workers > len(devices):
-            raise UsageError(
-                f"--workers is {self.workers}, but with measure.engine: {engine} each needs a GPU "
-                f"of its own, and there are {len(devices)}; give at most so many workers"
-            )
 
     @property
     def _gpus(self) -> int:

@@ -27,7 +27,7 @@ from laura.models.layers import drops
 from laura.models.lora import LoraLinear, lora_layers, route
 from laura.models.losses import packed_loss_sums
 from laura.training.learner import model_inputs, passes
-from laura.training.loop import Gradients, Trainer, in_turn
+from laura.training.loop import Gradients, Meanwhile, Trainer, in_turn
 
 
 class ParameterSet:
@@ -85,11 +85,11 @@ class Together:
         self._adapters: list[_Adapters] = []
 
     def __call__(
-        self, trainers: Sequence[Trainer], batch: list[Row]
+        self, trainers: Sequence[Trainer], batch: list[Row], meanwhile: Meanwhile
     ) -> Iterator[tuple[Trainer, float, float]]:
         """See `loop.Gradients`."""
         if len(trainers) == 1:
-            yield from in_turn(trainers, batch)
+            yield from in_turn(trainers, batch, meanwhile)
             return
         started = time.perf_counter()
         if self._trainers != list(trainers):
@@ -119,6 +119,7 @@ class Together:
         for adapters in self._adapters:
             adapters.hand_out_gradients()
         self._set_scales(1)
+        meanwhile()
         loss_sums = totals.tolist()
         seconds = (time.perf_counter() - started) / count
         for trainer, loss_sum in zip(trainers, loss_sums, strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from laura.data.packing import Row
 from laura.models.attention import Documents
-from laura.models.device import autocast, resolve_precision
+from laura.models.device import autocast, copy_to, resolve_precision
 from laura.models.losses import CROSS_ENTROPY, Objective, Tokens, TokenWeights, packed_loss_sum
 from laura.recipe.sections import TrainSection
 from laura.training.checkpoints import read_state, restore, state_tensors, write_state
@@ -64,8 +64,8 @@ class Learner:
             objective = replace(objective, token_weights=self._mean)
         self.objective = objective
 
-    def gradients(self, batch: list[Row], labels: int) -> float:
-        """Take the gradients of a step's mean loss.
+    def gradients(self, batch: list[Row], labels: int) -> Tensor:
+        """Take the gradients of a step's mean loss, without waiting until they are there.
 
         Args:
             batch: Rows of the step.
@@ -77,7 +77,7 @@ class Learner:
         total = torch.zeros((), device=self.device)
         for rows in passes(batch, self.section):
             total += self._learn(rows, labels)
-        return float(total)  # waits for the device, which belongs to the time
+        return total
 
     def clip(self) -> float:
         """Make the gradients whole, and scale them down to `train.clip`; returns their norm before.
@@ -216,8 +216,8 @@ def model_inputs(rows: list[Row], device: torch.device) -> tuple[dict[str, Any],
     lengths = [length for row in rows for length in row.lengths]
     labels = [label for row in rows for label in row.labels]
     inputs = {
-        "input_ids": torch.tensor([ids], device=device),
-        "position_ids": torch.tensor([positions], device=device),
+        "input_ids": copy_to(torch.tensor([ids]), device),
+        "position_ids": copy_to(torch.tensor([positions]), device),
         "documents": Documents(lengths),
     }
     return inputs, torch.tensor(labels)

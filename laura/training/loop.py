@@ -9,6 +9,7 @@ Several runs may go in lock-step on one model, see `cohort.py`; mostly it is one
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -199,8 +200,12 @@ class Trainer:
 
 
 # Takes the gradients of a batch for some runs that stand at the same step, and yields each run
-# when its own are there, with the sum of its losses in nats and the seconds they took.
-Gradients = Callable[[Sequence[Trainer], list[Row]], Iterator[tuple[Trainer, float, float]]]
+# when its own are there, with the sum of its losses in nats and the seconds they took. What is
+# given third is done while a device is still at work on them.
+Meanwhile = Callable[[], object]
+Gradients = Callable[
+    [Sequence[Trainer], list[Row], Meanwhile], Iterator[tuple[Trainer, float, float]]
+]
 
 
 def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Bar) -> None:
@@ -223,13 +228,15 @@ def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Ba
             trainer.lend()
             trainer.keep(trainer.step)
     section, model = trainers[0].section, trainers[0].learner.model
+    # Remembers the rows made last, which are those of the step to come.
+    rows_of = functools.lru_cache(maxsize=1)(trainers[0].plan.batches.__getitem__)
     saved = time.monotonic()
     model.train()
     going = list(trainers)
     try:
         while left := [trainer for trainer in going if trainer.step < leg.end]:
             step = min(trainer.step for trainer in left)
-            _take_step([t for t in left if t.step == step], gradients, leg, bar)
+            _take_step([t for t in left if t.step == step], gradients, leg, rows_of, bar)
             going = [trainer for trainer in going if trainer.failure is None]
             due = time.monotonic() - saved >= 60 * section.checkpoint_minutes
             if due and step + 1 < leg.end:
@@ -248,12 +255,18 @@ def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Ba
     model.eval()
 
 
-def _take_step(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Bar) -> None:
+def _take_step(
+    trainers: Sequence[Trainer],
+    gradients: Gradients,
+    leg: Leg,
+    rows_of: Callable[[int], list[Row]],
+    bar: Bar,
+) -> None:
     step, started = trainers[0].step, time.perf_counter()
-    batch = trainers[0].plan.batches[step]
+    batch, following = rows_of(step), min(step + 1, leg.end - 1)
     share = (time.perf_counter() - started) / len(trainers)
     losses: list[float] = []
-    for trainer, loss_sum, seconds in gradients(trainers, batch):
+    for trainer, loss_sum, seconds in gradients(trainers, batch, lambda: rows_of(following)):
         try:
             loss = trainer.update(leg, batch, loss_sum, seconds + share, len(trainers))
         except DivergenceError as error:
@@ -274,14 +287,16 @@ def _loss_words(losses: list[float]) -> str:
 
 
 def in_turn(
-    trainers: Sequence[Trainer], batch: list[Row]
+    trainers: Sequence[Trainer], batch: list[Row], meanwhile: Meanwhile
 ) -> Iterator[tuple[Trainer, float, float]]:
     """Gradients of one run after another; each computes exactly what it would alone."""
     for trainer in trainers:
         started = time.perf_counter()
         trainer.lend()
         torch.manual_seed(step_seed(trainer.seed, trainer.step))
-        loss_sum = trainer.learner.gradients(batch, trainer.labels)
+        total = trainer.learner.gradients(batch, trainer.labels)
+        meanwhile()
+        loss_sum = float(total)  # waits for the device, which belongs to the time
         yield trainer, loss_sum, time.perf_counter() - started
 
 

@@ -168,7 +168,7 @@ class Shards(Learner):
             name, given = order[0]
             getattr(self, name)(*given)
 
-    def gradients(self, batch: list[Row], labels: int) -> float:
+    def gradients(self, batch: list[Row], labels: int) -> Tensor:
         """See `Learner.gradients`; a Ctrl-C that came since is raised before."""
         self._rest()
         return self._gradients(batch, labels)
@@ -220,7 +220,7 @@ class Shards(Learner):
                 parameters[name] = parameter
 
     @_by_all
-    def _gradients(self, batch: list[Row], labels: int) -> float:
+    def _gradients(self, batch: list[Row], labels: int) -> Tensor:
         mine = list(passes(batch, self.section))[self.rank :: self.world]
         rounds = -(-len(batch) // (self.section.rows_per_pass * self.world))
         # FSDP takes the mean over the processes, and gloo knows no other factor.
@@ -235,7 +235,7 @@ class Shards(Learner):
         else:
             self._add_up()
         dist.all_reduce(total)
-        return float(total)
+        return total
 
     def _add_up(self) -> None:
         """Sum the gradients of all processes, in one message."""

@@ -94,3 +94,29 @@ def test_the_plan_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert told.exit_code == 0, told.output
     shown = blocks("text")[0].rstrip()
     assert shown in told.stdout
+
+
+@pytest.mark.slow
+def test_full_is_spread_first_where_other_arms_drop_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the plan advises for the paper's recipes over several devices."""
+    monkeypatch.chdir(tmp_path)
+    data = YamlDocument.parse(small_recipe(Path("corpus")), "page").data
+    data["arms"]["lora"]["dropout"] = 0.05
+    data |= {"seeds": [0], "budget": {"tokens": [1000]}, "search": {"extend": 0}}
+    Path("mine.yaml").write_text(yaml_text(data))
+
+    def done(line: str) -> Any:
+        ended = CliRunner().invoke(app, [*shlex.split(line), "--out", "study", "--json"])
+        assert ended.exit_code == 0, ended.output
+        return json.loads(ended.stdout)
+
+    spread = "train mine.yaml --arm full --set train.devices=2"
+    refused = CliRunner().invoke(app, shlex.split(spread))
+    assert refused.exit_code == 2 and "each device would draw its own" in refused.stderr
+    (first,) = done(f"{spread} --set arms.lora.dropout=0")["runs"]
+    written = (Path(first["folder"]) / "metrics.jsonl").stat().st_mtime_ns
+    runs = {run["arm"]: run["id"] for run in done("compare mine.yaml")["runs"]}
+    assert runs.keys() == {"full", "lora"} and runs["full"] == first["id"]
+    assert (Path(first["folder"]) / "metrics.jsonl").stat().st_mtime_ns == written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import subprocess
@@ -18,9 +19,11 @@ from laura.models.device import (
     free_share,
     has_bf16_arithmetic,
     packs_weights,
+    pick_device,
     resolve_precision,
     spread_devices,
     total_memory_bytes,
+    varlen_attention,
     worker_devices,
 )
 from laura.results.errors import UsageError
@@ -119,6 +122,53 @@ def test_bf16_works_on_a_processor_with_avx2_only() -> None:
     assert told == "8"
     if platform.machine() == "x86_64":
         assert (kernels, hardware, auto) == ("False", "False", "torch.float32")
+
+
+@pytest.fixture
+def ampere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A machine whose torch says that it has such a card."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    return torch.device("cuda")
+
+
+def test_documents_have_a_kernel_where_torch_has_one_for_them(
+    ampere: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, bf16 = varlen_attention.__wrapped__, torch.bfloat16
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters:
+        assert kernel(ampere, bf16, 64) is varlen.varlen_attn
+        assert kernel(ampere, torch.float16, 128) is varlen.varlen_attn
+    assert kernel(ampere, torch.float32, 64) is None
+    assert kernel(ampere, bf16, 60) is kernel(ampere, bf16, 256) is None
+    assert kernel(torch.device("cpu"), bf16, 64) is kernel(torch.device("mps"), bf16, 64) is None
+    # As torch 2.10 has it, which could not be told the scale.
+    monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, is_causal: None)
+    assert kernel(ampere, bf16, 64) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert kernel(ampere, bf16, 64) is None
+
+
+def test_float32_means_float32_on_cuda(
+    ampere: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
+    assert pick_device("cpu").type == "cpu" and not told
+    assert pick_device("cuda").type == pick_device().type == "cuda"
+    assert told == ["highest"] * 2
+
+
+def test_measuring_is_bf16_by_default_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_bf16_arithmetic", lambda place: True)
+    found = {kind: resolve_precision(None, torch.device(kind)) for kind in ("cpu", "mps", "cuda")}
+    assert found == {"cpu": torch.float32, "mps": torch.float32, "cuda": torch.bfloat16}
+    monkeypatch.setattr(device, "has_bf16_arithmetic", lambda place: False)
+    assert resolve_precision(None, torch.device("cuda")) == torch.float32
 
 
 def test_workers_go_to_one_device_each(monkeypatch: pytest.MonkeyPatch) -> None:

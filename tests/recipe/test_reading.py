@@ -173,6 +173,23 @@ def test_full_finetuning_of_bfloat16_weights_is_refused_with_all_other_faults() 
     assert parse_recipe(elsewhere).base.dtype == "bfloat16"
 
 
+def test_lora_beside_full_may_hold_its_base_in_bfloat16() -> None:
+    text = GOOD.replace("rank: 8", "rank: 8, base_dtype: bfloat16")
+    recipe = parse_recipe(text, ["train.precision=bf16"])
+    assert recipe.base.dtype_under(recipe.arms["lora"]) == "bfloat16"
+    assert recipe.base.dtype_under(recipe.arms["full"]) == recipe.base.dtype == "float32"
+    plain = parse_recipe(GOOD).arms["lora"]
+    assert "base_dtype" not in plain.identity() and "base_dtype" in recipe.arms["lora"].identity()
+    faults = faults_of(text, ("train.precision=fp32", "base.quantization=nf4"))
+    assert set(faults) == {"arms.lora.base_dtype", "base.quantization"}
+    assert (
+        "train.precision is fp32"
+        in faults_of(text, ("train.precision=fp32",))["arms.lora.base_dtype"]
+    )
+    faults = faults_of(GOOD.replace("method: full", "method: full, base_dtype: bfloat16"))
+    assert "lora arms only" in faults["arms.full.base_dtype"]
+
+
 def test_full_finetuning_of_a_quantised_base_is_refused_with_all_other_faults() -> None:
     held = "model: smollm2-135m\n  dtype: bfloat16\n  quantization: nf4"
     text = GOOD.replace("model: smollm2-135m", held).replace("seeds: [0, 1]", "seeds: [0, 0]")

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from laura.recipe.reading import parse_recipe
 from laura.recipe.sections import Recipe
 from laura.results.errors import ModelError, StoreError, UsageError
 from laura.results.store import StudyStore, read_json, read_lines_gz
 from laura.results.task_result import TaskResult, samples_file
+from laura.study import compare as comparing
 from laura.study import workers
-from laura.study.opening import open_study
-from laura.study.workers import Crew
 from tests.conftest import make_tiny_model, make_tiny_tokenizer
 from tests.models import fake_vllm
 from tests.models.test_vllm_engine import Fake, gone, require_vllm
@@ -123,6 +123,7 @@ def test_both_engines_find_the_same(here: Any, fake: Fake, asking: Recipe, tmp_p
         carried_out(here[0], asking)
 
 
+@pytest.mark.slow
 def test_a_whole_model_whose_output_map_is_its_embedding_starts_it_anew(
     fake: Fake, tiny_folder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_whole_model_whose_output_map_is_its_embedding_starts_it_anew(
     assert len(models) == 3 and not fake.log("weights") and gone(fake.pids())
 
 
+@pytest.mark.slow
 def test_a_run_whose_vllm_dies_goes_on(
     here: Any, fake: Fake, asking: Recipe, tmp_path: Path
 ) -> None:
@@ -170,16 +172,16 @@ def test_each_worker_keeps_a_vllm(
 
 
 def test_workers_do_not_share_a_gpu(
-    fake: Fake, asking: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asking: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_study(asking, tmp_path / "study", None, "cpu") as session:
-        assert Crew(session, 3).workers == 3
-        monkeypatch.setattr(workers, "pick_device", lambda _: type("", (), {"type": "cuda"}))
-        monkeypatch.setattr(workers, "worker_devices", lambda _: ["cuda:0", "cuda:1"])
-        assert Crew(session, 2).workers == 2
-        with pytest.raises(UsageError, match=r"--workers is 3, but .*vllm .*there are 2"):
-            Crew(session, 3)
-    assert not fake.log("start")
+    comparing._check_workers(asking, 3, "cpu", ray=False)
+    monkeypatch.setattr(comparing, "pick_device", torch.device)
+    monkeypatch.setattr(comparing, "worker_devices", lambda _: ["cuda:0", "cuda:1"])
+    comparing._check_workers(asking, 2, "cuda", ray=False)
+    comparing._check_workers(asking, 3, "cuda", ray=True)
+    with pytest.raises(UsageError, match=r"--workers is 3, but .*vllm .*there are 2"):
+        compare(asking, study=tmp_path / "study", workers=3, device="cuda")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["compare", "train", "evaluate"])

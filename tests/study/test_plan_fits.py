@@ -238,7 +238,7 @@ def test_of_two_processes_each_holds_what_the_plan_says(tmp_path: Path, name: st
 
     tokens, passes, world = 256, 4, 2
     with group(tmp_path, world, [name]):
-        model, section, rule = make_case(name, world)
+        model, section, rule, _ = make_case(name, world)
         shapes = shapes_from(model.config.to_dict(), name)
         model.train()
         with lean(model), Shards(model, section, 1e-3, rule) as shards:

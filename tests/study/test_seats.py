@@ -129,6 +129,7 @@ def crew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         session: Any = SimpleNamespace(
             recipe=None, store=SimpleNamespace(folder=tmp_path), data_dir=None, bench=bench,
             arithmetic=[], progress=SimpleNamespace(say=said.append), said=said,
+            engines=SimpleNamespace(close=lambda: None),
         )  # fmt: skip
         return Crew(session, 2, ray=True)
 

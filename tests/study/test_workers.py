@@ -207,13 +207,15 @@ def test_each_worker_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         recipe=SimpleNamespace(train=SimpleNamespace(devices=1)),
         store=SimpleNamespace(folder=None), data_dir=None, bench=bench, lock=None,
         progress=None, arithmetic=None,
+        engines=SimpleNamespace(close=lambda: aside.append("engines closed")),
     )  # fmt: skip
     monkeypatch.setattr(workers, "worker_devices", lambda _: ["cuda:0", "cuda:1"])
     monkeypatch.setattr(workers, "WorkerProcess", Worker)
     assert choose_workers(session) == 2
     with Crew(session, 3) as crew:
         crew.share(lambda carry: None, 5)
-    assert hired == ["cuda:0", "cuda:1", "cuda:0"] and aside == ["aside"]
+    assert hired == ["cuda:0", "cuda:1", "cuda:0"]
+    assert aside == ["aside", "engines closed"]
 
 
 @pytest.mark.parametrize("kind", ["CheckpointError", "StoreError", "DataError", "RecipeError"])

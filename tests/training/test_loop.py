@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from laura.results.store import RunStore, read_json
 from laura.training.batches import BatchPlan, plan_batches
 from laura.training.checkpoints import read_state, state_tensors, write_state
 from laura.training.flops import count_work, step_flops
-from laura.training.learner import LossSum, model_inputs
+from laura.training.learner import Learner, LossSum, model_inputs
 from laura.training.optimisers import StepRule
 from laura.training.run import train_runs
 from laura.training.schedules import plan_legs, rate_factor
@@ -231,6 +231,39 @@ def table(folder: Path) -> list[dict[str, Any]]:
     """What a run's metrics say but for time and memory."""
     rows = RunStore(folder).metrics()
     return [{key: row[key] for key in SAME if key in row} for row in rows]
+
+
+def test_the_next_rows_are_made_before_the_device_is_waited_for(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section, done = make_section(), list[str]()
+    plan = make_plan(section, (600,))
+
+    class Watched(Sequence[list[Row]]):
+        def __len__(self) -> int:
+            return len(plan.batches)
+
+        def __getitem__(self, step: Any) -> Any:
+            done.append(f"rows {step}")
+            return plan.batches[step]
+
+    def gradients(self: Learner, batch: list[Row], labels: int) -> torch.Tensor:
+        done.append("gradients")
+        return launched(self, batch, labels)
+
+    def clip(self: Learner) -> float:
+        done.append("clip")
+        return waited(self)
+
+    launched, waited = Learner.gradients, Learner.clip
+    monkeypatch.setattr(Learner, "gradients", gradients)
+    monkeypatch.setattr(Learner, "clip", clip)
+    assert train(tiny_model, tmp_path, section, replace(plan, batches=Watched())) == "done"
+    steps = len(plan.batches)
+    wanted = ["rows 0"]
+    for step in range(steps):
+        wanted += ["gradients", *[f"rows {step + 1}"] * (step + 1 < steps), "clip"]
+    assert steps > 3 and done == wanted
 
 
 def test_ctrl_c_in_a_validation_keeps_the_step_before_it(tmp_path: Path) -> None:

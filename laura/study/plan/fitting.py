@@ -13,14 +13,20 @@ from laura.recipe.sections import LoraArm, Recipe
 from laura.results.errors import Fault, ModelError, RecipeError
 from laura.results.units import memory_text
 from laura.study.plan.machine import Machine
-from laura.study.plan.memory import evaluation_parts, pass_of, training_parts, vllm_bytes
+from laura.study.plan.memory import (
+    evaluation_parts,
+    measured_bytes,
+    pass_of,
+    training_parts,
+    vllm_bytes,
+)
 from laura.study.plan.shapes import Shapes, read_shapes
 
 if TYPE_CHECKING:
     from laura.study.session import Session
 
 Change = dict[str, dict[str, Any]]
-"""Values of keys by section; none is the recipe as it is."""
+"""Values of keys by section, or `arms.NAME`; none is the recipe as it is."""
 MORE_DEVICES = (2, 4, 8, 16, 32, 64)
 TOLD = 0.05  # share of a peak from which a part is named
 
@@ -61,7 +67,7 @@ def fit(recipe: Recipe, shapes: Shapes, machine: Machine, memory: int, devices: 
     arms, cannot = dict(recipe.arms), dict[str, str]()
     while arms:
         rest = recipe.model_copy(update={"arms": arms})
-        for change in changes(rest):
+        for change in changes(rest, machine):
             changed, found = with_change(rest, change), dict[str, tuple[int, int]]()
             for name in arms:
                 if (place := _place(changed, name, shapes, machine, memory, devices)) is None:
@@ -110,7 +116,7 @@ def _least(
     alone = recipe.model_copy(update={"arms": {name: recipe.arms[name]}})
     tried = (
         with_change(with_change(alone, change), {"train": {"devices": count}})
-        for change in changes(alone)
+        for change in changes(alone, machine)
         for count in _counts(alone, devices)
     )
     allowed = (one for one in tried if not _refusal(one, name))
@@ -157,38 +163,52 @@ def _on(devices: int) -> str:
     return f"over {devices} devices" if devices > 1 else "on one device"
 
 
-def changes(recipe: Recipe) -> Iterator[Change]:
+def changes(recipe: Recipe, machine: Machine, arms: Collection[str] = ()) -> Iterator[Change]:
     """Changes with the same result, or nearly, that need less: none, then single ones, then more.
 
     A base in four bits is another base, and tried when nothing else fits.
+
+    Args:
+        recipe: What is changed.
+        machine: A device.
+        arms: Those that are to fit; none for all.
     """
-    lora = all(isinstance(arm, LoraArm) for arm in recipe.arms.values())
-    train, measure = recipe.train, recipe.measure
-    possible: list[tuple[str, str, Any]] = []
+    lora = [name for name, arm in recipe.arms.items() if isinstance(arm, LoraArm)]
+    mixed, train, measure = len(lora) < len(recipe.arms), recipe.train, recipe.measure
+    possible: list[Change] = []
     if not train.recompute:
-        possible.append(("train", "recompute", True))
+        possible.append({"train": {"recompute": True}})
     if train.rows_per_pass > 1:
-        possible.append(("train", "rows_per_pass", 1))
+        possible.append({"train": {"rows_per_pass": 1}})
     if measure.engine != "laura":
-        possible.append(("measure", "engine", "laura"))
-    if measure.precision == "fp32":
-        possible.append(("measure", "precision", "bf16"))
-    if lora and recipe.base.dtype == "float32":
-        possible.append(("base", "dtype", "bfloat16"))
+        possible.append({"measure": {"engine": "laura"}})
+    # Beside float32 weights bf16 needs copies of them, but caches of half the size.
+    low = measured_bytes(measure, machine) == 2
+    possible.append({"measure": {"precision": "fp32" if low else "bf16"}})
+    wide = [f"arms.{name}" for name in lora if not arms or name in arms]
+    if recipe.base.dtype == "float32" and not mixed:
+        possible.append({"base": {"dtype": "bfloat16"}})
+    elif recipe.base.dtype == "float32" and wide and train.precision != "fp32":
+        possible.append({arm: {"base_dtype": "bfloat16"} for arm in wide})
     sets = [c for n in range(len(possible) + 1) for c in itertools.combinations(possible, n)]
-    if lora and recipe.base.quantization is None and measure.engine == "laura":
-        sets += [(("base", "quantization", "nf4"), *more) for more in sets]
+    if not mixed and recipe.base.quantization is None and measure.engine == "laura":
+        sets += [({"base": {"quantization": "nf4"}}, *more) for more in sets]
     for one in sets:
         change: Change = {}
-        for section, key, value in one:
-            change.setdefault(section, {})[key] = value
+        for part in one:
+            for section, keys in part.items():
+                change[section] = {**change.get(section, {}), **keys}
         yield change
 
 
 def with_change(recipe: Recipe, change: Change) -> Recipe:
     """A recipe with other values."""
-    made = {name: getattr(recipe, name).model_copy(update=keys) for name, keys in change.items()}
-    return recipe.model_copy(update=made)
+    for section, keys in change.items():
+        place, _, arm = section.partition(".")
+        part = getattr(recipe, place)
+        made = (part[arm] if arm else part).model_copy(update=keys)
+        recipe = recipe.model_copy(update={place: {**part, arm: made} if arm else made})
+    return recipe
 
 
 # ----- one device, before a study begins -----
@@ -232,7 +252,7 @@ def refuse_too_large(
             continue
         problem = f"needs {memory_text(need)} of memory, and {machine.device} has "
         problem += f"{memory_text(memory)}; "
-        for change in changes(recipe):
+        for change in changes(recipe, machine, [name]):
             less = most_memory(with_change(recipe, change), name, shapes, machine)
             if less <= memory:
                 problem += f"{override_words(change)} needs {memory_text(less)}"

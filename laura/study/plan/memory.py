@@ -165,11 +165,12 @@ def start_numbers(shapes: Shapes, arm: Arm) -> int:
     return arm.rank * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
 
 
-def kept_numbers(shapes: Shapes, arm: Arm) -> int:
-    """Numbers of the directions that OPLoRA keeps, k (in + out) of each adapted map; else 0."""
+def buffer_numbers(shapes: Shapes, arm: Arm) -> int:
+    """Frozen starts, and the directions that OPLoRA keeps, k (in + out) of each adapted map."""
     if not isinstance(arm, LoraArm):
         return 0
-    return arm.protect * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
+    kept = arm.protect * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
+    return start_numbers(shapes, arm) + kept
 
 
 def checkpoint_numbers(shapes: Shapes, arm: Arm) -> int:
@@ -228,7 +229,7 @@ class Pass:
     Attributes:
         tokens: T, of one run.
         labelled: Positions of one run with a label.
-        weight_bytes: w, of `base.dtype`.
+        weight_bytes: w, of what the base is held in under the arm.
         arithmetic_bytes: e, of `train.precision`; 2 for bf16, 4 for fp32.
         packed: Whether a pass holds more than one document.
         more: Whether an optimiser step takes several passes.
@@ -282,7 +283,7 @@ def pass_of(
     return Pass(
         tokens,
         round(learnt * tokens),
-        NUMBER_BYTES[recipe.base.dtype],
+        NUMBER_BYTES[recipe.base.dtype_under(arm)],
         machine.arithmetic_bytes,
         more=train.batch_tokens > tokens,
         document=document or train.row_tokens,
@@ -467,18 +468,16 @@ def training_parts(
     spread = 1 if lora else devices
     loading = weights if devices > 1 else 0
     if isinstance(arm, LoraArm):
-        buffers = start_numbers(shapes, arm) + kept_numbers(shapes, arm)
-        adapter = FLOAT32 * (trained * one.runs + buffers)
+        adapter = FLOAT32 * (trained * one.runs + buffer_numbers(shapes, arm))
         # `LoraLinear` casts its frozen map once and keeps the cast.
         recast = e != w and not one.quantised
         casts = e * recast * sum(o * i for _, (o, i) in adapted_maps(shapes, arm))
     else:
         weights += trained * w * (_has_anchor(arm) + arm.reads_base)
-    kept, copied = OPTIMISER_STATE[optimiser]
-    numbers = trained * trained_bytes(arm, w)
+    (kept, copied), numbers = OPTIMISER_STATE[optimiser], trained * trained_bytes(arm, w)
     moments, copies = (kept + averages_kept(arm)) * numbers * one.runs, copied * numbers
     held = -(-weights // devices) + casts
-    gradients = -(-trained * trained_bytes(arm, w) * one.times // spread)
+    gradients = -(-numbers * one.times // spread)
     activations = activation_bytes(shapes, arm, one)
     logits, working = logits_bytes(shapes, arm, one), working_bytes(shapes, one)
     again = recomputed_bytes(shapes, arm, one)
@@ -486,13 +485,8 @@ def training_parts(
     holes = allocator_bytes(shapes, arm, one) if machine and machine.kind == "cpu" else 0
     # The output map's gradient is made with the loss and waits for the embedding's.
     head = 0 if lora or not trains_all(arm) else shapes.head_elements * w
-    ends = (2 if shapes.tied else 1) * head
-    layer = rest = leaving = 0
-    if devices > 1:
-        layer = shapes.layer_parameters * w
-        rest = (shapes.parameters - shapes.layers * shapes.layer_parameters) * w
-        leaving = 0 if lora else 2 * layer
-        ends = 2 * rest if trains_all(arm) else 0
+    layer, rest, leaving = gathered_bytes(shapes, arm, w) if devices > 1 else (0, 0, 0)
+    ends = 2 * rest * trains_all(arm) if devices > 1 else (2 if shapes.tied else 1) * head
     before = gradients if one.more else 0
     peak = runtime + held + adapter + -(-moments // spread) + holes + max(
         before + activations + logits + rest + layer,
@@ -515,6 +509,13 @@ def training_parts(
     }
 
 
+def gathered_bytes(shapes: Shapes, arm: Arm, weight_bytes: int) -> tuple[int, int, int]:
+    """Of a run over several devices: a layer, all outside the layers, gradients on their way."""
+    layer = shapes.layer_parameters * weight_bytes
+    rest = shapes.parameters * weight_bytes - shapes.layers * layer
+    return layer, rest, 0 if isinstance(arm, LoraArm) else 2 * layer
+
+
 def _has_anchor(arm: FullArm) -> bool:
     """Whether decay keeps a copy of what the trained weights were (`training/optimisers.py`)."""
     return arm.weight_decay_toward == "base" and arm.weight_decay > 0
@@ -526,6 +527,13 @@ def _has_anchor(arm: FullArm) -> bool:
 def measured_tasks(section: MeasureSection) -> list[str]:
     """Laura's own tasks among those a recipe names."""
     return [name for name in (*section.learning, *section.forgetting) if name in TASKS]
+
+
+def measured_bytes(section: MeasureSection, machine: Machine) -> int:
+    """Of a number in the arithmetic of `measure.precision`, as `device.resolve_precision`."""
+    if section.precision is None:
+        return 2 if machine.kind == "cuda" else FLOAT32
+    return {"fp32": FLOAT32, "bf16": 2}.get(section.precision, machine.arithmetic_bytes)
 
 
 def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine) -> dict[str, int]:
@@ -545,7 +553,7 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
         machine: Where; it decides how long a pass is, and the memory for keys and values.
     """
     arm, section, w = recipe.arms[name], recipe.measure, NUMBER_BYTES[recipe.base.dtype]
-    e = {"fp32": 4, "bf16": 2}.get(section.precision, machine.arithmetic_bytes)
+    e = measured_bytes(section, machine)
     kinds = {TASKS[name].kind for name in measured_tasks(section)}
     kinds |= {TASKS[extra.task].kind for extra in section.extras.values()}
     lora = isinstance(arm, LoraArm)
@@ -578,7 +586,7 @@ def vllm_bytes(shapes: Shapes, recipe: Recipe, machine: Machine) -> tuple[int, i
     """
     if recipe.measure.engine == "laura":
         return 0, 0
-    e = {"fp32": 4, "bf16": 2}.get(recipe.measure.precision, machine.arithmetic_bytes)
+    e = measured_bytes(recipe.measure, machine)
     cpu = machine.kind == "cpu"
     cache = VLLM_CPU_CACHE if cpu else cache_row_bytes(shapes, shapes.context, e)
     logits = 2 * PASS_TOKENS * shapes.vocabulary * FLOAT32

@@ -27,9 +27,9 @@ from laura.study.plan.memory import (
     OPTIMISER_STATE,
     adapted_maps,
     averages_kept,
+    buffer_numbers,
     checkpoint_numbers,
     first_trained,
-    kept_numbers,
     lockstep_runs,
     measured_tasks,
     start_numbers,
@@ -310,7 +310,7 @@ def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey) -> ArmWo
     states = 2 if recipe.train.schedule == "trapezoidal" and count > 1 else 1
     moments = OPTIMISER_STATE[recipe.train.optimiser][0] + averages_kept(arm)
     state = trainable_parameters(shapes, arm) * kept * (1 + moments)
-    state += (start_numbers(shapes, arm) + kept_numbers(shapes, arm)) * FLOAT32
+    state += buffer_numbers(shapes, arm) * FLOAT32
     return ArmWork(
         runs=times * each,
         longer=steps_beyond * often * each,
