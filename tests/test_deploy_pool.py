@@ -166,7 +166,7 @@ def test_what_is_read_of_the_environment_is_known() -> None:
     for file in (COMPOSE, KUBERNETES):
         text = file.read_text("utf-8")
         assert set(re.findall(r"\bLAURA_\w+", text)) == {known}
-        (url,) = re.findall(r"postgresql\S+", text)
+        (url,) = re.findall(r"postgresql\+psycopg\S+", text)
         assert make_url(url).password is None, "libpq reads it: PGPASSFILE, PGPASSWORD"
         assert re.search("PGPASSFILE|PGPASSWORD", text)
 
