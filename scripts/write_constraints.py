@@ -28,8 +28,9 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"]]
     for name, extra in project["optional-dependencies"].items():
-        # vLLM pins its own torch, lives in an environment of its own, and is tested from there.
-        if name != "vllm":
+        # vLLM pins its own torch, lives in an environment of its own, and is tested from there;
+        # trackio would bring uvloop, which a server takes up where it finds it.
+        if name not in ("vllm", "trackio"):
             wanted += [line for line in extra if Requirement(line).name != project["name"]]
     pins = {name: f"{name}=={found[0]}" for name, found in installed_closure(wanted).items()}
     pins |= RANGES
