@@ -44,7 +44,11 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+    except (OSError, ValueError):  # no file can be called so, as reading it tells
+        return [path]
+    if folder:
         # Those that glob finds are not hidden.
         found = glob.iglob(f"{glob.escape(str(path))}/**", recursive=True)
         files = [Path(name) for name in found if ending(Path(name)) in ENDINGS]
