@@ -143,7 +143,7 @@ def test_the_plan_tells_the_change_as_lines_of_a_recipe() -> None:
     )
     assert "  not full: training it takes at least 101 GiB on one device" in told
     assert "On 8 devices of 22.4 GiB" in told
-    # `preset: paper` measures in fp32; by default a GPU measures in bf16, for which there is no room.
+    # `preset: paper` measures in fp32. A GPU would in bf16, for which there is no room.
     recipe = with_change(recipe, {"measure": {"precision": None}})
     big = plan_text(plan(recipe, devices=[8], device_memory=80 * GB, flops_per_second=4e14))
     assert "On 8 devices of 74.5 GiB with\n  measure: {precision: fp32}\n" in big
