@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -483,6 +484,7 @@ def test_two_servers_of_which_one_is_killed(postgres: Postgres) -> None:
             "POST", f"{one.url}/v1/completions", json={**long, "stream": True}, headers=headers
         ) as stream:
             next(stream.iter_lines())
+            one.child.send_signal(signal.SIGSTOP)  # else it may be done by then
             assert status() == 429
             one.child.kill()
         killed = time.monotonic()

@@ -476,8 +476,8 @@ def runtime(smollm2_folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory of a process")
-# The first of the last three is on a quantised base, the others pass their layers once more.
-@pytest.mark.parametrize("number", [*range(5), -4, -3, -2])
+# Then one on a quantised base, two that pass their layers once more, and one beside its base.
+@pytest.mark.parametrize("number", [*range(5), -6, -5, -4, -2])
 def test_peak_memory_is_predicted(
     benchmark: Any, runtime: int, tmp_path: Path, number: int
 ) -> None:
