@@ -182,11 +182,8 @@ def _turned(task: str, evidence: Evidence, points: Sequence[Point]) -> TurnedIte
         return None
     after = []
     for point in points:
-        result = point.results.get(task)
-        found = None if result is None else _columns(result, [metric])
-        if result is None or found is None or result.version != base.version:
-            return None
-        if not np.array_equal(found[0], before[0]):
+        found = _same_items(point.results.get(task), base, before[0], [metric])
+        if found is None:
             return None
         after.append(found[1])
     choices = [len(item.get("loglikelihoods", ())) for item in base.items]
@@ -537,10 +534,8 @@ def _scores(task: str, evidence: Evidence, gaps: list[str]) -> DrawnScores | Non
         return None
     columns, places, missing = [first[1:]], [], []
     for place, point in enumerate(evidence.points):
-        result = point.results.get(task)
-        same = result is not None and result.version == base.version
-        found = _columns(result, fields) if result and same else None
-        if found is not None and np.array_equal(found[0], first[0]):
+        found = _same_items(point.results.get(task), base, first[0], fields)
+        if found is not None:
             columns.append(found[1:])
             places.append(place)
         else:
@@ -551,6 +546,16 @@ def _scores(task: str, evidence: Evidence, gaps: list[str]) -> DrawnScores | Non
     sign = 1.0 if measure.higher_is_better else -1.0
     points = {place: sign * drawn[:, 1 + number] for number, place in enumerate(places)}
     return DrawnScores(sign * drawn[:, 0], points, len(first[0]), sign)
+
+
+def _same_items(
+    result: TaskResult | None, base: TaskResult, indices: Array, fields: Sequence[str]
+) -> list[Array] | None:
+    """As `_columns`; None too where they are not of the base's version and items."""
+    if result is None or result.version != base.version:
+        return None
+    found = _columns(result, fields)
+    return found if found is not None and np.array_equal(found[0], indices) else None
 
 
 def _columns(result: TaskResult, fields: Sequence[str]) -> list[Array] | None:

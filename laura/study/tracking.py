@@ -108,16 +108,16 @@ class Mirror:
             everyone = read_json(file) if file.is_file() else {}
             told = {run: _Told(**one) for run, one in everyone.get(self._name, {}).items()}
             yield told
-            everyone[self._name] = {run: vars(one) for run, one in told.items()}
-            write_json(file, everyone)
+            now = {run: vars(one) for run, one in told.items()}
+            if now != everyone.get(self._name):
+                write_json(file, {**everyone, self._name: now})
 
     def _tell_runs(self, recipe: Recipe, told: dict[str, _Told]) -> None:
         if self._tracker is None:
             self._tracker = find(self._name).connect(self._store.folder.name, self._store.folder)
         for run in self._store.runs():
-            record, known = read_record(run), told.setdefault(run.folder.name, _Told())
-            state = run.state
-            if record is None or known.state == state != "open":
+            known, state = told.setdefault(run.folder.name, _Told()), run.state
+            if known.state == state != "open" or (record := read_record(run)) is None:
                 continue
             metrics = run.metrics()
             scores = _score_rows(self._store, run, record, recipe, known.results)
@@ -125,7 +125,7 @@ class Mirror:
             if rows:
                 self._opened(run.folder.name, record, recipe).log(rows)
             known.rows = max(known.rows, len(metrics))
-            known.results += scores
+            known.results = [*known.results, *scores]  # the file's own list stays as it was read
             # A run that is done is measured only then.
             whole = len(known.results) == len(record["points"]) * len(_measured(recipe))
             if state != "open" and (whole or state != "done"):
@@ -202,15 +202,16 @@ def tracked(folders: Sequence[Path], trackers: Sequence[str], progress: Progress
         for mirror in mirrors:
             mirror.end(concluded)
 
+    if not mirrors:
+        yield
+        return
     thread = threading.Thread(target=follow, name="laura-tracking", daemon=True)
-    if mirrors:
-        thread.start()
+    thread.start()
     try:
         yield
         concluded = True
     finally:
         ended.set()
-        if mirrors:
-            thread.join(LAST_SECONDS)
-            if thread.is_alive():
-                progress.say("trackers are still being told; `laura track STUDY NAME` goes on")
+        thread.join(LAST_SECONDS)
+        if thread.is_alive():
+            progress.say("trackers are still being told; `laura track STUDY NAME` goes on")

@@ -115,6 +115,7 @@ def test_a_run_is_told_as_it_goes_on(study: StudyStore, kept: Kept) -> None:
     run.metrics_file.write_text("".join(lines[:4]))
     mirror.tell()
     run.metrics_file.write_text("".join(lines))
+    mirror.tell()
     (study.folder / "results").rename(results)
     mirror.tell()
     assert not kept.states[run.folder.name]
@@ -122,6 +123,7 @@ def test_a_run_is_told_as_it_goes_on(study: StudyStore, kept: Kept) -> None:
     Mirror(study.folder, "kept").tell()  # another command, which knows what the first one told
     steps = [row for row in told if any(name.endswith("/loss") for name in row[1])]
     assert len(steps) == len(lines)
+    assert len({(step, *row) for step, row in told}) == len(told), "nothing is told twice"
     assert not missing(told, expected(study, run.folder.name))
     assert kept.states[run.folder.name] == ["done"]
 
