@@ -727,7 +727,8 @@ class Comparison(File):
 
     `learning` and `forgetting` are the first arm's minus the second's, each at its own best
     rate; `equal_learning` is the difference of forgetting averaged over `levels`, the range
-    of learning that both reach. None where there is too little, and `reason` says what.
+    of learning that both reach, and `joint` its interval at the level at which those of all
+    comparisons hold together. None where there is too little, and `reason` says what.
     """
 
     arms: tuple[str, str]
@@ -736,6 +737,7 @@ class Comparison(File):
     forgetting: Estimated | None = None
     equal_learning: Estimated | None = None
     levels: tuple[FiniteFloat, FiniteFloat] | None = None
+    joint: tuple[FiniteFloat, FiniteFloat] | None = None
     edge: bool = False
     reason: str = ""
 
