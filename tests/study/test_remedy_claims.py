@@ -90,8 +90,10 @@ def diverging(follows: bool) -> Setting:
                    **SURE)  # fmt: skip
     points = []
     for place, point in enumerate(made.evidence.points):
-        lost = sum(made._items(made.evidence.base[t])[1].mean()
-                   - made._items(point.results[t])[1].mean() for t in made.evidence.accuracies)
+        lost = sum(
+            made._items(made.evidence.base[t])[1].mean() - made._items(point.results[t])[1].mean()
+            for t in made.evidence.accuracies
+        )
         nats = 1 + lost if follows else 1 + (place * 7 % 11) / 11
         metric = Metric(float(nats), 0.0, False)
         point.results["kl"] = TaskResult("kl", "1", "m", 1, {"nats_per_token": metric}, [])
