@@ -805,6 +805,26 @@ class Candidate(File):
     why_not: str = ""
 
 
+class ReplayLaw(File):
+    """What a law fitted over shares of replay says of a bound on forgetting.
+
+    Attributes:
+        arm: The arm without replay.
+        shares: The shares that were tried.
+        budget: The budget it speaks of, the largest.
+        r_squared: Of the fit over shares and budgets.
+        share: The least share that keeps the bound; None beyond the largest that was tried.
+        interval: Its 95 % interval; an end that is None lies beyond likewise.
+    """
+
+    arm: str
+    shares: list[FiniteFloat]
+    budget: FiniteFloat
+    r_squared: Rounded
+    share: Rounded | None
+    interval: tuple[Rounded | None, Rounded | None]
+
+
 class Recommendation(File):
     """Which configuration to take.
 
@@ -823,6 +843,7 @@ class Recommendation(File):
     chosen: Candidate | None = None
     alternatives: list[Candidate] = []
     confirm: str = ""
+    replay: list[ReplayLaw] = []
     not_tried: list[str] = []
     recipe: str | None = None
     adapter: str | None = None
