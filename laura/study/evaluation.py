@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,37 +62,72 @@ def evaluate_model(
         a standard error and, where it is a mean over items, a bootstrap interval.
     """
     for task in tasks:
-        _check_task(task, section)
+        check_task(task, section)
+
+    def documents(tokenizer: Any) -> dict[str, Any]:
+        return _documents(tasks, section, tokenizer, data_dir)
+
     adapters = dict(adapters or {})
-    subjects = [] if adapters and not with_base else [_subject(None, adapters, out)]
-    subjects += [_subject(name, adapters, out) for name in adapters]
+    found = measure_models(
+        model, adapters=adapters, with_base=with_base or not adapters, tasks=tasks,
+        section=section, documents=documents, data_dir=data_dir, out=out, device=device,
+        progress=progress,
+    )  # fmt: skip
+    base = found.get(BASE, {})
+    answers = {
+        name: {
+            task: _answer(
+                result, _out(name, adapters, out), None if name == BASE else base.get(task)
+            )
+            for task, result in results.items()
+        }
+        for name, results in found.items()
+    }
+    return answers if adapters else answers[BASE]
+
+
+def measure_models(
+    model: str,
+    *,
+    adapters: Mapping[str, Path],
+    with_base: bool,
+    tasks: Sequence[str],
+    section: MeasureSection,
+    documents: Callable[[Any], dict[str, Any]],
+    data_dir: Path | None,
+    out: Path,
+    device: str | None,
+    progress: Progress,
+) -> dict[str, dict[str, TaskResult]]:
+    """Results by task of the base, under `base`, and of each adapter; all in one pass over a task.
+
+    Args:
+        documents: Gives the documents of the losses for a tokenizer.
+        model, adapters, with_base, tasks, section, data_dir, out, device, progress: As for
+            `evaluate_model`.
+    """
+    names = [*([BASE] if with_base else []), *adapters]
     opened = ENGINES[section.engine].models(model, adapters, section, device, progress)
     with opened as (engine, mark):
-        name = f"{model}@{mark[:MARK]}"
-        named = [
-            replace(s, name=f"{name} + {_marked(s.adapter, adapters)}" if s.adapter else name)
-            for s in subjects
-        ]
-        documents = _documents(tasks, section, engine.tokenizer, data_dir)
-        material = Material(section, file_rows(data_dir), documents, data_dir=data_dir)
+        base_name = f"{model}@{mark[:MARK]}"
+        subjects = [_subject(name, base_name, adapters, out) for name in names]
+        material = Material(
+            section, file_rows(data_dir), documents(engine.tokenizer), data_dir=data_dir
+        )
 
         def tell(plans: list[tuple[TaskPlan, int]]) -> None:
             _tell(engine, plans, section, progress)
 
-        results = evaluate_all(engine, tasks, material, named, progress=progress, before=tell)
-    if not adapters:
-        return {task: _answer(found, subjects[0]) for task, found in results[0].items()}
-    base = results[0] if with_base else {}
-    return {
-        subject.adapter or BASE: {
-            task: _answer(found, subject, base.get(task) if subject.adapter else None)
-            for task, found in measured.items()
-        }
-        for subject, measured in zip(subjects, results, strict=True)
-    }
+        results = evaluate_all(engine, tasks, material, subjects, progress=progress, before=tell)
+    return dict(zip(names, results, strict=True))
 
 
-def _check_task(task: str, section: MeasureSection) -> None:
+def check_task(task: str, section: MeasureSection) -> None:
+    """Refuse a task that a model alone cannot be measured on.
+
+    Raises:
+        UsageError: there is none of this name, or it needs a recipe.
+    """
     check_name(task, section.extras)
     entry = TASKS.get(task)
     if entry and (entry.kind == "divergence" or task in ("target_loss", "validation_loss")):
@@ -104,9 +138,15 @@ def _check_task(task: str, section: MeasureSection) -> None:
         )
 
 
-def _subject(adapter: str | None, adapters: Mapping[str, Path], out: Path) -> Subject:
-    folder = out / (adapter or BASE) if adapters else out
-    return Subject(adapter or BASE, lambda task: folder / f"{task}.json", adapter)
+def _out(name: str, adapters: Mapping[str, Path], out: Path) -> Path:
+    return out / name if adapters else out
+
+
+def _subject(name: str, base: str, adapters: Mapping[str, Path], out: Path) -> Subject:
+    folder = _out(name, adapters, out)
+    adapter = name if name in adapters else None
+    told = f"{base} + {_marked(name, adapters)}" if adapter else base
+    return Subject(told, lambda task: folder / f"{task}.json", adapter)
 
 
 def _marked(adapter: str, adapters: Mapping[str, Path]) -> str:
@@ -159,12 +199,12 @@ def _tell(
         progress.say(f"This takes {word} {duration_text(seconds)} (minutes:seconds) here")
 
 
-def _answer(found: TaskResult, subject: Subject, base: TaskResult | None = None) -> dict[str, Any]:
+def _answer(found: TaskResult, folder: Path, base: TaskResult | None = None) -> dict[str, Any]:
     metrics = found.to_json()["metrics"]
     for name, metric in metrics.items() if base is not None else ():
         assert base is not None
         metric["change"] = _change(base, found, name)
-    return {"file": str(subject.out(found.task)), "n": found.n, "metrics": metrics}
+    return {"file": str(folder / f"{found.task}.json"), "n": found.n, "metrics": metrics}
 
 
 def _change(base: TaskResult, found: TaskResult, metric: str) -> dict[str, Any]:
