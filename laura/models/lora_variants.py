@@ -62,7 +62,7 @@ class DoraLinear(LoraLinear):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.plain: set[int] = set()
-        self._lengths: dict[int, tuple[_Mark, Tensor]] = {}
+        self._lengths: dict[int, tuple[Mark, Tensor]] = {}
         start_O = self._measured(0)
         self.magnitude = nn.ParameterList(start_O.clone() for _ in self.scales)
 
@@ -115,7 +115,7 @@ class DoraLinear(LoraLinear):
         sources = (*self.base.parameters(), *self.base.buffers(), self.A, self.B)
         kept = self._lengths.get(slot)
         if kept is None or not kept[0].fits(sources):
-            kept = self._lengths[slot] = (_Mark(sources), self._measured(slot))
+            kept = self._lengths[slot] = (Mark(sources), self._measured(slot))
         return kept[1]
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class DoraLinear(LoraLinear):
         return torch.cat(lengths)
 
 
-class _Mark:
+class Mark:
     """Tensors as they were, without keeping them alive."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:

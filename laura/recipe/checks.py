@@ -20,10 +20,13 @@ from laura.recipe.remedies import PLACES
 from laura.recipe.search import families_of
 from laura.recipe.sections import (
     BASE_SAMPLES,
+    METHODS,
     NOT_IN_GRIDS,
+    AdapterArm,
     ExternalPoint,
     FullArm,
     LoraArm,
+    OftArm,
     Place,
     Recipe,
     Section,
@@ -215,7 +218,7 @@ def _dtype_faults(recipe: Recipe) -> Iterable[Fault]:
 @_needs("base", "train", "arms")
 def _base_dtype_faults(recipe: Recipe) -> Iterable[Fault]:
     for name, arm in recipe.arms.items():
-        held = arm.base_dtype if isinstance(arm, LoraArm) else None
+        held = arm.base_dtype if isinstance(arm, AdapterArm) else None
         if held and recipe.train.precision == "fp32":
             yield Fault(
                 f"arms.{name}.base_dtype",
@@ -247,6 +250,14 @@ def _quantization_faults(recipe: Recipe) -> Iterable[Fault]:
             f"bits cannot be stepped, and whole models ({arms}) would differ from such a base by "
             "its rounding; leave it out, or give LoRA arms alone",
         )
+    for name, arm in recipe.arms.items():
+        if isinstance(arm, OftArm) and recipe.base.quantization is not None:
+            yield Fault(
+                f"arms.{name}.method",
+                f"is oft, which is not trained on a base in {recipe.base.quantization}: what is "
+                "rotated would have to be rounded again to be merged; take lora, or leave "
+                "base.quantization out",
+            )
 
 
 @_needs("arms", "budget", "seeds", "search")
@@ -292,7 +303,8 @@ def _shared_rate_faults(recipe: Recipe) -> Iterable[Fault]:
     if shared and not recipe.search.allow_shared_rate:
         yield Fault(
             "arms",
-            "full and lora would be compared at one shared learning rate, which misleads (the "
+            f"{' and '.join(sorted(methods))} would be compared at one shared learning rate, which "
+            "misleads (the "
             "best LoRA rate is about ten times the best full rate); give each arm its own "
             "learning_rates, or set search.allow_shared_rate: true",
         )
@@ -355,6 +367,9 @@ def _engine_faults(recipe: Recipe) -> Iterable[Fault]:
             "that the base, in bfloat16, has rounded; set it to bf16, or leave measure.engine out",
         )
     for name, arm in recipe.arms.items():
+        if isinstance(arm, OftArm):
+            problem = "is oft, and vLLM (measure.engine) takes LoRA"
+            yield Fault(f"arms.{name}.method", f"{problem}; leave measure.engine out")
         for key, problem in _vllm_misfits(arm) if isinstance(arm, LoraArm) else ():
             advice = "change it, or leave measure.engine out"
             yield Fault(f"arms.{name}.{key}", f"{problem}; {advice}")
@@ -422,7 +437,6 @@ def _replay_faults(recipe: Recipe) -> Iterable[Fault]:
 
 
 SectionType = TypeVar("SectionType", bound=Section)
-METHODS: dict[Any, type[Section]] = {"full": FullArm, "lora": LoraArm}
 
 
 def validate(
@@ -462,9 +476,9 @@ def _problem(item: Any, kind: type[Section]) -> str:
         case "missing":
             return "is needed but missing"
         case "union_tag_not_found":
-            return "needs a method: full or lora"
+            return "needs a method: full, lora or oft"
         case "union_tag_invalid":
-            return f"method must be full or lora, came {short(context.get('tag'))}"
+            return f"method must be full, lora or oft, came {short(context.get('tag'))}"
         case "literal_error":
             return f"must be {context['expected']}{came}"
         case "string_pattern_mismatch":
@@ -491,9 +505,9 @@ def _unknown(location: Place, kind: type[Section]) -> str:
             return "cannot stand in a grid: write an arm for each method"
         allowed = [name for name in allowed if name not in NOT_IN_GRIDS]
     here = f"allowed here: {', '.join(allowed)}"
-    for method, arm in METHODS.items():
-        if location[0] == "arms" and key in arm.model_fields and key not in fields:
-            return f"is a key of {method} arms only; {here}"
+    owners = [method for method, arm in METHODS.items() if key in arm.model_fields]
+    if location[0] == "arms" and owners and key not in fields:
+        return f"is a key of {' and '.join(owners)} arms only; {here}"
     near = difflib.get_close_matches(key, allowed, n=1)
     return f"unknown key; {f'did you mean {near[0]}? ' if near else ''}{here}"
 
@@ -502,7 +516,7 @@ def _section_at(location: Place, kind: type[Section]) -> type[Section]:
     """The kind of section that stands at a place: keys are followed, names and indexes passed."""
     for place, part in enumerate(location):
         if _is_method(location, place):
-            kind = METHODS[part]
+            kind = METHODS[str(part)]
         elif part in kind.model_fields:
             kind = next(_sections(kind.model_fields[str(part)].annotation), kind)
     return kind

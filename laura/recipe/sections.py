@@ -176,7 +176,7 @@ class ExternalPoint(Section):
 
 
 class AnyArm(Section):
-    """What full finetuning and LoRA have in common."""
+    """What all arms have in common."""
 
     later = frozenset(
         {"external", "layers", "attention_dropout", "residual_dropout", "replay"}
@@ -281,6 +281,9 @@ class AnyArm(Section):
             elif name is not None and (strength or 0) > table[name].most:
                 problem = f"is {strength:g}, at most {table[name].most:g} with {place}: {name}"
                 yield f"{place}_strength", problem
+            if name is not None and table[name].lora_only and not isinstance(self, LoraArm):
+                problem = f"is {name}, which holds LoRA's factors back; there are none"
+                yield place, f"{problem} in full finetuning and in OFT: leave it out"
 
 
 class FullArm(AnyArm):
@@ -301,11 +304,6 @@ class FullArm(AnyArm):
     def faults(self) -> Iterable[tuple[str, str]]:
         """Values that do not go together."""
         yield from super().faults()
-        for place, table in PLACES.items():
-            name = getattr(self, place)
-            if name is not None and table[name].lora_only:
-                problem = f"is {name}, which holds LoRA's factors back; full finetuning has none"
-                yield place, f"{problem}: leave it out"
         if self.weight_decay_toward == "base" and not self.weight_decay:
             yield (
                 "weight_decay_toward",
@@ -314,10 +312,31 @@ class FullArm(AnyArm):
             )
 
 
-class LoraArm(AnyArm):
+class AdapterArm(AnyArm):
+    """What arms have in common that leave the base's weights alone."""
+
+    later = AnyArm.later | {"base_dtype"}
+
+    targets: Literal["all", "mlp", "attention"] | list[str] = "all"
+    """Linear maps that get an update: a group, or module names."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled decay of what is trained toward zero: toward the base, but with `init: pissa` or
+    `milora` away from it."""
+    base_dtype: Literal["bfloat16"] | None = None
+    """Type the frozen weights are held in while this arm is trained; null: `base.dtype`, in which
+    every arm is measured. Saves memory where `base.dtype` is float32 for the sake of full arms."""
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together."""
+        yield from super().faults()
+        if self.targets == []:
+            yield "targets", "is empty; name a module or use all, mlp, attention"
+
+
+class LoraArm(AdapterArm):
     """LoRA: low-rank updates beside frozen weights."""
 
-    later = AnyArm.later | {"lora_plus_ratio", "init", "dora", "protect", "base_dtype"}
+    later = AdapterArm.later | {"lora_plus_ratio", "init", "dora", "protect"}
 
     method: Literal["lora"]
     """lora"""
@@ -329,13 +348,8 @@ class LoraArm(AnyArm):
     """Scale numerator; null means 2r."""
     rslora: bool = False
     """Scale by alpha/sqrt(r) instead of alpha/r."""
-    targets: Literal["all", "mlp", "attention"] | list[str] = "all"
-    """Linear maps that get an update: a group, or module names."""
     dropout: Share = 0.0
     """Dropout on the input of the update."""
-    weight_decay: NotNegative = 0.0
-    """Decoupled decay of A and B toward zero: toward the base, but with `init: pissa` or `milora`
-    away from it."""
     lora_plus_ratio: float = Field(1.0, ge=1)
     """LoRA+: rate of B as a multiple of A's; 1 is plain LoRA."""
     init: Literal["default", "pissa", "milora"] = "default"
@@ -347,9 +361,6 @@ class LoraArm(AnyArm):
     protect: int = Field(0, ge=0)
     """OPLoRA: so many leading singular directions of each weight, on both sides, are left alone by
     the update."""
-    base_dtype: Literal["bfloat16"] | None = None
-    """Type the frozen weights are held in while this arm is trained; null: `base.dtype`, in which
-    every arm is measured. Saves memory where `base.dtype` is float32 for the sake of full arms."""
 
     @property
     def alpha_value(self) -> float:
@@ -359,8 +370,6 @@ class LoraArm(AnyArm):
     def faults(self) -> Iterable[tuple[str, str]]:
         """Values that do not go together."""
         yield from super().faults()
-        if self.targets == []:
-            yield "targets", "is empty; name a module or use all, mlp, attention"
         if self.dora and self.init != "default":
             yield (
                 "init",
@@ -376,7 +385,19 @@ class LoraArm(AnyArm):
             )
 
 
-Arm = Annotated[FullArm | LoraArm, Field(discriminator="method")]
+class OftArm(AdapterArm):
+    """OFT: the inputs of frozen weights are rotated, block by block."""
+
+    method: Literal["oft"]
+    """oft"""
+    learning_rates: list[Rate] = Field([3e-4, 1e-3, 3e-3], min_length=1)
+    """Rates to try."""
+    block_size: int = Field(32, ge=2)
+    """Inputs that are rotated together; divides the inputs of every target."""
+
+
+Arm = Annotated[FullArm | LoraArm | OftArm, Field(discriminator="method")]
+METHODS: dict[str, type[AnyArm]] = {"full": FullArm, "lora": LoraArm, "oft": OftArm}
 
 
 def _named_once(values: list[Any]) -> list[Any]:
@@ -720,7 +741,7 @@ class BaseSection(Section):
 
     def dtype_under(self, arm: Arm) -> str:
         """Type the weights are held in while an arm is trained."""
-        return (arm.base_dtype if isinstance(arm, LoraArm) else None) or self.dtype
+        return (arm.base_dtype if isinstance(arm, AdapterArm) else None) or self.dtype
 
 
 def _listed(value: object) -> object:

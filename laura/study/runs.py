@@ -11,7 +11,7 @@ from typing import Any
 
 from laura.data.mixing import Dealt
 from laura.recipe.search import grid_seeds, reachable_rates
-from laura.recipe.sections import Arm, BudgetSection, ExternalPoint, FullArm, LoraArm, Recipe
+from laura.recipe.sections import METHODS, AdapterArm, Arm, BudgetSection, ExternalPoint, Recipe
 from laura.results.errors import StoreError, UsageError
 from laura.results.store import RunStore, read_json
 from laura.study.evidence import Choice
@@ -99,7 +99,7 @@ def further_seeds(recipe: Recipe) -> list[int]:
 def cohorts(specs: Iterable[RunSpec], recipe: Recipe, workers: int = 1) -> list[list[RunSpec]]:
     """The runs in groups that are trained together, in the order of their first ones.
 
-    LoRA runs go together that share arm, seed and budget and so differ in the learning
+    Runs of adapters go together that share arm, seed and budget and so differ in the learning
     rate alone, at most `train.cohort` of them; `training/cohort.py` says how. More are shared
     out evenly: nine with at most eight are five and four. No worker shall wait while another
     has a cohort, so they are also shared out among the workers.
@@ -109,9 +109,9 @@ def cohorts(specs: Iterable[RunSpec], recipe: Recipe, workers: int = 1) -> list[
     alike: dict[tuple[str, int, str] | int, list[RunSpec]] = {}
     for number, spec in enumerate(specs):
         arm = recipe.arms[spec.arm]
-        lora = isinstance(arm, LoraArm) and arm.external is None
+        adapter = isinstance(arm, AdapterArm) and arm.external is None
         shared = (spec.arm, spec.seed, spec.budget.model_dump_json())
-        alike.setdefault(shared if lora else number, []).append(spec)
+        alike.setdefault(shared if adapter else number, []).append(spec)
     groups = []
     for group in alike.values():
         parts = max(ceil(len(group) / recipe.train.cohort), min(workers, len(group)))
@@ -293,9 +293,9 @@ def _settings(arm: dict[str, Any]) -> dict[str, Any] | None:
     """An arm's settings, with what was not yet known of arms when a run was recorded."""
     known = {name: value for name, value in arm.items() if name not in _APART}
     try:
-        kind = LoraArm if known.get("method") == "lora" else FullArm
+        kind = METHODS[known.get("method", "full")]
         return kind.model_validate(known).model_dump(mode="json", exclude=_APART)
-    except ValueError:  # of a version of Laura that knew other settings
+    except (KeyError, ValueError):  # of a version of Laura that knew other settings
         return None
 
 

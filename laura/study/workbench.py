@@ -22,7 +22,7 @@ from laura.models.external import weights_folder
 from laura.models.layers import chosen_layers, dropping
 from laura.models.load import Base, load_base, quiet_transformers
 from laura.models.lora import LoraSettings, detach, lora_layers, rate_ratios, route
-from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
+from laura.recipe.sections import AdapterArm, Arm, BaseSection, FullArm, LoraArm, OftArm
 from laura.results.errors import StoreError
 from laura.results.progress import SILENT, Progress
 from laura.results.schema import RECORD_FILE, read_record
@@ -119,7 +119,7 @@ class Workbench:
         else:
             self._drop()  # there is room for one
             base = self._load(dtype)
-        if isinstance(arm, LoraArm):
+        if isinstance(arm, AdapterArm):
             settings = lora_settings(arm)
             attach(base.model, settings, seed)
             write = _adapter_writer(base, settings)
@@ -132,7 +132,7 @@ class Workbench:
             with dropping(base.model, arm.attention_dropout, arm.residual_dropout):
                 yield Adapted(base.model, write, _trainable(base.model), rule_of(arm, rule))
         finally:
-            if isinstance(arm, LoraArm) and devices == 1:
+            if isinstance(arm, AdapterArm) and devices == 1:
                 detach(base.model)
                 base.model.requires_grad_(False)
             else:
@@ -192,7 +192,7 @@ class Workbench:
             AdapterError, ModelError: the arm does not fit the base.
         """
         model = self.base.model
-        if isinstance(arm, LoraArm):
+        if isinstance(arm, AdapterArm):
             # However A and B start, they are equally many; decompositions take long.
             plain = replace(lora_settings(arm), pissa=False, milora=False, protect=0)
             attach(model, plain, seed=0)
@@ -206,16 +206,22 @@ class Workbench:
             model.requires_grad_(False)
 
 
-def lora_settings(arm: LoraArm) -> LoraSettings:
+def lora_settings(arm: AdapterArm) -> LoraSettings:
     """The adapter settings of an arm."""
     targets = arm.targets if isinstance(arm.targets, str) else tuple(arm.targets)
+    layers = None if arm.layers is None else tuple(arm.layers)
+    if isinstance(arm, OftArm):
+        return LoraSettings(
+            rank=1, alpha=1.0, targets=targets, layers=layers, block_size=arm.block_size
+        )
+    assert isinstance(arm, LoraArm)
     return LoraSettings(
         rank=arm.rank,
         alpha=arm.alpha_value,
         targets=targets,
         dropout=arm.dropout,
         rslora=arm.rslora,
-        layers=None if arm.layers is None else tuple(arm.layers),
+        layers=layers,
         pissa=arm.init == "pissa",
         milora=arm.init == "milora",
         protect=arm.protect,
@@ -223,10 +229,10 @@ def lora_settings(arm: LoraArm) -> LoraSettings:
     )
 
 
-def _adapter_rule(model: torch.nn.Module, arm: LoraArm) -> StepRule:
+def _adapter_rule(model: torch.nn.Module, arm: AdapterArm) -> StepRule:
     # A length pulled to zero would silence its output; decay is meant for A and B.
     lengths = [name for name, p in model.named_parameters() if p.requires_grad and p.dim() == 1]
-    ratios = rate_ratios(model, arm.lora_plus_ratio)
+    ratios = rate_ratios(model, arm.lora_plus_ratio) if isinstance(arm, LoraArm) else {}
     return StepRule(arm.weight_decay, rate_ratios=ratios, undecayed=lengths)
 
 

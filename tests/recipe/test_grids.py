@@ -116,7 +116,7 @@ def test_any_grid_of_good_values_is_the_product(data: st.DataObject) -> None:
         ("rank: [4, 16]", "method: [full]", "arms.lora.grid.method", "an arm for each", 10),
         ("rank: [4, 16]", "grid: [1]", "arms.lora.grid.grid", "unknown key", 10),
         ("method: lora\n", "method: lora\n    rank: 8\n", "arms.lora.grid.rank", "keep one", 11),
-        ("method: lora\n", "method: lorra\n", "arms.lora", "full or lora", 6),
+        ("method: lora\n", "method: lorra\n", "arms.lora", "full, lora or oft", 6),
         ("[q_proj, v_proj]]", "[]]", "arms.lora.grid.targets", "is empty", 11),
         ("  full:", "  lora-rank-4-targets-all:", "arms.lora.grid", "another of that name", 9),
         ("rank: [4, 16]", f"rank: [{', '.join(map(str, range(1, 120)))}]", "arms.lora.grid",

@@ -34,7 +34,7 @@ def test_every_remedy_stands_on_the_page_with_its_file_and_strength(place: str) 
 def test_every_kind_of_lora_stands_there() -> None:
     for name in get_args(LoraArm.model_fields["init"].annotation):
         assert name == "default" or f"| `init: {name}` |" in PAGE
-    for key in ("rslora: true", "dora: true", "lora_plus_ratio", "protect: k"):
+    for key in ("rslora: true", "dora: true", "lora_plus_ratio", "protect: k", "method: oft"):
         assert f"| `{key}` |" in PAGE
 
 

@@ -19,7 +19,7 @@ from laura.data.examples import Example
 from laura.data.sources import count_examples, is_endless, source_file, stream_examples
 from laura.evals.tasks import TASKS
 from laura.recipe.search import families_of, grid_seeds, rates_beyond
-from laura.recipe.sections import Arm, LoraArm, MeasureSection, Recipe
+from laura.recipe.sections import AdapterArm, Arm, LoraArm, MeasureSection, OftArm, Recipe
 from laura.results.errors import DataError, HubError
 from laura.study.plan.memory import (
     FLOAT32,
@@ -241,9 +241,11 @@ def work_of(shapes: Shapes, arm: Arm) -> TrainingWork:
     """Operations a token takes, counted from shapes as `flops.count_work` counts them."""
     each = shapes.layer_elements
     below = first_trained(shapes, arm)
-    if isinstance(arm, LoraArm):
-        adapted = sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
-        trained = arm.rank * adapted
+    if isinstance(arm, AdapterArm):
+        maps = [shape for _, shape in adapted_maps(shapes, arm)]
+        rank = arm.rank if isinstance(arm, LoraArm) else 0
+        block = arm.block_size if isinstance(arm, OftArm) else 0
+        trained = sum(rank * (o + i) + block * i for o, i in maps)
         frozen = (shapes.layers - below) * each + start_numbers(shapes, arm)
     else:
         count = shapes.layers if arm.layers is None else len(arm.layers)
