@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from laura.models.activations import CordaLinear, NullLinear
 from laura.models.adapter_files import (
     CONFIG,
     MAGNITUDE,
@@ -54,7 +55,7 @@ def save_adapter(
 ) -> None:
     """Write one slot as a PEFT adapter on the base (float32).
 
-    PiSSA's and MiLoRA's become plain ones of twice the rank.
+    PiSSA's and those of its kind become plain ones of twice the rank.
 
     Args:
         model: A model with LoRA layers.
@@ -66,7 +67,7 @@ def save_adapter(
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("the model has no LoRA layers to save")
-    if settings.pissa or settings.milora:
+    if settings.started:
         settings = plain_settings(settings)
     tensors = {}
     for name, layer in layers.items():
@@ -244,11 +245,18 @@ def _names_ending(model: nn.Module, kinds: list[str]) -> list[str]:
     return [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in kinds]
 
 
-def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) -> list[str]:
+def attach(
+    model: nn.Module,
+    settings: LoraSettings,
+    seed: int,
+    slots: int = 1,
+    moments: Mapping[str, Tensor] | None = None,
+) -> list[str]:
     """Replace the target Linears by LoRA layers and freeze everything else.
 
     The seed is set before the adapters are drawn, so the same seed gives the
-    same adapters whatever ran before.
+    same adapters whatever ran before. `moments` are what LoRA-Null and CorDA start from
+    (`activations.input_moments`).
 
     Returns:
         Full names of the modules replaced, in the model's order.
@@ -291,7 +299,8 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
         rank, scale = settings.for_module(name)
-        layer = kind(base, rank, scale, settings.dropout, slots, route)
+        own = {"moment_II": moments[name]} if moments else {}
+        layer = kind(base, rank, scale, settings.dropout, slots, route, **own)
         replace_module(model, name, layer.train(base.training))
     return names
 
@@ -301,6 +310,8 @@ def _layer_kind(settings: LoraSettings) -> Callable[..., LoraLinear]:
         "dora": DoraLinear,
         "pissa": PissaLinear,
         "milora": MiloraLinear,
+        "lora_null": NullLinear,
+        "corda": CordaLinear,
         "protect": functools.partial(OploraLinear, protect=settings.protect),
         "block_size": functools.partial(
             OftLinear, block_size=settings.block_size, terms=settings.terms

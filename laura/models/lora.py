@@ -56,6 +56,8 @@ class LoraSettings:
         layers: Numbers of the decoder layers that are adapted; None for all.
         pissa: Start at the leading singular directions, see `lora_variants.py`.
         milora: Start at the last ones.
+        lora_null: Start where the base's activations are least, see `activations.py`.
+        corda: Start at the last directions of weight and activations, see there.
         protect: So many leading ones are left alone (OPLoRA).
         dora: Train the lengths of the weight's rows too, see `lora_variants.py`.
         block_size: Rotate the inputs in blocks of this size instead (OFT), see `oft.py`; rank and
@@ -73,10 +75,17 @@ class LoraSettings:
     layers: tuple[int, ...] | None = None
     pissa: bool = False
     milora: bool = False
+    lora_null: bool = False
+    corda: bool = False
     protect: int = 0
     dora: bool = False
     block_size: int = 0
     terms: int = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether what A and B start with is taken off again, so that a file has rank 2r."""
+        return self.pissa or self.milora or self.lora_null or self.corda
 
     def for_module(self, name: str) -> tuple[int, float]:
         """Rank and scale of the module with this full name."""

@@ -173,6 +173,12 @@ def _remedy_faults(recipe: Recipe) -> Iterable[Fault]:
     train, several = recipe.train, len(recipe.budget.listed) > 1
     branches = train.schedule == "trapezoidal" and several and recipe.budget.points == "separate"
     for name, arm in recipe.arms.items():
+        if arm.reads_activations and train.devices > 1:
+            yield Fault(
+                f"arms.{name}.init",
+                "starts from the base's activations, which the processes of several devices "
+                f"(train.devices: {train.devices}) do not have; set train.devices to 1",
+            )
         for place in PLACES if arm.external is None else ():
             remedy, where = arm.remedy(place), f"arms.{name}.{place}"
             if remedy and remedy[0].reads_base and train.devices > 1:
@@ -377,11 +383,11 @@ def _engine_faults(recipe: Recipe) -> Iterable[Fault]:
 
 def _vllm_misfits(arm: LoraArm) -> Iterator[tuple[str, str]]:
     """What of an adapter vLLM does not take, by key; `engine/vllm.check_adapter` reads files."""
-    rank = arm.rank * (2 if arm.init == "pissa" else 1)
+    rank = arm.file_rank
     if arm.dora:
         yield "dora", "trains lengths, and vLLM (measure.engine) takes plain LoRA"
     if rank > VLLM_RANK:
-        double = f", twice {arm.rank} by init: pissa" if rank > arm.rank else ""
+        double = f", twice {arm.rank} by init: {arm.init}" if rank > arm.rank else ""
         yield "rank", f"makes adapters of rank {rank}{double}, and vLLM takes at most {VLLM_RANK}"
     targets = [] if isinstance(arm.targets, str) or arm.external else arm.targets
     strange = [name for name in targets if name.rsplit(".", 1)[-1] not in VLLM_TARGETS]
@@ -419,7 +425,15 @@ def _stream_faults(recipe: Recipe) -> Iterable[Fault]:
 @_needs("arms", "data")
 def _replay_faults(recipe: Recipe) -> Iterable[Fault]:
     users = [name for name, arm in recipe.arms.items() if arm.replay > 0]
-    if recipe.data.replay and not users:
+    starting = [name for name, arm in recipe.arms.items() if arm.reads_activations]
+    for name in starting if not recipe.data.replay else ():
+        yield Fault(
+            f"arms.{name}.init",
+            "starts from the base's activations "
+            "on data.replay, and that names no source; add one, such as "
+            f"replay: [{{source: {BASE_SAMPLES}, count: 256}}]",
+        )
+    if recipe.data.replay and not users and not starting:
         yield Fault(
             "data.replay",
             "is used by no arm; give an arm its share of tokens, such as replay: 0.05, or leave "

@@ -268,6 +268,11 @@ class AnyArm(Section):
         used = [found[0] for found in map(self.remedy, PLACES) if found]
         return any(remedy.reads_base for remedy in used)
 
+    @property
+    def reads_activations(self) -> bool:
+        """Whether training starts from the base's activations on `data.replay`."""
+        return False
+
     def faults(self) -> Iterable[tuple[str, str]]:
         """Values that do not go together."""
         for key in ("learning_rates", "layers"):
@@ -320,8 +325,8 @@ class AdapterArm(AnyArm):
     targets: Literal["all", "mlp", "attention"] | list[str] = "all"
     """Linear maps that get an update: a group, or module names."""
     weight_decay: NotNegative = 0.0
-    """Decoupled decay of what is trained toward zero: toward the base, but with `init: pissa` or
-    `milora` away from it."""
+    """Decoupled decay of what is trained toward zero: toward the base, but with any `init` but
+    `default` away from it."""
     base_dtype: Literal["bfloat16"] | None = None
     """Type the frozen weights are held in while this arm is trained; null: `base.dtype`, in which
     every arm is measured. Saves memory where `base.dtype` is float32 for the sake of full arms."""
@@ -352,15 +357,27 @@ class LoraArm(AdapterArm):
     """Dropout on the input of the update."""
     lora_plus_ratio: float = Field(1.0, ge=1)
     """LoRA+: rate of B as a multiple of A's; 1 is plain LoRA."""
-    init: Literal["default", "pissa", "milora"] = "default"
+    init: Literal["default", "pissa", "milora", "lora_null", "corda"] = "default"
     """How A and B start: `default`: A random, B zero; `pissa`: with the r leading singular
-    directions of the weight, which is frozen without them; `milora`: with the r last ones. Of the
-    latter two a checkpoint is a plain adapter on the base, of rank 2r."""
+    directions of the weight, which is frozen without them; `milora`: with the r last ones;
+    `lora_null`: where the base's activations on 256 rows of `data.replay` are least; `corda`: at
+    the last directions of weight and activations. But for the first, a checkpoint is a plain
+    adapter on the base, of rank 2r."""
     dora: bool = False
     """DoRA: the length of every row of the weight is trained."""
     protect: int = Field(0, ge=0)
     """OPLoRA: so many leading singular directions of each weight, on both sides, are left alone by
     the update."""
+
+    @property
+    def reads_activations(self) -> bool:
+        """Whether training starts from the base's activations on `data.replay`."""
+        return self.init in ("lora_null", "corda") and self.external is None
+
+    @property
+    def file_rank(self) -> int:
+        """Rank of what is saved."""
+        return self.rank * (1 if self.init == "default" else 2)
 
     @property
     def alpha_value(self) -> float:

@@ -101,7 +101,7 @@ class LauraCallback(TrainerCallback):  # type: ignore[misc]
             "base": session.bench.base.fingerprint,
             "arm": [self.arm, self.recipe.arms[self.arm].model_dump(mode="json")],
             "trainer": {name: str(getattr(args, name, None)) for name in ARGUMENTS},
-            **session.replay.identity(self.recipe.arms[self.arm].replay),
+            **session.replay.identity(self.recipe.arms[self.arm]),
         }
         self._run = session.store.run(run_id(identity))
         self._record = {

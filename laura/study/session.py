@@ -12,10 +12,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from laura.data.packing import IGNORED, Fitted, Row, add_document, fit
 from laura.data.templates import Encoded
 from laura.evals.runner import Material, RowProvider, evaluate
 from laura.evals.tasks import TASKS
+from laura.models.activations import TEXTS, input_moments
 from laura.models.device import pick_device, resolve_precision
 from laura.models.external import find_external, write_note
 from laura.recipe.sections import Arm, BudgetSection, Recipe, TrainSection
@@ -228,9 +231,10 @@ class Session:
         word = "rate" if len(left) == 1 else "rates"
         self.progress.say(f"{first.arm}, {word} {rates}, seed {first.seed}")
         train, rate = self.recipe.train, left[0][0].learning_rate
+        moments = self._moments if arm.reads_activations else None
         with (
             ranks(self.bench, arm, first.seed, train, rate),
-            self.bench.adapted(arm, first.seed, train.devices) as adapted,
+            self.bench.adapted(arm, first.seed, train.devices, moments) as adapted,
         ):
             validate = validator(adapted.model, train, self.data)
             train_runs(
@@ -305,6 +309,11 @@ class Session:
             )
         return self._plans[key]
 
+    @cached_property
+    def _moments(self) -> dict[str, Tensor]:
+        """What LoRA-Null and CorDA start from, read once for all their runs."""
+        return input_moments(self.bench.base.model, self.replay.texts(TEXTS), self.progress)
+
     @property
     def arithmetic(self) -> list[str]:
         """Number formats in which this machine trains and measures."""
@@ -355,7 +364,7 @@ class Session:
             # Hot points of a trapezoidal run were once cooled down; such runs are others.
             **({"hot": True} if hot else {}),
             **({"quantization": quantization} if quantization else {}),
-            **self.replay.identity(recipe.arms[spec.arm].replay),
+            **self.replay.identity(recipe.arms[spec.arm]),
         }
 
     def _marks(self, spec: RunSpec) -> list[dict[str, Any]]:

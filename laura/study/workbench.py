@@ -7,7 +7,7 @@ are attached or everything is unfrozen, and weights are written accordingly.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from laura.models.external import weights_folder
 from laura.models.layers import chosen_layers, dropping
 from laura.models.load import Base, load_base, quiet_transformers
 from laura.models.lora import LoraSettings, detach, lora_layers, rate_ratios, route
+from laura.models.lora_variants import unstarted
 from laura.recipe.sections import AdapterArm, Arm, BaseSection, FullArm, LoraArm, OftArm
 from laura.results.errors import StoreError
 from laura.results.progress import SILENT, Progress
@@ -105,13 +106,20 @@ class Workbench:
         self.base.model.to(device)
 
     @contextmanager
-    def adapted(self, arm: Arm, seed: int, devices: int = 1) -> Iterator[Adapted]:
+    def adapted(
+        self,
+        arm: Arm,
+        seed: int,
+        devices: int = 1,
+        moments: Mapping[str, torch.Tensor] | None = None,
+    ) -> Iterator[Adapted]:
         """The base made ready to train one arm; untouched again afterwards.
 
         Args:
             arm: The arm.
             seed: Decides how an adapter starts.
             devices: Over how many the model will be spread while it is trained.
+            moments: Of the base's activations, where the arm starts from them.
         """
         dtype = self.section.dtype_under(arm)
         if dtype == self.section.dtype:
@@ -121,7 +129,7 @@ class Workbench:
             base = self._load(dtype)
         if isinstance(arm, AdapterArm):
             settings = lora_settings(arm)
-            attach(base.model, settings, seed)
+            attach(base.model, settings, seed, moments=moments)
             write = _adapter_writer(base, settings)
             rule = _adapter_rule(base.model, arm)
         else:
@@ -194,7 +202,7 @@ class Workbench:
         model = self.base.model
         if isinstance(arm, AdapterArm):
             # However A and B start, they are equally many; decompositions take long.
-            plain = replace(lora_settings(arm), pissa=False, milora=False, protect=0)
+            plain = replace(unstarted(lora_settings(arm)), protect=0)
             attach(model, plain, seed=0)
         else:
             _unfreeze(model, arm)
@@ -224,6 +232,8 @@ def lora_settings(arm: AdapterArm) -> LoraSettings:
         layers=layers,
         pissa=arm.init == "pissa",
         milora=arm.init == "milora",
+        lora_null=arm.init == "lora_null",
+        corda=arm.init == "corda",
         protect=arm.protect,
         dora=arm.dora,
     )

@@ -229,6 +229,21 @@ def test_oft_is_refused_where_it_does_not_go_with_all_other_faults() -> None:
         assert "lora arms only" in faults[f"arms.lora.{key.split(':')[0]}"]
 
 
+def test_a_start_from_activations_asks_for_texts_and_one_device() -> None:
+    text = GOOD.replace("rank: 8", "rank: 8, init: corda")
+    faults = faults_of(text, ("train.devices=2",))
+    assert set(faults) == {"arms.lora.init"}
+    replay = "data.replay=[{source: base_samples, count: 256}]"
+    assert (
+        "set train.devices to 1" in faults_of(text, ("train.devices=2", replay))["arms.lora.init"]
+    )
+    assert "names no source" in faults_of(text)["arms.lora.init"]
+    recipe = parse_recipe(text, [replay])
+    assert recipe.arms["lora"].reads_activations and not recipe.arms["lora"].replay
+    assert "is used by no arm" in faults_of(GOOD, (replay,))["data.replay"]
+    assert not recipe.arms["full"].reads_activations
+
+
 def test_what_vllm_cannot_measure_is_refused_with_all_other_faults() -> None:
     asked = ("measure.engine=vllm", "measure.forgetting=[hellaswag, kl]")
     assert parse_recipe(GOOD, asked).measure.engine == "vllm"

@@ -172,7 +172,7 @@ def trainable_parameters(shapes: Shapes, arm: Arm) -> int:
 
 
 def start_numbers(shapes: Shapes, arm: Arm) -> int:
-    """Numbers of PiSSA's and MiLoRA's frozen starts, r (in + out) of each adapted map; else 0."""
+    """Numbers of the frozen starts of PiSSA and its kind, r (in + out) of a map; else 0."""
     if not isinstance(arm, LoraArm) or arm.init == "default":
         return 0
     return arm.rank * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
