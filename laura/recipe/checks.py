@@ -105,13 +105,16 @@ def _as_written(faults: Iterable[Fault], recipe: Recipe, data: dict[str, Any]) -
     """Faults with those of arms that a grid made where the user wrote them, each once."""
     grids = {name: arm["grid"] for name, arm in data["arms"].items() if arm.get("grid")}
     made = {member: name for name in grids for member in recipe.search.families[name]}
+    for member, arm in recipe.arms.items():
+        if arm.of and member not in data["arms"]:
+            made[member] = made.get(arm.of, arm.of)
     told: dict[Any, Fault] = {}
     for fault in faults:
         inside = [member for member in made if fault.path.startswith(f"arms.{member}.")]
         if inside:
             member = max(inside, key=len)
             rest = fault.path.removeprefix(f"arms.{member}")
-            within = ".grid" if rest[1:].split(".")[0] in grids[made[member]] else ""
+            within = ".grid" if rest[1:].split(".")[0] in grids.get(made[member], {}) else ""
             path = f"arms.{made[member]}{within}{rest}"
             told.setdefault(path, replace(fault, path=path))
         else:
@@ -301,8 +304,35 @@ def _point_faults(where: str, made: Sequence[ExternalPoint], recipe: Recipe) -> 
 
 
 @_needs("arms", "search")
+def _after_faults(recipe: Recipe) -> Iterable[Fault]:
+    """Arms that are made of another arm's checkpoints."""
+    apart = {"of", "change", "factor"}
+    for name, arm in recipe.arms.items():
+        told = [arm.of, arm.change, arm.factor]
+        source = recipe.arms.get(arm.of or "")
+        problem = ""
+        if told.count(None) not in (0, 3):
+            problem = "goes with `of`, `change` and `factor`, all three; `after` writes them"
+        elif arm.of is not None and (source is None or not source.is_trained):
+            problem = f"names {arm.of}, which is no arm that is trained here"
+        elif source and source.model_dump(exclude=apart) != arm.model_dump(exclude=apart):
+            problem = f"names {arm.of}, whose settings are others; give the same, or use `after`"
+        elif arm.change and (why := arm.unchangeable(arm.change)):
+            problem = f"cannot be changed so: {why}"
+        elif arm.of is not None and arm.change == "scale" and not arm.factor:
+            problem = "would be scaled by 0, which is the base itself; give more"
+        elif arm.of is not None and recipe.search.sampler != "grid":
+            problem = (
+                f"changes finished checkpoints, and search.sampler is {recipe.search.sampler}, "
+                "which draws rates by trained arms alone; leave one of the two out"
+            )
+        if problem:
+            yield Fault(f"arms.{name}.of", problem)
+
+
+@_needs("arms", "search")
 def _shared_rate_faults(recipe: Recipe) -> Iterable[Fault]:
-    trained = [arm for arm in recipe.arms.values() if arm.external is None]
+    trained = [arm for arm in recipe.arms.values() if arm.is_trained]
     methods = {arm.method for arm in trained}
     grids = {tuple(sorted(arm.learning_rates)) for arm in trained}
     shared = len(methods) > 1 and len(grids) == 1 and len(next(iter(grids))) == 1

@@ -157,7 +157,9 @@ def refuse(faults: Mapping[Place, str]) -> NoReturn:
 
 MOST_ARMS = 200
 MOST_NAME = 64  # of tasks.NAME_PATTERN
-NOT_IN_GRIDS = ("external", "grid", "learning_rates", "method")
+NOT_IN_GRIDS = ("external", "grid", "learning_rates", "method", "after", "of", "change", "factor")
+AfterName = Literal["scale", "intruders"]
+Factor = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ExternalPoint(Section):
@@ -180,6 +182,7 @@ class AnyArm(Section):
 
     later = frozenset(
         {"external", "layers", "attention_dropout", "residual_dropout", "replay"}
+        | {"of", "change", "factor"}
         | {key for place in PLACES for key in (place, f"{place}_strength")}
     )
 
@@ -193,6 +196,16 @@ class AnyArm(Section):
     grid: dict[str, list[Any]] | None = Field(None, exclude=True)
     """Lists of values for other keys of the arm, as in `rank: [4, 16]`: makes an arm of every
     combination, with names such as `lora-rank-4`."""
+    after: dict[AfterName, list[Factor]] | None = Field(None, min_length=1, exclude=True)
+    """What is done to the arm's checkpoints after training, as in `scale: [0.4, 0.7]`; each value
+    is measured as an arm of its own, `lora-scale-0.4`, and trains nothing. `scale`: the way from
+    the base is made so long; `intruders`: leading directions that the base has not are."""
+    of: str | None = None
+    """Of an arm that `after` made: the arm whose checkpoints it changes."""
+    change: AfterName | None = None
+    """Of an arm that `after` made: how it changes them."""
+    factor: Factor | None = None
+    """Of an arm that `after` made: how much of it is left."""
     layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
     """Decoder layers that are adapted or trained, counted from 0; null: all. With `full`,
     embeddings, last norm and output map then stay frozen too."""
@@ -253,6 +266,21 @@ class AnyArm(Section):
     def rates_made(self) -> set[float]:
         """The rates of checkpoints made elsewhere."""
         return {point.learning_rate for point in self.external or []}
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether runs train it: it was neither made elsewhere nor of another arm's checkpoints."""
+        return self.external is None and self.of is None
+
+    def unchangeable(self, change: str) -> str:
+        """Why its checkpoints cannot be changed so after training; empty where they can."""
+        if self.external is not None:
+            return "its checkpoints were made elsewhere"
+        if getattr(self, "dora", False):
+            return "with dora the result is no adapter: lengths of rows are no sum"
+        if change == "intruders" and not isinstance(self, FullArm | LoraArm):
+            return "a rotation has no rank that the result could go back to"
+        return ""
 
     def remedy(self, place: str) -> tuple[Remedy, float] | None:
         """The remedy that is used at a place of `PLACES`, and its strength; None for none."""
@@ -467,9 +495,34 @@ def write_out_grids(arms: Mapping[str, Arm]) -> tuple[dict[str, Arm], dict[str, 
                 faults.setdefault((name, "grid"), f"makes {problem}")
             plain[made] = arm.model_copy(update={**chosen, "grid": None})
             families[name].append(made)
+    where = {name: name for name in arms} | {m: name for name, own in families.items() for m in own}
+    made = {name: _write_out_after(name, arm, where[name], faults) for name, arm in plain.items()}
+    for name, changed in made.items():
+        for other in changed.keys() & (plain.keys() | arms.keys()):
+            problem = f"makes an arm called {other}, and there is another of that name; rename one"
+            faults[where[name], "after"] = problem
     if faults:
         refuse({("arms", *place): problem for place, problem in faults.items()})
-    return plain, families
+    whole: dict[str, Arm] = {}
+    for name, arm in plain.items():
+        whole |= {name: arm.model_copy(update={"after": None}), **made[name]}
+    return whole, families
+
+
+def _write_out_after(name: str, arm: Arm, where: str, faults: dict[Place, str]) -> dict[str, Arm]:
+    """The arms that are made of an arm's checkpoints, by name; `where` it was written is told."""
+    found: dict[str, Arm] = {}
+    for change, factors in (arm.after or {}).items():
+        if problem := arm.unchangeable(change) or twice(factors):
+            faults[where, "after", change] = f"cannot be: {problem}"
+        for factor in factors:
+            made = f"{name}-{change}-{value_words(factor)}"
+            if len(made) > MOST_NAME:
+                problem = f"the name {made}, at most {MOST_NAME} characters; shorten the arm's"
+                faults.setdefault((where, "after"), f"makes {problem}")
+            told = {"after": None, "of": name, "change": change, "factor": factor}
+            found[made] = arm.model_copy(update=told)
+    return found
 
 
 def value_words(value: Any) -> str:
@@ -1096,7 +1149,7 @@ class Recipe(Section):
         if named_too:
             problem = "is a family already, made by the arm's grid; leave it out"
             refuse({("search", "families", name): problem for name in named_too})
-        if not families:
+        if not families and arms.keys() == self.arms.keys():
             return self
         search = self.search.model_copy(update={"families": {**self.search.families, **families}})
         return self.model_copy(update={"arms": arms, "search": search})

@@ -64,6 +64,11 @@ def specs_of(recipe: Recipe, arm: str, learning_rate: float, seed: int) -> list[
     return [RunSpec(arm, learning_rate, seed, part) for part in parts]
 
 
+def changed_arms(recipe: Recipe, arm: str) -> list[str]:
+    """The arms that are made of an arm's checkpoints."""
+    return [name for name, one in recipe.arms.items() if one.of == arm]
+
+
 def runs_each(recipe: Recipe) -> int:
     """How many runs `specs_of` gives for an arm that is trained."""
     return len(recipe.budget.listed) if separate(recipe) else 1
@@ -86,6 +91,7 @@ def grid_of(recipe: Recipe, rates: Mapping[str, Sequence[float]] | None = None) 
         spec
         for seed in grid_seeds(recipe.seeds, recipe.search)
         for name in recipe.arms
+        if recipe.arms[name].of is None
         for rate in rates[name]
         for spec in specs_of(recipe, name, rate, seed)
     ]
@@ -175,6 +181,8 @@ def check_configurations(wanted: Sequence[Configuration], seeds: int, recipe: Re
         given = recipe.arms[arm]
         if given.external is not None:
             raise UsageError(f"{what}: its checkpoints were made elsewhere, so none can be added")
+        if given.of is not None:
+            raise UsageError(f"{what}: it is made of {given.of}'s checkpoints; confirm {given.of}")
         if recipe.search.sampler == "grid":
             allowed = reachable_rates(given, recipe.search)
             if rate not in allowed:

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from laura.models.adapter_files import CONFIG
+from laura.models.adapter_files import CONFIG, read_settings
 from laura.models.adapters import attach, load_adapter, merge_check, save_adapter
+from laura.models.after import CHANGES
 from laura.models.device import empty_cache
 from laura.models.external import weights_folder
 from laura.models.layers import chosen_layers, dropping
@@ -192,6 +193,26 @@ class Workbench:
         finally:
             del tuned
             gc.collect()
+
+    def change(
+        self, checkpoint: Path, target: Path, change: str, factor: float, facts: dict[str, Any]
+    ) -> None:
+        """Write a checkpoint as it is after a change of `laura.models.after`.
+
+        Args:
+            checkpoint: Of a run.
+            target: Where the changed one goes.
+            change: Which change.
+            factor: How much is left.
+            facts: For the manifest.
+        """
+        folder = self.weights(checkpoint)
+        with self.tuned(checkpoint) as (model, _):
+            CHANGES[change](model, self.base.model, factor)
+            write = _checkpoint_writer(replace(self.base, model=model))
+            if (folder / CONFIG).is_file():
+                write = _adapter_writer(self.base, read_settings(folder))
+            write_folder(target, write, {**facts, "change": change, "factor": factor})
 
     def count_trainable(self, arm: Arm) -> int:
         """How many numbers an arm trains; nothing is changed.

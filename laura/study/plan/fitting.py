@@ -102,7 +102,7 @@ def _counts(recipe: Recipe, devices: int) -> list[int]:
 
 def _refusal(recipe: Recipe, name: str) -> str:
     """Why a run of an arm cannot be spread over so many devices; empty where it can."""
-    if recipe.train.devices == 1 or recipe.arms[name].external is not None:
+    if recipe.train.devices == 1 or not recipe.arms[name].is_trained:
         return ""
     places = ("train.devices", f"arms.{name}.")
     found = (str(fault) for fault in cross_faults(recipe) if fault.path.startswith(places))
@@ -295,7 +295,7 @@ def arm_parts(
     """
     arm, train = recipe.arms[name], recipe.train
     measuring = evaluation_parts(shapes, recipe, name, machine)
-    if arm.external is not None:
+    if not arm.is_trained:
         return None, measuring
     one = pass_of(recipe, name, machine)
     return training_parts(shapes, arm, train.optimiser, one, machine, train.devices), measuring

@@ -229,7 +229,7 @@ def _arm(
     devices = []
     for count in counts:
         training = None
-        if arm.external is None:
+        if arm.is_trained:
             optimiser = recipe.train.optimiser
             training = training_parts(shapes, arm, optimiser, one, machine, count)
         devices.append(

@@ -298,6 +298,10 @@ def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey) -> ArmWo
     times = tries * often + len(further_seeds(recipe)) if tries else 0
     below, above = rates_beyond(arm, recipe.search)
     steps_beyond = min(recipe.search.extend, len(below) + len(above))
+    kept = trained_bytes(arm, NUMBER_BYTES[recipe.base.dtype])
+    if arm.of is not None:
+        models = times * len(recipe.budget.listed)
+        return ArmWork(0, 0, models, None, 0, 0, models * checkpoint_numbers(shapes, arm) * kept, 0)
     points = budget_tokens(recipe, survey, arm.replay)
     count, each = len(recipe.budget.listed), runs_each(recipe)
     tokens = flops = steps = None
@@ -307,7 +311,6 @@ def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey) -> ArmWo
         pairs = round(tokens * (survey.document_tokens + 1) / 2)
         flops = training_flops(work_of(shapes, arm), tokens, labelled, pairs)
         steps = [ceil(point / recipe.train.batch_tokens) for point in points]
-    kept = trained_bytes(arm, NUMBER_BYTES[recipe.base.dtype])
     # A trunk's state waits for its next stretch while a branch writes its own.
     states = 2 if recipe.train.schedule == "trapezoidal" and count > 1 else 1
     moments = OPTIMISER_STATE[recipe.train.optimiser][0] + averages_kept(arm)
