@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from laura.models.lora import LoraSettings
+from laura.models.oft import OFT_R, oft_settings
 from laura.models.safe_files import FileMark, OpenFolder, ReadOnce, changed, strict_json
 from laura.models.signatures import SIGNATURE, PublicKey, check_signed
 from laura.results.errors import AdapterError, StoreError
@@ -45,7 +46,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
-_KNOWN = re.compile(rf"{re.escape(PREFIX)}.+\.(lora_[AB]\.weight|{MAGNITUDE})")
+_KNOWN = re.compile(rf"{re.escape(PREFIX)}.+\.(lora_[AB]\.weight|{MAGNITUDE}|{re.escape(OFT_R)})")
 # Fields whose non-empty value changes what the adapter computes, and that we do not have.
 REFUSED = (
     "lora_bias",
@@ -61,6 +62,8 @@ REFUSED = (
     "monteclora_config",
     "velora_config",
     "kasa_config",
+    "coft",
+    "block_share",
 )
 # Types of weights, as safetensors calls them.
 FLOATS = {
@@ -441,13 +444,13 @@ def _check_weights(opened: OpenFolder) -> None:
 
 
 def _config(text: bytes, label: Path) -> dict[str, Any]:
-    """The content of adapter_config.json, if it is a LoRA adapter that we can represent."""
+    """The content of adapter_config.json, if it is an adapter that we can represent."""
     config = strict_json(text, label / CONFIG)
     if not isinstance(config, dict):
         raise AdapterError(f"{label / CONFIG} holds no settings")
     kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"{label} is a {kind} adapter; Laura reads LORA")
+    if kind not in ("LORA", "OFT"):
+        raise AdapterError(f"{label} is a {kind} adapter; Laura reads LORA and OFT")
     refused = [name for name in REFUSED if config.get(name)]
     if config.get("bias", "none") != "none":
         refused.append(f"bias={config['bias']}")
@@ -522,10 +525,10 @@ def _settings(
     _check_tensors(tensors, path)
     _check_patterns(config.get("alpha_pattern"), len(base.linears), label)
     settings = resolved(config, _shapes(tensors), label)
-    if settings.dora:
+    if settings.dora or settings.block_size:
+        what = "rotates inputs (OFT)" if settings.block_size else "has trained lengths (DoRA)"
         raise AdapterError(
-            f"{label} has trained lengths (DoRA), which this server's engine cannot serve; "
-            "merge it into its base"
+            f"{label} {what}, which this server's engine cannot serve; merge it into its base"
         )
     for name in settings.targets:
         rank, _ = settings.for_module(name)
@@ -650,6 +653,8 @@ def resolved(config: dict[str, Any], shapes: Mapping[str, Shape], folder: Path) 
     Raises:
         AdapterError: a setting is unusable, or the weights contradict it or one another.
     """
+    if config.get("peft_type") == "OFT":
+        return oft_settings(config, shapes, PREFIX, folder)
     names = sorted({name[len(PREFIX) :].rsplit(".lora_", 1)[0] for name in shapes})
     dora, rslora = _flag(config, "use_dora", folder), _flag(config, "use_rslora", folder)
     rank, alpha = config.get("r"), _number(config.get("lora_alpha"), "lora_alpha", folder)
@@ -761,6 +766,8 @@ def check_fit(
             "lora_B.weight": (rows, rank),
             MAGNITUDE: (rows,),
         }
+        if b := settings.block_size:
+            needed = {OFT_R: (columns // b, b * (b - 1) // 2)}
         for key, shape in needed.items():
             found = shapes.get(f"{PREFIX}{name}.{key}", shape)
             if found != shape:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from laura.models.activations import CordaLinear, NullLinear
 from laura.models.adapter_files import (
     CONFIG,
     MAGNITUDE,
@@ -43,6 +44,7 @@ from laura.models.lora_variants import (
     PissaLinear,
     plain_settings,
 )
+from laura.models.oft import OFT_R, OftLinear, oft_config
 from laura.models.targets import is_named
 from laura.results.errors import AdapterError
 from laura.results.store import disk_faults, write_json
@@ -53,7 +55,7 @@ def save_adapter(
 ) -> None:
     """Write one slot as a PEFT adapter on the base (float32).
 
-    PiSSA's and MiLoRA's become plain ones of twice the rank.
+    PiSSA's and those of its kind become plain ones of twice the rank.
 
     Args:
         model: A model with LoRA layers.
@@ -65,7 +67,7 @@ def save_adapter(
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("the model has no LoRA layers to save")
-    if settings.pissa or settings.milora:
+    if settings.started:
         settings = plain_settings(settings)
     tensors = {}
     for name, layer in layers.items():
@@ -76,23 +78,16 @@ def save_adapter(
     if numbers is not None:
         named = names_within(model, named, numbers)
     everywhere = len(named) == len(layers)
+    own = oft_config(settings) if settings.block_size else _lora_config(settings)
     config = {
-        "peft_type": "LORA",
+        **own,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
-        "lora_dropout": settings.dropout,
-        "use_rslora": settings.rslora,
-        "use_dora": settings.dora,
         "target_modules": kinds if everywhere else sorted(layers),
         "layers_to_transform": list(numbers) if everywhere and numbers is not None else None,
-        "rank_pattern": settings.rank_pattern,
-        "alpha_pattern": settings.alpha_pattern,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "init_lora_weights": True,
         "modules_to_save": None,
     }
     with disk_faults(folder):
@@ -101,8 +96,24 @@ def save_adapter(
     write_json(folder / CONFIG, config)
 
 
+def _lora_config(settings: LoraSettings) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
+        "rank_pattern": settings.rank_pattern,
+        "alpha_pattern": settings.alpha_pattern,
+        "init_lora_weights": True,
+    }
+
+
 def _weights(layer: LoraLinear, slot: int) -> dict[str, Tensor]:
     """What a file holds of one layer, by the last part of its name."""
+    if isinstance(layer, OftLinear):
+        return {OFT_R: layer.scales[slot] * layer.R[slot]}
     a_RI, b_OR = layer.factors(slot)
     weights = {"lora_A.weight": a_RI, "lora_B.weight": b_OR}
     if isinstance(layer, DoraLinear) and slot not in layer.plain:
@@ -130,8 +141,8 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
     """Attach several PEFT adapters to a plain model, each in a slot of its own, in order.
 
     They may differ in rank and in the modules they touch: a slot's matrices are filled
-    up with zeros, which add exactly nothing. The model then answers as its base until
-    a slot is routed (`lora.route`).
+    up with zeros, which add exactly nothing. LoRA and OFT do not mix. The model then answers
+    as its base until a slot is routed (`lora.route`).
 
     Returns:
         The settings each carries.
@@ -147,10 +158,22 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
             ranks[name] = max(ranks.get(name, 0), settings.for_module(name)[0])
     if not ranks:
         raise AdapterError("no adapter is given; name at least one folder")
+    if len({(one.block_size, one.terms) for _, one, _ in read}) > 1:
+        raise AdapterError(
+            "LoRA and OFT, or OFT of several block sizes or kinds, do not go onto one model at "
+            "once; load one after another, or merge them"
+        )
     rank = max(ranks.values())
     pattern = {name: own for name, own in ranks.items() if own != rank}
     dora = any(settings.dora for _, settings, _ in read)
-    union = LoraSettings(rank=rank, targets=tuple(ranks), rank_pattern=pattern, dora=dora)
+    union = LoraSettings(
+        rank=rank,
+        targets=tuple(ranks),
+        rank_pattern=pattern,
+        dora=dora,
+        block_size=read[0][1].block_size,
+        terms=read[0][1].terms,
+    )
     attach(model, union, seed=0, slots=len(read))
     try:
         for slot, (_, settings, tensors) in enumerate(read):
@@ -174,21 +197,25 @@ def _fill_slot(
     model: nn.Module, slot: int, tensors: dict[str, Tensor], settings: LoraSettings
 ) -> None:
     for name, layer in lora_layers(model).items():
+        if isinstance(layer, OftLinear):
+            places = {OFT_R: layer.R[slot]}
+        else:
+            places = {"lora_A.weight": layer.A[slot], "lora_B.weight": layer.B[slot]}
         with torch.no_grad():
-            layer.A[slot].zero_()
-            layer.B[slot].zero_()
+            for place in places.values():
+                place.zero_()
         layer.scales[slot] = 0.0
         if isinstance(layer, DoraLinear) and not settings.dora:
             layer.plain.add(slot)
         if name not in settings.targets:
             continue
-        rank, layer.scales[slot] = settings.for_module(name)
-        places = {"lora_A.weight": layer.A[slot][:rank], "lora_B.weight": layer.B[slot][:, :rank]}
+        layer.scales[slot] = settings.for_module(name)[1]
         if settings.dora and isinstance(layer, DoraLinear):
             places[MAGNITUDE] = layer.magnitude[slot]
         with torch.no_grad():
             for key, place in places.items():
-                place.copy_(tensors[f"{PREFIX}{name}.{key}"])
+                own = tensors[f"{PREFIX}{name}.{key}"]
+                place[tuple(map(slice, own.shape))].copy_(own)
 
 
 def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:
@@ -218,11 +245,18 @@ def _names_ending(model: nn.Module, kinds: list[str]) -> list[str]:
     return [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in kinds]
 
 
-def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) -> list[str]:
+def attach(
+    model: nn.Module,
+    settings: LoraSettings,
+    seed: int,
+    slots: int = 1,
+    moments: Mapping[str, Tensor] | None = None,
+) -> list[str]:
     """Replace the target Linears by LoRA layers and freeze everything else.
 
     The seed is set before the adapters are drawn, so the same seed gives the
-    same adapters whatever ran before.
+    same adapters whatever ran before. `moments` are what LoRA-Null and CorDA start from
+    (`activations.input_moments`).
 
     Returns:
         Full names of the modules replaced, in the model's order.
@@ -256,11 +290,17 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
                 f"protect {settings.protect} leaves nothing of {name} "
                 f"({base.out_features} x {base.in_features}) to train; choose a smaller one"
             )
+        if settings.block_size and base.in_features % settings.block_size:
+            raise AdapterError(
+                f"block_size {settings.block_size} does not divide the {base.in_features} inputs "
+                f"of {name}; choose one that divides them"
+            )
     for name in names:
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
         rank, scale = settings.for_module(name)
-        layer = kind(base, rank, scale, settings.dropout, slots, route)
+        own = {"moment_II": moments[name]} if moments else {}
+        layer = kind(base, rank, scale, settings.dropout, slots, route, **own)
         replace_module(model, name, layer.train(base.training))
     return names
 
@@ -270,7 +310,12 @@ def _layer_kind(settings: LoraSettings) -> Callable[..., LoraLinear]:
         "dora": DoraLinear,
         "pissa": PissaLinear,
         "milora": MiloraLinear,
+        "lora_null": NullLinear,
+        "corda": CordaLinear,
         "protect": functools.partial(OploraLinear, protect=settings.protect),
+        "block_size": functools.partial(
+            OftLinear, block_size=settings.block_size, terms=settings.terms
+        ),
     }
     wanted = [name for name in kinds if getattr(settings, name)]
     if len(wanted) > 1:

@@ -83,7 +83,7 @@ def count_work(model: Any, reads_base: bool = False) -> TrainingWork:
     frozen = trained = passed = base = 0
     for module in model.modules():
         if isinstance(module, LoraLinear):
-            trained += module.A[0].numel() + module.B[0].numel()
+            trained += module.multiplied
             own = module.named_buffers(recurse=False)
             frozen += sum(buffer.numel() for name, buffer in own if name.startswith("start_"))
         elif isinstance(module, nn.Linear) and module is not head:
