@@ -239,10 +239,10 @@ def trained_tokens(recipe: Recipe, points: list[int]) -> int:
 
 def work_of(shapes: Shapes, arm: Arm) -> TrainingWork:
     """Operations a token takes, counted from shapes as `flops.count_work` counts them."""
-    each = shapes.layer_elements
+    each = shapes.active_elements
     below = first_trained(shapes, arm)
     if isinstance(arm, LoraArm):
-        adapted = sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
+        adapted = shapes.through((name, o + i) for name, (o, i) in adapted_maps(shapes, arm))
         trained = arm.rank * adapted
         frozen = (shapes.layers - below) * each + start_numbers(shapes, arm)
     else:
@@ -360,7 +360,9 @@ def totals(
             "answers": answers,
             "generated_tokens": written,
             "read_tokens": read,
-            "flops": 2 * (written + read) * (shapes.map_elements + shapes.head_elements),
+            "flops": 2
+            * (written + read)
+            * (shapes.layers * shapes.active_elements + shapes.head_elements),
         },
         "disk": {**disk, "all": sum(disk.values())},
     }
