@@ -342,11 +342,11 @@ class BatchAttention:
             weight = self._in_order(weights)
             for prefix, places in self.prefixes:
                 key, value = _held(prefix, layer).unbind(1)
-                mask = None
+                near: Tensor | None = None
                 if scores.window is not None:
                     whole = query.new_zeros(1, 1, 1, prefix.tokens)
-                    mask = _within(whole, self.positions[places], scores.window)
-                found = prefix_attention(query[places], key, value, scores, mask)
+                    near = _within(whole, self.positions[places], scores.window)
+                found = prefix_attention(query[places], key, value, scores, near)
                 output[places] = joined_attention(output[places], weight[places], *found)
         return output.to(query.dtype).reshape(self.count, -1)
 

@@ -1,7 +1,7 @@
 """Attention in which packed documents never see one another.
 
 Registered with transformers as "laura" (its public AttentionInterface; nothing
-is patched), so any Llama-type model uses it. A forward pass names what it is:
+is patched), so every model that Laura runs uses it. A forward pass names what it is:
 
     model(ids, position_ids=..., documents=Documents(lengths))   a packed row
     model(ids, position_ids=..., decode=state)                   one step of generation

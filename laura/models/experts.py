@@ -39,10 +39,11 @@ class Experts(nn.Module):
         super().__init__()
         self._kept = (stacked,)  # no part of this module: its parameters are here already
         for number in range(len(stacked.down_proj)):
-            expert = nn.Module()
+            expert: Any = nn.Module()
             for name in EXPERT_MAPS:
                 weight_OI = getattr(stacked, name).data[number]
-                linear = nn.Linear(*reversed(weight_OI.shape), bias=False, device="meta")
+                out, inner = weight_OI.shape
+                linear = nn.Linear(inner, out, bias=False, device="meta")
                 linear.weight = nn.Parameter(weight_OI, requires_grad=False)
                 setattr(expert, name, linear)
             self.add_module(str(number), expert.train(stacked.training))
@@ -54,8 +55,8 @@ class Experts(nn.Module):
 
     def forward(self, x_NC: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """Sum of what a token's experts give, times their weights; (N, C)."""
-        result = torch.zeros_like(x_NC)
-        for number, expert in enumerate(self.children()):
+        result, experts = torch.zeros_like(x_NC), list[Any](self.children())
+        for number, expert in enumerate(experts):
             tokens, places = (experts_NK == number).nonzero(as_tuple=True)
             # Without tokens an adapter still gets its gradient, which is zero.
             if len(tokens) or torch.is_grad_enabled():

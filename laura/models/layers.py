@@ -83,7 +83,8 @@ def dropping(model: Any, attention: float | None, residual: float) -> Iterator[N
                 block.attention_dropout = attention
             if residual:
                 drop = _dropper(residual)
-                hooks += [part.register_forward_hook(drop) for part in (block, layer.mlp)]
+                parts: tuple[Any, Any] = (block, layer.mlp)
+                hooks += [part.register_forward_hook(drop) for part in parts]
                 block.residual_dropout = residual  # for whoever asks what draws at random
         yield
     finally:

@@ -296,7 +296,7 @@ def output_head(model: Any) -> nn.Linear:
         value = getattr(model.config, name, None)
         if value not in (None, 1.0, 1):
             raise ModelError(
-                f"the model sets {name}={value}, which Llama-type models do not; "
+                f"the model sets {name}={value}, which Laura does not compute; "
                 "use a model whose logits are head(hidden), capped or not"
             )
     head = model.get_output_embeddings()

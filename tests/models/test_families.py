@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from torch.nn.functional import cross_entropy
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest, ScoreRequest
 from laura.engine.scheduler import TokenSequence
-from laura.models.adapters import attach, load_adapter, merge_check, save_adapter
+from laura.engine.vllm import check_adapter
+from laura.models.adapter_files import BaseFacts, Bounds, linear_shapes, outline, read_adapter
+from laura.models.adapters import attach, load_adapter, load_adapters, merge_check, save_adapter
 from laura.models.attention import Documents
 from laura.models.families import FAMILIES
 from laura.models.lean import lean
 from laura.models.lora import LoraSettings, detach, lora_layers
 from laura.models.losses import packed_loss_sum
+from laura.models.safe_files import OpenFolder
+from laura.results.errors import AdapterError
 from tests.engine.alone import Heard, hear, serving
 from tests.models.families import KINDS, MIXTURES, make_family
 
@@ -166,20 +171,86 @@ def greedy(model: Any, ids: list[int], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_serving_is_transformers_own(kind: str, tiny_tokenizer: Any) -> None:
+def test_serving_is_transformers_own(kind: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    model, settings = adapted(kind, "attention" if kind in MIXTURES else "all")
+    save_adapter(model, tmp_path, settings, kind)
     prompts = [tiny_tokenizer.encode(text) for text in PROMPTS]
     with serving(make_family(kind), tiny_tokenizer, cache_bytes=2**25, part_tokens=40) as engine:
-        asked = [TokenSequence("t", tuple(ids), 9, top=0, ignore_end=True) for ids in prompts]
+        slot = engine.runner.slots.place("a", "", *read_adapter(tmp_path))
+        asked = [
+            TokenSequence("t", tuple(ids), 9, slot if n % 2 else None, top=0, ignore_end=True)
+            for n, ids in enumerate(prompts)
+        ]
         heard: dict[TokenSequence, Heard] = {}
         for one in asked:
             engine.add(one)
             hear(engine, heard, steps=2)
         hear(engine, heard)
-    model = make_family(kind, "eager")
+    base, tuned = make_family(kind, "eager"), by_peft(kind, tmp_path).eval()
     for one in asked:
         whole = [*one.prompt, *one.tokens]
         with torch.no_grad():
-            nats = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+            logits = (tuned if one.slot else base)(torch.tensor([whole])).logits
+        nats = logits[0].log_softmax(-1)
         for place, (token, value, _) in enumerate(heard[one].scores, len(one.prompt) - 1):
             assert token == int(nats[place].argmax())
             assert value == pytest.approx(nats[place, token].item(), abs=1e-4)
+
+
+def test_experts_of_several_adapters_in_one_pass(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    model, settings = adapted("mixtral", ["gate_up_proj", "down_proj", "v_proj"])
+    save_adapter(model, tmp_path, settings, "mixtral")
+    tuned, base = by_peft("mixtral", tmp_path).eval(), make_family("mixtral", "eager")
+    model = make_family("mixtral")
+    load_adapters(model, [tmp_path])
+    engine = Engine(model, tiny_tokenizer, adapters={"a": 0})
+    asked = [ScoreRequest(text, " mat", who) for text in PROMPTS for who in ("a", None)]
+    for request, answer in zip(asked, engine.score(asked), strict=True):
+        ids, more = (tiny_tokenizer.encode(t) for t in (request.context, " mat"))
+        with torch.no_grad():
+            logits = (tuned if request.adapter else base)(torch.tensor([[*ids, *more]])).logits
+        nats = logits[0].log_softmax(-1)
+        expected = sum(float(nats[i, token]) for i, token in enumerate(more, len(ids) - 1))
+        assert answer.loglikelihood == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dropout": 0.1}, {"dora": True}, {"pissa": True}, {"protect": 2}]
+)
+def test_experts_take_plain_lora_alone(changes: dict[str, Any]) -> None:
+    model = make_family("mixtral")
+    with pytest.raises(AdapterError, match=r"experts take plain LoRA .* targets: attention"):
+        attach(model, LoraSettings(rank=2, **changes), seed=0)
+    attach(model, LoraSettings(rank=2, targets="attention", **changes), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_parameters": ["mlp.gate.weight"]}, "uses target_parameters=.*cannot represent"),
+        ({"target_parameters": 3}, "uses target_parameters=3"),
+        ({"alpha_pattern": {"q_proj": 1}}, "alpha_pattern together with target_parameters"),
+        ({"r": 3}, "made for another base"),
+        ({"r": "four"}, "r 'four' is unusable"),
+    ],
+)
+def test_files_of_experts_that_cannot_be_read(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model, settings = adapted("mixtral", "mlp")
+    save_adapter(model, tmp_path, settings, "mixtral")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(make_family("mixtral"), tmp_path)
+
+
+def test_a_server_takes_no_adapter_of_experts(tmp_path: Path) -> None:
+    model, settings = adapted("mixtral", "mlp")
+    save_adapter(model, tmp_path, settings, "mixtral")
+    facts = BaseFacts("b", None, linear_shapes(make_family("mixtral")))
+    message = "changes experts, which this server's engine cannot serve; merge it"
+    with OpenFolder(tmp_path, tmp_path) as opened, pytest.raises(AdapterError, match=message):
+        outline(opened, facts, Bounds())
+    with pytest.raises(AdapterError, match="updates of experts, vLLM is given"):
+        check_adapter(read_adapter(tmp_path)[0])
