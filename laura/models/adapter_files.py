@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from laura.models.experts import expert_maps, is_experts_map, parted_factors
 from laura.models.lora import LoraSettings
 from laura.models.oft import OFT_R, oft_settings
 from laura.models.safe_files import FileMark, OpenFolder, ReadOnce, changed, strict_json
@@ -53,7 +54,6 @@ REFUSED = (
     "fan_in_fan_out",
     "modules_to_save",
     "trainable_token_indices",
-    "target_parameters",
     "alora_invocation_tokens",
     "use_qalora",
     "use_bdlora",
@@ -227,8 +227,12 @@ def _read(
         weights_hash = file.finish()
     if digest not in (None, _digest(config_hash, weights_hash)):
         raise changed(opened.label, SINCE)
-    settings = resolved(config or _config(text, opened.label), _shapes(stored), opened.label)
-    return settings, {name: tensor.view(data) for name, tensor in stored.items()}
+    config = config or _config(text, opened.label)
+    tensors = {name: tensor.view(data) for name, tensor in stored.items()}
+    if parameters := config.get("target_parameters"):
+        tensors = parted_factors(tensors, parameters, config.get("r"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return resolved(config, shapes, opened.label), tensors
 
 
 def outline(
@@ -248,6 +252,11 @@ def outline(
     """
     text, config_hash = _config_text(opened)
     config = _config(text, opened.label)
+    if config.get("target_parameters"):
+        raise AdapterError(
+            f"{opened.label} changes experts, which this server's engine cannot serve; merge it "
+            "into its base"
+        )
     _check_weights(opened)
     record, record_hash = _record(opened)
     signed = None if key is None else _signed(opened, key)
@@ -452,6 +461,11 @@ def _config(text: bytes, label: Path) -> dict[str, Any]:
     if kind not in ("LORA", "OFT"):
         raise AdapterError(f"{label} is a {kind} adapter; Laura reads LORA and OFT")
     refused = [name for name in REFUSED if config.get(name)]
+    parameters = config.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(map(is_experts_map, parameters)):
+        refused.append(f"target_parameters={parameters!r:.80}")
+    elif parameters and (config.get("rank_pattern") or config.get("alpha_pattern")):
+        refused.append("rank_pattern or alpha_pattern together with target_parameters")
     if config.get("bias", "none") != "none":
         refused.append(f"bias={config['bias']}")
     if str(config.get("init_lora_weights", True)).lower().startswith(("pissa", "olora", "corda")):
@@ -728,12 +742,13 @@ def _unusable(key: str, value: Any, allowed: str, folder: Path) -> AdapterError:
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Every Linear of a model: its full name, and the (out, in) of its weight."""
-    return {
+    """Every Linear of a model, and map of an expert: full name, and (out, in) of its weight."""
+    linears = {
         name: (module.out_features, module.in_features)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
+    return linears | expert_maps(model)
 
 
 def check_fit(

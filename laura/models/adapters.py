@@ -24,6 +24,7 @@ from laura.models.adapter_files import (
     linear_shapes,
     read_adapter,
 )
+from laura.models.experts import expert_of, joined_factors, open_experts
 from laura.models.layers import names_within
 from laura.models.lora import (
     LoraLinear,
@@ -69,13 +70,18 @@ def save_adapter(
         raise AdapterError("the model has no LoRA layers to save")
     if settings.started:
         settings = plain_settings(settings)
-    tensors = {}
+    experts = {name: layers.pop(name) for name in list(layers) if expert_of(name)}
+    stacked = joined_factors({name: layer.factors(slot) for name, layer in experts.items()})
     for name, layer in layers.items():
-        for key, tensor in _weights(layer, slot).items():
-            tensors[f"{PREFIX}{name}.{key}"] = tensor.detach().float().cpu().contiguous()
+        stacked |= {f"{name}.{key}": tensor for key, tensor in _weights(layer, slot).items()}
+    tensors = {
+        f"{PREFIX}{name}": tensor.detach().float().cpu().contiguous()
+        for name, tensor in stacked.items()
+    }
+    parameters = {f"{place[0]}.{place[2]}" for place in map(expert_of, experts) if place}
     kinds = sorted({name.rsplit(".", 1)[-1] for name in layers})
     named, numbers = _names_ending(model, kinds), settings.layers
-    if numbers is not None:
+    if numbers is not None and kinds:
         named = names_within(model, named, numbers)
     everywhere = len(named) == len(layers)
     own = oft_config(settings) if settings.block_size else _lora_config(settings)
@@ -84,7 +90,8 @@ def save_adapter(
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "target_modules": kinds if everywhere else sorted(layers),
-        "layers_to_transform": list(numbers) if everywhere and numbers is not None else None,
+        "target_parameters": sorted(parameters) or None,
+        "layers_to_transform": list(numbers) if everywhere and kinds and numbers else None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -254,6 +261,8 @@ def attach(
 ) -> list[str]:
     """Replace the target Linears by LoRA layers and freeze everything else.
 
+    Of stacked experts every map gets one (`experts.py`).
+
     The seed is set before the adapters are drawn, so the same seed gives the
     same adapters whatever ran before. `moments` are what LoRA-Null and CorDA start from
     (`activations.input_moments`).
@@ -262,8 +271,8 @@ def attach(
         Full names of the modules replaced, in the model's order.
 
     Raises:
-        AdapterError: a target matches no Linear, the rank exceeds a matrix, or
-            the model already carries LoRA layers.
+        AdapterError: a target matches no Linear, the rank exceeds a matrix, the model already
+            carries LoRA layers, or experts are asked for what PEFT's cannot have.
         ModelError: the model has no layer of a number in `layers`.
     """
     if lora_layers(model):
@@ -275,26 +284,34 @@ def attach(
         if not any(is_named(name, pattern) for name in names):
             raise AdapterError(f"pattern {pattern!r} names none of the {len(names)} targets")
     kind = _layer_kind(settings)
+    shapes = linear_shapes(model)
+    for name in names:
+        out, inner = shapes[name]
+        rank, scale = settings.for_module(name)
+        if rank > min(out, inner):
+            raise AdapterError(
+                f"rank {rank} exceeds {name} ({out} x {inner}); choose a smaller rank"
+            )
+        if settings.protect >= min(out, inner):
+            raise AdapterError(
+                f"protect {settings.protect} leaves nothing of {name} "
+                f"({out} x {inner}) to train; choose a smaller one"
+            )
+        if settings.block_size and inner % settings.block_size:
+            raise AdapterError(
+                f"block_size {settings.block_size} does not divide the {inner} inputs of {name}; "
+                "choose one that divides them"
+            )
+    if any(map(expert_of, names)):
+        if kind is not LoraLinear or settings.dropout:
+            raise AdapterError(
+                "experts take plain LoRA without dropout, as PEFT's do; leave dora, init, protect "
+                "and dropout out, or give targets: attention"
+            )
+        open_experts(model)
     model.requires_grad_(False)
     route = Route()
     torch.manual_seed(seed)
-    for name in names:
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
-        rank, scale = settings.for_module(name)
-        if rank > min(base.in_features, base.out_features):
-            shape = f"{base.out_features} x {base.in_features}"
-            raise AdapterError(f"rank {rank} exceeds {name} ({shape}); choose a smaller rank")
-        if settings.protect >= min(base.in_features, base.out_features):
-            raise AdapterError(
-                f"protect {settings.protect} leaves nothing of {name} "
-                f"({base.out_features} x {base.in_features}) to train; choose a smaller one"
-            )
-        if settings.block_size and base.in_features % settings.block_size:
-            raise AdapterError(
-                f"block_size {settings.block_size} does not divide the {base.in_features} inputs "
-                f"of {name}; choose one that divides them"
-            )
     for name in names:
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)

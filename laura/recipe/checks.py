@@ -39,7 +39,10 @@ Check = Callable[[Recipe], Iterable[Fault]]
 _CHECKS: list[tuple[set[str], Check]] = []
 # The same as in engine/vllm.py, which needs torch; a test compares them.
 VLLM_RANK = 512
-VLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+VLLM_TARGETS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj",
+    "gate_up_proj",
+)  # fmt: skip
 STAND_IN = {
     "name": "x",
     "base": {"model": "x"},

@@ -800,7 +800,7 @@ class BaseSection(Section):
     """The model before adaptation."""
 
     model: str = Field(min_length=1)
-    """Registry name, Hub id, folder, or GGUF file of a Llama-type model."""
+    """Registry name, Hub id, folder, or GGUF file; of which families: `guide.md`, Models."""
     revision: str | None = None
     """Hub branch, tag or commit; null for main."""
     dtype: Literal["float32", "bfloat16"] = "float32"
