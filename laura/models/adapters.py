@@ -1,6 +1,7 @@
 """Adapters between models and PEFT folders, both ways; `adapter_files.py` reads the folders.
 
-`attach` puts one onto a model: its targets become LoRA layers of the kind it asks for.
+`attach` puts one onto a model: its targets become LoRA layers of the kind it asks for. `fold`
+writes one into a model's weights, also one that holds more than LoRA.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from laura.models.adapter_files import (
     check_fit,
     linear_shapes,
     read_adapter,
+    read_whole,
 )
 from laura.models.layers import names_within
 from laura.models.lora import (
@@ -180,15 +182,56 @@ def _fill_slot(
         layer.scales[slot] = 0.0
         if isinstance(layer, DoraLinear) and not settings.dora:
             layer.plain.add(slot)
-        if name not in settings.targets:
-            continue
-        rank, layer.scales[slot] = settings.for_module(name)
-        places = {"lora_A.weight": layer.A[slot][:rank], "lora_B.weight": layer.B[slot][:, :rank]}
-        if settings.dora and isinstance(layer, DoraLinear):
-            places[MAGNITUDE] = layer.magnitude[slot]
-        with torch.no_grad():
-            for key, place in places.items():
-                place.copy_(tensors[f"{PREFIX}{name}.{key}"])
+        if name in settings.targets:
+            _fill(layer, slot, name, tensors, settings)
+
+
+def _fill(
+    layer: LoraLinear, slot: int, name: str, tensors: dict[str, Tensor], settings: LoraSettings
+) -> None:
+    rank, layer.scales[slot] = settings.for_module(name)
+    places = {"lora_A.weight": layer.A[slot][:rank], "lora_B.weight": layer.B[slot][:, :rank]}
+    if settings.dora and isinstance(layer, DoraLinear):
+        places[MAGNITUDE] = layer.magnitude[slot]
+    with torch.no_grad():
+        for key, place in places.items():
+            place.copy_(tensors[f"{PREFIX}{name}.{key}"])
+
+
+def fold(model: Any, folder: Path) -> None:
+    """Write the adapter in a PEFT folder into a plain model's own weights.
+
+    Also what cannot stand beside them: what was trained whole takes its place, then updates are
+    added, to the output map too. That map is a weight of its own from then on where it was the
+    embedding and either of them changes, as it is in PEFT.
+
+    Raises:
+        AdapterError: as `load_adapter`; the model is left as it was.
+    """
+    settings, tensors, whole = read_whole(folder)
+    _check_base(model, settings, tensors, folder)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in whole.items():
+        needed = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+        if needed != tuple(tensor.shape):
+            raise AdapterError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, this base has {needed}; the "
+                "adapter was made for another base, or for one with added tokens"
+            )
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    changed = {model.get_submodule(name) for name in settings.targets}
+    changed |= {model.get_submodule(name.rpartition(".")[0]) for name in whole}
+    if head.weight is embedding.weight and changed & {head, embedding}:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    with torch.no_grad():
+        for name, tensor in whole.items():
+            model.get_parameter(name).copy_(tensor)
+        for name in settings.targets:
+            base = model.get_submodule(name)
+            layer = _layer_kind(settings)(base, *settings.for_module(name), 0.0, 1, Route())
+            _fill(layer, 0, name, tensors, settings)
+            base.weight.copy_(layer.tuned())
 
 
 def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from laura.models.adapter_files import CONFIG, WEIGHTS, read_settings
+from laura.models.adapter_files import CONFIG, WEIGHTS, read_whole
 from laura.models.load import check_model_folder, resolve_model, weight_files
 from laura.recipe.sections import Arm, ExternalPoint, LoraArm
 from laura.results.errors import AdapterError, CheckpointError, ModelError
@@ -86,7 +86,7 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _check_adapter(arm: LoraArm, folder: Path) -> None:
-    found = read_settings(folder)
+    found, _, _ = read_whole(folder)
     pairs: tuple[tuple[str, Any, Any], ...] = (
         ("rank", arm.rank, found.rank),
         ("alpha", arm.alpha_value, found.alpha),

@@ -7,6 +7,7 @@ are attached or everything is unfrozen, and weights are written accordingly.
 from __future__ import annotations
 
 import gc
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -15,15 +16,15 @@ from typing import Any
 
 import torch
 
-from laura.models.adapter_files import CONFIG
-from laura.models.adapters import attach, load_adapter, merge_check, save_adapter
+from laura.models.adapter_files import CONFIG, trained_whole
+from laura.models.adapters import attach, fold, load_adapter, merge_check, save_adapter
 from laura.models.device import empty_cache
 from laura.models.external import weights_folder
 from laura.models.layers import chosen_layers, dropping
 from laura.models.load import Base, load_base, quiet_transformers
-from laura.models.lora import LoraSettings, detach, lora_layers, rate_ratios, route
+from laura.models.lora import LoraSettings, detach, rate_ratios, route
 from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
-from laura.results.errors import StoreError
+from laura.results.errors import AdapterError, StoreError
 from laura.results.progress import SILENT, Progress
 from laura.results.schema import RECORD_FILE, read_record
 from laura.results.store import check_folder, write_folder
@@ -139,16 +140,31 @@ class Workbench:
                 del base  # changed, or spread out
                 self._drop()
 
-    def weights(self, checkpoint: Path | None) -> Path:
+    @contextmanager
+    def weights(self, checkpoint: Path | None) -> Iterator[Path]:
         """Where a checkpoint's weights lie, an adapter's or a whole model's; None for the base's.
+
+        An adapter that cannot stand beside its base is a whole model, for as long as the block.
 
         Raises:
             CheckpointError: the checkpoint does not match its checksums.
+            AdapterError: it is such an adapter, on a quantised base.
         """
         if checkpoint is None:
-            return self.base.folder
+            yield self.base.folder
+            return
         check_folder(checkpoint)
-        return weights_folder(checkpoint, self.progress)
+        folder = weights_folder(checkpoint, self.progress)
+        if not (folder / CONFIG).is_file() or not trained_whole(folder):
+            yield folder
+            return
+        if self.section.quantization is not None:
+            raise AdapterError(
+                f"{folder} holds {trained_whole(folder)[0]}, so it is measured merged, and the "
+                f"base is in {self.section.quantization}; leave base.quantization out"
+            )
+        with merged(str(self.base.folder), folder) as model:
+            yield model
 
     @contextmanager
     def tuned(self, checkpoint: Path | None) -> Iterator[tuple[Any, Reference | None]]:
@@ -167,23 +183,23 @@ class Workbench:
         if checkpoint is None:
             yield self.base.model, None
             return
-        checkpoint = self.weights(checkpoint)
         model = self.base.model
-        if (checkpoint / CONFIG).is_file():
-            load_adapter(model, checkpoint)
+        with self.weights(checkpoint) as folder:
+            if (folder / CONFIG).is_file():
+                load_adapter(model, folder)
+                try:
+                    yield model, lambda: route(model, None)
+                finally:
+                    detach(model)
+                    model.requires_grad_(False)
+                return
+            tuned = load_base(str(folder), dtype=self.section.dtype, device=self.device_name)
+            tuned.model.requires_grad_(False)
             try:
-                yield model, lambda: route(model, None)
+                yield tuned.model, model
             finally:
-                detach(model)
-                model.requires_grad_(False)
-            return
-        tuned = load_base(str(checkpoint), dtype=self.section.dtype, device=self.device_name)
-        tuned.model.requires_grad_(False)
-        try:
-            yield tuned.model, model
-        finally:
-            del tuned
-            gc.collect()
+                del tuned
+                gc.collect()
 
     def count_trainable(self, arm: Arm) -> int:
         """How many numbers an arm trains; nothing is changed.
@@ -269,7 +285,8 @@ def merge_adapter(
 
     Returns:
         `merged`, `unmerged` and `update`: largest differences of logits on a
-        probe text (see `merge_check`), and `folder`.
+        probe text (see `merge_check`), and `folder`. Of an adapter that cannot stand
+        beside its base `update` alone.
 
     Raises:
         StoreError: `out` exists already.
@@ -277,16 +294,38 @@ def merge_adapter(
     if out.exists():
         raise StoreError(f"{out} exists; choose a folder that does not")
     loaded = load_base(base, device=device, progress=progress)
-    load_adapter(loaded.model, adapter)
     if (adapter / RECORD_FILE).is_file():
         for warning in read_record(adapter).warnings:
             progress.say(f"{adapter}: {warning}")
     ids = loaded.tokenizer(PROBE, return_tensors="pt")["input_ids"].to(loaded.model.device)
-    differences = merge_check(loaded.model, ids)
-    with torch.no_grad():
-        for layer in lora_layers(loaded.model).values():
-            layer.base.weight.copy_(layer.tuned())
-    detach(loaded.model)
+    if trained_whole(adapter):  # there is nothing beside the base to compare with
+        before = _logits(loaded.model, ids)
+        fold(loaded.model, adapter)
+        update = float((_logits(loaded.model, ids) - before).abs().max())
+        differences = {"update": update}
+    else:
+        load_adapter(loaded.model, adapter)
+        differences = merge_check(loaded.model, ids)
+        detach(loaded.model)
+        fold(loaded.model, adapter)
     facts = {"base": loaded.name, "fingerprint": loaded.fingerprint}
     write_folder(out, _checkpoint_writer(loaded), facts)
     return {**differences, "folder": str(out)}
+
+
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(ids).logits.float()
+    return logits
+
+
+@contextmanager
+def merged(base: str, adapter: Path) -> Iterator[Path]:
+    """A folder with base plus adapter as one plain model, in float32, for the block.
+
+    Raises:
+        LauraError: as `merge_adapter`.
+    """
+    with tempfile.TemporaryDirectory(prefix="laura-merged.") as place:
+        merge_adapter(base, adapter, Path(place) / "model", device="cpu")
+        yield Path(place) / "model"
