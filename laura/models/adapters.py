@@ -45,24 +45,31 @@ from laura.models.lora_variants import (
     PissaLinear,
     plain_settings,
 )
+from laura.models.model_card import CARD, model_card
 from laura.models.targets import is_named
 from laura.results.errors import AdapterError
-from laura.results.store import disk_faults, write_json
+from laura.results.store import disk_faults, write_json, write_text
 
 
 def save_adapter(
-    model: nn.Module, folder: Path, settings: LoraSettings, base_name: str, slot: int = 0
+    model: nn.Module,
+    folder: Path,
+    settings: LoraSettings,
+    base_name: str,
+    slot: int = 0,
+    revision: str | None = None,
 ) -> None:
-    """Write one slot as a PEFT adapter on the base (float32).
+    """Write one slot as a PEFT adapter on the base (float32), with a model card.
 
     PiSSA's and MiLoRA's become plain ones of twice the rank.
 
     Args:
         model: A model with LoRA layers.
-        folder: Where the two files go.
+        folder: Where the files go.
         settings: What the layers were attached with.
-        base_name: Name or path of the base, for the reader.
+        base_name: Hub id or folder of the base, by which PEFT finds it.
         slot: Which slot to write.
+        revision: Commit of a base on the Hub.
     """
     layers = lora_layers(model)
     if not layers:
@@ -82,6 +89,7 @@ def save_adapter(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
+        "revision": revision,
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
@@ -101,6 +109,8 @@ def save_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)
+    text = f"Trained with Laura on `{base_name}`."
+    write_text(folder / CARD, model_card(base_name, "LoRA adapter", text))
 
 
 def _weights(layer: LoraLinear, slot: int) -> dict[str, Tensor]:

@@ -96,7 +96,7 @@ def evaluate_model(
     for name in whole:
         progress.say(f"{name} cannot stand beside the base; it is measured as a model of its own")
         lone = replace(_subject(name, adapters, out), adapter=None)
-        with merged(model, adapters[name]) as folder:
+        with merged(model, adapters[name]) as (folder, _):
             (found[name],) = measured(str(folder), {}, [lone], f"{model} + {name}")
     if not adapters:
         return {task: _answer(one, subjects[0]) for task, one in found[None].items()}

@@ -20,6 +20,7 @@ from laura.models.adapter_files import CONFIG, trained_whole
 from laura.models.adapters import attach, fold, load_adapter, merge_check, save_adapter
 from laura.models.device import empty_cache
 from laura.models.external import weights_folder
+from laura.models.gguf_export import find_converter, write_gguf
 from laura.models.layers import chosen_layers, dropping
 from laura.models.load import Base, load_base, quiet_transformers
 from laura.models.lora import LoraSettings, detach, rate_ratios, route
@@ -163,7 +164,7 @@ class Workbench:
                 f"{folder} holds {trained_whole(folder)[0]}, so it is measured merged, and the "
                 f"base is in {self.section.quantization}; leave base.quantization out"
             )
-        with merged(str(self.base.folder), folder) as model:
+        with merged(str(self.base.folder), folder) as (model, _):
             yield model
 
     @contextmanager
@@ -253,7 +254,8 @@ def _unfreeze(model: torch.nn.Module, arm: FullArm) -> None:
 
 
 def _adapter_writer(base: Base, settings: LoraSettings) -> Callable[[Path], None]:
-    return lambda folder: save_adapter(base.model, folder, settings, base.name)
+    name, revision = base.source()
+    return lambda folder: save_adapter(base.model, folder, settings, name, revision=revision)
 
 
 def _checkpoint_writer(base: Base) -> Callable[[Path], None]:
@@ -278,10 +280,19 @@ def merge_adapter(
     adapter: Path,
     out: Path,
     *,
+    converter: Path | None = None,
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Write base plus adapter as one plain model folder.
+    """Write base plus adapter as one plain model folder, or as a GGUF file.
+
+    Args:
+        base: Name, folder, GGUF file or Hub id.
+        adapter: Folder of a PEFT adapter on it.
+        out: A folder, or a file where it ends in .gguf.
+        converter: llama.cpp's, or its folder; None where it is on PATH.
+        device: Device name; None for the best there is.
+        progress: Where to report.
 
     Returns:
         `merged`, `unmerged` and `update`: largest differences of logits on a
@@ -290,9 +301,16 @@ def merge_adapter(
 
     Raises:
         StoreError: `out` exists already.
+        UsageError: a GGUF file is wanted, and there is no converter.
     """
     if out.exists():
         raise StoreError(f"{out} exists; choose a folder that does not")
+    if out.suffix == ".gguf":
+        script = find_converter(converter)
+        with merged(base, adapter, device, progress) as (folder, answer):
+            progress.say(f"{script} writes {out}")
+            write_gguf(folder, out, script)
+        return {**answer, "folder": str(out)}
     loaded = load_base(base, device=device, progress=progress)
     if (adapter / RECORD_FILE).is_file():
         for warning in read_record(adapter).warnings:
@@ -320,12 +338,17 @@ def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def merged(base: str, adapter: Path) -> Iterator[Path]:
+def merged(
+    base: str, adapter: Path, device: str | None = "cpu", progress: Progress = SILENT
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A folder with base plus adapter as one plain model, in float32, for the block.
+
+    Yields:
+        The folder, and what `merge_adapter` answers.
 
     Raises:
         LauraError: as `merge_adapter`.
     """
     with tempfile.TemporaryDirectory(prefix="laura-merged.") as place:
-        merge_adapter(base, adapter, Path(place) / "model", device="cpu")
-        yield Path(place) / "model"
+        folder = Path(place) / "model"
+        yield folder, merge_adapter(base, adapter, folder, device=device, progress=progress)
