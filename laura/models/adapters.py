@@ -1,6 +1,7 @@
 """Adapters between models and PEFT folders, both ways; `adapter_files.py` reads the folders.
 
-`attach` puts one onto a model: its targets become LoRA layers of the kind it asks for.
+`attach` puts one onto a model: its targets become LoRA layers of the kind it asks for. `fold`
+writes one into a model's weights, also one that holds more than LoRA.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from laura.models.adapter_files import (
     check_fit,
     linear_shapes,
     read_adapter,
+    read_whole,
 )
 from laura.models.experts import expert_of, joined_factors, open_experts
 from laura.models.layers import names_within
@@ -45,25 +47,32 @@ from laura.models.lora_variants import (
     PissaLinear,
     plain_settings,
 )
+from laura.models.model_card import CARD, model_card
 from laura.models.oft import OFT_R, OftLinear, oft_config
 from laura.models.targets import is_named
 from laura.results.errors import AdapterError
-from laura.results.store import disk_faults, write_json
+from laura.results.store import disk_faults, write_json, write_text
 
 
 def save_adapter(
-    model: nn.Module, folder: Path, settings: LoraSettings, base_name: str, slot: int = 0
+    model: nn.Module,
+    folder: Path,
+    settings: LoraSettings,
+    base_name: str,
+    slot: int = 0,
+    revision: str | None = None,
 ) -> None:
-    """Write one slot as a PEFT adapter on the base (float32).
+    """Write one slot as a PEFT adapter on the base (float32), with a model card.
 
     PiSSA's and those of its kind become plain ones of twice the rank.
 
     Args:
         model: A model with LoRA layers.
-        folder: Where the two files go.
+        folder: Where the files go.
         settings: What the layers were attached with.
-        base_name: Name or path of the base, for the reader.
+        base_name: Hub id or folder of the base, by which PEFT finds it.
         slot: Which slot to write.
+        revision: Commit of a base on the Hub.
     """
     layers = lora_layers(model)
     if not layers:
@@ -89,6 +98,7 @@ def save_adapter(
         **own,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
+        "revision": revision,
         "target_modules": kinds if everywhere else sorted(layers),
         "target_parameters": sorted(parameters) or None,
         "layers_to_transform": list(numbers) if everywhere and kinds and numbers else None,
@@ -101,6 +111,8 @@ def save_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)
+    text = f"Trained with Laura on `{base_name}`."
+    write_text(folder / CARD, model_card(base_name, "LoRA adapter", text))
 
 
 def _lora_config(settings: LoraSettings) -> dict[str, Any]:
@@ -204,25 +216,75 @@ def _fill_slot(
     model: nn.Module, slot: int, tensors: dict[str, Tensor], settings: LoraSettings
 ) -> None:
     for name, layer in lora_layers(model).items():
-        if isinstance(layer, OftLinear):
-            places = {OFT_R: layer.R[slot]}
-        else:
-            places = {"lora_A.weight": layer.A[slot], "lora_B.weight": layer.B[slot]}
         with torch.no_grad():
-            for place in places.values():
+            for place in _places(layer, slot).values():
                 place.zero_()
         layer.scales[slot] = 0.0
         if isinstance(layer, DoraLinear) and not settings.dora:
             layer.plain.add(slot)
-        if name not in settings.targets:
-            continue
-        layer.scales[slot] = settings.for_module(name)[1]
-        if settings.dora and isinstance(layer, DoraLinear):
-            places[MAGNITUDE] = layer.magnitude[slot]
-        with torch.no_grad():
-            for key, place in places.items():
-                own = tensors[f"{PREFIX}{name}.{key}"]
-                place[tuple(map(slice, own.shape))].copy_(own)
+        if name in settings.targets:
+            _fill(layer, slot, name, tensors, settings)
+
+
+def _places(layer: LoraLinear, slot: int) -> dict[str, Tensor]:
+    """A slot's factors or rotation, by the last part of their names in a file."""
+    if isinstance(layer, OftLinear):
+        return {OFT_R: layer.R[slot]}
+    return {"lora_A.weight": layer.A[slot], "lora_B.weight": layer.B[slot]}
+
+
+def _fill(
+    layer: LoraLinear, slot: int, name: str, tensors: dict[str, Tensor], settings: LoraSettings
+) -> None:
+    layer.scales[slot] = settings.for_module(name)[1]
+    places = _places(layer, slot)
+    if settings.dora and isinstance(layer, DoraLinear):
+        places[MAGNITUDE] = layer.magnitude[slot]
+    with torch.no_grad():
+        for key, place in places.items():
+            own = tensors[f"{PREFIX}{name}.{key}"]
+            place[tuple(map(slice, own.shape))].copy_(own)
+
+
+def fold(model: Any, folder: Path) -> None:
+    """Write the adapter in a PEFT folder into a plain model's own weights.
+
+    Also what cannot stand beside them: what was trained whole takes its place, then updates are
+    added, to the output map too. That map is a weight of its own from then on where it was the
+    embedding and either of them changes, as it is in PEFT.
+
+    Raises:
+        AdapterError: as `load_adapter`; the model is left as it was.
+    """
+    settings, tensors, whole = read_whole(folder)
+    if any(map(expert_of, settings.targets)):
+        raise AdapterError(
+            f"{folder} adapts experts and holds what cannot stand beside a base; merge it with "
+            "PEFT and give the merged model"
+        )
+    _check_base(model, settings, tensors, folder)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in whole.items():
+        needed = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+        if needed != tuple(tensor.shape):
+            raise AdapterError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, this base has {needed}; the "
+                "adapter was made for another base, or for one with added tokens"
+            )
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    changed = {model.get_submodule(name) for name in settings.targets}
+    changed |= {model.get_submodule(name.rpartition(".")[0]) for name in whole}
+    if head.weight is embedding.weight and changed & {head, embedding}:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    with torch.no_grad():
+        for name, tensor in whole.items():
+            model.get_parameter(name).copy_(tensor)
+        for name in settings.targets:
+            base = model.get_submodule(name)
+            layer = _layer_kind(settings)(base, *settings.for_module(name), 0.0, 1, Route())
+            _fill(layer, 0, name, tensors, settings)
+            base.weight.copy_(layer.tuned())
 
 
 def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:

@@ -32,6 +32,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from laura.models.model_card import CARD
 from laura.recipe.reading import recipe_yaml
 from laura.results.errors import AdapterError, EvidenceError, UsageError
 from laura.results.schema import (
@@ -71,6 +72,7 @@ from laura.study.claims.judgement import judge, read_setting
 from laura.study.claims.replay_law import replay_laws
 from laura.study.claims.settings import DROPOUTS, FORGETTING, LEARNING, Kind, Setting
 from laura.study.evidence import Evidence, Point, leading, score_of
+from laura.study.model_cards import record_card
 
 State = Literal["recommended", "suggested", "not met"]
 
@@ -536,7 +538,9 @@ def write_recipe(decision: Decision, path: Path) -> None:
 
 
 def write_weights(decision: Decision, study: Path, folder: Path) -> Record:
-    """Copy the recommended checkpoint, with its `laura.json`; the first seed of the recipe.
+    """Copy the recommended checkpoint, with its `laura.json` and a model card of it.
+
+    It is the first seed of the recipe.
 
     The first and not the best: to pick the best seed by its scores would make the scores
     in the record too good.
@@ -560,14 +564,19 @@ def write_weights(decision: Decision, study: Path, folder: Path) -> Record:
     if taken and not (folder / RECORD_FILE).is_file():
         raise UsageError(f"{folder} holds something else; name a new folder for --adapter")
     facts = check_folder(source)
-    files = sorted(p for p in source.rglob("*") if p.is_file() and p.name != MANIFEST)
+    own = (MANIFEST, CARD)  # what is written anew or left
+    files = sorted(p for p in source.rglob("*") if p.is_file() and p.name not in own)
     record = _record(
         decision, study, point, {str(p.relative_to(source)): file_hash(p) for p in files}
     )
+    config = source / "adapter_config.json"
+    named = read_json(config)["base_model_name_or_path"] if config.is_file() else record.base.model
+    card = record_card(record, named)
 
     def fill(place: Path) -> None:
         shutil.copytree(source, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         write_record(place, record)
+        write_text(place / CARD, card)
 
     write_folder(folder, fill, facts)
     return record
