@@ -100,7 +100,7 @@ class Serializer(ABC):
 
     def usage(self, context: RequestContext) -> Chunk:
         """The chunk that says what was used, with no choice beside it."""
-        return self._chunk_type(**self._heading, choices=[], usage=_usage(context))
+        return self._chunk_type(**self._heading, choices=[], usage=usage_of(context))
 
     def _by_choice(self, chunks: Sequence[Chunk]) -> list[list[Any]]:
         parts = [part for chunk in chunks for part in chunk.choices]
@@ -169,7 +169,7 @@ class ChatSerializer(Serializer):
                     finish_reason=_last_finish(parts),
                 )
             )
-        return ChatCompletion(**self._heading, choices=choices, usage=_usage(context))
+        return ChatCompletion(**self._heading, choices=choices, usage=usage_of(context))
 
     def _chunk(self, index: int, delta: ChoiceDelta, **more: Any) -> ChatCompletionChunk:
         choice = ChunkChoice(index=index, delta=delta, **more)
@@ -293,7 +293,7 @@ class CompletionSerializer(Serializer):
                     finish_reason=_last_finish(parts),
                 )
             )
-        return Completion(**self._heading, choices=choices, usage=_usage(context))
+        return Completion(**self._heading, choices=choices, usage=usage_of(context))
 
     def _chunk(
         self,
@@ -365,7 +365,8 @@ class Offsets:
         return places
 
 
-def _usage(context: RequestContext) -> CompletionUsage:
+def usage_of(context: RequestContext) -> CompletionUsage:
+    """What a request has used so far."""
     return CompletionUsage(
         prompt_tokens=context.prompt_tokens,
         completion_tokens=context.new_tokens,
@@ -605,16 +606,20 @@ class EventStream(Response):
         try:
             async for chunk in generation.chunks(self._heartbeat):
                 if chunk is not None and self._wants_usage_so_far:
-                    chunk.usage = _usage(context)
+                    chunk.usage = usage_of(context)
                 yield HEARTBEAT if chunk is None else _data(chunk.model_dump_json())
             if self._wants_usage:
                 yield _data(generation.serializer.usage(context).model_dump_json())
             yield _data("[DONE]")
         except Exception as error:
-            # The status has long been sent; clients read the error from the stream.
-            fault = error if isinstance(error, ApiError) else self._failed(context, error)
-            context.refuse(fault)
-            yield _data(json.dumps(fault.body()))
+            yield _data(json.dumps(self._fault(error).body()))
+
+    def _fault(self, error: Exception) -> ApiError:
+        """What is told in the stream: the status has long been sent."""
+        context = self._generation.context
+        fault = error if isinstance(error, ApiError) else self._failed(context, error)
+        context.refuse(fault)
+        return fault
 
 
 def _data(text: str) -> bytes:

@@ -238,7 +238,9 @@ Prompts = Annotated[
 ]
 
 
-class _Body(BaseModel):
+class StrictBody(BaseModel):
+    """A JSON object of a request: a field that is not known is a fault."""
+
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), frozen=True
     )
@@ -251,24 +253,24 @@ class _Body(BaseModel):
         return data
 
 
-def _with(name: str, fields: Mapping[str, Any]) -> type[_Body]:
+def with_fields(name: str, fields: Mapping[str, Any]) -> type[StrictBody]:
     """A body that has the fields of a table."""
     forgotten = Field(None, description="Read and forgotten.")
     typed: dict[str, Any] = {
         field: (Any, forgotten) if values is ANYTHING else (_only(*values), None)
         for field, values in fields.items()
     }
-    return create_model(name, __base__=_Body, **typed)
+    return create_model(name, __base__=StrictBody, **typed)
 
 
 if TYPE_CHECKING:
-    _Prompt = _Body
-    _Request = _Body
-    _Message = _Body
+    _Prompt = StrictBody
+    _Request = StrictBody
+    _Message = StrictBody
 else:
-    _Prompt = _with("_Prompt", OF_PROMPTS)
-    _Request = _with("_Request", OF_REQUESTS)
-    _Message = _with("_Message", OF_MESSAGES)
+    _Prompt = with_fields("_Prompt", OF_PROMPTS)
+    _Request = with_fields("_Request", OF_REQUESTS)
+    _Message = with_fields("_Message", OF_MESSAGES)
 
 
 def _fault(field: str, words: str) -> ValidationError:
@@ -279,7 +281,7 @@ def _fault(field: str, words: str) -> ValidationError:
     )
 
 
-class StreamOptions(_Body):
+class StreamOptions(StrictBody):
     """What a stream tells beside the text."""
 
     include_usage: bool | None = None
@@ -287,7 +289,7 @@ class StreamOptions(_Body):
     include_obfuscation: _only(False) = None  # type: ignore[valid-type]
 
 
-class ContentPart(_Body):
+class ContentPart(StrictBody):
     """A part of a message; only texts are understood."""
 
     type: Literal["text"]
@@ -295,18 +297,20 @@ class ContentPart(_Body):
     cache_control: Any = Field(None, description="Read and forgotten.")
 
 
-# pydantic names which of two kinds it took: no field of a client's is called so.
-_TEXT, _PARTS = "(text)", "(parts)"
+# pydantic names which of several kinds it took: no field of a client's is called so.
+TEXT, PARTS = "(text)", "(parts)"
+TEXT_OR_PARTS = Discriminator(lambda value: TEXT if isinstance(value, str) else PARTS)
+TAGS = {TEXT, PARTS, "(message)", "(function_call)", "(function_call_output)"}
 _NO_CONTENT = "must be a text, or a list of parts of the type text"
 
 
 def _kind(content: Any) -> str | None:
-    return _TEXT if isinstance(content, str) else _PARTS if isinstance(content, list) else None
+    return TEXT if isinstance(content, str) else PARTS if isinstance(content, list) else None
 
 
 Content = Annotated[
-    Annotated[Text, Tag(_TEXT)]
-    | Annotated[list[ContentPart], Field(max_length=MOST_PARTS, fail_fast=True), Tag(_PARTS)],
+    Annotated[Text, Tag(TEXT)]
+    | Annotated[list[ContentPart], Field(max_length=MOST_PARTS, fail_fast=True), Tag(PARTS)],
     Discriminator(
         _kind,
         custom_error_type="content",
@@ -329,14 +333,14 @@ def _arguments(text: str) -> str:
 Name = Annotated[str, Field(pattern=rf"^[a-zA-Z0-9_-]{{1,{LONGEST_NAME}}}$")]
 
 
-class FunctionCall(_Body):
+class FunctionCall(StrictBody):
     """A function that the model called, with its arguments as JSON."""
 
     name: Name
     arguments: Annotated[Text, AfterValidator(_arguments)]
 
 
-class ToolCall(_Body):
+class ToolCall(StrictBody):
     """A call of an earlier answer."""
 
     id: Text = Field(max_length=LONGEST_MODEL)
@@ -387,7 +391,7 @@ Messages = Annotated[
 ]
 
 
-class JsonSchema(_Body):
+class JsonSchema(StrictBody):
     """A schema with a name; whether strict or not, the answer keeps to it."""
 
     name: Name
@@ -396,7 +400,7 @@ class JsonSchema(_Body):
     strict: bool | None = None
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(StrictBody):
     """What an answer must be: a text, some JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -416,7 +420,7 @@ class ResponseFormat(_Body):
         return None if self.type == "text" else Grammar.of_schema({"type": "object"})
 
 
-class StructuredOutputs(_Body):
+class StructuredOutputs(StrictBody):
     """vLLM's way to say what an answer must be; one of them."""
 
     of_json: dict[str, Any] | None = Field(None, alias="json")
@@ -500,7 +504,7 @@ class _SamplingRequest(_Request):
         )
 
 
-class FunctionTool(_Body):
+class FunctionTool(StrictBody):
     """A function that the model may call."""
 
     name: Name
@@ -509,20 +513,20 @@ class FunctionTool(_Body):
     strict: bool | None = None
 
 
-class Tool(_Body):
+class Tool(StrictBody):
     """A tool; there are only functions."""
 
     type: Literal["function"]
     function: FunctionTool
 
 
-class FunctionName(_Body):
+class FunctionName(StrictBody):
     """The name of one."""
 
     name: Name
 
 
-class NamedTool(_Body):
+class NamedTool(StrictBody):
     """The one that is to be called."""
 
     type: Literal["function"] = "function"
@@ -530,8 +534,8 @@ class NamedTool(_Body):
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag(_TEXT)] | Annotated[NamedTool, Tag(_PARTS)],
-    Discriminator(lambda value: _TEXT if isinstance(value, str) else _PARTS),
+    Annotated[Literal["none", "auto", "required"], Tag(TEXT)] | Annotated[NamedTool, Tag(PARTS)],
+    TEXT_OR_PARTS,
 ]
 
 
@@ -936,7 +940,7 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
 
 def _place(error: Any) -> str:
     """The field as OpenAI writes it, such as messages.0.content; empty for the whole body."""
-    parts = (str(one) for one in error["loc"] if one not in (_TEXT, _PARTS))
+    parts = (str(one) for one in error["loc"] if one not in TAGS)
     return ".".join(parts)[:LONGEST_FIELD]
 
 
