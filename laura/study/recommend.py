@@ -63,7 +63,7 @@ from laura.results.store import (
     write_text,
 )
 from laura.results.task_result import change
-from laura.results.units import memory_text, rate_text
+from laura.results.units import budget_text, memory_text, rate_text
 from laura.study.choosing import why_none
 from laura.study.claims.answer import amount, points
 from laura.study.claims.judgement import judge, read_setting
@@ -215,7 +215,7 @@ def not_met_text(decision: Decision) -> str:
 
 def describe(one: Configuration) -> str:
     """A configuration in a few words."""
-    return f"{one.arm.name} at {rate_text(one.learning_rate)}, budget {one.budget:,g}"
+    return f"{one.arm.name} at {rate_text(one.learning_rate)}, budget {budget_text(one.budget)}"
 
 
 def costs_of(study: Path) -> dict[str, RunCost]:
@@ -436,7 +436,7 @@ def untried(setting: Setting, chosen: Kind | None, budget: float | None) -> list
             beyond = ends.get(edge, f"below {rates[0]:g} or above {rates[-1]:g}")
             told.append(f"{name} is best at the end of its rates: none {beyond} was tried.")
     if budget is not None and budget == max(setting.budgets):
-        told.append(f"No budget above {budget:,g} was tried.")
+        told.append(f"No budget above {budget_text(budget)} was tried.")
     methods = {arm.method for arm in arms}
     told += [f"No arm of {name} was tried." for name in ("full", "lora") if name not in methods]
     loras = [arm for arm in arms if arm.method == "lora"]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from laura.results.statistics import MARGIN, Contrast, TooThin
+from laura.results.units import budget_text
 from laura.study.claims.capability import (
     below_ceiling,
     learnt,
@@ -47,7 +48,7 @@ def learns_less(setting: Setting) -> list[Statement]:
     def gap(lora: Kind) -> Statement:
         budget = setting.common_budget(full, lora)
         more = setting.difference(full, lora, LEARNING, budget)
-        what = f"learning of {full.name} minus {lora.name} at {budget:,g}"
+        what = f"learning of {full.name} minus {lora.name} at {budget_text(budget)}"
         return Statement((full.name, lora.name), what, more, setting.unit(LEARNING))
 
     return [gap(chosen), *_beside(others, gap)]
@@ -314,7 +315,7 @@ def _forgot_more(setting: Setting, first: Kind, second: Kind, *, part: str = "")
     learnt(setting, budget, first, second)
     floor = off_floor(setting, budget, first, second)
     more = setting.difference(second, first, FORGETTING, budget)
-    what = f"forgetting of {first.name} minus {second.name} at {budget:,g}"
+    what = f"forgetting of {first.name} minus {second.name} at {budget_text(budget)}"
     if floor:
         what += f" ({floor} is at guessing and may have lost more)"
     return Statement((first.name, second.name), what, more, setting.unit(FORGETTING),
