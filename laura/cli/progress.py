@@ -83,10 +83,9 @@ class BarPace:
     def seconds_left(self) -> float | None:
         """Seconds until the total is reached at the present speed; None where it is not known.
 
-        That is before the first advances, and again when the time that they promised is over.
+        That is before the first advances, and again when the time that they promised is over,
+        or the total is reached: whoever keeps a bar open has more to do.
         """
-        if self.share >= 1:
-            return 0.0
         if self.rate is None or math.isinf(self.total):
             return None
         since_last = self._clock() - self._samples[-1][0]
@@ -96,7 +95,7 @@ class BarPace:
     def words(self) -> tuple[str, str, str, str, str]:
         """Percentage, amount, speed, time elapsed and time left, as people read them.
 
-        100 % and 0:00 left are the end's alone.
+        100 % is the end's alone, and 0:00 is never left.
         """
         left = self.seconds_left
         total = "" if math.isinf(self.total) else f"/{self.total:,.0f}"

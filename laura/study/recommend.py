@@ -51,7 +51,7 @@ from laura.results.schema import (
     read_file,
     write_record,
 )
-from laura.results.statistics import ALPHA, LEVEL, MIN_SEEDS, Contrast, TooThin, count
+from laura.results.statistics import ALPHA, LEVEL, MIN_ITEMS, MIN_SEEDS, Contrast, TooThin, count
 from laura.results.store import (
     MANIFEST,
     StudyStore,
@@ -636,8 +636,9 @@ def _estimated(setting: Setting, measure: str, one: Configuration) -> EstimatedT
     found = one.learning if measure == LEARNING else one.forgetting
     if found is None:
         raise EvidenceError(
-            f"{describe(one)} has {count(len(one.points), 'seed')}: too few to tell how much seeds "
-            "differ, so its weights get no record; confirm it first, as `laura recommend` says"
+            f"{describe(one)} has {count(len(one.points), 'seed')}: too few for an interval, so "
+            f"its weights get no record; it takes {MIN_SEEDS} seeds and {MIN_ITEMS} items of each "
+            "task. Confirm it first, as `laura recommend` says, or measure more items"
         )
     told = Estimated.of(found, setting.unit(measure), one.level)
     return EstimatedTasks(tasks=setting.tasks(measure), **told.model_dump())

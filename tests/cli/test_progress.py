@@ -60,7 +60,7 @@ def test_pace_follows_the_last_minutes() -> None:
     assert pace.rate == pytest.approx(10)
 
 
-def test_zero_seconds_left_and_a_hundred_percent_are_the_end() -> None:
+def test_zero_is_never_left_and_a_hundred_percent_is_the_end() -> None:
     clock = Clock()
     pace = BarPace(1000, clock=clock)
     for _ in range(3):
@@ -70,11 +70,11 @@ def test_zero_seconds_left_and_a_hundred_percent_are_the_end() -> None:
     clock.now += 60  # a pause: a minute more or an hour, nobody knows
     assert pace.words()[-1] == "-:-- left"
     pace.advance(1)
-    assert pace.words()[0] == "100%" and pace.words()[-1] == "0:00 left"
+    assert pace.words()[0] == "100%" and pace.words()[-1] == "-:-- left", "it is open still"
 
 
 def test_pace_at_its_ends() -> None:
-    assert BarPace(0).share == 1 and BarPace(0).seconds_left == 0
+    assert BarPace(0).share == 1 and BarPace(0).seconds_left is None
     pace = BarPace(2)
     pace.advance(3)
     assert pace.share == 1

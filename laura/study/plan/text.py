@@ -14,6 +14,7 @@ them, N GPUs (Biderman et al. 2024, arXiv:2405.09673v2, appendix H, tables S14 t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -217,5 +218,5 @@ def _memory(plan: dict[str, Any]) -> list[str]:
 def _time(seconds: list[float] | None) -> str:
     if seconds is None:
         return "?"
-    least, most = (duration_text(value) for value in seconds)
+    least, most = (duration_text(math.ceil(value)) for value in seconds)
     return f"{least} to {most}"
