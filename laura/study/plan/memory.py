@@ -114,9 +114,10 @@ NF4_WEIGHTS, NF4_SCALES = 64, 256
 # Numbers that an optimiser keeps of each trained one, and those of its copies in one update.
 # AdamW: two moments, updated in place (fused). Lion: one, and all directions at once.
 OPTIMISER_STATE = {"adamw": (2, 0), "lion": (1, 1)}
+# As they are shown: what it comes to first, since a narrow terminal has the last ones below.
 PARTS = (
-    "runtime", "weights", "adapter", "gradients", "optimiser", "activations", "cache", "logits",
-    "working", "gathered", "loading", "peak",
+    "peak", "runtime", "weights", "adapter", "gradients", "optimiser", "activations", "cache",
+    "logits", "working", "gathered", "loading",
 )  # fmt: skip
 
 
