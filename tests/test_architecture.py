@@ -50,6 +50,7 @@ EXTRAS = {
     "cryptography": {"models/signatures.py"},
     "bitsandbytes": {"models/nf4.py"},
     "ray": {"study/seats.py"},
+    "mcp": {"cli/mcp.py"},
     "opentelemetry": {"serve/traces.py"},
     **{
         name: {f"study/trackers/{name}.py"}
