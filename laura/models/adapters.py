@@ -93,14 +93,14 @@ def save_adapter(
     if numbers is not None and kinds:
         named = names_within(model, named, numbers)
     everywhere = len(named) == len(layers)
-    own = oft_config(settings) if settings.block_size else _lora_config(settings)
+    plain = {**_lora_config(settings), "target_parameters": sorted(parameters) or None}
+    own = oft_config(settings) if settings.block_size else plain
     config = {
         **own,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "revision": revision,
         "target_modules": kinds if everywhere else sorted(layers),
-        "target_parameters": sorted(parameters) or None,
         "layers_to_transform": list(numbers) if everywhere and kinds and numbers else None,
         "bias": "none",
         "fan_in_fan_out": False,

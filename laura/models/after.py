@@ -67,7 +67,7 @@ def lessen_intruders(model: Any, base: Any, factor: float) -> None:
     for part, before in zip(whole, decoder_layers(base), strict=False):
         for name, module in part.named_modules():
             if isinstance(module, nn.Linear):
-                weight_OI = before.get_submodule(name).weight.float()
+                weight_OI = before.get_parameter(f"{name}.weight").float()
                 if (intruders_OI := _intruders(weight_OI, module.weight.float())) is not None:
                     module.weight.add_(intruders_OI.to(module.weight.dtype), alpha=factor - 1)
 

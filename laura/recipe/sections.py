@@ -496,8 +496,8 @@ def write_out_grids(arms: Mapping[str, Arm]) -> tuple[dict[str, Arm], dict[str, 
             plain[made] = arm.model_copy(update={**chosen, "grid": None})
             families[name].append(made)
     where = {name: name for name in arms} | {m: name for name, own in families.items() for m in own}
-    made = {name: _write_out_after(name, arm, where[name], faults) for name, arm in plain.items()}
-    for name, changed in made.items():
+    after = {name: _write_out_after(name, arm, where[name], faults) for name, arm in plain.items()}
+    for name, changed in after.items():
         for other in changed.keys() & (plain.keys() | arms.keys()):
             problem = f"makes an arm called {other}, and there is another of that name; rename one"
             faults[where[name], "after"] = problem
@@ -505,7 +505,7 @@ def write_out_grids(arms: Mapping[str, Arm]) -> tuple[dict[str, Arm], dict[str, 
         refuse({("arms", *place): problem for place, problem in faults.items()})
     whole: dict[str, Arm] = {}
     for name, arm in plain.items():
-        whole |= {name: arm.model_copy(update={"after": None}), **made[name]}
+        whole |= {name: arm.model_copy(update={"after": None}), **after[name]}
     return whole, families
 
 
