@@ -263,7 +263,10 @@ def test_hostile_texts_are_shown_and_not_run(visit: Visit) -> None:
 
 @pytest.mark.parametrize("hostile", [HOSTILE, "=cmd|'/c calc'!A1", "a" * 300, "\u202e<b>&amp;"])
 def test_an_arm_may_be_called_anything(browser: Browser, tmp_path: Path, hostile: str) -> None:
-    arms = {hostile: ("lora", [1e-4, 3e-4], 3e-4), "full": ("full", [1e-5, 3e-5], 3e-5)}
+    arms: dict[str, tuple[str, list[float], float | None]] = {
+        hostile: ("lora", [1e-4, 3e-4], 3e-4),
+        "full": ("full", [1e-5, 3e-5], 3e-5),
+    }
     study = Builder.write(tmp_path / "study", Builder(arms=arms, diverged=()).build())
     both(study)
     visit = Visit(browser, study / "report.html", viewport={"width": 400, "height": 900})

@@ -303,11 +303,11 @@ def pass_at_k(study: Study) -> list[ChartPanel]:
     """
     # One panel for each extra that has more than one k: the base and one line an arm.
     summary, panels = study.summary, []
-    places = {name: place for place, name in enumerate(style.coloured(summary))}
+    hues = {name: style.arm_hues(summary)[name] for name in style.coloured(summary)}
     found = [
         one
         for one in study.analysis.pass_at_k
-        if len(one.at_k) > 1 and (one.arm is None or one.arm in places)
+        if len(one.at_k) > 1 and (one.arm is None or one.arm in hues)
     ]
     for extra, models in by_model(found).items():
         rows = [
@@ -318,7 +318,7 @@ def pass_at_k(study: Study) -> list[ChartPanel]:
             for k, found in at_k(seeds).items()
         ]  # fmt: skip
         first = next(iter(models.values()))[0]
-        colors = [style.GREY if model == BASE else style.hue(places[model]) for model in models]
+        colors = [style.GREY if model == BASE else hues[model] for model in models]
         color, shape = style.told_apart("series", {m: at for at, m in enumerate(models)}, colors)
         x = style.listed_axis("k (log scale)", [row["x"] for row in rows])
         y = altair.Y("y:Q", title="pass@k (%)", scale=altair.Scale(zero=False, padding=10))

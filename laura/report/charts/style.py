@@ -1,15 +1,17 @@
 """What a chart is, and how every chart looks: colour and shape, error bars, titles, the base.
 
-Colours are those of Okabe and Ito (2008), made to be told apart with any kind
-of colour vision; yellow and black are left out, since one cannot be seen on
-white and the other not in the dark. Shapes differ as well, so that a print in
-grey still tells arms apart. Seven colours are all there are: of more arms, lines
-are coloured for those that stand for all, and grey for the others.
+A method has one hue in every figure of every study, the page's (`templates/chart.css`), and
+its arms differ in shade. What is no arm has the colours of Okabe and Ito (2008), made to be
+told apart with any kind of colour vision; yellow and black are left out, since one cannot be
+seen on white and the other not in the dark. Shapes differ as well, so that a print in grey
+still tells arms apart. Of more than seven arms, lines are coloured for those that stand for
+all, and grey for the others.
 """
 
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,10 @@ from laura.results.schema import Summary, TaskFacts
 from laura.results.statistics import Estimate
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7A2E")
+METHOD_PALETTES = {
+    "full": ("#C2500A", "#8F3A12", "#8A5A00", "#B5382A"),
+    "lora": ("#0A69B0", "#4556C7", "#00707D", "#1F4E79"),
+}
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 3])
 GREY = "#7A7A7A"
@@ -112,10 +118,21 @@ def colour_note(study: Study) -> str:
     return who_is_drawn(coloured(study.summary), places(study.summary), whole, "In colour are")
 
 
-def hue(place: int) -> str:
-    """Colour of a place: after seven the same ones darker, then lighter."""
-    shade = [None, (0.62, 0), (0.62, 255)][place // len(PALETTE) % 3]
-    color = PALETTE[place % len(PALETTE)]
+def arm_hues(summary: Summary) -> dict[str, str]:
+    """Colour of each arm, by its method."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for arm in summary.arms:
+        method = "full" if arm.method == "full" else "lora"
+        found[arm.name] = hue(seen[method], METHOD_PALETTES[method])
+        seen[method] += 1
+    return found
+
+
+def hue(place: int, palette: Sequence[str] = PALETTE) -> str:
+    """Colour of a place: after the last one the same darker, then lighter."""
+    shade = [None, (0.62, 0), (0.62, 255)][place // len(palette) % 3]
+    color = palette[place % len(palette)]
     if shade is None:
         return color
     share, end = shade
@@ -152,7 +169,8 @@ def arms_apart(
     first = coloured(summary)
     order = [*first, *(name for name in places(summary) if name not in first)]
     wanted = first if arms is None else arms
-    return told_apart("arm", {name: at for at, name in enumerate(order) if name in wanted})
+    named, hues = {name: at for at, name in enumerate(order) if name in wanted}, arm_hues(summary)
+    return told_apart("arm", named, [hues[name] for name in named])
 
 
 def series_apart(names: Collection[str]) -> tuple[altair.Color, altair.Shape]:

@@ -28,7 +28,7 @@ const inked = (arm, ...text) => node("b", { style: `color:${looks.get(arm).colou
 function beside() {
   const x = D.x[0], y = D.y[0], rows = D.beside.map((one) => [find(one), one.word]).filter(([one]) => one && x && y && one.values[x.key] && one.values[y.key]);
   $("beside").replaceChildren();
-  if (!rows.length) return;
+  if (!rows.length || data.settings.length > 1) return;  // a series speaks of no single configuration
   const most = [x, y].map((measure) => measure.unit === "points" ? 100 : Math.max(...rows.map(([one]) => Math.abs(valueOf(one, measure)))));
   $("beside").append(node("caption", {}, node("span", { class: "hidden" }, "What these configurations learnt and forgot")),
     node("thead", {}, node("tr", {}, ["", "learnt", "forgot"].map((text) => node("th", { scope: "col" }, text)))),
