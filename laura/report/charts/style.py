@@ -114,7 +114,7 @@ def coloured(summary: Summary) -> list[str]:
 
 def colour_note(study: Study) -> str:
     """Which arms have a colour of their own; empty where every arm has one."""
-    whole = "The others are grey and told by their tooltips; the first page's table has"
+    whole = "The others are grey; the table of all arms has"
     return who_is_drawn(coloured(study.summary), places(study.summary), whole, "In colour are")
 
 
@@ -205,14 +205,9 @@ def chart(rows: list[Row]) -> altair.Chart:
     return altair.Chart(altair.InlineData(values=tuple(rows)))
 
 
-def tooltips(names: Mapping[str, str]) -> list[altair.Tooltip]:
-    """Tooltip lines, field to label; every field is text already."""
-    return [altair.Tooltip(f"{field}:N", title=label) for field, label in names.items()]
-
-
 def lines(
     rows: list[Row], x: altair.X, y: altair.Y, color: altair.Color, shape: altair.Shape,
-    tips: Mapping[str, str], between: Sequence[altair.Chart] = (),
+    between: Sequence[altair.Chart] = (),
 ) -> list[altair.Chart]:  # fmt: skip
     """Lines with markers, and error bars where rows have them; `between` lies below the markers."""
     drawn = chart(rows)
@@ -221,13 +216,11 @@ def lines(
         bars = drawn.mark_rule(strokeWidth=1.2, opacity=0.65)
         layers.append(bars.encode(x=x, y="y_low:Q", y2="y_high:Q", color=color))
     points = drawn.mark_point(filled=True, opacity=1, size=70)
-    marked = points.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltips(tips))
+    marked = points.encode(x=x, y=y, color=color, shape=shape)
     return [*layers, *between, marked]
 
 
-def grey_lines(
-    rows: list[Row], x: altair.X, y: altair.Y, tips: Mapping[str, str], order: str = "x"
-) -> list[altair.Chart]:
+def grey_lines(rows: list[Row], x: altair.X, y: altair.Y, order: str = "x") -> list[altair.Chart]:
     """Thin lines of the arms that have no colour; none without rows."""
     if not rows:
         return []
@@ -236,7 +229,7 @@ def grey_lines(
     point = drawn.mark_point(filled=True, size=28, opacity=0.6, color=GREY, shape="circle")
     return [
         line.encode(x=x, y=y, detail="arm:N", order=altair.Order(f"{order}:Q")),
-        point.encode(x=x, y=y, tooltip=tooltips(tips)),
+        point.encode(x=x, y=y),
     ]
 
 
@@ -245,18 +238,18 @@ def base_layers(summary: Summary, name: str) -> list[altair.Chart]:
     task, score = summary.task(name), summary.base.scores.get(name)
     if score is None:
         return []
-    here = chart([{"y": score.value * task.scale, "value": formats.value(score, task, True)}])
+    here = chart([{"y": score.value * task.scale}])
     line = here.mark_rule(color=GREY, strokeDash=[5, 4], strokeWidth=1.5)
     word = here.mark_text(text="base", align="right", dx=-2, dy=-6, fontSize=11.5)
     return [
-        line.encode(y="y:Q", tooltip=tooltips({"value": "base"})),
+        line.encode(y="y:Q"),
         word.encode(x=altair.value("width"), y="y:Q"),
     ]
 
 
 def dots(
     rows: list[Row], x: altair.X, y: altair.Y, offset: altair.YOffset,
-    color: altair.Color, shape: altair.Shape, tips: Mapping[str, str],
+    color: altair.Color, shape: altair.Shape,
 ) -> list[altair.Chart]:  # fmt: skip
     """Points with horizontal error bars, side by side within a row."""
     drawn = chart(rows)
@@ -264,7 +257,7 @@ def dots(
     points = drawn.mark_point(filled=True, opacity=1, size=85)
     return [
         bars.encode(x="x_low:Q", x2="x_high:Q", y=y, yOffset=offset, color=color),
-        points.encode(x=x, y=y, yOffset=offset, color=color, shape=shape, tooltip=tooltips(tips)),
+        points.encode(x=x, y=y, yOffset=offset, color=color, shape=shape),
     ]
 
 
