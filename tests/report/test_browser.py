@@ -383,6 +383,9 @@ def test_print_opens_everything(browser: Browser, report: Path) -> None:
         assert page.locator(f"#{name}").evaluate("fold => fold.open")
     stills = page.locator("details .picture svg")
     assert stills.count() > 10 and all(stills.nth(i).is_visible() for i in range(stills.count()))
+    ink = "all => [...new Set(all.map(one => getComputedStyle(one).fill))]"
+    fills = page.eval_on_selector_all("details .picture svg text", ink)
+    assert "rgb(34, 34, 34)" in fills and "none" not in fills  # as in the files
     assert not page.locator(".tools").first.is_visible()
     assert not page.locator("#theme").is_visible()
     assert luminance(page, "body", "backgroundColor") > 0.9

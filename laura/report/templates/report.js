@@ -61,8 +61,8 @@ const shownArms = () => new Set(D.arms.filter((arm) => arm.shown).map((arm) => a
 function pick(config) {
   if (model(config) < 0) { $("left").textContent = `The questions of ${called(config)} are not on this page.`; return; }
   // What was chosen last stays, unless both are of one arm.
-  const place = state.pair.findIndex((one) => one.arm === config.arm);
-  if (!state.pair.some((one) => same(one, config))) state.pair[place >= 0 ? place : state.last = 1 - state.last] = config;
+  const alike = state.pair.flatMap((one, place) => one.arm === config.arm ? [place] : []);
+  if (!state.pair.some((one) => same(one, config))) state.pair[alike.length === 1 ? alike[0] : state.last = 1 - state.last] = config;
   state.count = NINE;
   hero();
   below();
@@ -121,7 +121,7 @@ function taskRows(tasks) {
   [...$("by-task").children].forEach((row, place) => row.children[1].append(scoreAxis(tasks[place], Math.max(180, row.children[1].clientWidth), place === tasks.length - 1)));
 }
 function scoreAxis(task, width, named) {
-  const height = named ? 48 : 38, foot = 34, X = (value) => 8 + value / 100 * (width - 16);
+  const height = named ? 54 : 44, foot = 40, X = (value) => 8 + value / 100 * (width - 16);
   const svg = node("s:svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
   const line = (x, x2, y, y2, more) => svg.append(node("s:line", { x1: x, x2, y1: y, y2, ...more }));
   line(X(0), X(100), foot, foot, { stroke: "var(--rule)" });
@@ -135,7 +135,7 @@ function scoreAxis(task, width, named) {
   }
   const base = 100 * [...task.base].filter((mark) => mark === "1").length / Math.max(1, task.n);
   state.pair.forEach((one, place) => {
-    const own = [...marks(task, one)], measured = own.filter((mark) => mark !== "-").length, y = 12 + 12 * place, score = 100 * own.filter((mark) => mark === "1").length / measured;
+    const own = [...marks(task, one)], measured = own.filter((mark) => mark !== "-").length, y = 18 + 12 * place, score = 100 * own.filter((mark) => mark === "1").length / measured;
     if (!measured) return;
     line(X(base), X(score), y, y, { stroke: looks.get(one.arm).colour, "stroke-width": 3, opacity: .45 });
     svg.append(marker(looks.get(one.arm), X(score), y, 5, true));
