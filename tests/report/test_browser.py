@@ -178,6 +178,17 @@ def test_every_arm_of_a_crowd_has_a_colour_that_stands_out(browser: Browser, cro
         visit.page.close()
 
 
+def test_names_of_points_in_one_place_leave_one_another_room(visit: Visit) -> None:
+    boxes = visit.page.evaluate(
+        """placeLabels(
+            Array.from({ length: 40 }, (_, at) => ({ x: 200 + at / 9, y: 200, text: "full 3e-5" })),
+            [], [0, 0, 400, 400]).map(one => one.box)"""
+    )
+    assert 4 <= len(boxes) < 40
+    for (a, b, c, d), (e, f, g, h) in itertools.combinations(boxes, 2):
+        assert min(c, g) <= max(a, e) or min(d, h) <= max(b, f)
+
+
 def test_a_method_has_one_hue_whatever_its_place(visit: Visit) -> None:
     dressed = """arms => [...dress(arms)].map(([name, look]) => [name, look.colour])"""
     lora, full = ({"name": name, "method": name} for name in ("lora", "full"))
