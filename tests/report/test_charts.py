@@ -141,7 +141,7 @@ def test_a_chart_from_outside_is_drawn_like_ours(
     assert (study / "figures/steps.png").stat().st_size > 5000
     # At the end of the page that it names.
     assert page.index('id="figure-loss_curves"') < page.index('id="figure-steps"')
-    assert page.index('id="figure-steps"') < page.index('id="settings"')
+    assert page.index('id="figure-steps"') < page.index('id="absent"')
     assert "![Steps against tokens.](figures/steps.svg)" in markdown
 
 

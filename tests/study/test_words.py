@@ -114,7 +114,7 @@ def shown(renderable: Any) -> str:
 def report_text(one: Setting, judged: Judgement, advice: Recommendation | None) -> str:
     """Page and terminal table of a study, as the commands draw them, but for the charts."""
     study = Study(build_summary(filled(one).evidence), judgement=judged, recommendation=advice)
-    pages, absent = lay_out(study)
+    pages, absent = lay_out(study, "md")
     pages = [replace(page, blocks=[block for block in page.blocks if not isinstance(block, Figure)])
              for page in pages]  # fmt: skip
     page = document_text(Document("study", "", study.answer, [], pages, absent, ""), {})

@@ -27,8 +27,7 @@ function node(tag, attributes = {}, ...children) {
 }
 
 // ----- numbers in words -----
-const rateText = (rate) => rate.toExponential(Number(rate.toPrecision(3)).toExponential().match(/\.?(\d*)e/)[1].length)
-  .replace("e+0", "").replace("e-0", "e-");
+const rateText = (rate) => Number(rate.toPrecision(3)).toExponential().replace("e+0", "").replace("e-0", "e-");
 function amount(value) {
   const size = Math.abs(value);
   const digits = size === 0 || size >= 9.95 ? 0 : size >= 0.95 ? 1 : Math.min(4, 1 - Math.floor(Math.log10(size)));
@@ -69,15 +68,14 @@ function ticks(low, high, most) {
   for (let place = Math.ceil(low / step - 1e-9); place * step <= high + step * 1e-9; place++) found.push(Number((place * step).toPrecision(12)));
   return found;
 }
-const decades = (low, high) => {
-  const found = [];
-  for (let power = Math.floor(Math.log10(low)); 10 ** power <= high * 1.001; power++)
-    for (const times of high / low < 30 ? [1, 2, 5] : [1]) {
-      const value = Number((times * 10 ** power).toPrecision(3));
-      if (value >= low * 0.999 && value <= high * 1.001) found.push(value);
-    }
-  return found;
-};
+function decades(low, high) {
+  for (const parts of [[1], [1, 3], [1, 2, 5]]) {
+    const found = [];
+    for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power++)
+      found.push(...parts.map((times) => Number((times * 10 ** power).toPrecision(3))).filter((value) => value >= low * 0.999 && value <= high * 1.001));
+    if (found.length > 2 || parts.length > 2) return found;
+  }
+}
 const plain = (value) => String(Number(value.toPrecision(6))).replace("-", "−");
 const pen = document.createElement("canvas").getContext("2d");
 function textWidth(text, style = "650 12.5px") {
@@ -219,7 +217,11 @@ function tradeoff(host, { configs, arms, x, y, budgetUnit, zoom, chosen = [], pi
       const ends = [Math.max(room.top, Y(Math.max(y0, down[0] - down[1]))), Y(Math.min(y1, down[0] + down[1]))];
       mark.append(line(left, ends[0], left, ends[1], { stroke: look.colour, "stroke-width": 1.5 }));
       blocked.push([left - 4, ends[0], left + 4, ends[1]]);
-      if (right[1]) mark.append(line(X(Math.max(x0, right[0] - right[1])), top, X(Math.min(x1, right[0] + right[1])), top, { stroke: look.colour, "stroke-width": 1.5 }));
+      if (right[1]) {
+        const sides = [X(Math.max(x0, right[0] - right[1])), X(Math.min(x1, right[0] + right[1]))];
+        mark.append(line(sides[0], top, sides[1], top, { stroke: look.colour, "stroke-width": 1.5 }));
+        blocked.push([sides[0], top - 3, sides[1], top + 3]);
+      }
     }
     mark.append(node("s:circle", { class: "halo", cx: left, cy: top, r: 13, fill: look.colour, opacity: isChosen(one) ? .25 : 0 }), marker(look, left, top, size, one.seeds.length >= 3));
     marks.append(mark);
@@ -357,8 +359,6 @@ function theme(redraw) {
     apply();
   });
   system.addEventListener("change", apply);
-  addEventListener("beforeprint", () => document.documentElement.classList.remove("dark"));
-  addEventListener("afterprint", apply);
   apply();
   let size = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== size) { size = innerWidth; redraw(); } });

@@ -55,8 +55,14 @@ def judge(settings: Sequence[Setting], missing: Sequence[str] = ()) -> Judgement
     pairs = pairs_of(alone) if alone else []
     comparisons = [compare_pair(alone, *pair) for pair in pairs] if alone else []
     sentences, others = sentences_of(alone, by_id, comparisons) if alone else ([], [])
+    answer = answer_of(settings, by_id, comparisons)
     return Judgement(
-        answer=answer_of(settings, by_id, comparisons),
+        answer=answer.text,
+        verdict=answer.verdict,
+        missing=answer.missing,
+        options=answer.options,
+        more_runs=answer.runs,
+        named=list(answer.named),
         sentences=sentences,
         others=others,
         caveats=caveats_of(alone) if alone else [],
