@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from laura import report
 from laura.results.errors import LauraError, UsageError
 from laura.study import steering
-from laura.watch.view import StudyGone, View
+from laura.watch.view import StudyGone, StudyView
 
 HOST, NAMES = "127.0.0.1", ("127.0.0.1", "localhost")
 PAGE, SHARED = Path(__file__).parent / "page", Path(report.__file__).parent / "templates"
@@ -55,19 +56,19 @@ HEADERS = {
 REPORT_POLICY = "sandbox allow-scripts allow-downloads allow-popups; frame-ancestors 'none'"
 
 
-class Asked(BaseModel):
+class PageRequest(BaseModel):
     """What the page asks for."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class StopAsked(Asked):
+class StopAsked(PageRequest):
     """To stop, or not to."""
 
     wanted: bool
 
 
-class SkipAsked(Asked):
+class SkipAsked(PageRequest):
     """To leave a run out, or not to."""
 
     arm: str
@@ -76,14 +77,14 @@ class SkipAsked(Asked):
     wanted: bool
 
 
-class RateAsked(Asked):
+class RateAsked(PageRequest):
     """One more rate of an arm."""
 
     arm: str
     learning_rate: FiniteFloat
 
 
-class SeedAsked(Asked):
+class SeedAsked(PageRequest):
     """One more seed."""
 
     seed: int
@@ -128,7 +129,7 @@ def create_watch(folder: Path, token: str) -> FastAPI:
         folder: Of the study.
         token: What whoever may see and steer it knows.
     """
-    view, looking = View(folder), threading.Lock()
+    view, looking = StudyView(folder), threading.Lock()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(Guard, token=token)
     app.add_exception_handler(LauraError, _told)  # type: ignore[arg-type]
@@ -160,11 +161,12 @@ def create_watch(folder: Path, token: str) -> FastAPI:
 
     @app.post(f"/{token}/rate")
     def rate(asked: RateAsked) -> dict[str, Any]:
-        with looking:
-            grown = _of_study(folder, lambda: view.grown(asked.arm))
-        return _of_study(
-            folder, lambda: steering.ask_for_rate(folder, grown=grown, **asked.model_dump())
-        )
+        def act() -> None:
+            with looking:
+                grown = view.grown(asked.arm)
+            steering.ask_for_rate(folder, grown=grown, **asked.model_dump())
+
+        return _of_study(folder, act)
 
     @app.post(f"/{token}/seed")
     def seed(asked: SeedAsked) -> dict[str, Any]:
@@ -173,17 +175,16 @@ def create_watch(folder: Path, token: str) -> FastAPI:
     return app
 
 
-def _of_study(folder: Path, act: Any) -> Any:
+def _of_study(folder: Path, act: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
     """What `act` gives, {} for nothing; where the study went away meanwhile, that is told."""
     if not (folder / "recipe.yaml").is_file():
         raise StudyGone(f"there is no study in {folder} any more: it was deleted or moved")
     try:
-        found = act()
+        return act() or {}
     except (LauraError, OSError) as error:
         if isinstance(error, LauraError) and (folder / "recipe.yaml").is_file():
             raise
         raise StudyGone(f"{folder} is being deleted or moved ({error})") from error
-    return {} if found is None else found
 
 
 async def _told(request: Request, error: LauraError) -> Response:

@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +22,7 @@ from laura.recipe.search import families_of, grid_seeds
 from laura.recipe.sections import Recipe
 from laura.report.explore import drawing
 from laura.report.formats import turned
+from laura.report.samples.turned import chances
 from laura.results.errors import LauraError, StoreError
 from laura.results.schema import CLAIMS_FILE, Judgement, PointRow, Summary, read_optional
 from laura.results.store import StudyStore, read_json
@@ -63,7 +65,7 @@ def passing_tokens(record: dict[str, Any], recipe: Recipe) -> float:
         return 0.0
     hot = recipe.budget.points == "hot" and recipe.train.schedule == "trapezoidal"
     legs = plan_legs(recipe.train, steps, hot)
-    each = record["points"][-1]["tokens"] / steps[-1]
+    each = float(record["points"][-1]["tokens"]) / steps[-1]
     return each * sum(leg.end - leg.start for leg in legs)
 
 
@@ -105,7 +107,7 @@ class ReadRun:
         return self.facts.state == "done" and len(whole) == len(self.facts.record["points"])
 
 
-class View:
+class StudyView:
     """A study folder, looked at again and again.
 
     Args:
@@ -117,6 +119,7 @@ class View:
         self._runs: dict[str, ReadRun] = {}
         self._built: tuple[tuple[Any, ...], Evidence, Summary] | None = None
         self._live = deque[tuple[float, float]]()
+        self._chances = dict[str, float | None]()
 
     @property
     def evidence(self) -> Evidence:
@@ -160,7 +163,7 @@ class View:
             "report": (folder / "report.html").is_file(),
             "measured": sum(len(read.points) for read in reads),
             **more,
-            **drawing(summary, {}),
+            **drawing(summary, self._guessing(summary)),
             # A study that others need the processor for is not looked at all the time.
             "again_seconds": max(2.0, 20 * (time.monotonic() - started)) if not finished else 15.0,
         }
@@ -170,6 +173,14 @@ class View:
         self.state()
         choice = self.evidence.choices.get(arm)
         return [] if choice is None else [*choice.rates, *choice.further]
+
+    def _guessing(self, summary: Summary) -> dict[str, float]:
+        """What guessing gets of each task; read once the base is measured."""
+        if len(self._chances) < len(summary.base.scores):
+            with suppress(StoreError):
+                self._chances = dict.fromkeys(summary.base.scores)
+                self._chances |= chances(self._store.folder, summary)
+        return {name: chance for name, chance in self._chances.items() if chance is not None}
 
     def _answer(self) -> str:
         try:
@@ -240,10 +251,10 @@ class View:
         begun, paces = {read.key: read for read in reads}, paces_of(reads, evidence, steering)
         base = math.fsum(result.seconds for result in evidence.base.values())
         cost = costs(list(paces.values()), base)
-        cells: dict[tuple[Any, ...], list[_Part]] = {}
+        cells: dict[tuple[Any, ...], list[_CellRun]] = {}
         for key, pace in paces.items():
             if key[0] != "later":
-                part = _Part(pace, cost(pace), begun.get(key))
+                part = _CellRun(pace, cost(pace), begun.get(key))
                 cells.setdefault(key[:3], []).append(part)
         recipe, choices = evidence.recipe, evidence.choices
         order = list(recipe.arms)
@@ -365,7 +376,7 @@ def paces_of(
 
 
 @dataclass(frozen=True)
-class _Part:
+class _CellRun:
     """A run of a cell: how far it is, how many seconds it still takes, what was read of it."""
 
     pace: RunPace
@@ -377,7 +388,7 @@ class _Part:
 STATES = ("running", "open", "line", "diverged", "pruned", "failed", "done")
 
 
-def _told(parts: Sequence[_Part], skipped: bool, summary: Summary) -> dict[str, Any]:
+def _told(parts: Sequence[_CellRun], skipped: bool, summary: Summary) -> dict[str, Any]:
     """How the run of a cell stands; where every budget is a run of its own, all of them."""
     reads = [part.read for part in parts if part.read is not None]
     states = [
@@ -467,7 +478,7 @@ def _made(read: ReadRun) -> float:
 
 def _events(reads: Iterable[ReadRun], evidence: Evidence) -> list[dict[str, Any]]:
     """What happened last, latest first."""
-    found = []
+    found: list[dict[str, Any]] = []
     for read in reads:
         run, store = read.facts, read.facts.store
         assert store is not None

@@ -69,7 +69,7 @@ function status(s) {
 }
 
 // ----- the grid: arm, rate, seed -----
-const heads = { line: "in line", open: "stopped", skipped: "skipped", measuring: "● measuring", diverged: "✗ diverged", pruned: "given up", failed: "✗ failed" };
+const heads = { line: "in line", open: "stopped", skipped: "skipped", measuring: "● tasks", diverged: "✗ diverged", pruned: "given up", failed: "✗ failed" };
 function head(run) {
   const last = run.results.at(-1);
   if (run.state === "running") return `● ${Math.round(run.share * 100)} %`;
@@ -104,7 +104,7 @@ function labs(host, s) {
 }
 function cell(run, look, scale) {
   const live = ["running", "measuring"].includes(run.state), key = keyOf(run);
-  return node("button", { class: `cell ${run.state}`, "data-key": key, "aria-pressed": String(shown.picked === key), "aria-label": `${nameOf(run)}: ${head(run)}`,
+  return node("button", { class: `cell ${run.state}`, "data-key": key, "aria-pressed": String(shown.picked === key), "aria-label": `${nameOf(run)}: ${run.state === "measuring" ? "measuring" : head(run)}`,
     title: run.reason || null, onclick: () => { shown.picked = key; history.replaceState(null, "", `#${key}`); draw(shown.state); } },
     sparkline(run, look.colour, scale), node("span", { style: live ? "font-weight:650" : "" }, head(run)),
     live ? node("i", { style: `width:${run.share * 100}%;background:${look.colour}` }) : null);
