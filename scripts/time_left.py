@@ -84,8 +84,6 @@ def replay(folder: Path) -> list[tuple[float, float | None]]:
         points = [point for read in reads for point in read.points]
         then = evidence_of(recipe, facts, evidence.base, [read.facts for read in reads], points)
         paces = paces_of(reads, then, Steering())
-        lost = {run.facts.run_id for run in runs} - {r.facts.run_id for r in (*before, *stretch)}
-        assert not lost or len(paces) >= len(stretch)
         found.append((end - now, seconds_left(list(paces.values()), base, WORKERS)))
     return found
 

@@ -43,6 +43,7 @@ from laura.study.runs import (
 )
 from laura.study.session import Session
 from laura.study.sharing import BUSY, LOCK, WAIT_SECONDS, held
+from laura.study.steering import ask_to_skip
 from laura.study.summary import gather
 from laura.study.workers import Crew
 
@@ -370,6 +371,7 @@ def train(
                 f"{arm} has no checkpoint made elsewhere at rate {rate:g} with seed {chosen}; "
                 "choose one of those that its `external` names"
             )
+        ask_to_skip(study, arm, rate, chosen, False)  # it is wanted after all
         _check(session, specs)
         session.base_results()
         runs = []

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 LATEST = 8  # runs of an arm that tell its pace: a machine may have more or less to do than before
-# What a run takes beside its steps and measurements, and how far off the whole may be: from a tenth
-# of the time on, within 1.3 (`scripts/time_left.py` replays finished studies).
+# What a run takes beside its steps and measurements, and how far off the whole may be: of finished
+# studies that `scripts/time_left.py` replays, 52 of 66 looks from a tenth on were within 1.3.
 OVERHEAD, SPREAD = 1.03, 1.3
 
 

@@ -27,7 +27,7 @@ from laura.results.store import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "init compare train track evaluate claims recommend gate plan report show spectra chat serve "
+    "init compare watch train track evaluate claims recommend gate plan report show spectra chat serve "
     "merge sign fetch doctor schema"
 ).split()
 RECIPE = """\
