@@ -93,10 +93,25 @@ def setting_value(
     nothing: dict[str, Any] = {}
     asked = read_or_note(gaps, "Questions are not shown", read, nothing)
     chance = {t["id"]: t["chance"] for t in asked.get("tasks", ()) if t["chance"] is not None}
+    return {
+        "name": name or summary.name,
+        **drawing(summary, chance),
+        "beside": _beside(study, every),
+        "questions": asked,
+    }
+
+
+def drawing(summary: Summary, chance: dict[str, float]) -> dict[str, Any]:
+    """What the trade-off is drawn from: arms, axes and configurations.
+
+    Args:
+        summary: The study.
+        chance: What guessing gets of a task, in points; tasks may be missing.
+    """
+    every = groups(summary)
     learning, forgetting = _measures(summary, chance)
     drawn = representatives(summary, {group.arm for group in every})
     return {
-        "name": name or summary.name,
         "unit": summary.budget.unit,
         "arms": [
             {"name": arm.name, "method": arm.method, "shown": arm.name in drawn}
@@ -105,8 +120,6 @@ def setting_value(
         "x": learning,
         "y": forgetting,
         "configs": [_config(summary, group, learning, forgetting) for group in every],
-        "beside": _beside(study, every),
-        "questions": asked,
     }
 
 

@@ -46,6 +46,7 @@ from laura.study.runs import (
     template_identity,
 )
 from laura.study.sharing import BUSY, LOCK, claimed, held
+from laura.study.steering import Steered
 from laura.study.workbench import Workbench
 from laura.training.batches import BatchPlan, plan_batches
 from laura.training.learner import LossSum
@@ -178,6 +179,14 @@ class Session:
         """The folder of a run; its name is the hash of everything that determines it."""
         return self.store.run(run_id(self._identity(spec)))
 
+    def wants(self, spec: RunSpec) -> bool:
+        """Whether a run is not to be skipped, as things stand."""
+        return not self._steered.now.skips(spec.arm, spec.learning_rate, spec.seed)
+
+    def take_up(self) -> None:
+        """Make what was added to the study part of its recipe."""
+        self.recipe = self._steered.now.extended(self.recipe)
+
     def finished(self, spec: RunSpec) -> bool:
         """Whether a run has ended and every budget point it reached was measured."""
         run = self.run_store(spec)
@@ -248,7 +257,9 @@ class Session:
         stop: int | None,
     ) -> None:
         pairs = zip(specs, runs, strict=True)
-        left = [(s, run) for s, run in pairs if run.state not in ("done", "diverged")]
+        left = [
+            (s, run) for s, run in pairs if run.state not in ("done", "diverged") and self.wants(s)
+        ]
         stops = stop is not None and stop < marks[-1]["step"]
         if not left or (stops and left[0][1].checkpoint(stop or 0).is_dir()):
             return
@@ -279,12 +290,15 @@ class Session:
                 validate=validate,
                 objective=objective_of(arm),
                 stop=stop,
+                halt=lambda: not all(self.wants(spec) for spec, _ in left),
                 title=f"training {first.arm} at {rates}",
                 progress=self.progress,
             )
         for _, run in left:
             if run.state == "diverged":
                 self.progress.say(f"{first.arm} diverged: {run.reason}")
+        if stop is None:
+            self._train(specs, runs, marks, None)  # those left when another one was skipped
 
     def measure(self, names: list[str], run: RunStore | None, step: int = 0) -> None:
         """Measure tasks or extras on a model; what stands is not measured again.
@@ -356,6 +370,10 @@ class Session:
     def epoch_tokens(self) -> int:
         """Tokens of one pass over the training examples."""
         return sum(self._fitted.lengths)
+
+    @cached_property
+    def _steered(self) -> Steered:
+        return Steered(self.store.folder)
 
     @cached_property
     def _epoch(self) -> tuple[int, int]:

@@ -57,6 +57,22 @@ class _Task:
         return 100 * fmean(1 / count for count in known) if known else None
 
 
+def chances(folder: Path, summary: Summary) -> dict[str, float]:
+    """What guessing scores (percent) of each task whose items offer choices, as far as kept.
+
+    Raises:
+        StoreError: the base's results or samples are damaged.
+    """
+    store, found = StudyStore(folder), {}
+    for name in dict.fromkeys([*summary.measure.learning, *summary.measure.forgetting]):
+        file = store.base_evaluation(name)
+        if summary.task(name).is_accuracy and file.is_file():
+            chance = _task(store, MeasuredModel(BASE, BASE, file), name, ()).chance
+            if chance is not None:
+                found[name] = chance
+    return found
+
+
 def read_questions(
     folder: Path, summary: Summary, groups: Sequence[Group], share: float = 1.0
 ) -> dict[str, Any]:
