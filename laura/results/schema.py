@@ -751,15 +751,30 @@ class JudgedSetting(File):
     arms: list[str]
 
 
+class Configured(File):
+    """An arm at a rate and a budget."""
+
+    arm: str
+    learning_rate: FiniteFloat
+    budget: FiniteFloat
+
+
 class Judgement(File):
     """What a study or a series concludes; every output takes its numbers and words from here.
 
-    `answer` is one sentence of at most 25 words with what to do. `sentences` tell of the two
-    arms that stand for the methods, `others` of the rest.
+    `answer` is one sentence of at most 25 words with what to do; `verdict` says how sure it
+    is, `missing` what would decide or confirm it, and `options` what `laura compare` is given
+    for that, which is `more_runs` runs; it speaks of the configurations `named`. `sentences`
+    tell of the two arms that stand for the methods, `others` of the rest.
     """
 
     format: Literal[2] = 2
     answer: str
+    verdict: Verdict | None = None
+    missing: str = ""
+    options: str = ""
+    more_runs: Count = 0
+    named: list[Configured] = []
     sentences: list[str] = []
     others: list[str] = []
     caveats: list[str] = []

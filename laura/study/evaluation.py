@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from laura.engine.requests import MeasuringEngine
 from laura.evals.runner import Material, Subject, check_name, evaluate_all, file_rows
 from laura.evals.scoring import TaskPlan
 from laura.evals.tasks import TASKS
-from laura.models.adapter_files import CONFIG, WEIGHTS
+from laura.models.adapter_files import CONFIG, WEIGHTS, trained_whole
 from laura.recipe.sections import MeasureSection, Source
 from laura.results.errors import UsageError
 from laura.results.progress import SILENT, Progress, duration_text
@@ -21,6 +23,7 @@ from laura.results.store import content_hash, file_hash
 from laura.results.task_result import RATIO_FIELDS, TaskResult, change
 from laura.study.material import ExampleEncoder, documents_of
 from laura.study.measuring import ENGINES
+from laura.study.workbench import merged
 
 BASE = "base"
 MARK = 8  # characters of a fingerprint in a model's name
@@ -41,7 +44,8 @@ def evaluate_model(
     """Measure a model, or a base and adapters on it, on benchmarks.
 
     Without adapters one TASK.json each stands under `out`; with adapters under
-    `out/base` and `out/NAME`. All adapters are measured in one pass over a task.
+    `out/base` and `out/NAME`. All adapters are measured in one pass over a task; one that holds
+    more than LoRA beside the layers' maps is merged and measured by itself.
     `source_loss` reads C4 validation text. `target_loss` and `kl` need a recipe,
     which says what the target is: use `laura compare`.
 
@@ -63,63 +67,48 @@ def evaluate_model(
     """
     for task in tasks:
         check_task(task, section)
-
-    def documents(tokenizer: Any) -> dict[str, Any]:
-        return _documents(tasks, section, tokenizer, data_dir)
-
     adapters = dict(adapters or {})
-    found = measure_models(
-        model, adapters=adapters, with_base=with_base or not adapters, tasks=tasks,
-        section=section, documents=documents, data_dir=data_dir, out=out, device=device,
-        progress=progress,
-    )  # fmt: skip
-    base = found.get(BASE, {})
-    answers = {
-        name: {
-            task: _answer(
-                result, _out(name, adapters, out), None if name == BASE else base.get(task)
-            )
-            for task, result in results.items()
+    subjects = [] if adapters and not with_base else [_subject(None, adapters, out)]
+    subjects += [_subject(name, adapters, out) for name in adapters]
+    whole = [name for name, folder in adapters.items() if trained_whole(folder)]
+    beside = {name: folder for name, folder in adapters.items() if name not in whole}
+
+    def measured(
+        weights: str, on_it: Mapping[str, Path], asked: Sequence[Subject], title: str
+    ) -> list[dict[str, TaskResult]]:
+        opened = ENGINES[section.engine].models(weights, on_it, section, device, progress)
+        with opened as (engine, mark):
+            name = f"{title}@{mark[:MARK]}"
+            named = [
+                replace(s, name=f"{name} + {marked(s.adapter, on_it)}" if s.adapter else name)
+                for s in asked
+            ]
+            documents = _documents(tasks, section, engine.tokenizer, data_dir)
+            material = Material(section, file_rows(data_dir), documents, data_dir=data_dir)
+
+            def tell(plans: list[tuple[TaskPlan, int]]) -> None:
+                _tell(engine, plans, section, progress)
+
+            return evaluate_all(engine, tasks, material, named, progress=progress, before=tell)
+
+    together = [subject for subject in subjects if subject.adapter not in whole]
+    results = measured(model, beside, together, model) if together else []
+    found = dict(zip([subject.adapter for subject in together], results, strict=True))
+    for name in whole:
+        progress.say(f"{name} cannot stand beside the base; it is measured as a model of its own")
+        lone = replace(_subject(name, adapters, out), adapter=None)
+        with merged(model, adapters[name]) as (folder, _):
+            (found[name],) = measured(str(folder), {}, [lone], f"{model} + {name}")
+    if not adapters:
+        return {task: _answer(one, subjects[0]) for task, one in found[None].items()}
+    base = found.get(None, {})
+    return {
+        subject.adapter or BASE: {
+            task: _answer(one, subject, base.get(task) if subject.adapter else None)
+            for task, one in found[subject.adapter].items()
         }
-        for name, results in found.items()
+        for subject in subjects
     }
-    return answers if adapters else answers[BASE]
-
-
-def measure_models(
-    model: str,
-    *,
-    adapters: Mapping[str, Path],
-    with_base: bool,
-    tasks: Sequence[str],
-    section: MeasureSection,
-    documents: Callable[[Any], dict[str, Any]],
-    data_dir: Path | None,
-    out: Path,
-    device: str | None,
-    progress: Progress,
-) -> dict[str, dict[str, TaskResult]]:
-    """Results by task of the base, under `base`, and of each adapter; all in one pass over a task.
-
-    Args:
-        documents: Gives the documents of the losses for a tokenizer.
-        model, adapters, with_base, tasks, section, data_dir, out, device, progress: As for
-            `evaluate_model`.
-    """
-    names = [*([BASE] if with_base else []), *adapters]
-    opened = ENGINES[section.engine].models(model, adapters, section, device, progress)
-    with opened as (engine, mark):
-        base_name = f"{model}@{mark[:MARK]}"
-        subjects = [_subject(name, base_name, adapters, out) for name in names]
-        material = Material(
-            section, file_rows(data_dir), documents(engine.tokenizer), data_dir=data_dir
-        )
-
-        def tell(plans: list[tuple[TaskPlan, int]]) -> None:
-            _tell(engine, plans, section, progress)
-
-        results = evaluate_all(engine, tasks, material, subjects, progress=progress, before=tell)
-    return dict(zip(names, results, strict=True))
 
 
 def check_task(task: str, section: MeasureSection) -> None:
@@ -138,18 +127,12 @@ def check_task(task: str, section: MeasureSection) -> None:
         )
 
 
-def _out(name: str, adapters: Mapping[str, Path], out: Path) -> Path:
-    return out / name if adapters else out
+def _subject(adapter: str | None, adapters: Mapping[str, Path], out: Path) -> Subject:
+    folder = out / (adapter or BASE) if adapters else out
+    return Subject(adapter or BASE, lambda task: folder / f"{task}.json", adapter)
 
 
-def _subject(name: str, base: str, adapters: Mapping[str, Path], out: Path) -> Subject:
-    folder = _out(name, adapters, out)
-    adapter = name if name in adapters else None
-    told = f"{base} + {_marked(name, adapters)}" if adapter else base
-    return Subject(told, lambda task: folder / f"{task}.json", adapter)
-
-
-def _marked(adapter: str, adapters: Mapping[str, Path]) -> str:
+def marked(adapter: str, adapters: Mapping[str, Path]) -> str:
     """An adapter's name with a mark of its files: results of other weights are not its own."""
     files = (adapters[adapter] / name for name in (CONFIG, WEIGHTS))
     return f"{adapter}@{content_hash([file_hash(file) for file in files])[:MARK]}"
@@ -196,15 +179,16 @@ def _tell(
         progress.say(", ".join(parts))
     if pace is not None and seconds:
         word = "at most about" if bounded else "about"
-        progress.say(f"This takes {word} {duration_text(seconds)} (minutes:seconds) here")
+        told = duration_text(math.ceil(seconds))
+        progress.say(f"This takes {word} {told} (minutes:seconds) here")
 
 
-def _answer(found: TaskResult, folder: Path, base: TaskResult | None = None) -> dict[str, Any]:
+def _answer(found: TaskResult, subject: Subject, base: TaskResult | None = None) -> dict[str, Any]:
     metrics = found.to_json()["metrics"]
     for name, metric in metrics.items() if base is not None else ():
         assert base is not None
         metric["change"] = _change(base, found, name)
-    return {"file": str(folder / f"{found.task}.json"), "n": found.n, "metrics": metrics}
+    return {"file": str(subject.out(found.task)), "n": found.n, "metrics": metrics}
 
 
 def _change(base: TaskResult, found: TaskResult, metric: str) -> dict[str, Any]:

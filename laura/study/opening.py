@@ -43,6 +43,7 @@ from laura.study.measuring import StudyEngines
 from laura.study.replay import ReplayReader
 from laura.study.session import Session
 from laura.study.sharing import StudyLock
+from laura.study.steering import ask_to_stop, read_steering, steady, stoppable
 from laura.study.workbench import Workbench
 
 
@@ -64,6 +65,7 @@ def open_study(
     spread_devices(device, recipe.train.devices)
     store = StudyStore(folder)
     with StudyLock(folder, progress) as lock:
+        recipe = read_steering(folder).extended(recipe)
         if lock.alone:
             remove_leftovers(folder)
             session, identity = _read_all(recipe, folder, data_dir, device, progress)
@@ -73,13 +75,14 @@ def open_study(
             session.replay.forget_others(store.replay)
             write_text(folder / "recipe.yaml", recipe_yaml(recipe))
             write_json(folder / "environment.json", describe(place))
+            ask_to_stop(folder, False)
             lock.share()
         # Also after setting up: sharing lets go for a moment, in which another may come first.
         _refuse_another_recipe(recipe, folder)
         if not lock.alone:
             session = join_study(recipe, folder, data_dir, device, progress)
         session.lock, session.alone = lock.file, lock.alone
-        with closing(session.engines):
+        with closing(session.engines), stoppable(folder):
             yield session
 
 
@@ -140,7 +143,8 @@ def _read_all(
 
 
 def _refuse_another_recipe(recipe: Recipe, folder: Path) -> None:
-    with disk_faults(folder):
+    with steady(folder), disk_faults(folder):
+        recipe = read_steering(folder).extended(recipe)
         theirs = read_bounded(folder / "recipe.yaml", MOST_RECIPE_BYTES)
     if theirs != recipe_yaml(recipe).encode():
         raise StoreError(

@@ -20,11 +20,12 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
-from laura.analysis.after_training import write_less_intruding, write_scaled
-from laura.analysis.weights import StoredModel
 from laura.data.sources import load_examples
-from laura.models.device import spectral_device
-from laura.models.load import fingerprint, resolve_model
+from laura.evals.runner import Material, Subject, evaluate_all, file_rows
+from laura.models.adapters import load_adapter, save_adapter
+from laura.models.after import CHANGES
+from laura.models.load import fingerprint, load_base, resolve_model
+from laura.models.lora import detach
 from laura.recipe.sections import MeasureSection, Source
 from laura.results.errors import AdapterError, UsageError
 from laura.results.progress import SILENT, Progress
@@ -38,14 +39,17 @@ from laura.results.schema import (
 )
 from laura.results.statistics import MIN_ITEMS, Estimate, mean_of_tasks
 from laura.results.task_result import TaskResult, change
-from laura.study.evaluation import BASE, measure_models
+from laura.study.evaluation import BASE, marked
 from laura.study.evidence import leading
 from laura.study.material import ExampleEncoder, documents_of
+from laura.study.measuring import ENGINES
 
 TARGET, SOURCE = "target_loss", "source_loss"
 AS_IT_IS = "as-it-is"
-SCALES = (0.8, 0.6, 0.4, 0.2)
-INTRUDERS = (0.5, 0.0)
+CANDIDATES = (
+    *(("scale", factor) for factor in (0.8, 0.6, 0.4, 0.2)),
+    *(("intruders", factor) for factor in (0.5, 0.0)),
+)
 WIDTH = 1.96  # standard errors of a 95 % interval
 REMEDY_FILE = "remedy.json"
 
@@ -125,11 +129,23 @@ def remedy(
                 )
         return held
 
-    results = measure_models(
-        str(folder), adapters=folders, with_base=True, tasks=[TARGET, SOURCE, *tasks],
-        section=section, documents=documents, data_dir=data_dir, out=out / "evals",
-        device=device, progress=progress,
-    )  # fmt: skip
+    opened = ENGINES[section.engine].models(str(folder), folders, section, device, progress)
+    with opened as (engine, mark):
+        held = documents(engine.tokenizer)
+        material = Material(section, file_rows(data_dir), held, data_dir=data_dir)
+        names = [BASE, *folders]
+        subjects = [
+            Subject(
+                mark if name == BASE else f"{mark} + {marked(name, folders)}",
+                lambda task, name=name: out / "evals" / name / f"{task}.json",
+                None if name == BASE else name,
+            )
+            for name in names
+        ]
+        measured = evaluate_all(
+            engine, [TARGET, SOURCE, *tasks], material, subjects, progress=progress
+        )
+        results = dict(zip(names, measured, strict=True))
     found = decide(results, list(tasks) or [SOURCE], margin)
     if found.chosen is not None and found.accepted:
         copytree(folders[found.chosen], out / "adapter", dirs_exist_ok=True)
@@ -153,19 +169,24 @@ def _check_record(adapter: Path, base: Path) -> None:
 def _candidates(
     base: Path, adapter: Path, out: Path, device: str | None, progress: Progress
 ) -> dict[str, Path]:
-    """Name to folder of the adapter as it is and of every candidate, written where they lack."""
-    places = {AS_IT_IS: adapter}
-    stored = StoredModel(base)
-    for scale in SCALES:
-        place = places[f"scale-{scale:g}"] = out / "candidates" / f"scale-{scale:g}"
-        write_scaled(adapter, place, scale)
-    for factor in INTRUDERS:
-        name = f"intruders-{factor:g}"
-        places[name] = out / "candidates" / name
-        with progress.bar(f"intruders times {factor:g}", len(stored.matrices), "matrices") as bar:
-            write_less_intruding(
-                stored, adapter, places[name], factor, spectral_device(device), bar.advance
-            )
+    """Name to folder of the adapter as it is and of every candidate, which are written anew."""
+    loaded = load_base(str(base), device=device)
+    model, places = loaded.model, {AS_IT_IS: adapter}
+    with progress.bar("candidates", len(CANDIDATES), "adapters") as bar:
+        for change, factor in CANDIDATES:
+            settings = load_adapter(model, adapter)
+            if settings.dora:
+                raise AdapterError(f"{adapter} has trained lengths (DoRA), which are no sum; "
+                                   "give a LoRA or OFT adapter")  # fmt: skip
+            if change == "intruders" and settings.block_size:
+                detach(model)  # a rotation has no rank that the result could go back to
+                continue
+            CHANGES[change](model, model, factor)
+            name = f"{change}-{factor:g}"
+            places[name] = out / "candidates" / name
+            save_adapter(model, places[name], settings, str(base))
+            detach(model)
+            bar.advance()
     return places
 
 

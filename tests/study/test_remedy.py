@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 import torch
 
 import laura
-from laura.analysis.after_training import write_scaled
 from laura.models.adapters import attach, save_adapter
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings, lora_layers
@@ -128,7 +128,7 @@ def test_faults_are_told_before_anything_is_measured(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no task"):
         laura.remedy("micro", good, **plain, tasks=["nothing"], out=tmp_path / "c")
     wrong = tmp_path / "wrong"
-    write_scaled(good, wrong, 1.0)
+    shutil.copytree(good, wrong)
     config = json.loads((wrong / "adapter_config.json").read_text())
     (wrong / "adapter_config.json").write_text(json.dumps({**config, "r": 3}))
     with pytest.raises(AdapterError):

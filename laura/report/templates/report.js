@@ -1,82 +1,232 @@
-"use strict";
-const root = document.documentElement;
-const pages = [...document.querySelectorAll(".page")];
-const links = [...document.querySelectorAll("nav a")];
-const windowTitle = document.title;
+// The report: a trade-off to explore, the questions behind it, the rows of evidence, tables.
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const press = (host, options, chosen, choose) => $(host).replaceChildren(...options.map(([value, text]) =>
+  node("button", { type: "button", "aria-pressed": String(value === chosen), onclick: () => choose(value) }, text)));
+const select = (label, options, chosen, choose) => node("label", {}, label, node("select", { onchange: (event) => choose(Number(event.target.value)) },
+  options.map((text, place) => node("option", { value: place, selected: place === chosen ? "" : null }, text))));
+const same = (one, other) => one && other && one.arm === other.arm && one.rate === other.rate && one.budget === other.budget;
+const NINE = 9;
+let D, looks, state;
 
-// Pages: one is shown, its charts are drawn when it is first seen.
-function draw(page) {
-  for (const element of page.querySelectorAll(".chart:not([data-drawn])")) {
-    element.dataset.drawn = "";
-    const text = document.getElementById(element.dataset.specification).textContent;
-    // `ast` interprets expressions instead of compiling them, as the page's policy forbids eval.
-    vegaEmbed(element, JSON.parse(text), {
-      ast: true,
-      renderer: "svg",
-      actions: { export: true, source: false, compiled: false, editor: false },
-      downloadFileName: element.id,
-    }).then(() => {
-      const menu = element.querySelector("details > summary");
-      if (menu) menu.setAttribute("aria-label", "Save this chart");
-    }).catch((error) => {
-      element.textContent = "This chart could not be drawn: " + error.message;
-    });
-  }
+function enter(place) {
+  D = data.settings[place];
+  looks = dress(D.arms);
+  const beside = D.beside.map((one) => find(one)).filter(Boolean), modelled = D.configs.filter((one) => model(one) >= 0);
+  const order = [...beside.filter((one) => one.tuned), ...beside, ...modelled].filter((one) => model(one) >= 0);
+  const first = order[0], second = order.find((one) => first && one.arm !== first.arm) || order.find((one) => !same(one, first));
+  state = { place, x: 0, y: 0, zoom: null, pair: [first, second].filter(Boolean), last: 0, task: null, way: "lost", who: "any", count: NINE };
+  draw();
 }
-function show(moved) {
-  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  const page = (target && target.closest(".page")) || pages[0];
-  for (const other of pages) other.classList.toggle("shown", other === page);
-  root.classList.toggle("inner", page !== pages[0]);
-  const heading = page.querySelector("h2");
-  document.title = heading.textContent + " · " + windowTitle;
-  for (const link of links) {
-    const here = link.hash === "#" + page.id;
-    if (here) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-    // By hand, because scrollIntoView would also move the page.
-    if (here) link.closest("ul").scrollLeft = link.offsetLeft - 16;
-  }
-  draw(page);
-  if (!moved) return;
-  if (target && target !== page) target.scrollIntoView();
-  else scrollTo(0, 0);
-  heading.focus({ preventScroll: true });
+const find = (one) => D.configs.find((config) => same(config, one));
+const model = (config) => (D.questions.models || []).findIndex((one) => same(one, config));
+const called = (config) => `${shortened(config.arm)} ${rateText(config.rate)}${several() ? `, ${budgetText(config.budget, D.unit)}` : ""}`;
+const several = () => new Set(D.configs.map((one) => one.budget)).size > 1;
+const inked = (arm, ...text) => node("b", { style: `color:${looks.get(arm).colour}` }, ...text);
+
+// ----- beside the answer -----
+function beside() {
+  const x = D.x[0], y = D.y[0], rows = D.beside.map((one) => [find(one), one.word]).filter(([one]) => one && x && y && one.values[x.key] && one.values[y.key]);
+  $("beside").replaceChildren();
+  if (!rows.length || data.settings.length > 1) return;  // a series speaks of no single configuration
+  const most = [x, y].map((measure) => measure.unit === "points" ? 100 : Math.max(...rows.map(([one]) => Math.abs(valueOf(one, measure)))));
+  $("beside").append(node("caption", {}, node("span", { class: "hidden" }, "What these configurations learnt and forgot")),
+    node("thead", {}, node("tr", {}, ["", "learnt", "forgot"].map((text) => node("th", { scope: "col" }, text)))),
+    node("tbody", {}, rows.map(([one, word]) => node("tr", {}, node("th", { scope: "row" }, inked(one.arm, `${shortened(one.arm)} ${rateText(one.rate)}`), node("span", { class: "soft" }, ` ${word}, ${one.seeds.length} seed${one.seeds.length > 1 ? "s" : ""}`)),
+      [x, y].map((measure, side) => node("td", { class: "amount" }, amount(valueOf(one, measure)), node("span", { class: `meter ${side ? "lost" : "soft"}`, style: `width:${Math.max(0, Math.min(100, 100 * valueOf(one, measure) / most[side]))}%` })))))));
 }
-if (document.querySelector(".chart") && !window.vegaEmbed) root.classList.remove("scripted");
-else {
-  addEventListener("hashchange", () => show(true));
-  document.querySelector(".skip").addEventListener("click", (event) => {
-    event.preventDefault();  // its address is no page
-    document.getElementById("main").focus();
+
+// ----- the trade-off -----
+function hero() {
+  const x = D.x[state.x], y = D.y[state.y];
+  $("axes").replaceChildren(...[["Learnt", D.x, "x"], ["Forgotten", D.y, "y"]].filter(([, list]) => list.length > 1).map(([label, list, side]) =>
+    select(label, list.map((one) => one.name + (one.unit === "points" ? "" : `, ${one.unit}`)), state[side], (place) => { state[side] = place; state.zoom = null; hero(); rates(); })));
+  if (!x || !y || !D.configs.length) { $("hero").replaceChildren(node("p", { class: "soft" }, "Nothing to draw: the study holds no measured run.")); $("note").replaceChildren(); return; }
+  const box = decisive(D.configs.filter((one) => shownArms().has(one.arm)), x, y);
+  if (box) press("zooms", [[null, "Everything"], ["end", "Where it is decided"]], state.zoom, (zoom) => { state.zoom = zoom; hero(); });
+  else $("zooms").replaceChildren();
+  const reading = node("p", { class: "reading", "aria-live": "off" });
+  const read = (learnt, forgot) => {
+    const known = Object.entries(forgot);
+    reading.replaceChildren(node("b", {}, `At ${amount(learnt)} learnt`), ": ", ...known.flatMap(([arm, value], place) => [place ? ", " : "", inked(arm, shortened(arm)), value === null ? " did not reach it" : ` forgot ${amount(value)}`]), ".");
+  };
+  $("note").replaceChildren(
+    node("p", { class: "key" }, D.arms.map((arm) => node("button", { type: "button", "aria-pressed": String(arm.shown), style: `color:${looks.get(arm.name).colour}`, onclick: () => { arm.shown = !arm.shown; hero(); rates(); } }, keyMark(looks.get(arm.name)), arm.name))),
+    node("p", { class: "soft" }, "Filled: three seeds or more, 95 % interval. Hollow: fewer. Larger: a larger budget."), reading,
+    node("p", { class: "soft noprint" }, "Move across to compare at equal learning. Press a name to leave it out", D.questions.models?.length ? ", a point for its questions." : "."));
+  tradeoff($("hero"), { configs: D.configs, arms: D.arms, x, y, budgetUnit: D.unit, zoom: state.zoom && box, chosen: state.pair, read, note: $("note"),
+    pick: D.questions.models?.length ? pick : null, tell: (one) => one.validation === null ? [] : [`validation ${one.validation} nats`] });
+}
+const shownArms = () => new Set(D.arms.filter((arm) => arm.shown).map((arm) => arm.name));
+function pick(config) {
+  if (model(config) < 0) { $("left").textContent = `The questions of ${called(config)} are not on this page.`; return; }
+  // What was chosen last stays, unless both are of one arm.
+  const alike = state.pair.flatMap((one, place) => one.arm === config.arm ? [place] : []);
+  if (!state.pair.some((one) => same(one, config))) state.pair[alike.length === 1 ? alike[0] : state.last = 1 - state.last] = config;
+  state.count = NINE;
+  hero();
+  below();
+  $("lost").scrollIntoView();
+  $("lost-title").focus({ preventScroll: true });
+}
+
+// ----- over the rate: what was learnt, what was forgotten, and the loss that chose -----
+function rates() {
+  const x = D.x[state.x], y = D.y[state.y], arms = shownArms(), last = Math.max(...D.configs.map((one) => one.budget));
+  const known = D.configs.filter((one) => arms.has(one.arm) && one.budget === last), found = [...new Set(known.map((one) => one.rate))].sort((a, b) => a - b);
+  $("rates").replaceChildren();
+  $("rates-told").textContent = "";
+  if (found.length < 2 || !x || !y) return;
+  const kinds = [["Learnt", x.unit, (one) => one.values[x.key]], ["Forgot", y.unit, (one) => one.values[y.key]], ["Validation loss", "nats", (one) => one.validation === null ? undefined : [one.validation, null]]];
+  for (const [title, unit, value] of kinds) {
+    const host = node("figure");
+    $("rates").append(host);
+    const values = known.map(value).filter(Boolean).map(([one]) => one), wide = title === "Validation loss" && Math.max(...values) / Math.min(...values) > 8;
+    panel(host, { title, unit: wide ? `${unit}, log` : unit, arms: D.arms, logX: true, logY: wide, xText: rateText, xTicks: found,
+      lines: D.arms.filter((arm) => arms.has(arm.name)).map((arm) => ({ arm: arm.name, points: known.filter((one) => one.arm === arm.name && value(one)).sort((a, b) => a.rate - b.rate)
+        .map((one) => ({ x: one.rate, y: value(one)[0], half: value(one)[2] === "seeds" ? value(one)[1] : null, filled: one.seeds.length >= 3, ringed: one.tuned })) })) });
+  }
+  $("rates-told").textContent = `By learning rate, at ${budgetText(last, D.unit)}${D.unit === "tokens" ? " tokens" : ""}. Rings: rates that validation loss chose; it cannot see what is forgotten.`;
+}
+
+// ----- what was lost: scores by task, then the very questions -----
+const marks = (task, config) => task.tuned[model(config)];
+const flip = (task, config, place) => Number(marks(task, config)[place]) - Number(task.base[place]);  // NaN where one was not measured
+function counts(task, config) {
+  const found = { lost: 0, won: 0 };
+  for (let place = 0; place < task.n; place++) {
+    const turned = flip(task, config, place);
+    if (turned < 0) found.lost++;
+    if (turned > 0) found.won++;
+  }
+  return found;
+}
+function below() {
+  const tasks = [...D.questions.tasks || []].sort((one, other) => one.learnt - other.learnt), kept = tasks.filter((task) => !task.learnt), ready = tasks.length && state.pair.length;
+  $("asked").hidden = !ready;
+  if (!ready) { $("lost-told").textContent = "No questions of the base and of an arm lie in the folder; they are in the study’s own folder (runs/ID/evals)."; return; }
+  const total = kept.reduce((sum, task) => sum + task.n, 0), losses = state.pair.map((one) => kept.reduce((sum, task) => sum + counts(task, one).lost, 0));
+  $("lost-told").replaceChildren(...(kept.length ? [`Of ${total.toLocaleString("en")} questions on what the base could do, `, ...state.pair.flatMap((one, place) => [place ? " and " : "", inked(one.arm, called(one)), ` turned ${losses[place]}`]), " from right to wrong. "] : []), "Choose a task to see only its questions.");
+  const options = D.configs.filter((one) => model(one) >= 0);
+  $("pair").replaceChildren(...state.pair.map((one, side) => select(side ? "with" : "Compare", options.map(called), options.findIndex((other) => same(one, other)), (place) => { state.pair[side] = options[place]; state.count = NINE; hero(); below(); })));
+  taskRows(tasks);
+  itemRows(tasks);
+}
+function taskRows(tasks) {
+  $("by-task").replaceChildren(...tasks.map((task) => {
+    const axis = node("span"), told = state.pair.map((one) => { const found = counts(task, one); return node("div", {}, inked(one.arm, called(one)), task.learnt ? ` won ${found.won}, lost ${found.lost}` : ` lost ${found.lost}, won ${found.won}`); });
+    return node("button", { type: "button", "aria-pressed": String(state.task === task.id), onclick: () => { state.task = state.task === task.id ? null : task.id; if (state.task) state.way = task.learnt ? "won" : "lost"; state.count = NINE; below(); } },
+      node("span", {}, node("b", {}, task.title), node("span", { class: "soft small", style: "display:block" }, `${task.n} questions${task.learnt ? ", the new skill" : ""}`)), axis, node("span", { class: "small counts" }, told));
+  }));
+  [...$("by-task").children].forEach((row, place) => row.children[1].append(scoreAxis(tasks[place], Math.max(180, row.children[1].clientWidth), place === tasks.length - 1)));
+}
+function scoreAxis(task, width, named) {
+  const height = named ? 54 : 44, foot = 40, X = (value) => 8 + value / 100 * (width - 16);
+  const svg = node("s:svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
+  const line = (x, x2, y, y2, more) => svg.append(node("s:line", { x1: x, x2, y1: y, y2, ...more }));
+  line(X(0), X(100), foot, foot, { stroke: "var(--rule)" });
+  for (const tick of [0, 50, 100]) {
+    line(X(tick), X(tick), foot - 2, foot + 2, { stroke: "var(--soft)" });
+    if (named) svg.append(node("s:text", { x: X(tick), y: height, "text-anchor": ["start", "middle", "end"][tick / 50], style: "font-size:10.5px" }, tick === 100 ? "100 % right" : tick));
+  }
+  if (task.chance !== null) {
+    line(X(task.chance), X(task.chance), 2, foot, { stroke: "var(--soft)", "stroke-dasharray": "2 3" });
+    svg.append(node("s:text", { x: X(task.chance) + (task.chance < 30 ? 4 : -4), y: 9, "text-anchor": task.chance < 30 ? "start" : "end", style: "font-size:10.5px" }, "guessing"));
+  }
+  const base = 100 * [...task.base].filter((mark) => mark === "1").length / Math.max(1, task.n);
+  state.pair.forEach((one, place) => {
+    const own = [...marks(task, one)], measured = own.filter((mark) => mark !== "-").length, y = 18 + 12 * place, score = 100 * own.filter((mark) => mark === "1").length / measured;
+    if (!measured) return;
+    line(X(base), X(score), y, y, { stroke: looks.get(one.arm).colour, "stroke-width": 3, opacity: .45 });
+    svg.append(marker(looks.get(one.arm), X(score), y, 5, true));
   });
-  show(false);
+  line(X(base), X(base), 3, foot, { stroke: "var(--ink)", "stroke-width": 2.5 });
+  return svg;
+}
+function itemRows(tasks) {
+  const sign = state.way === "lost" ? -1 : 1, [a, b] = state.pair, found = [];
+  const hits = (task, place) => { const [one, other] = state.pair.map((config) => flip(task, config, place) === sign); return { any: one || other, a: one && !other, b: other && !one, both: one && other }[b ? state.who : "any"]; };
+  let whole = 0;
+  for (const task of tasks) {
+    if (state.task ? task.id !== state.task : task.learnt && tasks.some((one) => !one.learnt)) continue;
+    for (let place = 0; place < task.n; place++) whole += Boolean(hits(task, place));
+    task.items.filter((item) => hits(task, item[0])).forEach((item, turn) => found.push([turn, task, item]));
+  }
+  found.sort((one, other) => one[0] - other[0]);  // every task has its turn
+  press("ways", [["lost", "✗ Right, then wrong"], ["won", "✓ Wrong, then right"]], state.way, (way) => { state.way = way; state.count = NINE; below(); });
+  if (b) press("whos", [["any", "By either"], ["a", `Only ${called(a)}`], ["b", `Only ${called(b)}`], ["both", "By both"]], state.who, (who) => { state.who = who; state.count = NINE; below(); });
+  const pool = D.questions.pool, ticked = (mark) => mark === "1" ? node("i", { class: "won" }, node("span", { "aria-hidden": "true" }, "✓ "), node("span", { class: "hidden" }, "right: ")) : node("i", { class: "lost" }, node("span", { "aria-hidden": "true" }, "✗ "), node("span", { class: "hidden" }, "wrong: "));
+  const answer = (who, colour, mark, text) => node("div", {}, node("span", { class: "who", style: colour ? `color:${colour}` : null }, who), mark === "-" ? "not measured" : [ticked(mark), node("span", { class: /\n|^.{120}/.test(text) ? "long" : null }, text || "(no text was kept)")]);
+  const row = ([, task, [place, question, choices, answers]]) => node("div", { class: "item" },
+    node("div", { class: null }, node("span", { class: /\n/.test(question) ? "long" : null }, question), node("small", {}, task.title + (choices.length ? `; choices: ${choices.join(" · ")}` : ""))),
+    answer("Base", null, task.base[place], pool[answers[0]]), ...state.pair.map((one) => answer(called(one), looks.get(one.arm).colour, marks(task, one)[place], pool[answers[model(one) + 1]])));
+  const seed = (one) => D.questions.models[model(one)].seed;
+  $("items").replaceChildren(node("div", { class: "item head" }, node("span", { role: "status" }, `${whole.toLocaleString("en")} question${whole === 1 ? "" : "s"}`), node("span", {}, "Base model"), ...state.pair.map((one) => node("span", {}, inked(one.arm, `${called(one)}, seed ${seed(one)}`)))),
+    ...found.slice(0, state.count).map(row), ...(whole ? [] : [node("p", { class: "soft" }, "None.")]));
+  $("more").hidden = found.length <= state.count;
+  $("more").textContent = `Show ${Math.min(NINE, found.length - state.count)} more of ${found.length}`;
+  $("more").onclick = () => { state.count += NINE; itemRows(tasks); };
+  $("left").textContent = found.length < whole ? `Texts of ${found.length} of these ${whole} are on this page; \`laura show STUDY --forgotten\` pages through all.` : "";
 }
 
-// Light and dark: as the system has it, or as the reader wants it.
-const choices = ["automatic", "dark", "light"];
-const system = matchMedia("(prefers-color-scheme: dark)");
-const button = document.createElement("button");
-let choice = "automatic";
-try { choice = localStorage.getItem("laura-colours") || choice; } catch { /* no storage here */ }
-function colour() {
-  if (!choices.includes(choice)) choice = "automatic";
-  root.style.colorScheme = choice === "automatic" ? "" : choice;
-  root.classList.toggle("dark", choice === "dark" || (choice === "automatic" && system.matches));
-  button.textContent = "Colours: " + choice;
+// ----- how sure: every row of one unit on one axis -----
+function evidence() {
+  for (const host of document.querySelectorAll(".axis")) {
+    const row = data.evidence[host.dataset.row], alike = data.evidence.filter((one) => one.unit === row.unit);
+    const ends = alike.flatMap((one) => [one.low, one.high, 0, ...one.dots]), low = Math.min(...ends), high = Math.max(...ends), wide = high - low || 1;
+    const width = Math.max(160, host.clientWidth), X = (value) => 8 + (value - low) / wide * (width - 16);
+    const svg = node("s:svg", { viewBox: `0 0 ${width} 46`, height: 46, role: "img", "aria-label": `${row.told}${row.dots.length ? `; ${row.of}: ${row.dots.map(amount).join(", ")}` : ""}` });
+    for (const tick of ticks(low, high, Math.max(3, Math.floor(width / 70))))
+      svg.append(node("s:line", { x1: X(tick), x2: X(tick), y1: 4, y2: 32, stroke: tick ? "var(--grid)" : "var(--ink)" }), node("s:text", { x: X(tick), y: 45, "text-anchor": "middle", style: "font-size:11px" }, plain(tick)));
+    svg.append(node("s:line", { x1: X(row.low), x2: X(row.high), y1: 16, y2: 16, stroke: "var(--ink)", "stroke-width": 2.5 }), node("s:circle", { cx: X(row.value), cy: 16, r: 5, fill: "var(--ink)" }),
+      ...row.dots.map((dot) => node("s:circle", { cx: X(dot), cy: 27, r: 2.5, fill: "var(--soft)" })));
+    if (row.unit !== "points") svg.append(node("s:text", { x: width, y: 2, "text-anchor": "end", style: "font-size:10.5px" }, row.unit));
+    host.replaceChildren(svg);
+  }
 }
-button.type = "button";
-button.className = "theme";
-button.addEventListener("click", () => {
-  choice = choices[(choices.indexOf(choice) + 1) % choices.length];
-  try { localStorage.setItem("laura-colours", choice); } catch { /* no storage here */ }
-  colour();
-});
-system.addEventListener("change", colour);
-document.querySelector("header").prepend(button);
-colour();
 
-// Tables: sorted by a press on a heading, filtered by words and by the texts of some columns.
+function draw() {
+  if (data.settings.length > 1) press("setting", data.settings.map((one, place) => [place, one.name]), state.place, enter);
+  beside();
+  hero();
+  rates();
+  below();
+}
+if (data.settings.length) {
+  enter(0);
+  const drawing = () => $("hero").querySelector("svg"), name = () => `tradeoff${data.settings.length > 1 ? `-${state.place + 1}` : ""}`;
+  $("tradeoff-files").append(...[["SVG", () => drawing() && save(still(drawing()), "image/svg+xml", `${name()}.svg`)], ["PNG", () => drawing() && savePng(drawing(), `${name()}.png`)], ["CSV", () => save(csv(points()), "text/csv", `${name()}.csv`)], ["LaTeX", () => save(latex(points(), "Trade-off"), "text/x-tex", `${name()}.tex`)], ["Markdown", () => save(markdown(points()), "text/markdown", `${name()}.md`)]]
+    .map(([text, go]) => node("button", { type: "button", class: "quiet", onclick: go }, text)));
+}
+const points = () => {
+  const sides = [...D.x.map((one) => [one, "learnt"]), ...D.y.map((one) => [one, "forgot"])];
+  return [["arm", "rate", "budget", "seeds", ...sides.flatMap(([one, verb]) => [`${verb}: ${one.name} (${one.unit})`, "±"])],
+    ...D.configs.map((one) => [one.arm, rateText(one.rate), String(one.budget), String(one.seeds.length), ...sides.flatMap(([measure]) => (one.values[measure.key] || ["", ""]).slice(0, 2).map(String))])];
+};
+evidence();
+theme(() => { if (data.settings.length) draw(); evidence(); });
+if ($("copy")) $("copy").addEventListener("click", () => navigator.clipboard.writeText($("command").textContent).then(() => { $("copy").textContent = "Copied"; }));
+
+// ----- tables as files -----
+const csv = (rows) => rows.map((row) => row.map((text) => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text).join(",")).join("\n") + "\n";
+const markdown = (rows) => { const line = (row) => `| ${row.map((text) => text.replace(/[\\|*_`<>[\]]/g, "\\$&").replaceAll("\n", " ")).join(" | ")} |`; return [line(rows[0]), line(rows[0].map(() => "-")).replaceAll("\\", "").replaceAll("-", "---"), ...rows.slice(1).map(line)].join("\n") + "\n"; };
+const TEX = { "\\": "\\textbackslash{}", "±": "$\\pm$", "−": "$-$", "–": "--", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}" };
+const latex = (rows, caption) => {
+  const safe = (text) => text.replace(/[\\±−–~^&%$#_{}]/g, (one) => TEX[one] || `\\${one}`).replaceAll("\n", " "), line = (row) => `${row.map(safe).join(" & ")} \\\\`;
+  return ["\\begin{table}", "\\centering", `\\caption{${safe(caption)}}`, `\\begin{tabular}{${"l".repeat(rows[0].length)}}`, "\\hline", line(rows[0]), "\\hline", ...rows.slice(1).map(line), "\\hline", "\\end{tabular}", "\\end{table}", ""].join("\n");
+};
+function tableRows(table) {
+  const text = (cell) => [...cell.childNodes].map((part) => part.nodeName === "SMALL" ? `(${part.textContent})` : part.nodeName === "BR" ? " " : part.textContent).join("").trim();
+  return [...table.rows].filter((row) => !row.hidden).map((row) => [...row.cells].map(text));
+}
+for (const table of document.querySelectorAll(".scroll table")) {
+  const caption = table.caption.textContent;
+  const files = [["CSV", "csv", (rows) => csv(rows)], ["LaTeX", "tex", (rows) => latex(rows, caption)], ["Markdown", "md", (rows) => markdown(rows)]];
+  table.closest(".scroll").after(node("div", { class: "group files noprint" }, files.map(([name, ending, write]) =>
+    node("button", { type: "button", class: "quiet", "aria-label": `${name} of ${caption}`, onclick: () => save(write(tableRows(table)), "text/plain", `${table.id}.${ending}`) }, name))));
+}
+
+// ----- tables: sorted by a press on a heading, filtered by words and by the texts of some columns -----
 function value(row, place) {
   const cell = row.cells[place];
   if (cell.dataset.order !== undefined) return Number(cell.dataset.order);
@@ -147,6 +297,12 @@ for (const table of document.querySelectorAll("table[data-interactive]")) {
   sortable(table);
 }
 
-addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details:not(.chart details)")) details.open = true;
-});
+// ----- a link opens what holds its place, and print opens all -----
+function unfold() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  for (let fold = target; fold; fold = fold.parentElement) if (fold.nodeName === "DETAILS") fold.open = true;
+  if (target) target.scrollIntoView();
+}
+addEventListener("hashchange", unfold);
+unfold();
+addEventListener("beforeprint", () => { for (const fold of document.querySelectorAll("details")) fold.open = true; });
