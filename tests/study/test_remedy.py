@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,14 +84,14 @@ def test_refusals_say_why(more: dict[str, Any], words: str) -> None:
     assert not found.accepted and words in found.answer, found.answer
 
 
-def adapter(folder: Path, std: float) -> Path:
-    base = load_base("micro", device="cpu")
+def adapter(folder: Path, std: float, model: str = "micro") -> Path:
+    base = load_base(model, device="cpu")
     settings = LoraSettings(rank=4, alpha=8.0)
     attach(base.model, settings, seed=0)
     with torch.no_grad():
         for layer in lora_layers(base.model).values():
             layer.B.normal_(std=std)
-    save_adapter(base.model, folder, settings, "micro")
+    save_adapter(base.model, folder, settings, model)
     return folder
 
 
@@ -116,7 +115,7 @@ def test_a_broken_adapter_is_refused_and_what_stands_is_not_measured_again(tmp_p
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
-def test_faults_are_told_before_anything_is_measured(tmp_path: Path) -> None:
+def test_faults_are_told_before_anything_is_measured(tiny_folder: Path, tmp_path: Path) -> None:
     good = adapter(tmp_path / "good", 0.01)
     few = tmp_path / "few.jsonl"
     few.write_text('{"question": "a", "answer": "b"}\n' * 20)
@@ -127,12 +126,9 @@ def test_faults_are_told_before_anything_is_measured(tmp_path: Path) -> None:
         laura.remedy("micro", good, **plain, margin=5, out=tmp_path / "b")
     with pytest.raises(UsageError, match="no task"):
         laura.remedy("micro", good, **plain, tasks=["nothing"], out=tmp_path / "c")
-    wrong = tmp_path / "wrong"
-    shutil.copytree(good, wrong)
-    config = json.loads((wrong / "adapter_config.json").read_text())
-    (wrong / "adapter_config.json").write_text(json.dumps({**config, "r": 3}))
-    with pytest.raises(AdapterError):
-        laura.remedy("micro", wrong, **plain, out=tmp_path / "d")
+    other = adapter(tmp_path / "other", 0.01, str(tiny_folder))
+    with pytest.raises(AdapterError, match="another base"):
+        laura.remedy("micro", other, **plain, out=tmp_path / "d")
 
 
 @pytest.mark.slow
