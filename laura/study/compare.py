@@ -214,12 +214,13 @@ def _further_seeds(session: Session) -> list[RunSpec]:
     recipe = session.recipe
     seeds = further_seeds(recipe)
     best = gather(session.store, recipe).best if seeds else {}
-    return [
-        spec
-        for seed in seeds
-        for name in best
-        for spec in specs_of(recipe, name, best[name][seed], seed)
-    ]
+    found: list[RunSpec] = []
+    for seed in seeds:
+        for name in best:
+            trained = recipe.arms[name].of or name
+            specs = specs_of(recipe, trained, best[name][seed], seed)
+            found += [spec for spec in specs if spec not in found]
+    return found
 
 
 def compare_series(
@@ -321,6 +322,8 @@ def train(
     """
     if arm not in recipe.arms:
         raise UsageError(f"the recipe has no arm {arm!r}; it has: {', '.join(recipe.arms)}")
+    if made_of := recipe.arms[arm].of:
+        raise UsageError(f"{arm} is made of {made_of}'s checkpoints; train {made_of}, and it comes")
     rates = recipe.arms[arm].learning_rates
     if learning_rate is None and len(rates) > 1:
         listed = ", ".join(f"{rate:g}" for rate in rates)

@@ -32,6 +32,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from laura.models.model_card import CARD
 from laura.recipe.reading import recipe_yaml
 from laura.results.errors import AdapterError, EvidenceError, UsageError
 from laura.results.schema import (
@@ -46,6 +47,7 @@ from laura.results.schema import (
     Recommendation,
     Record,
     RecordedClaim,
+    ReplayLaw,
     RunCost,
     TaskScores,
     read_file,
@@ -67,8 +69,10 @@ from laura.results.units import budget_text, memory_text, rate_text
 from laura.study.choosing import why_none
 from laura.study.claims.answer import amount, points
 from laura.study.claims.judgement import judge, read_setting
+from laura.study.claims.replay_law import replay_laws
 from laura.study.claims.settings import DROPOUTS, FORGETTING, LEARNING, Kind, Setting
 from laura.study.evidence import Evidence, Point, leading, score_of
+from laura.study.model_cards import record_card
 
 State = Literal["recommended", "suggested", "not met"]
 
@@ -210,6 +214,27 @@ def not_met_text(decision: Decision) -> str:
     return (
         f"none of the {decision.candidates} measured configurations keeps what is asked. Nearest: "
         f"{describe(nearest)}: {why}. Try lower rates, a smaller budget, a lower rank or replay"
+        + "".join(f"; {replay_text(law)}" for law in laws_of(decision))
+    )
+
+
+def laws_of(decision: Decision) -> list[ReplayLaw]:
+    """What shares of replay would keep the bound on forgetting, where several were tried."""
+    most = decision.constraint.max_forgetting
+    return [] if most is None else list(replay_laws(decision.setting, most))
+
+
+def replay_text(law: ReplayLaw) -> str:
+    """A law of replay in words: `about 1.3 % of replay (0.4 to 4 %) keeps the bound with full`."""
+
+    def told(share: float | None) -> str:
+        return f"{100 * share:.2g}" if share is not None else f"over {100 * max(law.shares):.2g}"
+
+    low, high = (told(end) for end in law.interval)
+    return (
+        f"about {told(law.share)} % of replay ({low} to {high} %) keeps the bound with {law.arm} "
+        f"at budget {budget_text(law.budget)}, by a law fitted over {len(law.shares)} shares "
+        f"(R2 {law.r_squared:.2f})"
     )
 
 
@@ -480,6 +505,7 @@ def recommendation_of(
         chosen=_candidate(chosen, setting, "") if chosen else None,
         alternatives=[_candidate(one, setting, why) for one, why in decision.others],
         confirm=decision.confirm,
+        replay=laws_of(decision),
         not_tried=gaps,
         recipe=None if recipe is None else str(recipe),
         adapter=None if adapter is None else str(adapter),
@@ -512,7 +538,9 @@ def write_recipe(decision: Decision, path: Path) -> None:
 
 
 def write_weights(decision: Decision, study: Path, folder: Path) -> Record:
-    """Copy the recommended checkpoint, with its `laura.json`; the first seed of the recipe.
+    """Copy the recommended checkpoint, with its `laura.json` and a model card of it.
+
+    It is the first seed of the recipe.
 
     The first and not the best: to pick the best seed by its scores would make the scores
     in the record too good.
@@ -536,14 +564,19 @@ def write_weights(decision: Decision, study: Path, folder: Path) -> Record:
     if taken and not (folder / RECORD_FILE).is_file():
         raise UsageError(f"{folder} holds something else; name a new folder for --adapter")
     facts = check_folder(source)
-    files = sorted(p for p in source.rglob("*") if p.is_file() and p.name != MANIFEST)
+    own = (MANIFEST, CARD)  # what is written anew or left
+    files = sorted(p for p in source.rglob("*") if p.is_file() and p.name not in own)
     record = _record(
         decision, study, point, {str(p.relative_to(source)): file_hash(p) for p in files}
     )
+    config = source / "adapter_config.json"
+    named = read_json(config)["base_model_name_or_path"] if config.is_file() else record.base.model
+    card = record_card(record, named)
 
     def fill(place: Path) -> None:
         shutil.copytree(source, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         write_record(place, record)
+        write_text(place / CARD, card)
 
     write_folder(folder, fill, facts)
     return record

@@ -28,7 +28,7 @@ from laura.results.store import write_json
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "init compare train track evaluate claims recommend gate plan report show spectra chat serve "
-    "merge sign fetch doctor schema"
+    "mcp merge sign push fetch doctor schema"
 ).split()
 RECIPE = """\
 name: tiny
