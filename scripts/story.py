@@ -153,7 +153,7 @@ class Story:
             if told:
                 console.print(Text("\n".join(told), style="dim"))
             console.print(Text.from_ansi(printed.rstrip("\n")))
-            title = f"{' '.join(command.split()[:2])}: {self.seconds[command]:,.1f} s"
+            title = " ".join(command.split()[:2])
             console.save_svg(str(self.out / f"story-{name}.svg"), title=title)
 
     @contextmanager
