@@ -66,9 +66,10 @@ def lessen_intruders(model: Any, base: Any, factor: float) -> None:
     whole = decoder_layers(model) if not layers and factor != 1 else ()
     for part, before in zip(whole, decoder_layers(base), strict=False):
         for name, module in part.named_modules():
-            if isinstance(module, nn.Linear):
-                weight_OI = before.get_submodule(name).weight.float()
-                if (intruders_OI := _intruders(weight_OI, module.weight.float())) is not None:
+            start = before.get_submodule(name)
+            if isinstance(module, nn.Linear) and isinstance(start, nn.Linear):
+                intruders_OI = _intruders(start.weight.float(), module.weight.float())
+                if intruders_OI is not None:
                     module.weight.add_(intruders_OI.to(module.weight.dtype), alpha=factor - 1)
 
 
