@@ -63,7 +63,7 @@ PLACES: Mapping[str, dict[str, Remedy]] = {
     "pace": PACES,
     "average": AVERAGES,
 }
-# What may be done to a finished checkpoint: functions of `laura.models.after`.
+# What may be done to a finished checkpoint: functions of `laura.analysis.after_training`.
 AFTER = ("scale", "intruders")
 
 

@@ -15,13 +15,19 @@ from typing import Any
 
 import torch
 
-from laura.models.adapter_files import CONFIG, read_settings
+from laura.analysis.after_training import (
+    lessen_intruders_whole,
+    scale_whole,
+    write_less_intruding,
+    write_scaled,
+)
+from laura.analysis.weights import StoredModel
+from laura.models.adapter_files import CONFIG
 from laura.models.adapters import attach, load_adapter, merge_check, save_adapter
-from laura.models.after import CHANGES
 from laura.models.device import empty_cache
 from laura.models.external import weights_folder
 from laura.models.layers import chosen_layers, dropping
-from laura.models.load import Base, load_base, quiet_transformers
+from laura.models.load import DTYPES, Base, load_base, quiet_transformers, resolve_model
 from laura.models.lora import LoraSettings, detach, lora_layers, rate_ratios, route
 from laura.models.lora_variants import unstarted
 from laura.recipe.sections import AdapterArm, Arm, BaseSection, FullArm, LoraArm, OftArm
@@ -90,6 +96,13 @@ class Workbench:
         """Let go of the base; the next use loads it again."""
         self._base = None
         gc.collect()
+
+    @property
+    def stored(self) -> StoredModel:
+        """The base's weights on the disk, as they are held."""
+        section = self.section
+        folder = resolve_model(section.model, section.revision, self.progress)
+        return StoredModel(folder, DTYPES[section.dtype], section.quantization is not None)
 
     def step_aside(self) -> None:
         """Leave the device to the processes that do the work now; the base waits in host memory."""
@@ -197,22 +210,34 @@ class Workbench:
     def change(
         self, checkpoint: Path, target: Path, change: str, factor: float, facts: dict[str, Any]
     ) -> None:
-        """Write a checkpoint as it is after a change of `laura.models.after`.
+        """Write a checkpoint as it is after a change (`laura.analysis.after_training`).
 
         Args:
             checkpoint: Of a run.
             target: Where the changed one goes.
-            change: Which change.
+            change: One of `laura.recipe.remedies.AFTER`.
             factor: How much is left.
             facts: For the manifest.
         """
-        folder = self.weights(checkpoint)
+        folder, base = self.weights(checkpoint), self.base
+        facts = {**facts, "change": change, "factor": factor}
+        if (folder / CONFIG).is_file():
+            write_folder(target, self._adapter_changer(folder, change, factor), facts)
+            return
         with self.tuned(checkpoint) as (model, _):
-            CHANGES[change](model, self.base.model, factor)
-            write = _checkpoint_writer(replace(self.base, model=model))
-            if (folder / CONFIG).is_file():
-                write = _adapter_writer(self.base, read_settings(folder))
-            write_folder(target, write, {**facts, "change": change, "factor": factor})
+            whole = scale_whole if change == "scale" else lessen_intruders_whole
+            whole(model, base.model, factor)
+            write_folder(target, _checkpoint_writer(replace(base, model=model)), facts)
+
+    def _adapter_changer(self, folder: Path, change: str, factor: float) -> Callable[[Path], None]:
+        if change == "scale":
+            return lambda aside: write_scaled(folder, aside, factor)
+        base, device = self.stored, self.base.model.device
+
+        def lessen(aside: Path) -> None:
+            write_less_intruding(base, folder, aside, factor, device)
+
+        return lessen
 
     def count_trainable(self, arm: Arm) -> int:
         """How many numbers an arm trains; nothing is changed.
