@@ -19,6 +19,7 @@ from tests.study.fabricated import FULL, LORA, PAIR, claims, rebuilt, setting
 FIVE = {"seeds": (0, 1, 2, 3, 4)}
 SURE: dict[str, Any] = {"luck": 0.003, "items": 200, "own": FIVE}
 Arms = Mapping[str, Mapping[str, Any]]
+OF = {"of": "beside", "factor": 0.5}
 DFT, PISSA = {"token_weight": "dft"}, {"init": "pissa"}
 # Claim to the arm that has the remedy, and the arm that it is set beside.
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -40,6 +41,12 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pissa-learns-more": ({**LORA, **PISSA}, LORA),
     "milora-forgets-less": ({**LORA, "init": "milora"}, {**LORA, **PISSA}),
     "oplora-forgets-less": ({**LORA, "protect": 8}, LORA),
+    "lora-null-forgets-less": ({**LORA, "init": "lora_null"}, {**LORA, "init": "milora"}),
+    "corda-forgets-less": ({**LORA, "init": "corda"}, LORA),
+    "oft-forgets-less": ({"method": "oft"}, LORA),
+    "sdft-forgets-less": ({**LORA, "rewritten": True}, LORA),
+    "scaling-forgets-less": ({**LORA, **OF, "change": "scale"}, LORA),
+    "intruders-forget": ({**LORA, **OF, "change": "intruders"}, LORA),
 }
 OTHERS: Arms = {
     "l2sp": {**FULL, "weight_decay": 0.01, "weight_decay_toward": "base"},

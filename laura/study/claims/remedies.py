@@ -166,7 +166,7 @@ def _having(used: Used) -> Scope:
 
 _DFT, _KL, _LORA = {"token_weight": "dft"}, {"penalty": "kl"}, {"method": "lora"}
 _EMA, _FLOW, _PISSA = {"average": "ema"}, {"token_weight": "flow"}, {"init": "pissa"}
-_L2SP = {"weight_decay_toward": "base"}
+_L2SP, _AFTER = {"weight_decay_toward": "base"}, {"of": ANY, "factor": ANY}
 REMEDY_CLAIMS = (
     _claim("dft-learns-more", "DFT learns more than plain finetuning.",
            "Wu et al. 2025, arXiv:2508.05629", learns_more, _DFT),
@@ -213,4 +213,19 @@ REMEDY_CLAIMS = (
            "Wang et al. 2024, arXiv:2406.09044", forgets_less_tuned, {"init": "milora"}, _PISSA),
     _claim("oplora-forgets-less", "At the same learning OPLoRA forgets less than LoRA.",
            "arXiv:2510.13003", forgets_less, {"protect": ANY}),
+    _claim("lora-null-forgets-less", "Tuned, LoRA-Null forgets less than MiLoRA.",
+           "Tang et al. 2025, arXiv:2503.02659", forgets_less_tuned, {"init": "lora_null"},
+           {"init": "milora"}),
+    _claim("corda-forgets-less", "Tuned, CorDA forgets less than LoRA.",
+           "Yang et al. 2024, arXiv:2406.05223", forgets_less_tuned, {"init": "corda"}),
+    _claim("oft-forgets-less", "At the same learning OFT forgets less than LoRA.",
+           "arXiv:2605.28819", beats_all, {"method": "oft"}, {"LoRA": _LORA}),
+    _claim("sdft-forgets-less",
+           "At the same learning answers in the base's own words forget less than the data's.",
+           "Yang et al. 2024, arXiv:2402.13669", forgets_less, {"rewritten": True}),
+    _claim("scaling-forgets-less", "At the same learning an update scaled down forgets less.",
+           "Wortsman et al. 2021, arXiv:2109.01903", forgets_less, {**_AFTER, "change": "scale"}),
+    _claim("intruders-forget", "At the same learning fewer intruders forget less.",
+           "Shuttleworth et al. 2024, arXiv:2410.21228", forgets_less,
+           {**_AFTER, "change": "intruders"}),
 )  # fmt: skip
