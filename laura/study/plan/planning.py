@@ -247,6 +247,7 @@ def _arm(
         "arm": name,
         "method": arm.method,
         "external": arm.external is not None,
+        "of": arm.of,
         "trained_parameters": trained,
         "share": trained / shapes.parameters,
         "lockstep": one.runs,
