@@ -92,7 +92,6 @@ def save_adapter(
         "use_rslora": settings.rslora,
         "use_dora": settings.dora,
         "target_modules": kinds if everywhere else sorted(layers),
-        "target_parameters": sorted(parameters) or None,
         "layers_to_transform": list(numbers) if everywhere and kinds and numbers else None,
         "rank_pattern": settings.rank_pattern,
         "alpha_pattern": settings.alpha_pattern,
@@ -102,6 +101,8 @@ def save_adapter(
         "init_lora_weights": True,
         "modules_to_save": None,
     }
+    if parameters:
+        config["target_parameters"] = sorted(parameters)
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
