@@ -107,6 +107,8 @@ def save_adapter(
         "inference_mode": True,
         "modules_to_save": None,
     }
+    if parameters:
+        config["target_parameters"] = sorted(parameters)
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
