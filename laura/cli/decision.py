@@ -215,6 +215,8 @@ def gate(console: Console, options: GateOptions) -> int | None:
 
 def recommendation_text(found: Recommendation) -> str:
     """A recommendation for people: the answer first."""
+    from laura.study.recommend import replay_text
+
     chosen = found.chosen
     assert chosen is not None, "a decision without one is refused before"
     units = {side: found.measures[side]["unit"] for side in ("learning", "forgetting")}
@@ -240,6 +242,9 @@ def recommendation_text(found: Recommendation) -> str:
     if found.alternatives:
         lines.append("\nAlternatives")
         lines += [_alternative(one, units) for one in found.alternatives]
+    if found.replay:
+        lines.append("\nReplay")
+        lines += [f" - {replay_text(law)}" for law in found.replay]
     lines.append("\nNot tried")
     lines += [f" - {told}" for told in found.not_tried]
     lines.append(f"\nRecipe: {found.recipe}")

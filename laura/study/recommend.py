@@ -47,6 +47,7 @@ from laura.results.schema import (
     Recommendation,
     Record,
     RecordedClaim,
+    ReplayLaw,
     RunCost,
     TaskScores,
     read_file,
@@ -68,6 +69,7 @@ from laura.results.units import memory_text, rate_text
 from laura.study.choosing import why_none
 from laura.study.claims.answer import amount, points
 from laura.study.claims.judgement import judge, read_setting
+from laura.study.claims.replay_law import replay_laws
 from laura.study.claims.settings import DROPOUTS, FORGETTING, LEARNING, Kind, Setting
 from laura.study.evidence import Evidence, Point, leading, score_of
 from laura.study.model_cards import record_card
@@ -212,6 +214,27 @@ def not_met_text(decision: Decision) -> str:
     return (
         f"none of the {decision.candidates} measured configurations keeps what is asked. Nearest: "
         f"{describe(nearest)}: {why}. Try lower rates, a smaller budget, a lower rank or replay"
+        + "".join(f"; {replay_text(law)}" for law in laws_of(decision))
+    )
+
+
+def laws_of(decision: Decision) -> list[ReplayLaw]:
+    """What shares of replay would keep the bound on forgetting, where several were tried."""
+    most = decision.constraint.max_forgetting
+    return [] if most is None else list(replay_laws(decision.setting, most))
+
+
+def replay_text(law: ReplayLaw) -> str:
+    """A law of replay in words: `about 1.3 % of replay (0.4 to 4 %) keeps the bound with full`."""
+
+    def told(share: float | None) -> str:
+        return f"{100 * share:.2g}" if share is not None else f"over {100 * max(law.shares):.2g}"
+
+    low, high = (told(end) for end in law.interval)
+    return (
+        f"about {told(law.share)} % of replay ({low} to {high} %) keeps the bound with {law.arm} "
+        f"at budget {law.budget:,g}, by a law fitted over {len(law.shares)} shares "
+        f"(R2 {law.r_squared:.2f})"
     )
 
 
@@ -482,6 +505,7 @@ def recommendation_of(
         chosen=_candidate(chosen, setting, "") if chosen else None,
         alternatives=[_candidate(one, setting, why) for one, why in decision.others],
         confirm=decision.confirm,
+        replay=laws_of(decision),
         not_tried=gaps,
         recipe=None if recipe is None else str(recipe),
         adapter=None if adapter is None else str(adapter),

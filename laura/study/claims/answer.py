@@ -81,10 +81,20 @@ def pairs_of(setting: Setting) -> list[tuple[Kind, Kind]]:
     return found
 
 
-def compare_pair(setting: Setting, first: Kind, second: Kind, level: float = LEVEL) -> Comparison:
-    """Two arms, tuned and at equal learning; what cannot be told says why."""
+def compare_pair(
+    setting: Setting, first: Kind, second: Kind, level: float = LEVEL, together: int = 1
+) -> Comparison:
+    """Two arms, tuned and at equal learning; what cannot be told says why.
+
+    Args:
+        setting: The study.
+        first: One arm.
+        second: The other.
+        level: Of the intervals.
+        together: How many comparisons the joint interval is to hold for (Bonferroni).
+    """
     found: dict[str, Estimated] = {}
-    reasons, levels, budget = [], None, None
+    reasons, levels, joint, budget = [], None, None, None
     try:
         budget = setting.common_budget(first, second)
         more = setting.difference(first, second, LEARNING, budget)
@@ -98,12 +108,13 @@ def compare_pair(setting: Setting, first: Kind, second: Kind, level: float = LEV
     try:
         equal = equal_learning(setting, first, second)
         found["equal_learning"] = Estimated.of(equal.difference, setting.unit(FORGETTING), level)
-        levels = equal.levels
+        levels, joint = equal.levels, equal.difference.interval(1 - (1 - level) / together)
     except TooThin as reason:
         reasons.append(str(reason))
     edge = any(setting.evidence.edge(arm.name) for arm in (first, second))
     return Comparison(
-        arms=(first.name, second.name), budget=budget, levels=levels, edge=edge,
+        arms=(first.name, second.name), budget=budget, levels=levels, joint=joint,
+        edge=edge,
         reason="; ".join(dict.fromkeys(reasons)), **found,
     )  # fmt: skip
 

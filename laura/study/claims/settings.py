@@ -82,14 +82,14 @@ class Kind:
     @property
     def is_variant(self) -> bool:
         """Whether it is more than plain LoRA or plain full finetuning."""
-        return any(self._used(key) is not None for key in UNUSED)
+        return any(self.used(key) is not None for key in UNUSED)
 
     def differs_in(self, other: Kind) -> set[str]:
         """Settings in which two arms differ."""
         keys = self.settings.keys() | other.settings.keys()
-        return {key for key in keys if self._used(key) != other._used(key)}
+        return {key for key in keys if self.used(key) != other.used(key)}
 
-    def _used(self, key: str) -> Any:
+    def used(self, key: str) -> Any:
         """The value of a setting; None where it is absent, or has the value for "not used"."""
         value = self.settings.get(key)
         return None if value == UNUSED.get(key) else value
