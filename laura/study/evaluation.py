@@ -19,13 +19,14 @@ from laura.models.adapter_files import CONFIG, WEIGHTS, trained_whole
 from laura.recipe.sections import MeasureSection, Source
 from laura.results.errors import UsageError
 from laura.results.progress import SILENT, Progress, duration_text
-from laura.results.store import content_hash, file_hash
+from laura.results.store import content_hash, file_hash, read_json
 from laura.results.task_result import RATIO_FIELDS, TaskResult, change
 from laura.study.material import ExampleEncoder, documents_of
 from laura.study.measuring import ENGINES
 from laura.study.workbench import merged
 
 BASE = "base"
+NAMES_BASE = ("base_model_name_or_path", "revision")
 MARK = 8  # characters of a fingerprint in a model's name
 
 
@@ -134,8 +135,11 @@ def _subject(adapter: str | None, adapters: Mapping[str, Path], out: Path) -> Su
 
 def marked(adapter: str, adapters: Mapping[str, Path]) -> str:
     """An adapter's name with a mark of its files: results of other weights are not its own."""
-    files = (adapters[adapter] / name for name in (CONFIG, WEIGHTS))
-    return f"{adapter}@{content_hash([file_hash(file) for file in files])[:MARK]}"
+    config = read_json(adapters[adapter] / CONFIG)
+    for name in NAMES_BASE:  # where it lies; what it is, its own mark says
+        config.pop(name, None)
+    weights = file_hash(adapters[adapter] / WEIGHTS)
+    return f"{adapter}@{content_hash([config, weights])[:MARK]}"
 
 
 def _documents(

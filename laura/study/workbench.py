@@ -349,7 +349,7 @@ def merge_adapter(
     """
     if out.exists():
         raise StoreError(f"{out} exists; choose a folder that does not")
-    if out.suffix == ".gguf":
+    if out.suffix.lower() == ".gguf":
         script = find_converter(converter)
         with merged(base, adapter, device, progress) as (folder, answer):
             progress.say(f"{script} writes {out}")
