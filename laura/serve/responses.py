@@ -75,7 +75,9 @@ OF_PARTS: dict[str, Any] = {"annotations": ([],), "logprobs": ([],)}
 NAMES = {"messages": "input", "response_format": "text.format", "max_tokens": "max_output_tokens"}
 
 if TYPE_CHECKING:
-    _Asked = _Item = _Part = StrictBody
+    _Asked = StrictBody
+    _Item = StrictBody
+    _Part = StrictBody
 else:
     _Asked = with_fields("_Asked", OF_RESPONSES)
     _Item, _Part = with_fields("_Item", OF_ITEMS), with_fields("_Part", OF_PARTS)

@@ -14,7 +14,7 @@ of the one adapter, so its items are what is random; there are no seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copytree
@@ -129,29 +129,30 @@ def remedy(
                 )
         return held
 
+    asked = [TARGET, SOURCE, *tasks]
     opened = ENGINES[section.engine].models(str(folder), folders, section, device, progress)
     with opened as (engine, mark):
         held = documents(engine.tokenizer)
         material = Material(section, file_rows(data_dir), held, data_dir=data_dir)
-        names = [BASE, *folders]
-        subjects = [
-            Subject(
-                mark if name == BASE else f"{mark} + {marked(name, folders)}",
-                lambda task, name=name: out / "evals" / name / f"{task}.json",
-                None if name == BASE else name,
-            )
-            for name in names
-        ]
-        measured = evaluate_all(
-            engine, [TARGET, SOURCE, *tasks], material, subjects, progress=progress
-        )
-        results = dict(zip(names, measured, strict=True))
+        subjects = _subjects(folders, mark, out / "evals")
+        measured = evaluate_all(engine, asked, material, subjects, progress=progress)
+        results = dict(zip([BASE, *folders], measured, strict=True))
     found = decide(results, list(tasks) or [SOURCE], margin)
     if found.chosen is not None and found.accepted:
         copytree(folders[found.chosen], out / "adapter", dirs_exist_ok=True)
         write_file(out / "adapter" / REMEDY_FILE, found)
     write_file(out / REMEDY_FILE, found)
     return found
+
+
+def _subjects(folders: Mapping[str, Path], mark: str, out: Path) -> list[Subject]:
+    """The base and every adapter, each with a folder of its results."""
+
+    def file(name: str) -> Callable[[str], Path]:
+        return lambda task: out / name / f"{task}.json"
+
+    adapters = [Subject(f"{mark} + {marked(n, folders)}", file(n), n) for n in folders]
+    return [Subject(mark, file(BASE)), *adapters]
 
 
 def _check_record(adapter: Path, base: Path) -> None:

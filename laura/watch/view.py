@@ -61,11 +61,11 @@ def passing_tokens(record: dict[str, Any], recipe: Recipe) -> float:
         recipe: The study's.
     """
     steps = [mark["step"] for mark in record["points"]]
-    if recipe.arms[record["arm"]].external is not None:
+    if not recipe.arms[record["arm"]].is_trained:
         return 0.0
     hot = recipe.budget.points == "hot" and recipe.train.schedule == "trapezoidal"
     legs = plan_legs(recipe.train, steps, hot)
-    each = float(record["points"][-1]["tokens"]) / steps[-1]
+    each: float = record["points"][-1]["tokens"] / steps[-1]
     return each * sum(leg.end - leg.start for leg in legs)
 
 
