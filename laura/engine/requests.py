@@ -45,8 +45,9 @@ class ScoreAnswer:
     tokens: int
 
 
-# No white space but one blank, as json.dumps writes: what is free never ends in a weak model.
+# Of a schema, what holds values and no schemas.
 _VALUES = ("const", "default", "enum", "examples")
+# No white space but one blank, as json.dumps writes: what is free never ends in a weak model.
 JSON_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
