@@ -167,7 +167,7 @@ class Story:
                 stderr=subprocess.STDOUT, env=ENVIRONMENT,
             )  # fmt: skip
         try:
-            while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
+            while not (found := re.search(r"http://127\.0\.0\.1:\d+\S*", log.read_text())):
                 if process.poll() is not None:
                     raise SystemExit(f"{command}: exit code {process.poll()}\n{log.read_text()}")
                 time.sleep(0.1)
@@ -194,9 +194,9 @@ class Story:
 def install(folder: Path, wheel: Path) -> tuple[list[str], float]:
     """`laura` in an environment of its own, and how long that took."""
     start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [folder / "bin" / "pip", "install", "--quiet"]
-    subprocess.run([*pip, wheel], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / "bin" / "pip"), "install", "--quiet"]
+    subprocess.run([*pip, str(wheel)], check=True)
     seconds = time.monotonic() - start
     subprocess.run([*pip, "openai"], check=True)  # the client's, not Laura's
     return [str(folder / "bin" / "python"), "-m", "laura"], seconds
@@ -218,9 +218,10 @@ def tell(story: Story, overrides: list[str], bound: str, init: str, port: int) -
     at = "" if port == PORT else f" --port {port}"
     with story.serving("serve", f"laura serve micro --adapters adapters{at}") as address:
         story.carry_out("ask", "python ask.py")
-        picture = [sys.executable, ROOT / "scripts" / "serve_page_picture.py", "--url", address]
+        script = str(ROOT / "scripts" / "serve_page_picture.py")
         asked = ["--adapter", "support", "--question", QUESTION]
-        subprocess.run([*picture, *asked, "--out", story.out / "story-page.png"], check=True)
+        out = ["--out", str(story.out / "story-page.png")]
+        subprocess.run([sys.executable, script, "--url", address, *asked, *out], check=True)
 
 
 def _knows(story: Story, command: str) -> bool:
