@@ -183,7 +183,7 @@ def ask_for_seed(folder: Path, seed: int) -> None:
     if not 0 <= seed < 2**31:
         raise UsageError(f"a seed must be from 0 to {2**31 - 1}, came {seed}")
     if seed in recipe.seeds or seed in _seeds_run(folder):
-        raise UsageError(f"there are runs with seed {seed} already; choose another one")
+        raise UsageError(f"seed {seed} is used already; choose another one")
     added = AddedSeed(at=_now(), measured=_measured(folder), seed=seed)
     _change(folder, lambda before: {"seeds": (*before.seeds, added)})
 

@@ -119,6 +119,7 @@ class StudyView:
         self._runs: dict[str, ReadRun] = {}
         self._built: tuple[tuple[Any, ...], Evidence, Summary] | None = None
         self._live = deque[tuple[float, float]]()
+        self._known: tuple[int, Recipe] | None = None
         self._chances = dict[str, float | None]()
 
     @property
@@ -137,7 +138,7 @@ class StudyView:
         started, folder = time.monotonic(), self._store.folder
         if not (folder / "recipe.yaml").is_file() or not (folder / "study.json").is_file():
             raise StudyGone(f"there is no study in {folder} any more: it was deleted or moved")
-        recipe, steering = stored_recipe(folder / "recipe.yaml"), read_steering(folder)
+        recipe, steering = self._recipe(), read_steering(folder)
         reads = self._look(recipe)
         evidence, summary = self._gathered(recipe, steering, reads)
         running = is_taken(folder / LOCK)
@@ -190,6 +191,13 @@ class StudyView:
         return judged.answer if judged else ""
 
     # ----- reading -----
+
+    def _recipe(self) -> Recipe:
+        file = self._store.folder / "recipe.yaml"
+        written = file.stat().st_mtime_ns
+        if self._known is None or self._known[0] != written:
+            self._known = (written, stored_recipe(file))
+        return self._known[1]
 
     def _look(self, recipe: Recipe) -> list[ReadRun]:
         """Every run of the recipe, in the order in which they began."""
@@ -349,7 +357,7 @@ def paces_of(
     recipe, found = evidence.recipe, {}
     tasks = len(result_names(all_tasks(recipe)))
     for read in reads:
-        whole = [point for point in read.points if len(point.results) == tasks]
+        complete = [point for point in read.points if len(point.results) == tasks]
         ended = read.facts.state in ("diverged", "pruned") or read.measured(tasks)
         found[read.key] = RunPace(
             read.facts.arm,
@@ -357,13 +365,15 @@ def paces_of(
             len(read.facts.record["points"]),
             read.trained,
             read.train_seconds,
-            len(whole),
-            math.fsum(result.seconds for point in whole for result in point.results.values()),
+            len(complete),
+            math.fsum(result.seconds for point in complete for result in point.results.values()),
             read.live,
             over=(ended or steering.skips(*read.key[:3])) and not read.live,
         )
-    share = [found[read.key].tokens / read.key[3][-1] for read in reads]
-    each = math.fsum(share) / len(share) if share else 0.0
+    whole = [found[read.key].tokens / read.key[3][-1] for read in reads]
+    trained = [one for one in whole if one]
+    # Of a budget's tokens or epochs; before a run has begun any number: its time is not known.
+    each = fmean(trained) if trained else 1.0
     for spec in _planned(evidence):
         key = _key(spec)
         if key not in found:
@@ -391,10 +401,7 @@ STATES = ("running", "open", "line", "diverged", "pruned", "failed", "done")
 def _told(parts: Sequence[_CellRun], skipped: bool, summary: Summary) -> dict[str, Any]:
     """How the run of a cell stands; where every budget is a run of its own, all of them."""
     reads = [part.read for part in parts if part.read is not None]
-    states = [
-        "line" if p.read is None else "running" if p.pace.live else p.read.facts.state
-        for p in parts
-    ]  # fmt: skip
+    states = [_state(part) for part in parts]
     state = next(one for one in STATES if one in states)
     trained = all(p.pace.trained >= 0.999 * p.pace.tokens for p in parts if p.pace.live)
     if state == "running" and trained:
@@ -418,6 +425,15 @@ def _told(parts: Sequence[_CellRun], skipped: bool, summary: Summary) -> dict[st
             if p.run in runs
         ),
     }
+
+
+def _state(part: _CellRun) -> str:
+    if part.read is None:
+        return "line"
+    if part.pace.live:
+        return "running"
+    # One that was trained, and is still to be measured, has not ended.
+    return part.read.facts.state if part.pace.over else "open"
 
 
 def _moved(point: PointRow, summary: Summary, learnt: bool) -> float | None:

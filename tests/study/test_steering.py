@@ -188,7 +188,7 @@ def test_killed_commands_find_what_was_asked(small: Any, tmp_path: Path) -> None
         (lambda s: ask_for_rate(s, "full", float("nan"), []), "above 0 and at most 1, came nan"),
         (lambda s: ask_for_rate(s, "full", 1e-3, []), "full is run at 0.001 already"),
         (lambda s: ask_for_rate(s, "full", 4e-3, [4e-3]), "full is run at 0.004 already"),
-        (lambda s: ask_for_seed(s, 0), "runs with seed 0 already"),
+        (lambda s: ask_for_seed(s, 0), "seed 0 is used already"),
         (lambda s: ask_for_seed(s, -1), "from 0 to 2147483647, came -1"),
     ],
 )

@@ -163,7 +163,7 @@ def test_what_the_page_asks_is_written_for_whoever_carries_it_out(
         ("rate", {"arm": "full", "learning_rate": 2.0}, "at most 1, came 2"),
         ("rate", {"arm": "nobody", "learning_rate": 1e-3}, "no arm 'nobody'"),
         ("rate", {"arm": "full", "learning_rate": "x"}, "learning_rate"),
-        ("seed", {"seed": 1}, "seed 1 already"),
+        ("seed", {"seed": 1}, "seed 1 is used already"),
         ("seed", {"seed": 1.5}, "seed"),
         ("skip", {"arm": "full"}, "learning_rate"),
         ("stop", {"wanted": "yes", "more": 1}, "more"),
