@@ -35,7 +35,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from laura.models.experts import expert_maps, is_experts_map, parted_factors
 from laura.models.lora import LoraSettings
+from laura.models.oft import OFT_R, oft_settings
 from laura.models.safe_files import FileMark, OpenFolder, ReadOnce, changed, strict_json
 from laura.models.signatures import SIGNATURE, PublicKey, check_signed
 from laura.results.errors import AdapterError, StoreError
@@ -47,7 +49,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
-_KNOWN = re.compile(rf"{re.escape(PREFIX)}.+\.(lora_[AB]\.weight|{MAGNITUDE})")
+_KNOWN = re.compile(rf"{re.escape(PREFIX)}.+\.(lora_[AB]\.weight|{MAGNITUDE}|{re.escape(OFT_R)})")
 # Loss and engine read the weight of the output map, so there is no room beside it.
 _OF_OUTPUT_MAP = re.compile(rf"{re.escape(PREFIX)}(lm_head|embed_out)\..+")
 # Fields whose non-empty value changes what the adapter computes, and that we do not have.
@@ -55,7 +57,6 @@ REFUSED = (
     "lora_bias",
     "fan_in_fan_out",
     "trainable_token_indices",
-    "target_parameters",
     "alora_invocation_tokens",
     "use_qalora",
     "use_bdlora",
@@ -64,6 +65,8 @@ REFUSED = (
     "monteclora_config",
     "velora_config",
     "kasa_config",
+    "coft",
+    "block_share",
 )
 # Starts of PEFT that take a part out of the base's weights, which the adapter then is added to.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -228,8 +231,11 @@ def read_whole(folder: Path) -> tuple[LoraSettings, dict[str, Tensor], dict[str,
         for name, tensor in tensors.items()
         if name not in lora
     }
-    settings = resolved(config, _shapes(lora), folder)
-    return settings, {name: tensors[name] for name in lora}, whole
+    beside = {name: tensors[name] for name in lora}
+    if parameters := config.get("target_parameters"):
+        beside = parted_factors(beside, parameters, config.get("r"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in beside.items()}
+    return resolved(config, shapes, folder), beside, whole
 
 
 def _stands_beside(name: str) -> bool:
@@ -284,8 +290,12 @@ def _read(
         weights_hash = file.finish()
     if digest not in (None, _digest(config_hash, weights_hash)):
         raise changed(opened.label, SINCE)
-    settings = resolved(config or _config(text, opened.label), _shapes(stored), opened.label)
-    return settings, {name: tensor.view(data) for name, tensor in stored.items()}
+    config = config or _config(text, opened.label)
+    tensors = {name: tensor.view(data) for name, tensor in stored.items()}
+    if parameters := config.get("target_parameters"):
+        tensors = parted_factors(tensors, parameters, config.get("r"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return resolved(config, shapes, opened.label), tensors
 
 
 def outline(
@@ -305,6 +315,11 @@ def outline(
     """
     text, config_hash = _config_text(opened)
     config = _config(text, opened.label)
+    if config.get("target_parameters"):
+        raise AdapterError(
+            f"{opened.label} changes experts, which this server's engine cannot serve; merge it "
+            "into its base"
+        )
     _check_weights(opened)
     record, record_hash = _record(opened)
     signed = None if key is None else _signed(opened, key)
@@ -501,7 +516,7 @@ def _check_weights(opened: OpenFolder) -> None:
 
 
 def _config(text: bytes, label: Path, whole: bool = False) -> dict[str, Any]:
-    """The content of adapter_config.json, if it is a LoRA adapter that we can represent.
+    """The content of adapter_config.json, if it is an adapter that we can represent.
 
     Args:
         text: The file.
@@ -512,9 +527,14 @@ def _config(text: bytes, label: Path, whole: bool = False) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise AdapterError(f"{label / CONFIG} holds no settings")
     kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"{label} is a {kind} adapter; Laura reads LORA")
+    if kind not in ("LORA", "OFT"):
+        raise AdapterError(f"{label} is a {kind} adapter; Laura reads LORA and OFT")
     refused = [name for name in REFUSED if config.get(name)]
+    parameters = config.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(map(is_experts_map, parameters)):
+        refused.append(f"target_parameters={parameters!r:.80}")
+    elif parameters and (config.get("rank_pattern") or config.get("alpha_pattern")):
+        refused.append("rank_pattern or alpha_pattern together with target_parameters")
     if refused:
         raise AdapterError(
             f"{label} uses {', '.join(refused)}, which Laura cannot represent; "
@@ -598,10 +618,10 @@ def _settings(
     _check_tensors(tensors, path)
     _check_patterns(config.get("alpha_pattern"), len(base.linears), label)
     settings = resolved(config, _shapes(tensors), label)
-    if settings.dora:
+    if settings.dora or settings.block_size:
+        what = "rotates inputs (OFT)" if settings.block_size else "has trained lengths (DoRA)"
         raise AdapterError(
-            f"{label} has trained lengths (DoRA), which this server's engine cannot serve; "
-            "merge it into its base"
+            f"{label} {what}, which this server's engine cannot serve; merge it into its base"
         )
     for name in settings.targets:
         rank, _ = settings.for_module(name)
@@ -737,6 +757,8 @@ def resolved(config: dict[str, Any], shapes: Mapping[str, Shape], folder: Path) 
     Raises:
         AdapterError: a setting is unusable, or the weights contradict it or one another.
     """
+    if config.get("peft_type") == "OFT":
+        return oft_settings(config, shapes, PREFIX, folder)
     names = sorted({name[len(PREFIX) :].rsplit(".lora_", 1)[0] for name in shapes})
     dora, rslora = _flag(config, "use_dora", folder), _flag(config, "use_rslora", folder)
     rank, alpha = config.get("r"), _number(config.get("lora_alpha"), "lora_alpha", folder)
@@ -810,12 +832,13 @@ def _unusable(key: str, value: Any, allowed: str, folder: Path) -> AdapterError:
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Every Linear of a model: its full name, and the (out, in) of its weight."""
-    return {
+    """Every Linear of a model, and map of an expert: full name, and (out, in) of its weight."""
+    linears = {
         name: (module.out_features, module.in_features)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
+    return linears | expert_maps(model)
 
 
 def check_fit(
@@ -848,6 +871,8 @@ def check_fit(
             "lora_B.weight": (rows, rank),
             MAGNITUDE: (rows,),
         }
+        if b := settings.block_size:
+            needed = {OFT_R: (columns // b, b * (b - 1) // 2)}
         for key, shape in needed.items():
             found = shapes.get(f"{PREFIX}{name}.{key}", shape)
             if found != shape:

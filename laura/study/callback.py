@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 from laura.models.device import peak_memory_bytes
 from laura.models.load import quiet_transformers
 from laura.recipe.reading import read_recipe
-from laura.recipe.sections import LoraArm, Recipe
+from laura.recipe.sections import AdapterArm, Recipe
 from laura.results.errors import UsageError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import MANIFEST, RunStore, read_json, run_id, write_folder, write_json
@@ -111,7 +111,7 @@ class LauraCallback(TrainerCallback):  # type: ignore[misc]
             "base": session.bench.base.fingerprint,
             "arm": [self.arm, self.recipe.arms[self.arm].model_dump(mode="json")],
             "trainer": {name: str(getattr(args, name, None)) for name in ARGUMENTS},
-            **session.replay.identity(self.recipe.arms[self.arm].replay),
+            **session.replay.identity(self.recipe.arms[self.arm]),
         }
         self._run = session.store.run(run_id(identity))
         self._record = {
@@ -193,7 +193,7 @@ class LauraCallback(TrainerCallback):  # type: ignore[misc]
     def _check(self, args: Any, model: Any) -> None:
         arm, faults = self.recipe.arms[self.arm], []
         adapted = hasattr(model, "peft_config")
-        if adapted != isinstance(arm, LoraArm):
+        if adapted != isinstance(arm, AdapterArm):
             trained = "an adapter" if adapted else "the whole model"
             faults.append(f"the trainer trains {trained}, the arm's method is {arm.method}")
         if args.learning_rate not in arm.learning_rates:

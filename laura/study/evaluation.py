@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +178,8 @@ def _tell(
         progress.say(", ".join(parts))
     if pace is not None and seconds:
         word = "at most about" if bounded else "about"
-        progress.say(f"This takes {word} {duration_text(seconds)} (minutes:seconds) here")
+        told = duration_text(math.ceil(seconds))
+        progress.say(f"This takes {word} {told} (minutes:seconds) here")
 
 
 def _answer(found: TaskResult, subject: Subject, base: TaskResult | None = None) -> dict[str, Any]:

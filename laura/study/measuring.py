@@ -152,7 +152,7 @@ class StudyEngines:
             folder,
             self.precision,
             progress=self.progress,
-            rank=max((arm.rank * (2 if arm.init == "pissa" else 1) for arm in arms), default=0),
+            rank=max((arm.file_rank for arm in arms), default=0),
             shared=self._device,
             tokenizer=self.bench.base.tokenizer,
         )

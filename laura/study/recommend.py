@@ -53,7 +53,7 @@ from laura.results.schema import (
     read_file,
     write_record,
 )
-from laura.results.statistics import ALPHA, LEVEL, MIN_SEEDS, Contrast, TooThin, count
+from laura.results.statistics import ALPHA, LEVEL, MIN_ITEMS, MIN_SEEDS, Contrast, TooThin, count
 from laura.results.store import (
     MANIFEST,
     StudyStore,
@@ -65,7 +65,7 @@ from laura.results.store import (
     write_text,
 )
 from laura.results.task_result import change
-from laura.results.units import memory_text, rate_text
+from laura.results.units import budget_text, memory_text, rate_text
 from laura.study.choosing import why_none
 from laura.study.claims.answer import amount, points
 from laura.study.claims.judgement import judge, read_setting
@@ -233,14 +233,14 @@ def replay_text(law: ReplayLaw) -> str:
     low, high = (told(end) for end in law.interval)
     return (
         f"about {told(law.share)} % of replay ({low} to {high} %) keeps the bound with {law.arm} "
-        f"at budget {law.budget:,g}, by a law fitted over {len(law.shares)} shares "
+        f"at budget {budget_text(law.budget)}, by a law fitted over {len(law.shares)} shares "
         f"(R2 {law.r_squared:.2f})"
     )
 
 
 def describe(one: Configuration) -> str:
     """A configuration in a few words."""
-    return f"{one.arm.name} at {rate_text(one.learning_rate)}, budget {one.budget:,g}"
+    return f"{one.arm.name} at {rate_text(one.learning_rate)}, budget {budget_text(one.budget)}"
 
 
 def costs_of(study: Path) -> dict[str, RunCost]:
@@ -461,7 +461,7 @@ def untried(setting: Setting, chosen: Kind | None, budget: float | None) -> list
             beyond = ends.get(edge, f"below {rates[0]:g} or above {rates[-1]:g}")
             told.append(f"{name} is best at the end of its rates: none {beyond} was tried.")
     if budget is not None and budget == max(setting.budgets):
-        told.append(f"No budget above {budget:,g} was tried.")
+        told.append(f"No budget above {budget_text(budget)} was tried.")
     methods = {arm.method for arm in arms}
     told += [f"No arm of {name} was tried." for name in ("full", "lora") if name not in methods]
     loras = [arm for arm in arms if arm.method == "lora"]
@@ -669,8 +669,9 @@ def _estimated(setting: Setting, measure: str, one: Configuration) -> EstimatedT
     found = one.learning if measure == LEARNING else one.forgetting
     if found is None:
         raise EvidenceError(
-            f"{describe(one)} has {count(len(one.points), 'seed')}: too few to tell how much seeds "
-            "differ, so its weights get no record; confirm it first, as `laura recommend` says"
+            f"{describe(one)} has {count(len(one.points), 'seed')}: too few for an interval, so "
+            f"its weights get no record; it takes {MIN_SEEDS} seeds and {MIN_ITEMS} items of each "
+            "task. Confirm it first, as `laura recommend` says, or measure more items"
         )
     told = Estimated.of(found, setting.unit(measure), one.level)
     return EstimatedTasks(tasks=setting.tasks(measure), **told.model_dump())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 
-from laura.models.adapter_files import CONFIG, trained_whole
+from laura.models.adapter_files import CONFIG, read_settings, trained_whole
 from laura.models.adapters import attach, fold, load_adapter, merge_check, save_adapter
+from laura.models.after import CHANGES
 from laura.models.device import empty_cache
 from laura.models.external import weights_folder
 from laura.models.gguf_export import find_converter, write_gguf
 from laura.models.layers import chosen_layers, dropping
 from laura.models.load import Base, load_base, quiet_transformers
 from laura.models.lora import LoraSettings, detach, rate_ratios, route
-from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm
+from laura.models.lora_variants import unstarted
+from laura.recipe.sections import AdapterArm, Arm, BaseSection, FullArm, LoraArm, OftArm
 from laura.results.errors import AdapterError, StoreError
 from laura.results.progress import SILENT, Progress
 from laura.results.schema import RECORD_FILE, read_record
@@ -107,13 +109,20 @@ class Workbench:
         self.base.model.to(device)
 
     @contextmanager
-    def adapted(self, arm: Arm, seed: int, devices: int = 1) -> Iterator[Adapted]:
+    def adapted(
+        self,
+        arm: Arm,
+        seed: int,
+        devices: int = 1,
+        moments: Mapping[str, torch.Tensor] | None = None,
+    ) -> Iterator[Adapted]:
         """The base made ready to train one arm; untouched again afterwards.
 
         Args:
             arm: The arm.
             seed: Decides how an adapter starts.
             devices: Over how many the model will be spread while it is trained.
+            moments: Of the base's activations, where the arm starts from them.
         """
         dtype = self.section.dtype_under(arm)
         if dtype == self.section.dtype:
@@ -121,9 +130,9 @@ class Workbench:
         else:
             self._drop()  # there is room for one
             base = self._load(dtype)
-        if isinstance(arm, LoraArm):
+        if isinstance(arm, AdapterArm):
             settings = lora_settings(arm)
-            attach(base.model, settings, seed)
+            attach(base.model, settings, seed, moments=moments)
             write = _adapter_writer(base, settings)
             rule = _adapter_rule(base.model, arm)
         else:
@@ -134,7 +143,7 @@ class Workbench:
             with dropping(base.model, arm.attention_dropout, arm.residual_dropout):
                 yield Adapted(base.model, write, _trainable(base.model), rule_of(arm, rule))
         finally:
-            if isinstance(arm, LoraArm) and devices == 1:
+            if isinstance(arm, AdapterArm) and devices == 1:
                 detach(base.model)
                 base.model.requires_grad_(False)
             else:
@@ -202,6 +211,25 @@ class Workbench:
                 del tuned
                 gc.collect()
 
+    def change(
+        self, checkpoint: Path, target: Path, change: str, factor: float, facts: dict[str, Any]
+    ) -> None:
+        """Write a checkpoint as it is after a change of `laura.models.after`.
+
+        Args:
+            checkpoint: Of a run.
+            target: Where the changed one goes.
+            change: Which change.
+            factor: How much is left.
+            facts: For the manifest.
+        """
+        with self.weights(checkpoint) as folder, self.tuned(checkpoint) as (model, _):
+            CHANGES[change](model, self.base.model, factor)
+            write = _checkpoint_writer(replace(self.base, model=model))
+            if (folder / CONFIG).is_file():
+                write = _adapter_writer(self.base, read_settings(folder))
+            write_folder(target, write, {**facts, "change": change, "factor": factor})
+
     def count_trainable(self, arm: Arm) -> int:
         """How many numbers an arm trains; nothing is changed.
 
@@ -209,9 +237,9 @@ class Workbench:
             AdapterError, ModelError: the arm does not fit the base.
         """
         model = self.base.model
-        if isinstance(arm, LoraArm):
+        if isinstance(arm, AdapterArm):
             # However A and B start, they are equally many; decompositions take long.
-            plain = replace(lora_settings(arm), pissa=False, milora=False, protect=0)
+            plain = replace(unstarted(lora_settings(arm)), protect=0)
             attach(model, plain, seed=0)
         else:
             _unfreeze(model, arm)
@@ -223,27 +251,35 @@ class Workbench:
             model.requires_grad_(False)
 
 
-def lora_settings(arm: LoraArm) -> LoraSettings:
+def lora_settings(arm: AdapterArm) -> LoraSettings:
     """The adapter settings of an arm."""
     targets = arm.targets if isinstance(arm.targets, str) else tuple(arm.targets)
+    layers = None if arm.layers is None else tuple(arm.layers)
+    if isinstance(arm, OftArm):
+        return LoraSettings(
+            rank=1, alpha=1.0, targets=targets, layers=layers, block_size=arm.block_size
+        )
+    assert isinstance(arm, LoraArm)
     return LoraSettings(
         rank=arm.rank,
         alpha=arm.alpha_value,
         targets=targets,
         dropout=arm.dropout,
         rslora=arm.rslora,
-        layers=None if arm.layers is None else tuple(arm.layers),
+        layers=layers,
         pissa=arm.init == "pissa",
         milora=arm.init == "milora",
+        lora_null=arm.init == "lora_null",
+        corda=arm.init == "corda",
         protect=arm.protect,
         dora=arm.dora,
     )
 
 
-def _adapter_rule(model: torch.nn.Module, arm: LoraArm) -> StepRule:
+def _adapter_rule(model: torch.nn.Module, arm: AdapterArm) -> StepRule:
     # A length pulled to zero would silence its output; decay is meant for A and B.
     lengths = [name for name, p in model.named_parameters() if p.requires_grad and p.dim() == 1]
-    ratios = rate_ratios(model, arm.lora_plus_ratio)
+    ratios = rate_ratios(model, arm.lora_plus_ratio) if isinstance(arm, LoraArm) else {}
     return StepRule(arm.weight_decay, rate_ratios=ratios, undecayed=lengths)
 
 
