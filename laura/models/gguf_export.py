@@ -50,7 +50,8 @@ def write_gguf(folder: Path, out: Path, converter: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
             file = Path(aside) / out.name
-            command = [sys.executable, converter, folder, "--outfile", file, "--outtype", "f32"]
+            command: list[str | Path] = [sys.executable, converter, folder, "--outfile", file]
+            command += ["--outtype", "f32"]
             ended = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if ended.returncode != 0 or not file.is_file():
                 said = (ended.stderr.strip() or "nothing").splitlines()[-1]
