@@ -58,7 +58,7 @@ def picture(
         for selector in (first, end)
     )
     top = max(0, top - 10)
-    area = {"x": 0, "y": top, "width": width, "height": bottom - top - 16}
+    area = {"x": 0, "y": top, "width": width, "height": bottom - top - 2}
     page.screenshot(path=file, full_page=True, clip=area)  # type: ignore[arg-type]
     page.close()
 

@@ -228,7 +228,8 @@ function tradeoff(host, { configs, arms, x, y, budgetUnit, zoom, chosen = [], pi
   }
   if (x0 <= 0 && y0 <= 0) {
     blocked.push([room.left, Y(0) - 4, width - room.right, Y(0) + 4], [X(0) - 8, Y(0) - 20, X(0) + 80, Y(0) + 8]);
-    marks.append(node("s:path", { d: `M${X(0) - 7},${Y(0)}h14M${X(0)},${Y(0) - 7}v14`, stroke: "var(--ink)", "stroke-width": 2.5 }), write(X(0) + 11, Y(0) - 7, phone ? "base" : "base model", { class: "label", style: "fill:var(--ink)" }));
+    marks.append(node("s:path", { d: `M${X(0) - 7},${Y(0)}h14M${X(0)},${Y(0) - 7}v14`, stroke: "var(--ink)", "stroke-width": 2.5 }),
+      write(X(0) + 11, Y(0) - 7, phone ? "base" : "base model", { class: "label", style: "fill:var(--ink)" }));
   }
   host.replaceChildren(svg, tip);
   if (note) blocked.push(...settle(host, note, blocked, [room.left + 12, Y(Math.max(0, y0)) + 14, width - room.right - 8, height - room.bottom - 8]));
