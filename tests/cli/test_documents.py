@@ -66,6 +66,7 @@ SMALLER = (
     (r"humaneval|micro_math", "micro_events"),
     (r"--preset paper", "--limit 10"),
     (r"--limit \d+", "--limit 10"),
+    (r"^laura evaluate (?!.*--limit)", "laura evaluate --limit 10 "),
     (r"studies/mine/runs/ID", "studies/demo/runs/ID"),
     (r"model\.layers\.\d+", "model.layers.1"),
     (r"^laura chat (?!.*--prompt)", "laura chat --prompt Hi --max-tokens 4 "),
@@ -193,7 +194,8 @@ def test_the_python_page_in_one_session() -> None:
     for code in (one.values[0] for one in blocks("python") if one.id.startswith("python.md")):
         code = code.replace('"micro-small"', '"mine.yaml"')
         code = code.replace('"micro", progress', '"mine.yaml", out="studies/small", progress')
-        code = code.replace('"micro-math"},', '"micro-math", "limit": 300},').replace("=50", "=10")
+        code = code.replace('"micro-math"},', '"micro-math", "limit": 60},').replace("=50", "=10")
+        code = code.replace("tokens=2048", 'tokens=2048", "data.validation_rows=10')
         exec(compile(code, "python.md", "exec"), session)
     assert set(session["tuned"].arm) == set(RECIPE["arms"]) and session["advice"].confirm
     (reads,) = (one.values[0] for one in blocks("python") if "read_file" in one.values[0])
