@@ -19,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from laura.models.adapter_files import CONFIG, MAGNITUDE, PREFIX, check_fit, read_adapter
+from laura.models.experts import expert_of
 from laura.models.load import WEIGHT_INDEX, weight_files
 from laura.models.load import WEIGHTS as MODEL_WEIGHTS
 from laura.models.lora import Route
 from laura.models.nf4 import rounded
 from laura.models.oft import OFT_R, OftLinear
-from laura.results.errors import ModelError, ShapeError
+from laura.results.errors import AdapterError, ModelError, ShapeError
 from laura.results.inputs import open_regular
 
 # Elements of a matrix that are read together: 16 MiB in float32.
@@ -84,7 +85,7 @@ class StoredModel:
         if not found:
             raise ModelError(
                 f"{folder} holds no matrix of a decoder layer (layers.N.NAME.weight); "
-                "use a Llama-type model"
+                "use a model of a family that Laura runs"
             )
         found.sort(key=lambda one: (one.layer, one.name))
         self.matrices: Mapping[str, Matrix] = {one.name: one for one in found}
@@ -162,6 +163,11 @@ class StoredAdapter:
         """Check that it fits the base; an AdapterError tells."""
         self.base = base
         self.settings, self._tensors = read_adapter(folder)
+        if any(map(expert_of, self.settings.targets)):
+            raise AdapterError(
+                f"{folder} changes experts, whose matrices a checkpoint stores otherwise than LoRA "
+                "has them; of adapters with targets: attention there are spectra"
+            )
         shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         linears = {name: one.shape for name, one in base.matrices.items()}
         check_fit(self.settings, shapes, linears, folder)

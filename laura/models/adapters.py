@@ -1,6 +1,7 @@
 """Adapters between models and PEFT folders, both ways; `adapter_files.py` reads the folders.
 
-`attach` puts one onto a model: its targets become LoRA layers of the kind it asks for.
+`attach` puts one onto a model: its targets become LoRA layers of the kind it asks for. `fold`
+writes one into a model's weights, also one that holds more than LoRA.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from laura.models.adapter_files import (
     check_fit,
     linear_shapes,
     read_adapter,
+    read_whole,
 )
+from laura.models.experts import expert_of, joined_factors, open_experts
 from laura.models.layers import names_within
 from laura.models.lora import (
     LoraLinear,
@@ -44,47 +47,61 @@ from laura.models.lora_variants import (
     PissaLinear,
     plain_settings,
 )
+from laura.models.model_card import CARD, model_card
 from laura.models.oft import OFT_R, OftLinear, oft_config
 from laura.models.targets import is_named
 from laura.results.errors import AdapterError
-from laura.results.store import disk_faults, write_json
+from laura.results.store import disk_faults, write_json, write_text
 
 
 def save_adapter(
-    model: nn.Module, folder: Path, settings: LoraSettings, base_name: str, slot: int = 0
+    model: nn.Module,
+    folder: Path,
+    settings: LoraSettings,
+    base_name: str,
+    slot: int = 0,
+    revision: str | None = None,
 ) -> None:
-    """Write one slot as a PEFT adapter on the base (float32).
+    """Write one slot as a PEFT adapter on the base (float32), with a model card.
 
     PiSSA's and those of its kind become plain ones of twice the rank.
 
     Args:
         model: A model with LoRA layers.
-        folder: Where the two files go.
+        folder: Where the files go.
         settings: What the layers were attached with.
-        base_name: Name or path of the base, for the reader.
+        base_name: Hub id or folder of the base, by which PEFT finds it.
         slot: Which slot to write.
+        revision: Commit of a base on the Hub.
     """
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("the model has no LoRA layers to save")
     if settings.started:
         settings = plain_settings(settings)
-    tensors = {}
+    experts = {name: layers.pop(name) for name in list(layers) if expert_of(name)}
+    stacked = joined_factors({name: layer.factors(slot) for name, layer in experts.items()})
     for name, layer in layers.items():
-        for key, tensor in _weights(layer, slot).items():
-            tensors[f"{PREFIX}{name}.{key}"] = tensor.detach().float().cpu().contiguous()
+        stacked |= {f"{name}.{key}": tensor for key, tensor in _weights(layer, slot).items()}
+    tensors = {
+        f"{PREFIX}{name}": tensor.detach().float().cpu().contiguous()
+        for name, tensor in stacked.items()
+    }
+    parameters = {f"{place[0]}.{place[2]}" for place in map(expert_of, experts) if place}
     kinds = sorted({name.rsplit(".", 1)[-1] for name in layers})
     named, numbers = _names_ending(model, kinds), settings.layers
-    if numbers is not None:
+    if numbers is not None and kinds:
         named = names_within(model, named, numbers)
     everywhere = len(named) == len(layers)
-    own = oft_config(settings) if settings.block_size else _lora_config(settings)
+    plain = {**_lora_config(settings), "target_parameters": sorted(parameters) or None}
+    own = oft_config(settings) if settings.block_size else plain
     config = {
         **own,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
+        "revision": revision,
         "target_modules": kinds if everywhere else sorted(layers),
-        "layers_to_transform": list(numbers) if everywhere and numbers is not None else None,
+        "layers_to_transform": list(numbers) if everywhere and kinds and numbers else None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -94,6 +111,8 @@ def save_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)
+    text = f"Trained with Laura on `{base_name}`."
+    write_text(folder / CARD, model_card(base_name, "LoRA adapter", text))
 
 
 def _lora_config(settings: LoraSettings) -> dict[str, Any]:
@@ -197,25 +216,75 @@ def _fill_slot(
     model: nn.Module, slot: int, tensors: dict[str, Tensor], settings: LoraSettings
 ) -> None:
     for name, layer in lora_layers(model).items():
-        if isinstance(layer, OftLinear):
-            places = {OFT_R: layer.R[slot]}
-        else:
-            places = {"lora_A.weight": layer.A[slot], "lora_B.weight": layer.B[slot]}
         with torch.no_grad():
-            for place in places.values():
+            for place in _places(layer, slot).values():
                 place.zero_()
         layer.scales[slot] = 0.0
         if isinstance(layer, DoraLinear) and not settings.dora:
             layer.plain.add(slot)
-        if name not in settings.targets:
-            continue
-        layer.scales[slot] = settings.for_module(name)[1]
-        if settings.dora and isinstance(layer, DoraLinear):
-            places[MAGNITUDE] = layer.magnitude[slot]
-        with torch.no_grad():
-            for key, place in places.items():
-                own = tensors[f"{PREFIX}{name}.{key}"]
-                place[tuple(map(slice, own.shape))].copy_(own)
+        if name in settings.targets:
+            _fill(layer, slot, name, tensors, settings)
+
+
+def _places(layer: LoraLinear, slot: int) -> dict[str, Tensor]:
+    """A slot's factors or rotation, by the last part of their names in a file."""
+    if isinstance(layer, OftLinear):
+        return {OFT_R: layer.R[slot]}
+    return {"lora_A.weight": layer.A[slot], "lora_B.weight": layer.B[slot]}
+
+
+def _fill(
+    layer: LoraLinear, slot: int, name: str, tensors: dict[str, Tensor], settings: LoraSettings
+) -> None:
+    layer.scales[slot] = settings.for_module(name)[1]
+    places = _places(layer, slot)
+    if settings.dora and isinstance(layer, DoraLinear):
+        places[MAGNITUDE] = layer.magnitude[slot]
+    with torch.no_grad():
+        for key, place in places.items():
+            own = tensors[f"{PREFIX}{name}.{key}"]
+            place[tuple(map(slice, own.shape))].copy_(own)
+
+
+def fold(model: Any, folder: Path) -> None:
+    """Write the adapter in a PEFT folder into a plain model's own weights.
+
+    Also what cannot stand beside them: what was trained whole takes its place, then updates are
+    added, to the output map too. That map is a weight of its own from then on where it was the
+    embedding and either of them changes, as it is in PEFT.
+
+    Raises:
+        AdapterError: as `load_adapter`; the model is left as it was.
+    """
+    settings, tensors, whole = read_whole(folder)
+    if any(map(expert_of, settings.targets)):
+        raise AdapterError(
+            f"{folder} adapts experts and holds what cannot stand beside a base; merge it with "
+            "PEFT and give the merged model"
+        )
+    _check_base(model, settings, tensors, folder)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in whole.items():
+        needed = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+        if needed != tuple(tensor.shape):
+            raise AdapterError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, this base has {needed}; the "
+                "adapter was made for another base, or for one with added tokens"
+            )
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    changed = {model.get_submodule(name) for name in settings.targets}
+    changed |= {model.get_submodule(name.rpartition(".")[0]) for name in whole}
+    if head.weight is embedding.weight and changed & {head, embedding}:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    with torch.no_grad():
+        for name, tensor in whole.items():
+            model.get_parameter(name).copy_(tensor)
+        for name in settings.targets:
+            base = model.get_submodule(name)
+            layer = _layer_kind(settings)(base, *settings.for_module(name), 0.0, 1, Route())
+            _fill(layer, 0, name, tensors, settings)
+            base.weight.copy_(layer.tuned())
 
 
 def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:
@@ -254,6 +323,8 @@ def attach(
 ) -> list[str]:
     """Replace the target Linears by LoRA layers and freeze everything else.
 
+    Of stacked experts every map gets one (`experts.py`).
+
     The seed is set before the adapters are drawn, so the same seed gives the
     same adapters whatever ran before. `moments` are what LoRA-Null and CorDA start from
     (`activations.input_moments`).
@@ -262,8 +333,8 @@ def attach(
         Full names of the modules replaced, in the model's order.
 
     Raises:
-        AdapterError: a target matches no Linear, the rank exceeds a matrix, or
-            the model already carries LoRA layers.
+        AdapterError: a target matches no Linear, the rank exceeds a matrix, the model already
+            carries LoRA layers, or experts are asked for what PEFT's cannot have.
         ModelError: the model has no layer of a number in `layers`.
     """
     if lora_layers(model):
@@ -275,26 +346,34 @@ def attach(
         if not any(is_named(name, pattern) for name in names):
             raise AdapterError(f"pattern {pattern!r} names none of the {len(names)} targets")
     kind = _layer_kind(settings)
+    shapes = linear_shapes(model)
+    for name in names:
+        out, inner = shapes[name]
+        rank, scale = settings.for_module(name)
+        if rank > min(out, inner):
+            raise AdapterError(
+                f"rank {rank} exceeds {name} ({out} x {inner}); choose a smaller rank"
+            )
+        if settings.protect >= min(out, inner):
+            raise AdapterError(
+                f"protect {settings.protect} leaves nothing of {name} "
+                f"({out} x {inner}) to train; choose a smaller one"
+            )
+        if settings.block_size and inner % settings.block_size:
+            raise AdapterError(
+                f"block_size {settings.block_size} does not divide the {inner} inputs of {name}; "
+                "choose one that divides them"
+            )
+    if any(map(expert_of, names)):
+        if kind is not LoraLinear or settings.dropout:
+            raise AdapterError(
+                "experts take plain LoRA without dropout, as PEFT's do; leave dora, init, protect "
+                "and dropout out, or give targets: attention"
+            )
+        open_experts(model)
     model.requires_grad_(False)
     route = Route()
     torch.manual_seed(seed)
-    for name in names:
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
-        rank, scale = settings.for_module(name)
-        if rank > min(base.in_features, base.out_features):
-            shape = f"{base.out_features} x {base.in_features}"
-            raise AdapterError(f"rank {rank} exceeds {name} ({shape}); choose a smaller rank")
-        if settings.protect >= min(base.in_features, base.out_features):
-            raise AdapterError(
-                f"protect {settings.protect} leaves nothing of {name} "
-                f"({base.out_features} x {base.in_features}) to train; choose a smaller one"
-            )
-        if settings.block_size and base.in_features % settings.block_size:
-            raise AdapterError(
-                f"block_size {settings.block_size} does not divide the {base.in_features} inputs "
-                f"of {name}; choose one that divides them"
-            )
     for name in names:
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)

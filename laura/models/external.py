@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from laura.models.adapter_files import CONFIG, WEIGHTS, read_settings
+from laura.models.adapter_files import CONFIG, WEIGHTS, read_whole
 from laura.models.load import check_model_folder, resolve_model, weight_files
 from laura.recipe.sections import AdapterArm, Arm, ExternalPoint, LoraArm, OftArm
 from laura.results.errors import AdapterError, CheckpointError, ModelError
@@ -86,7 +86,7 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _check_adapter(arm: AdapterArm, folder: Path) -> None:
-    found = read_settings(folder)
+    found, _, _ = read_whole(folder)
     pairs: tuple[tuple[str, Any, Any], ...] = (
         ("block_size", arm.block_size if isinstance(arm, OftArm) else 0, found.block_size),
     )

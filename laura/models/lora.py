@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from laura.models.device import arithmetic
+from laura.models.experts import close_experts, expert_maps
 from laura.models.nf4 import Nf4Linear
 from laura.models.targets import GROUPS, is_named
 from laura.results.errors import AdapterError
@@ -292,6 +293,7 @@ def detach(model: nn.Module) -> None:
     """Put the original Linears back, exactly as they were (merged or not)."""
     for name, layer in lora_layers(model).items():
         replace_module(model, name, layer.base)
+    close_experts(model)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
@@ -338,18 +340,20 @@ def unmerge(model: nn.Module) -> None:
 
 
 def target_names(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Full names of the Linears that `targets` means.
+    """Full names of the Linears, and maps of experts, that `targets` means.
 
     Raises:
         AdapterError: a target matches no Linear; the message names the nearest.
     """
-    wanted = GROUPS.get(targets, (targets,)) if isinstance(targets, str) else tuple(targets)
+    group = GROUPS.get(targets, ()) if isinstance(targets, str) else ()
+    wanted = group or ((targets,) if isinstance(targets, str) else tuple(targets))
     head = getattr(model, "get_output_embeddings", lambda: None)()
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    linears += expert_maps(model)
     kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
     faults = []
     for target in wanted:
-        if not any(is_named(name, target) for name in linears):
+        if not group and not any(is_named(name, target) for name in linears):
             near = difflib.get_close_matches(target, [*kinds, *GROUPS], n=1)
             faults.append(f"{target!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if faults:

@@ -34,12 +34,16 @@ from laura.recipe.sections import (
 )
 from laura.recipe.tasks import LOSSES, is_task_file, task_file
 from laura.results.errors import Fault
+from laura.results.units import budget_text
 
 Check = Callable[[Recipe], Iterable[Fault]]
 _CHECKS: list[tuple[set[str], Check]] = []
 # The same as in engine/vllm.py, which needs torch; a test compares them.
 VLLM_RANK = 512
-VLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+VLLM_TARGETS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj",
+    "gate_up_proj",
+)  # fmt: skip
 STAND_IN = {
     "name": "x",
     "base": {"model": "x"},
@@ -289,8 +293,11 @@ def _point_faults(where: str, made: Sequence[ExternalPoint], recipe: Recipe) -> 
     points, seen = recipe.budget.listed, set()
     for place, point in enumerate(made):
         if point.budget not in points:
-            allowed = ", ".join(f"{one:g}" for one in points)
-            problem = f"{point.budget:g} is no point of `budget`, which has {allowed}; add it there"
+            allowed = ", ".join(map(budget_text, points))
+            problem = (
+                f"{budget_text(point.budget)} is no point of `budget`, which has {allowed}; add it "
+                "there"
+            )
             yield Fault(f"{where}.{place}.budget", problem)
         if point.seed not in recipe.seeds:
             allowed = ", ".join(map(str, recipe.seeds))

@@ -497,19 +497,17 @@ def write_out_grids(arms: Mapping[str, Arm]) -> tuple[dict[str, Arm], dict[str, 
                 faults.setdefault((name, "grid"), f"makes {problem}")
             plain[made] = arm.model_copy(update={**chosen, "grid": None})
             families[name].append(made)
-    where = {member: name for name, members in families.items() for member in members}
-    changed: dict[str, dict[str, Arm]] = {}
-    for name, arm in plain.items():
-        written = where.get(name, name)
-        changed[name] = _write_out_after(name, arm, written, faults)
-        for other in changed[name].keys() & (plain.keys() | arms.keys()):
+    where = {name: name for name in arms} | {m: name for name, own in families.items() for m in own}
+    after = {name: _write_out_after(name, arm, where[name], faults) for name, arm in plain.items()}
+    for name, changed in after.items():
+        for other in changed.keys() & (plain.keys() | arms.keys()):
             problem = f"makes an arm called {other}, and there is another of that name; rename one"
-            faults[written, "after"] = problem
+            faults[where[name], "after"] = problem
     if faults:
         refuse({("arms", *place): problem for place, problem in faults.items()})
     whole: dict[str, Arm] = {}
     for name, arm in plain.items():
-        whole |= {name: arm.model_copy(update={"after": None}), **changed[name]}
+        whole |= {name: arm.model_copy(update={"after": None}), **after[name]}
     return whole, families
 
 
@@ -804,7 +802,7 @@ class BaseSection(Section):
     """The model before adaptation."""
 
     model: str = Field(min_length=1)
-    """Registry name, Hub id, folder, or GGUF file of a Llama-type model."""
+    """Registry name, Hub id, folder, or GGUF file; of which families: `guide.md`, Models."""
     revision: str | None = None
     """Hub branch, tag or commit; null for main."""
     dtype: Literal["float32", "bfloat16"] = "float32"

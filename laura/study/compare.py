@@ -152,11 +152,10 @@ def _carry_out(
     left, before = _left(session, due)
     ended, trials = search.counts() if search else (0, 0)
     each, further = runs_each(recipe), further_seeds(recipe)
-    stages = 1 + len(left) + trials + len(further) * len(recipe.arms) * each
+    stages = len(left) + trials + len(further) * len(recipe.arms) * each
     stages += most_jobs(recipe) + len(fresh)
+    session.base_results()  # no stage: it takes less time than one, and would seem to be the pace
     with session.progress.bar("study", stages, "stages") as bar, crew:
-        session.base_results()
-        bar.advance()
         crew.carry_out(left, bar)
         if search is not None:
             search.carry_out(crew, bar)

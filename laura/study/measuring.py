@@ -170,9 +170,9 @@ def _checkpoint_here(engines: StudyEngines, checkpoint: Path | None) -> Iterator
 
 @contextmanager
 def _checkpoint_in_vllm(engines: StudyEngines, checkpoint: Path | None) -> Iterator[Asked]:
-    folder = engines.bench.weights(checkpoint)
-    adapter = str(folder) if (folder / CONFIG).is_file() else None
     with ExitStack() as stack:
+        folder = stack.enter_context(engines.bench.weights(checkpoint))
+        adapter = str(folder) if (folder / CONFIG).is_file() else None
         yield Asked(
             LateEngine(engines, lambda: stack.enter_context(engines.awake(folder, adapter))),
             adapter=adapter,

@@ -26,9 +26,9 @@ from laura.recipe.reading import (
     read_study,
     recipe_schema,
     recipe_yaml,
-    shipped_recipes,
 )
 from laura.recipe.sections import OftArm, Recipe
+from laura.recipe.shipped import shipped_recipes
 from laura.results.errors import RecipeError
 
 GOOD = """\

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laura.models.targets import GROUPS
+from laura.models.targets import group_of
 from laura.recipe.remedies import PLACES
 from laura.results.schema import Analysis
 from laura.results.statistics import (
@@ -73,7 +73,7 @@ class Kind:
         given = self.settings.get("targets", "")
         if isinstance(given, str):
             return given
-        return next((name for name, own in GROUPS.items() if set(given) == set(own)), "")
+        return group_of(given)
 
     def number(self, key: str) -> float:
         """A setting that is a number; 0 where the recipe has no such key."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from laura.data.corpus import MOST_WORKERS
 from laura.models.cache import model_entry
 from laura.models.registry import MODELS, PackagedModel
-from laura.models.targets import GROUPS, is_named
+from laura.models.targets import is_named
 from laura.recipe.reading import Series
 from laura.recipe.sections import AdapterArm, Arm, BaseSection, LoraArm, OftArm, Recipe
 from laura.results.errors import Fault, ModelError, RecipeError, UsageError
@@ -144,6 +144,8 @@ def refuse_arms(recipe: Recipe, shapes: Shapes) -> None:
     faults = []
     for name, arm in recipe.arms.items():
         faults += [Fault(f"arms.{name}.{key}", problem) for key, problem in _misfits(arm, shapes)]
+    if recipe.base.quantization is not None and shapes.experts:
+        faults.append(Fault("base.quantization", "holds linear maps, and experts lie stacked"))
     if faults:
         raise RecipeError(faults, f"{recipe.name} on {recipe.base.model}")
 
@@ -156,13 +158,13 @@ def _misfits(arm: Arm, shapes: Shapes) -> Iterator[tuple[str, str]]:
         return
     if not isinstance(arm, AdapterArm):
         return
-    targets = GROUPS.get(arm.targets, ()) if isinstance(arm.targets, str) else arm.targets
+    targets = () if isinstance(arm.targets, str) else arm.targets
     full_names = [full for full, _ in shapes.named_maps()]
     absent = [t for t in targets if not any(is_named(full, t) for full in full_names)]
     adapted = adapted_maps(shapes, arm)
     # What an adapter made elsewhere changes stands in its own file.
     if absent and arm.external is None:
-        kinds = ", ".join(part.rsplit(".", 1)[1] for part in shapes.maps)
+        kinds = ", ".join(dict.fromkeys(part.rsplit(".", 1)[1] for part in shapes.maps))
         yield "targets", f"names {', '.join(absent)}, which the base lacks; it has {kinds}"
     elif not adapted and arm.external is None:
         yield "layers", f"is {arm.layers}, where none of the targets lies"

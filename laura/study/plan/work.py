@@ -239,13 +239,14 @@ def trained_tokens(recipe: Recipe, points: list[int]) -> int:
 
 def work_of(shapes: Shapes, arm: Arm) -> TrainingWork:
     """Operations a token takes, counted from shapes as `flops.count_work` counts them."""
-    each = shapes.layer_elements
+    each = shapes.active_elements
     below = first_trained(shapes, arm)
     if isinstance(arm, AdapterArm):
-        maps = [shape for _, shape in adapted_maps(shapes, arm)]
         rank = arm.rank if isinstance(arm, LoraArm) else 0
         block = arm.block_size if isinstance(arm, OftArm) else 0
-        trained = sum(rank * (o + i) + block * i for o, i in maps)
+        trained = shapes.through(
+            (name, rank * (o + i) + block * i) for name, (o, i) in adapted_maps(shapes, arm)
+        )
         frozen = (shapes.layers - below) * each + start_numbers(shapes, arm)
     else:
         count = shapes.layers if arm.layers is None else len(arm.layers)
@@ -365,7 +366,9 @@ def totals(
             "answers": answers,
             "generated_tokens": written,
             "read_tokens": read,
-            "flops": 2 * (written + read) * (shapes.map_elements + shapes.head_elements),
+            "flops": 2
+            * (written + read)
+            * (shapes.layers * shapes.active_elements + shapes.head_elements),
         },
         "disk": {**disk, "all": sum(disk.values())},
     }
