@@ -395,8 +395,8 @@ class Session:
         """The training examples as documents that fit a row; the same for every run."""
         return self._fit(self.data.train)
 
-    @property
-    def _rewriting(self) -> str:
+    @cached_property
+    def rewriting(self) -> str:
         """Hash of the rewritten answers, for run IDs."""
         return content_hash([one.token_ids for one in self._rewritten])
 
@@ -455,7 +455,7 @@ class Session:
             **({"hot": True} if hot else {}),
             **({"quantization": quantization} if quantization else {}),
             **self.replay.identity(recipe.arms[spec.arm]),
-            **({"rewrite": self._rewriting} if recipe.arms[spec.arm].rewritten else {}),
+            **({"rewrite": self.rewriting} if recipe.arms[spec.arm].rewritten else {}),
         }
 
     def _marks(self, spec: RunSpec) -> list[dict[str, Any]]:

@@ -146,6 +146,10 @@ def test_an_arm_learns_them_and_the_others_do_not(tmp_path: Path) -> None:
         identities[run["arm"]] = record["identity"]
     assert "rewrite" in identities["sdft"] and "rewrite" not in identities["lora"]
     assert [*(tmp_path / "rewritten").glob("*/answers.jsonl.gz")]
+    # This base writes nothing right, so that the same is learnt whatever it was asked.
+    again = compare(parse_recipe(RECIPE.replace("tokens: 24", "tokens: 25")), study=tmp_path)
+    assert len(again["runs"]) == len(summary["runs"]) == 2
+    assert len([*(tmp_path / "rewritten").glob("*/answers.jsonl.gz")]) == 2
 
 
 def test_what_does_not_fit_is_refused() -> None:
