@@ -23,7 +23,8 @@ from laura.models.adapter_files import (
     linear_shapes,
     read_adapter,
 )
-from laura.models.experts import expert_of, joined_factors, open_experts
+from laura.models.experts import joined_factors, open_experts
+from laura.models.families import expert_of
 from laura.models.layers import names_within
 from laura.models.lora import (
     LoraLinear,
