@@ -118,7 +118,8 @@ def claims_table(found: Judgement) -> RenderableType:
     )
     if any(claim.edge for claim in found.claims):
         notes += f" {EDGE[0].upper()}{EDGE[1:]}."
-    parts: list[RenderableType] = [Text(found.answer, style="bold"), Text(), table]
+    parts: list[RenderableType] = [Text(found.answer, style="bold"), Text()]
+    parts += [table] if table.rows else []
     parts.append(Text(notes, style="dim"))
     silent = [f"{one.id}: {'; '.join(one.missing)}" for one in found.claims if one.missing]
     for title, lines in (
@@ -254,12 +255,14 @@ def recommendation_text(found: Recommendation) -> str:
 
 
 def _alternative(one: Candidate, units: dict[str, str]) -> str:
+    from laura.results.units import budget_text, rate_text
     from laura.study.claims.answer import signed
 
     learnt, forgot = signed(one.learnt, units["learning"]), signed(one.forgot, units["forgetting"])
     seeds = f"{len(one.seeds)} seed{'' if len(one.seeds) == 1 else 's'}"
     return (
-        f" - {one.arm} at {one.learning_rate:g}, budget {one.budget:,g}: learnt {learnt}, "
+        f" - {one.arm} at {rate_text(one.learning_rate)}, budget {budget_text(one.budget)}: "
+        f"learnt {learnt}, "
         f"forgot {forgot} ({seeds}); {one.why_not}"
     )
 

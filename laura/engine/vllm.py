@@ -187,11 +187,14 @@ def check_adapter(settings: LoraSettings, name: str = "it") -> None:
         name: What it is called in the error.
 
     Raises:
-        AdapterError: it has lengths (DoRA), too high a rank, or maps that vLLM does not change.
+        AdapterError: it has lengths (DoRA), rotates (OFT), has too high a rank, or maps that vLLM
+            does not change.
     """
     rank, strange = _largest_rank(settings), sorted(_changed_maps(settings) - set(TARGETS))
     fault = ""
-    if settings.dora:
+    if settings.block_size:
+        fault = "rotated inputs (OFT), vLLM takes plain LoRA"
+    elif settings.dora:
         fault = "trained lengths (DoRA), vLLM takes plain LoRA"
     elif rank > RANKS[-1]:
         fault = f"rank {rank}, vLLM takes at most {RANKS[-1]}"

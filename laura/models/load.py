@@ -58,6 +58,15 @@ class Base:
     folder: Path
     """Where config, safetensors and tokenizer lie."""
 
+    def source(self) -> tuple[str, str | None]:
+        """What any library loads it by: Hub id and commit, or its folder and None."""
+        folder = self.folder.resolve()
+        # The Hub's cache: models--OWNER--NAME/snapshots/COMMIT.
+        repository = folder.parent.parent.name
+        if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+            return str(folder), None
+        return repository.removeprefix("models--").replace("--", "/"), folder.name
+
 
 def load_base(
     name: str,

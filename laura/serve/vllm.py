@@ -402,6 +402,8 @@ class VllmServed(AsyncEngine):
         }
         if request.min_new_tokens:
             sampling["min_tokens"] = request.min_new_tokens
+        if (grammar := request.grammar) is not None:
+            sampling["structured_outputs"] = {grammar.kind: grammar.text}
         if request.temperature > 0:
             sampling |= {"top_p": request.top_p, "top_k": request.top_k, "seed": request.seed}
         return {

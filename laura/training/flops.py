@@ -91,7 +91,7 @@ def count_work(model: Any, reads_base: bool = False) -> TrainingWork:
     for module in model.modules():
         count = counts[id(module) in mixed]
         if isinstance(module, LoraLinear):
-            count["trained"] += module.A[0].numel() + module.B[0].numel()
+            count["trained"] += module.multiplied
             own = module.named_buffers(recurse=False)
             count["frozen"] += sum(b.numel() for name, b in own if name.startswith("start_"))
         elif id(module) in stacked or (isinstance(module, nn.Linear) and module is not head):

@@ -40,7 +40,11 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pissa-learns-more": ({**LORA, **PISSA}, LORA),
     "milora-forgets-less": ({**LORA, "init": "milora"}, {**LORA, **PISSA}),
     "oplora-forgets-less": ({**LORA, "protect": 8}, LORA),
+    "corda-forgets-less": ({**LORA, "init": "corda"}, LORA),
+    "oft-forgets-less": ({"method": "oft"}, LORA),
 }
+NULL = {"null": {**LORA, "init": "lora_null"}, "corda": {**LORA, "init": "corda"},
+        "milora": {**LORA, "init": "milora"}}  # fmt: skip
 OTHERS: Arms = {
     "l2sp": {**FULL, "weight_decay": 0.01, "weight_decay_toward": "base"},
     "lora": LORA,
@@ -74,6 +78,27 @@ def test_one_that_beats_four_others_needs_them_all(verdict: str, kept: float) ->
     fewer = {name: own for name, own in arms.items() if name != "ema"}
     silent = judged(fewer, dict.fromkeys(fewer, 0.7), levels)["talr-beats-others"]
     assert silent.missing == ["no arm of weight averaging alone"]
+
+
+@pytest.mark.parametrize(("verdict", "kept"), [("supported", 0.75), ("contradicted", 0.3)])
+def test_lora_null_beside_two_others(verdict: str, kept: float) -> None:
+    levels = {"null": kept, "corda": 1.05 - kept, "milora": 1.05 - kept}
+    found = judged(NULL, dict.fromkeys(NULL, 0.7), levels)["lora-null-beats-others"]
+    assert found.verdict == verdict and len(found.evidence) == 2
+
+
+@pytest.mark.parametrize("change", ["scale", "intruders"])
+@pytest.mark.parametrize(("verdict", "kept"), [("supported", 0.75), ("contradicted", 0.3)])
+def test_what_is_done_after_training_beside_what_was_trained(
+    change: str, verdict: str, kept: float
+) -> None:
+    """Of several factors the one nearest to the whole."""
+    arms = {"lora": {**LORA, "after": {change: [0.4, 0.8]}}}
+    levels = {"lora": 1.05 - kept, f"lora-{change}-0.8": kept}
+    learnt = dict.fromkeys(["lora", *(f"lora-{change}-{f}" for f in (0.4, 0.8))], 0.7)
+    found = judged(arms, learnt, levels)[f"{change}-forgets-less"]
+    assert found.verdict == verdict, found.reason
+    assert [row.arms for row in found.evidence] == [["lora", f"lora-{change}-0.8"]]
 
 
 @pytest.mark.parametrize(("verdict", "follows"), [("supported", True), ("contradicted", False)])
@@ -142,5 +167,6 @@ def test_every_remedy_has_a_claim_and_a_line_in_the_papers() -> None:
     for claim in REMEDY_CLAIMS:
         assert f"`{claim.id}`" in text, claim.id
     assert {claim.id for claim in REMEDY_CLAIMS} == {
-        *PAIRS, "talr-beats-others", "kl-predicts-forgetting"
+        *PAIRS, "talr-beats-others", "kl-predicts-forgetting", "lora-null-beats-others",
+        "scale-forgets-less", "intruders-forgets-less",
     }  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from laura.results.schema import Claim, Comparison, Estimated
 from laura.results.statistics import ALPHA, LEVEL, MARGIN, TooThin, cached_quantile, count
-from laura.results.units import rate_text
+from laura.results.units import budget_text, rate_text
 from laura.study.choosing import search_caveats, why_none
 from laura.study.claims.capability import learnt, off_floor
 from laura.study.claims.front import equal_learning
@@ -19,7 +19,7 @@ from laura.study.evidence import Point
 from laura.study.runs import repeat_caveats
 
 STILL_LEARNT = 0.9  # of what the tuned configuration learnt
-SHORT_REASON = 14  # words
+SHORT_REASON = 20  # words
 # Statements whose parts are each of two arms, tuned, of which the first does more if they hold.
 STATED = {"learnt": ("targets-order",), "forgot": ("stronger-regulariser", "replay-mitigates")}
 
@@ -329,7 +329,8 @@ def _figures(setting: Setting, found: Comparison) -> str:
                 words.append(f"{verb} {sign}{amount(shown, setting.unit(measure))}")
         parts.append(f"{name} (at {told}) {' and '.join(words) or 'was not measured'}")
     fewest = count(min(seeds), "seed")
-    return f"Each tuned on validation, {fewest}, budget {budgets[-1]:,g}: {'; '.join(parts)}."
+    largest = budget_text(budgets[-1])
+    return f"Each tuned on validation, {fewest}, budget {largest}: {'; '.join(parts)}."
 
 
 def _mean_change(setting: Setting, own: Mapping[int, Point], measure: str) -> float | None:

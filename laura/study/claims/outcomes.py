@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from laura.results.statistics import MARGIN, Contrast, TooThin
+from laura.results.units import budget_text
 from laura.study.claims.capability import (
     below_ceiling,
     learnt,
@@ -308,7 +309,7 @@ def forgot_more(setting: Setting, first: Kind, second: Kind, *, part: str = "") 
     learnt(setting, budget, first, second)
     floor = off_floor(setting, budget, first, second)
     more = setting.difference(second, first, FORGETTING, budget)
-    what = f"forgetting of {first.name} minus {second.name} at {budget:,g}"
+    what = f"forgetting of {first.name} minus {second.name} at {budget_text(budget)}"
     if floor:
         what += f" ({floor} is at guessing and may have lost more)"
     return Statement((first.name, second.name), what, more, setting.unit(FORGETTING),
@@ -340,7 +341,7 @@ def learnt_more(setting: Setting, first: Kind, second: Kind, *, part: str = "") 
     budget = setting.common_budget(first, second)
     below_ceiling(setting, budget, first, second)
     more = setting.difference(first, second, LEARNING, budget)
-    what = f"learning of {first.name} minus {second.name} at {budget:,g}"
+    what = f"learning of {first.name} minus {second.name} at {budget_text(budget)}"
     return Statement((first.name, second.name), what, more, setting.unit(LEARNING), part=part)
 
 

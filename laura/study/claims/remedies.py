@@ -122,8 +122,8 @@ def _matches(arm: Kind, used: Used) -> bool:
 def _differ_alone(arm: Kind, other: Kind, used: Used, than: Used) -> bool:
     keys = used.keys() | than.keys()
     strengths = {f"{key}_strength" for key in keys}
-    if "weight_decay_toward" in keys:
-        strengths.add("weight_decay")
+    strengths |= {"weight_decay"} if "weight_decay_toward" in keys else set()
+    strengths |= {"factor"} if "change" in keys else set()
     return _is_only(other, than) and arm.differs_in(other) <= keys | strengths
 
 
@@ -134,7 +134,9 @@ def _is_only(arm: Kind, used: Used) -> bool:
 
 
 def _strength(arm: Kind, used: Used) -> float:
-    return sum(arm.number(f"{key}_strength") + arm.number(key) for key in used)
+    return arm.number("factor") + sum(
+        arm.number(f"{key}_strength") + arm.number(key) for key in used
+    )
 
 
 def _words(used: Used) -> str:
@@ -166,6 +168,7 @@ def _having(used: Used) -> Scope:
 
 _DFT, _KL, _LORA = {"token_weight": "dft"}, {"penalty": "kl"}, {"method": "lora"}
 _EMA, _FLOW, _PISSA = {"average": "ema"}, {"token_weight": "flow"}, {"init": "pissa"}
+_CORDA, _MILORA = {"init": "corda"}, {"init": "milora"}
 _L2SP = {"weight_decay_toward": "base"}
 REMEDY_CLAIMS = (
     _claim("dft-learns-more", "DFT learns more than plain finetuning.",
@@ -210,7 +213,22 @@ REMEDY_CLAIMS = (
     _claim("pissa-learns-more", "PiSSA learns more than LoRA.",
            "Meng et al. 2024, arXiv:2404.02948", learns_more, _PISSA),
     _claim("milora-forgets-less", "Tuned, MiLoRA forgets less than PiSSA.",
-           "Wang et al. 2024, arXiv:2406.09044", forgets_less_tuned, {"init": "milora"}, _PISSA),
+           "Wang et al. 2024, arXiv:2406.09044", forgets_less_tuned, _MILORA, _PISSA),
     _claim("oplora-forgets-less", "At the same learning OPLoRA forgets less than LoRA.",
            "arXiv:2510.13003", forgets_less, {"protect": ANY}),
+    _claim("lora-null-beats-others",
+           "At the same learning LoRA-Null forgets less than CorDA and MiLoRA.",
+           "Tang et al. 2025, arXiv:2503.02659", beats_all, {"init": "lora_null"},
+           {"CorDA": _CORDA, "MiLoRA": _MILORA}),
+    _claim("corda-forgets-less", "At the same learning CorDA forgets less than LoRA.",
+           "Yang et al. 2024, arXiv:2406.05223", forgets_less, _CORDA),
+    _claim("oft-forgets-less", "At the same learning OFT forgets less than LoRA.",
+           "arXiv:2605.28819", beats_all, {"method": "oft"}, {"LoRA": _LORA}),
+    _claim("scale-forgets-less",
+           "At the same learning a scaled update forgets less than the whole one.",
+           "arXiv:2605.28819", forgets_less, {"of": ANY, "change": "scale"}),
+    _claim("intruders-forgets-less",
+           "At the same learning scaled intruder dimensions forget less than the whole ones.",
+           "Shuttleworth et al. 2024, arXiv:2410.21228", forgets_less,
+           {"of": ANY, "change": "intruders"}),
 )  # fmt: skip

@@ -62,6 +62,9 @@ The variants of LoRA, of each adapted map (I in, O out):
   dropout, or on a quantised map, the base's part and the update's are stretched each by itself:
   once more O e, and O.
 
+OFT keeps of each map I + Q, its factors and R - I, b I numbers each, and the latter cast; what it
+reads as LoRA does, but the gated unit's product too, whose blocks are not made again.
+
 Dropout on what a block adds to the residual stream keeps a mask of C. Dropout on attention
 has no kernel of its own on a processor: each document of n tokens keeps three matrices
 H n^2 (the weights, the mask, the weights with the mask), and queries, keys and values of all
@@ -82,7 +85,15 @@ from math import ceil
 
 from laura.evals.tasks import TASKS
 from laura.models.targets import GROUPS, is_named
-from laura.recipe.sections import Arm, FullArm, LoraArm, MeasureSection, Recipe
+from laura.recipe.sections import (
+    AdapterArm,
+    Arm,
+    FullArm,
+    LoraArm,
+    MeasureSection,
+    OftArm,
+    Recipe,
+)
 from laura.study.plan.machine import Machine
 from laura.study.plan.shapes import Shapes
 from laura.study.runs import cohorts, grid_of
@@ -103,16 +114,17 @@ NF4_WEIGHTS, NF4_SCALES = 64, 256
 # Numbers that an optimiser keeps of each trained one, and those of its copies in one update.
 # AdamW: two moments, updated in place (fused). Lion: one, and all directions at once.
 OPTIMISER_STATE = {"adamw": (2, 0), "lion": (1, 1)}
+# As they are shown: what it comes to first, since a narrow terminal has the last ones below.
 PARTS = (
-    "runtime", "weights", "adapter", "gradients", "optimiser", "activations", "cache", "logits",
-    "working", "gathered", "loading", "peak",
+    "peak", "runtime", "weights", "adapter", "gradients", "optimiser", "activations", "cache",
+    "logits", "working", "gathered", "loading",
 )  # fmt: skip
 
 
 # ----- what an arm trains -----
 
 
-def adapted_maps(shapes: Shapes, arm: LoraArm) -> list[tuple[str, tuple[int, int]]]:
+def adapted_maps(shapes: Shapes, arm: AdapterArm) -> list[tuple[str, tuple[int, int]]]:
     """Full name and shape of each map that an arm adapts."""
     wanted = GROUPS.get(arm.targets, ()) if isinstance(arm.targets, str) else arm.targets
     return [
@@ -125,7 +137,7 @@ def adapted_maps(shapes: Shapes, arm: LoraArm) -> list[tuple[str, tuple[int, int
 
 def learning_maps(shapes: Shapes, arm: Arm) -> list[frozenset[str]]:
     """Of each layer, the names within it of the maps that are adapted or trained."""
-    if isinstance(arm, LoraArm):
+    if isinstance(arm, AdapterArm):
         names = {name for name, _ in adapted_maps(shapes, arm)}
         return [
             frozenset(own for own in shapes.maps if shapes.full_name(number, own) in names)
@@ -145,15 +157,17 @@ def first_trained(shapes: Shapes, arm: Arm) -> int:
 
 def trains_all(arm: Arm) -> bool:
     """Whether embeddings and output map are trained too."""
-    return not isinstance(arm, LoraArm) and arm.layers is None
+    return not isinstance(arm, AdapterArm) and arm.layers is None
 
 
 def trainable_parameters(shapes: Shapes, arm: Arm) -> int:
     """Numbers an arm trains.
 
-    LoRA: r (in + out) of each adapted map, DoRA one more for each of its outputs. Full:
-    everything, or the named layers whole, norms and biases included.
+    LoRA: r (in + out) of each adapted map, DoRA one more for each of its outputs. OFT:
+    in (b - 1) / 2. Full: everything, or the named layers whole, norms and biases included.
     """
+    if isinstance(arm, OftArm):
+        return sum(i * (arm.block_size - 1) // 2 for _, (_, i) in adapted_maps(shapes, arm))
     if not isinstance(arm, LoraArm):
         whole = arm.layers is None
         return shapes.parameters if whole else len(arm.layers or ()) * shapes.layer_parameters
@@ -162,7 +176,7 @@ def trainable_parameters(shapes: Shapes, arm: Arm) -> int:
 
 
 def start_numbers(shapes: Shapes, arm: Arm) -> int:
-    """Numbers of PiSSA's and MiLoRA's frozen starts, r (in + out) of each adapted map; else 0."""
+    """Numbers of the frozen starts of PiSSA and its kind, r (in + out) of a map; else 0."""
     if not isinstance(arm, LoraArm) or arm.init == "default":
         return 0
     return arm.rank * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
@@ -178,7 +192,7 @@ def buffer_numbers(shapes: Shapes, arm: Arm) -> int:
 
 def checkpoint_numbers(shapes: Shapes, arm: Arm) -> int:
     """Numbers in a checkpoint: the adapter (PiSSA's and MiLoRA's have rank 2r), or the model."""
-    if isinstance(arm, LoraArm):
+    if isinstance(arm, AdapterArm):
         return trainable_parameters(shapes, arm) + start_numbers(shapes, arm)
     return shapes.parameters
 
@@ -211,7 +225,7 @@ def averages_kept(arm: Arm) -> int:
 
 def trained_bytes(arm: Arm, weight_bytes: int) -> int:
     """Bytes of a trained number; adapters are always float32."""
-    return FLOAT32 if isinstance(arm, LoraArm) else weight_bytes
+    return FLOAT32 if isinstance(arm, AdapterArm) else weight_bytes
 
 
 def lockstep_runs(recipe: Recipe, arm: str) -> int:
@@ -329,7 +343,7 @@ def _layers_bytes(shapes: Shapes, arm: Arm, one: Pass) -> Iterator[int]:
     first, learning = first_trained(shapes, arm), learning_maps(shapes, arm)
     for number in range(first, shapes.layers):
         # Where everything is trained, the first layer's input has a gradient too.
-        reached = number > first or not isinstance(arm, LoraArm)
+        reached = number > first or not isinstance(arm, AdapterArm)
         each, once = _layer_bytes(shapes, arm, one, learning[number], reached)
         yield each * one.tokens * one.times + once
 
@@ -384,6 +398,9 @@ def _layer_bytes(
             by_map.append((name, own + lora.dora * out * e * (2 if parted else 1)))
             kept = inner * (cast or joined) + out * (cast or joined or not parted)
             once += one.times * rank * e * kept + lora.dora * out * FLOAT32 * (3 if parted else 2)
+        elif isinstance(arm, OftArm):
+            by_map.append((name, inner * e * (name in shapes.down)))
+            once += inner * arm.block_size * (3 * FLOAT32 + e * cast) + 8 * arm.block_size**2
     return each + shapes.through(by_map), once
 
 
@@ -405,7 +422,7 @@ def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
         # The base's: as they come, in float32, their logarithm, and the slope made of it.
         total += chunk * (FLOAT32 * 3 + (e if e != FLOAT32 else 0))
     if arm.reads_base:
-        copied = v * c * e if e != w and not isinstance(arm, LoraArm) else 0
+        copied = v * c * e if e != w and not isinstance(arm, AdapterArm) else 0
         total += one.labelled * c * e + copied
     if trains_all(arm):
         total += v * c * w + min(GROUP_POSITIONS, one.labelled) * v * e
@@ -470,11 +487,11 @@ def training_parts(
         Biderman et al. 2024, arXiv:2405.09673, appendix H, for weights, gradients and optimiser.
     """
     e, w = one.arithmetic_bytes, one.weight_bytes
-    trained, lora = trainable_parameters(shapes, arm), isinstance(arm, LoraArm)
+    trained, lora = trainable_parameters(shapes, arm), isinstance(arm, AdapterArm)
     weights, adapter, casts = base_bytes(shapes, w, one.quantised), 0, 0
     spread = 1 if lora else devices
     loading = weights if devices > 1 else 0
-    if isinstance(arm, LoraArm):
+    if isinstance(arm, AdapterArm):
         adapter = FLOAT32 * (trained * one.runs + buffer_numbers(shapes, arm))
         # `LoraLinear` casts its frozen map once and keeps the cast.
         recast = e != w and not one.quantised
@@ -520,7 +537,7 @@ def gathered_bytes(shapes: Shapes, arm: Arm, weight_bytes: int) -> tuple[int, in
     """Of a run over several devices: a layer, all outside the layers, gradients on their way."""
     layer = shapes.layer_parameters * weight_bytes
     rest = shapes.parameters * weight_bytes - shapes.layers * layer
-    return layer, rest, 0 if isinstance(arm, LoraArm) else 2 * layer
+    return layer, rest, 0 if isinstance(arm, AdapterArm) else 2 * layer
 
 
 def _has_anchor(arm: FullArm) -> bool:
@@ -563,7 +580,7 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
     e = measured_bytes(section, machine)
     kinds = {TASKS[name].kind for name in measured_tasks(section)}
     kinds |= {TASKS[extra.task].kind for extra in section.extras.values()}
-    lora = isinstance(arm, LoraArm)
+    lora = isinstance(arm, AdapterArm)
     quantised = recipe.base.quantization is not None
     matrices = shapes.head_elements + (0 if quantised else shapes.map_elements)
     weights = (1 if lora else 2) * (base_bytes(shapes, w, quantised) + e * (e != w) * matrices)
