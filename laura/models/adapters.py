@@ -26,7 +26,8 @@ from laura.models.adapter_files import (
     read_adapter,
     read_whole,
 )
-from laura.models.experts import expert_of, joined_factors, open_experts
+from laura.models.experts import joined_factors, open_experts
+from laura.models.families import expert_of
 from laura.models.layers import names_within
 from laura.models.lora import (
     LoraLinear,
