@@ -31,6 +31,7 @@ FLOORS: dict[str, int] = {
     "study": 7,
     "report": 7,
     "api": 8,
+    "watch": 8,
     "cli": 9,
     "__main__": 10,
 }
@@ -50,6 +51,7 @@ EXTRAS = {
     "cryptography": {"models/signatures.py"},
     "bitsandbytes": {"models/nf4.py"},
     "ray": {"study/seats.py"},
+    "mcp": {"cli/mcp.py"},
     "opentelemetry": {"serve/traces.py"},
     **{
         name: {f"study/trackers/{name}.py"}

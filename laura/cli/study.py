@@ -97,7 +97,7 @@ class TrackOptions:
 
 
 def track(console: Console, options: TrackOptions) -> None:
-    """Tell a tracker of a study: losses, scores, the answer, the charts.
+    """Tell a tracker of a study: losses, scores, answer, charts.
 
     What was told before is not told again. Runs that other machines carry out are told too.
 
@@ -121,6 +121,47 @@ def track(console: Console, options: TrackOptions) -> None:
         raise TrackerError(mirror.fault)
     told = {"study": str(options.study), "tracker": options.tracker}
     console.answer(told, f"{options.tracker} knows what is in {options.study}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """What is watched, and where."""
+
+    study: Path = argument(metavar="STUDY")
+    """Folder of a study, finished or not."""
+    port: int = option(default=0, metavar="N", min=0, max=65535, show_default="a free one")
+    """Port of this machine that the page is served at."""
+
+
+def watch(console: Console, options: WatchOptions) -> None:
+    """Show a study while it goes on, and steer it: a page for a browser on this machine.
+
+    Runs as they go, the trade-off as it grows, the time left; stop, skip a run, add a rate or a
+    seed. It reads and writes the study folder alone, so it may be closed and opened at any time,
+    and the runs may go on elsewhere. Ctrl-C ends the page, not the study.
+
+    \b
+    Example:
+      laura watch studies/micro
+    """
+    from secrets import token_urlsafe
+
+    from laura.results.store import SeriesStore
+
+    study = options.study
+    if settings := SeriesStore(study).settings():
+        places = ", ".join(str(one.folder) for one in settings.values())
+        raise UsageError(f"{study} is a series; watch one of its settings: {places}")
+    if not (study / "recipe.yaml").is_file():
+        raise UsageError(f"{study} is no study folder; give one of `laura compare`")
+    from laura.watch.server import create_watch, listening, serve_page
+
+    token = token_urlsafe(16)
+    with listening(options.port) as place:
+        url = f"http://127.0.0.1:{place.getsockname()[1]}/{token}/"
+        told = f"watching {study} at {url}\nThe address is the key to it. Stop: Ctrl-C"
+        console.answer({"study": str(study), "url": url}, told)
+        serve_page(create_watch(study, token), place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,10 +249,10 @@ class PlanOptions(RecipeOptions):
 
 
 def plan(console: Console, options: PlanOptions) -> None:
-    """Say what a recipe or a series takes: memory, tokens, operations, time and disk.
+    """Say what a recipe or a series takes: memory, time and disk.
 
-    Nothing is trained and no weights are read; of the base config.json is enough. Of a series
-    every setting is planned, and all of them together.
+    Also tokens and operations. Nothing is trained and no weights are read; of the base
+    config.json is enough. Of a series every setting is planned, and all of them together.
 
     \b
     Example:

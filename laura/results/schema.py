@@ -727,7 +727,8 @@ class Comparison(File):
 
     `learning` and `forgetting` are the first arm's minus the second's, each at its own best
     rate; `equal_learning` is the difference of forgetting averaged over `levels`, the range
-    of learning that both reach. None where there is too little, and `reason` says what.
+    of learning that both reach, and `joint` its interval at the level at which those of all
+    comparisons hold together. None where there is too little, and `reason` says what.
     """
 
     arms: tuple[str, str]
@@ -736,6 +737,7 @@ class Comparison(File):
     forgetting: Estimated | None = None
     equal_learning: Estimated | None = None
     levels: tuple[FiniteFloat, FiniteFloat] | None = None
+    joint: tuple[FiniteFloat, FiniteFloat] | None = None
     edge: bool = False
     reason: str = ""
 
@@ -749,15 +751,30 @@ class JudgedSetting(File):
     arms: list[str]
 
 
+class Configured(File):
+    """An arm at a rate and a budget."""
+
+    arm: str
+    learning_rate: FiniteFloat
+    budget: FiniteFloat
+
+
 class Judgement(File):
     """What a study or a series concludes; every output takes its numbers and words from here.
 
-    `answer` is one sentence of at most 25 words with what to do. `sentences` tell of the two
-    arms that stand for the methods, `others` of the rest.
+    `answer` is one sentence of at most 25 words with what to do; `verdict` says how sure it
+    is, `missing` what would decide or confirm it, and `options` what `laura compare` is given
+    for that, which is `more_runs` runs; it speaks of the configurations `named`. `sentences`
+    tell of the two arms that stand for the methods, `others` of the rest.
     """
 
     format: Literal[2] = 2
     answer: str
+    verdict: Verdict | None = None
+    missing: str = ""
+    options: str = ""
+    more_runs: Count = 0
+    named: list[Configured] = []
     sentences: list[str] = []
     others: list[str] = []
     caveats: list[str] = []
@@ -803,6 +820,26 @@ class Candidate(File):
     why_not: str = ""
 
 
+class ReplayLaw(File):
+    """What a law fitted over shares of replay says of a bound on forgetting.
+
+    Attributes:
+        arm: The arm without replay.
+        shares: The shares that were tried.
+        budget: The budget it speaks of, the largest.
+        r_squared: Of the fit over shares and budgets.
+        share: The least share that keeps the bound; None beyond the largest that was tried.
+        interval: Its 95 % interval; an end that is None lies beyond likewise.
+    """
+
+    arm: str
+    shares: list[FiniteFloat]
+    budget: FiniteFloat
+    r_squared: Rounded
+    share: Rounded | None
+    interval: tuple[Rounded | None, Rounded | None]
+
+
 class Recommendation(File):
     """Which configuration to take.
 
@@ -821,9 +858,60 @@ class Recommendation(File):
     chosen: Candidate | None = None
     alternatives: list[Candidate] = []
     confirm: str = ""
+    replay: list[ReplayLaw] = []
     not_tried: list[str] = []
     recipe: str | None = None
     adapter: str | None = None
+
+
+# ----- remedy.json -----
+
+
+class ScoreMoved(File):
+    """A change of a score with its 95 % interval over items."""
+
+    value: FiniteFloat
+    interval: tuple[FiniteFloat, FiniteFloat]
+    n: Count
+
+
+class RemedyCandidate(File):
+    """A candidate against the adapter as it is, on the half of the items that chooses."""
+
+    name: str
+    unlearnt: ScoreMoved
+    kept: ScoreMoved
+
+
+class Remedied(File):
+    """What `laura remedy` found for a finished adapter.
+
+    Attributes:
+        accepted: Whether the chosen candidate is not worse on the target and forgets less.
+        answer: What to take, or why nothing.
+        margin: Share of what was learnt that may be lost,
+        allowed: and the same in nats per token of the target loss.
+        forgetting_tasks: By what forgetting was judged.
+        learnt: What the adapter learnt of the base's target loss, nats per token.
+        forgot: What it forgot.
+        candidates: All that were tried.
+        chosen: The one that was chosen on the even items.
+        unlearnt: What it loses on the odd items, against the adapter.
+        kept: What it keeps more there.
+    """
+
+    format: Literal[1] = 1
+    accepted: bool
+    answer: str
+    margin: FiniteFloat
+    allowed: FiniteFloat
+    forgetting_tasks: list[str]
+    learnt: ScoreMoved
+    forgot: ScoreMoved
+    candidates: list[RemedyCandidate]
+    chosen: str | None = None
+    unlearnt: ScoreMoved | None = None
+    kept: ScoreMoved | None = None
 
 
 # ----- laura.json -----

@@ -152,7 +152,7 @@ class VllmServed(AsyncEngine):
         if number_format := arguments.precision or PRECISIONS.get(settings.precision):
             engine["dtype"] = number_format
         if self._slots_total:
-            engine |= lora_arguments(settings.max_rank, self._slots_total)
+            engine |= lora_arguments(settings.max_rank, self._slots_total, config.model_type)
             engine["max_cpu_loras"] = self._slots_total
         self._setup = {"engine": engine, "arguments": list(arguments.words)}
         self._numbers = itertools.count(1)

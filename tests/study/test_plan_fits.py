@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_map_only
 
 from laura.data.packing import Row
 from laura.models.lean import lean
-from laura.recipe.reading import read_study, shipped_recipes
+from laura.recipe.reading import read_study
 from laura.recipe.sections import LoraArm, Recipe, TrainSection
+from laura.recipe.shipped import shipped_recipes
 from laura.study import compare
 from laura.study.plan.fitting import Fit, fit, most_memory, with_change
 from laura.study.plan.machine import absent_gpu
@@ -270,7 +271,10 @@ def test_memory_is_checked_for_what_is_left_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(compare, "check_memory", lambda _, arms: seen.extend(arms))
     recipe = micro_recipe()
     session: Any = SimpleNamespace(
-        recipe=recipe, check=lambda specs: None, finished=lambda spec: spec.arm == "full"
+        recipe=recipe,
+        check=lambda specs: None,
+        finished=lambda spec: spec.arm == "full",
+        wants=lambda spec: True,
     )
     compare._check(session, grid_of(recipe))
     assert seen == ["lora"]
