@@ -15,6 +15,10 @@ DEMO := recipes/micro.yaml
 COVERAGE_FLOOR := 80
 # Tests of one file stay together; each process computes with one thread.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+# A link or a heading that is not there is an error; material's word on mkdocs' own future is not ours.
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+BUILDER ?= $(shell for name in podman docker buildah; do \
+	if $$name info >/dev/null 2>&1; then echo $$name; break; fi; done)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # The first Python of 3.11-3.13 that really runs (a shim may exist and not work).
@@ -24,7 +28,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 pyth
 	>/dev/null 2>&1; then echo $$candidate; break; fi; done)
 
 .PHONY: help setup demo test test-fast test-slow test-gpu browser postgres check format bench parity micro-base \
-	calibration docs lock sbom clean
+	calibration docs dist image lock sbom clean
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -72,10 +76,11 @@ postgres:  ## Install PostgreSQL for the tests of several servers (Debian, Ubunt
 test-gpu: $(DEV)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-check: $(DEV)  ## Lint, formatting, types, and the size of each room
+check: $(DEV)  ## Lint, formatting, types, every link of the documentation, the size of each room
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(SITE)
 	$(BIN)/python scripts/size.py
 
 format: $(DEV)  ## Format the code and mend what ruff can mend
@@ -98,8 +103,20 @@ micro-base: $(DEV)  ## Pretrain the micro laboratory's base anew (about 6 minute
 calibration: $(PRODUCT)  ## Check the judge's error rates on simulated studies (3 to 5 minutes)
 	$(BIN)/python scripts/calibrate.py
 
-docs: $(DEV)  ## Write docs/recipe.md from the recipe's own descriptions
+docs: $(DEV)  ## Write docs/recipe.md from the recipe's own descriptions, and the pages to site/
 	$(BIN)/python scripts/write_recipe_reference.py
+	$(SITE)
+
+dist: $(DEV)  ## Build wheel and sdist into dist/, as they go to PyPI
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+
+image:  ## Build the server's image, tagged laura, with podman, docker or buildah
+	@if [ -z "$(BUILDER)" ]; then \
+	echo "no image is built: neither podman, docker nor buildah works here" >&2; exit $(if $(CI),0,2); fi; \
+	$(BUILDER) build -f deploy/Containerfile -t laura \
+		--build-arg PIP_EXTRA_INDEX_URL="$$PIP_EXTRA_INDEX_URL" .
 
 lock: $(DEV)  ## Write the installed versions to constraints.txt, hashes to deploy/ (needs uv)
 	$(BIN)/python scripts/write_constraints.py
@@ -114,6 +131,6 @@ sbom: $(PRODUCT)  ## Write sbom.json, what this environment's Laura is made of (
 	$(BIN)/python scripts/sbom.py >sbom.json
 
 clean:  ## Remove .venv, caches and builds (studies and the model cache stay)
-	rm -rf $(VENV) .venvs build dist *.egg-info .coverage* .pytest_cache .mypy_cache \
+	rm -rf $(VENV) .venvs build dist site *.egg-info .coverage* .pytest_cache .mypy_cache \
 		.ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -22,9 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laura.recipe.reading import Series, find_recipe, parse_recipe, read_measure_section
+from laura.recipe.reading import Series, parse_recipe, read_measure_section
 from laura.recipe.reading import read_study as read_recipe_or_series
 from laura.recipe.sections import MeasureSection, Recipe
+from laura.recipe.shipped import find_recipe
 from laura.report.study import Study
 from laura.report.study import read_study as read_report_study
 from laura.results.errors import (

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from laura.cli.progress import open_progress
-from laura.recipe.reading import find_recipe, read_recipe
+from laura.recipe.reading import read_recipe
 from laura.recipe.sections import Recipe
+from laura.recipe.shipped import find_recipe
 from laura.results.schema import Claim
 from laura.results.store import StudyStore
 from laura.study.claims.judgement import judge

@@ -51,6 +51,7 @@ EXTRAS = {
     "cryptography": {"models/signatures.py"},
     "bitsandbytes": {"models/nf4.py"},
     "ray": {"study/seats.py"},
+    "mcp": {"cli/mcp.py"},
     "opentelemetry": {"serve/traces.py"},
     **{
         name: {f"study/trackers/{name}.py"}
@@ -224,7 +225,7 @@ def public_definitions(
 # Files of the machine, of Laura itself, or that Laura alone writes and just wrote.
 READ_AS_THEY_ARE = {
     "cli/doctor.py", "data/corpus.py", "evals/sandbox/driver.py", "evals/sandbox/walls.py",
-    "models/device.py", "results/inputs.py", "serve/app.py", "serve/templates.py",
+    "models/device.py", "results/inputs.py", "serve/app.py", "serve/confined.py",
     "study/opening.py", "study/plan/machine.py", "study/search.py",
 }  # fmt: skip
 

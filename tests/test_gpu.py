@@ -15,7 +15,7 @@ import torch
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest, ScoreRequest
 from laura.models.adapters import attach
-from laura.models.attention import Documents
+from laura.models.attention import Documents, Scoring
 from laura.models.device import pick_device, resolve_precision, varlen_attention
 from laura.models.lean import lean
 from laura.models.lora import LoraSettings
@@ -71,11 +71,11 @@ def test_the_kernel_of_documents_is_the_loop(
     exact = [torch.randn(shape).transpose(1, 2) for shape in shapes]
     slope = torch.randn(rows, heads, sum(LENGTHS), width)
     inputs = [x.to(cuda, torch.bfloat16).requires_grad_() for x in exact]
-    output = Documents(LENGTHS).attend(*inputs, 0.2, 0.0)
+    output = Documents(LENGTHS).attend(*inputs, Scoring(0.2), 0.0)
     ours = [output, *torch.autograd.grad(output, inputs, slope.to(cuda, torch.bfloat16))]
     # The same numbers, since rounded, by the loop on the processor.
     wide = [x.detach().float().cpu().requires_grad_() for x in inputs]
-    output = Documents(LENGTHS).attend(*wide, 0.2, 0.0)
+    output = Documents(LENGTHS).attend(*wide, Scoring(0.2), 0.0)
     expected = [output, *torch.autograd.grad(output, wide, slope.bfloat16().float())]
     assert all(close(one, other, 1e-2) for one, other in zip(ours, expected, strict=True))
 

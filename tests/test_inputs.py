@@ -24,7 +24,8 @@ from laura.evals.user_task import UserTask
 from laura.models.adapter_files import CONFIG, WEIGHTS, read_adapter
 from laura.models.gguf import GgufFile
 from laura.models.load import check_model_folder
-from laura.recipe.reading import find_recipe, read_study, stored_recipe
+from laura.recipe.reading import read_study, stored_recipe
+from laura.recipe.shipped import find_recipe
 from laura.results.errors import DataError, LauraError, StoreError
 from laura.results.inputs import FREE_BYTES, MOST_LINE_BYTES, bounded_lines
 from laura.results.schema import RECORD_FILE, read_record

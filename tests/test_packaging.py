@@ -7,7 +7,10 @@ import importlib
 import re
 import shutil
 import subprocess
+import sys
+import tarfile
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SUFFIXES = {".py", ".md", ".toml", ".yaml", ".txt", ".html", ".js", ".jinja", ".service", ""}
 FOLDERS = ("laura", "tests", "scripts", "benchmarks", "recipes", "docs", "deploy", ".ci")
+RUN = re.compile(r"\b(?:uvx|pipx run)(?: --(?:from|spec))? ([^\s`]+)")
 INSTALL = re.compile(r"\b(?:pip3?|pipx|uv(?: tool| pip)?) (?:install|add|download)\b([^`;&|)\n]*)")
 WITH_EXTRA = re.compile(r"\blaura\[[a-z]+(?:-[a-z]+)*(?:,[a-z-]+)*\]")
 OUR_EXTRA = re.compile(r"\blaura-lab\[([a-z]+[a-z,-]*)\]")
@@ -39,7 +43,7 @@ def other_projects(text: str) -> list[str]:
     # A command may go on in the next line, of a shell, a comment, a string.
     joined = re.sub(r"\\\n", " ", text)
     joined = re.sub(r"\b(install|add|download) *[\"']?\n[\s#\"'/*]*", r"\1 ", joined)
-    found = WITH_EXTRA.findall(joined)
+    found = WITH_EXTRA.findall(joined) + [name for name in RUN.findall(joined) if name == "laura"]
     for command in INSTALL.finditer(joined):
         words = [word.strip("'\".,:({[<>") for word in command[1].split()]
         found += [word for word in words if re.fullmatch(r"laura([=<>~!@].*)?", word)]
@@ -57,6 +61,8 @@ def other_projects(text: str) -> list[str]:
         '"pip install "\n    "laura==0.1.0"',
         "needs the extra laura[test,lm-eval]",
         "uv tool install laura",
+        "`uvx laura compare`",
+        "pipx run --spec laura laura",
     ],
 )
 def test_the_other_project_is_found(text: str) -> None:
@@ -72,6 +78,7 @@ def test_the_other_project_is_found(text: str) -> None:
         "`pip install .`, and laura stands in .venv/bin",
         "pip install ./laura",
         'rates["laura"]',
+        "uvx --from laura-lab laura compare micro",
     ],
 )
 def test_our_own_is_not(text: str) -> None:
@@ -126,10 +133,40 @@ def test_every_missing_extra_says_what_to_install() -> None:
     assert found >= 3
 
 
+def test_wheel_and_sdist_hold_the_product(tmp_path: Path) -> None:
+    """What `make dist` builds: the wheel is made of the sdist, and lacks no file of the package."""
+    run = [sys.executable, "-m"]
+    build = [*run, "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, capture_output=True, check=True)
+    (wheel,), (sdist,) = tmp_path.glob("laura_lab-*.whl"), tmp_path.glob("laura_lab-*.tar.gz")
+    check = [*run, "twine", "check", "--strict", str(wheel), str(sdist)]
+    told = subprocess.run(check, capture_output=True, text=True, check=True).stdout
+    assert told.count("PASSED") == 2
+    product = {
+        path.relative_to(ROOT).as_posix().removeprefix("laura/")
+        for folder in ("laura", "recipes")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    with zipfile.ZipFile(wheel) as packed:
+        names = [name for name in packed.namelist() if "dist-info/" not in name]
+        (entry,) = (name for name in packed.namelist() if name.endswith("entry_points.txt"))
+        assert "laura = laura.cli.app:main" in packed.read(entry).decode()
+    assert {name.removeprefix("laura/") for name in names} == product
+    for kind in (
+        "recipes/micro.yaml", "serve/migrations/versions/*.py", "serve/page/*.js",
+        "report/templates/*", "micro/base/*.safetensors", "py.typed",
+    ):  # fmt: skip
+        assert any(Path(name).match(kind) for name in product), kind
+    with tarfile.open(sdist) as packed_source:
+        files = {name.partition("/")[2] for name in packed_source.getnames()}
+    assert {"LICENSE", "Makefile", "mkdocs.yml", "constraints.txt", "tests/conftest.py"} <= files
+
+
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 TARGETS = dict(re.findall(r"^([a-z-]+):(.*?)##", (ROOT / "Makefile").read_text("utf-8"), re.M))
 PRODUCT_ONLY = {"demo", "calibration", "sbom"}
-NOTHING = {"help", "browser", "postgres", "clean"}
+NOTHING = {"help", "browser", "postgres", "image", "clean"}
 
 
 @pytest.fixture

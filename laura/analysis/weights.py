@@ -16,13 +16,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from laura.models.adapter_files import CONFIG, MAGNITUDE, PREFIX, check_fit, read_adapter
+from laura.models.experts import expert_of
 from laura.models.load import WEIGHT_INDEX, weight_files
 from laura.models.load import WEIGHTS as MODEL_WEIGHTS
+from laura.models.lora import Route
 from laura.models.nf4 import rounded
-from laura.results.errors import ModelError, ShapeError
+from laura.models.oft import OFT_R, OftLinear
+from laura.results.errors import AdapterError, ModelError, ShapeError
 from laura.results.inputs import open_regular
 
 # Elements of a matrix that are read together: 16 MiB in float32.
@@ -82,7 +85,7 @@ class StoredModel:
         if not found:
             raise ModelError(
                 f"{folder} holds no matrix of a decoder layer (layers.N.NAME.weight); "
-                "use a Llama-type model"
+                "use a model of a family that Laura runs"
             )
         found.sort(key=lambda one: (one.layer, one.name))
         self.matrices: Mapping[str, Matrix] = {one.name: one for one in found}
@@ -154,12 +157,17 @@ class StoredFull:
 
 
 class StoredAdapter:
-    """A LoRA or DoRA adapter in PEFT's format beside its base."""
+    """A LoRA, DoRA or OFT adapter in PEFT's format beside its base."""
 
     def __init__(self, base: StoredModel, folder: Path) -> None:
         """Check that it fits the base; an AdapterError tells."""
         self.base = base
         self.settings, self._tensors = read_adapter(folder)
+        if any(map(expert_of, self.settings.targets)):
+            raise AdapterError(
+                f"{folder} changes experts, whose matrices a checkpoint stores otherwise than LoRA "
+                "has them; of adapters with targets: attention there are spectra"
+            )
         shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         linears = {name: one.shape for name, one in base.matrices.items()}
         check_fit(self.settings, shapes, linears, folder)
@@ -169,9 +177,10 @@ class StoredAdapter:
     def factors(self, name: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """B (scale applied) and A, float32, whose product is the update; R = 0 without one.
 
-        None for DoRA, which also rescales the rows: its update is no product.
+        None for DoRA, which also rescales the rows, and OFT: their updates are no products.
         """
-        if self.settings.dora and name in self.settings.targets:
+        variant = self.settings.dora or self.settings.block_size
+        if variant and name in self.settings.targets:
             return None
         if name not in self.settings.targets:
             outputs, inputs = self.base.matrices[name].shape
@@ -183,6 +192,8 @@ class StoredAdapter:
         weight_OI = self.base.read(name, device)
         if name not in self.settings.targets:
             return weight_OI
+        if self.settings.block_size:
+            return self._rotated(weight_OI, name)
         b_OR, a_RI = self._product(name, device)
         weight_OI.addmm_(b_OR, a_RI)
         if self.settings.dora:
@@ -195,6 +206,15 @@ class StoredAdapter:
         if found is None:
             return self.base.add_to(self.read(name, device), name, -1.0)
         return found[0] @ found[1]
+
+    def _rotated(self, weight_OI: Tensor, name: str) -> Tensor:
+        outputs, inputs = weight_OI.shape
+        base = nn.Linear(inputs, outputs, bias=False, device="meta")
+        base.weight = nn.Parameter(weight_OI, requires_grad=False)
+        block_size, terms = self.settings.block_size, self.settings.terms
+        layer = OftLinear(base, 1, 1.0, 0.0, 1, Route(), block_size=block_size, terms=terms)
+        layer.R.data[0] = self._tensor(name, OFT_R, weight_OI.device)
+        return layer.tuned().detach()
 
     def _product(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
         a_RI, b_OR = (self._tensor(name, f"lora_{x}.weight", device) for x in "AB")

@@ -11,7 +11,8 @@ from laura.cli.chat import chat
 from laura.cli.console import command, listen_for_stop
 from laura.cli.decision import claims, gate, recommend
 from laura.cli.init import init
-from laura.cli.machine import doctor, fetch, merge, schema, sign
+from laura.cli.machine import doctor, fetch, merge, push, schema, sign
+from laura.cli.mcp import mcp
 from laura.cli.measurement import evaluate, show, spectra
 from laura.cli.serve import serve
 from laura.cli.study import compare, plan, report, track, train, watch
@@ -26,7 +27,6 @@ app = typer.Typer(
     "\b\nExit codes: 0 done, 2 a mistake you can mend, 1 a bug of ours, 130 stopped,\n"
     "4 a `gate` that is not passed.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,7 +56,7 @@ def _root(
 
 for _function in (
     init, compare, watch, train, track, evaluate, claims, recommend, gate, plan, report, show,
-    spectra, chat, serve, merge, sign, fetch, doctor, schema,
+    spectra, chat, serve, mcp, merge, sign, push, fetch, doctor, schema,
 ):  # fmt: skip
     command(app)(_function)
 app.add_typer(tenants, name="tenants")

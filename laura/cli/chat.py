@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from laura.serve.chatting import Chat, Turn
 
 REPEAT_SECONDS = 0.2
-HINT = "Ctrl-C stops an answer, /clear begins anew, Ctrl-D leaves."
+HINT = "Ctrl-C stops an answer, /help tells the commands, Ctrl-D leaves."
+HELP = """\
+/help    tell these commands
+/clear   begin anew: no model is reminded of what was said
+/quit    leave, as Ctrl-D does
+Ctrl-C   stop an answer; what is there of it stays
+Whatever does not begin with / is asked of every model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,7 @@ def _converse(talk: Chat) -> None:
     from rich.console import Console as Terminal
 
     from laura.cli.chat_screen import introduction
+    from laura.report.visible import visible_line
 
     with suppress(ImportError):
         import readline  # noqa: F401  (arrow keys: earlier questions)
@@ -100,14 +107,21 @@ def _converse(talk: Chat) -> None:
         except KeyboardInterrupt:
             typer.echo(f"\n{HINT}")
             continue
-        if question == "/clear":
-            talk.turns.clear()
-            typer.echo("Begun anew.")
-        elif question:
-            try:
-                _ask(talk, question)
-            except UsageError as error:  # such as a conversation that has become too long
-                typer.echo(f"error: {error}", err=True)
+        match question:
+            case "/clear":
+                talk.turns.clear()
+                typer.echo("Begun anew.")
+            case "/help":
+                typer.echo(HELP)
+            case "/quit":
+                return
+            case _ if question.startswith("/"):
+                typer.echo(f"There is no command {visible_line(question.split()[0])}.\n{HELP}")
+            case _ if question:
+                try:
+                    _ask(talk, question)
+                except UsageError as error:  # such as a conversation that has become too long
+                    typer.echo(f"error: {error}", err=True)
 
 
 def _ask(talk: Chat, question: str) -> Turn:

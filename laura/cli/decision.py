@@ -118,7 +118,8 @@ def claims_table(found: Judgement) -> RenderableType:
     )
     if any(claim.edge for claim in found.claims):
         notes += f" {EDGE[0].upper()}{EDGE[1:]}."
-    parts: list[RenderableType] = [Text(found.answer, style="bold"), Text(), table]
+    parts: list[RenderableType] = [Text(found.answer, style="bold"), Text()]
+    parts += [table] if table.rows else []
     parts.append(Text(notes, style="dim"))
     silent = [f"{one.id}: {'; '.join(one.missing)}" for one in found.claims if one.missing]
     for title, lines in (
@@ -215,6 +216,8 @@ def gate(console: Console, options: GateOptions) -> int | None:
 
 def recommendation_text(found: Recommendation) -> str:
     """A recommendation for people: the answer first."""
+    from laura.study.recommend import replay_text
+
     chosen = found.chosen
     assert chosen is not None, "a decision without one is refused before"
     units = {side: found.measures[side]["unit"] for side in ("learning", "forgetting")}
@@ -240,6 +243,9 @@ def recommendation_text(found: Recommendation) -> str:
     if found.alternatives:
         lines.append("\nAlternatives")
         lines += [_alternative(one, units) for one in found.alternatives]
+    if found.replay:
+        lines.append("\nReplay")
+        lines += [f" - {replay_text(law)}" for law in found.replay]
     lines.append("\nNot tried")
     lines += [f" - {told}" for told in found.not_tried]
     lines.append(f"\nRecipe: {found.recipe}")
@@ -249,12 +255,14 @@ def recommendation_text(found: Recommendation) -> str:
 
 
 def _alternative(one: Candidate, units: dict[str, str]) -> str:
+    from laura.results.units import budget_text, rate_text
     from laura.study.claims.answer import signed
 
     learnt, forgot = signed(one.learnt, units["learning"]), signed(one.forgot, units["forgetting"])
     seeds = f"{len(one.seeds)} seed{'' if len(one.seeds) == 1 else 's'}"
     return (
-        f" - {one.arm} at {one.learning_rate:g}, budget {one.budget:,g}: learnt {learnt}, "
+        f" - {one.arm} at {rate_text(one.learning_rate)}, budget {budget_text(one.budget)}: "
+        f"learnt {learnt}, "
         f"forgot {forgot} ({seeds}); {one.why_not}"
     )
 

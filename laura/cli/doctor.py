@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from laura.results.text_table import terminal_width
 from laura.results.units import memory_text
 
 State = Literal["ok", "limited", "missing"]
@@ -45,10 +47,16 @@ class DoctorFinding:
     advice: str = ""
 
     def text(self) -> str:
-        """The finding on a line, with its advice below."""
+        """The finding in lines that fit a terminal, with its advice below."""
         mark = {"ok": "ok     ", "limited": "limited", "missing": "MISSING"}[self.state]
-        advice = f"\n{'':28}-> {self.advice}" if self.advice else ""
-        return f"{mark}  {self.name:<17}  {self.found}{advice}"
+        advice = [f"{'':26}-> {self.advice}"] if self.advice else []
+        return "\n".join(
+            textwrap.fill(
+                line, terminal_width(), subsequent_indent=" " * 26,
+                break_long_words=False, break_on_hyphens=False,
+            )
+            for line in (f"{mark}  {self.name:<15}  {self.found}", *advice)
+        )  # fmt: skip
 
 
 # State, what is there, and where something is to be done about it, what.
@@ -279,5 +287,4 @@ def _vllm(base: str) -> Look:
 def _extra(name: str) -> Look:
     if importlib.util.find_spec(name.replace("-", "_")):
         return "ok", metadata.version(name)
-    advice = f"optional: python -m pip install 'laura-lab[{name}]'"
-    return "limited", "not installed", advice
+    return "limited", "not installed, and optional", f"python -m pip install 'laura-lab[{name}]'"

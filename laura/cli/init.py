@@ -6,11 +6,17 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from laura.cli.console import Console
 from laura.cli.options import DATA, argument, option
 from laura.results.errors import UsageError
+
+if TYPE_CHECKING:
+    from laura.data.examples import Example
+    from laura.recipe.sections import Source
+    from laura.results.progress import Progress
+    from laura.study.first_look import FirstLook
 
 DEFAULT_BASE = "micro"
 DEFAULT_EPOCHS = "1,3"
@@ -65,23 +71,14 @@ def init(console: Console, options: InitOptions) -> None:
     if there := next((path for path in (out, folder) if path.exists()), None):
         raise UsageError(f"{there} is there already; give --out another file, or delete it")
     from laura.data.named import NAMED
-    from laura.data.sources import is_endless, stream_examples, too_large
     from laura.recipe.reading import parse_recipe
-    from laura.recipe.sections import BaseSection, Source
-    from laura.recipe.starter import Starter, forgetting_tasks, row_tokens
+    from laura.recipe.starter import Starter, row_tokens
     from laura.results.store import write_text
-    from laura.study.first_look import first_look, split_off_test
-    from laura.study.plan.planning import tokenizer_file
+    from laura.study.first_look import split_off_test
 
     how = _how(options)
     train, held = {"source": data, **how}, {"source": test, **how}
-    source = Source.model_validate(train)
-    if is_endless(source, options.data_dir):
-        raise too_large(source)
-    examples = list(stream_examples(source, options.data_dir, console.progress.say))
-    look = first_look(
-        examples, forgetting_tasks(base), tokenizer_file(BaseSection(model=base)), options.data_dir
-    )
+    source, examples, look = look_at(data, base, options, console.progress)
     console.progress.say(f"{data}: " + "\n".join(look.lines()))
     if not test and data in NAMED and "test" in NAMED[data].splits:
         held = {"source": data, "split": "test"}
@@ -96,6 +93,29 @@ def init(console: Console, options: InitOptions) -> None:
     value = {"recipe": str(out), "train": train, "test": held, "first_look": look.value()}
     console.answer(value, f"{out} is written. Read it, then:\n  laura plan {out}\n"
                           f"  laura compare {out}")  # fmt: skip
+
+
+def look_at(
+    data: str, base: str, options: InitOptions, progress: Progress
+) -> tuple[Source, list[Example], FirstLook]:
+    """What a recipe for data is written by: the source, all its rows, and the look at them.
+
+    Raises:
+        DataError: they cannot be read, or are too large to be read whole.
+    """
+    from laura.data.sources import is_endless, stream_examples, too_large
+    from laura.recipe.sections import BaseSection, Source
+    from laura.recipe.starter import forgetting_tasks
+    from laura.study.first_look import first_look
+    from laura.study.plan.planning import tokenizer_file
+
+    source = Source.model_validate({"source": data, **_how(options)})
+    if is_endless(source, options.data_dir):
+        raise too_large(source)
+    examples = list(stream_examples(source, options.data_dir, progress.say))
+    tokenizer = tokenizer_file(BaseSection(model=base))
+    look = first_look(examples, forgetting_tasks(base), tokenizer, options.data_dir)
+    return source, examples, look
 
 
 def _asked(question: str, usual: str | None, asks: bool) -> str:

@@ -1,4 +1,4 @@
-"""The commands on models and this machine: `laura merge`, `sign`, `fetch`, `doctor`, `schema`."""
+"""The commands on models and this machine: `laura merge`, `sign`, `push`, `fetch`, `doctor`, ..."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ class MergeOptions:
     adapter: Path = argument(metavar="ADAPTER", exists=True, file_okay=False)
     """Adapter folder."""
     out: Path = argument(metavar="OUT")
-    """Folder for the merged model."""
+    """Folder for the merged model, or a file NAME.gguf."""
+    converter: Path | None = option(
+        envvar="LAURA_GGUF_CONVERTER", metavar="PATH", show_default="the one on PATH"
+    )
+    """For a GGUF file: llama.cpp's convert_hf_to_gguf.py, or the folder it is in."""
     device: str | None = option(**DEVICE)
 
 
@@ -27,11 +31,13 @@ def merge(console: Console, options: MergeOptions) -> None:
     """Add an adapter's updates into the weights.
 
     Saves a model that needs no adapter, and says how far the merged model's
-    logits are from the adapter's.
+    logits are from the adapter's. A GGUF file is written by llama.cpp's own
+    converter, in float32; llama-quantize makes it smaller.
 
     \b
     Example:
       laura merge smollm2-135m-instruct-q4 studies/demo/runs/ID/checkpoints/STEP merged
+      laura merge smollm2-135m-instruct-q4 ADAPTER tuned.gguf --converter llama.cpp
     """
     from laura.study.workbench import merge_adapter
 
@@ -69,6 +75,31 @@ def sign(console: Console, options: SignOptions) -> None:
     file = options.adapter / SIGNATURE
     words = f"{file} signs {len(signed)} files: {', '.join(signed)}"
     console.answer({"signature": str(file), "sha256": signed}, words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions:
+    """What is pushed, and where to."""
+
+    folder: Path = argument(metavar="FOLDER", exists=True, file_okay=False)
+    """Folder of an adapter or a whole model."""
+    repository: str = argument(metavar="REPO")
+    """OWNER/NAME on the Hub."""
+    public: bool = option(default=False)
+    """Let all read a repository that is new; by default it is private."""
+
+
+def push(console: Console, options: PushOptions) -> None:
+    """Put an adapter or a model onto the Hub, with its card and record.
+
+    \b
+    Example:
+      laura push best our-org/support-lora
+    """
+    from laura.models.push import push as upload
+
+    address = upload(**vars(options), progress=console.progress)
+    console.answer({"url": address}, address)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,14 +122,19 @@ def scores_text(tasks: Mapping[str, ScoredTask], indent: str = "") -> str:
     """Scores of a model, one metric a line, an adapter's with its change against the base."""
     return "\n".join(
         f"{indent}{task:<14} {name:<16} {score.value:.4f} ± {score.stderr:.4f}  (n={found.n})"
-        + (_change_text(score.change) if score.change else "")
+        # Below, so that a line fits a terminal.
+        + (
+            f"\n{indent}{'':<14} change          {_change_text(score.change)}"
+            if score.change
+            else ""
+        )
         for task, found in tasks.items()
         for name, score in found.metrics.items()
     )
 
 
 def _change_text(change: ScoreChange) -> str:
-    text = f"  {change.value:+.4f} ± {change.stderr:.4f}"
+    text = f"{change.value:+.4f} ± {change.stderr:.4f}"
     if change.interval is None:
         return text
     low, high = change.interval

@@ -17,6 +17,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from laura.cli.completion import OFFERED
+
 
 def option(*names: str, default: Any = None, **how: Any) -> Any:
     """A field that is an option.
@@ -47,7 +49,8 @@ def parameters(kind: type[Any]) -> list[inspect.Parameter]:
         asked, hint = known[name].metadata, hints[name]
         words = _words(owner.__module__).get((owner.__name__, name))
         names = asked["names"] or ([f"--{name.replace('_', '-')}"] if hint is bool else [])
-        info = asked["make"](*names, **{"help": words, **asked["how"]})
+        offered = OFFERED.get(asked["how"].get("metavar"))
+        info = asked["make"](*names, **{"help": words, "autocompletion": offered, **asked["how"]})
         default = known[name].default
         default = inspect.Parameter.empty if default is MISSING else default
         found.append(parameter(name, Annotated[hint, info], default))

@@ -15,12 +15,13 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
 from rich.text import Text
 
 from laura.results.progress import Bar, Progress, duration_text
@@ -30,6 +31,8 @@ WINDOW_SECONDS = 120.0
 WINDOW_SAMPLES = 8
 # A resumed bar jumps to where it stood as soon as it opens; that jump is not speed.
 OPENING_SECONDS = 1.0
+# Columns of a bar that go where there is no room: speed, time elapsed, amount, bar, remark.
+SPARE = (4, 5, 3, 1, 7)
 
 Clock = Callable[[], float]
 
@@ -78,23 +81,30 @@ class BarPace:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the total is reached at the present speed; None before it is known."""
-        if self.share >= 1:
-            return 0.0
+        """Seconds until the total is reached at the present speed; None where it is not known.
+
+        That is before the first advances, and again when the time that they promised is over,
+        or the total is reached: whoever keeps a bar open has more to do.
+        """
         if self.rate is None or math.isinf(self.total):
             return None
         since_last = self._clock() - self._samples[-1][0]
-        return max(0.0, (self.total - self.done) / self.rate - since_last)
+        left = (self.total - self.done) / self.rate - since_last
+        return left if left > 0 else None
 
     def words(self) -> tuple[str, str, str, str, str]:
-        """Percentage, amount, speed, time elapsed and time left, as people read them."""
+        """Percentage, amount, speed, time elapsed and time left, as people read them.
+
+        100 % is the end's alone, and 0:00 is never left.
+        """
+        left = self.seconds_left
         total = "" if math.isinf(self.total) else f"/{self.total:,.0f}"
         return (
-            f"{self.share:.0%}",
+            f"{math.floor(100 * self.share)}%",
             f"{self.done:,.0f}{total} {self.unit}".rstrip(),
             speed_text(self.rate, self.unit),
             f"{duration_text(self.elapsed_seconds)} elapsed",
-            f"{duration_text(self.seconds_left)} left",
+            f"{duration_text(left and math.ceil(left))} left",
         )
 
 
@@ -179,6 +189,25 @@ class _PaceColumn(ProgressColumn):
         return Text(words, style=self._style, justify="right", no_wrap=True)
 
 
+class _FittingBars(RichProgress):
+    """Bars that leave out columns where a terminal is too narrow for them, the dullest first."""
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        """The bars of these tasks, with all that there is room for."""
+        shown, whole = list(tasks), self.columns
+        if not shown:  # also when rich asks for the first time, and has no console yet
+            return super().make_tasks_table(shown)
+        endless = self.console.options.update(max_width=10_000)
+        for count in range(len(SPARE) + 1):
+            left_out = SPARE[:count]
+            self.columns = tuple(c for place, c in enumerate(whole) if place not in left_out)
+            table = super().make_tasks_table(shown)
+            if self.console.measure(table, options=endless).maximum <= self.console.width:
+                break
+        self.columns = whole
+        return table
+
+
 class RichBars:
     """A `Progress` for a terminal: bars that stand below one another."""
 
@@ -188,7 +217,7 @@ class RichBars:
         self._depths: Counter[int] = Counter()
         self._opener = threading.get_ident()
         self._lock = threading.Lock()
-        self._display = RichProgress(
+        self._display = _FittingBars(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             *(_PaceColumn(*place) for place in enumerate(("bold", "dim", "dim", "dim", "cyan"))),

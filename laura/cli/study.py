@@ -97,7 +97,7 @@ class TrackOptions:
 
 
 def track(console: Console, options: TrackOptions) -> None:
-    """Tell a tracker of a study: losses, scores, the answer, the charts.
+    """Tell a tracker of a study: losses, scores, answer, charts.
 
     What was told before is not told again. Runs that other machines carry out are told too.
 
@@ -249,10 +249,10 @@ class PlanOptions(RecipeOptions):
 
 
 def plan(console: Console, options: PlanOptions) -> None:
-    """Say what a recipe or a series takes: memory, tokens, operations, time and disk.
+    """Say what a recipe or a series takes: memory, time and disk.
 
-    Nothing is trained and no weights are read; of the base config.json is enough. Of a series
-    every setting is planned, and all of them together.
+    Also tokens and operations. Nothing is trained and no weights are read; of the base
+    config.json is enough. Of a series every setting is planned, and all of them together.
 
     \b
     Example:

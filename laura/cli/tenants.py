@@ -216,10 +216,10 @@ def remove(console: Console, options: TenantOptions) -> None:
 
 @command(tenants, "import")
 def import_(console: Console, options: ImportOptions) -> None:
-    """Take over a file of tenants: they and their keys replace all that were there.
+    """Take over a file of tenants in the place of all that were there.
 
     For tenants that are written by hand and kept with other configuration. What a tenant of the
-    same name has used stays used. Tells every mistake in the file.
+    same name has used stays used. Keys are replaced too. Tells every mistake in the file.
 
     \b
     Example:
@@ -237,7 +237,9 @@ def import_(console: Console, options: ImportOptions) -> None:
 
 @command(tenants)
 def audit(console: Console, options: AuditOptions) -> None:
-    """Show what was done with admin keys, a line of JSON each, the newest at the end.
+    """Show what was done with admin keys, the newest at the end.
+
+    A line of JSON each.
 
     \b
     Example:

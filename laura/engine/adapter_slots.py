@@ -356,10 +356,11 @@ class Slots:
         Raises:
             AdapterError: what does not fit.
         """
-        if settings.dora:
+        if settings.dora or settings.block_size:
+            kind = "OFT" if settings.block_size else "DoRA"
             raise AdapterError(
-                f"adapter {name} uses DoRA, which the server does not run; "
-                "merge it into a base of its own, or train without dora"
+                f"adapter {name} uses {kind}, which the server does not run; "
+                "merge it into a base of its own, or train plain LoRA"
             )
         label = Path(f"adapter {name}")
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}

@@ -291,9 +291,7 @@ class Engine:
                     expected_hidden = self.runner.states(inputs, module)[places]
                 for start in range(0, len(places), CHUNK_POSITIONS):
                     part = slice(start, start + CHUNK_POSITIONS)
-                    expected = self.runner.logits(
-                        expected_hidden[part], reference_head
-                    ).log_softmax(-1)
+                    expected = self.runner.logits(expected_hidden[part], module).log_softmax(-1)
                     given = self.runner.logits(hidden[part]).log_softmax(-1)
                     for way, found in results.items():
                         p, q = (expected, given) if way == "forward" else (given, expected)

@@ -39,7 +39,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from laura.models.attention import Scoring, grouped_attention
 
 SHORTEST_ROW = 128
 # Rows of a block hold about so many tokens together.
@@ -297,48 +298,55 @@ class BatchAttention:
             self.back = torch.tensor(joined, device=device).argsort()
         tokens = [row for row, drafted in running for _ in range(1 + drafted)]
         self.prefixes = _prefixes(tokens, device)
+        at = [row.start + row.tokens + k for row, drafted in running for k in range(1 + drafted)]
+        self.positions = torch.tensor(at if self.prefixes else [], device=device)
         self.parts = [_PromptPart(rows, tokens, device) for rows, tokens in _together(parts)]
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scoring
     ) -> Tensor:
         """Attention (1, T, H, D) of the pass in one layer."""
         both_TSD = torch.cat((key, value), dim=1)[0].transpose(0, 1)
-        found = self.attended(layer, query[0].transpose(0, 1), both_TSD, scaling)
+        found = self.attended(layer, query[0].transpose(0, 1), both_TSD, scores)
         return found.view(1, len(found), *query.shape[1::2])
 
-    def attended(self, layer: int, query_THD: Tensor, both_TSD: Tensor, scaling: float) -> Tensor:
+    def attended(self, layer: int, query_THD: Tensor, both_TSD: Tensor, scores: Scoring) -> Tensor:
         """Write keys and values of one layer; attention (T, H * D) of the pass."""
         outputs, start = [], self.count
         if self.steps:
-            outputs.append(self._decoded(layer, query_THD[:start], both_TSD[:start], scaling))
+            outputs.append(self._decoded(layer, query_THD[:start], both_TSD[:start], scores))
         for part in self.parts:
             places = slice(start, start + part.total)
             start += part.total
-            outputs.append(part.attend(layer, query_THD[places], both_TSD[places], scaling))
+            outputs.append(part.attend(layer, query_THD[places], both_TSD[places], scores))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _decoded(self, layer: int, query_NHD: Tensor, both_NSD: Tensor, scaling: float) -> Tensor:
+    def _decoded(self, layer: int, query_NHD: Tensor, both_NSD: Tensor, scores: Scoring) -> Tensor:
         """Attention (N, H * D) of the tokens that are decoded, over rows and shared prefixes."""
         # Heads that share keys become queries of one head: nothing is repeated.
         query = query_NHD.unflatten(1, (both_NSD.shape[1] // 2, -1))
         outputs, weights = [], []
         for step, order in zip(self.steps, self.orders, strict=True):
             pairs_NG2LD = step.write(layer, both_NSD[order])
-            own, mask, (keys, values) = query[order], step.mask_N11L, pairs_NG2LD.unbind(2)
+            own, (keys, values) = query[order], pairs_NG2LD.unbind(2)
+            mask = _within(step.mask_N11L, step.places_N, scores.window)
             if self.prefixes:
-                output, weight = partial_attention(own, keys, values, scaling, mask)
+                output, weight = partial_attention(own, keys, values, scores, mask)
                 weights.append(weight)
             else:
                 mask = mask.expand(-1, -1, own.shape[2], -1)
-                output = scaled_dot_product_attention(own, keys, values, mask, scale=scaling)
+                output = grouped_attention(own, keys, values, mask, scores)
             outputs.append(output)
         output = self._in_order(outputs)
         if self.prefixes:
             weight = self._in_order(weights)
             for prefix, places in self.prefixes:
                 key, value = _held(prefix, layer).unbind(1)
-                found = prefix_attention(query[places], key, value, scaling)
+                near: Tensor | None = None
+                if scores.window is not None:
+                    whole = query.new_zeros(1, 1, 1, prefix.tokens)
+                    near = _within(whole, self.positions[places], scores.window)
+                found = prefix_attention(query[places], key, value, scores, near)
                 output[places] = joined_attention(output[places], weight[places], *found)
         return output.to(query.dtype).reshape(self.count, -1)
 
@@ -358,7 +366,7 @@ class _NextTokens:
         self.longest = _read_length(max(lengths) + 1, capacity)
         self.flat = block.pairs.view(layers, -1, width)
         self.pairs = block.pairs[:, : self.count]
-        places = torch.tensor(lengths, device=device)
+        self.places_N = places = torch.tensor(lengths, device=device)
         # Where a row's keys and values go among all tokens of the block: (N, S).
         heads = torch.arange(2 * self.count * self.groups, device=device)
         starts = heads.view(self.count, self.groups, 2).transpose(1, 2).flatten(1) * capacity
@@ -382,8 +390,8 @@ class _Draft:
         self.pairs, self.index = row.block.pairs, row.index
         self.start, self.end = row.tokens + 1, row.tokens + 1 + drafted
         self.longest = _read_length(self.end, row.block.capacity)
-        places = torch.arange(self.start, self.end, device=device)
-        self.mask_N11L = _mask(places, self.longest, self.pairs.dtype)
+        self.places_N = torch.arange(self.start, self.end, device=device)
+        self.mask_N11L = _mask(self.places_N, self.longest, self.pairs.dtype)
 
     def write(self, layer: int, both_PSD: Tensor) -> Tensor:
         """Write the draft's keys and values; the row, (P, G, 2, L, D), once for each token."""
@@ -419,32 +427,45 @@ def _mask(places_N: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(unseen, float("-inf"))[:, None, None]
 
 
+def _within(mask_N11L: Tensor, places_N: Tensor, window: int | None) -> Tensor:
+    """The mask of a layer with this window, if it has one."""
+    if window is None:
+        return mask_N11L
+    far = torch.arange(mask_N11L.shape[-1], device=places_N.device) <= places_N[:, None] - window
+    # Not infinite: where a whole prefix is too far away, its softmax stays a number.
+    return mask_N11L.masked_fill(far[:, None, None], torch.finfo(mask_N11L.dtype).min)
+
+
 def _held(row: CacheRow, layer: int) -> Tensor:
     """Keys and values (G, 2, L, D) that a row holds."""
     return row.block.pairs[layer, row.index, :, :, : row.tokens]
 
 
 def partial_attention(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, scores: Scoring, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Attention over a part of what is seen, and the logarithm of its denominator.
 
     Shapes: query (..., R, D), key and value (..., L, D); output (..., R, D) and (..., R),
     float32.
     """
-    scores = torch.matmul(query, key.transpose(-1, -2)).float() * scaling
-    scores = scores if mask is None else scores + mask
-    output = torch.matmul(scores.softmax(-1).to(query.dtype), value)
-    return output.float(), scores.logsumexp(-1)
+    found = scores.of(torch.matmul(query, key.transpose(-1, -2)).float(), mask)
+    output = torch.matmul(found.softmax(-1).to(query.dtype), value)
+    return output.float(), found.logsumexp(-1)
 
 
 def prefix_attention(
-    query_NGRD: Tensor, key_GLD: Tensor, value_GLD: Tensor, scaling: float
+    query_NGRD: Tensor,
+    key_GLD: Tensor,
+    value_GLD: Tensor,
+    scores: Scoring,
+    mask_N11L: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`partial_attention` of every row over one prefix, which is read once for all rows."""
     rows, groups, repeats, width = query_NGRD.shape
     query_GQD = query_NGRD.transpose(0, 1).reshape(groups, rows * repeats, width)
-    output, weight = partial_attention(query_GQD, key_GLD, value_GLD, scaling)
+    mask_QL = None if mask_N11L is None else mask_N11L[:, 0, 0].repeat_interleave(repeats, 0)
+    output, weight = partial_attention(query_GQD, key_GLD, value_GLD, scores, mask_QL)
     output = output.view(groups, rows, repeats, width).transpose(0, 1)
     return output, weight.view(groups, rows, repeats).transpose(0, 1)
 
@@ -469,9 +490,9 @@ class _PromptPart:
         self.mask = None
         if before := rows[0].start + self.start:
             seen = torch.ones(tokens, before + tokens, dtype=torch.bool, device=device)
-            self.mask = seen.tril(diagonal=before)
+            self.mask, self.before = seen.tril(diagonal=before), before
 
-    def attend(self, layer: int, query_THD: Tensor, both_TSD: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, query_THD: Tensor, both_TSD: Tensor, scores: Scoring) -> Tensor:
         """Writes the keys and values; attention (T, H * D) over all that was read."""
         shape = (len(self.rows), self.tokens)
         query_BHTD = query_THD.unflatten(0, shape).transpose(1, 2)
@@ -479,17 +500,16 @@ class _PromptPart:
         for own, (pairs, index) in zip(pairs_B2GTD, self.rows, strict=True):
             pairs[layer, index, :, :, self.start : self.end] = own.transpose(0, 1)
         key, value = pairs_B2GTD.unbind(1)
-        if self.mask is not None:
+        mask = self.mask
+        if mask is not None:
+            if scores.window is not None:
+                mask = mask.triu(diagonal=self.before - scores.window + 1)
             pairs, index = self.rows[0]
             seen_G2LD = pairs[layer, index, :, :, : self.end]
             if self.prefix is not None:
                 seen_G2LD = torch.cat((_held(self.prefix, layer), seen_G2LD), dim=2)
             key, value = seen_G2LD[None].unbind(2)
-        grouped = key.shape[1] != query_BHTD.shape[1]
-        output = scaled_dot_product_attention(
-            query_BHTD, key, value, self.mask,
-            is_causal=self.mask is None, scale=scaling, enable_gqa=grouped,
-        )  # fmt: skip
+        output = grouped_attention(query_BHTD, key, value, mask, scores)
         return output.transpose(1, 2).reshape(self.total, -1)
 
 

@@ -40,16 +40,13 @@ from torch.nn import functional
 from laura.engine.adapter_slots import CurrentBatch, LinearGroup, Slot, Slots, slot_order
 from laura.engine.kv_cache import BatchAttention, Geometry, geometry_of
 from laura.engine.prefix_tree import route_order
+from laura.models.attention import Scoring
 from laura.models.device import autocast, linear, packs_weights
+from laura.models.families import LLAMA, family_of
+from laura.models.layers import decoder_layers
 from laura.models.lora import route
-from laura.models.losses import output_head
+from laura.models.losses import capped, output_head, softcap_of
 
-FUSED = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
 # Each number of rows up to this has kernels of its own: filling up would cost more.
 FEW_ROWS = 8
 # Whose modules compute what `PlainDecoder` does, and nothing else.
@@ -173,20 +170,21 @@ class SharedInput:
         return {name: y.unflatten(0, x.shape[:-1]) for name, y in parts}
 
 
-def fuse_linears(model: nn.Module, dtype: torch.dtype) -> tuple[list[FusedLinear], CurrentBatch]:
+def fuse_linears(model: Any, dtype: torch.dtype) -> tuple[list[FusedLinear], CurrentBatch]:
     """Make a model's maps ready; it serves only from then on.
 
     Weights of the maps are held once, in `dtype`.
 
     Returns:
-        The joined maps, layer by layer in the order of FUSED, and the current on which the
-        batch of a pass is put.
+        The joined maps, layer by layer in the order of the family, and the current on which
+        the batch of a pass is put. Experts stay as they are.
     """
     current, made = CurrentBatch(), []
     names = {module: name for name, module in model.named_modules()}
-    for layer in model.get_decoder().layers:  # type: ignore[operator]
-        for members in FUSED:
-            maps = [layer.get_submodule(member) for member in members]
+    for layer in decoder_layers(model):
+        modules = dict(layer.named_modules())
+        for members in family_of(model.config.model_type).joined:
+            maps = [modules[member] for member in members]
             full = tuple(f"{names[layer]}.{member}" for member in members)
             outputs = tuple(len(one.weight) for one in maps)
             group = LinearGroup(full, maps[0].in_features, outputs)
@@ -246,6 +244,7 @@ class _Norm:
 class _FusedLayer:
     before_attention: _Norm
     qkv: FusedLinear
+    scores: Scoring
     output: FusedLinear
     before_unit: _Norm
     gate_up: FusedLinear
@@ -264,16 +263,20 @@ class PlainDecoder:
         decoder = model.get_decoder()
         self.embedding, self.rotary = decoder.embed_tokens, decoder.rotary_emb
         attention = decoder.layers[0].self_attn
-        self.width, self.scaling = attention.head_dim, attention.scaling
+        self.width, window = attention.head_dim, getattr(model.config, "sliding_window", None)
         self.heads = fused[1].group.inputs // self.width
         self.turned = self.heads + fused[0].group.outputs[1] // self.width
         self.dtype, self.norm = fused[0].dtype, _Norm.of(decoder.norm)
-        count = len(FUSED)
+        count = len(LLAMA.joined)
         self.layers = []
         for number, layer in enumerate(decoder.layers):
             qkv, output, gate_up, down = fused[number * count : (number + 1) * count]
             before, between = _Norm.of(layer.input_layernorm), layer.post_attention_layernorm
-            self.layers.append(_FusedLayer(before, qkv, output, _Norm.of(between), gate_up, down))
+            own = getattr(layer.self_attn, "sliding_window", window)  # Qwen2's differ by layer
+            scores = Scoring(attention.scaling, own)
+            self.layers.append(
+                _FusedLayer(before, qkv, scores, output, _Norm.of(between), gate_up, down)
+            )
 
     def __call__(
         self, ids: Sequence[int], positions: Sequence[int], attention: BatchAttention
@@ -286,7 +289,7 @@ class PlainDecoder:
             qkv = layer.qkv(layer.before_attention(x_TW).to(self.dtype))
             heads = self._turn(qkv.unflatten(1, (-1, self.width)), cos, sin)
             query, both = heads[:, : self.heads], heads[:, self.heads :]
-            x_TW += layer.output(attention.attended(number, query, both, self.scaling))
+            x_TW += layer.output(attention.attended(number, query, both, layer.scores))
             gate_up = layer.gate_up(layer.before_unit(x_TW).to(self.dtype))
             gate, up = gate_up.chunk(2, dim=1)
             x_TW += layer.down(functional.silu(gate).mul_(up))
@@ -420,10 +423,14 @@ class ModuleRunner:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
-    def logits(self, hidden_NW: Tensor, head: nn.Linear | None = None) -> Tensor:
-        """Logits (N, V), float32; the head's own number format does the arithmetic."""
-        weight = (head or self.head).weight
-        return linear(hidden_NW.to(weight.dtype), weight).float()
+    def logits(self, hidden_NW: Tensor, model: Any = None) -> Tensor:
+        """Logits (N, V), float32, of this model or another.
+
+        The output map's own number format does the arithmetic.
+        """
+        model = model or self.model
+        weight = output_head(model).weight
+        return capped(linear(hidden_NW.to(weight.dtype), weight).float(), softcap_of(model))
 
     def order(self, slot: int | None) -> int:
         """See `ModelRunner.order`."""
@@ -483,7 +490,8 @@ class FusedRunner:
 
     def logits(self, hidden_NW: Tensor) -> Tensor:
         """Logits (N, V), float32."""
-        return self._output(hidden_NW.to(self._output.dtype)).float()
+        logits = self._output(hidden_NW.to(self._output.dtype)).float()
+        return capped(logits, softcap_of(self.model))
 
     def order(self, slot: Slot | None) -> tuple[int, int]:
         """See `ModelRunner.order`."""

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from laura.engine.requests import TokenDocument
-from laura.models.attention import Documents, grouped_attention
+from laura.models.attention import Documents, Scoring, grouped_attention
 from laura.results.errors import DataError
 
 # A shorter beginning is not worth a branch; a shorter prefix not worth a pass.
@@ -333,21 +333,27 @@ class TreeAttention:
             None if not before and len(block[0].spans) == 1 else _mask(block, before).to(device)
             for block in blocks
         ]
+        beginning = torch.arange(before)
+        self.places = [
+            torch.cat([beginning, *(torch.arange(s.start, s.end) for p in b for s in p.spans)])
+            for b in blocks
+        ]
+        self._windowed: dict[int, list[Tensor | None]] = {}
         # Texts that share nothing are documents like those of a training.
         trees = any(mask is not None for mask in self.masks)
         self.documents = None if trees else Documents(self.lengths)
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scoring
     ) -> Tensor:
         """Attention (1, T, H, D) of the pass in one layer."""
         if self.keeps is not None:
             self.keeps.layers.append(self._behind_prefix(layer, key, value))
         if self.documents is not None:
-            return self.documents.attend(query, key, value, scaling, 0.0).transpose(1, 2)
+            return self.documents.attend(query, key, value, scores, 0.0).transpose(1, 2)
         outputs = []
         pieces = zip(
-            self.masks,
+            self._within(scores.window),
             query.split(self.lengths, dim=2),
             key.split(self.lengths, dim=2),
             value.split(self.lengths, dim=2),
@@ -355,9 +361,22 @@ class TreeAttention:
         )
         for mask, part_query, part_key, part_value in pieces:
             keys, values = self._behind_prefix(layer, part_key, part_value)
-            outputs.append(grouped_attention(part_query, keys, values, mask, scaling))
+            outputs.append(grouped_attention(part_query, keys, values, mask, scores))
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         return joined.transpose(1, 2)
+
+    def _within(self, window: int | None) -> list[Tensor | None]:
+        """The masks of layers with this window, where a text's places say who lies in it."""
+        if window is None:
+            return self.masks
+        if window not in self._windowed:
+            near = ((p[:, None] - p) < window for p in self.places)
+            pairs = zip(self.masks, near, strict=True)
+            self._windowed[window] = [
+                None if mask is None else mask & seen[-len(mask) :].to(mask.device)
+                for mask, seen in pairs
+            ]
+        return self._windowed[window]
 
     def _behind_prefix(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if self.prefix is None:

@@ -6,6 +6,7 @@ run in this process (`engine.py`) or in another one; a task cannot tell.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -42,6 +43,41 @@ class ScoreAnswer:
     loglikelihood: float
     greedy: bool
     tokens: int
+
+
+# No white space but one blank, as json.dumps writes: what is free never ends in a weak model.
+JSON_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must be.
+
+    Attributes:
+        kind: How it is said.
+        text: A JSON schema, or a regular expression (of Rust's) for all of the answer.
+    """
+
+    kind: Literal["json", "regex"]
+    text: str
+
+    @classmethod
+    def of_schema(cls, schema: Mapping[str, Any]) -> Grammar:
+        """JSON of a schema, on one line."""
+        return cls("json", json.dumps({**schema, "x-guidance": JSON_WRITTEN}))
+
+    @property
+    def source(self) -> str:
+        """The same for llguidance.
+
+        Raises:
+            ValueError: the text is no JSON schema.
+        """
+        from llguidance import LLMatcher
+
+        if self.kind == "regex":
+            return str(LLMatcher.grammar_from_regex(self.text))
+        return str(LLMatcher.grammar_from_json_schema(self.text))
 
 
 @dataclass(frozen=True)

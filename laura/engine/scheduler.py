@@ -23,6 +23,7 @@ from laura.data.templates import end_tokens
 from laura.engine.adapter_slots import FEWEST_TOKENS, Slot
 from laura.engine.detokenizer import NOTHING, Detokenizer, Score, TextDelta, decoder_of
 from laura.engine.drafting import Drafter, NgramTables, allot
+from laura.engine.grammar import Matcher, allowed
 from laura.engine.kv_cache import BatchAttention, CacheRow, KVCache, PrefixCache, common_length
 from laura.engine.model_runner import ModelRunner
 from laura.engine.sampler import Draw, choose, most_likely, scores_of
@@ -59,6 +60,8 @@ class TokenSequence:
         ignore_end: Whether an end token does not end it.
         least: No token that would end it is chosen before so many new ones; scores stay those
             of the model, as in vLLM (`min_tokens`).
+        matcher: Where it stands in the grammar that holds its text; its tokens are drawn from
+            those that the grammar goes on with, scores stay those of the model.
         streamed: Whether its text is told as it comes; else only its end.
         prefix: What several prompts begin with, read once for all of them: a sequence that only
             its users keep; this one's row holds what stands behind it.
@@ -77,6 +80,7 @@ class TokenSequence:
     scores_prompt: bool = False
     ignore_end: bool = False
     least: int = 0
+    matcher: Matcher | None = None
     streamed: bool = True
     prefix: TokenSequence | None = None
     tokens: list[int] = field(default_factory=list)
@@ -443,7 +447,7 @@ def extend(
         left.append((one, draft, rows))
         rows += 1 + len(draft)
     sound = logits_NV.amax(-1).isfinite().tolist() if must_be_finite else [True] * rows
-    allowed_NV = _without_ends(left, logits_NV)
+    allowed_NV = _within_grammars(left, _without_ends(left, logits_NV))
     likeliest = most_likely(allowed_NV).tolist()
     outputs, depth = list[StepOutput](), 0
     while left:
@@ -451,9 +455,9 @@ def extend(
         tokens = _drawn(answers, allowed_NV, {one: likeliest[row] for one, row in answers})
         scores = _scored(answers, logits_NV, tokens)
         found = [
-            advance(one, tokens[one], scores.get(one))
-            if sound[row]
-            else StepOutput(one, fault=UNSOUND)
+            StepOutput(one, fault=fault)
+            if (fault := _fault(one, sound[row]))
+            else advance(one, tokens[one], scores.get(one))
             for one, row in answers
         ]
         outputs += found
@@ -470,6 +474,21 @@ def extend(
         ]
         depth += 1
     return outputs
+
+
+def _fault(one: TokenSequence, sound: bool) -> str:
+    """Why a sequence cannot go on, if it cannot."""
+    if not sound:
+        return UNSOUND
+    return one.matcher.fault if one.matcher is not None else ""
+
+
+def _within_grammars(
+    asked: Sequence[tuple[TokenSequence, Sequence[int], int]], logits_NV: Tensor
+) -> Tensor:
+    """Logits of what each sequence's grammar goes on with; a copy only where one has a grammar."""
+    held = [(one.matcher, first, draft) for one, draft, first in asked if one.matcher is not None]
+    return allowed(held, logits_NV) if held else logits_NV
 
 
 def _without_ends(
@@ -537,8 +556,12 @@ def advance(one: TokenSequence, token: int, score: Score | None) -> StepOutput:
     if finish is None:
         if text is not None:
             text.add(token, score)
+        if one.matcher is not None:
+            one.matcher.add(token)
         if text is not None and text.stopped:
             finish = "stop"
+        elif one.matcher is not None and one.matcher.complete:
+            finish = "end"
         elif len(one.tokens) >= one.limit:
             finish = "length"
     if text is None or not one.streamed:

@@ -60,9 +60,10 @@ from laura.models.adapter_files import read_settings
 from laura.models.adapters import attach, save_adapter
 from laura.models.device import alone_on, free_share
 from laura.models.encoding import Encoder
+from laura.models.experts import expert_of
+from laura.models.families import LLAMA, family_of
 from laura.models.load import (
     INCIDENTAL,
-    LAYER_MAPS,
     check_model_folder,
     describe_model,
     load_base,
@@ -110,7 +111,7 @@ SILENT_KEYS = {
     "pad_token_id",
 }
 # Last parts of the names of the maps that adapters may change.
-TARGETS = tuple(name.rsplit(".", 1)[-1] for name in LAYER_MAPS)
+TARGETS = (*LLAMA.groups["all"], "qkv_proj", "gate_up_proj")
 # As many adapters as vLLM computes in one batch; further ones wait in the host's memory.
 MOST_AT_ONCE = 8
 # Enough to keep vLLM's batch of 256 full, few enough to lose little where it is killed.
@@ -156,15 +157,26 @@ def model_arguments(folder: Path, config: Any, reads: int, length: int) -> dict[
     }
 
 
-def lora_arguments(rank: int, count: int, targets: Collection[str] = TARGETS) -> dict[str, Any]:
-    """Arguments of vLLM's engine for so many adapters of at most this rank."""
+def lora_arguments(
+    rank: int, count: int, kind: str, targets: Collection[str] = ()
+) -> dict[str, Any]:
+    """Arguments of vLLM's engine for so many adapters of at most this rank.
+
+    Args:
+        rank: The highest.
+        count: How many.
+        kind: The base's `model_type`.
+        targets: Names of what they change; none for all that a model of this kind has.
+    """
+    family = family_of(kind)
+    group = "all" if family.experts is None else "attention"
     return {
         "enable_lora": True,
         "max_lora_rank": next((one for one in RANKS if one >= rank), RANKS[-1]),
         "max_loras": min(count, MOST_AT_ONCE),
         # Left to itself vLLM also makes room at the output map, and then fails on the CPU
         # where log-probabilities of a prompt are asked for (0.32).
-        "lora_target_modules": sorted(targets),
+        "lora_target_modules": sorted(targets or family.groups[group]),
     }
 
 
@@ -176,14 +188,19 @@ def check_adapter(settings: LoraSettings, name: str = "it") -> None:
         name: What it is called in the error.
 
     Raises:
-        AdapterError: it has lengths (DoRA), too high a rank, or maps that vLLM does not change.
+        AdapterError: it has lengths (DoRA), rotates (OFT), has too high a rank, or maps that vLLM
+            does not change.
     """
     rank, strange = _largest_rank(settings), sorted(_changed_maps(settings) - set(TARGETS))
     fault = ""
-    if settings.dora:
+    if settings.block_size:
+        fault = "rotated inputs (OFT), vLLM takes plain LoRA"
+    elif settings.dora:
         fault = "trained lengths (DoRA), vLLM takes plain LoRA"
     elif rank > RANKS[-1]:
         fault = f"rank {rank}, vLLM takes at most {RANKS[-1]}"
+    elif any(map(expert_of, settings.targets)):
+        fault = "updates of experts, vLLM is given those of linear maps"
     elif strange:
         fault = f"{', '.join(strange)}, vLLM takes the layers' maps"
     if fault:
@@ -486,9 +503,9 @@ class VllmEngine:
         if settings:
             rank = max(map(_largest_rank, settings.values()))
             targets = set[str]().union(*map(_changed_maps, settings.values()))
-            arguments |= lora_arguments(rank, len(settings), targets)
+            arguments |= lora_arguments(rank, len(settings), config.model_type, targets)
         elif rank:
-            arguments |= lora_arguments(rank, 1)
+            arguments |= lora_arguments(rank, 1, config.model_type)
         if cache_bytes is not None:
             arguments["kv_cache_memory_bytes"] = cache_bytes
         environment: Mapping[str, str] = NOTHING

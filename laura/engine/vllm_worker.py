@@ -52,11 +52,12 @@ VERSION_ONLY = "--version"
 OLDEST = (0, 32)
 # vLLM left to itself gives its shared memory back; killed, it leaves it behind.
 GRACE_SECONDS = 10.0
-# What goes before the given arguments. On a processor vLLM would take nearly all memory there
-# is, and compile for a minute.
+# What goes before the given arguments. Answers keep to grammars as in Laura's own engine. On a
+# processor vLLM would take nearly all memory there is, and compile for a minute.
+GRAMMARS = '--structured-outputs-config={"backend": "guidance"}'
 DEFAULTS = {
-    True: ("--dtype=float32", "--enforce-eager", f"--kv-cache-memory-bytes={2 * 2**30}"),
-    False: ("--dtype=bfloat16",),
+    True: ("--dtype=float32", "--enforce-eager", f"--kv-cache-memory-bytes={2 * 2**30}", GRAMMARS),
+    False: ("--dtype=bfloat16", GRAMMARS),
 }
 
 Message = dict[str, Any]
@@ -140,6 +141,7 @@ class _Worker:
         self._line, self._sampling = line, vllm.SamplingParams
         self._prompt, self._lora = parts["inputs"].tokens_input, parts["lora.request"].LoRARequest
         self._kinds = parts["sampling_params"].RequestOutputKind
+        self._grammar = parts["sampling_params"].StructuredOutputsParams
         self._loras: dict[str, Any] = {}
         self._lora_ids = itertools.count(1)
         self._firsts: dict[str, int] = {}
@@ -222,11 +224,13 @@ class _Worker:
         number, adapter = message["add"], message["adapter"]
         kind = self._kinds.DELTA if message["stream"] else self._kinds.FINAL_ONLY
         self._firsts[number] = message["first"]
+        grammar = message["sampling"].pop("structured_outputs", None)
         try:
+            held = {"structured_outputs": self._grammar(**grammar)} if grammar else {}
             self._engine.add_request(
                 number,
                 self._prompt(message["prompt"], cache_salt=message["salt"]),
-                self._sampling(**message["sampling"], output_kind=kind),
+                self._sampling(**message["sampling"], **held, output_kind=kind),
                 lora_request=None if adapter is None else self._loras[adapter],
             )
         except Exception as error:

@@ -12,7 +12,9 @@ harm, in three steps, each on its own bytes:
 
 Nothing is unpickled or mapped into memory. What is read is decided by the weights, so target
 lists, patterns and expressions of any PEFT version mean what they meant there; what we cannot
-represent (biases, trained embeddings, ...) is refused by name.
+represent is refused by name. What was trained whole (biases, `modules_to_save`) and LoRA on the
+output map cannot stand beside a base that others share: `read_whole` reads it, for
+`adapters.fold`, which makes a model of its own of it.
 
 The weights are safetensors: 8 bytes (length N of the header, little-endian), N bytes of JSON
 (name -> dtype, shape, data_offsets; `__metadata__` of strings), and the data. Beyond what the
@@ -33,7 +35,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from laura.models.experts import expert_maps, is_experts_map, parted_factors
 from laura.models.lora import LoraSettings
+from laura.models.oft import OFT_R, oft_settings
 from laura.models.safe_files import FileMark, OpenFolder, ReadOnce, changed, strict_json
 from laura.models.signatures import SIGNATURE, PublicKey, check_signed
 from laura.results.errors import AdapterError, StoreError
@@ -45,14 +49,14 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
-_KNOWN = re.compile(rf"{re.escape(PREFIX)}.+\.(lora_[AB]\.weight|{MAGNITUDE})")
+_KNOWN = re.compile(rf"{re.escape(PREFIX)}.+\.(lora_[AB]\.weight|{MAGNITUDE}|{re.escape(OFT_R)})")
+# Loss and engine read the weight of the output map, so there is no room beside it.
+_OF_OUTPUT_MAP = re.compile(rf"{re.escape(PREFIX)}(lm_head|embed_out)\..+")
 # Fields whose non-empty value changes what the adapter computes, and that we do not have.
 REFUSED = (
     "lora_bias",
     "fan_in_fan_out",
-    "modules_to_save",
     "trainable_token_indices",
-    "target_parameters",
     "alora_invocation_tokens",
     "use_qalora",
     "use_bdlora",
@@ -61,7 +65,11 @@ REFUSED = (
     "monteclora_config",
     "velora_config",
     "kasa_config",
+    "coft",
+    "block_share",
 )
+# Starts of PEFT that take a part out of the base's weights, which the adapter then is added to.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Types of weights, as safetensors calls them.
 FLOATS = {
     "F64": torch.float64,
@@ -82,6 +90,7 @@ LARGEST = 65504.0
 # Letters of a name, with the dots escaped or not: such a pattern takes no time to match.
 PLAIN_PATTERN = re.compile(r"\^?(?:[\w.-]|\\\.)+\$?")
 SINCE = "since it was checked"
+ALONE = "`laura merge BASE ADAPTER OUT` makes a model of its own of what was trained whole"
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,63 @@ def read_adapter(folder: Path) -> tuple[LoraSettings, dict[str, Tensor]]:
     return settings, tensors
 
 
+def trained_whole(folder: Path) -> list[str]:
+    """What of an adapter of one's own cannot stand beside its base, by full name.
+
+    Weights that were trained whole, and LoRA on the output map. Without any it is an adapter
+    for `read_adapter`.
+
+    Raises:
+        AdapterError: no PEFT adapter, or a damaged one.
+    """
+    with OpenFolder(folder, folder, links=True) as opened:
+        _check_weights(opened)
+        with opened.opened(WEIGHTS, sys.maxsize) as file:
+            names = read_header(file)
+    return [name.removeprefix(PREFIX) for name in names if not _stands_beside(name)]
+
+
+def read_whole(folder: Path) -> tuple[LoraSettings, dict[str, Tensor], dict[str, Tensor]]:
+    """An adapter as `read_adapter` gives it, and the weights it holds whole.
+
+    Returns:
+        Settings, LoRA's weights by their names in the file, and by the names of the base's
+        parameters what stands in their place.
+
+    Raises:
+        AdapterError: as `read_adapter`.
+    """
+    with OpenFolder(folder, folder, links=True) as opened:
+        text, _ = _config_text(opened)
+        config = _config(text, folder, whole=True)
+        _check_weights(opened)
+        with opened.opened(WEIGHTS, sys.maxsize) as file:
+            stored = read_header(file)
+            data = file.take(max((tensor.end for tensor in stored.values()), default=0))
+            file.finish()
+    lora = {name: tensor for name, tensor in stored.items() if _KNOWN.fullmatch(name)}
+    _check_tensors(lora, folder / WEIGHTS, whole=True)
+    _check_types(stored, folder / WEIGHTS)
+    tensors = {name: tensor.view(data) for name, tensor in stored.items()}
+    for name, tensor in tensors.items():
+        peak(name, tensor, folder / WEIGHTS)
+    whole = {
+        # Within a module that PEFT has wrapped.
+        name.removeprefix(PREFIX).replace(".base_layer.", "."): tensor
+        for name, tensor in tensors.items()
+        if name not in lora
+    }
+    beside = {name: tensors[name] for name in lora}
+    if parameters := config.get("target_parameters"):
+        beside = parted_factors(beside, parameters, config.get("r"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in beside.items()}
+    return resolved(config, shapes, folder), beside, whole
+
+
+def _stands_beside(name: str) -> bool:
+    return bool(_KNOWN.fullmatch(name)) and not _OF_OUTPUT_MAP.fullmatch(name)
+
+
 def read_settings(folder: Path) -> LoraSettings:
     """Settings of the adapter in a PEFT folder, its targets as full names.
 
@@ -224,8 +290,12 @@ def _read(
         weights_hash = file.finish()
     if digest not in (None, _digest(config_hash, weights_hash)):
         raise changed(opened.label, SINCE)
-    settings = resolved(config or _config(text, opened.label), _shapes(stored), opened.label)
-    return settings, {name: tensor.view(data) for name, tensor in stored.items()}
+    config = config or _config(text, opened.label)
+    tensors = {name: tensor.view(data) for name, tensor in stored.items()}
+    if parameters := config.get("target_parameters"):
+        tensors = parted_factors(tensors, parameters, config.get("r"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return resolved(config, shapes, opened.label), tensors
 
 
 def outline(
@@ -245,6 +315,11 @@ def outline(
     """
     text, config_hash = _config_text(opened)
     config = _config(text, opened.label)
+    if config.get("target_parameters"):
+        raise AdapterError(
+            f"{opened.label} changes experts, which this server's engine cannot serve; merge it "
+            "into its base"
+        )
     _check_weights(opened)
     record, record_hash = _record(opened)
     signed = None if key is None else _signed(opened, key)
@@ -440,23 +515,44 @@ def _check_weights(opened: OpenFolder) -> None:
         raise AdapterError(f"{opened.label} has no {WEIGHTS}{hint}; save it with safetensors")
 
 
-def _config(text: bytes, label: Path) -> dict[str, Any]:
-    """The content of adapter_config.json, if it is a LoRA adapter that we can represent."""
+def _config(text: bytes, label: Path, whole: bool = False) -> dict[str, Any]:
+    """The content of adapter_config.json, if it is an adapter that we can represent.
+
+    Args:
+        text: The file.
+        label: For messages.
+        whole: Whether weights that were trained whole are welcome.
+    """
     config = strict_json(text, label / CONFIG)
     if not isinstance(config, dict):
         raise AdapterError(f"{label / CONFIG} holds no settings")
     kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"{label} is a {kind} adapter; Laura reads LORA")
+    if kind not in ("LORA", "OFT"):
+        raise AdapterError(f"{label} is a {kind} adapter; Laura reads LORA and OFT")
     refused = [name for name in REFUSED if config.get(name)]
-    if config.get("bias", "none") != "none":
-        refused.append(f"bias={config['bias']}")
-    if str(config.get("init_lora_weights", True)).lower().startswith(("pissa", "olora", "corda")):
-        refused.append(f"init_lora_weights={config['init_lora_weights']} (changes the base)")
+    parameters = config.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(map(is_experts_map, parameters)):
+        refused.append(f"target_parameters={parameters!r:.80}")
+    elif parameters and (config.get("rank_pattern") or config.get("alpha_pattern")):
+        refused.append("rank_pattern or alpha_pattern together with target_parameters")
     if refused:
         raise AdapterError(
             f"{label} uses {', '.join(refused)}, which Laura cannot represent; "
             "merge it with PEFT and load the merged model instead"
+        )
+    start = config.get("init_lora_weights", True)
+    if str(start).lower().startswith(CHANGES_BASE):
+        raise AdapterError(
+            f"{label} was started with init_lora_weights={start}, which changes the base, so it "
+            "fits no base as it is. Where it was trained, save it as a plain adapter (PEFT's "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=START), not for loftq) "
+            "or the whole model (merge_and_unload()), and give that"
+        )
+    kept = [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
+    kept += ["modules_to_save"] if config.get("modules_to_save") else []
+    if kept and not whole:
+        raise AdapterError(
+            f"{label} uses {', '.join(kept)}, which cannot stand beside a base; {ALONE}"
         )
     return config
 
@@ -522,10 +618,10 @@ def _settings(
     _check_tensors(tensors, path)
     _check_patterns(config.get("alpha_pattern"), len(base.linears), label)
     settings = resolved(config, _shapes(tensors), label)
-    if settings.dora:
+    if settings.dora or settings.block_size:
+        what = "rotates inputs (OFT)" if settings.block_size else "has trained lengths (DoRA)"
         raise AdapterError(
-            f"{label} has trained lengths (DoRA), which this server's engine cannot serve; "
-            "merge it into its base"
+            f"{label} {what}, which this server's engine cannot serve; merge it into its base"
         )
     for name in settings.targets:
         rank, _ = settings.for_module(name)
@@ -555,12 +651,18 @@ def _check_patterns(patterns: Any, modules: int, label: Path) -> None:
         )
 
 
-def _check_tensors(tensors: Mapping[str, StoredTensor], path: Path) -> None:
-    """Check that the weights are matrices (and vectors, for DoRA) of LoRA, and nothing else."""
-    wrong = [name for name in tensors if not _KNOWN.fullmatch(name)]
+def _check_tensors(tensors: Mapping[str, StoredTensor], path: Path, whole: bool = False) -> None:
+    """Check that the weights are matrices (and vectors, for DoRA) of LoRA, and nothing else.
+
+    Args:
+        tensors: By name.
+        path: Of the file, for messages.
+        whole: Whether they may belong to the output map.
+    """
+    wrong = [name for name in tensors if not (whole or _stands_beside(name))]
     if wrong or not tensors:
         found = ", ".join(wrong[:3]) or "nothing"
-        raise AdapterError(f"{path} holds {found}; expected lora_A and lora_B only")
+        raise AdapterError(f"{path} holds {found}; expected lora_A and lora_B only; {ALONE}")
     for name, tensor in tensors.items():
         shape, expected = tensor.shape, 1 if name.endswith(MAGNITUDE) else 2
         if len(shape) != expected:
@@ -569,6 +671,11 @@ def _check_tensors(tensors: Mapping[str, StoredTensor], path: Path) -> None:
             raise AdapterError(
                 f"{path}: {name} has shape {shape}, so it is empty; the rank is from 1"
             )
+    _check_types(tensors, path)
+
+
+def _check_types(tensors: Mapping[str, StoredTensor], path: Path) -> None:
+    for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise AdapterError(
                 f"{path}: {name} is of type {tensor.dtype}; allowed are {', '.join(FLOATS)}; "
@@ -650,6 +757,8 @@ def resolved(config: dict[str, Any], shapes: Mapping[str, Shape], folder: Path) 
     Raises:
         AdapterError: a setting is unusable, or the weights contradict it or one another.
     """
+    if config.get("peft_type") == "OFT":
+        return oft_settings(config, shapes, PREFIX, folder)
     names = sorted({name[len(PREFIX) :].rsplit(".lora_", 1)[0] for name in shapes})
     dora, rslora = _flag(config, "use_dora", folder), _flag(config, "use_rslora", folder)
     rank, alpha = config.get("r"), _number(config.get("lora_alpha"), "lora_alpha", folder)
@@ -723,12 +832,13 @@ def _unusable(key: str, value: Any, allowed: str, folder: Path) -> AdapterError:
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Every Linear of a model: its full name, and the (out, in) of its weight."""
-    return {
+    """Every Linear of a model, and map of an expert: full name, and (out, in) of its weight."""
+    linears = {
         name: (module.out_features, module.in_features)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
+    return linears | expert_maps(model)
 
 
 def check_fit(
@@ -761,6 +871,8 @@ def check_fit(
             "lora_B.weight": (rows, rank),
             MAGNITUDE: (rows,),
         }
+        if b := settings.block_size:
+            needed = {OFT_R: (columns // b, b * (b - 1) // 2)}
         for key, shape in needed.items():
             found = shapes.get(f"{PREFIX}{name}.{key}", shape)
             if found != shape:

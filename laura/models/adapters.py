@@ -1,12 +1,13 @@
 """Adapters between models and PEFT folders, both ways; `adapter_files.py` reads the folders.
 
-`attach` puts one onto a model: its targets become LoRA layers of the kind it asks for.
+`attach` puts one onto a model: its targets become LoRA layers of the kind it asks for. `fold`
+writes one into a model's weights, also one that holds more than LoRA.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from laura.models.activations import CordaLinear, NullLinear
 from laura.models.adapter_files import (
     CONFIG,
     MAGNITUDE,
@@ -22,7 +24,9 @@ from laura.models.adapter_files import (
     check_fit,
     linear_shapes,
     read_adapter,
+    read_whole,
 )
+from laura.models.experts import expert_of, joined_factors, open_experts
 from laura.models.layers import names_within
 from laura.models.lora import (
     LoraLinear,
@@ -43,66 +47,92 @@ from laura.models.lora_variants import (
     PissaLinear,
     plain_settings,
 )
+from laura.models.model_card import CARD, model_card
+from laura.models.oft import OFT_R, OftLinear, oft_config
 from laura.models.targets import is_named
 from laura.results.errors import AdapterError
-from laura.results.store import disk_faults, write_json
+from laura.results.store import disk_faults, write_json, write_text
 
 
 def save_adapter(
-    model: nn.Module, folder: Path, settings: LoraSettings, base_name: str, slot: int = 0
+    model: nn.Module,
+    folder: Path,
+    settings: LoraSettings,
+    base_name: str,
+    slot: int = 0,
+    revision: str | None = None,
 ) -> None:
-    """Write one slot as a PEFT adapter on the base (float32).
+    """Write one slot as a PEFT adapter on the base (float32), with a model card.
 
-    PiSSA's and MiLoRA's become plain ones of twice the rank.
+    PiSSA's and those of its kind become plain ones of twice the rank.
 
     Args:
         model: A model with LoRA layers.
-        folder: Where the two files go.
+        folder: Where the files go.
         settings: What the layers were attached with.
-        base_name: Name or path of the base, for the reader.
+        base_name: Hub id or folder of the base, by which PEFT finds it.
         slot: Which slot to write.
+        revision: Commit of a base on the Hub.
     """
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("the model has no LoRA layers to save")
-    if settings.pissa or settings.milora:
+    if settings.started:
         settings = plain_settings(settings)
-    tensors = {}
+    experts = {name: layers.pop(name) for name in list(layers) if expert_of(name)}
+    stacked = joined_factors({name: layer.factors(slot) for name, layer in experts.items()})
     for name, layer in layers.items():
-        for key, tensor in _weights(layer, slot).items():
-            tensors[f"{PREFIX}{name}.{key}"] = tensor.detach().float().cpu().contiguous()
+        stacked |= {f"{name}.{key}": tensor for key, tensor in _weights(layer, slot).items()}
+    tensors = {
+        f"{PREFIX}{name}": tensor.detach().float().cpu().contiguous()
+        for name, tensor in stacked.items()
+    }
+    parameters = {f"{place[0]}.{place[2]}" for place in map(expert_of, experts) if place}
     kinds = sorted({name.rsplit(".", 1)[-1] for name in layers})
     named, numbers = _names_ending(model, kinds), settings.layers
-    if numbers is not None:
+    if numbers is not None and kinds:
         named = names_within(model, named, numbers)
     everywhere = len(named) == len(layers)
+    plain = {**_lora_config(settings), "target_parameters": sorted(parameters) or None}
+    own = oft_config(settings) if settings.block_size else plain
     config = {
-        "peft_type": "LORA",
+        **own,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
-        "lora_dropout": settings.dropout,
-        "use_rslora": settings.rslora,
-        "use_dora": settings.dora,
+        "revision": revision,
         "target_modules": kinds if everywhere else sorted(layers),
-        "layers_to_transform": list(numbers) if everywhere and numbers is not None else None,
-        "rank_pattern": settings.rank_pattern,
-        "alpha_pattern": settings.alpha_pattern,
+        "layers_to_transform": list(numbers) if everywhere and kinds and numbers else None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "init_lora_weights": True,
         "modules_to_save": None,
     }
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)
+    text = f"Trained with Laura on `{base_name}`."
+    write_text(folder / CARD, model_card(base_name, "LoRA adapter", text))
+
+
+def _lora_config(settings: LoraSettings) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
+        "rank_pattern": settings.rank_pattern,
+        "alpha_pattern": settings.alpha_pattern,
+        "init_lora_weights": True,
+    }
 
 
 def _weights(layer: LoraLinear, slot: int) -> dict[str, Tensor]:
     """What a file holds of one layer, by the last part of its name."""
+    if isinstance(layer, OftLinear):
+        return {OFT_R: layer.scales[slot] * layer.R[slot]}
     a_RI, b_OR = layer.factors(slot)
     weights = {"lora_A.weight": a_RI, "lora_B.weight": b_OR}
     if isinstance(layer, DoraLinear) and slot not in layer.plain:
@@ -130,8 +160,8 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
     """Attach several PEFT adapters to a plain model, each in a slot of its own, in order.
 
     They may differ in rank and in the modules they touch: a slot's matrices are filled
-    up with zeros, which add exactly nothing. The model then answers as its base until
-    a slot is routed (`lora.route`).
+    up with zeros, which add exactly nothing. LoRA and OFT do not mix. The model then answers
+    as its base until a slot is routed (`lora.route`).
 
     Returns:
         The settings each carries.
@@ -147,10 +177,22 @@ def load_adapters(model: nn.Module, folders: Sequence[Path]) -> list[LoraSetting
             ranks[name] = max(ranks.get(name, 0), settings.for_module(name)[0])
     if not ranks:
         raise AdapterError("no adapter is given; name at least one folder")
+    if len({(one.block_size, one.terms) for _, one, _ in read}) > 1:
+        raise AdapterError(
+            "LoRA and OFT, or OFT of several block sizes or kinds, do not go onto one model at "
+            "once; load one after another, or merge them"
+        )
     rank = max(ranks.values())
     pattern = {name: own for name, own in ranks.items() if own != rank}
     dora = any(settings.dora for _, settings, _ in read)
-    union = LoraSettings(rank=rank, targets=tuple(ranks), rank_pattern=pattern, dora=dora)
+    union = LoraSettings(
+        rank=rank,
+        targets=tuple(ranks),
+        rank_pattern=pattern,
+        dora=dora,
+        block_size=read[0][1].block_size,
+        terms=read[0][1].terms,
+    )
     attach(model, union, seed=0, slots=len(read))
     try:
         for slot, (_, settings, tensors) in enumerate(read):
@@ -175,20 +217,74 @@ def _fill_slot(
 ) -> None:
     for name, layer in lora_layers(model).items():
         with torch.no_grad():
-            layer.A[slot].zero_()
-            layer.B[slot].zero_()
+            for place in _places(layer, slot).values():
+                place.zero_()
         layer.scales[slot] = 0.0
         if isinstance(layer, DoraLinear) and not settings.dora:
             layer.plain.add(slot)
-        if name not in settings.targets:
-            continue
-        rank, layer.scales[slot] = settings.for_module(name)
-        places = {"lora_A.weight": layer.A[slot][:rank], "lora_B.weight": layer.B[slot][:, :rank]}
-        if settings.dora and isinstance(layer, DoraLinear):
-            places[MAGNITUDE] = layer.magnitude[slot]
-        with torch.no_grad():
-            for key, place in places.items():
-                place.copy_(tensors[f"{PREFIX}{name}.{key}"])
+        if name in settings.targets:
+            _fill(layer, slot, name, tensors, settings)
+
+
+def _places(layer: LoraLinear, slot: int) -> dict[str, Tensor]:
+    """A slot's factors or rotation, by the last part of their names in a file."""
+    if isinstance(layer, OftLinear):
+        return {OFT_R: layer.R[slot]}
+    return {"lora_A.weight": layer.A[slot], "lora_B.weight": layer.B[slot]}
+
+
+def _fill(
+    layer: LoraLinear, slot: int, name: str, tensors: dict[str, Tensor], settings: LoraSettings
+) -> None:
+    layer.scales[slot] = settings.for_module(name)[1]
+    places = _places(layer, slot)
+    if settings.dora and isinstance(layer, DoraLinear):
+        places[MAGNITUDE] = layer.magnitude[slot]
+    with torch.no_grad():
+        for key, place in places.items():
+            own = tensors[f"{PREFIX}{name}.{key}"]
+            place[tuple(map(slice, own.shape))].copy_(own)
+
+
+def fold(model: Any, folder: Path) -> None:
+    """Write the adapter in a PEFT folder into a plain model's own weights.
+
+    Also what cannot stand beside them: what was trained whole takes its place, then updates are
+    added, to the output map too. That map is a weight of its own from then on where it was the
+    embedding and either of them changes, as it is in PEFT.
+
+    Raises:
+        AdapterError: as `load_adapter`; the model is left as it was.
+    """
+    settings, tensors, whole = read_whole(folder)
+    if any(map(expert_of, settings.targets)):
+        raise AdapterError(
+            f"{folder} adapts experts and holds what cannot stand beside a base; merge it with "
+            "PEFT and give the merged model"
+        )
+    _check_base(model, settings, tensors, folder)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in whole.items():
+        needed = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+        if needed != tuple(tensor.shape):
+            raise AdapterError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, this base has {needed}; the "
+                "adapter was made for another base, or for one with added tokens"
+            )
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    changed = {model.get_submodule(name) for name in settings.targets}
+    changed |= {model.get_submodule(name.rpartition(".")[0]) for name in whole}
+    if head.weight is embedding.weight and changed & {head, embedding}:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    with torch.no_grad():
+        for name, tensor in whole.items():
+            model.get_parameter(name).copy_(tensor)
+        for name in settings.targets:
+            base = model.get_submodule(name)
+            layer = _layer_kind(settings)(base, *settings.for_module(name), 0.0, 1, Route())
+            _fill(layer, 0, name, tensors, settings)
+            base.weight.copy_(layer.tuned())
 
 
 def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:
@@ -218,18 +314,27 @@ def _names_ending(model: nn.Module, kinds: list[str]) -> list[str]:
     return [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in kinds]
 
 
-def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) -> list[str]:
+def attach(
+    model: nn.Module,
+    settings: LoraSettings,
+    seed: int,
+    slots: int = 1,
+    moments: Mapping[str, Tensor] | None = None,
+) -> list[str]:
     """Replace the target Linears by LoRA layers and freeze everything else.
 
+    Of stacked experts every map gets one (`experts.py`).
+
     The seed is set before the adapters are drawn, so the same seed gives the
-    same adapters whatever ran before.
+    same adapters whatever ran before. `moments` are what LoRA-Null and CorDA start from
+    (`activations.input_moments`).
 
     Returns:
         Full names of the modules replaced, in the model's order.
 
     Raises:
-        AdapterError: a target matches no Linear, the rank exceeds a matrix, or
-            the model already carries LoRA layers.
+        AdapterError: a target matches no Linear, the rank exceeds a matrix, the model already
+            carries LoRA layers, or experts are asked for what PEFT's cannot have.
         ModelError: the model has no layer of a number in `layers`.
     """
     if lora_layers(model):
@@ -241,6 +346,31 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
         if not any(is_named(name, pattern) for name in names):
             raise AdapterError(f"pattern {pattern!r} names none of the {len(names)} targets")
     kind = _layer_kind(settings)
+    shapes = linear_shapes(model)
+    for name in names:
+        out, inner = shapes[name]
+        rank, scale = settings.for_module(name)
+        if rank > min(out, inner):
+            raise AdapterError(
+                f"rank {rank} exceeds {name} ({out} x {inner}); choose a smaller rank"
+            )
+        if settings.protect >= min(out, inner):
+            raise AdapterError(
+                f"protect {settings.protect} leaves nothing of {name} "
+                f"({out} x {inner}) to train; choose a smaller one"
+            )
+        if settings.block_size and inner % settings.block_size:
+            raise AdapterError(
+                f"block_size {settings.block_size} does not divide the {inner} inputs of {name}; "
+                "choose one that divides them"
+            )
+    if any(map(expert_of, names)):
+        if kind is not LoraLinear or settings.dropout:
+            raise AdapterError(
+                "experts take plain LoRA without dropout, as PEFT's do; leave dora, init, protect "
+                "and dropout out, or give targets: attention"
+            )
+        open_experts(model)
     model.requires_grad_(False)
     route = Route()
     torch.manual_seed(seed)
@@ -248,19 +378,8 @@ def attach(model: nn.Module, settings: LoraSettings, seed: int, slots: int = 1) 
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
         rank, scale = settings.for_module(name)
-        if rank > min(base.in_features, base.out_features):
-            shape = f"{base.out_features} x {base.in_features}"
-            raise AdapterError(f"rank {rank} exceeds {name} ({shape}); choose a smaller rank")
-        if settings.protect >= min(base.in_features, base.out_features):
-            raise AdapterError(
-                f"protect {settings.protect} leaves nothing of {name} "
-                f"({base.out_features} x {base.in_features}) to train; choose a smaller one"
-            )
-    for name in names:
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
-        rank, scale = settings.for_module(name)
-        layer = kind(base, rank, scale, settings.dropout, slots, route)
+        own = {"moment_II": moments[name]} if moments else {}
+        layer = kind(base, rank, scale, settings.dropout, slots, route, **own)
         replace_module(model, name, layer.train(base.training))
     return names
 
@@ -270,7 +389,12 @@ def _layer_kind(settings: LoraSettings) -> Callable[..., LoraLinear]:
         "dora": DoraLinear,
         "pissa": PissaLinear,
         "milora": MiloraLinear,
+        "lora_null": NullLinear,
+        "corda": CordaLinear,
         "protect": functools.partial(OploraLinear, protect=settings.protect),
+        "block_size": functools.partial(
+            OftLinear, block_size=settings.block_size, terms=settings.terms
+        ),
     }
     wanted = [name for name in kinds if getattr(settings, name)]
     if len(wanted) > 1:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from laura.models.adapter_files import CONFIG, WEIGHTS, read_settings
+from laura.models.adapter_files import CONFIG, WEIGHTS, read_whole
 from laura.models.load import check_model_folder, resolve_model, weight_files
-from laura.recipe.sections import Arm, ExternalPoint, LoraArm
+from laura.recipe.sections import AdapterArm, Arm, ExternalPoint, LoraArm, OftArm
 from laura.results.errors import AdapterError, CheckpointError, ModelError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import file_hash, read_json, write_json
@@ -40,7 +40,7 @@ def find_external(point: ExternalPoint, arm: Arm, base: Path, progress: Progress
         HubError: it must be downloaded and cannot be.
     """
     folder = resolve_model(point.model, point.revision, progress)
-    if isinstance(arm, LoraArm):
+    if isinstance(arm, AdapterArm):
         _check_adapter(arm, folder)
     else:
         check_model_folder(folder)
@@ -85,14 +85,18 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def _check_adapter(arm: LoraArm, folder: Path) -> None:
-    found = read_settings(folder)
+def _check_adapter(arm: AdapterArm, folder: Path) -> None:
+    found, _, _ = read_whole(folder)
     pairs: tuple[tuple[str, Any, Any], ...] = (
-        ("rank", arm.rank, found.rank),
-        ("alpha", arm.alpha_value, found.alpha),
-        ("rslora", arm.rslora, found.rslora),
-        ("dora", arm.dora, found.dora),
+        ("block_size", arm.block_size if isinstance(arm, OftArm) else 0, found.block_size),
     )
+    if isinstance(arm, LoraArm):
+        pairs += (
+            ("rank", arm.rank, found.rank),
+            ("alpha", arm.alpha_value, found.alpha),
+            ("rslora", arm.rslora, found.rslora),
+            ("dora", arm.dora, found.dora),
+        )
     wrong = [f"{name} {there}, not {said}" for name, said, there in pairs if said != there]
     if wrong:
         raise AdapterError(

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from laura.models.families import family_of
 from laura.results.errors import ModelError
 
 
@@ -49,8 +50,9 @@ def names_within(model: Any, names: Sequence[str], numbers: Sequence[int]) -> li
     Raises:
         ModelError: the model has no such layer, or none of the modules lies there.
     """
-    inside = {id(module) for layer in chosen_layers(model, numbers) for module in layer.modules()}
-    found = [name for name in names if id(model.get_submodule(name)) in inside]
+    chosen = chosen_layers(model, numbers)
+    inside = tuple(f"{name}." for name, module in model.named_modules() if module in chosen)
+    found = [name for name in names if name.startswith(inside)]
     if not found:
         raise ModelError(f"none of the {len(names)} targets lies in layers {list(numbers)}")
     return found
@@ -72,8 +74,7 @@ def dropping(model: Any, attention: float | None, residual: float) -> Iterator[N
     hooks = []
     try:
         for layer in decoder_layers(model):
-            blocks: tuple[Any, Any] = (layer.self_attn, layer.mlp)
-            block = blocks[0]
+            block = _attention(model, layer)
             if attention is not None:
                 if not hasattr(block, "attention_dropout"):
                     kind = type(block).__name__
@@ -82,16 +83,21 @@ def dropping(model: Any, attention: float | None, residual: float) -> Iterator[N
                 block.attention_dropout = attention
             if residual:
                 drop = _dropper(residual)
-                hooks += [part.register_forward_hook(drop) for part in blocks]
+                parts: tuple[Any, Any] = (block, layer.mlp)
+                hooks += [part.register_forward_hook(drop) for part in parts]
                 block.residual_dropout = residual  # for whoever asks what draws at random
         yield
     finally:
         for hook in hooks:
             hook.remove()
         for layer in decoder_layers(model) if residual else ():
-            layer.self_attn.__dict__.pop("residual_dropout", None)
+            _attention(model, layer).__dict__.pop("residual_dropout", None)
         for block, share in before:
             block.attention_dropout = share
+
+
+def _attention(model: Any, layer: nn.Module) -> Any:
+    return layer.get_submodule(family_of(model.config.model_type).attention)
 
 
 def drops(module: nn.Module) -> bool:

@@ -17,6 +17,8 @@ import torch
 
 from laura.models import attention
 from laura.models.device import pick_device
+from laura.models.experts import stacked_experts
+from laura.models.families import EXPERTS, FAMILIES, family_of
 from laura.models.fetch import download, fetched, first_line
 from laura.models.gguf import converted
 from laura.models.layers import decoder_layers
@@ -32,15 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LAYER_MAPS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
 WEIGHTS, WEIGHT_INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Left to itself, transformers asks at the terminal whether to run code of the folder.
@@ -64,6 +57,15 @@ class Base:
     """SHA-256 of weights and config, hexadecimal; independent of the folder's place."""
     folder: Path
     """Where config, safetensors and tokenizer lie."""
+
+    def source(self) -> tuple[str, str | None]:
+        """What any library loads it by: Hub id and commit, or its folder and None."""
+        folder = self.folder.resolve()
+        # The Hub's cache: models--OWNER--NAME/snapshots/COMMIT.
+        repository = folder.parent.parent.name
+        if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+            return str(folder), None
+        return repository.removeprefix("models--").replace("--", "/"), folder.name
 
 
 def load_base(
@@ -101,6 +103,11 @@ def load_base(
     with quiet_transformers():
         config, tokenizer = describe_model(folder)
         model = _read_weights(config, folder, DTYPES[dtype])
+    if quantization is not None and stacked_experts(model):
+        raise ModelError(
+            f"{folder} is a {config.model_type!r} model, whose experts lie stacked; nf4 holds "
+            "linear maps alone: leave quantization out"
+        )
     if quantization is not None:
         hold_in_nf4(model, place)
     return Base(model.to(place).eval(), tokenizer, name, fingerprint(folder), folder)
@@ -301,11 +308,11 @@ def _read_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, **STRANGERS)
     except StoreError as error:
         raise ModelError(f"{folder / 'config.json'} is damaged; copy it again") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         _check_no_code(folder, "config.json")
         raise ModelError(
             f"{folder / 'config.json'} describes no model that transformers knows "
-            f"({first_line(error)}); use a Llama-type model"
+            f"({first_line(error)}); Laura runs {', '.join(FAMILIES)}"
         ) from error
     if "quantization_config" in raw:
         raise ModelError(f"{folder} is quantised; use the unquantised model, or a GGUF file of it")
@@ -335,7 +342,7 @@ def _empty_decoder(config: Any, folder: Path) -> Any:
 
     attention.register()
     kind = f"{folder} is a {config.model_type!r} model"
-    allowed = "use a Llama-type model (Llama, Mistral, Qwen2, SmolLM2, ...)"
+    allowed = f"Laura runs {', '.join(FAMILIES)}, and what has layers like Llama's"
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
@@ -346,12 +353,16 @@ def _empty_decoder(config: Any, folder: Path) -> Any:
             f"{kind}, which cannot be built as a causal language model "
             f"({first_line(error)}); {allowed}"
         ) from error
+    if config.get_text_config() is not config:
+        raise ModelError(f"{kind}, which reads more than text; save its language model by itself")
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, torch.nn.ModuleList) or len(layers) == 0:
         raise ModelError(f"{kind}, which has no list of decoder layers; {allowed}")
     for layer in layers:
-        modules = dict(layer.named_modules())
-        missing = [name for name in LAYER_MAPS if type(modules.get(name)) is not torch.nn.Linear]
+        modules, family = dict(layer.named_modules()), family_of(config.model_type)
+        missing = [n for n in family.maps if type(modules.get(n)) is not torch.nn.Linear]
+        if family.experts is not None and not stacked_experts(layer):
+            missing.append(EXPERTS)
         if missing:
             raise ModelError(f"{kind}, whose layers lack {', '.join(missing)}; {allowed}")
     if not type(model)._supports_attention_backend:
@@ -361,14 +372,15 @@ def _empty_decoder(config: Any, folder: Path) -> Any:
 
 
 def _check_attention(config: Any, kind: str, allowed: str) -> None:
-    """Refuse attention that is not plain and causal; shorten a sliding window."""
-    unusual = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    if getattr(config, "attn_logit_softcapping", None) or unusual:
-        raise ModelError(f"{kind}, whose attention is not plain causal attention; {allowed}")
-    window = getattr(config, "sliding_window", None)
-    if window:
-        # Up to the window's length, sliding and full attention are the same.
-        config.max_position_embeddings = min(config.max_position_embeddings, int(window))
+    """Refuse attention that is neither full nor sliding, or not causal."""
+    unusual = set(getattr(config, "layer_types", None) or []) - {
+        "full_attention",
+        "sliding_attention",
+    }
+    if getattr(config, "use_bidirectional_attention", False):
+        unusual.add("bidirectional attention")
+    if unusual:
+        raise ModelError(f"{kind}, whose layers have {', '.join(sorted(unusual))}; {allowed}")
 
 
 def _read_weights(config: Any, folder: Path, dtype: torch.dtype) -> Any:
@@ -413,7 +425,7 @@ def hold_in_nf4(model: Any, place: torch.device) -> None:
     The device never has the model whole.
     """
     for layer in decoder_layers(model):
-        for name in LAYER_MAPS:
+        for name in family_of(model.config.model_type).maps:
             linear: Any = layer.get_submodule(name)
             replace_module(layer, name, Nf4Linear(linear.to(place)))
     for parameter in model.parameters():

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from laura.models.device import arithmetic
+from laura.models.experts import close_experts, expert_maps
 from laura.models.nf4 import Nf4Linear
 from laura.models.targets import GROUPS, is_named
 from laura.results.errors import AdapterError
@@ -56,8 +57,13 @@ class LoraSettings:
         layers: Numbers of the decoder layers that are adapted; None for all.
         pissa: Start at the leading singular directions, see `lora_variants.py`.
         milora: Start at the last ones.
+        lora_null: Start where the base's activations are least, see `activations.py`.
+        corda: Start at the last directions of weight and activations, see there.
         protect: So many leading ones are left alone (OPLoRA).
         dora: Train the lengths of the weight's rows too, see `lora_variants.py`.
+        block_size: Rotate the inputs in blocks of this size instead (OFT), see `oft.py`; rank and
+            alpha are 1 then.
+        terms: Of the sum that stands for an exact rotation in a file of PEFT's; 0 for none.
     """
 
     rank: int = 16
@@ -70,8 +76,17 @@ class LoraSettings:
     layers: tuple[int, ...] | None = None
     pissa: bool = False
     milora: bool = False
+    lora_null: bool = False
+    corda: bool = False
     protect: int = 0
     dora: bool = False
+    block_size: int = 0
+    terms: int = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether what A and B start with is taken off again, so that a file has rank 2r."""
+        return self.pissa or self.milora or self.lora_null or self.corda
 
     def for_module(self, name: str) -> tuple[int, float]:
         """Rank and scale of the module with this full name."""
@@ -136,7 +151,10 @@ class LoraLinear(nn.Module):
         self.product: Callable[..., Tensor] = functional.linear
         self.merged: Tensor | None = None
         self._cast: Tensor | None = None
-        device = base.weight.device
+        self._draw(rank, slots)
+
+    def _draw(self, rank: int, slots: int) -> None:
+        base, device = self.base, self.base.weight.device
         a_SRI = torch.empty(slots, rank, base.in_features, dtype=torch.float32, device=device)
         b_SOR = torch.zeros(slots, base.out_features, rank, dtype=torch.float32, device=device)
         self.A, self.B = nn.Parameter(a_SRI), nn.Parameter(b_SOR)
@@ -147,6 +165,11 @@ class LoraLinear(nn.Module):
     def weight(self) -> Tensor:
         """The base weight (out, in), so that code asking a Linear's type or place works."""
         return self.base.weight
+
+    @property
+    def multiplied(self) -> int:
+        """Numbers of one slot that a token is multiplied by besides the weight."""
+        return self.A[0].numel() + self.B[0].numel()
 
     def factors(self, slot: int) -> tuple[Tensor, Tensor]:
         """A (r, in) and B (out, r) of one slot, as the update and the file have them."""
@@ -172,7 +195,7 @@ class LoraLinear(nn.Module):
         if route.abreast and self._trains_abreast():
             x = route.cast(x, arithmetic(x))
             return lora_products(x, self._weight(x), self.A, self.B, self.scales[0])
-        return self._add_segments(x, self._mapped(x, self.base.bias))
+        return self._by_segments(x)
 
     def _adapted(self, x: Tensor, slot: int) -> Tensor:
         """All of x through one slot."""
@@ -182,17 +205,21 @@ class LoraLinear(nn.Module):
         x = self.route.cast(x, arithmetic(x))
         return lora_product(x, self._weight(x), a, b, self.scales[slot], self.product)
 
-    def _add_segments(self, x: Tensor, y: Tensor) -> Tensor:
-        flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-        segments = self.route.segments or ()
-        sizes = [tokens for _, tokens in segments]
-        if sum(sizes) != flat_x.shape[0]:
-            raise AdapterError(
-                f"the route covers {sum(sizes)} tokens, the batch has {flat_x.shape[0]}"
-            )
+    def _split(self, x: Tensor) -> Sequence[Tensor]:
+        """The tokens of each segment."""
+        flat = x.reshape(-1, x.shape[-1])
+        sizes = [tokens for _, tokens in self.route.segments or ()]
+        if sum(sizes) != len(flat):
+            raise AdapterError(f"the route covers {sum(sizes)} tokens, the batch has {len(flat)}")
+        parts: Sequence[Tensor] = flat.split(sizes)
+        return parts
+
+    def _by_segments(self, x: Tensor) -> Tensor:
+        y = self._mapped(x, self.base.bias)
         if not torch.is_grad_enabled():
-            flat_x = self.route.cast(x, y.dtype).reshape(flat_x.shape)
-        parts = zip(segments, flat_x.split(sizes), flat_y.split(sizes), strict=True)
+            x = self.route.cast(x, y.dtype)
+        segments = self.route.segments or ()
+        parts = zip(segments, self._split(x), self._split(y), strict=True)
         if torch.is_grad_enabled():
             pieces = [
                 part_y if slot is None else self._joined(part_x, part_y, slot)
@@ -266,6 +293,7 @@ def detach(model: nn.Module) -> None:
     """Put the original Linears back, exactly as they were (merged or not)."""
     for name, layer in lora_layers(model).items():
         replace_module(model, name, layer.base)
+    close_experts(model)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
@@ -312,18 +340,20 @@ def unmerge(model: nn.Module) -> None:
 
 
 def target_names(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Full names of the Linears that `targets` means.
+    """Full names of the Linears, and maps of experts, that `targets` means.
 
     Raises:
         AdapterError: a target matches no Linear; the message names the nearest.
     """
-    wanted = GROUPS.get(targets, (targets,)) if isinstance(targets, str) else tuple(targets)
+    group = GROUPS.get(targets, ()) if isinstance(targets, str) else ()
+    wanted = group or ((targets,) if isinstance(targets, str) else tuple(targets))
     head = getattr(model, "get_output_embeddings", lambda: None)()
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    linears += expert_maps(model)
     kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
     faults = []
     for target in wanted:
-        if not any(is_named(name, target) for name in linears):
+        if not group and not any(is_named(name, target) for name in linears):
             near = difflib.get_close_matches(target, [*kinds, *GROUPS], n=1)
             faults.append(f"{target!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if faults:

@@ -62,7 +62,7 @@ class DoraLinear(LoraLinear):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.plain: set[int] = set()
-        self._lengths: dict[int, tuple[_Mark, Tensor]] = {}
+        self._lengths: dict[int, tuple[Mark, Tensor]] = {}
         start_O = self._measured(0)
         self.magnitude = nn.ParameterList(start_O.clone() for _ in self.scales)
 
@@ -115,7 +115,7 @@ class DoraLinear(LoraLinear):
         sources = (*self.base.parameters(), *self.base.buffers(), self.A, self.B)
         kept = self._lengths.get(slot)
         if kept is None or not kept[0].fits(sources):
-            kept = self._lengths[slot] = (_Mark(sources), self._measured(slot))
+            kept = self._lengths[slot] = (Mark(sources), self._measured(slot))
         return kept[1]
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class DoraLinear(LoraLinear):
         return torch.cat(lengths)
 
 
-class _Mark:
+class Mark:
     """Tensors as they were, without keeping them alive."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
@@ -164,15 +164,19 @@ class PissaLinear(LoraLinear):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        rank, scale = self.A.shape[1], self.scales[0]
-        u_OK, s_K, v_KI = torch.linalg.svd(self.base.weight.detach().float(), full_matrices=False)
-        part = slice(rank) if self.leading else slice(len(s_K) - rank, None)
-        root_R = (s_K[part] / scale).sqrt()
-        self.register_buffer("start_A", root_R[:, None] * v_KI[part])
-        self.register_buffer("start_B", u_OK[:, part] * root_R)
+        u_OR, s_R, v_RI = self._start(self.A.shape[1])
+        root_R = (s_R / self.scales[0]).sqrt()
+        self.register_buffer("start_A", (root_R[:, None] * v_RI).to(self.A))
+        self.register_buffer("start_B", (u_OR * root_R).to(self.B))
         with torch.no_grad():
             self.A.copy_(self.start_A.expand_as(self.A))
             self.B.copy_(self.start_B.expand_as(self.B))
+
+    def _start(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What s B0 A0 is at first: (O, R) times (R,) times (R, I)."""
+        u_OK, s_K, v_KI = torch.linalg.svd(self.base.weight.detach().float(), full_matrices=False)
+        part = slice(rank) if self.leading else slice(len(s_K) - rank, None)
+        return u_OK[:, part], s_K[part], v_KI[part]
 
     def factors(self, slot: int) -> tuple[Tensor, Tensor]:
         """A' (2R, I) and B' (O, 2R), whose product is BA - B0 A0."""
@@ -215,13 +219,16 @@ class OploraLinear(LoraLinear):
             )
 
 
+def unstarted(settings: LoraSettings) -> LoraSettings:
+    """Settings without a start that is taken off."""
+    return replace(settings, pissa=False, milora=False, lora_null=False, corda=False)
+
+
 def plain_settings(settings: LoraSettings) -> LoraSettings:
-    """Settings of the plain adapter that PiSSA's or MiLoRA's is saved as: rank 2r, as scaled."""
+    """Settings of the plain adapter that PiSSA's and its kind are saved as: rank 2r, as scaled."""
     grown = math.sqrt(2) if settings.rslora else 2
     return replace(
-        settings,
-        pissa=False,
-        milora=False,
+        unstarted(settings),
         rank=2 * settings.rank,
         alpha=grown * settings.alpha,
         rank_pattern={name: 2 * rank for name, rank in settings.rank_pattern.items()},

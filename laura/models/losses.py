@@ -63,21 +63,24 @@ class BaseStates:
         head: Its output map, which may be the model's own.
         weight_VC: That map's weight in the pass's arithmetic, as the states are.
         losses: How hard the labels are, where that is asked.
+        softcap: See `capped`.
     """
 
     hidden_NC: Tensor
     head: nn.Linear
     weight_VC: Tensor
     losses: BaseLosses | None
+    softcap: float | None = None
 
     def part(self, place: slice) -> BaseStates:
         """Of some of the positions."""
         losses = None if self.losses is None else self.losses.part(place)
-        return BaseStates(self.hidden_NC[place], self.head, self.weight_VC, losses)
+        return BaseStates(self.hidden_NC[place], self.head, self.weight_VC, losses, self.softcap)
 
     def log_probabilities(self) -> Tensor:
         """Its distributions, (N, V), float32."""
-        return (self.hidden_NC @ self.weight_VC.T).float().log_softmax(-1)
+        logits = (self.hidden_NC @ self.weight_VC.T).float()
+        return capped(logits, self.softcap).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         objective: Objective,
         base: BaseStates | None,
+        softcap: float | None,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden, weight = hidden_NC.to(dtype), weight_VC.to(dtype)
@@ -155,12 +159,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, count, chunk):
             part = slice(start, start + chunk)
             if not (wants_hidden or wants_weight):
-                logits = hidden[part] @ weight.T
-                total += cross_entropy(logits.float(), labels_N[part], reduction="sum")
+                logits = capped((hidden[part] @ weight.T).float(), softcap)
+                total += cross_entropy(logits, labels_N[part], reduction="sum")
                 continue
             own = None if base is None else base.part(part)
             logits = hidden[part] @ weight.T
-            loss, exact = _loss_and_slope(logits, labels_N[part], objective, own)
+            loss, exact = _loss_and_slope(logits, labels_N[part], objective, own, softcap)
             total += loss
             first = start % group
             place = None if slopes is None else slopes[first : first + len(exact)]
@@ -187,14 +191,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """c tanh(logit / c) where a model caps its logits at c (Gemma 2, arXiv:2408.00118)."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
 def _loss_and_slope(
-    logits_NV: Tensor, labels_N: Tensor, objective: Objective, base: BaseStates | None
+    logits_NV: Tensor,
+    labels_N: Tensor,
+    objective: Objective,
+    base: BaseStates | None,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the losses; the gradient of what is followed by the logits, float32."""
-    logits, target = logits_NV.float(), labels_N[:, None]
+    logits, target = capped(logits_NV.float(), softcap), labels_N[:, None]
+    bend = None if softcap is None else 1 - (logits / softcap).square()
     highest = logits.amax(dim=-1, keepdim=True)
     chosen = logits.gather(1, target)
     # One exponential serves both the normaliser and the softmax.
@@ -213,6 +228,8 @@ def _loss_and_slope(
         slope.mul_(factors[:, None])
     if pull is not None:
         slope.add_(pull, alpha=objective.strength)
+    if bend is not None:
+        slope.mul_(bend)
     return (norm.log() + highest - chosen).sum(), slope
 
 
@@ -240,6 +257,7 @@ def loss_sum(
     dtype: torch.dtype,
     objective: Objective = CROSS_ENTROPY,
     base: BaseStates | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Sum of the negative log-likelihoods of N labels, in nats.
 
@@ -250,6 +268,7 @@ def loss_sum(
         dtype: Arithmetic of the products; sums are float32 throughout.
         objective: What the gradient follows; the sum itself is plain.
         base: The base's view of the same positions, where the objective reads it.
+        softcap: See `capped`.
 
     Returns:
         A float32 scalar; divide by N for the mean.
@@ -262,7 +281,7 @@ def loss_sum(
         # Within a Function, only what requires a gradient tells whether one is wanted.
         hidden_NC, weight_VC = hidden_NC.detach(), weight_VC.detach()
     result: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_NC, weight_VC, labels_N, dtype, objective, base
+        hidden_NC, weight_VC, labels_N, dtype, objective, base, softcap
     )
     return result
 
@@ -271,19 +290,25 @@ def output_head(model: Any) -> nn.Linear:
     """The model's output map, checked to be a plain one.
 
     Raises:
-        ModelError: the model scales or caps its logits, which chunking would skip.
+        ModelError: the model scales its logits, which chunking would skip.
     """
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+    for name in ("logit_scale", "logits_scaling"):
         value = getattr(model.config, name, None)
         if value not in (None, 1.0, 1):
             raise ModelError(
-                f"the model sets {name}={value}, which Llama-type models do not; "
-                "use a model whose logits are head(hidden)"
+                f"the model sets {name}={value}, which Laura does not compute; "
+                "use a model whose logits are head(hidden), capped or not"
             )
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ModelError("the model's output map is not a Linear without bias; it is not supported")
     return head
+
+
+def softcap_of(model: Any) -> float | None:
+    """At what the model caps its logits, see `capped`."""
+    cap: float | None = getattr(model.config, "final_logit_softcapping", None)
+    return cap
 
 
 def packed_loss_sum(
@@ -337,7 +362,7 @@ def packed_loss_sums(
     labels, head = copy_to(labels_T[places], hidden_BTC.device), output_head(model)
     places = copy_to(places, hidden_BTC.device)
     sums = [
-        loss_sum(hidden_TC[places], head, labels, dtype, objective, base)
+        loss_sum(hidden_TC[places], head, labels, dtype, objective, base, softcap_of(model))
         for hidden_TC, objective in zip(hidden_BTC.unbind(), objectives, strict=True)
     ]
     return torch.stack(sums)
@@ -361,18 +386,21 @@ def base_states(
     places = (labels_T != IGNORED).nonzero().squeeze(1)
     device = hidden_TC.device
     hidden_NC = hidden_TC[copy_to(places, device)].to(dtype)
-    head = output_head(reference.model)
+    head, softcap = output_head(reference.model), softcap_of(reference.model)
     weight_VC = head.weight.to(dtype)
     if not objective.weighs_base:
-        return BaseStates(hidden_NC, head, weight_VC, None)
+        return BaseStates(hidden_NC, head, weight_VC, None, softcap)
     labels = copy_to(labels_T[places], device)
     chunks = zip(hidden_NC.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS), strict=True)
-    losses = [cross_entropy((h @ weight_VC.T).float(), own, reduction="none") for h, own in chunks]
+    losses = [
+        cross_entropy(capped((h @ weight_VC.T).float(), softcap), own, reduction="none")
+        for h, own in chunks
+    ]
     lengths = torch.tensor(inputs["documents"].lengths)
     documents = torch.arange(len(lengths)).repeat_interleave(lengths)[places]
     means = _means(torch.cat(losses), copy_to(documents, device), len(lengths))
     known = BaseLosses(torch.cat(losses), means, objective.median)
-    return BaseStates(hidden_NC, head, weight_VC, known)
+    return BaseStates(hidden_NC, head, weight_VC, known, softcap)
 
 
 def _means(values_N: Tensor, groups_N: Tensor, count: int) -> Tensor:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from laura.models.families import FAMILIES, LLAMA
+
+_ALL = (LLAMA, *FAMILIES.values())
 GROUPS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
+    group: tuple(dict.fromkeys(name for family in _ALL for name in family.groups[group]))
+    for group in LLAMA.groups
 }
-GROUPS["all"] = GROUPS["attention"] + GROUPS["mlp"]
+"""Of every family: a model has some of these."""
+
+
+def group_of(names: Collection[str]) -> str:
+    """Which group of some family these names are; "" for none."""
+    pairs = (pair for family in _ALL for pair in family.groups.items())
+    return next((group for group, own in pairs if set(names) == set(own)), "")
 
 
 def is_named(name: str, pattern: str) -> bool:

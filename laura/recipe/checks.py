@@ -20,10 +20,13 @@ from laura.recipe.remedies import PLACES
 from laura.recipe.search import families_of
 from laura.recipe.sections import (
     BASE_SAMPLES,
+    METHODS,
     NOT_IN_GRIDS,
+    AdapterArm,
     ExternalPoint,
     FullArm,
     LoraArm,
+    OftArm,
     Place,
     Recipe,
     Section,
@@ -31,12 +34,16 @@ from laura.recipe.sections import (
 )
 from laura.recipe.tasks import LOSSES, is_task_file, task_file
 from laura.results.errors import Fault
+from laura.results.units import budget_text
 
 Check = Callable[[Recipe], Iterable[Fault]]
 _CHECKS: list[tuple[set[str], Check]] = []
 # The same as in engine/vllm.py, which needs torch; a test compares them.
 VLLM_RANK = 512
-VLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+VLLM_TARGETS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj",
+    "gate_up_proj",
+)  # fmt: skip
 STAND_IN = {
     "name": "x",
     "base": {"model": "x"},
@@ -102,13 +109,16 @@ def _as_written(faults: Iterable[Fault], recipe: Recipe, data: dict[str, Any]) -
     """Faults with those of arms that a grid made where the user wrote them, each once."""
     grids = {name: arm["grid"] for name, arm in data["arms"].items() if arm.get("grid")}
     made = {member: name for name in grids for member in recipe.search.families[name]}
+    for member, arm in recipe.arms.items():
+        if arm.of and member not in data["arms"]:
+            made[member] = made.get(arm.of, arm.of)
     told: dict[Any, Fault] = {}
     for fault in faults:
         inside = [member for member in made if fault.path.startswith(f"arms.{member}.")]
         if inside:
             member = max(inside, key=len)
             rest = fault.path.removeprefix(f"arms.{member}")
-            within = ".grid" if rest[1:].split(".")[0] in grids[made[member]] else ""
+            within = ".grid" if rest[1:].split(".")[0] in grids.get(made[member], {}) else ""
             path = f"arms.{made[member]}{within}{rest}"
             told.setdefault(path, replace(fault, path=path))
         else:
@@ -170,6 +180,12 @@ def _remedy_faults(recipe: Recipe) -> Iterable[Fault]:
     train, several = recipe.train, len(recipe.budget.listed) > 1
     branches = train.schedule == "trapezoidal" and several and recipe.budget.points == "separate"
     for name, arm in recipe.arms.items():
+        if arm.reads_activations and train.devices > 1:
+            yield Fault(
+                f"arms.{name}.init",
+                "starts from the base's activations, which the processes of several devices "
+                f"(train.devices: {train.devices}) do not have; set train.devices to 1",
+            )
         for place in PLACES if arm.external is None else ():
             remedy, where = arm.remedy(place), f"arms.{name}.{place}"
             if remedy and remedy[0].reads_base and train.devices > 1:
@@ -215,7 +231,7 @@ def _dtype_faults(recipe: Recipe) -> Iterable[Fault]:
 @_needs("base", "train", "arms")
 def _base_dtype_faults(recipe: Recipe) -> Iterable[Fault]:
     for name, arm in recipe.arms.items():
-        held = arm.base_dtype if isinstance(arm, LoraArm) else None
+        held = arm.base_dtype if isinstance(arm, AdapterArm) else None
         if held and recipe.train.precision == "fp32":
             yield Fault(
                 f"arms.{name}.base_dtype",
@@ -247,6 +263,14 @@ def _quantization_faults(recipe: Recipe) -> Iterable[Fault]:
             f"bits cannot be stepped, and whole models ({arms}) would differ from such a base by "
             "its rounding; leave it out, or give LoRA arms alone",
         )
+    for name, arm in recipe.arms.items():
+        if isinstance(arm, OftArm) and recipe.base.quantization is not None:
+            yield Fault(
+                f"arms.{name}.method",
+                f"is oft, which is not trained on a base in {recipe.base.quantization}: what is "
+                "rotated would have to be rounded again to be merged; take lora, or leave "
+                "base.quantization out",
+            )
 
 
 @_needs("arms", "budget", "seeds", "search")
@@ -269,8 +293,11 @@ def _point_faults(where: str, made: Sequence[ExternalPoint], recipe: Recipe) -> 
     points, seen = recipe.budget.listed, set()
     for place, point in enumerate(made):
         if point.budget not in points:
-            allowed = ", ".join(f"{one:g}" for one in points)
-            problem = f"{point.budget:g} is no point of `budget`, which has {allowed}; add it there"
+            allowed = ", ".join(map(budget_text, points))
+            problem = (
+                f"{budget_text(point.budget)} is no point of `budget`, which has {allowed}; add it "
+                "there"
+            )
             yield Fault(f"{where}.{place}.budget", problem)
         if point.seed not in recipe.seeds:
             allowed = ", ".join(map(str, recipe.seeds))
@@ -284,15 +311,43 @@ def _point_faults(where: str, made: Sequence[ExternalPoint], recipe: Recipe) -> 
 
 
 @_needs("arms", "search")
+def _after_faults(recipe: Recipe) -> Iterable[Fault]:
+    """Arms that are made of another arm's checkpoints."""
+    apart = {"of", "change", "factor"}
+    for name, arm in recipe.arms.items():
+        told = [arm.of, arm.change, arm.factor]
+        source = recipe.arms.get(arm.of or "")
+        problem = ""
+        if told.count(None) not in (0, 3):
+            problem = "goes with `of`, `change` and `factor`, all three; `after` writes them"
+        elif arm.of is not None and (source is None or not source.is_trained):
+            problem = f"names {arm.of}, which is no arm that is trained here"
+        elif source and source.model_dump(exclude=apart) != arm.model_dump(exclude=apart):
+            problem = f"names {arm.of}, whose settings are others; give the same, or use `after`"
+        elif arm.change and (why := arm.unchangeable(arm.change)):
+            problem = f"cannot be changed so: {why}"
+        elif arm.of is not None and arm.change == "scale" and not arm.factor:
+            problem = "would be scaled by 0, which is the base itself; give more"
+        elif arm.of is not None and recipe.search.sampler != "grid":
+            problem = (
+                f"changes finished checkpoints, and search.sampler is {recipe.search.sampler}, "
+                "which draws rates by trained arms alone; leave one of the two out"
+            )
+        if problem:
+            yield Fault(f"arms.{name}.of", problem)
+
+
+@_needs("arms", "search")
 def _shared_rate_faults(recipe: Recipe) -> Iterable[Fault]:
-    trained = [arm for arm in recipe.arms.values() if arm.external is None]
+    trained = [arm for arm in recipe.arms.values() if arm.is_trained]
     methods = {arm.method for arm in trained}
     grids = {tuple(sorted(arm.learning_rates)) for arm in trained}
     shared = len(methods) > 1 and len(grids) == 1 and len(next(iter(grids))) == 1
     if shared and not recipe.search.allow_shared_rate:
         yield Fault(
             "arms",
-            "full and lora would be compared at one shared learning rate, which misleads (the "
+            f"{' and '.join(sorted(methods))} would be compared at one shared learning rate, which "
+            "misleads (the "
             "best LoRA rate is about ten times the best full rate); give each arm its own "
             "learning_rates, or set search.allow_shared_rate: true",
         )
@@ -355,6 +410,9 @@ def _engine_faults(recipe: Recipe) -> Iterable[Fault]:
             "that the base, in bfloat16, has rounded; set it to bf16, or leave measure.engine out",
         )
     for name, arm in recipe.arms.items():
+        if isinstance(arm, OftArm):
+            problem = "is oft, and vLLM (measure.engine) takes LoRA"
+            yield Fault(f"arms.{name}.method", f"{problem}; leave measure.engine out")
         for key, problem in _vllm_misfits(arm) if isinstance(arm, LoraArm) else ():
             advice = "change it, or leave measure.engine out"
             yield Fault(f"arms.{name}.{key}", f"{problem}; {advice}")
@@ -362,11 +420,11 @@ def _engine_faults(recipe: Recipe) -> Iterable[Fault]:
 
 def _vllm_misfits(arm: LoraArm) -> Iterator[tuple[str, str]]:
     """What of an adapter vLLM does not take, by key; `engine/vllm.check_adapter` reads files."""
-    rank = arm.rank * (2 if arm.init == "pissa" else 1)
+    rank = arm.file_rank
     if arm.dora:
         yield "dora", "trains lengths, and vLLM (measure.engine) takes plain LoRA"
     if rank > VLLM_RANK:
-        double = f", twice {arm.rank} by init: pissa" if rank > arm.rank else ""
+        double = f", twice {arm.rank} by init: {arm.init}" if rank > arm.rank else ""
         yield "rank", f"makes adapters of rank {rank}{double}, and vLLM takes at most {VLLM_RANK}"
     targets = [] if isinstance(arm.targets, str) or arm.external else arm.targets
     strange = [name for name in targets if name.rsplit(".", 1)[-1] not in VLLM_TARGETS]
@@ -404,7 +462,15 @@ def _stream_faults(recipe: Recipe) -> Iterable[Fault]:
 @_needs("arms", "data")
 def _replay_faults(recipe: Recipe) -> Iterable[Fault]:
     users = [name for name, arm in recipe.arms.items() if arm.replay > 0]
-    if recipe.data.replay and not users:
+    starting = [name for name, arm in recipe.arms.items() if arm.reads_activations]
+    for name in starting if not recipe.data.replay else ():
+        yield Fault(
+            f"arms.{name}.init",
+            "starts from the base's activations "
+            "on data.replay, and that names no source; add one, such as "
+            f"replay: [{{source: {BASE_SAMPLES}, count: 256}}]",
+        )
+    if recipe.data.replay and not users and not starting:
         yield Fault(
             "data.replay",
             "is used by no arm; give an arm its share of tokens, such as replay: 0.05, or leave "
@@ -422,7 +488,6 @@ def _replay_faults(recipe: Recipe) -> Iterable[Fault]:
 
 
 SectionType = TypeVar("SectionType", bound=Section)
-METHODS: dict[Any, type[Section]] = {"full": FullArm, "lora": LoraArm}
 
 
 def validate(
@@ -462,9 +527,9 @@ def _problem(item: Any, kind: type[Section]) -> str:
         case "missing":
             return "is needed but missing"
         case "union_tag_not_found":
-            return "needs a method: full or lora"
+            return "needs a method: full, lora or oft"
         case "union_tag_invalid":
-            return f"method must be full or lora, came {short(context.get('tag'))}"
+            return f"method must be full, lora or oft, came {short(context.get('tag'))}"
         case "literal_error":
             return f"must be {context['expected']}{came}"
         case "string_pattern_mismatch":
@@ -491,9 +556,9 @@ def _unknown(location: Place, kind: type[Section]) -> str:
             return "cannot stand in a grid: write an arm for each method"
         allowed = [name for name in allowed if name not in NOT_IN_GRIDS]
     here = f"allowed here: {', '.join(allowed)}"
-    for method, arm in METHODS.items():
-        if location[0] == "arms" and key in arm.model_fields and key not in fields:
-            return f"is a key of {method} arms only; {here}"
+    owners = [method for method, arm in METHODS.items() if key in arm.model_fields]
+    if location[0] == "arms" and owners and key not in fields:
+        return f"is a key of {' and '.join(owners)} arms only; {here}"
     near = difflib.get_close_matches(key, allowed, n=1)
     return f"unknown key; {f'did you mean {near[0]}? ' if near else ''}{here}"
 
@@ -502,7 +567,7 @@ def _section_at(location: Place, kind: type[Section]) -> type[Section]:
     """The kind of section that stands at a place: keys are followed, names and indexes passed."""
     for place, part in enumerate(location):
         if _is_method(location, place):
-            kind = METHODS[part]
+            kind = METHODS[str(part)]
         elif part in kind.model_fields:
             kind = next(_sections(kind.model_fields[str(part)].annotation), kind)
     return kind

@@ -63,6 +63,8 @@ PLACES: Mapping[str, dict[str, Remedy]] = {
     "pace": PACES,
     "average": AVERAGES,
 }
+# What may be done to a finished checkpoint: functions of `laura.models.after`.
+AFTER = ("scale", "intruders")
 
 
 def check_remedy(name: str, place: str) -> str:

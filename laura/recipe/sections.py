@@ -157,7 +157,9 @@ def refuse(faults: Mapping[Place, str]) -> NoReturn:
 
 MOST_ARMS = 200
 MOST_NAME = 64  # of tasks.NAME_PATTERN
-NOT_IN_GRIDS = ("external", "grid", "learning_rates", "method")
+NOT_IN_GRIDS = ("external", "grid", "learning_rates", "method", "after", "of", "change", "factor")
+AfterName = Literal["scale", "intruders"]
+Factor = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ExternalPoint(Section):
@@ -176,10 +178,11 @@ class ExternalPoint(Section):
 
 
 class AnyArm(Section):
-    """What full finetuning and LoRA have in common."""
+    """What all arms have in common."""
 
     later = frozenset(
         {"external", "layers", "attention_dropout", "residual_dropout", "replay"}
+        | {"of", "change", "factor"}
         | {key for place in PLACES for key in (place, f"{place}_strength")}
     )
 
@@ -193,6 +196,16 @@ class AnyArm(Section):
     grid: dict[str, list[Any]] | None = Field(None, exclude=True)
     """Lists of values for other keys of the arm, as in `rank: [4, 16]`: makes an arm of every
     combination, with names such as `lora-rank-4`."""
+    after: dict[AfterName, list[Factor]] | None = Field(None, min_length=1, exclude=True)
+    """What is done to the arm's checkpoints after training, as in `scale: [0.4, 0.7]`; each value
+    is measured as an arm of its own, `lora-scale-0.4`, and trains nothing. `scale`: the way from
+    the base is made so long; `intruders`: leading directions that the base has not are."""
+    of: str | None = None
+    """Of an arm that `after` made: the arm whose checkpoints it changes."""
+    change: AfterName | None = None
+    """Of an arm that `after` made: how it changes them."""
+    factor: Factor | None = None
+    """Of an arm that `after` made: how much of it is left."""
     layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
     """Decoder layers that are adapted or trained, counted from 0; null: all. With `full`,
     embeddings, last norm and output map then stay frozen too."""
@@ -254,6 +267,21 @@ class AnyArm(Section):
         """The rates of checkpoints made elsewhere."""
         return {point.learning_rate for point in self.external or []}
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether runs train it: it was neither made elsewhere nor of another arm's checkpoints."""
+        return self.external is None and self.of is None
+
+    def unchangeable(self, change: str) -> str:
+        """Why its checkpoints cannot be changed so after training; empty where they can."""
+        if self.external is not None:
+            return "its checkpoints were made elsewhere"
+        if getattr(self, "dora", False):
+            return "with dora the result is no adapter: lengths of rows are no sum"
+        if change == "intruders" and not isinstance(self, FullArm | LoraArm):
+            return "a rotation has no rank that the result could go back to"
+        return ""
+
     def remedy(self, place: str) -> tuple[Remedy, float] | None:
         """The remedy that is used at a place of `PLACES`, and its strength; None for none."""
         name, strength = getattr(self, place), getattr(self, f"{place}_strength")
@@ -268,6 +296,11 @@ class AnyArm(Section):
         used = [found[0] for found in map(self.remedy, PLACES) if found]
         return any(remedy.reads_base for remedy in used)
 
+    @property
+    def reads_activations(self) -> bool:
+        """Whether training starts from the base's activations on `data.replay`."""
+        return False
+
     def faults(self) -> Iterable[tuple[str, str]]:
         """Values that do not go together."""
         for key in ("learning_rates", "layers"):
@@ -281,6 +314,9 @@ class AnyArm(Section):
             elif name is not None and (strength or 0) > table[name].most:
                 problem = f"is {strength:g}, at most {table[name].most:g} with {place}: {name}"
                 yield f"{place}_strength", problem
+            if name is not None and table[name].lora_only and not isinstance(self, LoraArm):
+                problem = f"is {name}, which holds LoRA's factors back; there are none"
+                yield place, f"{problem} in full finetuning and in OFT: leave it out"
 
 
 class FullArm(AnyArm):
@@ -301,11 +337,6 @@ class FullArm(AnyArm):
     def faults(self) -> Iterable[tuple[str, str]]:
         """Values that do not go together."""
         yield from super().faults()
-        for place, table in PLACES.items():
-            name = getattr(self, place)
-            if name is not None and table[name].lora_only:
-                problem = f"is {name}, which holds LoRA's factors back; full finetuning has none"
-                yield place, f"{problem}: leave it out"
         if self.weight_decay_toward == "base" and not self.weight_decay:
             yield (
                 "weight_decay_toward",
@@ -314,10 +345,31 @@ class FullArm(AnyArm):
             )
 
 
-class LoraArm(AnyArm):
+class AdapterArm(AnyArm):
+    """What arms have in common that leave the base's weights alone."""
+
+    later = AnyArm.later | {"base_dtype"}
+
+    targets: Literal["all", "mlp", "attention"] | list[str] = "all"
+    """Linear maps that get an update: a group, or module names."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled decay of what is trained toward zero: toward the base, but with any `init` but
+    `default` away from it."""
+    base_dtype: Literal["bfloat16"] | None = None
+    """Type the frozen weights are held in while this arm is trained; null: `base.dtype`, in which
+    every arm is measured. Saves memory where `base.dtype` is float32 for the sake of full arms."""
+
+    def faults(self) -> Iterable[tuple[str, str]]:
+        """Values that do not go together."""
+        yield from super().faults()
+        if self.targets == []:
+            yield "targets", "is empty; name a module or use all, mlp, attention"
+
+
+class LoraArm(AdapterArm):
     """LoRA: low-rank updates beside frozen weights."""
 
-    later = AnyArm.later | {"lora_plus_ratio", "init", "dora", "protect", "base_dtype"}
+    later = AdapterArm.later | {"lora_plus_ratio", "init", "dora", "protect"}
 
     method: Literal["lora"]
     """lora"""
@@ -329,27 +381,31 @@ class LoraArm(AnyArm):
     """Scale numerator; null means 2r."""
     rslora: bool = False
     """Scale by alpha/sqrt(r) instead of alpha/r."""
-    targets: Literal["all", "mlp", "attention"] | list[str] = "all"
-    """Linear maps that get an update: a group, or module names."""
     dropout: Share = 0.0
     """Dropout on the input of the update."""
-    weight_decay: NotNegative = 0.0
-    """Decoupled decay of A and B toward zero: toward the base, but with `init: pissa` or `milora`
-    away from it."""
     lora_plus_ratio: float = Field(1.0, ge=1)
     """LoRA+: rate of B as a multiple of A's; 1 is plain LoRA."""
-    init: Literal["default", "pissa", "milora"] = "default"
+    init: Literal["default", "pissa", "milora", "lora_null", "corda"] = "default"
     """How A and B start: `default`: A random, B zero; `pissa`: with the r leading singular
-    directions of the weight, which is frozen without them; `milora`: with the r last ones. Of the
-    latter two a checkpoint is a plain adapter on the base, of rank 2r."""
+    directions of the weight, which is frozen without them; `milora`: with the r last ones;
+    `lora_null`: where the base's activations on 256 rows of `data.replay` are least; `corda`: at
+    the last directions of weight and activations. But for the first, a checkpoint is a plain
+    adapter on the base, of rank 2r."""
     dora: bool = False
     """DoRA: the length of every row of the weight is trained."""
     protect: int = Field(0, ge=0)
     """OPLoRA: so many leading singular directions of each weight, on both sides, are left alone by
     the update."""
-    base_dtype: Literal["bfloat16"] | None = None
-    """Type the frozen weights are held in while this arm is trained; null: `base.dtype`, in which
-    every arm is measured. Saves memory where `base.dtype` is float32 for the sake of full arms."""
+
+    @property
+    def reads_activations(self) -> bool:
+        """Whether training starts from the base's activations on `data.replay`."""
+        return self.init in ("lora_null", "corda") and self.external is None
+
+    @property
+    def file_rank(self) -> int:
+        """Rank of what is saved."""
+        return self.rank * (1 if self.init == "default" else 2)
 
     @property
     def alpha_value(self) -> float:
@@ -359,8 +415,6 @@ class LoraArm(AnyArm):
     def faults(self) -> Iterable[tuple[str, str]]:
         """Values that do not go together."""
         yield from super().faults()
-        if self.targets == []:
-            yield "targets", "is empty; name a module or use all, mlp, attention"
         if self.dora and self.init != "default":
             yield (
                 "init",
@@ -376,7 +430,19 @@ class LoraArm(AnyArm):
             )
 
 
-Arm = Annotated[FullArm | LoraArm, Field(discriminator="method")]
+class OftArm(AdapterArm):
+    """OFT: the inputs of frozen weights are rotated, block by block."""
+
+    method: Literal["oft"]
+    """oft"""
+    learning_rates: list[Rate] = Field([3e-4, 1e-3, 3e-3], min_length=1)
+    """Rates to try."""
+    block_size: int = Field(32, ge=2)
+    """Inputs that are rotated together; divides the inputs of every target."""
+
+
+Arm = Annotated[FullArm | LoraArm | OftArm, Field(discriminator="method")]
+METHODS: dict[str, type[AnyArm]] = {"full": FullArm, "lora": LoraArm, "oft": OftArm}
 
 
 def _named_once(values: list[Any]) -> list[Any]:
@@ -429,9 +495,34 @@ def write_out_grids(arms: Mapping[str, Arm]) -> tuple[dict[str, Arm], dict[str, 
                 faults.setdefault((name, "grid"), f"makes {problem}")
             plain[made] = arm.model_copy(update={**chosen, "grid": None})
             families[name].append(made)
+    where = {name: name for name in arms} | {m: name for name, own in families.items() for m in own}
+    after = {name: _write_out_after(name, arm, where[name], faults) for name, arm in plain.items()}
+    for name, changed in after.items():
+        for other in changed.keys() & (plain.keys() | arms.keys()):
+            problem = f"makes an arm called {other}, and there is another of that name; rename one"
+            faults[where[name], "after"] = problem
     if faults:
         refuse({("arms", *place): problem for place, problem in faults.items()})
-    return plain, families
+    whole: dict[str, Arm] = {}
+    for name, arm in plain.items():
+        whole |= {name: arm.model_copy(update={"after": None}), **after[name]}
+    return whole, families
+
+
+def _write_out_after(name: str, arm: Arm, where: str, faults: dict[Place, str]) -> dict[str, Arm]:
+    """The arms that are made of an arm's checkpoints, by name; `where` it was written is told."""
+    found: dict[str, Arm] = {}
+    for change, factors in (arm.after or {}).items():
+        if problem := arm.unchangeable(change) or twice(factors):
+            faults[where, "after", change] = f"cannot be: {problem}"
+        for factor in factors:
+            made = f"{name}-{change}-{value_words(factor)}"
+            if len(made) > MOST_NAME:
+                problem = f"the name {made}, at most {MOST_NAME} characters; shorten the arm's"
+                faults.setdefault((where, "after"), f"makes {problem}")
+            told = {"after": None, "of": name, "change": change, "factor": factor}
+            found[made] = arm.model_copy(update=told)
+    return found
 
 
 def value_words(value: Any) -> str:
@@ -709,7 +800,7 @@ class BaseSection(Section):
     """The model before adaptation."""
 
     model: str = Field(min_length=1)
-    """Registry name, Hub id, folder, or GGUF file of a Llama-type model."""
+    """Registry name, Hub id, folder, or GGUF file; of which families: `guide.md`, Models."""
     revision: str | None = None
     """Hub branch, tag or commit; null for main."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -720,7 +811,7 @@ class BaseSection(Section):
 
     def dtype_under(self, arm: Arm) -> str:
         """Type the weights are held in while an arm is trained."""
-        return (arm.base_dtype if isinstance(arm, LoraArm) else None) or self.dtype
+        return (arm.base_dtype if isinstance(arm, AdapterArm) else None) or self.dtype
 
 
 def _listed(value: object) -> object:
@@ -1058,7 +1149,7 @@ class Recipe(Section):
         if named_too:
             problem = "is a family already, made by the arm's grid; leave it out"
             refuse({("search", "families", name): problem for name in named_too})
-        if not families:
+        if not families and arms.keys() == self.arms.keys():
             return self
         search = self.search.model_copy(update={"families": {**self.search.families, **families}})
         return self.model_copy(update={"arms": arms, "search": search})

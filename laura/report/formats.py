@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from laura.results.schema import Ends, Estimated, Summary, TaskFacts
 from laura.results.statistics import Estimate
 from laura.results.statistics import count as counted
-from laura.results.units import memory_text, rate_text
+from laura.results.units import budget_text, memory_text, rate_text
 
 ABSENT = "–"
 _LARGE = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
@@ -59,12 +59,13 @@ def duration(seconds: float | None) -> str:
 
 
 def budget(value: float | None, unit: str) -> str:
-    """A budget with its unit: `20k tokens`, `2 epochs`."""
+    """A budget with its unit: `20k tokens`, `20,123 tokens`, `2 epochs`; no two look alike."""
     if value is None:
         return ABSENT
     if unit == "epochs":
-        return f"{value:.4g} epoch{'' if value == 1 else 's'}"
-    return f"{count(value)} tokens"
+        return f"{budget_text(value)} epoch{'' if value == 1 else 's'}"
+    short = float(f"{value:.3g}") == value
+    return f"{count(value) if short else budget_text(value)} tokens"
 
 
 def budget_of(summary: Summary, value: float | None) -> str:

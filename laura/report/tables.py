@@ -108,10 +108,11 @@ def summary_table(study: Study) -> RenderableType:
 def _arms_table(summary: Summary) -> list[RenderableType]:
     from rich.text import Text
 
+    unit = summary.budget.unit
     columns = [
-        Column("arm", lambda row: row.arm),
+        Column("arm", lambda row: "\n".join(textwrap.wrap(row.arm, HEADING))),
         number("rate", lambda row: row.marked_rate.replace(", ", ",\n")),
-        number("budget", lambda row: row.facts["budget"]),
+        number(f"budget ({unit})", lambda row: row.facts["budget"].split()[0]),
         *_leading_columns(summary),
     ]
     needed = len(columns)

@@ -10,6 +10,7 @@ Leaves are also the standard exception a Python programmer would catch.
     ├── ModelError (ValueError)         a model folder, GGUF file or tokenizer is unusable
     ├── AdapterError (ValueError)       an adapter or its targets do not fit the model
     ├── ShapeError (ValueError)         an array has the wrong number of dimensions or size
+    ├── GrammarError (ValueError)       a schema or pattern that no answer can be held to
     ├── DataError (ValueError)          rows are missing, empty, too long or overlap
     ├── CheckpointError (ValueError)    a checkpoint fails its checksums
     ├── EvidenceError (ValueError)      a study cannot carry the judgement that is asked for
@@ -88,6 +89,10 @@ class AdapterError(LauraError, ValueError):
 
 class ShapeError(LauraError, ValueError):
     """An array has the wrong number of dimensions or the wrong size."""
+
+
+class GrammarError(LauraError, ValueError):
+    """A schema or a pattern that no answer can be held to."""
 
 
 class DataError(LauraError, ValueError):

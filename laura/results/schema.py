@@ -727,7 +727,8 @@ class Comparison(File):
 
     `learning` and `forgetting` are the first arm's minus the second's, each at its own best
     rate; `equal_learning` is the difference of forgetting averaged over `levels`, the range
-    of learning that both reach. None where there is too little, and `reason` says what.
+    of learning that both reach, and `joint` its interval at the level at which those of all
+    comparisons hold together. None where there is too little, and `reason` says what.
     """
 
     arms: tuple[str, str]
@@ -736,6 +737,7 @@ class Comparison(File):
     forgetting: Estimated | None = None
     equal_learning: Estimated | None = None
     levels: tuple[FiniteFloat, FiniteFloat] | None = None
+    joint: tuple[FiniteFloat, FiniteFloat] | None = None
     edge: bool = False
     reason: str = ""
 
@@ -818,6 +820,26 @@ class Candidate(File):
     why_not: str = ""
 
 
+class ReplayLaw(File):
+    """What a law fitted over shares of replay says of a bound on forgetting.
+
+    Attributes:
+        arm: The arm without replay.
+        shares: The shares that were tried.
+        budget: The budget it speaks of, the largest.
+        r_squared: Of the fit over shares and budgets.
+        share: The least share that keeps the bound; None beyond the largest that was tried.
+        interval: Its 95 % interval; an end that is None lies beyond likewise.
+    """
+
+    arm: str
+    shares: list[FiniteFloat]
+    budget: FiniteFloat
+    r_squared: Rounded
+    share: Rounded | None
+    interval: tuple[Rounded | None, Rounded | None]
+
+
 class Recommendation(File):
     """Which configuration to take.
 
@@ -836,6 +858,7 @@ class Recommendation(File):
     chosen: Candidate | None = None
     alternatives: list[Candidate] = []
     confirm: str = ""
+    replay: list[ReplayLaw] = []
     not_tried: list[str] = []
     recipe: str | None = None
     adapter: str | None = None

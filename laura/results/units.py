@@ -1,4 +1,4 @@
-"""Sizes and learning rates for people: one unit, one way to write them everywhere."""
+"""Sizes, budgets and learning rates for people: one way to write them everywhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def memory_text(count: float | None) -> str:
             digits = 2 if value < 10 else 1 if value < 100 else 0
             return f"{value:,.{digits}f} {unit}"
     return f"{count:.0f} B"
+
+
+def budget_text(value: float) -> str:
+    """A budget with all its digits, so that no two look alike: 110000.0 is `110,000`."""
+    return f"{value:,.12g}"
 
 
 def rate_text(value: float) -> str:

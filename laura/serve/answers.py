@@ -35,6 +35,7 @@ from laura.serve.prompts import TokenTexts
 from laura.serve.schemas import (
     ApiError,
     AssistantMessage,
+    CalledFunction,
     ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
@@ -48,9 +49,11 @@ from laura.serve.schemas import (
     FinishReason,
     PromptTokensDetails,
     TokenLogprob,
+    ToolCallDelta,
     TopLogprob,
     of_engine,
 )
+from laura.serve.tools import CallPart, CallScanner
 
 # What OpenAI writes for a probability that is no number above it; JSON has no infinities.
 LEAST_LOGPROB = -9999.0
@@ -97,7 +100,7 @@ class Serializer(ABC):
 
     def usage(self, context: RequestContext) -> Chunk:
         """The chunk that says what was used, with no choice beside it."""
-        return self._chunk_type(**self._heading, choices=[], usage=_usage(context))
+        return self._chunk_type(**self._heading, choices=[], usage=usage_of(context))
 
     def _by_choice(self, chunks: Sequence[Chunk]) -> list[list[Any]]:
         parts = [part for chunk in chunks for part in chunk.choices]
@@ -105,9 +108,25 @@ class Serializer(ABC):
 
 
 class ChatSerializer(Serializer):
-    """Answers to a conversation."""
+    """Answers to a conversation.
+
+    Args:
+        heading, texts, choices, logprobs: As of `Serializer`.
+        scanners: Find the calls in each answer; none where no tools may be called.
+    """
 
     _chunk_type = ChatCompletionChunk
+
+    def __init__(
+        self,
+        heading: dict[str, Any],
+        texts: TokenTexts,
+        choices: int,
+        logprobs: bool,
+        scanners: Sequence[CallScanner] = (),
+    ) -> None:
+        super().__init__(heading, texts, choices, logprobs)
+        self._scanners = scanners
 
     def begin(self) -> list[Chunk]:
         """The role of each answer."""
@@ -116,11 +135,21 @@ class ChatSerializer(Serializer):
 
     def chunk(self, index: int, event: Event) -> Chunk | None:
         """New text, or how the answer ended."""
+        scanner = self._scanners[index] if self._scanners else None
         if isinstance(event, TextDelta):
             scores = self._scores(event.scores) if self._logprobs else None
-            return self._chunk(index, ChoiceDelta(content=event.text), logprobs=scores)
+            delta = ChoiceDelta(content=event.text)
+            if scanner is not None:
+                delta = _delta(scanner.feed(event.text))
+                if scores is None and delta == ChoiceDelta():
+                    return None
+            return self._chunk(index, delta, logprobs=scores)
         if isinstance(event, Ended):
-            return self._chunk(index, ChoiceDelta(), finish_reason=_finish(event))
+            finish, delta = _finish(event), ChoiceDelta()
+            if scanner is not None:
+                delta = _delta(scanner.rest())
+                finish = "tool_calls" if scanner.called and finish == "stop" else finish
+            return self._chunk(index, delta, finish_reason=finish)
         return None
 
     def whole(self, chunks: Sequence[Chunk], context: RequestContext) -> ChatCompletion:
@@ -128,16 +157,19 @@ class ChatSerializer(Serializer):
         choices = []
         for index, parts in enumerate(self._by_choice(chunks)):
             text = "".join(one.delta.content or "" for one in parts)
+            calls = _calls(one for part in parts for one in part.delta.tool_calls or ())
             scores = [one for part in parts if part.logprobs for one in part.logprobs.content]
             choices.append(
                 ChatChoice(
                     index=index,
-                    message=AssistantMessage(content=text),
+                    message=AssistantMessage(
+                        content=text or (None if calls else ""), tool_calls=calls
+                    ),
                     logprobs=ChoiceLogprobs(content=scores) if self._logprobs else None,
                     finish_reason=_last_finish(parts),
                 )
             )
-        return ChatCompletion(**self._heading, choices=choices, usage=_usage(context))
+        return ChatCompletion(**self._heading, choices=choices, usage=usage_of(context))
 
     def _chunk(self, index: int, delta: ChoiceDelta, **more: Any) -> ChatCompletionChunk:
         choice = ChunkChoice(index=index, delta=delta, **more)
@@ -161,6 +193,36 @@ class ChatSerializer(Serializer):
             logprob=_nats(logprob),
             bytes=None if found is None else list(found),
         )
+
+
+def _delta(pieces: Iterable[str | CallPart]) -> ChoiceDelta:
+    """What was found in a piece of an answer."""
+    text, calls = "", dict[int, ToolCallDelta]()
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+        elif piece.index in calls:
+            calls[piece.index].function.arguments += piece.arguments
+        else:
+            function = CalledFunction(name=piece.name, arguments=piece.arguments)
+            calls[piece.index] = ToolCallDelta(
+                index=piece.index,
+                id=piece.id,
+                type="function" if piece.id is not None else None,
+                function=function,
+            )
+    return ChoiceDelta(content=text or None, tool_calls=list(calls.values()) or None)
+
+
+def _calls(deltas: Iterable[ToolCallDelta]) -> list[ToolCallDelta] | None:
+    """The calls that deltas add up to, if there are any."""
+    calls: list[ToolCallDelta] = []
+    for one in deltas:
+        if one.id is not None:
+            calls.append(one.model_copy(update={"index": None}, deep=True))
+        else:
+            calls[-1].function.arguments += one.function.arguments
+    return calls or None
 
 
 class CompletionSerializer(Serializer):
@@ -231,7 +293,7 @@ class CompletionSerializer(Serializer):
                     finish_reason=_last_finish(parts),
                 )
             )
-        return Completion(**self._heading, choices=choices, usage=_usage(context))
+        return Completion(**self._heading, choices=choices, usage=usage_of(context))
 
     def _chunk(
         self,
@@ -303,7 +365,8 @@ class Offsets:
         return places
 
 
-def _usage(context: RequestContext) -> CompletionUsage:
+def usage_of(context: RequestContext) -> CompletionUsage:
+    """What a request has used so far."""
     return CompletionUsage(
         prompt_tokens=context.prompt_tokens,
         completion_tokens=context.new_tokens,
@@ -543,16 +606,20 @@ class EventStream(Response):
         try:
             async for chunk in generation.chunks(self._heartbeat):
                 if chunk is not None and self._wants_usage_so_far:
-                    chunk.usage = _usage(context)
+                    chunk.usage = usage_of(context)
                 yield HEARTBEAT if chunk is None else _data(chunk.model_dump_json())
             if self._wants_usage:
                 yield _data(generation.serializer.usage(context).model_dump_json())
             yield _data("[DONE]")
         except Exception as error:
-            # The status has long been sent; clients read the error from the stream.
-            fault = error if isinstance(error, ApiError) else self._failed(context, error)
-            context.refuse(fault)
-            yield _data(json.dumps(fault.body()))
+            yield _data(json.dumps(self._fault(error).body()))
+
+    def _fault(self, error: Exception) -> ApiError:
+        """What is told in the stream: the status has long been sent."""
+        context = self._generation.context
+        fault = error if isinstance(error, ApiError) else self._failed(context, error)
+        context.refuse(fault)
+        return fault
 
 
 def _data(text: str) -> bytes:

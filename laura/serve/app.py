@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import re
 import sys
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -33,13 +33,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from laura import __version__
 from laura.serve.admin import Admin, admin_routes
-from laura.serve.answers import EventStream, while_there
+from laura.serve.answers import EventStream, Generation, while_there
 from laura.serve.audit import Audit
 from laura.serve.auth import is_loopback
 from laura.serve.context import ClientGone, Metrics, RequestContext, RequestLog, context_of
 from laura.serve.database import Database
 from laura.serve.engines import ServingEngine
 from laura.serve.prompts import Body
+from laura.serve.responses import (
+    ResponseObject,
+    ResponsesRequest,
+    ResponseStream,
+    ResponseWriter,
+    renamed,
+    whole_response,
+)
 from laura.serve.schemas import (
     ApiError,
     ChatCompletion,
@@ -86,7 +94,7 @@ PAGE_HEADERS = {
 }
 SCHEMAS = "#/components/schemas/"
 TOKENIZE, LIVENESS = "/tokenize", "/healthz"
-BODIES = (ChatCompletionRequest, CompletionRequest, TokenizeRequest)
+BODIES = (ChatCompletionRequest, CompletionRequest, ResponsesRequest, TokenizeRequest)
 GONE = 499  # nginx's number for a client that did not wait
 # A client that is told early that its body is too large may still be sending: without
 # reading on it would see a broken connection instead of the answer.
@@ -169,6 +177,15 @@ def _openai_routes(service: Service) -> APIRouter:
 
     add("/chat/completions", ChatCompletionRequest, ChatCompletion, "Answer a conversation.")
     add("/completions", CompletionRequest, Completion, "Continue texts.")
+
+    @routes.post(
+        "/responses", response_model=None, openapi_extra=_asked(ResponsesRequest),
+        responses={200: {"model": ResponseObject, "content": {"text/event-stream": {}}}},
+    )  # fmt: skip
+    async def responses(request: Request) -> Response:
+        """Answer a conversation, as OpenAI's newer API has it; nothing is kept."""
+        return await _respond(service, request)
+
     return routes
 
 
@@ -186,24 +203,44 @@ async def _read(service: Service, request: Request, kind: type[Body]) -> Body:
 
 
 async def _answer(service: Service, request: Request, kind: type[GenerationRequest]) -> Response:
+    wanted = await while_there(request.receive, _read(service, request, kind))
+
+    async def whole(generation: Generation) -> str:
+        return (await generation.whole()).model_dump_json()
+
+    stream = partial(
+        EventStream, wants_usage=wanted.wants_usage, wants_usage_so_far=wanted.wants_usage_so_far
+    )
+    return await _deliver(service, request, wanted, whole, stream)
+
+
+async def _respond(service: Service, request: Request) -> Response:
+    wanted = await while_there(request.receive, _read(service, request, ResponsesRequest))
+    writer = ResponseWriter(wanted, context_of(request).id)
+    whole, stream = partial(whole_response, writer), partial(ResponseStream, writer)
+    try:
+        return await _deliver(service, request, wanted.chat(), whole, stream)
+    except ApiError as fault:
+        raise renamed(fault) from None
+
+
+async def _deliver(
+    service: Service,
+    request: Request,
+    wanted: GenerationRequest,
+    whole: Callable[[Generation], Coroutine[Any, Any, str]],
+    stream: Callable[..., EventStream],
+) -> Response:
     context, there = context_of(request), partial(while_there, request.receive)
-    wanted = await there(_read(service, request, kind))
     generation = await there(service.begin(context, request.state.admission, wanted))
     handed_on = False
     try:
         if not wanted.stream:
-            answer = await there(generation.whole())
-            return Response(answer.model_dump_json(), media_type="application/json")
+            return Response(await there(whole(generation)), media_type="application/json")
         heartbeat = service.settings.heartbeat_seconds
         await there(generation.wait_for_first(heartbeat))
         handed_on = True  # the stream closes it
-        return EventStream(
-            generation,
-            wants_usage=wanted.wants_usage,
-            wants_usage_so_far=wanted.wants_usage_so_far,
-            heartbeat_seconds=heartbeat,
-            failed=service.failed,
-        )
+        return stream(generation, heartbeat_seconds=heartbeat, failed=service.failed)
     finally:
         if not handed_on:
             generation.close()

@@ -12,7 +12,8 @@ and all its memory. One awaits the other: between two steps the loop admits who 
 order, and whatever else is to be done with the model (an adapter loaded, a sequence dropped)
 stands in the thread's own queue. So nothing is locked, and nothing waits for longer than a step.
 
-A sequence whose adapter is not loaded yet lets others pass (`AdapterLoader`); one that has no
+A sequence whose adapter is not loaded yet lets others pass (`AdapterLoader`), and so does one whose
+grammar is not compiled; one that has no
 row yet does not, or a long one would wait for ever behind short ones.
 """
 
@@ -33,6 +34,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from laura.engine.adapter_slots import Slot, Slots
+from laura.engine.grammar import GrammarCompiler, Matcher
 from laura.engine.model_runner import FusedRunner
 from laura.engine.sampler import check_settings, draw_of
 from laura.engine.scheduler import Scheduler, StepOutput, TokenSequence
@@ -40,7 +42,7 @@ from laura.models.device import cache_budget, keep_freed_memory, resolve_precisi
 from laura.models.encoding import Encoder
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings
-from laura.results.errors import AdapterError, UsageError
+from laura.results.errors import AdapterError, GrammarError, UsageError
 from laura.serve.engines import (
     AdapterFiles,
     Begun,
@@ -75,11 +77,13 @@ class ServedSequence(TokenSequence):
         request: What is wanted.
         adapter: Its adapter's checked files; None for the base.
         tell: Gets its events.
+        compiling: Its grammar's matcher, on the way.
     """
 
     request: SequenceRequest
     adapter: AdapterFiles | None
     tell: Tell
+    compiling: Future[Matcher] | None = None
 
     @property
     def tenant(self) -> str:
@@ -339,6 +343,7 @@ class InProcess(AsyncEngine):
         # There from the start to the end.
         self._scheduler: Scheduler[FusedRunner] | None = None
         self._loader: AdapterLoader | None = None
+        self._grammars: GrammarCompiler | None = None
 
     async def start(self) -> None:
         """Make ready to answer; returns when it is.
@@ -352,8 +357,13 @@ class InProcess(AsyncEngine):
         except BaseException:
             self._why_not = "it has died of a fault"
             raise
-        slots = self._scheduler.runner.slots
-        self._loader = AdapterLoader(slots, self._read, lambda: call(loop, self._wake))
+        slots, ends = self._scheduler.runner.slots, self._scheduler.end_ids
+
+        def notice() -> None:
+            call(loop, self._wake)
+
+        self._loader = AdapterLoader(slots, self._read, notice)
+        self._grammars = GrammarCompiler(self.tokenizer, self.vocabulary, ends, notice)
         self._publish()
         self._ready, self._why_not = True, ""
         self._steps = asyncio.create_task(self._run())
@@ -448,8 +458,9 @@ class InProcess(AsyncEngine):
         self._ready, self._why_not = False, "it has died of a fault" if died else "it has stopped"
         self._send_away()
         self._break_off(in_order=not died)
-        if self._loader is not None:
+        if self._loader is not None and self._grammars is not None:
             self._loader.close()
+            self._grammars.close()
         self._scheduler, self._loader, self._published = None, None, EngineState(False)
         self._thread.shutdown(wait=False)
 
@@ -512,10 +523,18 @@ class InProcess(AsyncEngine):
         self, waiting: Sequence[ServedSequence]
     ) -> tuple[ServedSequence, EngineError | None] | None:
         """Begin the first that can; it, and what is wrong with it, or None where nobody can."""
-        loader = self._loader
-        assert loader is not None
+        loader, grammars = self._loader, self._grammars
+        assert loader is not None and grammars is not None
         loader.look_anew(one.adapter for one in waiting)
         for one in waiting:
+            if one.request.grammar is not None:
+                one.compiling = one.compiling or grammars.matcher(one.request.grammar)
+                if not one.compiling.done():
+                    continue
+                try:
+                    one.matcher = one.compiling.result()
+                except GrammarError as error:
+                    return one, EngineError(str(error), "request")
             if one.adapter is not None:
                 try:
                     one.slot = loader.slot(one.adapter)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from laura.engine.detokenizer import Score, TextDelta
+from laura.engine.requests import Grammar
 from laura.results.errors import LauraError
 
 Finish = Literal["stop", "length", "cancelled"]
@@ -40,6 +41,7 @@ class SequenceRequest:
         prompt_logprobs: Whether the prompt's own log-probabilities are wanted.
         ignore_end: Whether an end token does not end the answer (for benchmarks).
         min_new_tokens: No end token is chosen before so many tokens; stop texts end it as ever.
+        grammar: What the answer must be; None for anything. It ends where nothing can follow.
     """
 
     id: str
@@ -57,6 +59,7 @@ class SequenceRequest:
     prompt_logprobs: bool = False
     ignore_end: bool = False
     min_new_tokens: int = 0
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from laura.data.templates import chat_template
+from laura.engine.grammar import LIMITS, tokenizer_text
+from laura.engine.requests import Grammar
 from laura.results.errors import DataError
 from laura.serve.auth import Tenant
+from laura.serve.confined import ConfinedFault, GrammarProcess, TemplateProcess, kept
 from laura.serve.limits import FairQueue, QueueFull
-from laura.serve.schemas import ApiError, ChatMessage, bad_request, of_validation
-from laura.serve.templates import TemplateFault, TemplateProcess, template_process
+from laura.serve.schemas import ApiError, ChatMessage, FunctionTool, bad_request, of_validation
+from laura.serve.tools import format_of, in_words, knows_tools
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
@@ -35,6 +39,8 @@ MOST_VALUES = 1 << 16
 _MARKS = (b",", b"[", b"{")
 MOST_WAITING = 1024
 PIECE = 1 << 14
+# Grammars that were tried lately.
+MOST_KNOWN = 1024
 
 
 class FairThread:
@@ -111,10 +117,13 @@ class Prompter:
         self._reading = FairThread("laura-prompts")
         # Apart: a template that takes its time must not hold up who needs none.
         self._rendering = FairThread("laura-templates")
+        self._compiling = FairThread("laura-schemas")
+        self._known = set[Grammar]()
         self._template: TemplateProcess | None = None
         with suppress(DataError):  # then nobody can chat, but everything else can be asked
-            special = json.dumps(tokenizer.special_tokens_map)
-            self._template = template_process(chat_template(tokenizer), special)
+            special, text = json.dumps(tokenizer.special_tokens_map), chat_template(tokenizer)
+            self._template = kept(TemplateProcess, text, special)
+            self.calls, self._knows_tools = format_of(text), knows_tools(text)
 
     def warm(self) -> None:
         """Begin to start what the first request would otherwise wait for."""
@@ -147,8 +156,41 @@ class Prompter:
             for one in texts
         )
 
-    async def chat(self, messages: list[ChatMessage], tenant: Tenant) -> tuple[int, ...]:
+    async def check(self, grammar: Grammar, tenant: Tenant, field: str, words: str) -> None:
+        """Try a grammar where it harms nobody, before an engine gets it.
+
+        Args:
+            grammar: What an answer shall be.
+            tenant: Whose it is.
+            field: Of the request, that says so.
+            words: What the refusal begins with.
+
+        Raises:
+            ApiError: it cannot be used.
+        """
+        if grammar in self._known:
+            return
+
+        def compile() -> None:
+            self._grammars.check(grammar.source)
+
+        try:
+            await self._compiling.do(tenant, len(grammar.text), compile)
+        except (ConfinedFault, ValueError) as fault:
+            raise bad_request(f"{words}: {fault}", field) from None
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known.add(grammar)
+
+    async def chat(
+        self, messages: list[ChatMessage], tenant: Tenant, tools: Sequence[FunctionTool] = ()
+    ) -> tuple[int, ...]:
         """Tokens after which the model writes its next message.
+
+        Args:
+            messages: The conversation.
+            tenant: Whose it is.
+            tools: Functions that the model may call.
 
         Raises:
             ApiError: the base has no chat template, the template refuses the messages, or
@@ -162,12 +204,20 @@ class Prompter:
                 "no_chat_template",
             )
         plain = [_plain(one) for one in messages]
-        size = sum(len(one["content"]) for one in plain)
+        told = [
+            {"type": "function", "function": one.model_dump(exclude_none=True)} for one in tools
+        ]
+        if not self._knows_tools:
+            plain, told = in_words(plain, told), []
+        # Of tools and calls all is counted, though a template may leave some out.
+        size = sum(len(one["content"] or "") for one in plain) + len(json.dumps(told))
         self._check_length(size, "characters", "messages")
         most = self._most_tokens() * self._longest_piece
         try:
-            text = await self._rendering.do(tenant, size, lambda: template.render(plain, most))
-        except TemplateFault as fault:
+            text = await self._rendering.do(
+                tenant, size, lambda: template.render(plain, most, told or None)
+            )
+        except ConfinedFault as fault:
             raise bad_request(
                 f"the base's chat template refuses these messages: {fault}", "messages"
             ) from None
@@ -207,10 +257,17 @@ class Prompter:
             lambda: [one if isinstance(one, str) else str(decode(one)) for one in prompts],
         )
 
+    @cached_property
+    def _grammars(self) -> GrammarProcess:
+        text, limits = tokenizer_text(self._tokenizer), json.dumps(LIMITS)
+        process: GrammarProcess = kept(GrammarProcess, text, limits)
+        return process
+
     def close(self) -> None:
         """End the threads."""
         self._reading.close()
         self._rendering.close()
+        self._compiling.close()
 
     def _prompt(self, prompt: str | list[int], special: bool) -> tuple[int, ...]:
         if isinstance(prompt, list):
@@ -341,7 +398,22 @@ def _byte_signs() -> dict[str, int]:
 _BYTES_OF_SIGNS = _byte_signs()
 
 
-def _plain(message: ChatMessage) -> dict[str, str]:
+def _plain(message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates know it: "developer" is OpenAI's newer name of "system"."""
     role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": message.text}
+    found: dict[str, Any] = {"role": role, "content": message.text}
+    if message.tool_call_id is not None:
+        found["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        found["tool_calls"] = [
+            {
+                "id": one.id,
+                "type": one.type,
+                "function": {
+                    "name": one.function.name,
+                    "arguments": json.loads(one.function.arguments or "{}"),
+                },
+            }
+            for one in message.tool_calls
+        ]
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from laura.engine.requests import Grammar
 from laura.results.errors import LauraError
 from laura.serve.engines import EngineError
 
@@ -38,6 +40,7 @@ MOST_PARTS = 1024
 # More than any object here has; each unknown one would become a fault of its own.
 MOST_FIELDS = 128
 MOST_CHOICES = 16
+MOST_TOOLS, LONGEST_NAME = 128, 64
 MOST_TOP = 20
 LONGEST_MODEL = 256
 INT64 = 2**63
@@ -52,7 +55,7 @@ KINDS = {
     504: "timeout_error",
 }
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 ANYTHING = object()
 """For a field that changes no answer, whatever it holds."""
@@ -93,10 +96,8 @@ OF_REQUESTS: dict[str, Any] = {
     "guided_regex": (),
     "include_reasoning": ANYTHING,
     "modalities": (["text"],),
-    "parallel_tool_calls": ANYTHING,
+    "parallel_tool_calls": (True, False),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
     "tool_choice": ("none", "auto"),
     "verbosity": ("medium",),
     "web_search_options": (),
@@ -134,7 +135,6 @@ OF_MESSAGES: dict[str, Any] = {
     "reasoning": ("",),
     "reasoning_content": ("",),
     "refusal": ("",),
-    "tool_calls": ([],),
     "type": ("text", "message"),
 }
 
@@ -238,7 +238,9 @@ Prompts = Annotated[
 ]
 
 
-class _Body(BaseModel):
+class StrictBody(BaseModel):
+    """A JSON object of a request: a field that is not known is a fault."""
+
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), frozen=True
     )
@@ -251,24 +253,24 @@ class _Body(BaseModel):
         return data
 
 
-def _with(name: str, fields: Mapping[str, Any]) -> type[_Body]:
+def with_fields(name: str, fields: Mapping[str, Any]) -> type[StrictBody]:
     """A body that has the fields of a table."""
     forgotten = Field(None, description="Read and forgotten.")
     typed: dict[str, Any] = {
         field: (Any, forgotten) if values is ANYTHING else (_only(*values), None)
         for field, values in fields.items()
     }
-    return create_model(name, __base__=_Body, **typed)
+    return create_model(name, __base__=StrictBody, **typed)
 
 
 if TYPE_CHECKING:
-    _Prompt = _Body
-    _Request = _Body
-    _Message = _Body
+    _Prompt = StrictBody
+    _Request = StrictBody
+    _Message = StrictBody
 else:
-    _Prompt = _with("_Prompt", OF_PROMPTS)
-    _Request = _with("_Request", OF_REQUESTS)
-    _Message = _with("_Message", OF_MESSAGES)
+    _Prompt = with_fields("_Prompt", OF_PROMPTS)
+    _Request = with_fields("_Request", OF_REQUESTS)
+    _Message = with_fields("_Message", OF_MESSAGES)
 
 
 def _fault(field: str, words: str) -> ValidationError:
@@ -279,7 +281,7 @@ def _fault(field: str, words: str) -> ValidationError:
     )
 
 
-class StreamOptions(_Body):
+class StreamOptions(StrictBody):
     """What a stream tells beside the text."""
 
     include_usage: bool | None = None
@@ -287,7 +289,7 @@ class StreamOptions(_Body):
     include_obfuscation: _only(False) = None  # type: ignore[valid-type]
 
 
-class ContentPart(_Body):
+class ContentPart(StrictBody):
     """A part of a message; only texts are understood."""
 
     type: Literal["text"]
@@ -295,24 +297,56 @@ class ContentPart(_Body):
     cache_control: Any = Field(None, description="Read and forgotten.")
 
 
-# pydantic names which of two kinds it took: no field of a client's is called so.
-_TEXT, _PARTS = "(text)", "(parts)"
+# pydantic names which of several kinds it took: no field of a client's is called so.
+TEXT, PARTS = "(text)", "(parts)"
+TEXT_OR_PARTS = Discriminator(lambda value: TEXT if isinstance(value, str) else PARTS)
+TAGS = {TEXT, PARTS, "(message)", "(function_call)", "(function_call_output)"}
 _NO_CONTENT = "must be a text, or a list of parts of the type text"
 
 
 def _kind(content: Any) -> str | None:
-    return _TEXT if isinstance(content, str) else _PARTS if isinstance(content, list) else None
+    return TEXT if isinstance(content, str) else PARTS if isinstance(content, list) else None
 
 
 Content = Annotated[
-    Annotated[Text, Tag(_TEXT)]
-    | Annotated[list[ContentPart], Field(max_length=MOST_PARTS, fail_fast=True), Tag(_PARTS)],
+    Annotated[Text, Tag(TEXT)]
+    | Annotated[list[ContentPart], Field(max_length=MOST_PARTS, fail_fast=True), Tag(PARTS)],
     Discriminator(
         _kind,
         custom_error_type="content",
         custom_error_message=_NO_CONTENT,
     ),
 ]
+
+
+def _arguments(text: str) -> str:
+    """A call's arguments, which templates want as an object."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError("must be a JSON object, written as a text")
+    return text
+
+
+Name = Annotated[str, Field(pattern=rf"^[a-zA-Z0-9_-]{{1,{LONGEST_NAME}}}$")]
+
+
+class FunctionCall(StrictBody):
+    """A function that the model called, with its arguments as JSON."""
+
+    name: Name
+    arguments: Annotated[Text, AfterValidator(_arguments)]
+
+
+class ToolCall(StrictBody):
+    """A call of an earlier answer."""
+
+    id: Text = Field(max_length=LONGEST_MODEL)
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: Any = Field(None, description="Read and forgotten.")
 
 
 class ChatMessage(_Message):
@@ -327,13 +361,20 @@ class ChatMessage(_Message):
         }
     )
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MOST_TOOLS)
+    tool_call_id: Text | None = Field(None, max_length=LONGEST_MODEL)
 
     @model_validator(mode="after")
     def _says_something(self) -> ChatMessage:
         if self.content is None and self.role != "assistant":
             raise _fault("content", f"{_NO_CONTENT}; only an assistant's may be null")
+        if self.tool_calls and self.role != "assistant":
+            raise _fault("tool_calls", "only an assistant calls tools")
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            words = "says which call a message of the role tool answers, and stands in no other"
+            raise _fault("tool_call_id", words)
         return self
 
     @property
@@ -348,6 +389,61 @@ class ChatMessage(_Message):
 Messages = Annotated[
     list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
 ]
+
+
+class JsonSchema(StrictBody):
+    """A schema with a name; whether strict or not, the answer keeps to it."""
+
+    name: Name
+    description: Text | None = None
+    of: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(StrictBody):
+    """What an answer must be: a text, some JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if (self.json_schema is None) == (self.type == "json_schema"):
+            raise _fault("json_schema", "belongs to the type json_schema, and to no other")
+        return self
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """The same for an engine."""
+        if self.json_schema is not None:
+            return Grammar.of_schema(self.json_schema.of)
+        return None if self.type == "text" else Grammar.of_schema({"type": "object"})
+
+
+class StructuredOutputs(StrictBody):
+    """vLLM's way to say what an answer must be; one of them."""
+
+    of_json: dict[str, Any] | None = Field(None, alias="json")
+    regex: Text | None = None
+    choice: list[Text] | None = Field(None, min_length=1, max_length=MOST_PARTS)
+    json_object: _only() = None  # type: ignore[valid-type]
+    grammar: _only() = None  # type: ignore[valid-type]
+    structural_tag: _only() = None  # type: ignore[valid-type]
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> StructuredOutputs:
+        if sum(one is not None for one in (self.of_json, self.regex, self.choice)) != 1:
+            raise ValueError("give one of json, regex and choice")
+        return self
+
+    @property
+    def wanted(self) -> Grammar:
+        """The same for an engine."""
+        if self.of_json is not None:
+            return Grammar.of_schema(self.of_json)
+        # Signs of a pattern stand for themselves.
+        escaped = (re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", one) for one in self.choice or ())
+        return Grammar("regex", self.regex if self.regex is not None else "|".join(escaped))
 
 
 class _SamplingRequest(_Request):
@@ -365,6 +461,29 @@ class _SamplingRequest(_Request):
     # vLLM's names.
     ignore_eos: bool | None = None
     min_tokens: Tokens | None = Field(default=None, ge=0)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> _SamplingRequest:
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise _fault("structured_outputs", "says what response_format says; give one of them")
+        if self.grammar is not None and (self.ignore_eos or self.min_tokens):
+            field = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise _fault(field, "an answer of a given form ends with it; leave this field out")
+        return self
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must be."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.wanted
+        return self.response_format.grammar if self.response_format is not None else None
+
+    @property
+    def grammar_field(self) -> str:
+        """The field that says it."""
+        return "response_format" if self.structured_outputs is None else "structured_outputs"
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> _SamplingRequest:
@@ -385,10 +504,48 @@ class _SamplingRequest(_Request):
         )
 
 
+class FunctionTool(StrictBody):
+    """A function that the model may call."""
+
+    name: Name
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(StrictBody):
+    """A tool; there are only functions."""
+
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class FunctionName(StrictBody):
+    """The name of one."""
+
+    name: Name
+
+
+class NamedTool(StrictBody):
+    """The one that is to be called."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(TEXT)] | Annotated[NamedTool, Tag(PARTS)],
+    TEXT_OR_PARTS,
+]
+
+
 class ChatCompletionRequest(_SamplingRequest):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Messages
+    tools: list[Tool] | None = Field(None, max_length=MOST_TOOLS, fail_fast=True)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     max_tokens: Tokens | None = Field(default=None, ge=1)
     max_completion_tokens: Tokens | None = Field(default=None, ge=1)
     logprobs: bool | None = None
@@ -401,6 +558,42 @@ class ChatCompletionRequest(_SamplingRequest):
         if None not in (both := (self.max_tokens, self.max_completion_tokens)) and len({*both}) > 1:
             raise _fault("max_tokens", "differs from max_completion_tokens; give one of them")
         return self
+
+    @model_validator(mode="after")
+    def _tools_agree(self) -> ChatCompletionRequest:
+        names = [one.function.name for one in self.tools or ()]
+        if len({*names}) < len(names):
+            raise _fault("tools", "two functions have the same name")
+        if self.must_call and not names:
+            raise _fault("tool_choice", "only allowed when tools are given")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise _fault("tool_choice", "names a function that is not among the tools")
+        if self.callable_tools and self.grammar is not None:
+            words = "an answer of a given form calls no tools; give tool_choice: none, or no tools"
+            raise _fault(self.grammar_field, words)
+        if self.must_call and (self.ignore_eos or self.min_tokens):
+            field = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise _fault(field, "an answer that must be a call ends with it; leave this field out")
+        return self
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer must be calls and nothing else."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def callable_tools(self) -> list[FunctionTool]:
+        """The functions that the model may call."""
+        functions = [one.function for one in self.tools or ()]
+        if isinstance(self.tool_choice, NamedTool):
+            return [one for one in functions if one.name == self.tool_choice.function.name]
+        return [] if self.tool_choice == "none" else functions
+
+    @property
+    def most_calls(self) -> int | None:
+        """Most calls of an answer."""
+        one = self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool)
+        return 1 if one else None
 
     @property
     def most_new_tokens(self) -> int | None:
@@ -531,12 +724,46 @@ class ChoiceLogprobs(_Response):
     refusal: None = None
 
 
+class CalledFunction(_Response):
+    """A call's function and arguments; in a stream what has been added to them."""
+
+    name: str | None = None
+    arguments: str
+
+    @model_serializer
+    def _filled(self) -> dict[str, Any]:
+        return _without_none(self)
+
+
+class ToolCallDelta(_Response):
+    """What has been added to a call; its id and name come first."""
+
+    index: int | None = None
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunction
+
+    @model_serializer
+    def _filled(self) -> dict[str, Any]:
+        return _without_none(self)
+
+
+def _without_none(body: BaseModel) -> dict[str, Any]:
+    return {name: value for name, value in vars(body).items() if value is not None}
+
+
 class AssistantMessage(_Response):
-    """What the model says."""
+    """What the model says, and calls."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+    @model_serializer
+    def _filled(self) -> dict[str, Any]:
+        # Clients look for these, whatever they hold.
+        return {"role": self.role, "content": None, "refusal": None, **_without_none(self)}
 
 
 class ChatChoice(_Response):
@@ -571,10 +798,11 @@ class ChoiceDelta(_Response):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
     @model_serializer
-    def _filled(self) -> dict[str, str]:
-        return {name: value for name, value in vars(self).items() if value is not None}
+    def _filled(self) -> dict[str, Any]:
+        return _without_none(self)
 
 
 class ChunkChoice(_Response):
@@ -712,7 +940,7 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
 
 def _place(error: Any) -> str:
     """The field as OpenAI writes it, such as messages.0.content; empty for the whole body."""
-    parts = (str(one) for one in error["loc"] if one not in (_TEXT, _PARTS))
+    parts = (str(one) for one in error["loc"] if one not in TAGS)
     return ".".join(parts)[:LONGEST_FIELD]
 
 

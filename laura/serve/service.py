@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from laura.engine.requests import Grammar
 from laura.serve.accounts import Admission, Limits
 from laura.serve.answers import ChatSerializer, CompletionSerializer, Generation, Serializer
 from laura.serve.auth import LOCAL, Tenant, Tenants, TenantsFile, may_use
@@ -35,6 +36,7 @@ from laura.serve.schemas import (
 )
 from laura.serve.settings import ServeSettings
 from laura.serve.tenant_changes import replace, stored_tenants
+from laura.serve.tools import NO_ARGUMENTS, CallScanner, Format, calls_grammar
 
 if TYPE_CHECKING:
     from laura.results.schema import Record
@@ -261,8 +263,9 @@ class Service:
         _check_size(request, self.settings)
         # Whoever has no tokens left is refused before their prompts take the time of others.
         await self.limits.reserve(admission, self._prompter.least_tokens(_texts(request)))
+        grammar = await self._grammar(request, tenant)
         prompts, echoes = await self._prompts(request, tenant)
-        sequences = self._sequences(context, request, prompts, adapter)
+        sequences = self._sequences(context, request, prompts, adapter, grammar)
         context.prompt_tokens = sum(map(len, prompts))
         # The most that they can use.
         tokens = sum(len(one.prompt) + one.max_new_tokens for one in sequences)
@@ -366,12 +369,32 @@ class Service:
         self._scores += scores
         context.scores = scores
 
+    async def _grammar(self, request: GenerationRequest, tenant: Tenant) -> Grammar | None:
+        """What the answers must be, if anything; it can be used.
+
+        Raises:
+            ApiError: it cannot.
+        """
+        grammar, field, words = request.grammar, request.grammar_field, "Invalid structured_outputs"
+        if request.response_format is not None and request.response_format.json_schema is not None:
+            named = request.response_format.json_schema.name
+            words = f"Invalid schema for response_format {named!r}"
+        if isinstance(request, ChatCompletionRequest) and request.must_call:
+            tools = request.callable_tools
+            functions = [(one.name, one.parameters or NO_ARGUMENTS) for one in tools]
+            grammar = calls_grammar(functions, request.most_calls)
+            field, words = "tools", f"Invalid schema for function {' or '.join(dict(functions))}"
+        if grammar is not None:
+            await self._prompter.check(grammar, tenant, field, words)
+        return grammar
+
     async def _prompts(
         self, request: GenerationRequest, tenant: Tenant
     ) -> tuple[list[tuple[int, ...]], list[str] | None]:
         """Tokens of a request's prompts, and the texts that its answers begin with, if any."""
         if isinstance(request, ChatCompletionRequest):
-            return [await self._prompter.chat(request.messages, tenant)], None
+            tools = request.callable_tools
+            return [await self._prompter.chat(request.messages, tenant, tools)], None
         special = request.add_special_tokens is not False
         prompts = await self._prompter.texts(request.prompt, tenant, special)
         if not request.echo:
@@ -385,6 +408,7 @@ class Service:
         request: GenerationRequest,
         prompts: Sequence[tuple[int, ...]],
         adapter: str | None,
+        grammar: Grammar | None,
     ) -> list[SequenceRequest]:
         """One sequence for each answer: all of the first prompt, then all of the second.
 
@@ -416,6 +440,7 @@ class Service:
                 prompt_logprobs=echo and (top is not None or budget == 0),
                 ignore_end=bool(request.ignore_eos),
                 min_new_tokens=request.min_tokens or 0,
+                grammar=grammar,
             )
             for place, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True))
             for choice in range(request.n or 1)
@@ -462,10 +487,29 @@ class Service:
             "system_fingerprint": f"laura-{self.engine.fingerprint[:12]}",
         }
         if isinstance(request, ChatCompletionRequest):
-            return ChatSerializer(heading, self._texts, choices, bool(request.logprobs))
+            scanners = self._scanners(request, choices)
+            return ChatSerializer(heading, self._texts, choices, bool(request.logprobs), scanners)
         return CompletionSerializer(
             heading, self._texts, choices, request.logprobs is not None, echoes
         )
+
+    def _scanners(self, request: ChatCompletionRequest, choices: int) -> list[CallScanner]:
+        """What finds calls in each answer; nothing where none may be called.
+
+        Raises:
+            ApiError: it is not known how the base calls.
+        """
+        if not request.callable_tools:
+            return []
+        form: Format | None = "bare" if request.must_call else self._prompter.calls
+        if form is None:
+            raise bad_request(
+                "it is not known how this base calls tools; give tool_choice: required, or the "
+                "name of a function",
+                "tools",
+                "unsupported_value",
+            )
+        return [CallScanner(form, request.most_calls) for _ in range(choices)]
 
     def _card(self, entry: Entry | None) -> ModelCard:
         """How an adapter, or the base, is listed."""

@@ -152,7 +152,7 @@ class VllmServed(AsyncEngine):
         if number_format := arguments.precision or PRECISIONS.get(settings.precision):
             engine["dtype"] = number_format
         if self._slots_total:
-            engine |= lora_arguments(settings.max_rank, self._slots_total)
+            engine |= lora_arguments(settings.max_rank, self._slots_total, config.model_type)
             engine["max_cpu_loras"] = self._slots_total
         self._setup = {"engine": engine, "arguments": list(arguments.words)}
         self._numbers = itertools.count(1)
@@ -402,6 +402,8 @@ class VllmServed(AsyncEngine):
         }
         if request.min_new_tokens:
             sampling["min_tokens"] = request.min_new_tokens
+        if (grammar := request.grammar) is not None:
+            sampling["structured_outputs"] = {grammar.kind: grammar.text}
         if request.temperature > 0:
             sampling |= {"top_p": request.top_p, "top_k": request.top_k, "seed": request.seed}
         return {

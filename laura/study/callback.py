@@ -2,14 +2,16 @@
 
     from laura.study.callback import LauraCallback
 
-    trainer = SFTTrainer(..., callbacks=[LauraCallback("mine.yaml", arm="lora")])
+    trainer = SFTTrainer(...)
+    trainer.add_callback(LauraCallback("mine.yaml", arm="lora", trainer=trainer))
 
 The recipe says what is measured, at which points of its budget, and how the arm is set up;
 the trainer trains. The study folder is one like any other: `laura report`, `spectra`,
 `claims` and `compare` read it, and runs of several trainers may share it.
 
 At each point the weights are saved into the study and measured there by a copy of the
-base, exactly as a checkpoint of `laura compare` is. The copy needs memory beside the
+base, exactly as a checkpoint of `laura compare` is, and what it learned and forgot goes through the
+trainer's own log to wherever its loss goes. The copy needs memory beside the
 trainer; `device="cpu"` keeps it off the accelerator.
 """
 
@@ -19,20 +21,24 @@ import shutil
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from laura.models.device import peak_memory_bytes
 from laura.models.load import quiet_transformers
 from laura.recipe.reading import read_recipe
-from laura.recipe.sections import LoraArm, Recipe
+from laura.recipe.sections import AdapterArm, Recipe
 from laura.results.errors import UsageError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import MANIFEST, RunStore, read_json, run_id, write_folder, write_json
 from laura.study.opening import open_study
 from laura.study.rebuilding import write_summary
 from laura.study.session import Session
+from laura.study.tracking import score_rows
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 # What of the trainer's arguments decides the weights, beside the recipe's arm.
 ARGUMENTS = (
@@ -53,6 +59,9 @@ class LauraCallback(TrainerCallback):  # type: ignore[misc]
         data_dir: Folder of data sets that wins over the Hub.
         device: Where the copy of the base measures; None for the best there is.
         progress: Where to report.
+        trainer: Whose log is told the scores of each point and their changes from the base, as
+            `eval_learning/TASK`, `eval_forgetting/TASK`, `.../change` and `.../stderr`; None
+            where only the study shall have them. (transformers hands callbacks no trainer.)
 
     Raises:
         RecipeError: the recipe has faults.
@@ -68,13 +77,14 @@ class LauraCallback(TrainerCallback):  # type: ignore[misc]
         data_dir: Path | None = None,
         device: str | None = None,
         progress: Progress = SILENT,
+        trainer: Trainer | None = None,
     ) -> None:
         read = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data_dir=data_dir)
         if arm not in read.arms:
             raise UsageError(f"the recipe has no arm {arm!r}; it has: {', '.join(read.arms)}")
         self.recipe, self.arm, self.data_dir = read, arm, data_dir
         self.study = study or Path("studies") / read.name
-        self._device, self._progress = device, progress
+        self._device, self._progress, self._trainer = device, progress, trainer
         self._open = ExitStack()
         self._session: Session | None = None
         self._run = RunStore(self.study)
@@ -101,7 +111,7 @@ class LauraCallback(TrainerCallback):  # type: ignore[misc]
             "base": session.bench.base.fingerprint,
             "arm": [self.arm, self.recipe.arms[self.arm].model_dump(mode="json")],
             "trainer": {name: str(getattr(args, name, None)) for name in ARGUMENTS},
-            **session.replay.identity(self.recipe.arms[self.arm].replay),
+            **session.replay.identity(self.recipe.arms[self.arm]),
         }
         self._run = session.store.run(run_id(identity))
         self._record = {
@@ -164,6 +174,7 @@ class LauraCallback(TrainerCallback):  # type: ignore[misc]
         facts = {"step": step, "learning_rate": args.learning_rate, "seed": args.seed}
         self._keep(given["model"], step, facts)
         self._session.measure_point(self._run, step)
+        self._tell(mark, control)
         self._logged = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -182,7 +193,7 @@ class LauraCallback(TrainerCallback):  # type: ignore[misc]
     def _check(self, args: Any, model: Any) -> None:
         arm, faults = self.recipe.arms[self.arm], []
         adapted = hasattr(model, "peft_config")
-        if adapted != isinstance(arm, LoraArm):
+        if adapted != isinstance(arm, AdapterArm):
             trained = "an adapter" if adapted else "the whole model"
             faults.append(f"the trainer trains {trained}, the arm's method is {arm.method}")
         if args.learning_rate not in arm.learning_rates:
@@ -199,6 +210,16 @@ class LauraCallback(TrainerCallback):  # type: ignore[misc]
             )
         if faults:
             raise UsageError(f"the trainer and the recipe differ: {'; '.join(faults)}")
+
+    def _tell(self, mark: dict[str, Any], control: Any) -> None:
+        """Log a point's scores; trackers of transformers show `eval_` as a section of its own."""
+        if self._trainer is None or self._session is None:
+            return
+        rows = score_rows(self._session.store, self._run, {"points": [mark]}, self.recipe, ())
+        numbers = {f"eval_{key}": one for _, row in rows.values() for key, one in row.items()}
+        due = control.should_log
+        self._trainer.log(numbers)
+        control.should_log = due  # the step's own loss is still to come
 
     def _keep(self, model: Any, step: int, facts: dict[str, Any]) -> None:
         """Save the weights of a point; results of other weights at that step are dropped."""

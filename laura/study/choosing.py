@@ -108,7 +108,31 @@ def choices(evidence: Evidence) -> dict[str, Choice]:
     found: dict[str, dict[tuple[float, int], Tried]] = {arm: {} for arm in evidence.recipe.arms}
     for trial in tried(evidence):
         found[trial.arm][trial.learning_rate, trial.seed] = trial
-    return {arm: _choice(arm, trials, evidence) for arm, trials in found.items()}
+    arms = evidence.recipe.arms
+    chosen = {
+        arm: _choice(arm, trials, evidence) for arm, trials in found.items() if arms[arm].of is None
+    }
+    return {
+        arm: chosen[arm]
+        if arm in chosen
+        else _choice_after(chosen[arms[arm].of or ""], found[arm], evidence)
+        for arm in arms
+    }
+
+
+def _choice_after(
+    source: Choice, trials: Mapping[tuple[float, int], Tried], evidence: Evidence
+) -> Choice:
+    """What was chosen for an arm made of another's checkpoints: its list is that one's."""
+    recipe = evidence.recipe
+    best = _best(source.rates, grid_seeds(recipe.seeds, recipe.search), trials, evidence)
+    return Choice(source.rates, _for_all_seeds(best, recipe))
+
+
+def _for_all_seeds(best: dict[int, float], recipe: Recipe) -> dict[int, float]:
+    if recipe.search.seeds_value == "first":
+        return {seed: rate for rate in best.values() for seed in recipe.seeds}
+    return best
 
 
 def _choice(arm: str, trials: Mapping[tuple[float, int], Tried], evidence: Evidence) -> Choice:
@@ -128,9 +152,7 @@ def _choice(arm: str, trials: Mapping[tuple[float, int], Tried], evidence: Evide
         if not any((rate, seed) in trials for rate in further for seed in seeds):
             break
         rates, room = sorted([*rates, *further]), room - len(further)
-    if recipe.search.seeds_value == "first":
-        best = {seed: rate for rate in best.values() for seed in recipe.seeds}
-    return Choice(tuple(rates), best, tuple(further))
+    return Choice(tuple(rates), _for_all_seeds(best, recipe), tuple(further))
 
 
 def _first_list(

@@ -148,13 +148,12 @@ def _carry_out(
     left, before = _left(session, _listed(session))
     ended, trials = search.counts() if search else (0, 0)
     each, further = runs_each(recipe), further_seeds(recipe)
-    stages = 1 + len(left) + trials + len(further) * len(recipe.arms) * each
+    stages = len(left) + trials + len(further) * len(recipe.arms) * each
     stages += most_jobs(recipe) + len(fresh)
+    session.base_results()  # no stage: it takes less time than one, and would seem to be the pace
     with crew:
         # What stands is not counted, or the time left would be judged by its speed.
         with session.progress.bar("study", stages, "stages") as bar:
-            session.base_results()
-            bar.advance()
             runs, stood = _stages(crew, search, fresh, confirm, bar)
         # What was added meanwhile, or taken back of what was skipped.
         while left := _missing(session):
@@ -249,12 +248,13 @@ def _further_seeds(session: Session) -> list[RunSpec]:
     recipe = session.recipe
     seeds = further_seeds(recipe)
     best = gather(session.store, recipe).best if seeds else {}
-    return [
-        spec
-        for seed in seeds
-        for name in best
-        for spec in specs_of(recipe, name, best[name][seed], seed)
-    ]
+    found: list[RunSpec] = []
+    for seed in seeds:
+        for name in best:
+            trained = recipe.arms[name].of or name
+            specs = specs_of(recipe, trained, best[name][seed], seed)
+            found += [spec for spec in specs if spec not in found]
+    return found
 
 
 def compare_series(
@@ -356,6 +356,8 @@ def train(
     """
     if arm not in recipe.arms:
         raise UsageError(f"the recipe has no arm {arm!r}; it has: {', '.join(recipe.arms)}")
+    if made_of := recipe.arms[arm].of:
+        raise UsageError(f"{arm} is made of {made_of}'s checkpoints; train {made_of}, and it comes")
     rates = recipe.arms[arm].learning_rates
     if learning_rate is None and len(rates) > 1:
         listed = ", ".join(f"{rate:g}" for rate in rates)

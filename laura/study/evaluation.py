@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from laura.engine.requests import MeasuringEngine
 from laura.evals.runner import Material, Subject, check_name, evaluate_all, file_rows
 from laura.evals.scoring import TaskPlan
 from laura.evals.tasks import TASKS
-from laura.models.adapter_files import CONFIG, WEIGHTS
+from laura.models.adapter_files import CONFIG, WEIGHTS, trained_whole
 from laura.recipe.sections import MeasureSection, Source
 from laura.results.errors import UsageError
 from laura.results.progress import SILENT, Progress, duration_text
@@ -22,6 +23,7 @@ from laura.results.store import content_hash, file_hash
 from laura.results.task_result import RATIO_FIELDS, TaskResult, change
 from laura.study.material import ExampleEncoder, documents_of
 from laura.study.measuring import ENGINES
+from laura.study.workbench import merged
 
 BASE = "base"
 MARK = 8  # characters of a fingerprint in a model's name
@@ -42,7 +44,8 @@ def evaluate_model(
     """Measure a model, or a base and adapters on it, on benchmarks.
 
     Without adapters one TASK.json each stands under `out`; with adapters under
-    `out/base` and `out/NAME`. All adapters are measured in one pass over a task.
+    `out/base` and `out/NAME`. All adapters are measured in one pass over a task; one that holds
+    more than LoRA beside the layers' maps is merged and measured by itself.
     `source_loss` reads C4 validation text. `target_loss` and `kl` need a recipe,
     which says what the target is: use `laura compare`.
 
@@ -67,29 +70,44 @@ def evaluate_model(
     adapters = dict(adapters or {})
     subjects = [] if adapters and not with_base else [_subject(None, adapters, out)]
     subjects += [_subject(name, adapters, out) for name in adapters]
-    opened = ENGINES[section.engine].models(model, adapters, section, device, progress)
-    with opened as (engine, mark):
-        name = f"{model}@{mark[:MARK]}"
-        named = [
-            replace(s, name=f"{name} + {_marked(s.adapter, adapters)}" if s.adapter else name)
-            for s in subjects
-        ]
-        documents = _documents(tasks, section, engine.tokenizer, data_dir)
-        material = Material(section, file_rows(data_dir), documents, data_dir=data_dir)
+    whole = [name for name, folder in adapters.items() if trained_whole(folder)]
+    beside = {name: folder for name, folder in adapters.items() if name not in whole}
 
-        def tell(plans: list[tuple[TaskPlan, int]]) -> None:
-            _tell(engine, plans, section, progress)
+    def measured(
+        weights: str, on_it: Mapping[str, Path], asked: Sequence[Subject], title: str
+    ) -> list[dict[str, TaskResult]]:
+        opened = ENGINES[section.engine].models(weights, on_it, section, device, progress)
+        with opened as (engine, mark):
+            name = f"{title}@{mark[:MARK]}"
+            named = [
+                replace(s, name=f"{name} + {_marked(s.adapter, on_it)}" if s.adapter else name)
+                for s in asked
+            ]
+            documents = _documents(tasks, section, engine.tokenizer, data_dir)
+            material = Material(section, file_rows(data_dir), documents, data_dir=data_dir)
 
-        results = evaluate_all(engine, tasks, material, named, progress=progress, before=tell)
+            def tell(plans: list[tuple[TaskPlan, int]]) -> None:
+                _tell(engine, plans, section, progress)
+
+            return evaluate_all(engine, tasks, material, named, progress=progress, before=tell)
+
+    together = [subject for subject in subjects if subject.adapter not in whole]
+    results = measured(model, beside, together, model) if together else []
+    found = dict(zip([subject.adapter for subject in together], results, strict=True))
+    for name in whole:
+        progress.say(f"{name} cannot stand beside the base; it is measured as a model of its own")
+        lone = replace(_subject(name, adapters, out), adapter=None)
+        with merged(model, adapters[name]) as (folder, _):
+            (found[name],) = measured(str(folder), {}, [lone], f"{model} + {name}")
     if not adapters:
-        return {task: _answer(found, subjects[0]) for task, found in results[0].items()}
-    base = results[0] if with_base else {}
+        return {task: _answer(one, subjects[0]) for task, one in found[None].items()}
+    base = found.get(None, {})
     return {
         subject.adapter or BASE: {
-            task: _answer(found, subject, base.get(task) if subject.adapter else None)
-            for task, found in measured.items()
+            task: _answer(one, subject, base.get(task) if subject.adapter else None)
+            for task, one in found[subject.adapter].items()
         }
-        for subject, measured in zip(subjects, results, strict=True)
+        for subject in subjects
     }
 
 
@@ -156,7 +174,8 @@ def _tell(
         progress.say(", ".join(parts))
     if pace is not None and seconds:
         word = "at most about" if bounded else "about"
-        progress.say(f"This takes {word} {duration_text(seconds)} (minutes:seconds) here")
+        told = duration_text(math.ceil(seconds))
+        progress.say(f"This takes {word} {told} (minutes:seconds) here")
 
 
 def _answer(found: TaskResult, subject: Subject, base: TaskResult | None = None) -> dict[str, Any]:

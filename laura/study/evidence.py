@@ -18,6 +18,7 @@ from laura.recipe.tasks import result_name
 from laura.results.statistics import Estimate
 from laura.results.store import RunStore
 from laura.results.task_result import VALIDATION, TaskResult
+from laura.results.units import budget_text
 from laura.study.steering import Steering
 
 _RATIO_UNITS = {"nats_per_token": "nats per token", "nats_per_byte": "nats per byte"}
@@ -197,8 +198,8 @@ class Point(_Recorded):
 
     def __str__(self) -> str:
         return (
-            f"{self.arm} at {self.learning_rate:g}, seed {self.seed}, budget {self.budget:g} "
-            f"(run {self.run_id})"
+            f"{self.arm} at {self.learning_rate:g}, seed {self.seed}, "
+            f"budget {budget_text(self.budget)} (run {self.run_id})"
         )
 
     @property

@@ -61,6 +61,7 @@ from laura.results.schema import (
 from laura.results.statistics import Contrast
 from laura.results.store import StudyStore, read_json
 from laura.results.task_result import RATIO_FIELDS, TaskResult
+from laura.results.units import budget_text
 from laura.study.choosing import choice_gaps
 from laura.study.evidence import Evidence, Point, score_of
 from laura.study.extras import build_sampled
@@ -102,7 +103,7 @@ def _run_gaps(evidence: Evidence) -> list[str]:
             ended.append(f"{told} is {run.state}, not done")
             continue
         missing += [
-            f"{told} was not measured at budget {mark['budget']:g}"
+            f"{told} was not measured at budget {budget_text(mark['budget'])}"
             for mark in run.record["points"]
             if (run.run_id, mark["step"]) not in measured
         ]
@@ -440,7 +441,7 @@ def _efficiency(
     budgets = {tuple(cell.budget for cell in own) for own in curves.values()}
     if len(budgets) > 1:
         told = "; ".join(
-            f"{arm} at {', '.join(f'{cell.budget:g}' for cell in own)}"
+            f"{arm} at {', '.join(budget_text(cell.budget) for cell in own)}"
             for arm, own in curves.items()
         )
         gaps.append(f"{task} was measured at different budgets: {told}")

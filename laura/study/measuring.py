@@ -152,7 +152,7 @@ class StudyEngines:
             folder,
             self.precision,
             progress=self.progress,
-            rank=max((arm.rank * (2 if arm.init == "pissa" else 1) for arm in arms), default=0),
+            rank=max((arm.file_rank for arm in arms), default=0),
             shared=self._device,
             tokenizer=self.bench.base.tokenizer,
         )
@@ -170,9 +170,9 @@ def _checkpoint_here(engines: StudyEngines, checkpoint: Path | None) -> Iterator
 
 @contextmanager
 def _checkpoint_in_vllm(engines: StudyEngines, checkpoint: Path | None) -> Iterator[Asked]:
-    folder = engines.bench.weights(checkpoint)
-    adapter = str(folder) if (folder / CONFIG).is_file() else None
     with ExitStack() as stack:
+        folder = stack.enter_context(engines.bench.weights(checkpoint))
+        adapter = str(folder) if (folder / CONFIG).is_file() else None
         yield Asked(
             LateEngine(engines, lambda: stack.enter_context(engines.awake(folder, adapter))),
             adapter=adapter,

@@ -32,6 +32,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from laura.models.model_card import CARD
 from laura.recipe.reading import recipe_yaml
 from laura.results.errors import AdapterError, EvidenceError, UsageError
 from laura.results.schema import (
@@ -46,12 +47,13 @@ from laura.results.schema import (
     Recommendation,
     Record,
     RecordedClaim,
+    ReplayLaw,
     RunCost,
     TaskScores,
     read_file,
     write_record,
 )
-from laura.results.statistics import ALPHA, LEVEL, MIN_SEEDS, Contrast, TooThin, count
+from laura.results.statistics import ALPHA, LEVEL, MIN_ITEMS, MIN_SEEDS, Contrast, TooThin, count
 from laura.results.store import (
     MANIFEST,
     StudyStore,
@@ -63,12 +65,14 @@ from laura.results.store import (
     write_text,
 )
 from laura.results.task_result import change
-from laura.results.units import memory_text, rate_text
+from laura.results.units import budget_text, memory_text, rate_text
 from laura.study.choosing import why_none
 from laura.study.claims.answer import amount, points
 from laura.study.claims.judgement import judge, read_setting
+from laura.study.claims.replay_law import replay_laws
 from laura.study.claims.settings import DROPOUTS, FORGETTING, LEARNING, Kind, Setting
 from laura.study.evidence import Evidence, Point, leading, score_of
+from laura.study.model_cards import record_card
 
 State = Literal["recommended", "suggested", "not met"]
 
@@ -210,12 +214,33 @@ def not_met_text(decision: Decision) -> str:
     return (
         f"none of the {decision.candidates} measured configurations keeps what is asked. Nearest: "
         f"{describe(nearest)}: {why}. Try lower rates, a smaller budget, a lower rank or replay"
+        + "".join(f"; {replay_text(law)}" for law in laws_of(decision))
+    )
+
+
+def laws_of(decision: Decision) -> list[ReplayLaw]:
+    """What shares of replay would keep the bound on forgetting, where several were tried."""
+    most = decision.constraint.max_forgetting
+    return [] if most is None else list(replay_laws(decision.setting, most))
+
+
+def replay_text(law: ReplayLaw) -> str:
+    """A law of replay in words: `about 1.3 % of replay (0.4 to 4 %) keeps the bound with full`."""
+
+    def told(share: float | None) -> str:
+        return f"{100 * share:.2g}" if share is not None else f"over {100 * max(law.shares):.2g}"
+
+    low, high = (told(end) for end in law.interval)
+    return (
+        f"about {told(law.share)} % of replay ({low} to {high} %) keeps the bound with {law.arm} "
+        f"at budget {budget_text(law.budget)}, by a law fitted over {len(law.shares)} shares "
+        f"(R2 {law.r_squared:.2f})"
     )
 
 
 def describe(one: Configuration) -> str:
     """A configuration in a few words."""
-    return f"{one.arm.name} at {rate_text(one.learning_rate)}, budget {one.budget:,g}"
+    return f"{one.arm.name} at {rate_text(one.learning_rate)}, budget {budget_text(one.budget)}"
 
 
 def costs_of(study: Path) -> dict[str, RunCost]:
@@ -436,7 +461,7 @@ def untried(setting: Setting, chosen: Kind | None, budget: float | None) -> list
             beyond = ends.get(edge, f"below {rates[0]:g} or above {rates[-1]:g}")
             told.append(f"{name} is best at the end of its rates: none {beyond} was tried.")
     if budget is not None and budget == max(setting.budgets):
-        told.append(f"No budget above {budget:,g} was tried.")
+        told.append(f"No budget above {budget_text(budget)} was tried.")
     methods = {arm.method for arm in arms}
     told += [f"No arm of {name} was tried." for name in ("full", "lora") if name not in methods]
     loras = [arm for arm in arms if arm.method == "lora"]
@@ -480,6 +505,7 @@ def recommendation_of(
         chosen=_candidate(chosen, setting, "") if chosen else None,
         alternatives=[_candidate(one, setting, why) for one, why in decision.others],
         confirm=decision.confirm,
+        replay=laws_of(decision),
         not_tried=gaps,
         recipe=None if recipe is None else str(recipe),
         adapter=None if adapter is None else str(adapter),
@@ -512,7 +538,9 @@ def write_recipe(decision: Decision, path: Path) -> None:
 
 
 def write_weights(decision: Decision, study: Path, folder: Path) -> Record:
-    """Copy the recommended checkpoint, with its `laura.json`; the first seed of the recipe.
+    """Copy the recommended checkpoint, with its `laura.json` and a model card of it.
+
+    It is the first seed of the recipe.
 
     The first and not the best: to pick the best seed by its scores would make the scores
     in the record too good.
@@ -536,14 +564,19 @@ def write_weights(decision: Decision, study: Path, folder: Path) -> Record:
     if taken and not (folder / RECORD_FILE).is_file():
         raise UsageError(f"{folder} holds something else; name a new folder for --adapter")
     facts = check_folder(source)
-    files = sorted(p for p in source.rglob("*") if p.is_file() and p.name != MANIFEST)
+    own = (MANIFEST, CARD)  # what is written anew or left
+    files = sorted(p for p in source.rglob("*") if p.is_file() and p.name not in own)
     record = _record(
         decision, study, point, {str(p.relative_to(source)): file_hash(p) for p in files}
     )
+    config = source / "adapter_config.json"
+    named = read_json(config)["base_model_name_or_path"] if config.is_file() else record.base.model
+    card = record_card(record, named)
 
     def fill(place: Path) -> None:
         shutil.copytree(source, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         write_record(place, record)
+        write_text(place / CARD, card)
 
     write_folder(folder, fill, facts)
     return record
@@ -636,8 +669,9 @@ def _estimated(setting: Setting, measure: str, one: Configuration) -> EstimatedT
     found = one.learning if measure == LEARNING else one.forgetting
     if found is None:
         raise EvidenceError(
-            f"{describe(one)} has {count(len(one.points), 'seed')}: too few to tell how much seeds "
-            "differ, so its weights get no record; confirm it first, as `laura recommend` says"
+            f"{describe(one)} has {count(len(one.points), 'seed')}: too few for an interval, so "
+            f"its weights get no record; it takes {MIN_SEEDS} seeds and {MIN_ITEMS} items of each "
+            "task. Confirm it first, as `laura recommend` says, or measure more items"
         )
     told = Estimated.of(found, setting.unit(measure), one.level)
     return EstimatedTasks(tasks=setting.tasks(measure), **told.model_dump())

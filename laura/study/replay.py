@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.keeping import Keeper, partial_file
 from laura.models.device import resolve_precision, threads
-from laura.recipe.sections import Recipe, ReplaySource
+from laura.recipe.sections import Arm, Recipe, ReplaySource
 from laura.results.errors import DataError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import (
@@ -276,11 +276,21 @@ class ReplayData:
             return None
         return Replay(fraction, self._pools, self.recipe.data.replay_exhausted)
 
-    def identity(self, fraction: float) -> dict[str, Any]:
-        """What replay adds to the identity of a run; nothing where there is none."""
-        if not fraction:
-            return {}
-        return {"replay": {"fraction": fraction, "sources": self.sources}}
+    def identity(self, arm: Arm) -> dict[str, Any]:
+        """What the sources add to the identity of a run; nothing where it does not ask them."""
+        used: dict[str, Any] = {}
+        if arm.replay:
+            used["replay"] = {"fraction": arm.replay, "sources": self.sources}
+        if arm.reads_activations:
+            used["activations"] = self.sources
+        return used
+
+    def texts(self, count: int) -> list[list[int]]:
+        """The first tokens of so many rows, one of each source in turn, each at most a row long."""
+        length = self.recipe.train.row_tokens
+        each = ([*islice(part.encoded, count)] for part in self.parts)
+        turns = (one for turn in zip_longest(*each) for one in turn if one is not None)
+        return [one.token_ids[:length] for one in islice(turns, count)]
 
     @property
     def sources(self) -> list[list[Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from laura.data.mixing import Dealt
 from laura.recipe.search import grid_seeds, reachable_rates
-from laura.recipe.sections import Arm, BudgetSection, ExternalPoint, FullArm, LoraArm, Recipe
+from laura.recipe.sections import METHODS, AdapterArm, Arm, BudgetSection, ExternalPoint, Recipe
 from laura.results.errors import StoreError, UsageError
 from laura.results.store import RunStore, read_json
 from laura.study.evidence import Choice
@@ -64,6 +64,11 @@ def specs_of(recipe: Recipe, arm: str, learning_rate: float, seed: int) -> list[
     return [RunSpec(arm, learning_rate, seed, part) for part in parts]
 
 
+def changed_arms(recipe: Recipe, arm: str) -> list[str]:
+    """The arms that are made of an arm's checkpoints."""
+    return [name for name, one in recipe.arms.items() if one.of == arm]
+
+
 def runs_each(recipe: Recipe) -> int:
     """How many runs `specs_of` gives for an arm that is trained."""
     return len(recipe.budget.listed) if separate(recipe) else 1
@@ -86,6 +91,7 @@ def grid_of(recipe: Recipe, rates: Mapping[str, Sequence[float]] | None = None) 
         spec
         for seed in grid_seeds(recipe.seeds, recipe.search)
         for name in recipe.arms
+        if recipe.arms[name].of is None
         for rate in rates[name]
         for spec in specs_of(recipe, name, rate, seed)
     ]
@@ -99,7 +105,7 @@ def further_seeds(recipe: Recipe) -> list[int]:
 def cohorts(specs: Iterable[RunSpec], recipe: Recipe, workers: int = 1) -> list[list[RunSpec]]:
     """The runs in groups that are trained together, in the order of their first ones.
 
-    LoRA runs go together that share arm, seed and budget and so differ in the learning
+    Runs of adapters go together that share arm, seed and budget and so differ in the learning
     rate alone, at most `train.cohort` of them; `training/cohort.py` says how. More are shared
     out evenly: nine with at most eight are five and four. No worker shall wait while another
     has a cohort, so they are also shared out among the workers.
@@ -109,9 +115,9 @@ def cohorts(specs: Iterable[RunSpec], recipe: Recipe, workers: int = 1) -> list[
     alike: dict[tuple[str, int, str] | int, list[RunSpec]] = {}
     for number, spec in enumerate(specs):
         arm = recipe.arms[spec.arm]
-        lora = isinstance(arm, LoraArm) and arm.external is None
+        adapter = isinstance(arm, AdapterArm) and arm.external is None
         shared = (spec.arm, spec.seed, spec.budget.model_dump_json())
-        alike.setdefault(shared if lora else number, []).append(spec)
+        alike.setdefault(shared if adapter else number, []).append(spec)
     groups = []
     for group in alike.values():
         parts = max(ceil(len(group) / recipe.train.cohort), min(workers, len(group)))
@@ -175,6 +181,8 @@ def check_configurations(wanted: Sequence[Configuration], seeds: int, recipe: Re
         given = recipe.arms[arm]
         if given.external is not None:
             raise UsageError(f"{what}: its checkpoints were made elsewhere, so none can be added")
+        if given.of is not None:
+            raise UsageError(f"{what}: it is made of {given.of}'s checkpoints; confirm {given.of}")
         if recipe.search.sampler == "grid":
             allowed = reachable_rates(given, recipe.search)
             if rate not in allowed:
@@ -293,9 +301,9 @@ def _settings(arm: dict[str, Any]) -> dict[str, Any] | None:
     """An arm's settings, with what was not yet known of arms when a run was recorded."""
     known = {name: value for name, value in arm.items() if name not in _APART}
     try:
-        kind = LoraArm if known.get("method") == "lora" else FullArm
+        kind = METHODS[known.get("method", "full")]
         return kind.model_validate(known).model_dump(mode="json", exclude=_APART)
-    except ValueError:  # of a version of Laura that knew other settings
+    except (KeyError, ValueError):  # of a version of Laura that knew other settings
         return None
 
 

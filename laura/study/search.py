@@ -26,6 +26,7 @@ from laura.results.errors import StoreError
 from laura.results.progress import Bar
 from laura.results.store import content_hash, disk_faults, read_json, write_json
 from laura.results.task_result import VALIDATION, TaskResult
+from laura.results.units import budget_text
 from laura.study.choosing import LOST, Outcome, outcome_of
 from laura.study.runs import RunSpec, specs_of
 from laura.study.session import Session
@@ -346,5 +347,5 @@ class Search:
             (run.folder / "legs.json").unlink(missing_ok=True)
             shutil.rmtree(run.folder / "resume", ignore_errors=True)
         budget = self._budgets[place]
-        reason = f"its validation loss at budget {budget:g} was among the worse ones"
+        reason = f"its validation loss at budget {budget_text(budget)} was among the worse ones"
         write_json(run.folder / "failed.json", {"kind": "pruned", "reason": reason})

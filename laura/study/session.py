@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from laura.data.packing import IGNORED, Fitted, Row, add_document, fit
 from laura.data.templates import Encoded
 from laura.evals.runner import Material, RowProvider, evaluate
 from laura.evals.tasks import TASKS
+from laura.models.activations import TEXTS, input_moments
 from laura.models.device import pick_device, resolve_precision
 from laura.models.external import find_external, write_note
 from laura.recipe.sections import Arm, BudgetSection, Recipe, TrainSection
@@ -34,7 +37,14 @@ from laura.study.material import StudyData
 from laura.study.measuring import StudyEngines
 from laura.study.ranks import ranks
 from laura.study.replay import ReplayData
-from laura.study.runs import UNTRAINED, RunSpec, budget_marks, external_points, template_identity
+from laura.study.runs import (
+    UNTRAINED,
+    RunSpec,
+    budget_marks,
+    changed_arms,
+    external_points,
+    template_identity,
+)
 from laura.study.sharing import BUSY, LOCK, claimed, held
 from laura.study.steering import Steered
 from laura.study.workbench import Workbench
@@ -184,7 +194,10 @@ class Session:
             return False
         steps = [mark["step"] for mark in self._marks(spec)]
         there = [step for step in steps if run.checkpoint(step).is_dir()]
-        return all(self._is_measured(run, step) for step in there)
+        changed = (replace(spec, arm=name) for name in changed_arms(self.recipe, spec.arm))
+        return all(self._is_measured(run, step) for step in there) and all(
+            self.finished(one) for one in changed
+        )
 
     def carry_out(self, specs: Sequence[RunSpec], points: int | None = None) -> list[str]:
         """Train runs that differ in the learning rate alone in lock-step, then measure each.
@@ -214,6 +227,27 @@ class Session:
             for mark in marks:
                 if run.checkpoint(mark["step"]).is_dir():
                     self.measure_point(run, mark["step"])
+        for spec, run in zip(specs, runs, strict=True):
+            for name in changed_arms(self.recipe, spec.arm):
+                self._change(replace(spec, arm=name), run, marks)
+
+    def _change(self, spec: RunSpec, source: RunStore, marks: list[dict[str, Any]]) -> None:
+        """Make an arm's run of another's finished one, and measure it."""
+        run, arm = self.run_store(spec), self.recipe.arms[spec.arm]
+        assert arm.change is not None and arm.factor is not None
+        self._write_record(spec, run, marks)
+        for step in (mark["step"] for mark in marks):
+            made, place = source.checkpoint(step), run.checkpoint(step)
+            if made.is_dir() and not place.is_dir():
+                facts = {"step": step, "learning_rate": spec.learning_rate, "seed": spec.seed}
+                self.bench.change(made, place, arm.change, arm.factor, facts)
+            if place.is_dir():
+                self.measure_point(run, step)
+        if source.state == "done":
+            write_json(run.folder / "done.json", {"of": source.folder.name})
+        elif source.state == "diverged":
+            failure = {"kind": "diverged", "reason": source.reason}
+            write_json(run.folder / "failed.json", failure)
 
     def _train(
         self,
@@ -239,9 +273,10 @@ class Session:
         word = "rate" if len(left) == 1 else "rates"
         self.progress.say(f"{first.arm}, {word} {rates}, seed {first.seed}")
         train, rate = self.recipe.train, left[0][0].learning_rate
+        moments = self._moments if arm.reads_activations else None
         with (
             ranks(self.bench, arm, first.seed, train, rate),
-            self.bench.adapted(arm, first.seed, train.devices) as adapted,
+            self.bench.adapted(arm, first.seed, train.devices, moments) as adapted,
         ):
             validate = validator(adapted.model, train, self.data)
             train_runs(
@@ -319,6 +354,11 @@ class Session:
             )
         return self._plans[key]
 
+    @cached_property
+    def _moments(self) -> dict[str, Tensor]:
+        """What LoRA-Null and CorDA start from, read once for all their runs."""
+        return input_moments(self.bench.base.model, self.replay.texts(TEXTS), self.progress)
+
     @property
     def arithmetic(self) -> list[str]:
         """Number formats in which this machine trains and measures."""
@@ -373,7 +413,7 @@ class Session:
             # Hot points of a trapezoidal run were once cooled down; such runs are others.
             **({"hot": True} if hot else {}),
             **({"quantization": quantization} if quantization else {}),
-            **self.replay.identity(recipe.arms[spec.arm].replay),
+            **self.replay.identity(recipe.arms[spec.arm]),
         }
 
     def _marks(self, spec: RunSpec) -> list[dict[str, Any]]:

@@ -120,7 +120,7 @@ class Mirror:
             if known.state == state != "open" or (record := read_record(run)) is None:
                 continue
             metrics = run.metrics()
-            scores = _score_rows(self._store, run, record, recipe, known.results)
+            scores = score_rows(self._store, run, record, recipe, known.results)
             rows = [*map(_step_row, metrics[known.rows :]), *scores.values()]
             if rows:
                 self._opened(run.folder.name, record, recipe).log(rows)
@@ -156,7 +156,7 @@ def _measured(recipe: Recipe) -> list[tuple[str, str]]:
     return [(side, task) for side, tasks in sides.items() for task in result_names(tasks)]
 
 
-def _score_rows(
+def score_rows(
     store: StudyStore, run: RunStore, record: dict[str, Any], recipe: Recipe, told: Sequence[str]
 ) -> dict[str, Row]:
     """Scores, and their changes from the base with errors, that were not told yet."""

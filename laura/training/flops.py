@@ -11,6 +11,7 @@ No torch before a model is counted, so that a plan can use the formula too.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ class TrainingWork:
     """Multiply-add counts of a model, per token where not said otherwise.
 
     Attributes:
-        frozen: Elements of Linear weights that are not trained.
+        frozen: Elements of Linear weights that are not trained; of experts, here and below, those
+            that a token goes through.
         trained: Elements of Linear weights, and of A and B, that are trained.
         head: Elements of the output map, used at labelled positions only.
         head_trained: Whether the output map is trained.
@@ -73,6 +75,8 @@ def count_work(model: Any, reads_base: bool = False) -> TrainingWork:
     """
     from torch import nn
 
+    from laura.models.experts import Experts, stacked_experts
+    from laura.models.families import family_of
     from laura.models.layers import decoder_layers
     from laura.models.lora import LoraLinear
     from laura.models.losses import output_head
@@ -80,32 +84,40 @@ def count_work(model: Any, reads_base: bool = False) -> TrainingWork:
     head = output_head(model)
     below = _below_training(model, decoder_layers(model))
     outside = {id(module) for layer in below for module in layer.modules()}
-    frozen = trained = passed = base = 0
+    stacked = {id(module) for module in stacked_experts(model).values()}
+    opened = [one for one in model.modules() if isinstance(one, Experts)]
+    mixed = stacked | {id(module) for one in opened for module in one.modules()}
+    counts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     for module in model.modules():
+        count = counts[id(module) in mixed]
         if isinstance(module, LoraLinear):
-            trained += module.A[0].numel() + module.B[0].numel()
+            count["trained"] += module.multiplied
             own = module.named_buffers(recurse=False)
-            frozen += sum(buffer.numel() for name, buffer in own if name.startswith("start_"))
-        elif isinstance(module, nn.Linear) and module is not head:
-            base += module.weight.numel() * reads_base
-            if module.weight.requires_grad:
-                trained += module.weight.numel()
-            elif id(module) in outside:
-                passed += module.weight.numel()
-            else:
-                frozen += module.weight.numel()
-    config = model.config
+            count["frozen"] += sum(b.numel() for name, b in own if name.startswith("start_"))
+        elif id(module) in stacked or (isinstance(module, nn.Linear) and module is not head):
+            weights = list(module.parameters()) if id(module) in stacked else [module.weight]
+            elements = sum(weight.numel() for weight in weights)
+            count["base"] += elements * reads_base
+            kind = "passed" if id(module) in outside else "frozen"
+            count["trained" if weights[0].requires_grad else kind] += elements
+    config, key = model.config, family_of(model.config.model_type).experts
+    # A token goes through some of the experts, which are all alike.
+    active, experts = (config.num_experts_per_tok, getattr(config, key)) if key else (1, 1)
+    work = {
+        name: counts[False][name] + counts[True][name] * active // experts
+        for name in ("frozen", "trained", "passed", "base")
+    }
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     each = config.num_attention_heads * width
     return TrainingWork(
-        frozen,
-        trained,
+        work["frozen"],
+        work["trained"],
         head.weight.numel(),
         head.weight.requires_grad,
         each * config.num_hidden_layers,
-        passed,
+        work["passed"],
         each * len(below),
-        base,
+        work["base"],
     )
 
 

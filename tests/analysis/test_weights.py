@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from laura.analysis.comparison import compare_weights
 from laura.analysis.measuring import Wanted
 from laura.analysis.spectra import ENERGIES
-from laura.analysis.weights import StoredFull, StoredModel, rescale_rows
+from laura.analysis.weights import StoredFull, StoredModel, open_tuned, rescale_rows
 from laura.models.load import load_base
 from laura.results.errors import AdapterError, LauraError, ModelError, ShapeError, UsageError
 from laura.results.store import kept_rows
 from tests.conftest import make_tiny_model
+from tests.models import peft_twin as oracle
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
@@ -149,6 +150,23 @@ def test_dora_rescales_rows_as_peft_does(tmp_path: Path) -> None:
         tuned = weight + 3.0 * stored[f"{key}B.weight"].double() @ stored[f"{key}A.weight"].double()
         rescale_rows(tuned, stored[f"{key}magnitude_vector"].double())
         assert torch.allclose(tuned, after[name], atol=1e-6)
+
+
+def test_oft_rotates_as_peft_does(tmp_path: Path, tiny_folder: Path) -> None:
+    model = oracle.make_twin(kind="OFTConfig", oft_block_size=16, target_modules=["q_proj"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "oft_R" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator()) / 10)
+    model.save_pretrained(tmp_path)
+    stored = open_tuned(StoredModel(tiny_folder), tmp_path)
+    before, after = layer_maps(make_tiny_model()), layer_maps(model.merge_and_unload())
+    for name, weight in before.items():
+        wanted = after[name].float()
+        torch.testing.assert_close(stored.read(name, CPU), wanted, atol=1e-6, rtol=1e-5)
+        update = (after[name] - weight).float()
+        torch.testing.assert_close(stored.read_update(name, CPU), update, atol=1e-6, rtol=0)
+        assert (stored.factors(name, CPU) is None) == ("q_proj" in name) == bool(update.any())
 
 
 def test_singular_values_of_one_matrix_are_kept(

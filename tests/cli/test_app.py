@@ -20,7 +20,7 @@ from laura.api import Evaluation, Training
 from laura.cli import app as cli
 from laura.cli import console, doctor
 from laura.cli.study import DEFAULT_RECIPE
-from laura.recipe import reading
+from laura.recipe import shipped
 from laura.results.errors import DataError, RecipeError, UsageError
 from laura.results.schema import Summary
 from laura.results.store import write_json
@@ -28,7 +28,7 @@ from laura.results.store import write_json
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "init compare watch train track evaluate claims recommend gate plan report show spectra chat "
-    "serve merge sign fetch doctor schema"
+    "serve mcp merge sign push fetch doctor schema"
 ).split()
 RECIPE = """\
 name: tiny
@@ -132,7 +132,7 @@ def test_every_command_is_listed_and_its_options_have_help() -> None:
     every = {**commands, **below, **below.pop("key").commands}
     assert not [(name, one.name) for name, c in every.items() for one in c.params if not one.help]
     assert run("--version").stdout.strip() == f"laura {laura.__version__}"
-    assert DEFAULT_RECIPE in reading.shipped_recipes()
+    assert DEFAULT_RECIPE in shipped.shipped_recipes()
 
 
 def test_compare_hands_everything_on(
@@ -354,15 +354,15 @@ def test_recipes_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "paper").mkdir()
     for name in ("smollm2-demo", "paper/math"):
         (tmp_path / f"{name}.yaml").write_text(RECIPE)
-    monkeypatch.setattr(reading, "_FOLDERS", (tmp_path / "absent", tmp_path))
-    assert reading.find_recipe("smollm2-demo") == tmp_path / "smollm2-demo.yaml"
-    assert reading.find_recipe("paper/math") == tmp_path / "paper" / "math.yaml"
-    assert reading.find_recipe("other/mine.yaml") == Path("other/mine.yaml")
+    monkeypatch.setattr(shipped, "_FOLDERS", (tmp_path / "absent", tmp_path))
+    assert shipped.find_recipe("smollm2-demo") == tmp_path / "smollm2-demo.yaml"
+    assert shipped.find_recipe("paper/math") == tmp_path / "paper" / "math.yaml"
+    assert shipped.find_recipe("other/mine.yaml") == Path("other/mine.yaml")
     with pytest.raises(UsageError, match=r"did you mean smollm2-demo\?.*paper/math"):
-        reading.find_recipe("smollm-demo")
+        shipped.find_recipe("smollm-demo")
     monkeypatch.chdir(tmp_path)
     Path("mine").write_text(RECIPE)
-    assert reading.find_recipe("mine") == Path("mine")
+    assert shipped.find_recipe("mine") == Path("mine")
 
 
 def test_doctor_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

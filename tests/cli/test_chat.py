@@ -65,9 +65,18 @@ def test_one_question_for_a_person(panel: type[Panel]) -> None:
 def test_questions_until_the_input_ends(panel: type[Panel]) -> None:
     ended = chat("micro", questions="first\n\nsecond\n/clear\nthird\n")
     assert ended.exit_code == 0, ended.stderr
-    assert "/clear begins anew, Ctrl-D leaves" in ended.stdout
+    assert "/help tells the commands, Ctrl-D leaves" in ended.stdout
     asked = [[m["content"] for m in one["base"]] for one in panel.asked]
     assert asked == [["first"], ["first", BASE, "second"], ["third"]]
+
+
+def test_help_and_unknown_commands_are_answered_by_the_chat_itself(panel: type[Panel]) -> None:
+    ended = chat("micro", questions="/help\n/halp me\nhello\n/quit\nnever asked\n")
+    assert ended.exit_code == 0, ended.stderr
+    told = ended.stdout.index("/clear   begin anew")
+    assert told < ended.stdout.index("There is no command /halp.")
+    asked = [[m["content"] for m in one["base"]] for one in panel.asked]
+    assert asked == [["hello"]], "nothing else is asked of a model"
 
 
 def test_a_model_that_fails(panel: type[Panel]) -> None:

@@ -13,7 +13,8 @@ import typer.main
 
 from laura.cli.app import app
 from laura.recipe.document import YamlDocument, yaml_text
-from laura.recipe.reading import find_recipe, read_measure_section, read_study, shipped_recipes
+from laura.recipe.reading import read_measure_section, read_study
+from laura.recipe.shipped import find_recipe, shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/python.md", "docs/serving.md",

@@ -35,8 +35,9 @@ def test_pace_of_even_work() -> None:
     assert pace.elapsed_seconds == pytest.approx(20)
     clock.now += 5
     assert pace.seconds_left == pytest.approx(25), "time passes between advances too"
-    clock.now += 500
-    assert pace.seconds_left == 0, "never negative"
+    clock.now += 26
+    assert pace.seconds_left is None, "what was promised is over, and nothing is known"
+    assert pace.words()[-1] == "-:-- left"
 
 
 def test_pace_of_a_resumed_run_ignores_the_jump() -> None:
@@ -59,8 +60,21 @@ def test_pace_follows_the_last_minutes() -> None:
     assert pace.rate == pytest.approx(10)
 
 
+def test_zero_is_never_left_and_a_hundred_percent_is_the_end() -> None:
+    clock = Clock()
+    pace = BarPace(1000, clock=clock)
+    for _ in range(3):
+        clock.now += 10
+        pace.advance(333)
+    assert pace.words()[0] == "99%" and pace.words()[-1] == "0:01 left"
+    clock.now += 60  # a pause: a minute more or an hour, nobody knows
+    assert pace.words()[-1] == "-:-- left"
+    pace.advance(1)
+    assert pace.words()[0] == "100%" and pace.words()[-1] == "-:-- left", "it is open still"
+
+
 def test_pace_at_its_ends() -> None:
-    assert BarPace(0).share == 1 and BarPace(0).seconds_left == 0
+    assert BarPace(0).share == 1 and BarPace(0).seconds_left is None
     pace = BarPace(2)
     pace.advance(3)
     assert pace.share == 1
@@ -124,6 +138,26 @@ def test_bars_on_a_terminal() -> None:
     for words in ("study", "25%", "1/4 stages", "  train [lora]", "left", "loss [1.5]", "a [word]"):
         assert words in text
     assert "\x1b[?25h" in text, "the cursor comes back"
+
+
+@pytest.mark.parametrize("title", ["study", "Validation loss, target domain: measuring loss"])
+def test_bars_fit_eighty_columns_and_keep_what_is_left(title: str) -> None:
+    clock = Clock()
+    bars = RichBars(Console(file=io.StringIO(), force_terminal=True, width=80))
+    with bars.bar("study", 12, "stages") as outer, bars.bar(title, 123_456, "tokens") as inner:
+        for bar in (outer, inner):
+            bar.pace._clock, bar.pace._opened = clock, clock.now  # type: ignore[attr-defined]
+            clock.now += 30
+            bar.advance(3)
+        inner.note("loss 1.234")
+        seen = io.StringIO()
+        table = bars._display.make_tasks_table(bars._display.tasks)
+        Console(file=seen, width=80).print(table)
+    study, train = seen.getvalue().splitlines()
+    assert "…" not in study + train and max(len(study), len(train)) <= 80
+    assert study.startswith("study") and "25%" in study and "left" in study
+    assert train.strip().startswith(title) and "0%" in train and "left" in train
+    assert train.rstrip().endswith("loss 1.234")
 
 
 def test_bars_of_other_threads_stand_beside_one_another() -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from laura.engine.engine import Engine
 from laura.engine.kv_cache import joined_attention, partial_attention, prefix_attention
 from laura.engine.requests import GenerateRequest, ScoreRequest, TokenDocument
+from laura.models.attention import Scoring
 from laura.results.errors import DataError, ModelError, UsageError
 
 PAIRS = [
@@ -354,8 +355,8 @@ def test_attention_in_two_parts_is_attention() -> None:
     prefix_key, prefix_value = torch.randn(2, 2, 9, 8)
     mask = torch.zeros(3, 1, 1, 6)
     mask[1, ..., 2:] = -math.inf
-    own = partial_attention(query, key, value, 0.3, mask)
-    shared = prefix_attention(query, prefix_key, prefix_value, 0.3)
+    own = partial_attention(query, key, value, Scoring(0.3), mask)
+    shared = prefix_attention(query, prefix_key, prefix_value, Scoring(0.3))
     found = joined_attention(*own, *shared)
     expected = functional.scaled_dot_product_attention(
         query,

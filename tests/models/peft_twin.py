@@ -13,19 +13,20 @@ from tests.conftest import make_tiny_model
 
 # PEFT 0.21 still asks transformers for an attribute it has deprecated.
 WARNING = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-PARTS = {"lora_A": "A", "lora_B": "B", "lora_magnitude_vector": "magnitude.0"}
+PARTS = {"lora_A": "A", "lora_B": "B", "lora_magnitude_vector": "magnitude.0", "oft_R": "R"}
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def make_twin(base: Any = None, **config: Any) -> Any:
+def make_twin(base: Any = None, kind: str = "LoraConfig", **config: Any) -> Any:
     """PEFT on the tiny model (or `base`), with transformers' eager attention."""
-    from peft import LoraConfig, get_peft_model
+    import peft
 
     base = make_tiny_model() if base is None else base
     base.set_attn_implementation("eager")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return get_peft_model(base, LoraConfig(**{"target_modules": ALL, **config}))
+        made = getattr(peft, kind)(**{"target_modules": ALL, **config})
+        return peft.get_peft_model(base, made)
 
 
 def pairs(ours: Any, twin: Any) -> Iterator[tuple[str, torch.nn.Parameter, torch.nn.Parameter]]:

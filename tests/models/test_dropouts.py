@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from laura.models.adapters import attach
-from laura.models.attention import Documents
+from laura.models.attention import Documents, Scoring
 from laura.models.device import autocast
 from laura.models.layers import dropping
 from laura.models.lean import lean
@@ -73,7 +73,7 @@ def test_attention_weights_of_packed_documents_drop_at_their_share() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(1, 4, 400, 16), torch.randn(1, 2, 400, 16)
     value = torch.ones(1, 2, 400, 16)
-    kept = Documents([150, 250]).attend(query, key, value, 0.25, 0.4)
+    kept = Documents([150, 250]).attend(query, key, value, Scoring(0.25), 0.4)
     assert float(kept.mean()) == pytest.approx(1.0, abs=0.02)
     # Of the first token only one weight is there: it is dropped, or scaled up.
     firsts = kept[0, :, [0, 150], 0].flatten().tolist()

@@ -181,7 +181,7 @@ WEIGHTS = "model.safetensors"
         (holding("config.json", b"{"), r"config.json is damaged; copy it again"),
         (
             configured(model_type="nonesuch"),
-            r"describes no model that transformers knows .* use a Llama-type model",
+            r"describes no model that transformers knows .* Laura runs llama, mistral, qwen2",
         ),
         (
             holding("config.json", b'{"model_type": "t5"}'),
@@ -189,15 +189,27 @@ WEIGHTS = "model.safetensors"
         ),
         (
             holding("config.json", b'{"model_type": "gpt2", "n_layer": 1}'),
-            r"'gpt2' model, which has no list of decoder layers; use a Llama-type",
+            r"'gpt2' model, which has no list of decoder layers; Laura runs llama, mistral, qwen2",
         ),
         (
-            configured(model_type="mixtral"),
-            r"'mixtral' model, whose layers lack mlp.gate_proj, mlp.up_proj",
+            configured(model_type="olmoe"),
+            r"'olmoe' model, whose layers lack mlp.gate_proj, mlp.up_proj, mlp.down_proj; Laura",
         ),
         (
-            configured(model_type="gemma2", head_dim=16),
-            r"'gemma2' model, whose attention is not plain causal attention",
+            configured(model_type="qwen3_moe", mlp_only_layers=[1], head_dim=16),
+            r"'qwen3_moe' model, whose layers lack mlp.experts",
+        ),
+        (
+            configured(model_type="gemma3", text_config={"model_type": "gemma3_text"}),
+            r"'gemma3' model, which reads more than text; save its language model by itself",
+        ),
+        (
+            configured(model_type="gemma3_text", use_bidirectional_attention=True),
+            r"'gemma3_text' model, whose layers have bidirectional attention; Laura",
+        ),
+        (
+            configured(model_type="qwen3_next", head_dim=16),
+            r"'qwen3_next' model, whose layers lack self_attn.q_proj, self_attn.k_proj",
         ),
         (
             configured(quantization_config={"quant_method": "gptq", "bits": 4}),
@@ -213,12 +225,6 @@ def test_an_unusable_folder_gets_one_clear_message(
     with pytest.raises(ModelError, match=message) as caught:
         load_base(str(folder))
     assert "\n" not in str(caught.value)
-
-
-def test_a_sliding_window_limits_the_length(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda c: c.update(model_type="mistral", sliding_window=100))
-    base = load_base(str(folder), device="cpu")
-    assert base.model.config.max_position_embeddings == 100
 
 
 @pytest.mark.parametrize(

@@ -165,10 +165,13 @@ def _saved(model: Any, folder: Path) -> Path:
     ("change", "message"),
     [
         ({"use_dora": True}, "use_dora"),
-        ({"bias": "all"}, "bias=all"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias=all.*`laura merge BASE ADAPTER OUT`"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save.*`laura merge BASE ADAPTER OUT`"),
         ({"peft_type": "IA3"}, "IA3"),
-        ({"init_lora_weights": "pissa"}, "pissa"),
+        *[
+            ({"init_lora_weights": start}, f"init_lora_weights={start}, which changes the base")
+            for start in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
+        ],
         ({"r": "many"}, "unusable"),
         ({"lora_alpha": -8}, "lora_alpha -8.0 is unusable; give a number above 0"),
         ({"use_rslora": "no"}, "use_rslora 'no' is unusable; give true or false"),

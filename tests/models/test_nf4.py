@@ -17,9 +17,10 @@ from laura.engine.requests import ScoreRequest
 from laura.models.adapters import attach, merge_check
 from laura.models.attention import Documents
 from laura.models.device import autocast
+from laura.models.families import LLAMA
 from laura.models.layers import decoder_layers
 from laura.models.lean import lean
-from laura.models.load import LAYER_MAPS, hold_in_nf4, load_base
+from laura.models.load import hold_in_nf4, load_base
 from laura.models.lora import LoraSettings, route
 from laura.models.losses import packed_loss_sum
 from laura.models.nf4 import Nf4Linear
@@ -78,7 +79,7 @@ def pair(settings: LoraSettings, **changes: Any) -> tuple[Any, Any]:
 def test_only_the_maps_of_the_layers_are_held_in_four_bits(tiny_folder: Path) -> None:
     model = load_base(str(tiny_folder), quantization="nf4", device="cpu").model
     held = [name for name, m in model.named_modules() if isinstance(m, Nf4Linear)]
-    assert held == [f"model.layers.{n}.{name}" for n in range(2) for name in LAYER_MAPS]
+    assert held == [f"model.layers.{n}.{name}" for n in range(2) for name in LLAMA.maps]
     plain = dict(make_tiny_model().named_parameters())
     left = dict(model.named_parameters())
     assert set(left) == {n for n in plain if not any(n.startswith(name) for name in held)}

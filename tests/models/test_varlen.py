@@ -20,7 +20,7 @@ from laura.engine.engine import Engine
 from laura.engine.requests import TokenDocument
 from laura.models import attention
 from laura.models.adapters import attach
-from laura.models.attention import Documents
+from laura.models.attention import Documents, Scoring
 from laura.models.lean import lean
 from laura.models.lora import LoraSettings
 from laura.models.losses import packed_loss_sum
@@ -107,7 +107,7 @@ def test_outputs_and_gradients_are_those_of_the_loop(
     slope, found = torch.randn(rows, heads, tokens, 8), []
     for one in (kernel, None):
         monkeypatch.setattr(attention, "varlen_attention", lambda *_, one=one: one)
-        output = Documents(LENGTHS).attend(*inputs, 0.3, 0.0)
+        output = Documents(LENGTHS).attend(*inputs, Scoring(0.3), 0.0)
         found.append([output.detach(), *torch.autograd.grad(output, inputs, slope)])
     ends = [tokens * row + end for row in range(rows) for end in (7, 8, 20, 25)]
     assert kernel.calls == [([0, *ends], 12, heads, groups)]
@@ -182,8 +182,8 @@ def test_losses_of_documents_are_measured_in_it_too(
 
 def test_dropout_and_single_documents_stay_with_torchs_usual_attention(kernel: StandIn) -> None:
     query = torch.randn(1, 2, 10, 8)
-    Documents([10]).attend(query, query, query, 1.0, 0.0)
-    Documents([4, 6]).attend(query, query, query, 1.0, 0.1)
+    Documents([10]).attend(query, query, query, Scoring(1.0), 0.0)
+    Documents([4, 6]).attend(query, query, query, Scoring(1.0), 0.1)
     assert not kernel.calls
 
 

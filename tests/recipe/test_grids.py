@@ -16,6 +16,7 @@ from laura.recipe.search import families_of
 from laura.recipe.sections import MOST_ARMS, LoraArm
 from laura.recipe.tasks import NAME_PATTERN
 from laura.results.errors import RecipeError
+from laura.study.runs import grid_of
 
 BASE = """\
 name: demo
@@ -116,7 +117,7 @@ def test_any_grid_of_good_values_is_the_product(data: st.DataObject) -> None:
         ("rank: [4, 16]", "method: [full]", "arms.lora.grid.method", "an arm for each", 10),
         ("rank: [4, 16]", "grid: [1]", "arms.lora.grid.grid", "unknown key", 10),
         ("method: lora\n", "method: lora\n    rank: 8\n", "arms.lora.grid.rank", "keep one", 11),
-        ("method: lora\n", "method: lorra\n", "arms.lora", "full or lora", 6),
+        ("method: lora\n", "method: lorra\n", "arms.lora", "full, lora or oft", 6),
         ("[q_proj, v_proj]]", "[]]", "arms.lora.grid.targets", "is empty", 11),
         ("  full:", "  lora-rank-4-targets-all:", "arms.lora.grid", "another of that name", 9),
         ("rank: [4, 16]", f"rank: [{', '.join(map(str, range(1, 120)))}]", "arms.lora.grid",
@@ -189,3 +190,57 @@ def test_a_pruner_needs_a_search_and_early_points() -> None:
     search = parse_recipe(BASE, ["search={sampler: tpe, pruner: median}"]).search
     assert search.objective_value == "learning"
     assert parse_recipe(BASE).search.objective_value == "validation_loss"
+
+
+OF = "  x: {{of: {}, change: scale, factor: 0.5, "
+AFTER = BASE.replace("    grid:", "    after: {scale: [0.4, 0.7], intruders: [0.5]}\n    grid:")
+
+
+def test_what_is_done_after_training_makes_arms_of_arms() -> None:
+    recipe = parse_recipe(AFTER.replace("      targets: [all, [q_proj, v_proj]]\n", ""))
+    kinds = ("scale-0.4", "scale-0.7", "intruders-0.5")
+    made = [
+        name
+        for rank in (4, 16)
+        for name in (f"lora-rank-{rank}", *(f"lora-rank-{rank}-{kind}" for kind in kinds))
+    ]
+    assert list(recipe.arms) == [*made, "full"]
+    arm, source = recipe.arms["lora-rank-16-scale-0.7"], recipe.arms["lora-rank-16"]
+    assert (arm.of, arm.change, arm.factor) == ("lora-rank-16", "scale", 0.7)
+    assert source.is_trained and not arm.is_trained
+    told = {"of": "lora-rank-16", "change": "scale", "factor": 0.7}
+    assert arm.identity() == {**source.identity(), **told}
+    assert recipe.search.families == {"lora": ["lora-rank-4", "lora-rank-16"]}
+    assert parse_recipe(recipe_yaml(recipe)) == recipe
+    assert {spec.arm for spec in grid_of(recipe)} == {"lora-rank-4", "lora-rank-16", "full"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "words", "line"),
+    [
+        ("0.4, 0.7", "0.4, 1.0", "arms.lora.after.scale.1", "less than 1", 9),
+        ("0.4, 0.7", "0.4, 0.4", "arms.lora.after.scale", "cannot be: names 0.4 twice", 9),
+        ("0.4, 0.7", "0.0", "arms.lora.of", "which is the base itself", None),
+        ("scale:", "squash:", "arms.lora.after.squash", "", None),
+        ("    grid:", "    dora: true\n    grid:", "arms.lora.after.scale", "with dora", 9),
+        ("  full:", "  lora-rank-4-scale-0.4:", "arms.lora.after", "another of that", None),
+        ("arms:", "search: {sampler: tpe, trials: 3}\narms:", "arms.lora.of", "is tpe", None),
+        ("  full: {", "  x: {of: lora, ", "arms.x.of", "all three", 12),
+        ("  full: {", OF.format("y"), "arms.x.of", "no arm that is", 12),
+        ("  full: {", OF.format("lora-rank-4"), "arms.x.of", "are others", 12),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_after_training_is_refused(
+    old: str, new: str, path: str, words: str, line: int | None
+) -> None:
+    text = AFTER.replace("      targets: [all, [q_proj, v_proj]]\n", "")
+    assert old in text
+    found = faults_of(text.replace(old, new))
+    assert path in found and words in found[path][0], found
+    assert line is None or found[path][1] == line, found
+
+
+def test_a_rotation_has_no_intruders_to_lessen() -> None:
+    oft = "{method: oft, learning_rates: [1e-3, 1e-2], after: {intruders: [0.5]}}"
+    found = faults_of(BASE.replace("{method: full, learning_rates: [1e-5, 1e-4]}", oft))
+    assert "a rotation has no rank" in found["arms.full.after.intruders"][0]

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from laura.recipe.remedies import PLACES
+from laura.recipe.remedies import AFTER, PLACES
 from laura.recipe.sections import LoraArm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,8 +34,12 @@ def test_every_remedy_stands_on_the_page_with_its_file_and_strength(place: str) 
 def test_every_kind_of_lora_stands_there() -> None:
     for name in get_args(LoraArm.model_fields["init"].annotation):
         assert name == "default" or f"| `init: {name}` |" in PAGE
-    for key in ("rslora: true", "dora: true", "lora_plus_ratio", "protect: k"):
+    for key in ("rslora: true", "dora: true", "lora_plus_ratio", "protect: k", "method: oft"):
         assert f"| `{key}` |" in PAGE
+
+
+def test_everything_after_training_stands_there() -> None:
+    assert set(rows_of("after")) == set(AFTER)
 
 
 def test_every_file_it_names_is_there() -> None:

@@ -26,9 +26,9 @@ from laura.recipe.reading import (
     read_study,
     recipe_schema,
     recipe_yaml,
-    shipped_recipes,
 )
-from laura.recipe.sections import Recipe
+from laura.recipe.sections import OftArm, Recipe
+from laura.recipe.shipped import shipped_recipes
 from laura.results.errors import RecipeError
 
 GOOD = """\
@@ -125,7 +125,7 @@ TOKENS = "tokens: [2e4, 40000]"
         ("method: full", "method: full, dora: true", "arms.full.dora", "lora arms only"),
         ("[1e-4, 1e-3]", "[1e-4, 1e-4]", "arms.lora.learning_rates", "twice"),
         ("[1e-4, 1e-3]", "[0]", "arms.lora.learning_rates.0", "greater than 0"),
-        ("method: lora", "method: qlora", "arms.lora", "full or lora"),
+        ("method: lora", "method: qlora", "arms.lora", "full, lora or oft"),
         (FULL, "{}", "arms.full", "needs a method"),
         (FULL, "", "arms.full", "section"),
         ("lora: {method", "a b: {method", "arms.a b", "letters, digits"),
@@ -187,7 +187,7 @@ def test_lora_beside_full_may_hold_its_base_in_bfloat16() -> None:
         in faults_of(text, ("train.precision=fp32",))["arms.lora.base_dtype"]
     )
     faults = faults_of(GOOD.replace("method: full", "method: full, base_dtype: bfloat16"))
-    assert "lora arms only" in faults["arms.full.base_dtype"]
+    assert "lora and oft arms only" in faults["arms.full.base_dtype"]
 
 
 def test_full_finetuning_of_a_quantised_base_is_refused_with_all_other_faults() -> None:
@@ -207,6 +207,41 @@ def test_full_finetuning_of_a_quantised_base_is_refused_with_all_other_faults() 
     assert "base in nf4 is not spread" in faults_of(text, ("train.devices=2",))["train.devices"]
     faults = faults_of(text, ("base.quantization=int4",))
     assert "'nf4'" in faults["base.quantization"] and "int4" in faults["base.quantization"]
+
+
+def test_oft_is_refused_where_it_does_not_go_with_all_other_faults() -> None:
+    text = GOOD.replace("{method: lora, rank: 8", "{method: oft, block_size: 16")
+    arm = parse_recipe(text).arms["lora"]
+    assert isinstance(arm, OftArm) and arm.block_size == 16 and not hasattr(arm, "rank")
+    asked = ("base.quantization=nf4", "measure.engine=vllm", "arms.lora.penalty=clora")
+    faults = faults_of(text, (*asked, "arms.lora.block_size=1", "arms.lora.targets=[]"))
+    assert "greater than or equal to 2" in faults["arms.lora.block_size"]
+    faults = faults_of(text, (*asked, "arms.lora.targets=[]"))
+    assert {"arms.lora.method", "arms.lora.penalty", "arms.lora.targets"} <= set(faults)
+    assert "there are none in full finetuning and in OFT" in faults["arms.lora.penalty"]
+    for key, wanted in (("base.quantization=nf4", "not trained on a base in nf4"),
+                        ("measure.engine=vllm", "vLLM (measure.engine) takes LoRA")):  # fmt: skip
+        assert (
+            wanted in faults_of(text, (key, "measure.forgetting=[hellaswag]"))["arms.lora.method"]
+        )
+    for key in ("rank: 8", "dora: true", "init: pissa", "dropout: 0.1", "protect: 4"):
+        faults = faults_of(text.replace("block_size: 16", key))
+        assert "lora arms only" in faults[f"arms.lora.{key.split(':')[0]}"]
+
+
+def test_a_start_from_activations_asks_for_texts_and_one_device() -> None:
+    text = GOOD.replace("rank: 8", "rank: 8, init: corda")
+    faults = faults_of(text, ("train.devices=2",))
+    assert set(faults) == {"arms.lora.init"}
+    replay = "data.replay=[{source: base_samples, count: 256}]"
+    assert (
+        "set train.devices to 1" in faults_of(text, ("train.devices=2", replay))["arms.lora.init"]
+    )
+    assert "names no source" in faults_of(text)["arms.lora.init"]
+    recipe = parse_recipe(text, [replay])
+    assert recipe.arms["lora"].reads_activations and not recipe.arms["lora"].replay
+    assert "is used by no arm" in faults_of(GOOD, (replay,))["data.replay"]
+    assert not recipe.arms["full"].reads_activations
 
 
 def test_what_vllm_cannot_measure_is_refused_with_all_other_faults() -> None:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from laura.recipe.reading import find_recipe, read_recipe
+from laura.recipe.reading import read_recipe
+from laura.recipe.shipped import find_recipe
 from laura.results.store import StudyStore, write_json, write_lines_gz
 from laura.results.task_result import Metric, TaskResult, samples_file
 

@@ -439,10 +439,13 @@ settings_case("pattern without end", {"alpha_pattern": {"(.+)+y": 1}}, "takes na
 settings_case("pattern broken", {"alpha_pattern": {"(": 1}}, "takes names, no expressions")
 settings_case("pattern long", {"alpha_pattern": {"q" * 999: 1}}, "takes names, no expressions")
 settings_case("many patterns", {"alpha_pattern": {f"q{n}": 1 for n in range(999)}}, "999 entries")
-settings_case("trained biases", {"bias": "all"}, "uses bias=all, which Laura cannot represent")
+settings_case("trained biases", {"bias": "all"}, "uses bias=all, which cannot stand beside")
 settings_case("saved modules", {"modules_to_save": ["lm_head"]}, "uses modules_to_save, which")
-settings_case("another method", {"peft_type": "IA3"}, "bad is a IA3 adapter; Laura reads LORA")
-settings_case("no method", {"peft_type": None}, "bad is a None adapter; Laura reads LORA")
+settings_case("a changed base", {"init_lora_weights": "lora_ga"}, "lora_ga, which changes the base")
+settings_case(
+    "another method", {"peft_type": "IA3"}, "bad is a IA3 adapter; Laura reads LORA and OFT"
+)
+settings_case("no method", {"peft_type": None}, "bad is a None adapter; Laura reads LORA and OFT")
 settings_case("the base a number", {"base_model_name_or_path": 7}, "base_model_name_or_path is no")
 settings_case("DoRA without lengths", {"use_dora": True}, "use_dora: True, but no lora_magnitude")
 # The record

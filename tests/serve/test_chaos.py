@@ -226,7 +226,7 @@ async def fill_caches(chaos: Chaos, asked: list[Asked]) -> None:
 
 def kill_the_templates(child: subprocess.Popen[str]) -> None:
     found = subprocess.run(
-        ["pgrep", "-P", str(child.pid), "-f", "serve/templates.py"],
+        ["pgrep", "-P", str(child.pid), "-f", "serve/confined.py"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     for number in found.stdout.split():

@@ -73,7 +73,7 @@ def test_errors_are_the_clients_classes(micro_tokenizer: Any) -> None:
         assert unknown.value.code == "model_not_found" and unknown.value.param == "model"
         with pytest.raises(openai.BadRequestError) as wrong:
             ann.chat.completions.create(**ask, tools=[{"type": "function"}])
-        assert wrong.value.param == "tools"
+        assert wrong.value.param == "tools.0.function"
         with pytest.raises(openai.BadRequestError) as negative:
             ann.chat.completions.create(**ask, max_tokens=-1)
         assert negative.value.param == "max_tokens"

@@ -54,7 +54,7 @@ def test_anything_else_is_no_prompt(prompt: Any) -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("functions", [{}]),
+    ("functions", [{}]),
     ("logit_bias", {"1": 5}), ("presence_penalty", 0.5), ("frequency_penalty", -1),
     ("reasoning_effort", "high"), ("modalities", ["audio"]), ("audio", {"voice": "alloy"}),
     ("web_search_options", {}),
@@ -84,7 +84,11 @@ def test_what_asks_for_nothing_special_passes() -> None:
         ("max_tokens", 10**400), ("stop", ""), ("stop", ["a"] * 17), ("stop", "x" * 257),
         ("stop", 5), ("stop", [1]), ("stream", "yes"), ("stream", 1), ("logprobs", 1),
         ("messages", []), ("messages", "hello"), ("model", ""), ("model", 5), ("nonsense", 1),
-        ("response_format", {"type": "json_object"}), ("min_tokens", -1), ("ignore_eos", 1),
+        ("response_format", {"type": "xml"}), ("min_tokens", -1), ("ignore_eos", 1),
+        ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("tool_choice", "any"),
+        ("response_format", {"type": "json_schema"}), ("parallel_tool_calls", 1),
+        ("structured_outputs", {}), ("structured_outputs", {"json": {}, "regex": "a"}),
+        ("structured_outputs", {"grammar": "root ::= x"}), ("structured_outputs", {"choice": []}),
     ],
 )  # fmt: skip
 def test_wrong_types_and_ranges(field: str, value: Any) -> None:
@@ -94,11 +98,13 @@ def test_wrong_types_and_ranges(field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("message", "place"),
     [
-        ({"role": "tool", "content": "x"}, "messages.0.role"),
+        ({"role": "function", "content": "x"}, "messages.0.role"),
+        ({"role": "tool", "content": "x"}, "messages.0.tool_call_id"),
+        ({"role": "user", "content": "x", "tool_call_id": "1"}, "messages.0.tool_call_id"),
         ({"role": "user"}, "messages.0.content"),
         ({"role": "user", "content": None}, None),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, None),
-        ({"role": "user", "content": "x", "tool_calls": [{}]}, "messages.0.tool_calls"),
+        ({"role": "user", "content": "x", "tool_calls": [{}]}, "messages.0.tool_calls.0.id"),
         ({"role": "user", "content": "\ud800"}, None),
     ],
 )
@@ -133,8 +139,8 @@ def test_what_does_nothing_passes(field: str, value: Any) -> None:
     ("repetition_penalty", 1.1, "null or 1"), ("min_p", 0.05, "null or 0"), ("min_p", False, "0"),
     ("stop_token_ids", [5], "null or []"), ("skip_special_tokens", False, "null or true"),
     ("echo", True, "null or false"), ("add_generation_prompt", False, "true"),
-    ("guided_json", {}, "give null"), ("response_format", {"type": "json_object"}, '"text"'),
-    ("best_of", 2, "null or 1"), ("suffix", "x", '""'), ("tool_choice", "required", '"none" or'),
+    ("guided_json", {}, "give null"),
+    ("best_of", 2, "null or 1"), ("suffix", "x", '""'),
     ("use_beam_search", 0, "null or false"), ("logit_bias", [], "null or {}"),
 ])  # fmt: skip
 def test_what_would_do_something_is_told_with_what_is_allowed(

@@ -61,7 +61,9 @@ def recipe(
 ) -> Recipe:
     """A recipe of these arms; those without rates get three."""
     whole = {name: {"learning_rates": list(RATES), **own} for name, own in arms.items()}
-    replayed = any("replay" in own for own in arms.values())
+    replayed = any(
+        "replay" in own or own.get("init") in ("corda", "lora_null") for own in arms.values()
+    )
     text = TEXT.format(
         domain=domain, regime=regime, budgets=list(budgets), seeds=list(seeds), search=search,
         arms=json.dumps(whole), learning=learning, forgetting=", ".join(forgetting),

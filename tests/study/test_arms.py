@@ -26,6 +26,7 @@ data:
   validation: {{source: micro-code, split: validation, limit: 4}}
   test: {{source: micro-code, split: test}}
   source_text: micro-source
+  replay: [{{source: base_samples, count: 8, tokens: 64}}]
 budget: {{tokens: [1_500]}}
 arms:
   full: {{method: full, learning_rates: [1e-3]}}
@@ -48,6 +49,9 @@ arms:
   full-mean: {{method: full, learning_rates: [1e-3], average: ema, average_strength: 0.5}}
   milora: {{method: lora, rank: 4, learning_rates: [4e-3], init: milora}}
   oplora: {{method: lora, rank: 4, learning_rates: [4e-3], protect: 16}}
+  lora-null: {{method: lora, rank: 4, learning_rates: [4e-3], init: lora_null}}
+  corda: {{method: lora, rank: 4, learning_rates: [2e-3], init: corda}}
+  oft: {{method: oft, block_size: 16, learning_rates: [4e-3]}}
 train: {{batch_tokens: 256, row_tokens: 256, precision: {precision}, weight_decay_rule: composer}}
 seeds: [0]
 measure:
@@ -77,11 +81,11 @@ def _checkpoint(finished: tuple[Path, dict[str, Any]], arm: str) -> Path:
 @pytest.mark.slow
 def test_every_arm_is_trained_and_measured(finished: tuple[Path, dict[str, Any]]) -> None:
     _, summary = finished
-    assert len(summary["points"]) == len(summary["arms"]) == 17
+    assert len(summary["points"]) == len(summary["arms"]) == 20
     assert {run["state"] for run in summary["runs"]} == {"done"}
     learnt = {p["arm"]: p["changes"]["target_loss"]["value"] for p in summary["points"]}
     assert all(change < 0 for change in learnt.values()), learnt
-    assert len({round(change, 6) for change in learnt.values()}) == 17, "no two are the same"
+    assert len({round(change, 6) for change in learnt.values()}) == 20, "no two are the same"
     drift = {p["arm"]: p["changes"]["kl"]["value"] for p in summary["points"]}
     assert all(kl > 0 for kl in drift.values())
     for held in ("full", "lora"):
@@ -93,10 +97,11 @@ def test_trained_numbers_are_counted_right(finished: tuple[Path, dict[str, Any]]
     _, summary = finished
     found = {arm["name"]: arm["trainable_parameters"] for arm in summary["arms"]}
     low_rank = 4 * sum(o + i for o, i in MAPS)
-    for name in ("lora", "pissa", "milora", "oplora", "lora-plus"):
+    for name in ("lora", "pissa", "milora", "oplora", "lora-plus", "lora-null", "corda"):
         assert found[name] == LAYERS * low_rank
     assert found["lora-layers"] == 2 * low_rank
     assert found["dora"] == LAYERS * (low_rank + sum(o for o, _ in MAPS))
+    assert found["oft"] == LAYERS * sum(i for _, i in MAPS) * 15 // 2
     assert found["full-layers"] == sum(o * i for o, i in MAPS) + 2 * WIDTH
     whole = sum(t.numel() for t in load_file(MICRO_BASE / "model.safetensors").values())
     assert found["full"] == found["l2-sp"] == whole

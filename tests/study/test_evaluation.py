@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from laura.api import Evaluation
 from laura.cli.measurement import adapter_names, scores_text
@@ -26,6 +28,7 @@ from laura.recipe.sections import MeasureSection
 from laura.results.errors import RecipeError, StoreError, UsageError
 from laura.results.task_result import TaskResult
 from laura.study.evaluation import evaluate_model
+from tests.models import peft_twin
 from tests.study.carried_out import command, finish, kill_at_random
 
 RANKS = (2, 4, 8, 16)
@@ -95,6 +98,44 @@ def test_adapters_in_one_pass_equal_each_alone(adapters: list[Path], tmp_path: P
                 assert mine == theirs
     text = "".join(map(scores_text, Evaluation(models=together).models.values()))
     assert "95%" in text
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning")
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer:UserWarning")
+@pytest.mark.filterwarnings(peft_twin.WARNING)
+def test_an_adapter_with_a_trained_output_map_is_measured_as_a_model_of_its_own(
+    adapters: list[Path], tmp_path: Path
+) -> None:
+    """As the model that PEFT itself makes of it."""
+    base = load_base("micro", device="cpu")
+    model = AutoModelForCausalLM.from_pretrained(base.folder)
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], bias="all")
+    whole = get_peft_model(model, config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    whole.save_pretrained(tmp_path / "whole")
+    by_peft = whole.merge_and_unload()
+    by_peft.save_pretrained(tmp_path / "merged")
+    base.tokenizer.save_pretrained(tmp_path / "merged")
+
+    found = measured(tmp_path / "out", [adapters[0], tmp_path / "whole"])
+    assert list(found) == ["base", "rank2", "whole"]
+    expected = evaluate_model(
+        str(tmp_path / "merged"),
+        tasks=list(found["whole"]),
+        section=MeasureSection(limit=12),
+        out=tmp_path / "ours",
+    )
+    for task, one in found["whole"].items():
+        for name, metric in one["metrics"].items():
+            assert metric.pop("change")
+            assert metric == expected[task]["metrics"][name]
+        result = TaskResult.read(Path(one["file"]))
+        assert re.fullmatch(r"micro \+ whole@[0-9a-f]{8}", result.model)
+        assert result.items != TaskResult.read(Path(found["base"][task]["file"])).items
 
 
 def test_what_is_asked_for_twice_stands(adapters: list[Path], tmp_path: Path) -> None:

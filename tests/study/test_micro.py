@@ -17,8 +17,9 @@ from laura.evals.tasks import load
 from laura.micro.settings import WorldSettings
 from laura.micro.targets import DOMAINS, SPLITS, running_text
 from laura.models.registry import MICRO_BASE
-from laura.recipe.reading import find_recipe, read_recipe
+from laura.recipe.reading import read_recipe
 from laura.recipe.sections import MeasureSection, Source
+from laura.recipe.shipped import find_recipe
 from laura.results.errors import DataError, ModelError
 from laura.results.store import read_lines_gz
 from scripts.check_micro import check_base, check_card

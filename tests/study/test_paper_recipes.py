@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from laura.models.targets import GROUPS
-from laura.recipe.reading import Series, parse_recipe, read_study, recipe_yaml, shipped_recipes
+from laura.recipe.reading import Series, parse_recipe, read_study, recipe_yaml
 from laura.recipe.sections import FullArm, LoraArm, Recipe
+from laura.recipe.shipped import shipped_recipes
 from laura.results.errors import LauraError
 from laura.results.store import StudyStore, read_json
 from laura.training.schedules import plan_legs

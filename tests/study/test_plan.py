@@ -16,9 +16,11 @@ from laura.data.corpus import write_corpus
 from laura.data.examples import Example
 from laura.data.sources import load_rows
 from laura.evals.tasks import TASKS, load, micro_code, micro_math
+from laura.models.adapters import attach
+from laura.models.lora import LoraSettings
 from laura.models.registry import MICRO_BASE
 from laura.recipe.reading import parse_recipe
-from laura.recipe.sections import LoraArm, Recipe
+from laura.recipe.sections import Arm, FullArm, LoraArm, Recipe
 from laura.study import extras
 from laura.study.material import ExampleEncoder
 from laura.study.plan import work
@@ -26,7 +28,16 @@ from laura.study.plan.memory import trainable_parameters
 from laura.study.plan.planning import announcement, plan
 from laura.study.plan.shapes import shapes_from, shapes_of
 from laura.study.plan.text import paper_rows, plan_line, plan_text
-from laura.study.plan.work import Survey, arm_work, budget_tokens, trained_tokens, tries_of
+from laura.study.plan.work import (
+    Survey,
+    arm_work,
+    budget_tokens,
+    trained_tokens,
+    tries_of,
+    work_of,
+)
+from laura.training.flops import count_work
+from tests.models.families import KINDS, make_family, settings_of
 
 LLAMA_2_7B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
@@ -117,6 +128,33 @@ def test_parameters_are_those_of_transformers(changes: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert shapes_from(settings, kind).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("targets", ["all", "mlp", "attention", "full"])
+def test_every_family_is_counted_as_it_stands(kind: str, targets: Any) -> None:
+    shapes, model = shapes_from(settings_of(kind), kind), make_family(kind)
+    assert shapes.parameters == sum(p.numel() for p in model.parameters())
+    arm: Arm = FullArm(method="full")
+    if targets != "full":
+        arm = LoraArm(method="lora", rank=4, targets=targets, layers=[1])
+        attach(model, LoraSettings(rank=4, alpha=8, targets=targets, layers=(1,)), seed=0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable_parameters(shapes, arm) == trained
+    assert work_of(shapes, arm) == count_work(model)
+
+
+def test_a_token_goes_through_some_experts() -> None:
+    mixtral = {
+        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    shapes = shapes_from(mixtral, "mixtral")
+    # Jiang et al. 2024, arXiv:2401.04088: 47B parameters, of which a token uses 13B.
+    assert round(shapes.parameters / 1e9) == 47
+    used = shapes.parameters - shapes.map_elements + shapes.layers * shapes.active_elements
+    assert round(used / 1e9) == 13
 
 
 def micro_recipe(**changes: Any) -> Recipe:

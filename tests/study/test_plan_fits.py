@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_map_only
 
 from laura.data.packing import Row
 from laura.models.lean import lean
-from laura.recipe.reading import read_study, shipped_recipes
+from laura.recipe.reading import read_study
 from laura.recipe.sections import LoraArm, Recipe, TrainSection
+from laura.recipe.shipped import shipped_recipes
 from laura.study import compare
 from laura.study.plan.fitting import Fit, fit, most_memory, with_change
 from laura.study.plan.machine import absent_gpu

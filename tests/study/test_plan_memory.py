@@ -24,7 +24,7 @@ from laura.models.lean import lean
 from laura.models.load import hold_in_nf4
 from laura.models.lora import lora_layers, route
 from laura.models.nf4 import Nf4Linear
-from laura.recipe.sections import Arm, BaseSection, FullArm, LoraArm, MeasureSection
+from laura.recipe.sections import METHODS, Arm, BaseSection, FullArm, LoraArm, MeasureSection
 from laura.results.errors import RecipeError
 from laura.study.plan import fitting, memory
 from laura.study.plan.fitting import refuse_too_large
@@ -68,15 +68,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "oplora": {"method": "lora", "protect": 4},
     "dora": {"method": "lora", "dora": True},
     "dora-dropout": {"method": "lora", "dora": True, "dropout": 0.1},
+    "oft": {"method": "oft"},
+    "oft-small": {"method": "oft", "block_size": 4, "targets": "mlp", "layers": [2, 3]},
 }
 
 
 def make_arm(name: str) -> Arm:
     """An arm of rank 8."""
     fields = ARMS[name]
-    if fields["method"] == "full":
-        return FullArm.model_validate(fields)
-    return LoraArm.model_validate({"rank": 8, **fields})
+    arm: Any = METHODS[fields["method"]]
+    return arm.model_validate({"rank": 8, **fields} if arm is LoraArm else fields)
 
 
 def adapted(arm: Arm, stack: ExitStack, quantised: bool = False) -> tuple[Any, Any]:

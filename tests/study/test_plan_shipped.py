@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from laura.models.cache import model_entry
-from laura.recipe.reading import read_study, shipped_recipes
+from laura.recipe.reading import read_study
 from laura.recipe.sections import Recipe
+from laura.recipe.shipped import shipped_recipes
 from laura.study.plan.planning import plan, plan_series
 from laura.study.plan.text import plan_text, series_text
 from tests.study.test_plan import LLAMA_2_7B

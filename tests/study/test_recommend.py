@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from scipy import stats
 from typer.testing import CliRunner, Result
 
@@ -446,6 +447,14 @@ def test_the_weights_come_with_a_record_that_says_confirmed(study: Any, tmp_path
     record = read_record(out)
     assert record.confirmed and record.seed == FRESH[0] and record.learning.seeds == 3
     assert json.loads((out / "laura.json").read_text())["confirmed"] is True
+    card = ModelCard.load(out / "README.md")
+    assert "README.md" not in record.weights
+    told_scores = {one.dataset_type: one.metric_value for one in card.data.eval_results}
+    assert told_scores == {task: one.tuned.value for task, one in record.scores.items()}
+    learned = f"| learned | {100 * record.learning.value:.3g} points | "
+    assert (
+        learned in card.text and "Over 3 fresh seeds" in card.text and "| forgotten | " in card.text
+    )
     sure = study_of(items=200)
     checkpoint(study(sure), sure)
     again = run("recommend", tmp_path, "--max-forgetting", 0.5, "--adapter", tmp_path / "second")

@@ -36,6 +36,7 @@ LORA: dict[str, dict[str, Any]] = {
     "lora": {"lora": {}},
     "dora": {"lora": {"dora": True}, "train": {"recompute": True}},
     "pissa": {"lora": {"pissa": True}, "train": {"optimiser": "lion"}},
+    "oft": {"lora": {"block_size": 16, "alpha": 4.0}},
     "held": {"lora": {}, "arm": LoraArm(method="lora", penalty="clora", average="ema")},
 }
 CASES = {**FULL, **LORA}

@@ -484,7 +484,7 @@ def test_faults_are_told_together_before_torch_is_needed() -> None:
         "arms.full.penalty", "arms.lora.penalty_strength", "arms.lora.token_weight",
         "arms.lora.token_weight_strength", "arms.lora.average",
     }  # fmt: skip
-    assert "full finetuning has none" in faults["arms.full.penalty"]
+    assert "none in full finetuning" in faults["arms.full.penalty"]
     assert "the arm has no penalty" in faults["arms.lora.penalty_strength"]
     assert "at most 1 with token_weight: stm" in faults["arms.lora.token_weight_strength"]
     assert "train.devices: 2" in faults["arms.lora.token_weight"]

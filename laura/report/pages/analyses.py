@@ -310,9 +310,13 @@ def _needed(study: Study) -> list[Block]:
     def amount(row: NeededRow) -> TableCell:
         if row.needed is None:
             return TableCell("not reached")
-        ends = formats.ends(row.interval, lambda end: formats.budget(end, row.unit))
+
+        def about(value: float) -> str:
+            return formats.budget(float(f"{value:.3g}"), row.unit)
+
         most = "at most " if row.at_most else ""
-        return TableCell(most + formats.budget(row.needed, row.unit), ends, order=row.needed)
+        ends = formats.ends(row.interval, about)
+        return TableCell(most + about(row.needed), ends, order=row.needed)
 
     columns = [
         Column("arm", lambda row: row.arm),

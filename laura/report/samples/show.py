@@ -59,7 +59,7 @@ class Overview:
         width = max(len(visible_line(task)) for task in self.models)
         for task, models in self.models.items():
             kept = sum(model.kept for model in models)
-            texts = f"samples of {kept}" if kept else "no samples, only items"
+            texts = f"samples of {kept}" if kept else "only items"
             count = "1 model" if len(models) == 1 else f"{len(models)} models"
             yield f"  {visible_line(task):<{width}}  {_title(task)} ({count}, {texts})"
         yield "Models, for --model NAME:"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from laura.report.formats import ABSENT
 from laura.report.visible import visible, visible_line
 from laura.results.task_result import Item
+from laura.results.text_table import table_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -307,10 +308,9 @@ def loss_lines(models: Sequence[str], rows: Sequence[Sequence[Item]]) -> Iterato
     names = [visible_line(name) for name in models]
     heads = ["index", "tokens", *(["nats per token"] if len(names) == 1 else names)]
     heads += ["difference"] if len(names) == 2 else []
-    widths = [max(len(head), 10) for head in heads]
     if len(names) > 1:
         yield "nats per token"
-    yield "  ".join(head.rjust(width) for head, width in zip(heads, widths, strict=True))
+    lines = [heads]
     for items in rows:
         values = [_per_token(item) for item in items]
         cells = [str(items[0].get("index")), value_text(items[0].get("tokens"))]
@@ -318,7 +318,8 @@ def loss_lines(models: Sequence[str], rows: Sequence[Sequence[Item]]) -> Iterato
         if len(values) == 2:
             before, after = values
             cells.append(ABSENT if before is None or after is None else f"{after - before:+.4f}")
-        yield "  ".join(visible_line(c).rjust(w) for c, w in zip(cells, widths, strict=True))
+        lines.append([visible_line(cell) for cell in cells])
+    yield from table_lines(lines)
 
 
 def _per_token(item: Item) -> float | None:

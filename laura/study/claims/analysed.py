@@ -15,6 +15,7 @@ from statistics import fmean
 from laura.models.targets import GROUPS
 from laura.results.schema import Analysis, DiversityRow, MatrixSpectra
 from laura.results.statistics import MIN_ITEMS, TooThin, count, over_runs
+from laura.results.units import budget_text
 from laura.study.claims.settings import Kind, Setting
 from laura.study.claims.verdicts import Statement
 
@@ -54,7 +55,8 @@ def rank_grows_with_data(setting: Setting) -> list[Statement]:
         for seed in sorted(early.keys() & late.keys())
     ]
     effect = over_runs(growth, _matrices(late))
-    what = f"rank of {full.name}'s updates, {max(by_budget):,g} minus {min(by_budget):,g}"
+    first, last = (budget_text(one(by_budget)) for one in (min, max))
+    what = f"rank of {full.name}'s updates, {last} minus {first}"
     return [Statement((full.name,), what, effect, "share of width")]
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from laura.results.schema import Claim, Comparison, Configured, Estimated, Verdict
 from laura.results.statistics import ALPHA, LEVEL, MARGIN, TooThin, cached_quantile, count
-from laura.results.units import rate_text
+from laura.results.units import budget_text, rate_text
 from laura.study.choosing import search_caveats, why_none
 from laura.study.claims.capability import learnt, off_floor
 from laura.study.claims.front import equal_learning
@@ -22,7 +22,7 @@ from laura.study.runs import repeat_caveats
 
 CONFIRM_SEEDS = 3  # the default of --confirm-seeds
 STILL_LEARNT = 0.9  # of what the tuned configuration learnt
-SHORT_REASON = 14  # words
+SHORT_REASON = 20  # words
 # Statements whose parts are each of two arms, tuned, of which the first does more if they hold.
 STATED = {"learnt": ("targets-order",), "forgot": ("stronger-regulariser", "replay-mitigates")}
 
@@ -84,10 +84,20 @@ def pairs_of(setting: Setting) -> list[tuple[Kind, Kind]]:
     return found
 
 
-def compare_pair(setting: Setting, first: Kind, second: Kind, level: float = LEVEL) -> Comparison:
-    """Two arms, tuned and at equal learning; what cannot be told says why."""
+def compare_pair(
+    setting: Setting, first: Kind, second: Kind, level: float = LEVEL, together: int = 1
+) -> Comparison:
+    """Two arms, tuned and at equal learning; what cannot be told says why.
+
+    Args:
+        setting: The study.
+        first: One arm.
+        second: The other.
+        level: Of the intervals.
+        together: How many comparisons the joint interval is to hold for (Bonferroni).
+    """
     found: dict[str, Estimated] = {}
-    reasons, levels, budget = [], None, None
+    reasons, levels, joint, budget = [], None, None, None
     try:
         budget = setting.common_budget(first, second)
         more = setting.difference(first, second, LEARNING, budget)
@@ -101,12 +111,13 @@ def compare_pair(setting: Setting, first: Kind, second: Kind, level: float = LEV
     try:
         equal = equal_learning(setting, first, second)
         found["equal_learning"] = Estimated.of(equal.difference, setting.unit(FORGETTING), level)
-        levels = equal.levels
+        levels, joint = equal.levels, equal.difference.interval(1 - (1 - level) / together)
     except TooThin as reason:
         reasons.append(str(reason))
     edge = any(setting.evidence.edge(arm.name) for arm in (first, second))
     return Comparison(
-        arms=(first.name, second.name), budget=budget, levels=levels, edge=edge,
+        arms=(first.name, second.name), budget=budget, levels=levels, joint=joint,
+        edge=edge,
         reason="; ".join(dict.fromkeys(reasons)), **found,
     )  # fmt: skip
 
@@ -387,7 +398,8 @@ def _figures(setting: Setting, found: Comparison) -> str:
                 words.append(f"{verb} {sign}{amount(shown, setting.unit(measure))}")
         parts.append(f"{name} (at {told}) {' and '.join(words) or 'was not measured'}")
     fewest = count(min(seeds), "seed")
-    return f"Each tuned on validation, {fewest}, budget {budgets[-1]:,g}: {'; '.join(parts)}."
+    largest = budget_text(budgets[-1])
+    return f"Each tuned on validation, {fewest}, budget {largest}: {'; '.join(parts)}."
 
 
 def _mean_change(setting: Setting, own: Mapping[int, Point], measure: str) -> float | None:

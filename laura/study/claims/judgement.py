@@ -32,8 +32,9 @@ from laura.study.claims.answer import (
     pairs_of,
     sentences_of,
 )
+from laura.study.claims.claimed import Claimed
 from laura.study.claims.settings import Setting
-from laura.study.claims.table import CLAIMS, Claimed
+from laura.study.claims.table import claims_on
 from laura.study.claims.verdicts import Finding, would_decide
 from laura.study.evidence import Evidence
 from laura.study.summary import gather
@@ -53,7 +54,7 @@ def judge(settings: Sequence[Setting], missing: Sequence[str] = ()) -> Judgement
     by_id = {claim.id: claim for claim in claims}
     alone = settings[0] if len(settings) == 1 else None
     pairs = pairs_of(alone) if alone else []
-    comparisons = [compare_pair(alone, *pair) for pair in pairs] if alone else []
+    comparisons = [compare_pair(alone, *pair, together=len(pairs)) for pair in pairs if alone]
     sentences, others = sentences_of(alone, by_id, comparisons) if alone else ([], [])
     answer = answer_of(settings, by_id, comparisons)
     return Judgement(
@@ -80,13 +81,14 @@ def judge(settings: Sequence[Setting], missing: Sequence[str] = ()) -> Judgement
 
 
 def judge_claims(settings: Sequence[Setting]) -> list[Claim]:
-    """Every statement of the table, with its joint verdict (Holm over all that were tested)."""
-    findings = [claim.judge(settings) for claim in CLAIMS]
+    """Every statement, with its joint verdict (Holm over all that were tested)."""
+    claims = claims_on(settings)
+    findings = [claim.judge(settings) for claim in claims]
     tested = [place for place, found in enumerate(findings) if found.p is not None]
     adjusted = dict(zip(tested, holm([findings[p].p or 0.0 for p in tested]), strict=True))
     return [
         _claim(claim, found, adjusted.get(place), len(tested))
-        for place, (claim, found) in enumerate(zip(CLAIMS, findings, strict=True))
+        for place, (claim, found) in enumerate(zip(claims, findings, strict=True))
     ]
 
 

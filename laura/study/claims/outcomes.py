@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from laura.results.statistics import MARGIN, Contrast, TooThin
+from laura.results.units import budget_text
 from laura.study.claims.capability import (
     below_ceiling,
     learnt,
@@ -41,37 +42,31 @@ DOUBLINGS = 2.0  # of the rank, between the lowest and the highest of a trend
 def learns_less(setting: Setting) -> list[Statement]:
     """Learning of full minus LoRA is above 0, tuned."""
     full, (chosen, *others) = setting.full(), setting.loras()
-    tuned(setting, full, chosen)
-    below_ceiling(setting, setting.common_budget(full, chosen), full, chosen)
-
-    def gap(lora: Kind) -> Statement:
-        budget = setting.common_budget(full, lora)
-        more = setting.difference(full, lora, LEARNING, budget)
-        what = f"learning of {full.name} minus {lora.name} at {budget:,g}"
-        return Statement((full.name, lora.name), what, more, setting.unit(LEARNING))
-
-    return [gap(chosen), *_beside(others, gap)]
+    return [
+        learnt_more(setting, full, chosen),
+        *_beside(others, lambda lora: learnt_more(setting, full, lora)),
+    ]
 
 
 def forgets_less(setting: Setting) -> list[Statement]:
     """Forgetting of full minus LoRA is above 0, tuned; both have learnt something."""
     full, (chosen, *others) = setting.full(), setting.loras()
     return [
-        _forgot_more(setting, full, chosen),
-        *_beside(others, lambda lora: _forgot_more(setting, full, lora)),
+        forgot_more(setting, full, chosen),
+        *_beside(others, lambda lora: forgot_more(setting, full, lora)),
     ]
 
 
 def forgets_less_at_equal_learning(setting: Setting) -> list[Statement]:
     """Forgetting of full minus LoRA at equal learning is above 0."""
-    return [_at_equal_learning(setting, 0.0, math.inf)]
+    return [at_equal_learning(setting, setting.full(), setting.lora())]
 
 
 def same_tradeoff(setting: Setting) -> list[Statement]:
     """Forgetting of full minus LoRA at equal learning is within 2 points of 0."""
     if setting.unit(FORGETTING) != "share":
         raise TooThin("forgetting is not a share of right answers, so points mean nothing")
-    return [_at_equal_learning(setting, -MARGIN, MARGIN)]
+    return [at_equal_learning(setting, setting.full(), setting.lora(), -MARGIN, MARGIN)]
 
 
 def stronger_than_regularisers(setting: Setting) -> list[Statement]:
@@ -85,8 +80,8 @@ def stronger_than_regularisers(setting: Setting) -> list[Statement]:
     lora, plain = setting.lora(), setting.full()
     arms, beside = _regularised(setting, plain)
     return [
-        *(_forgot_more(setting, arm, lora, part=arm.name) for arm in arms),
-        *_beside(beside, lambda arm: _forgot_more(setting, arm, lora)),
+        *(forgot_more(setting, arm, lora, part=arm.name) for arm in arms),
+        *_beside(beside, lambda arm: forgot_more(setting, arm, lora)),
     ]
 
 
@@ -203,7 +198,7 @@ def replay_mitigates(setting: Setting) -> list[Statement]:
         ]
         if with_replay:
             arm = max(with_replay, key=lambda one: one.number("replay"))
-            parts.append(_forgot_more(setting, plain, arm, part=plain.method))
+            parts.append(forgot_more(setting, plain, arm, part=plain.method))
     if not parts:
         raise TooThin("no arm with replay beside the same arm without")
     return parts
@@ -307,29 +302,47 @@ def _beside(arms: Sequence[Kind], look: Callable[[Kind], Statement]) -> Iterator
             continue
 
 
-def _forgot_more(setting: Setting, first: Kind, second: Kind, *, part: str = "") -> Statement:
+def forgot_more(setting: Setting, first: Kind, second: Kind, *, part: str = "") -> Statement:
     """Forgetting of the first arm minus the second's, each tuned."""
     tuned(setting, first, second)
     budget = setting.common_budget(first, second)
     learnt(setting, budget, first, second)
     floor = off_floor(setting, budget, first, second)
     more = setting.difference(second, first, FORGETTING, budget)
-    what = f"forgetting of {first.name} minus {second.name} at {budget:,g}"
+    what = f"forgetting of {first.name} minus {second.name} at {budget_text(budget)}"
     if floor:
         what += f" ({floor} is at guessing and may have lost more)"
     return Statement((first.name, second.name), what, more, setting.unit(FORGETTING),
                      part=part)  # fmt: skip
 
 
-def _at_equal_learning(setting: Setting, low: float, high: float) -> Statement:
-    full, lora = setting.full(), setting.lora()
-    tuned(setting, full, lora)
-    found = equal_learning(setting, full, lora)
+def at_equal_learning(
+    setting: Setting,
+    first: Kind,
+    second: Kind,
+    low: float = 0.0,
+    high: float = math.inf,
+    *,
+    part: str = "",
+) -> Statement:
+    """Forgetting of the first arm minus the second's at equal learning."""
+    tuned(setting, first, second)
+    found = equal_learning(setting, first, second)
     off_floor(setting, max(setting.budgets))
-    off_floor_somewhere(setting, full, lora)
-    what = f"forgetting of {full.name} minus {lora.name} at equal learning"
-    return Statement((full.name, lora.name), what, found.difference, setting.unit(FORGETTING),
-                     low, high)  # fmt: skip
+    off_floor_somewhere(setting, first, second)
+    what = f"forgetting of {first.name} minus {second.name} at equal learning"
+    return Statement((first.name, second.name), what, found.difference, setting.unit(FORGETTING),
+                     low, high, part=part)  # fmt: skip
+
+
+def learnt_more(setting: Setting, first: Kind, second: Kind, *, part: str = "") -> Statement:
+    """Learning of the first arm minus the second's, each tuned."""
+    tuned(setting, first, second)
+    budget = setting.common_budget(first, second)
+    below_ceiling(setting, budget, first, second)
+    more = setting.difference(first, second, LEARNING, budget)
+    what = f"learning of {first.name} minus {second.name} at {budget_text(budget)}"
+    return Statement((first.name, second.name), what, more, setting.unit(LEARNING), part=part)
 
 
 def _regularised(setting: Setting, plain: Kind) -> tuple[list[Kind], list[Kind]]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laura.models.targets import GROUPS
+from laura.models.targets import group_of
 from laura.recipe.remedies import PLACES
 from laura.results.schema import Analysis
 from laura.results.statistics import (
@@ -37,7 +37,7 @@ DROPOUTS = ("attention_dropout", "residual_dropout")
 # What makes an arm more than plain LoRA or plain full finetuning, and the value that means
 # "not used". A recipe written before a key existed lacks it, which means the same.
 UNUSED: dict[str, Any] = {
-    "replay": 0, "layers": None, "dora": False, "init": "default", "protect": 0,
+    "of": None, "replay": 0, "layers": None, "dora": False, "init": "default", "protect": 0,
     "lora_plus_ratio": 1, "weight_decay_toward": "zero", **dict.fromkeys(DROPOUTS, 0),
     **dict.fromkeys(PLACES),
 }  # fmt: skip
@@ -72,7 +72,7 @@ class Kind:
         given = self.settings.get("targets", "")
         if isinstance(given, str):
             return given
-        return next((name for name, own in GROUPS.items() if set(given) == set(own)), "")
+        return group_of(given)
 
     def number(self, key: str) -> float:
         """A setting that is a number; 0 where the recipe has no such key."""
@@ -82,14 +82,14 @@ class Kind:
     @property
     def is_variant(self) -> bool:
         """Whether it is more than plain LoRA or plain full finetuning."""
-        return any(self._used(key) is not None for key in UNUSED)
+        return any(self.used(key) is not None for key in UNUSED)
 
     def differs_in(self, other: Kind) -> set[str]:
         """Settings in which two arms differ."""
         keys = self.settings.keys() | other.settings.keys()
-        return {key for key in keys if self._used(key) != other._used(key)}
+        return {key for key in keys if self.used(key) != other.used(key)}
 
-    def _used(self, key: str) -> Any:
+    def used(self, key: str) -> Any:
         """The value of a setting; None where it is absent, or has the value for "not used"."""
         value = self.settings.get(key)
         return None if value == UNUSED.get(key) else value

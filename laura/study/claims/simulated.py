@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from laura.evals.tasks import TASKS
-from laura.models.targets import GROUPS
+from laura.models.families import LLAMA
 from laura.recipe.sections import Arm, Recipe
 from laura.results.schema import Analysis, CheckpointSpectra, DiversityRow, MatrixSpectra
 from laura.results.statistics import ALPHA, Estimate
@@ -327,7 +327,7 @@ def _analysis(evidence: Evidence, width: int, draw: np.random.Generator) -> Anal
                 MatrixSpectra(name=f"{layer}.{module}", layer=layer, module=module,
                               shape=(width, width), rank={"90": max(1, round(width / 2 + luck))},
                               noise_rank={"90": 0.51 * width})
-                for layer in range(4) for module in sorted(GROUPS["all"])
+                for layer in range(4) for module in sorted(LLAMA.groups["all"])
             ]  # fmt: skip
             spectra.append(CheckpointSpectra(**who, step=point.step, matrices=matrices))
         for name, extra in recipe.measure.extras.items():

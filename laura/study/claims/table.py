@@ -2,70 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 from laura.study.claims import analysed, outcomes, pace
+from laura.study.claims.claimed import FRONT, PAIRED, PARTS, SEEDS, Claimed, Scope
+from laura.study.claims.remedies import REMEDY_CLAIMS
 from laura.study.claims.settings import Setting
-from laura.study.claims.verdicts import Finding, Statement, look_at
-
-Question = Literal["tuned", "equal learning", "updates", "search"]
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What a statement is about.
-
-    Attributes:
-        kind: How these are called where there are none.
-        wanted: Whether it is about a setting, or about a pair of them.
-        pairs: Whether it sets one setting beside another.
-    """
-
-    kind: str = "setting"
-    wanted: Callable[..., bool] = lambda *settings: True
-    pairs: bool = False
-
-    def groups(self, settings: Sequence[Setting]) -> list[tuple[Setting, ...]]:
-        """The settings, or ordered pairs of them, that the statement is about."""
-        every = itertools.permutations(settings, 2 if self.pairs else 1)
-        return [group for group in every if self.wanted(*group)]
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A statement, and how it is looked at; the function's docstring says what is compared.
-
-    Attributes:
-        id: Short name.
-        statement: What is claimed.
-        source: Where it was claimed.
-        question: Which of the judge's questions it asks; of updates and of the search apart.
-        test: Which test judges it.
-        look: Gives the contrasts of one setting, or of a pair of them.
-        scope: Which settings it is about.
-    """
-
-    id: str
-    statement: str
-    source: str
-    question: Question
-    test: str
-    look: Callable[..., list[Statement]]
-    scope: Scope = Scope()
-
-    def judge(self, settings: Sequence[Setting]) -> Finding:
-        """The verdict over all settings that it is about."""
-        return look_at(self.scope.groups(settings), self.look, self.scope.kind)
-
 
 _PAPER, _FIRST = "Biderman et al. 2024, arXiv:2405.09673v2", "Biderman et al. 2024, version 1"
-_PAIRED = "paired by item and seed, Student's t over seeds"
-_PARTS = f"{_PAIRED}; every part must hold (intersection-union)"
-_FRONT = "fronts over all rates, chosen on half of the items, told on the other; " + _PAIRED
-_SEEDS = "Student's t over seeds"
 _CODE = Scope("setting of code", lambda s: s.domain == "code")
 _ELSEWHERE = Scope("setting of a domain but code", lambda s: s.domain != "code")
 _MATH = Scope("setting of math", lambda s: s.domain == "math")
@@ -90,70 +34,75 @@ _REGIMES = Scope(
 
 CLAIMS: tuple[Claimed, ...] = (
     Claimed("learns-less-code", "LoRA learns less than full finetuning in code.",
-            f"{_PAPER}, figure 1", "tuned", _PAIRED, outcomes.learns_less, _CODE),
+            f"{_PAPER}, figure 1", "tuned", PAIRED, outcomes.learns_less, _CODE),
     Claimed("learns-less-elsewhere", "LoRA learns less than full finetuning outside code.",
-            f"{_PAPER}, figure 1", "tuned", _PAIRED, outcomes.learns_less, _ELSEWHERE),
+            f"{_PAPER}, figure 1", "tuned", PAIRED, outcomes.learns_less, _ELSEWHERE),
     Claimed("narrows-gap-math", "LoRA comes nearer to full finetuning in math than in code.",
-            f"{_PAPER}, figure 1", "tuned", f"{_PAIRED}, of a ratio by the delta method",
+            f"{_PAPER}, figure 1", "tuned", f"{PAIRED}, of a ratio by the delta method",
             outcomes.narrows_the_gap_in_math, _MATH_CODE),
     Claimed("forgets-less", "Tuned for learning, LoRA forgets less than full finetuning.",
-            f"{_PAPER}, figure 2", "tuned", _PAIRED, outcomes.forgets_less),
+            f"{_PAPER}, figure 2", "tuned", PAIRED, outcomes.forgets_less),
     Claimed("forgets-less-matched", "At the same learning LoRA forgets less than full finetuning.",
-            f"{_PAPER}, figure 3", "equal learning", _FRONT,
+            f"{_PAPER}, figure 3", "equal learning", FRONT,
             outcomes.forgets_less_at_equal_learning),
     Claimed("same-tradeoff", "LoRA and full finetuning lie on the same trade-off curve.",
-            f"{_FIRST}, figure 3", "equal learning", f"{_FRONT}; two one-sided tests at 2 points",
+            f"{_FIRST}, figure 3", "equal learning", f"{FRONT}; two one-sided tests at 2 points",
             outcomes.same_tradeoff),
     Claimed("stronger-regulariser",
             "LoRA forgets less than full finetuning with weight decay or dropout.",
-            f"{_PAPER}, figure 4", "tuned", _PARTS, outcomes.stronger_than_regularisers),
+            f"{_PAPER}, figure 4", "tuned", PARTS, outcomes.stronger_than_regularisers),
     Claimed("keeps-diversity", "LoRA keeps more distinct outputs than full finetuning.",
-            f"{_PAPER}, figure 5", "tuned", f"{_SEEDS}, prompts' errors added",
+            f"{_PAPER}, figure 5", "tuned", f"{SEEDS}, prompts' errors added",
             analysed.keeps_diversity),
     Claimed("full-high-rank",
             "Updates of full finetuning have at least ten times the rank of a usual LoRA (r = 16).",
-            f"{_PAPER}, figure 6", "updates", _SEEDS, analysed.full_is_high_rank),
+            f"{_PAPER}, figure 6", "updates", SEEDS, analysed.full_is_high_rank),
     Claimed("rank-grows", "The rank of full finetuning's updates grows with data.",
-            f"{_PAPER}, figure 6", "updates", _SEEDS, analysed.rank_grows_with_data),
+            f"{_PAPER}, figure 6", "updates", SEEDS, analysed.rank_grows_with_data),
     Claimed("rank-by-module", "Updates of mlp modules have a higher rank than attention's.",
-            f"{_PAPER}, figure 6", "updates", f"{_SEEDS}, ranks as a share of iid noise",
+            f"{_PAPER}, figure 6", "updates", f"{SEEDS}, ranks as a share of iid noise",
             analysed.mlp_above_attention),
     Claimed("rank-by-layer", "Updates of the first and last layers have a lower rank.",
-            f"{_PAPER}, figure 6", "updates", f"{_SEEDS}, ranks as a share of iid noise",
+            f"{_PAPER}, figure 6", "updates", f"{SEEDS}, ranks as a share of iid noise",
             analysed.middle_layers_above_ends),
     Claimed("rate-ten-times",
             "LoRA's best learning rate is about ten times full finetuning's (3.2 to 32 times).",
             f"{_PAPER}, figure S1", "search",
-            f"{_SEEDS}, where the best rate is surely inside both lists; their step added",
+            f"{SEEDS}, where the best rate is surely inside both lists; their step added",
             pace.ten_times_the_rate),
     Claimed("rate-sensitivity", "LoRA is more sensitive to the learning rate.",
-            f"{_PAPER}, figure S1", "search", _PAIRED, pace.more_sensitive_to_the_rate),
+            f"{_PAPER}, figure S1", "search", PAIRED, pace.more_sensitive_to_the_rate),
     Claimed("targets-order", "LoRA on all modules learns more than on mlp, and mlp than attention.",
-            f"{_PAPER}, figure 7", "tuned", _PARTS, outcomes.all_above_mlp_above_attention),
+            f"{_PAPER}, figure 7", "tuned", PARTS, outcomes.all_above_mlp_above_attention),
     Claimed("rank-moves-along", "More rank learns more and forgets more.",
-            f"{_PAPER}, figures 1 to 3", "tuned", f"slopes over ranks; {_PARTS}",
+            f"{_PAPER}, figures 1 to 3", "tuned", f"slopes over ranks; {PARTS}",
             outcomes.rank_moves_along),
     Claimed("rank-16-balance", "LoRA with r = 16 on all modules is a good balance.",
-            f"{_FIRST}, section 6", "tuned", f"{_PARTS}, each not worse by 2 points",
+            f"{_FIRST}, section 6", "tuned", f"{PARTS}, each not worse by 2 points",
             outcomes.rank_16_is_a_balance),
     Claimed("code-forgets-more", "Code makes a model forget more than mathematics does.",
-            f"{_PAPER}, figure 2", "tuned", _PAIRED, outcomes.code_forgets_more,
+            f"{_PAPER}, figure 2", "tuned", PAIRED, outcomes.code_forgets_more,
             _CODE_MATH),
     Claimed("instruct-over-pretrain",
             "Instruction finetuning improves code more than continued pretraining.",
-            f"{_PAPER}, figure 1", "tuned", _PAIRED,
+            f"{_PAPER}, figure 1", "tuned", PAIRED,
             outcomes.instruction_improves_more, _REGIMES),
     Claimed("sample-efficiency-math",
             "In mathematics LoRA needs more training than full finetuning for the same learning.",
-            f"{_FIRST}, figure 1", "tuned", _SEEDS,
+            f"{_FIRST}, figure 1", "tuned", SEEDS,
             pace.less_sample_efficient_in_math, _MATH),
     Claimed("lora-needs-longer", "LoRA reaches its own peak later than full finetuning.",
             f"{_PAPER}, figure 1", "tuned",
-            f"{_SEEDS}, items by bootstrap, the step of the budgets added",
+            f"{SEEDS}, items by bootstrap, the step of the budgets added",
             pace.needs_more_epochs),
     Claimed("four-epochs", "LoRA still gains up to four epochs of instruction data.",
-            f"{_PAPER}, figure 1; version 1's recipe", "tuned", _PAIRED,
+            f"{_PAPER}, figure 1; version 1's recipe", "tuned", PAIRED,
             outcomes.four_epochs_or_more, _INSTRUCT),
     Claimed("replay-mitigates", "Replay of source data lessens forgetting.",
-            "Bethune et al. 2025, arXiv:2502.06042", "tuned", _PARTS, outcomes.replay_mitigates),
+            "Bethune et al. 2025, arXiv:2502.06042", "tuned", PARTS, outcomes.replay_mitigates),
 )  # fmt: skip
+
+
+def claims_on(settings: Sequence[Setting]) -> list[Claimed]:
+    """The paper's claims, and those on the remedies that some setting has."""
+    return [*CLAIMS, *(claim for claim in REMEDY_CLAIMS if claim.scope.groups(settings))]

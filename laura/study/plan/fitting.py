@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from laura.recipe.checks import cross_faults
-from laura.recipe.sections import LoraArm, Recipe
+from laura.recipe.sections import AdapterArm, Recipe
 from laura.results.errors import Fault, ModelError, RecipeError
 from laura.results.units import memory_text
 from laura.study.plan.machine import Machine
@@ -102,7 +102,7 @@ def _counts(recipe: Recipe, devices: int) -> list[int]:
 
 def _refusal(recipe: Recipe, name: str) -> str:
     """Why a run of an arm cannot be spread over so many devices; empty where it can."""
-    if recipe.train.devices == 1 or recipe.arms[name].external is not None:
+    if recipe.train.devices == 1 or not recipe.arms[name].is_trained:
         return ""
     places = ("train.devices", f"arms.{name}.")
     found = (str(fault) for fault in cross_faults(recipe) if fault.path.startswith(places))
@@ -154,7 +154,7 @@ def _why(
             if not (why := _refusal(spread, name)):
                 return f"{words}; it fits over {count}"
             refused = refused or f"; over {count} it would, but {why}"
-    other = "" if isinstance(recipe.arms[name], LoraArm) else "LoRA, "
+    other = "" if isinstance(recipe.arms[name], AdapterArm) else "LoRA, "
     return f"{words}{refused or f'; take {other}a smaller base or more memory'}"
 
 
@@ -173,7 +173,7 @@ def changes(recipe: Recipe, machine: Machine, arms: Collection[str] = ()) -> Ite
         machine: A device.
         arms: Those that are to fit; none for all.
     """
-    lora = [name for name, arm in recipe.arms.items() if isinstance(arm, LoraArm)]
+    lora = [name for name, arm in recipe.arms.items() if isinstance(arm, AdapterArm)]
     mixed, train, measure = len(lora) < len(recipe.arms), recipe.train, recipe.measure
     possible: list[Change] = []
     if not train.recompute:
@@ -258,7 +258,7 @@ def refuse_too_large(
                 problem += f"{override_words(change)} needs {memory_text(less)}"
                 break
         else:
-            other = "" if isinstance(recipe.arms[name], LoraArm) else "LoRA, "
+            other = "" if isinstance(recipe.arms[name], AdapterArm) else "LoRA, "
             problem += f"no setting makes it fit: take {other}a smaller base or more memory"
         faults.append(Fault(f"arms.{name}", problem))
     if faults:
@@ -295,7 +295,7 @@ def arm_parts(
     """
     arm, train = recipe.arms[name], recipe.train
     measuring = evaluation_parts(shapes, recipe, name, machine)
-    if arm.external is not None:
+    if not arm.is_trained:
         return None, measuring
     one = pass_of(recipe, name, machine)
     return training_parts(shapes, arm, train.optimiser, one, machine, train.devices), measuring

@@ -62,10 +62,19 @@ The variants of LoRA, of each adapted map (I in, O out):
   dropout, or on a quantised map, the base's part and the update's are stretched each by itself:
   once more O e, and O.
 
+OFT keeps of each map I + Q, its factors and R - I, b I numbers each, and the latter cast; what it
+reads as LoRA does, but the gated unit's product too, whose blocks are not made again.
+
 Dropout on what a block adds to the residual stream keeps a mask of C. Dropout on attention
 has no kernel of its own on a processor: each document of n tokens keeps three matrices
 H n^2 (the weights, the mask, the weights with the mask), and queries, keys and values of all
-H heads, in float32.
+H heads, in float32. So does attention whose scores are capped (Gemma 2), on every device; its
+capped logits are held twice more.
+
+Of a mixture, a token's K experts keep K (2 C + 4 F) e instead of 2 F e: what each reads and
+gives, gate, up, and what is made of both. All experts count as weights, and as what is trained;
+K of them as operations, and as A x. Everything else is counted as in Llama's block: families
+with more norms or joined maps keep a little more or less, which was not measured.
 """
 
 from __future__ import annotations
@@ -76,16 +85,21 @@ from math import ceil
 
 from laura.evals.tasks import TASKS
 from laura.models.targets import GROUPS, is_named
-from laura.recipe.sections import Arm, FullArm, LoraArm, MeasureSection, Recipe
+from laura.recipe.sections import (
+    AdapterArm,
+    Arm,
+    FullArm,
+    LoraArm,
+    MeasureSection,
+    OftArm,
+    Recipe,
+)
 from laura.study.plan.machine import Machine
 from laura.study.plan.shapes import Shapes
 from laura.study.runs import cohorts, grid_of
 
 FLOAT32 = 4
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2}
-QKV = frozenset({"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"})
-OUTPUT, DOWN = "self_attn.o_proj", "mlp.down_proj"
-GATED = frozenset({"mlp.gate_proj", "mlp.up_proj"})
 # The same numbers as in models/losses.py, engine/scheduler.py and device.pass_tokens, which
 # need torch; a test compares them.
 CHUNK_POSITIONS, GROUP_POSITIONS, BLOCK_WORDS = 128, 512, 8192
@@ -100,16 +114,17 @@ NF4_WEIGHTS, NF4_SCALES = 64, 256
 # Numbers that an optimiser keeps of each trained one, and those of its copies in one update.
 # AdamW: two moments, updated in place (fused). Lion: one, and all directions at once.
 OPTIMISER_STATE = {"adamw": (2, 0), "lion": (1, 1)}
+# As they are shown: what it comes to first, since a narrow terminal has the last ones below.
 PARTS = (
-    "runtime", "weights", "adapter", "gradients", "optimiser", "activations", "cache", "logits",
-    "working", "gathered", "loading", "peak",
+    "peak", "runtime", "weights", "adapter", "gradients", "optimiser", "activations", "cache",
+    "logits", "working", "gathered", "loading",
 )  # fmt: skip
 
 
 # ----- what an arm trains -----
 
 
-def adapted_maps(shapes: Shapes, arm: LoraArm) -> list[tuple[str, tuple[int, int]]]:
+def adapted_maps(shapes: Shapes, arm: AdapterArm) -> list[tuple[str, tuple[int, int]]]:
     """Full name and shape of each map that an arm adapts."""
     wanted = GROUPS.get(arm.targets, ()) if isinstance(arm.targets, str) else arm.targets
     return [
@@ -122,10 +137,10 @@ def adapted_maps(shapes: Shapes, arm: LoraArm) -> list[tuple[str, tuple[int, int
 
 def learning_maps(shapes: Shapes, arm: Arm) -> list[frozenset[str]]:
     """Of each layer, the names within it of the maps that are adapted or trained."""
-    if isinstance(arm, LoraArm):
+    if isinstance(arm, AdapterArm):
         names = {name for name, _ in adapted_maps(shapes, arm)}
         return [
-            frozenset(own for own in shapes.maps if f"model.layers.{number}.{own}" in names)
+            frozenset(own for own in shapes.maps if shapes.full_name(number, own) in names)
             for number in range(shapes.layers)
         ]
     trained = range(shapes.layers) if arm.layers is None else arm.layers
@@ -142,15 +157,17 @@ def first_trained(shapes: Shapes, arm: Arm) -> int:
 
 def trains_all(arm: Arm) -> bool:
     """Whether embeddings and output map are trained too."""
-    return not isinstance(arm, LoraArm) and arm.layers is None
+    return not isinstance(arm, AdapterArm) and arm.layers is None
 
 
 def trainable_parameters(shapes: Shapes, arm: Arm) -> int:
     """Numbers an arm trains.
 
-    LoRA: r (in + out) of each adapted map, DoRA one more for each of its outputs. Full:
-    everything, or the named layers whole, norms and biases included.
+    LoRA: r (in + out) of each adapted map, DoRA one more for each of its outputs. OFT:
+    in (b - 1) / 2. Full: everything, or the named layers whole, norms and biases included.
     """
+    if isinstance(arm, OftArm):
+        return sum(i * (arm.block_size - 1) // 2 for _, (_, i) in adapted_maps(shapes, arm))
     if not isinstance(arm, LoraArm):
         whole = arm.layers is None
         return shapes.parameters if whole else len(arm.layers or ()) * shapes.layer_parameters
@@ -159,7 +176,7 @@ def trainable_parameters(shapes: Shapes, arm: Arm) -> int:
 
 
 def start_numbers(shapes: Shapes, arm: Arm) -> int:
-    """Numbers of PiSSA's and MiLoRA's frozen starts, r (in + out) of each adapted map; else 0."""
+    """Numbers of the frozen starts of PiSSA and its kind, r (in + out) of a map; else 0."""
     if not isinstance(arm, LoraArm) or arm.init == "default":
         return 0
     return arm.rank * sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
@@ -175,7 +192,7 @@ def buffer_numbers(shapes: Shapes, arm: Arm) -> int:
 
 def checkpoint_numbers(shapes: Shapes, arm: Arm) -> int:
     """Numbers in a checkpoint: the adapter (PiSSA's and MiLoRA's have rank 2r), or the model."""
-    if isinstance(arm, LoraArm):
+    if isinstance(arm, AdapterArm):
         return trainable_parameters(shapes, arm) + start_numbers(shapes, arm)
     return shapes.parameters
 
@@ -208,7 +225,7 @@ def averages_kept(arm: Arm) -> int:
 
 def trained_bytes(arm: Arm, weight_bytes: int) -> int:
     """Bytes of a trained number; adapters are always float32."""
-    return FLOAT32 if isinstance(arm, LoraArm) else weight_bytes
+    return FLOAT32 if isinstance(arm, AdapterArm) else weight_bytes
 
 
 def lockstep_runs(recipe: Recipe, arm: str) -> int:
@@ -326,7 +343,7 @@ def _layers_bytes(shapes: Shapes, arm: Arm, one: Pass) -> Iterator[int]:
     first, learning = first_trained(shapes, arm), learning_maps(shapes, arm)
     for number in range(first, shapes.layers):
         # Where everything is trained, the first layer's input has a gradient too.
-        reached = number > first or not isinstance(arm, LoraArm)
+        reached = number > first or not isinstance(arm, AdapterArm)
         each, once = _layer_bytes(shapes, arm, one, learning[number], reached)
         yield each * one.tokens * one.times + once
 
@@ -343,30 +360,33 @@ def _layer_bytes(
         learning: Names of the layer's maps that are adapted or trained.
         reached: Whether its input has a gradient, or its first norm is trained.
     """
-    e, c = one.arithmetic_bytes, shapes.width
+    e, c, wide = one.arithmetic_bytes, shapes.width, shapes.feed_forward
+    qkv, gated, down = map(frozenset, (shapes.family.qkv, shapes.gate_up, shapes.down))
+    output = shapes.family.output
     lora = arm if isinstance(arm, LoraArm) else None
     drops = lora is not None and lora.dropout > 0
     mask = 1 if one.fused else e
     # Whether a gradient goes through the attention, the stream behind it, and the gated unit.
-    attends = reached or bool(QKV & learning)
-    midway = attends or OUTPUT in learning
-    unit = midway or bool((GATED | {DOWN}) & learning)
-    slopes = {**dict.fromkeys(QKV, reached), **dict.fromkeys(GATED, midway),
-              OUTPUT: attends, DOWN: midway or bool(GATED & learning)}  # fmt: skip
-    by_products = bool(arm.attention_dropout) and not one.fused
+    attends = reached or bool(qkv & learning)
+    midway = attends or output in learning
+    unit = midway or bool((gated | down) & learning)
+    slopes = {**dict.fromkeys(qkv, reached), **dict.fromkeys(gated, midway), output: attends,
+              **dict.fromkeys(down, midway or bool(gated & learning))}  # fmt: skip
+    by_products = shapes.capped or (bool(arm.attention_dropout) and not one.fused)
     each = (c * one.weight_bytes + FLOAT32) * (reached + midway)
-    each += 2 * shapes.feed_forward * e * unit
+    each += (shapes.active * (2 * c + 4 * wide) if shapes.experts else 2 * wide) * e * unit
     if attends and by_products:
         each += (3 * shapes.queries + 3 * shapes.heads * round(one.document)) * FLOAT32
     elif attends:
         each += (2 * shapes.queries + 2 * shapes.keys) * e + FLOAT32 * shapes.heads
     if not drops:
         apart = one.packed or by_products or not attends
-        each += c * e * (bool(QKV & learning) + bool(GATED & learning))
-        each += shapes.queries * e * (apart and OUTPUT in learning)
+        each += c * e * (bool(qkv & learning) + bool(gated & learning))
+        each += shapes.queries * e * (apart and output in learning)
     if arm.residual_dropout:
         each += c * mask * (midway + unit)
     once, cast, parted = 0, e != FLOAT32, drops or one.quantised
+    by_map = list[tuple[str, int]]()
     for name, (out, inner) in shapes.maps.items():
         if name not in learning:
             recast = cast and one.weight_bytes != e and not one.quantised
@@ -374,11 +394,14 @@ def _layer_bytes(
         elif lora is not None:
             joined = lora.init != "default" or lora.protect > 0
             rank = lora.rank * (2 if lora.init != "default" else 1)
-            each += rank * e + drops * inner * (e + mask * slopes[name])
-            each += lora.dora * out * e * (2 if parted else 1)
+            own = rank * e + drops * inner * (e + mask * slopes[name])
+            by_map.append((name, own + lora.dora * out * e * (2 if parted else 1)))
             kept = inner * (cast or joined) + out * (cast or joined or not parted)
             once += one.times * rank * e * kept + lora.dora * out * FLOAT32 * (3 if parted else 2)
-    return each, once
+        elif isinstance(arm, OftArm):
+            by_map.append((name, inner * e * (name in shapes.down)))
+            once += inner * arm.block_size * (3 * FLOAT32 + e * cast) + 8 * arm.block_size**2
+    return each + shapes.through(by_map), once
 
 
 def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
@@ -392,13 +415,14 @@ def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     v, c = shapes.vocabulary, shapes.width
     chunk = min(CHUNK_POSITIONS, one.labelled) * v
     total = chunk * FLOAT32 + (chunk * e if e != FLOAT32 else 0)
+    total += 2 * chunk * FLOAT32 * shapes.capped
     if e != w:
         total += v * c * e
     if (penalty := arm.remedy("penalty")) and penalty[0].reads_base:
         # The base's: as they come, in float32, their logarithm, and the slope made of it.
         total += chunk * (FLOAT32 * 3 + (e if e != FLOAT32 else 0))
     if arm.reads_base:
-        copied = v * c * e if e != w and not isinstance(arm, LoraArm) else 0
+        copied = v * c * e if e != w and not isinstance(arm, AdapterArm) else 0
         total += one.labelled * c * e + copied
     if trains_all(arm):
         total += v * c * w + min(GROUP_POSITIONS, one.labelled) * v * e
@@ -415,7 +439,7 @@ def working_bytes(shapes: Shapes, one: Pass) -> int:
     """
     numbers = sum({one.weight_bytes, one.arithmetic_bytes})
     whole = dequantised_bytes(shapes, numbers) if one.quantised else 0
-    wide = 4 * shapes.feed_forward * one.arithmetic_bytes
+    wide = 4 * shapes.active * shapes.feed_forward * one.arithmetic_bytes
     narrow = shapes.width * one.weight_bytes
     return one.tokens * one.times * (wide + narrow) + whole
 
@@ -463,11 +487,11 @@ def training_parts(
         Biderman et al. 2024, arXiv:2405.09673, appendix H, for weights, gradients and optimiser.
     """
     e, w = one.arithmetic_bytes, one.weight_bytes
-    trained, lora = trainable_parameters(shapes, arm), isinstance(arm, LoraArm)
+    trained, lora = trainable_parameters(shapes, arm), isinstance(arm, AdapterArm)
     weights, adapter, casts = base_bytes(shapes, w, one.quantised), 0, 0
     spread = 1 if lora else devices
     loading = weights if devices > 1 else 0
-    if isinstance(arm, LoraArm):
+    if isinstance(arm, AdapterArm):
         adapter = FLOAT32 * (trained * one.runs + buffer_numbers(shapes, arm))
         # `LoraLinear` casts its frozen map once and keeps the cast.
         recast = e != w and not one.quantised
@@ -513,7 +537,7 @@ def gathered_bytes(shapes: Shapes, arm: Arm, weight_bytes: int) -> tuple[int, in
     """Of a run over several devices: a layer, all outside the layers, gradients on their way."""
     layer = shapes.layer_parameters * weight_bytes
     rest = shapes.parameters * weight_bytes - shapes.layers * layer
-    return layer, rest, 0 if isinstance(arm, LoraArm) else 2 * layer
+    return layer, rest, 0 if isinstance(arm, AdapterArm) else 2 * layer
 
 
 def _has_anchor(arm: FullArm) -> bool:
@@ -556,7 +580,7 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
     e = measured_bytes(section, machine)
     kinds = {TASKS[name].kind for name in measured_tasks(section)}
     kinds |= {TASKS[extra.task].kind for extra in section.extras.values()}
-    lora = isinstance(arm, LoraArm)
+    lora = isinstance(arm, AdapterArm)
     quantised = recipe.base.quantization is not None
     matrices = shapes.head_elements + (0 if quantised else shapes.map_elements)
     weights = (1 if lora else 2) * (base_bytes(shapes, w, quantised) + e * (e != w) * matrices)
@@ -569,7 +593,8 @@ def evaluation_parts(shapes: Shapes, recipe: Recipe, name: str, machine: Machine
         row = cache_row_bytes(shapes, shapes.context, w if e == FLOAT32 else e)
         cache = min(machine.cache_bytes, MOST_ROWS * row)
     layer = 2 * shapes.width * w
-    layer += (shapes.width + shapes.queries + 2 * shapes.keys + 3 * shapes.feed_forward) * e
+    inner = 3 * shapes.active * shapes.feed_forward
+    layer += (shapes.width + shapes.queries + 2 * shapes.keys + inner) * e
     working = (CPU_PASS_TOKENS if machine.kind == "cpu" else PASS_TOKENS) * layer
     working += dequantised_bytes(shapes, e) if quantised else 0
     parts = {"runtime": machine.runtime, "weights": weights, "adapter": adapter, "cache": cache,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from laura.data.corpus import MOST_WORKERS
 from laura.models.cache import model_entry
 from laura.models.registry import MODELS, PackagedModel
-from laura.models.targets import GROUPS, is_named
+from laura.models.targets import is_named
 from laura.recipe.reading import Series
-from laura.recipe.sections import Arm, BaseSection, LoraArm, Recipe
+from laura.recipe.sections import AdapterArm, Arm, BaseSection, LoraArm, OftArm, Recipe
 from laura.results.errors import Fault, ModelError, RecipeError, UsageError
 from laura.results.progress import duration_text
 from laura.study.claims.simulated import could_decide
@@ -144,6 +144,8 @@ def refuse_arms(recipe: Recipe, shapes: Shapes) -> None:
     faults = []
     for name, arm in recipe.arms.items():
         faults += [Fault(f"arms.{name}.{key}", problem) for key, problem in _misfits(arm, shapes)]
+    if recipe.base.quantization is not None and shapes.experts:
+        faults.append(Fault("base.quantization", "holds linear maps, and experts lie stacked"))
     if faults:
         raise RecipeError(faults, f"{recipe.name} on {recipe.base.model}")
 
@@ -154,18 +156,25 @@ def _misfits(arm: Arm, shapes: Shapes) -> Iterator[tuple[str, str]]:
         problem = f"names {', '.join(map(str, strange))}, but the base's {shapes.layers} decoder"
         yield "layers", f"{problem} layers are numbered 0 to {shapes.layers - 1}"
         return
-    if not isinstance(arm, LoraArm):
+    if not isinstance(arm, AdapterArm):
         return
-    targets = GROUPS.get(arm.targets, ()) if isinstance(arm.targets, str) else arm.targets
+    targets = () if isinstance(arm.targets, str) else arm.targets
     full_names = [full for full, _ in shapes.named_maps()]
     absent = [t for t in targets if not any(is_named(full, t) for full in full_names)]
     adapted = adapted_maps(shapes, arm)
     # What an adapter made elsewhere changes stands in its own file.
     if absent and arm.external is None:
-        kinds = ", ".join(part.rsplit(".", 1)[1] for part in shapes.maps)
+        kinds = ", ".join(dict.fromkeys(part.rsplit(".", 1)[1] for part in shapes.maps))
         yield "targets", f"names {', '.join(absent)}, which the base lacks; it has {kinds}"
     elif not adapted and arm.external is None:
         yield "layers", f"is {arm.layers}, where none of the targets lies"
+    if isinstance(arm, OftArm):
+        odd = {full.rsplit(".", 1)[1]: i for full, (_, i) in adapted if i % arm.block_size}
+        if odd:
+            maps = ", ".join(f"{kind} ({i})" for kind, i in odd.items())
+            yield "block_size", f"is {arm.block_size}, which does not divide the inputs of {maps}"
+        return
+    assert isinstance(arm, LoraArm)
     small = {full.rsplit(".", 1)[1]: shape for full, shape in adapted if arm.rank > min(shape)}
     if small:
         maps = ", ".join(f"{kind} ({o} x {i})" for kind, (o, i) in small.items())
@@ -222,7 +231,7 @@ def _arm(
     devices = []
     for count in counts:
         training = None
-        if arm.external is None:
+        if arm.is_trained:
             optimiser = recipe.train.optimiser
             training = training_parts(shapes, arm, optimiser, one, machine, count)
         devices.append(

@@ -5,18 +5,19 @@ Shapes of matrices are (out, in), as torch stores them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from laura.models.cache import model_entry
+from laura.models.families import EXPERT_MAPS, EXPERTS, FAMILIES, LLAMA, ModelFamily, family_of
 from laura.models.registry import MODELS, HubModel, PackagedModel, WheelModel, named_model
 from laura.recipe.sections import BaseSection
 from laura.results.errors import HubError, ModelError, StoreError
 from laura.results.store import read_json
 
-KINDS = ("llama", "mistral", "qwen2", "qwen3")
 CONFIG_ONLY = (
     "A plan needs the model's config.json only: put that one file into a folder and give the "
     "folder, as in --set base.model=FOLDER"
@@ -34,26 +35,38 @@ GATED: dict[str, dict[str, Any]] = {
         "vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": True,
     },
 }  # fmt: skip
+# Numbers in the norms of one layer: so many times the width, the head width, and the width of all
+# queries and keys.
+NORMS = {
+    "qwen3": (2, 2, 0), "qwen3_moe": (2, 2, 0), "olmo2": (2, 0, 1),
+    "gemma2": (4, 0, 0), "gemma3_text": (4, 2, 0),
+    "gpt_neox": (4, 0, 0),
+}  # fmt: skip
 # What a number of a config may be at most: more is no model, and would overflow nothing but sense.
 LARGEST = 10**8
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a Llama-type model's config says about its matrices.
+    """What a model's config says about its matrices.
 
     Attributes:
         layers: Decoder layers.
         width: Width of the residual stream (C).
-        feed_forward: Width of the gated unit (F).
+        feed_forward: Hidden width of the MLP, or of one expert (F).
         heads: Query heads of one layer (H).
         key_heads: Key/value heads of one layer (G).
         head_width: Width of one head (D).
         vocabulary: Rows of the embedding (V).
         tied: Whether the output map is the embedding.
         biases: Numbers in the biases of one layer's maps.
-        head_norms: Numbers in the norms of one layer's queries and keys.
+        norms: Numbers in the norms of one layer.
+        last_norm: Numbers in the norm behind all layers.
         context: Most positions the model reads.
+        family: How its maps are called.
+        experts: Of one layer; 0 where its MLP is the only one.
+        active: Experts that a token goes through.
+        capped: Whether scores and logits are capped, as Gemma 2's are.
     """
 
     layers: int
@@ -64,9 +77,14 @@ class Shapes:
     head_width: int
     vocabulary: int
     tied: bool
+    norms: int
+    last_norm: int
     biases: int = 0
-    head_norms: int = 0
     context: int = 0
+    family: ModelFamily = LLAMA
+    experts: int = 0
+    active: int = 1
+    capped: bool = False
 
     @property
     def queries(self) -> int:
@@ -78,30 +96,66 @@ class Shapes:
         """Width of all keys, or of all values, of one layer, G x D."""
         return self.key_heads * self.head_width
 
-    @property
+    @cached_property
+    def gate_up(self) -> tuple[str, ...]:
+        """Names of the maps into the hidden width of one layer."""
+        numbers = range(self.experts)
+        own = tuple(f"{EXPERTS}.{number}.{EXPERT_MAPS[0]}" for number in numbers)
+        return own or self.family.gate_up
+
+    @cached_property
+    def down(self) -> tuple[str, ...]:
+        """Names of the maps out of it."""
+        numbers = range(self.experts)
+        own = tuple(f"{EXPERTS}.{number}.{EXPERT_MAPS[1]}" for number in numbers)
+        return own or (self.family.down,)
+
+    @cached_property
     def maps(self) -> dict[str, tuple[int, int]]:
-        """Shape of each linear map of one layer, by its name within the layer."""
+        """Shape of each map of one layer, by its name within the layer; of every expert."""
         c, f, q, k = self.width, self.feed_forward, self.queries, self.keys
+        qkv, inner = self.family.qkv, f * (2 if self.family.gated else 1)
+        rows = (q, k, k) if len(qkv) == 3 else (q + 2 * k,)
+        inner //= 1 if self.experts else len(self.gate_up)
         return {
-            "self_attn.q_proj": (q, c),
-            "self_attn.k_proj": (k, c),
-            "self_attn.v_proj": (k, c),
-            "self_attn.o_proj": (c, q),
-            "mlp.gate_proj": (f, c),
-            "mlp.up_proj": (f, c),
-            "mlp.down_proj": (c, f),
+            **{name: (row, c) for name, row in zip(qkv, rows, strict=True)},
+            self.family.output: (c, q),
+            **dict.fromkeys(self.gate_up, (inner, c)),
+            **dict.fromkeys(self.down, (c, f)),
         }
 
     def named_maps(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Every linear map of the model but the output map: full name and shape."""
         for layer in range(self.layers):
             for name, shape in self.maps.items():
-                yield f"model.layers.{layer}.{name}", shape
+                yield self.full_name(layer, name), shape
+
+    def full_name(self, layer: int, name: str) -> str:
+        """The whole name of a layer's map."""
+        return f"{self.family.stem}.layers.{layer}.{name}"
 
     @property
     def map_elements(self) -> int:
-        """Numbers in the linear maps of all layers."""
+        """Numbers in the maps of all layers."""
         return self.layers * self.layer_elements
+
+    @property
+    def active_elements(self) -> int:
+        """Numbers in the maps of one layer that a token goes through."""
+        return self.through((name, o * i) for name, (o, i) in self.maps.items())
+
+    def through(self, numbers: Iterable[tuple[str, int]]) -> int:
+        """Sum of numbers by map, those of experts as far as a token goes through them.
+
+        They are of all experts alike.
+        """
+        plain = mixed = 0
+        for name, number in numbers:
+            if f"{EXPERTS}." in name:
+                mixed += number
+            else:
+                plain += number
+        return plain + (mixed * self.active // self.experts if self.experts else 0)
 
     @property
     def head_elements(self) -> int:
@@ -112,17 +166,17 @@ class Shapes:
     def parameters(self) -> int:
         """All numbers of the model; a tied output map counts once."""
         heads = self.head_elements * (1 if self.tied else 2)
-        return self.layers * self.layer_parameters + self.width + heads
+        return self.layers * self.layer_parameters + self.last_norm + heads
 
     @property
     def layer_elements(self) -> int:
-        """Numbers in the linear maps of one layer."""
+        """Numbers in the maps of one layer, all experts counted."""
         return sum(o * i for o, i in self.maps.values())
 
     @property
     def layer_parameters(self) -> int:
-        """All numbers of one layer: its maps, biases and norms."""
-        return self.layer_elements + 2 * self.width + self.biases + self.head_norms
+        """All numbers of one layer: its maps, biases and norms, and what chooses experts."""
+        return self.layer_elements + self.norms + self.biases + self.experts * self.width
 
 
 def shapes_of(section: BaseSection) -> Shapes:
@@ -165,7 +219,7 @@ def read_shapes(file: Path) -> Shapes:
     """Shapes that a config.json describes.
 
     Raises:
-        ModelError: missing, damaged, or of a model that is not of Llama's kind.
+        ModelError: missing, damaged, or of a model of no known family.
     """
     if not file.is_file():
         raise ModelError(f"there is no {file}. {CONFIG_ONLY}")
@@ -184,12 +238,12 @@ def shapes_from(config: Any, source: str) -> Shapes:
         source: Named in errors.
 
     Raises:
-        ModelError: a number is missing or absurd, or the model is not of Llama's kind.
+        ModelError: a number is missing or absurd, or the model is of no known family.
     """
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in KINDS:
+    if kind not in FAMILIES:
         raise ModelError(
-            f"{source} describes a {kind!r} model; a plan knows the shapes of {', '.join(KINDS)}"
+            f"{source} describes a {kind!r} model; a plan knows the shapes of {', '.join(FAMILIES)}"
         )
 
     def numbers(key: str, default: int | None = None) -> int:
@@ -205,13 +259,17 @@ def shapes_from(config: Any, source: str) -> Shapes:
     width, heads = numbers("hidden_size"), numbers("num_attention_heads")
     key_heads = numbers("num_key_value_heads", heads)
     # Where the config is silent, transformers' own classes say this.
-    head_width = numbers("head_dim", 128 if kind == "qwen3" else width // heads)
+    gemma, family = kind.startswith("gemma"), family_of(kind)
+    silent = 256 if gemma else 128 if kind == "qwen3" else width // heads
+    head_width = numbers("head_dim", silent)
     queries, keys = heads * head_width, key_heads * head_width
-    feed_forward = numbers("intermediate_size")
-    inputs = kind == "qwen2" or bool(config.get("attention_bias"))
-    outputs = kind != "qwen2" and bool(config.get("attention_bias"))
-    biases = inputs * (queries + 2 * keys) + outputs * width
-    biases += bool(config.get("mlp_bias")) * (2 * feed_forward + width)
+    feed_forward = numbers("moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size")
+    biased = bool(config.get("attention_bias", kind == "gpt_neox"))
+    biases = (biased or kind == "qwen2") * (queries + 2 * keys)
+    biases += (biased and kind != "qwen2") * width
+    mlp_biased = kind == "gpt_neox" or bool(config.get("mlp_bias"))
+    biases += mlp_biased * ((2 if family.gated else 1) * feed_forward + width)
+    c, d, qk = NORMS.get(kind, (2, 0, 0))
     return Shapes(
         layers=numbers("num_hidden_layers"),
         width=width,
@@ -220,10 +278,15 @@ def shapes_from(config: Any, source: str) -> Shapes:
         key_heads=key_heads,
         head_width=head_width,
         vocabulary=numbers("vocab_size"),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=bool(config.get("tie_word_embeddings", gemma)),
+        norms=c * width + d * head_width + qk * (queries + keys),
+        last_norm=2 * width if kind == "gpt_neox" else width,
         biases=biases,
-        head_norms=2 * head_width if kind == "qwen3" else 0,
         context=numbers("max_position_embeddings", LARGEST),
+        family=family,
+        experts=numbers(family.experts) if family.experts else 0,
+        active=numbers("num_experts_per_tok") if family.experts else 1,
+        capped=bool(config.get("attn_logit_softcapping", 50.0 if kind == "gemma2" else None)),
     )
 
 

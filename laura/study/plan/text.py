@@ -14,10 +14,12 @@ them, N GPUs (Biderman et al. 2024, arXiv:2405.09673v2, appendix H, tables S14 t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from laura.results.progress import duration_text
+from laura.results.text_table import table_lines
 from laura.results.units import memory_text
 from laura.study.claims.simulated import claims_lines
 from laura.study.plan.memory import PARTS
@@ -47,7 +49,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     for found in plan["fits"]:
         lines += [*fit_lines(found), ""]
     lines.append("Work")
-    rows = [["arm", "trained", "share", "runs", "tokens", "operations", "time", "checkpoints"]]
+    rows = [["arm", "trained", "share", "runs", "tokens", "operations", "time", "disk"]]
     for arm in plan["arms"]:
         rows.append(
             [
@@ -63,7 +65,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         )
     total = plan["totals"]
     rows.append(["all", "", "", *_sums(total)])
-    lines += table(rows)
+    lines += table_lines(rows)
     lines += ["", *longer_line(total), evaluation_line(total)]
     lines += [disk_line(total), *plan["notes"], "", *claims_lines(plan["decides"])]
     return "\n".join(lines)
@@ -73,11 +75,11 @@ def series_text(series: dict[str, Any]) -> str:
     """The plans of all settings of a series, and what they take together."""
     parts = [plan_text(plan) for plan in series["settings"].values()]
     total = series["totals"]
-    rows = [["setting", "peak", "runs", "tokens", "operations", "time", "checkpoints"]]
+    rows = [["setting", "peak", "runs", "tokens", "operations", "time", "disk"]]
     for name, plan in series["settings"].items():
         rows.append([name, memory_text(plan["totals"]["peak"]), *_sums(plan["totals"])])
     rows.append(["all", memory_text(total["peak"]), *_sums(total)])
-    words = [f"{series['name']}, all settings together", *table(rows), ""]
+    words = [f"{series['name']}, all settings together", *table_lines(rows), ""]
     words += [*longer_line(total), evaluation_line(total), disk_line(total)]
     if total["unknown"]:
         names = ", ".join(total["unknown"])
@@ -104,7 +106,7 @@ def fit_lines(found: dict[str, Any]) -> list[str]:
         [name, memory_text(size), f"{over} device{'s' * (over > 1)}"]
         for name, (over, size) in arms.items()
     ]
-    lines += [f"  {line}" for line in table(rows)] if arms else []
+    lines += table_lines(rows, "  ") if arms else []
     lines += [f"  not {name}: {words}" for name, words in found["cannot"].items()]
     if 0 < len(spread) < len(arms):
         alone = f"--arm {' or '.join(spread)}"
@@ -195,7 +197,7 @@ def paper_text(parameters: float, devices: Sequence[int], share: float) -> str:
     for row in paper_rows(parameters, devices, share):
         rows.append([row["case"], *(f"{size / 1e9:.5g}" for size in row["bytes"])])
     title = "Model state of one GPU in GB of 10^9 bytes (Biderman et al. 2024, appendix H)"
-    return "\n".join([title, *table(rows)])
+    return "\n".join([title, *table_lines(rows)])
 
 
 def _memory(plan: dict[str, Any]) -> list[str]:
@@ -210,23 +212,11 @@ def _memory(plan: dict[str, Any]) -> list[str]:
     rows = [["arm", *shown]]
     for name, parts in found:
         rows.append([name, *(memory_text(parts[p]) if p in parts else "" for p in shown)])
-    return table(rows)
+    return table_lines(rows)
 
 
 def _time(seconds: list[float] | None) -> str:
     if seconds is None:
         return "?"
-    least, most = (duration_text(value) for value in seconds)
+    least, most = (duration_text(math.ceil(value)) for value in seconds)
     return f"{least} to {most}"
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines, the first column to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

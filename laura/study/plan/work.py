@@ -19,7 +19,7 @@ from laura.data.examples import Example
 from laura.data.sources import count_examples, is_endless, source_file, stream_examples
 from laura.evals.tasks import TASKS
 from laura.recipe.search import families_of, grid_seeds, rates_beyond
-from laura.recipe.sections import Arm, LoraArm, MeasureSection, Recipe
+from laura.recipe.sections import AdapterArm, Arm, LoraArm, MeasureSection, OftArm, Recipe
 from laura.results.errors import DataError, HubError
 from laura.study.plan.memory import (
     FLOAT32,
@@ -239,11 +239,14 @@ def trained_tokens(recipe: Recipe, points: list[int]) -> int:
 
 def work_of(shapes: Shapes, arm: Arm) -> TrainingWork:
     """Operations a token takes, counted from shapes as `flops.count_work` counts them."""
-    each = shapes.layer_elements
+    each = shapes.active_elements
     below = first_trained(shapes, arm)
-    if isinstance(arm, LoraArm):
-        adapted = sum(o + i for _, (o, i) in adapted_maps(shapes, arm))
-        trained = arm.rank * adapted
+    if isinstance(arm, AdapterArm):
+        rank = arm.rank if isinstance(arm, LoraArm) else 0
+        block = arm.block_size if isinstance(arm, OftArm) else 0
+        trained = shapes.through(
+            (name, rank * (o + i) + block * i) for name, (o, i) in adapted_maps(shapes, arm)
+        )
         frozen = (shapes.layers - below) * each + start_numbers(shapes, arm)
     else:
         count = shapes.layers if arm.layers is None else len(arm.layers)
@@ -296,6 +299,10 @@ def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey) -> ArmWo
     times = tries * often + len(further_seeds(recipe)) if tries else 0
     below, above = rates_beyond(arm, recipe.search)
     steps_beyond = min(recipe.search.extend, len(below) + len(above))
+    kept = trained_bytes(arm, NUMBER_BYTES[recipe.base.dtype])
+    if arm.of is not None:
+        models = times * len(recipe.budget.listed)
+        return ArmWork(0, 0, models, None, 0, 0, models * checkpoint_numbers(shapes, arm) * kept, 0)
     points = budget_tokens(recipe, survey, arm.replay)
     count, each = len(recipe.budget.listed), runs_each(recipe)
     tokens = flops = steps = None
@@ -305,7 +312,6 @@ def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey) -> ArmWo
         pairs = round(tokens * (survey.document_tokens + 1) / 2)
         flops = training_flops(work_of(shapes, arm), tokens, labelled, pairs)
         steps = [ceil(point / recipe.train.batch_tokens) for point in points]
-    kept = trained_bytes(arm, NUMBER_BYTES[recipe.base.dtype])
     # A trunk's state waits for its next stretch while a branch writes its own.
     states = 2 if recipe.train.schedule == "trapezoidal" and count > 1 else 1
     moments = OPTIMISER_STATE[recipe.train.optimiser][0] + averages_kept(arm)
@@ -360,7 +366,9 @@ def totals(
             "answers": answers,
             "generated_tokens": written,
             "read_tokens": read,
-            "flops": 2 * (written + read) * (shapes.map_elements + shapes.head_elements),
+            "flops": 2
+            * (written + read)
+            * (shapes.layers * shapes.active_elements + shapes.head_elements),
         },
         "disk": {**disk, "all": sum(disk.values())},
     }

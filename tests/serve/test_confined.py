@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from laura.data.templates import chat_prompts, chat_template
-from laura.serve.templates import CPU_SECONDS, TemplateFault, TemplateProcess, template_process
+from laura.serve.confined import CPU_SECONDS, ConfinedFault, TemplateProcess, kept
 from tests.conftest import make_tiny_tokenizer
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -39,7 +39,7 @@ def process_of(template: str) -> TemplateProcess:
 @pytest.mark.parametrize("tokenizer", ["micro", "tiny"])
 def test_equal_to_the_tokenizers_own(tokenizer: str, micro_tokenizer: Any) -> None:
     own = micro_tokenizer if tokenizer == "micro" else make_tiny_tokenizer()
-    process = template_process(chat_template(own), json.dumps(own.special_tokens_map))
+    process = kept(TemplateProcess, chat_template(own), json.dumps(own.special_tokens_map))
     talks = [
         HELLO,
         [{"role": "system", "content": " é\u2028\ud7ff"}, *HELLO],
@@ -58,7 +58,7 @@ def test_hostile_templates_end_in_a_word_within_bounds() -> None:
     process = process_of(cases)
     try:
         for what in HOSTILE:
-            with pytest.raises(TemplateFault) as caught:
+            with pytest.raises(ConfinedFault) as caught:
                 process.render([{"role": "user", "content": what}], 100_000)
             assert len(str(caught.value)) < 2000, what
         assert process.render(HELLO, 100) == "", "and the next one is answered"
@@ -73,7 +73,7 @@ def test_templates_that_are_none_or_look_around_find_nothing(template: str) -> N
     process = process_of(template)
     try:
         assert process.render(HELLO, 100) == ""
-    except TemplateFault:
+    except ConfinedFault:
         pass
     finally:
         process.close()
@@ -132,10 +132,10 @@ def test_time_is_processor_time_of_one_conversation() -> None:
     process = process_of(LOOP)
     try:
         process.start()
-        with pytest.raises(TemplateFault, match="more than 2 seconds"):
+        with pytest.raises(ConfinedFault, match="more than 2 seconds"):
             process.render(HELLO, 100)
         began = time.process_time()
-        with pytest.raises(TemplateFault, match="more than 2 seconds"):
+        with pytest.raises(ConfinedFault, match="more than 2 seconds"):
             process.render(HELLO, 100)
         assert time.process_time() - began < CPU_SECONDS / 4, "the child works, not the server"
     finally:
