@@ -65,7 +65,7 @@ def passing_tokens(record: dict[str, Any], recipe: Recipe) -> float:
         return 0.0
     hot = recipe.budget.points == "hot" and recipe.train.schedule == "trapezoidal"
     legs = plan_legs(recipe.train, steps, hot)
-    each = float(record["points"][-1]["tokens"]) / steps[-1]
+    each: float = record["points"][-1]["tokens"] / steps[-1]
     return each * sum(leg.end - leg.start for leg in legs)
 
 
