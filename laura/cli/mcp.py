@@ -51,7 +51,7 @@ def mcp(console: Console, options: McpOptions) -> None:
 
     \b
     Example:
-      laura mcp ~/studies
+      laura mcp lab
     """
     try:
         from mcp.server.mcpserver import MCPServer

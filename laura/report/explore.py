@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +19,7 @@ from laura.report.arms import Group, groups, representatives
 from laura.report.samples.turned import read_questions
 from laura.report.study import Study, read_or_note
 from laura.results.schema import MEAN, Claim, Configured, Estimated, Judgement, Summary, TaskFacts
-from laura.results.statistics import Estimate, cached_quantile
+from laura.results.statistics import Estimate, cached_quantile, count
 
 FEWEST_SEEDS = 3  # with which an interval holds the luck of seeds too
 WELL_FILLED = 5  # configurations of the table beside the answer
@@ -62,12 +63,12 @@ def _effort(study: Study) -> str:
     judged, costs = study.judgement, study.costs
     if judged is None or not judged.more_runs:
         return ""
-    words = formats.counted(judged.more_runs, "run")
+    words = count(judged.more_runs, "run")
     if costs is None or not costs.runs:
         return words
     spent = math.fsum(run.train_seconds for run in costs.runs) + (costs.evaluation_seconds or 0)
     minutes = judged.more_runs * spent / len(costs.runs) / 60
-    told = formats.counted(max(1, round(minutes)), "minute")
+    told = count(max(1, round(minutes)), "minute")
     if minutes > 90:
         told = f"{minutes / 60:.2g} hours"
     return f"{words}, about {told} where this study ran"
@@ -88,8 +89,9 @@ def setting_value(
     summary = study.summary
     every = groups(summary)
     order = sorted(every, key=_weight)
-    what = "Questions are not shown"
-    asked = read_or_note(gaps, what, lambda: read_questions(folder, summary, order, share), {})
+    read = partial(read_questions, folder, summary, order, share)
+    nothing: dict[str, Any] = {}
+    asked = read_or_note(gaps, "Questions are not shown", read, nothing)
     chance = {t["id"]: t["chance"] for t in asked.get("tasks", ()) if t["chance"] is not None}
     return {
         "name": name or summary.name,

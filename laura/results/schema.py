@@ -864,6 +864,56 @@ class Recommendation(File):
     adapter: str | None = None
 
 
+# ----- remedy.json -----
+
+
+class ScoreMoved(File):
+    """A change of a score with its 95 % interval over items."""
+
+    value: FiniteFloat
+    interval: tuple[FiniteFloat, FiniteFloat]
+    n: Count
+
+
+class RemedyCandidate(File):
+    """A candidate against the adapter as it is, on the half of the items that chooses."""
+
+    name: str
+    unlearnt: ScoreMoved
+    kept: ScoreMoved
+
+
+class Remedied(File):
+    """What `laura remedy` found for a finished adapter.
+
+    Attributes:
+        accepted: Whether the chosen candidate is not worse on the target and forgets less.
+        answer: What to take, or why nothing.
+        margin: Share of what was learnt that may be lost,
+        allowed: and the same in nats per token of the target loss.
+        forgetting_tasks: By what forgetting was judged.
+        learnt: What the adapter learnt of the base's target loss, nats per token.
+        forgot: What it forgot.
+        candidates: All that were tried.
+        chosen: The one that was chosen on the even items.
+        unlearnt: What it loses on the odd items, against the adapter.
+        kept: What it keeps more there.
+    """
+
+    format: Literal[1] = 1
+    accepted: bool
+    answer: str
+    margin: FiniteFloat
+    allowed: FiniteFloat
+    forgetting_tasks: list[str]
+    learnt: ScoreMoved
+    forgot: ScoreMoved
+    candidates: list[RemedyCandidate]
+    chosen: str | None = None
+    unlearnt: ScoreMoved | None = None
+    kept: ScoreMoved | None = None
+
+
 # ----- laura.json -----
 
 

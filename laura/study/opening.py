@@ -212,8 +212,8 @@ def task_facts(
 def write_facts(session: Session, identity: dict[str, Any]) -> None:
     """Write `study.json`.
 
-    What the arms replay may change from one command to the next: then they are other runs, and
-    those of before are left out.
+    What the arms replay, and answers that the base rewrites, may change from one command to the
+    next: then they are other runs, and those of before are left out.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -235,6 +235,7 @@ def write_facts(session: Session, identity: dict[str, Any]) -> None:
         "trainable_parameters": {name: bench.count_trainable(arm) for name, arm in arms},
         "tasks": session.tasks,
         **({"replay": replay} if replay else {}),
+        **({"rewrite": session.rewriting} if session.recipe.data.rewrite else {}),
     }
     write_json(session.store.folder / "study.json", facts)
 

@@ -160,6 +160,8 @@ def ask_for_rate(folder: Path, arm: str, learning_rate: float, grown: list[float
     given = recipe.arms[arm]
     if given.external is not None:
         raise UsageError(f"the checkpoints of {arm} were made elsewhere, so no rate can be added")
+    if given.of is not None:
+        raise UsageError(f"{arm} is made of {given.of}'s checkpoints; add the rate to {given.of}")
     if recipe.search.sampler != "grid" or any(arm in f for f in recipe.search.families.values()):
         raise UsageError(f"the rates of {arm} are those of its search; change them in the recipe")
     if not 0 < learning_rate <= 1:

@@ -61,7 +61,7 @@ def passing_tokens(record: dict[str, Any], recipe: Recipe) -> float:
         recipe: The study's.
     """
     steps = [mark["step"] for mark in record["points"]]
-    if recipe.arms[record["arm"]].external is not None:
+    if not recipe.arms[record["arm"]].is_trained:
         return 0.0
     hot = recipe.budget.points == "hot" and recipe.train.schedule == "trapezoidal"
     legs = plan_legs(recipe.train, steps, hot)
@@ -282,7 +282,7 @@ class StudyView:
         whole = [seconds for one in fresh if (seconds := cost(one)) is not None]
         seeds = grid_seeds(recipe.seeds, recipe.search)
         lists = {name: _list_of(name, evidence, len(seeds)) for name in recipe.arms}
-        trained = [name for name in recipe.arms if recipe.arms[name].external is None]
+        trained = [name for name in recipe.arms if recipe.arms[name].is_trained]
         used = {cell["seed"] for cell in told} | set(recipe.seeds)
         every = recipe.search.seeds_value == "all"
         return told, {
@@ -377,8 +377,7 @@ def paces_of(
     for spec in _planned(evidence):
         key = _key(spec)
         if key not in found:
-            external = recipe.arms[spec.arm].external is not None
-            tokens = 0.0 if external else each * key[3][-1]
+            tokens = each * key[3][-1] if recipe.arms[spec.arm].is_trained else 0.0
             found[key] = RunPace(spec.arm, tokens, len(key[3]), over=steering.skips(*key[:3]))
     for place, pace in enumerate(_drawn_later(evidence, reads, each)):
         found["later", place] = pace
@@ -464,7 +463,7 @@ def _list_of(arm: str, evidence: Evidence, seeds: int) -> dict[str, Any]:
     recipe = evidence.recipe
     given, choice = recipe.arms[arm], evidence.choices[arm]
     rates = sorted({*choice.rates, *choice.further, *given.learning_rates})
-    fixed = given.external is not None or recipe.search.sampler != "grid"
+    fixed = not given.is_trained or recipe.search.sampler != "grid"
     fixed = fixed or any(arm in family for family in recipe.search.families.values())
     low, high = rates[0], rates[-1]
     steps = (rates[1] / low, high / rates[-2]) if len(rates) > 1 else (2.0, 2.0)

@@ -178,6 +178,17 @@ def test_every_arm_of_a_crowd_has_a_colour_that_stands_out(browser: Browser, cro
         visit.page.close()
 
 
+def test_names_of_points_in_one_place_leave_one_another_room(visit: Visit) -> None:
+    boxes = visit.page.evaluate(
+        """placeLabels(
+            Array.from({ length: 40 }, (_, at) => ({ x: 200 + at / 9, y: 200, text: "full 3e-5" })),
+            [], [0, 0, 400, 400]).map(one => one.box)"""
+    )
+    assert 4 <= len(boxes) < 40
+    for (a, b, c, d), (e, f, g, h) in itertools.combinations(boxes, 2):
+        assert min(c, g) <= max(a, e) or min(d, h) <= max(b, f)
+
+
 def test_a_method_has_one_hue_whatever_its_place(visit: Visit) -> None:
     dressed = """arms => [...dress(arms)].map(([name, look]) => [name, look.colour])"""
     lora, full = ({"name": name, "method": name} for name in ("lora", "full"))
@@ -263,7 +274,10 @@ def test_hostile_texts_are_shown_and_not_run(visit: Visit) -> None:
 
 @pytest.mark.parametrize("hostile", [HOSTILE, "=cmd|'/c calc'!A1", "a" * 300, "\u202e<b>&amp;"])
 def test_an_arm_may_be_called_anything(browser: Browser, tmp_path: Path, hostile: str) -> None:
-    arms = {hostile: ("lora", [1e-4, 3e-4], 3e-4), "full": ("full", [1e-5, 3e-5], 3e-5)}
+    arms: dict[str, tuple[str, list[float], float | None]] = {
+        hostile: ("lora", [1e-4, 3e-4], 3e-4),
+        "full": ("full", [1e-5, 3e-5], 3e-5),
+    }
     study = Builder.write(tmp_path / "study", Builder(arms=arms, diverged=()).build())
     both(study)
     visit = Visit(browser, study / "report.html", viewport={"width": 400, "height": 900})
@@ -380,6 +394,9 @@ def test_print_opens_everything(browser: Browser, report: Path) -> None:
         assert page.locator(f"#{name}").evaluate("fold => fold.open")
     stills = page.locator("details .picture svg")
     assert stills.count() > 10 and all(stills.nth(i).is_visible() for i in range(stills.count()))
+    ink = "all => [...new Set(all.map(one => getComputedStyle(one).fill))]"
+    fills = page.eval_on_selector_all("details .picture svg text", ink)
+    assert "rgb(34, 34, 34)" in fills and "none" not in fills  # as in the files
     assert not page.locator(".tools").first.is_visible()
     assert not page.locator("#theme").is_visible()
     assert luminance(page, "body", "backgroundColor") > 0.9

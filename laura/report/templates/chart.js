@@ -38,7 +38,7 @@ function countText(count) {
     if (count >= 0.9995 * size) return Number((count / size).toPrecision(3)) + letter;
   return String(Number(count.toPrecision(3)));
 }
-const budgetText = (budget, unit) => unit === "epochs" ? `${Number(budget.toPrecision(4))} ep.` : countText(budget);
+const budgetText = (budget, unit) => unit === "epochs" ? `${Number(budget.toPrecision(4))} epoch${budget === 1 ? "" : "s"}` : countText(budget);
 const shortened = (name, most = 22) => name.length > most ? name.slice(0, most - 1) + "…" : name;
 
 // ----- looks: a method has one hue, its arms differ in shade and shape -----
@@ -215,11 +215,11 @@ function tradeoff(host, { configs, arms, x, y, budgetUnit, zoom, chosen = [], pi
     const [right, down] = [one.values[x.key], one.values[y.key]];
     if (one.budget === last && down[1] && down[2] === "seeds") {
       const ends = [Math.max(room.top, Y(Math.max(y0, down[0] - down[1]))), Y(Math.min(y1, down[0] + down[1]))];
-      mark.append(line(left, ends[0], left, ends[1], { stroke: look.colour, "stroke-width": 1.5 }));
+      mark.append(line(left, ends[0], left, ends[1], { stroke: look.colour, "stroke-width": 1.5, opacity: .6 }));
       blocked.push([left - 4, ends[0], left + 4, ends[1]]);
       if (right[1]) {
         const sides = [X(Math.max(x0, right[0] - right[1])), X(Math.min(x1, right[0] + right[1]))];
-        mark.append(line(sides[0], top, sides[1], top, { stroke: look.colour, "stroke-width": 1.5 }));
+        mark.append(line(sides[0], top, sides[1], top, { stroke: look.colour, "stroke-width": 1.5, opacity: .6 }));
         blocked.push([sides[0], top - 3, sides[1], top + 3]);
       }
     }
@@ -228,7 +228,8 @@ function tradeoff(host, { configs, arms, x, y, budgetUnit, zoom, chosen = [], pi
   }
   if (x0 <= 0 && y0 <= 0) {
     blocked.push([room.left, Y(0) - 4, width - room.right, Y(0) + 4], [X(0) - 8, Y(0) - 20, X(0) + 80, Y(0) + 8]);
-    marks.append(node("s:path", { d: `M${X(0) - 7},${Y(0)}h14M${X(0)},${Y(0) - 7}v14`, stroke: "var(--ink)", "stroke-width": 2.5 }), write(X(0) + 11, Y(0) - 7, phone ? "base" : "base model", { class: "label", style: "fill:var(--ink)" }));
+    marks.append(node("s:path", { d: `M${X(0) - 7},${Y(0)}h14M${X(0)},${Y(0) - 7}v14`, stroke: "var(--ink)", "stroke-width": 2.5 }),
+      write(X(0) + 11, Y(0) - 7, phone ? "base" : "base model", { class: "label", style: "fill:var(--ink)" }));
   }
   host.replaceChildren(svg, tip);
   if (note) blocked.push(...settle(host, note, blocked, [room.left + 12, Y(Math.max(0, y0)) + 14, width - room.right - 8, height - room.bottom - 8]));
@@ -239,7 +240,7 @@ function tradeoff(host, { configs, arms, x, y, budgetUnit, zoom, chosen = [], pi
   const several = new Set(drawn.map((one) => one.budget)).size > 1 && !phone && !small;
   const wanted = named.map((one) => ({ x: at(one)[0], y: at(one)[1], arm: one.arm,
     text: `${shortened(one.arm, phone ? 14 : 22)} ${rateText(one.rate)}${several ? ` · ${budgetText(one.budget, budgetUnit)}` : ""}` }));
-  for (const one of placeLabels(wanted, blocked, [2, 18, width - 2, height - room.bottom])) {
+  for (const one of placeLabels(wanted, blocked, [room.left - 4, 18, width - 2, height - room.bottom])) {
     const stroke = looks.get(one.arm).colour;
     if (one.reach > 20) marks.prepend(line(one.x, one.y, one.left > one.x ? one.left - 2 : Math.min(one.x, one.left + one.long), one.base - 4, { stroke, opacity: .5 }));
     marks.append(write(one.left, one.base, one.text, { class: "label", style: `fill:${stroke}` }));

@@ -187,8 +187,8 @@ def _of_methods(settings: Sequence[Setting], claims: Mapping[str, Claim]) -> Adv
     if matched.verdict in ("undecided", "suggested") and same.verdict != "supported":
         gentle = _gentler(settings[0]) if len(settings) == 1 else None
         return gentle or _more_seeds(settings, matched)
-    leads = matched.verdict in ("supported", "contradicted", "mixed")
-    return Advice(_decided(settings, matched, same), matched.verdict if leads else same.verdict)
+    sure: Verdict = "mixed" if matched.verdict == "mixed" else "supported"
+    return Advice(_decided(settings, matched, same), sure)
 
 
 def _decided(settings: Sequence[Setting], matched: Claim, same: Claim) -> str:
@@ -276,15 +276,16 @@ def _gentler(setting: Setting) -> Advice | None:
     lead = "Method undecided; try this"
     if best.sure:
         lead = "Lower the rate before you change the method"
-    arm, rate, seed = best.place.arm, best.place.learning_rate, setting.evidence.recipe.seeds[0]
+    name, rate, seed = best.place.arm, best.place.learning_rate, setting.evidence.recipe.seeds[0]
     each = sum(
-        (run.arm, run.learning_rate, run.seed) == (arm, rate, seed) for run in setting.evidence.runs
+        (run.arm, run.learning_rate, run.seed) == (name, rate, seed)
+        for run in setting.evidence.runs
     )
     return Advice(
         f"{lead}: {best.words}.",
         "suggested",
         f"The rate was picked after its score was seen: {CONFIRM_SEEDS} fresh seeds would tell",
-        f"--confirm {arm}@{rate:g}",
+        f"--confirm {name}@{rate:g}",
         CONFIRM_SEEDS * each,
         (best.place,),
     )
