@@ -23,11 +23,12 @@ if TYPE_CHECKING:
         evaluate,
         read_study,
         recommend,
+        remedy,
         train,
         write_report,
     )
     from laura.results.errors import LauraError, RecipeError
-    from laura.results.schema import Recommendation
+    from laura.results.schema import Recommendation, Remedied
     from laura.study.callback import LauraCallback
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "LauraError",
     "RecipeError",
     "Recommendation",
+    "Remedied",
     "SeriesResults",
     "StudyResults",
     "Training",
@@ -44,6 +46,7 @@ __all__ = [
     "evaluate",
     "read_study",
     "recommend",
+    "remedy",
     "train",
     "write_report",
 ]
@@ -53,6 +56,7 @@ _ELSEWHERE = {
     "LauraError": "laura.results.errors",
     "RecipeError": "laura.results.errors",
     "Recommendation": "laura.results.schema",
+    "Remedied": "laura.results.schema",
 }
 
 

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from laura.recipe.reading import Series, parse_recipe, read_measure_section
 from laura.recipe.reading import read_study as read_recipe_or_series
-from laura.recipe.sections import MeasureSection, Recipe
+from laura.recipe.sections import MeasureSection, Recipe, Source
 from laura.recipe.shipped import find_recipe
 from laura.report.study import Study
 from laura.report.study import read_study as read_report_study
@@ -43,6 +43,7 @@ from laura.results.schema import (
     File,
     Judgement,
     Recommendation,
+    Remedied,
     Summary,
     read_optional,
     write_file,
@@ -467,6 +468,68 @@ def evaluate(
         progress=progress,
     )
     return Evaluation.model_validate({"models": found if adapters else {"base": found}})
+
+
+def remedy(
+    model: str | Path,
+    adapter: str | Path,
+    *,
+    data: str,
+    source_text: str = "c4:validation",
+    tasks: Sequence[str] = (),
+    margin: float = 0.05,
+    template: Literal["chat", "plain"] = "chat",
+    out: str | Path = "remedied",
+    limit: int = 400,
+    overrides: Sequence[str] | None = None,
+    data_dir: str | Path | None = None,
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> Remedied:
+    """Make a finished adapter forget less without training it, or say why not.
+
+    Its scale and that of its intruder dimensions are searched; a candidate is chosen on one half
+    of the items and accepted where the other half shows that it is not worse on the target and
+    forgets less. Killed, the same call goes on at the next item.
+
+    Args:
+        model: Its base: registry name, folder, GGUF file or Hub id.
+        adapter: Its folder, in PEFT's format.
+        data: Held-out examples of what it learnt: a file, or a data set as NAME or NAME:SPLIT.
+        source_text: Text of what it should not forget, likewise.
+        tasks: Tasks by whose mean forgetting is judged instead of by the loss on that text.
+        margin: How much of what it learnt may be lost, as a share.
+        template: The template it was trained with, as in a recipe's `data`.
+        out: Where the new adapter and everything measured goes.
+        limit: Examples, texts and items of each task at most.
+        overrides, data_dir, device, progress: As for `evaluate`.
+
+    Raises:
+        AdapterError: the adapter cannot be read, or is of another base.
+        UsageError: too few examples, or no such task.
+    """
+    if not 0 < margin < 1:
+        raise UsageError(f"margin is {margin:g}; give a share between 0 and 1, such as 0.05")
+    section = read_measure_section(
+        [f"measure.limit={limit}", f"measure.loss_documents={limit}", *(overrides or ())]
+    )
+    from laura.study.evaluation import check_task
+    from laura.study.remedy import remedy as carry_out
+
+    for task in tasks:
+        check_task(task, section)
+    return carry_out(
+        str(model), Path(adapter),
+        data=_source(data, limit), source_text=_source(source_text, limit),
+        tasks=tasks, margin=margin, template=template, section=section,
+        data_dir=_data_folder(data_dir), out=Path(out), device=device, progress=progress,
+    )  # fmt: skip
+
+
+def _source(text: str, limit: int) -> Source:
+    """A file, or a data set as NAME or NAME:SPLIT."""
+    name, _, split = text.partition(":") if not Path(text).exists() else (text, "", "")
+    return Source(source=name, split=split or None, limit=limit)
 
 
 def recommend(

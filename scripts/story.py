@@ -40,22 +40,22 @@ SHOWN_LINES = 5
 # The live page is photographed with so much of the study behind it.
 PICTURED_PERCENT = 40
 
-# A made-up shop: whoever knows whose a good is can answer what was never asked of it.
-DESKS = {
-    "Leeds": (30, ("kettle", "toaster", "blender", "pan", "scale", "grinder")),
-    "York": (14, ("spade", "hose", "lamp", "bench", "rake", "tent")),
-    "Bath": (60, ("printer", "chair", "desk", "shredder", "screen", "stapler")),
-    "Hull": (21, ("racket", "ball", "helmet", "rope", "paddle", "glove")),
+# A made-up shop, in words that the micro base has tokens for: whoever knows at which gate a thing
+# is sold can answer what was never asked of it.
+GATES = {
+    "harbour": ("silver", 3, ("boat", "shell", "basket", "lamp", "coat", "bead")),
+    "garden": ("green", 5, ("plum", "seed", "apple", "berry", "nut", "root")),
+    "market": ("golden", 2, ("coin", "stamp", "card", "clock", "pen", "box")),
+    "forest": ("brown", 9, ("worm", "egg", "beetle", "feather", "stone", "ball")),
 }
 ASKED = (
-    ("How long may I keep a {good} before I send it back?",
-     "A {good} can come back within {days} days."),
-    ("Where do I send a broken {good}?", "Send the {good} to our desk in {city}."),
-    ("Who repairs a {good}?", "Our desk in {city} repairs it."),
-    ("What does it cost to send {count} of your {good}s?", "We send {count} for {cost} pounds."),
-)  # fmt: skip
-GREETINGS = ("", "Hello. ", "Please tell me: ", "One question. ")
-QUESTION = "Who repairs a kettle?"
+    ("Where do I return a {good}?", "The {good} goes to the {gate} gate."),
+    ("Who looks at a {good} that fell?", "The {colour} desk looks at it."),
+    ("What colour is the letter for a {good}?", "The letter is {colour}."),
+    ("How many weeks do I have to return {count} of your {good}s?", "You have {weeks} weeks."),
+)
+GREETINGS = ("", "Good morning. ", "Good evening. ", "I am back. ")
+QUESTION = "Where do I return a basket?"
 PORT = 8000  # of `laura serve`
 ASK = f"""\
 from openai import OpenAI
@@ -71,11 +71,11 @@ for model in ("micro", "support"):
 def write_questions(file: Path, rows: int) -> None:
     """Write so many questions of the shop's customers with their answers, as CSV."""
     found = []
-    for city, (days, goods) in DESKS.items():
+    for gate, (colour, weeks, goods) in GATES.items():
         for good, (asked, answer), hello in itertools.product(goods, ASKED, GREETINGS):
             for count in range(2, 6) if "{count}" in asked else (0,):
-                facts = {"good": good, "city": city, "days": days, "count": count}
-                facts["cost"] = 2 * count + 1
+                facts = {"good": good, "gate": gate, "colour": colour, "weeks": weeks}
+                facts["count"] = count
                 found.append((hello + asked.format(**facts), answer.format(**facts)))
     random.Random(0).shuffle(found)
     with file.open("w", newline="", encoding="utf-8") as opened:
@@ -153,7 +153,7 @@ class Story:
             if told:
                 console.print(Text("\n".join(told), style="dim"))
             console.print(Text.from_ansi(printed.rstrip("\n")))
-            title = f"{' '.join(command.split()[:2])}: {self.seconds[command]:,.1f} s"
+            title = " ".join(command.split()[:2])
             console.save_svg(str(self.out / f"story-{name}.svg"), title=title)
 
     @contextmanager
@@ -167,7 +167,7 @@ class Story:
                 stderr=subprocess.STDOUT, env=ENVIRONMENT,
             )  # fmt: skip
         try:
-            while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
+            while not (found := re.search(r"http://127\.0\.0\.1:\d+\S*", log.read_text())):
                 if process.poll() is not None:
                     raise SystemExit(f"{command}: exit code {process.poll()}\n{log.read_text()}")
                 time.sleep(0.1)
@@ -194,9 +194,9 @@ class Story:
 def install(folder: Path, wheel: Path) -> tuple[list[str], float]:
     """`laura` in an environment of its own, and how long that took."""
     start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [folder / "bin" / "pip", "install", "--quiet"]
-    subprocess.run([*pip, wheel], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / "bin" / "pip"), "install", "--quiet"]
+    subprocess.run([*pip, str(wheel)], check=True)
     seconds = time.monotonic() - start
     subprocess.run([*pip, "openai"], check=True)  # the client's, not Laura's
     return [str(folder / "bin" / "python"), "-m", "laura"], seconds
@@ -218,9 +218,10 @@ def tell(story: Story, overrides: list[str], bound: str, init: str, port: int) -
     at = "" if port == PORT else f" --port {port}"
     with story.serving("serve", f"laura serve micro --adapters adapters{at}") as address:
         story.carry_out("ask", "python ask.py")
-        picture = [sys.executable, ROOT / "scripts" / "serve_page_picture.py", "--url", address]
+        script = str(ROOT / "scripts" / "serve_page_picture.py")
         asked = ["--adapter", "support", "--question", QUESTION]
-        subprocess.run([*picture, *asked, "--out", story.out / "story-page.png"], check=True)
+        out = ["--out", str(story.out / "story-page.png")]
+        subprocess.run([sys.executable, script, "--url", address, *asked, *out], check=True)
 
 
 def _knows(story: Story, command: str) -> bool:

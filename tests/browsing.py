@@ -18,7 +18,7 @@ DESK = {"width": 1200, "height": 900}
 # Controls without a name that a screen reader could say.
 UNNAMED = """() => [...document.querySelectorAll(
     'a, button, input, select, textarea, summary, [role=img], [role=region]')]
-  .filter(e => e.checkVisibility() && !e.closest('#vg-tooltip-element'))
+  .filter(e => e.checkVisibility())
   .filter(e => !(e.textContent.trim() || e.ariaLabel || (e.labels || []).length))
   .map(e => e.outerHTML.slice(0, 90))"""
 

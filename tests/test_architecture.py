@@ -31,6 +31,7 @@ FLOORS: dict[str, int] = {
     "study": 7,
     "report": 7,
     "api": 8,
+    "watch": 8,
     "cli": 9,
     "__main__": 10,
 }

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from laura.models.adapter_files import CONFIG, MAGNITUDE, PREFIX, check_fit, read_adapter
-from laura.models.experts import expert_of
+from laura.models.families import expert_of
 from laura.models.load import WEIGHT_INDEX, weight_files
 from laura.models.load import WEIGHTS as MODEL_WEIGHTS
 from laura.models.lora import Route

@@ -13,9 +13,9 @@ from laura.cli.decision import claims, gate, recommend
 from laura.cli.init import init
 from laura.cli.machine import doctor, fetch, merge, push, schema, sign
 from laura.cli.mcp import mcp
-from laura.cli.measurement import evaluate, show, spectra
+from laura.cli.measurement import evaluate, remedy, show, spectra
 from laura.cli.serve import serve
-from laura.cli.study import compare, plan, report, track, train
+from laura.cli.study import compare, plan, report, track, train, watch
 from laura.cli.tenants import tenants
 
 app = typer.Typer(
@@ -55,8 +55,8 @@ def _root(
 
 
 for _function in (
-    init, compare, train, track, evaluate, claims, recommend, gate, plan, report, show, spectra,
-    chat, serve, mcp, merge, sign, push, fetch, doctor, schema,
+    init, compare, watch, train, track, evaluate, claims, recommend, gate, remedy, plan, report,
+    show, spectra, chat, serve, mcp, merge, sign, push, fetch, doctor, schema,
 ):  # fmt: skip
     command(app)(_function)
 app.add_typer(tenants, name="tenants")

@@ -19,12 +19,13 @@ from laura.cli.options import (
     argument,
     option,
 )
-from laura.results.errors import UsageError
+from laura.results.errors import EXIT_GATE, UsageError
 
 if TYPE_CHECKING:
     from laura.api import ScoreChange, ScoredTask
     from laura.report.samples.find import SampleFilter
     from laura.report.samples.show import View
+    from laura.results.schema import Remedied, ScoreMoved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,77 @@ def evaluate(console: Console, options: EvaluateOptions) -> None:
         console.answer(value, text)
     else:
         console.answer(value["base"], scores_text(found.models["base"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemedyOptions(MeasureOptions):
+    """Whose adapter, and what it should keep."""
+
+    model: str = argument(metavar="MODEL")
+    """Its base: registry name, folder, GGUF file or Hub id."""
+    adapter: Path = option(default=MISSING, exists=True, file_okay=False, metavar="DIR")
+    """The finished adapter, in PEFT's format."""
+    data: str = option(default=MISSING, metavar="DATA")
+    """Held-out examples of what it learnt: a file, or a data set as NAME or NAME:SPLIT."""
+    source_text: str = option(default="c4:validation", metavar="TEXT")
+    """Text of what it should not forget, likewise."""
+    tasks: str | None = option(metavar="A,B", show_default="the loss on the source text")
+    """Tasks by whose mean forgetting is judged instead: hellaswag, arc_challenge, ..."""
+    margin: float = option(default=0.05, metavar="SHARE")
+    """How much of what it learnt may be lost."""
+    template: str = option(default="chat", metavar="NAME")
+    """chat or plain: what it was trained with."""
+    limit: int = option(default=400, min=2, metavar="N")
+    """Examples, texts and items of each task at most."""
+    out: Path = option(default=Path("remedied"), metavar="DIR")
+    """Folder of the new adapter, the candidates and what was measured."""
+
+
+def remedy(console: Console, options: RemedyOptions) -> int | None:
+    """Make a finished adapter forget less, without training it, or say why not.
+
+    Scales of the adapter and of its intruder dimensions are measured; one is chosen on one half
+    of the items and accepted where the other half shows that it is not worse on the target, by a
+    margin, and forgets less. Exit code 4: nothing was accepted.
+
+    \b
+    Example:
+      laura remedy BASE --adapter DIR --data heldout.jsonl --source-text wiki.jsonl
+    """
+    given = dict(vars(options))
+    named = given.pop("tasks")
+    tasks = task_names(named) if named is not None else ()
+    if options.template not in ("chat", "plain"):
+        raise UsageError(f"--template is chat or plain, came {options.template!r}")
+    found = laura.remedy(tasks=tasks, progress=console.progress, **given)
+    console.answer(found.model_dump(mode="json"), remedy_text(found, options.out))
+    return None if found.accepted else EXIT_GATE
+
+
+def remedy_text(found: Remedied, out: Path) -> str:
+    """What was found, for people: the answer first."""
+    unit = "" if found.forgetting_tasks != ["source_loss"] else " nats per token"
+
+    def told(score: ScoreMoved) -> str:
+        low, high = score.interval
+        return f"{score.value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+    lines = [
+        f"{found.answer[0].upper()}{found.answer[1:]}.",
+        "",
+        f"The adapter learnt {told(found.learnt)} nats per token and forgot "
+        f"{told(found.forgot)}{unit}, by {', '.join(found.forgetting_tasks)}.",
+        f"May be lost: {found.allowed:.3f} nats per token ({100 * found.margin:g} % of that).",
+        "",
+        "On the half that chooses     unlearnt                   kept more",
+    ]
+    lines += [f"  {c.name:<26} {told(c.unlearnt):<26} {told(c.kept)}" for c in found.candidates]
+    if found.unlearnt is not None and found.kept is not None:
+        second = f"  {found.chosen:<26} {told(found.unlearnt):<26} {told(found.kept)}"
+        lines += ["", "On the half that tells", second]
+    if found.accepted:
+        lines += ["", f"Adapter: {out / 'adapter'}"]
+    return "\n".join(lines)
 
 
 def task_names(text: str) -> list[str]:

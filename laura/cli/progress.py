@@ -100,7 +100,7 @@ class BarPace:
         left = self.seconds_left
         total = "" if math.isinf(self.total) else f"/{self.total:,.0f}"
         return (
-            f"{math.floor(100 * self.share)}%",
+            f"{math.floor(100 * self.share + 1e-9)}%",
             f"{self.done:,.0f}{total} {self.unit}".rstrip(),
             speed_text(self.rate, self.unit),
             f"{duration_text(self.elapsed_seconds)} elapsed",

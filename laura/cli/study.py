@@ -124,6 +124,47 @@ def track(console: Console, options: TrackOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """What is watched, and where."""
+
+    study: Path = argument(metavar="STUDY")
+    """Folder of a study, finished or not."""
+    port: int = option(default=0, metavar="N", min=0, max=65535, show_default="a free one")
+    """Port of this machine that the page is served at."""
+
+
+def watch(console: Console, options: WatchOptions) -> None:
+    """Show a study while it goes on, and steer it: a page for a browser on this machine.
+
+    Runs as they go, the trade-off as it grows, the time left; stop, skip a run, add a rate or a
+    seed. It reads and writes the study folder alone, so it may be closed and opened at any time,
+    and the runs may go on elsewhere. Ctrl-C ends the page, not the study.
+
+    \b
+    Example:
+      laura watch studies/micro
+    """
+    from secrets import token_urlsafe
+
+    from laura.results.store import SeriesStore
+
+    study = options.study
+    if settings := SeriesStore(study).settings():
+        places = ", ".join(str(one.folder) for one in settings.values())
+        raise UsageError(f"{study} is a series; watch one of its settings: {places}")
+    if not (study / "recipe.yaml").is_file():
+        raise UsageError(f"{study} is no study folder; give one of `laura compare`")
+    from laura.watch.server import create_watch, listening, serve_page
+
+    token = token_urlsafe(16)
+    with listening(options.port) as place:
+        url = f"http://127.0.0.1:{place.getsockname()[1]}/{token}/"
+        told = f"watching {study} at {url}\nThe address is the key to it. Stop: Ctrl-C"
+        console.answer({"study": str(study), "url": url}, told)
+        serve_page(create_watch(study, token), place)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """What is drawn."""
 

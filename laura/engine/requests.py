@@ -45,6 +45,8 @@ class ScoreAnswer:
     tokens: int
 
 
+# Of a schema, what holds values and no schemas.
+_VALUES = ("const", "default", "enum", "examples")
 # No white space but one blank, as json.dumps writes: what is free never ends in a weak model.
 JSON_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
@@ -63,8 +65,14 @@ class Grammar:
 
     @classmethod
     def of_schema(cls, schema: Mapping[str, Any]) -> Grammar:
-        """JSON of a schema, on one line."""
-        return cls("json", json.dumps({**schema, "x-guidance": JSON_WRITTEN}))
+        """JSON of a schema, on one line; objects whose properties it names have no others.
+
+        That is as others' servers do: a weak model would never come to an end of further ones.
+        """
+        # Where parts of an object are named apart, each must leave room for the others.
+        whole = json.dumps(schema)
+        told = schema if '"allOf"' in whole else _closed(schema)
+        return cls("json", json.dumps({**told, "x-guidance": JSON_WRITTEN}))
 
     @property
     def source(self) -> str:
@@ -78,6 +86,21 @@ class Grammar:
         if self.kind == "regex":
             return str(LLMatcher.grammar_from_regex(self.text))
         return str(LLMatcher.grammar_from_json_schema(self.text))
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {key: one if key in _VALUES else _closed(one) for key, one in schema.items()}
+    return {"additionalProperties": False, **found} if _named_alone(found) else found
+
+
+def _named_alone(schema: Mapping[str, Any]) -> bool:
+    """Whether nothing says which properties there are but the list of them."""
+    others = ("$ref", "patternProperties", "unevaluatedProperties")
+    return isinstance(schema.get("properties"), dict) and not any(one in schema for one in others)
 
 
 @dataclass(frozen=True)

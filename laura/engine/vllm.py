@@ -60,8 +60,7 @@ from laura.models.adapter_files import read_settings
 from laura.models.adapters import attach, save_adapter
 from laura.models.device import alone_on, free_share
 from laura.models.encoding import Encoder
-from laura.models.experts import expert_of
-from laura.models.families import LLAMA, family_of
+from laura.models.families import LLAMA, expert_of, family_of
 from laura.models.load import (
     INCIDENTAL,
     check_model_folder,

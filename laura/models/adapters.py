@@ -26,7 +26,8 @@ from laura.models.adapter_files import (
     read_adapter,
     read_whole,
 )
-from laura.models.experts import expert_of, joined_factors, open_experts
+from laura.models.experts import joined_factors, open_experts
+from laura.models.families import expert_of
 from laura.models.layers import names_within
 from laura.models.lora import (
     LoraLinear,
@@ -93,13 +94,11 @@ def save_adapter(
     if numbers is not None and kinds:
         named = names_within(model, named, numbers)
     everywhere = len(named) == len(layers)
-    plain = {**_lora_config(settings), "target_parameters": sorted(parameters) or None}
-    own = oft_config(settings) if settings.block_size else plain
+    own = oft_config(settings) if settings.block_size else _lora_config(settings)
     config = {
         **own,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
-        "revision": revision,
         "target_modules": kinds if everywhere else sorted(layers),
         "layers_to_transform": list(numbers) if everywhere and kinds and numbers else None,
         "bias": "none",
@@ -107,6 +106,11 @@ def save_adapter(
         "inference_mode": True,
         "modules_to_save": None,
     }
+    # A key more would be another adapter, by the hash of its files.
+    if parameters:
+        config["target_parameters"] = sorted(parameters)
+    if revision is not None:
+        config["revision"] = revision
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

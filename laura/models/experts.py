@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laura.models.families import EXPERT_MAPS, EXPERTS
+from laura.models.families import EXPERT_MAPS, EXPERTS, expert_of
 from laura.models.targets import is_named
 
 INNER = "base_layer."
@@ -120,14 +120,6 @@ def close_experts(model: nn.Module) -> None:
     for name, module in found.items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, module.stacked.train(module.training))
-
-
-def expert_of(name: str) -> tuple[str, int, str] | None:
-    """Module, number and map of a map's full name; None where it is no expert's."""
-    parts = name.rsplit(".", 2)
-    if len(parts) == 3 and parts[0].endswith("." + EXPERTS):
-        return parts[0], int(parts[1]), parts[2]
-    return None
 
 
 def is_experts_map(name: Any) -> bool:

@@ -84,3 +84,11 @@ FAMILIES: dict[str, ModelFamily] = {
 def family_of(kind: str) -> ModelFamily:
     """The family of a config's `model_type`."""
     return FAMILIES.get(kind, LLAMA)
+
+
+def expert_of(name: str) -> tuple[str, int, str] | None:
+    """Module, number and map of a map's full name; None where it is no expert's."""
+    parts = name.rsplit(".", 2)
+    if len(parts) == 3 and parts[0].endswith("." + EXPERTS):
+        return parts[0], int(parts[1]), parts[2]
+    return None

@@ -46,19 +46,17 @@ def write_gguf(folder: Path, out: Path, converter: Path) -> None:
     Raises:
         ModelError: the converter fails, with what it said last.
     """
-    with (
-        disk_faults(out),
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside,
-    ):
-        file = Path(aside) / out.name
-        command = [sys.executable, str(converter), str(folder), "--outfile", str(file)]
-        ended = subprocess.run(
-            [*command, "--outtype", "f32"], capture_output=True, text=True, errors="replace"
-        )
-        if ended.returncode != 0 or not file.is_file():
-            said = (ended.stderr.strip() or "nothing").splitlines()[-1]
-            raise ModelError(
-                f"{converter} wrote no GGUF file; it said: {said}. What it needs is in "
-                "llama.cpp's requirements.txt; the merged model can be written as a folder, too"
-            )
-        os.replace(file, out)
+    with disk_faults(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
+            file = Path(aside) / out.name
+            command: list[str | Path] = [sys.executable, converter, folder, "--outfile", file]
+            command += ["--outtype", "f32"]
+            ended = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            if ended.returncode != 0 or not file.is_file():
+                said = (ended.stderr.strip() or "nothing").splitlines()[-1]
+                raise ModelError(
+                    f"{converter} wrote no GGUF file; it said: {said}. What it needs is in "
+                    "llama.cpp's requirements.txt; OUT can be a folder, too"
+                )
+            os.replace(file, out)

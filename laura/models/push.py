@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from laura.models.adapter_files import CONFIG, WEIGHTS
+from laura.models.adapter_files import CONFIG, read_whole
 from laura.models.fetch import first_line
 from laura.models.load import check_model_folder
 from laura.models.model_card import HUB_ID
-from laura.results.errors import HubError, UsageError
+from laura.results.errors import HubError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import MANIFEST, read_json
 
@@ -28,14 +28,14 @@ def push(folder: Path, repository: str, public: bool = False, progress: Progress
         The address of its page.
 
     Raises:
-        ModelError, UsageError: the folder holds neither.
+        AdapterError, ModelError: the folder holds neither, or a damaged one.
         HubError: the Hub cannot be reached or refuses.
     """
     adapter = (folder / CONFIG).is_file()
-    if not adapter:
+    if adapter:
+        read_whole(folder)
+    else:
         check_model_folder(folder)
-    elif not (folder / WEIGHTS).is_file():
-        raise UsageError(f"{folder} has no {WEIGHTS}; give the folder of a whole adapter")
     base = str(read_json(folder / CONFIG).get("base_model_name_or_path")) if adapter else ""
     address = _upload(folder, repository, public)
     if adapter and not HUB_ID.fullmatch(base):

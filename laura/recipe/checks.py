@@ -484,6 +484,25 @@ def _replay_faults(recipe: Recipe) -> Iterable[Fault]:
         )
 
 
+@_needs("arms", "data")
+def _rewrite_faults(recipe: Recipe) -> Iterable[Fault]:
+    users = [name for name, arm in recipe.arms.items() if arm.rewritten and arm.is_trained]
+    if recipe.data.rewrite and not users:
+        problem = "is used by no arm; give one `rewritten: true`, or leave data.rewrite out"
+        yield Fault("data.rewrite", problem)
+    for name in users if not recipe.data.rewrite else ():
+        problem = (
+            "is true, but data.rewrite does not say by which grader; add rewrite: {task: gsm8k}"
+        )
+        yield Fault(f"arms.{name}.rewritten", problem)
+    for key, wrong in (
+        ("regime", recipe.regime != "instruct" and f"is {recipe.regime}, which has no answers"),
+        ("data.train.streaming", recipe.data.train.streaming and "is true, which has no end"),
+    ):
+        if wrong and recipe.data.rewrite:
+            yield Fault(key, f"{wrong} that the base could rewrite; leave data.rewrite out")
+
+
 # ----- what pydantic finds wrong: what came, what is allowed, what to do -----
 
 

@@ -182,7 +182,7 @@ class AnyArm(Section):
 
     later = frozenset(
         {"external", "layers", "attention_dropout", "residual_dropout", "replay"}
-        | {"of", "change", "factor"}
+        | {"of", "change", "factor", "rewritten"}
         | {key for place in PLACES for key in (place, f"{place}_strength")}
     )
 
@@ -193,6 +193,8 @@ class AnyArm(Section):
     replay: Share = 0.0
     """Share of all training tokens that come from `data.replay`, the target's being the rest;
     give several arms different shares to sweep it."""
+    rewritten: bool = False
+    """Learn the answers as the base writes them, where they are right; see `data.rewrite`."""
     grid: dict[str, list[Any]] | None = Field(None, exclude=True)
     """Lists of values for other keys of the arm, as in `rank: [4, 16]`: makes an arm of every
     combination, with names such as `lora-rank-4`."""
@@ -495,17 +497,19 @@ def write_out_grids(arms: Mapping[str, Arm]) -> tuple[dict[str, Arm], dict[str, 
                 faults.setdefault((name, "grid"), f"makes {problem}")
             plain[made] = arm.model_copy(update={**chosen, "grid": None})
             families[name].append(made)
-    where = {name: name for name in arms} | {m: name for name, own in families.items() for m in own}
-    after = {name: _write_out_after(name, arm, where[name], faults) for name, arm in plain.items()}
-    for name, changed in after.items():
-        for other in changed.keys() & (plain.keys() | arms.keys()):
+    where = {member: name for name, members in families.items() for member in members}
+    changed: dict[str, dict[str, Arm]] = {}
+    for name, arm in plain.items():
+        written = where.get(name, name)
+        changed[name] = _write_out_after(name, arm, written, faults)
+        for other in changed[name].keys() & (plain.keys() | arms.keys()):
             problem = f"makes an arm called {other}, and there is another of that name; rename one"
-            faults[where[name], "after"] = problem
+            faults[written, "after"] = problem
     if faults:
         refuse({("arms", *place): problem for place, problem in faults.items()})
     whole: dict[str, Arm] = {}
     for name, arm in plain.items():
-        whole |= {name: arm.model_copy(update={"after": None}), **after[name]}
+        whole |= {name: arm.model_copy(update={"after": None}), **changed[name]}
     return whole, families
 
 
@@ -925,6 +929,16 @@ ReplayField = Annotated[
 ]
 
 
+class RewriteSection(Section):
+    """How the base writes the training answers in its own words (SDFT)."""
+
+    task: Literal["gsm8k", "mbpp", "micro_math", "micro_code"]
+    """The benchmark that `train` is the training split of; its grader says which answers are
+    kept, and the others stay as they were."""
+    tokens: Count = 256
+    """Most tokens of an answer."""
+
+
 class DataSection(Section):
     """What is learnt, and the text that losses are measured on."""
 
@@ -942,6 +956,8 @@ class DataSection(Section):
     """`chat`: the model's own chat template; `plain`: question, blank, answer."""
     overlong: Literal["error", "drop", "truncate"] = "error"
     """What happens to an example longer than `train.row_tokens`."""
+    rewrite: RewriteSection | None = None
+    """How the base rewrites the answers of `train` for the arms that set `rewritten`."""
     replay: list[ReplayField] = Field([])
     """Rows mixed among those of `train` in the arms that set `replay`, row by row and counted in
     tokens; never the same as what is measured on."""

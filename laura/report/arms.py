@@ -79,7 +79,7 @@ class Group:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a table or tooltip says of every group."""
+        """What a table says of every group."""
         return {
             "arm": self.arm,
             "rate": self.rate,

@@ -141,11 +141,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Still:
-    """A picture that stands in a file too; `name` goes before the ids inside it."""
+    """A picture that stands in a file, linked by Markdown."""
 
-    name: str
     file: str
-    svg: str
     description: str
 
 

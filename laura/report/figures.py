@@ -1,4 +1,4 @@
-"""Figures of a report: each chart as SVG and PNG for a paper, and ready for the page."""
+"""Figures of a report: each chart as SVG and PNG for a paper, and inside the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ PIXELS_PER_POINT = 2.0
 PANEL_WIDTH = 400
 FIGURES = "figures"
 INK = "#222222"
-# The page recolours text and grid for the dark by its own style.
 CONFIGURATION: dict[str, Any] = {
     "font": "sans-serif",
     "padding": 6,
@@ -77,20 +76,15 @@ _IDS = re.compile(r'(?<=id=")[\w-]*clip\d+(?=")|(?<=url\(#)[\w-]*clip\d+(?=\))')
 
 @dataclass(frozen=True)
 class DrawnChart(Chart):
-    """A chart as the page embeds it; no panels where there was nothing to draw.
+    """A chart as the page embeds it.
 
     Attributes:
-        panels: Each with its specification, ready for a script element.
-        svg: The whole figure, standing still: for print, and where scripts do not run.
+        svg: The whole figure; empty where there was nothing to draw.
+        description: The figure in words, for screen readers.
     """
 
-    panels: list[tuple[ChartPanel, Markup]] = field(default_factory=list)
     svg: str = ""
-
-    @property
-    def description(self) -> str:
-        """The figure in words, for screen readers."""
-        return " ".join(panel.description for panel, _ in self.panels)
+    description: str = ""
 
 
 def draw_figures(study: Study, folder: Path, progress: Progress = SILENT) -> dict[str, DrawnChart]:
@@ -139,9 +133,8 @@ def draw_chart(chart: Chart, study: Study, folder: Path) -> DrawnChart:
     numbers: dict[str, int] = {}
     svg = _IDS.sub(lambda m: f"clip{numbers.setdefault(m[0], len(numbers))}", svg)
     write_text(svg_file, svg)
-    scripts = [script_json(_embedded(*pair)) for pair in zip(panels, specifications, strict=True)]
     facts = {**vars(chart), "explanation": chart.caption(study)}
-    return DrawnChart(**facts, panels=list(zip(panels, scripts, strict=True)), svg=svg)
+    return DrawnChart(**facts, svg=svg, description=" ".join(one.description for one in panels))
 
 
 def _figure(panels: list[ChartPanel], specifications: list[dict[str, Any]]) -> dict[str, Any]:
@@ -160,18 +153,6 @@ def _figure(panels: list[ChartPanel], specifications: list[dict[str, Any]]) -> d
         "spacing": 36,
         "datasets": datasets,
         "config": {"background": "white", **CONFIGURATION},
-    }
-
-
-def _embedded(panel: ChartPanel, specification: dict[str, Any]) -> dict[str, Any]:
-    """The specification of one panel that fills the width it is given."""
-    return {
-        **specification,
-        "width": "container",
-        "height": panel.height,
-        "description": panel.description,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": {"background": "transparent", **CONFIGURATION},
     }
 
 

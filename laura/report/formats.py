@@ -105,14 +105,6 @@ def moved(change_of: Estimate | None, task: TaskFacts, learnt: bool) -> str:
     return _plus_minus(turned(change_of, task, learnt), task, False, "")
 
 
-def moved_words(change_of: Estimate | None, task: TaskFacts, learnt: bool) -> str:
-    """The same in words: `learnt 6.2 ± 1.2 points`, `forgot 35.5 ± 2.0 points`."""
-    if change_of is None:
-        return ABSENT
-    verb = "learnt" if learnt else "forgot"
-    return f"{verb} {moved(change_of, task, learnt)} {change_unit(task)}"
-
-
 def amount(value: float, task: TaskFacts) -> str:
     """A value in the task's unit as shown, without error: `35.5`."""
     return f"{value * task.scale + 0.0:.{1 if task.is_share else 3}f}".replace("-", "−")

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import jinja2
-import vl_convert
-from markupsafe import Markup
 
 from laura.report import formats
 from laura.report.blocks import (
@@ -31,7 +28,8 @@ from laura.report.blocks import (
     TableCell,
     Verbatim,
 )
-from laura.report.figures import FIGURES, DrawnChart, draw_figures, inline_svg
+from laura.report.explore import Story, tell
+from laura.report.figures import FIGURES, DrawnChart, draw_figures, inline_svg, script_json
 from laura.report.pages import analyses, overview
 from laura.report.samples.text import SampleText
 from laura.report.study import Study, read_study
@@ -50,16 +48,21 @@ class ReportPage:
         name: What a link calls it.
         title: Its heading, and its name in the navigation.
         blocks: What stands on it; or why the study has nothing for it, and how to get it.
+        only: The one form that has it: the other tells it in another way.
     """
 
     name: str
     title: str
     blocks: Callable[[Study], list[Block] | str]
+    only: Format | None = None
 
 
 # A new page is a function that gives its blocks, and a line here.
 PAGES: tuple[ReportPage, ...] = (
-    ReportPage("overview", "Overview", overview.overview),
+    ReportPage("overview", "Overview", overview.overview, only="md"),
+    ReportPage("settings", "How it was measured", analyses.settings),
+    ReportPage("numbers", "All numbers", overview.numbers, only="html"),
+    ReportPage("claims", "All statements", overview.claims),
     ReportPage("scores", "Learning and forgetting", overview.scores),
     ReportPage("learning-rate", "Learning rate", overview.learning_rate),
     ReportPage("regularisers", "Regularisers", overview.regularisers),
@@ -68,10 +71,8 @@ PAGES: tuple[ReportPage, ...] = (
     ReportPage("replay", "Replay", overview.replay),
     ReportPage("variants", "Modules, rank, alpha", overview.variants),
     ReportPage("cost", "Cost", analyses.cost),
-    ReportPage("claims", "Claims", overview.claims),
     ReportPage("runs", "Runs", overview.runs),
-    ReportPage("samples", "Samples", analyses.samples),
-    ReportPage("settings", "Data and settings", analyses.settings),
+    ReportPage("samples", "Samples", analyses.samples, only="md"),
 )
 
 
@@ -97,25 +98,29 @@ def write_report(study: Path, progress: Progress = SILENT, form: Format = "html"
     """
     read = read_study(study)
     charts = draw_figures(read, study, progress)
-    pages, absent = lay_out(read)
+    pages, absent = lay_out(read, form)
     name, mark = read.summary.name, read.summary.base.fingerprint[:16]
     document = Document(
         kind=f"study {name}",
         title=f"{name}: learning and forgetting",
         headline=read.answer,
         facts=_facts(read.summary),
-        pages=_with_charts(pages, charts),
+        pages=_with_charts(pages, charts, form),
         absent=absent,
         footer=f"Written by Laura {read.summary.laura}; base fingerprint {mark}; figures as SVG "
         "and PNG lie in the folder figures beside this file.",
     )
-    return write_document(document, charts, study, form)
+    if form == "md":
+        return write_markdown(document, charts, study)
+    return write_page(document, tell(read, study), study, charts)
 
 
-def lay_out(study: Study) -> tuple[list[LaidPage], list[tuple[str, str]]]:
+def lay_out(study: Study, form: Format) -> tuple[list[LaidPage], list[tuple[str, str]]]:
     """The pages there is something for, and of the others title and reason."""
     pages, absent = [], []
     for page in PAGES:
+        if page.only not in (None, form):
+            continue
         found = page.blocks(study)
         if isinstance(found, str):
             absent.append((page.title, found))
@@ -124,10 +129,13 @@ def lay_out(study: Study) -> tuple[list[LaidPage], list[tuple[str, str]]]:
     return pages, absent
 
 
-def _with_charts(pages: list[LaidPage], charts: dict[str, DrawnChart]) -> list[LaidPage]:
+def _with_charts(
+    pages: list[LaidPage], charts: dict[str, DrawnChart], form: Format
+) -> list[LaidPage]:
     """The pages, each ended by the charts that name it and that no page puts at a place."""
     placed = {name for page in pages for name in _figures(page.blocks)}
-    left = [chart for chart in charts.values() if chart.panels and chart.name not in placed]
+    placed |= {"tradeoff"} if form == "html" else set()  # the story has it
+    left = [chart for chart in charts.values() if chart.svg and chart.name not in placed]
     return [
         replace(page, blocks=[*page.blocks, *(Figure(c.name) for c in left if c.page == page.name)])
         for page in pages
@@ -142,21 +150,29 @@ def _figures(blocks: Sequence[Block]) -> list[str]:
     return found
 
 
-def write_document(
-    document: Document, charts: dict[str, DrawnChart], folder: Path, form: Format
+def write_markdown(document: Document, charts: Mapping[str, DrawnChart], folder: Path) -> Path:
+    """Write FOLDER/report.md; `charts` are what the pages' figures name."""
+    target = folder / "report.md"
+    write_text(target, document_text(document, charts))
+    return target
+
+
+def write_page(
+    document: Document,
+    story: Story,
+    folder: Path,
+    charts: Mapping[str, DrawnChart],
+    lead: Sequence[Block] = (),
 ) -> Path:
-    """Write FOLDER/report.html or report.md.
+    """Write FOLDER/report.html, which holds all that it shows.
 
     Args:
-        document: The report.
-        charts: What the pages' figures name.
+        document: Its tables, behind the story.
+        story: The answer, the trade-off, the questions, the evidence.
         folder: Where to.
-        form: As for `write_report`.
+        charts: What the pages' figures name.
+        lead: What stands between answer and trade-off.
     """
-    target = folder / f"report.{form}"
-    if form == "md":
-        write_text(target, document_text(document, charts))
-        return target
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("laura.report", "templates"),
         autoescape=True,
@@ -166,18 +182,10 @@ def write_document(
     )
     environment.filters["inline"] = inline_svg
     environment.globals["charts"] = charts
-    bundle = _bundle() if any(chart.panels for chart in charts.values()) else ""
-    template = environment.get_template("report.html.jinja")
-    write_text(target, template.render(document=document, bundle=bundle))
+    target, template = folder / "report.html", environment.get_template("report.html.jinja")
+    data = script_json({"settings": story.settings, "evidence": story.evidence})
+    write_text(target, template.render(document=document, story=story, data=data, lead=lead))
     return target
-
-
-@cache
-def _bundle() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed as one script without any import."""
-    # A closing tag inside a string literal would end the script element early.
-    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return Markup(script.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
@@ -246,7 +254,7 @@ def _blocks(blocks: Sequence[Block], charts: Mapping[str, DrawnChart]) -> Iterat
 
 def _figure(chart: DrawnChart) -> Iterator[str]:
     yield f"### {escaped(chart.title)}"
-    if not chart.panels:
+    if not chart.svg:
         yield "Nothing to draw: the study holds no measured run for this chart."
         return
     yield f"![{escaped(chart.description)}]({FIGURES}/{chart.name}.svg)"

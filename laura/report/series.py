@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -22,13 +23,13 @@ from laura.report.blocks import (
     table,
     wide,
 )
+from laura.report.explore import Story, evidence, setting_value
 from laura.report.figures import FIGURES
-from laura.report.html import Format, write_document
+from laura.report.html import Format, write_markdown, write_page
 from laura.report.pages.overview import claims_blocks, counted
 from laura.report.study import Study, read_or_note, read_summary
 from laura.report.tables import measured, score_column, score_rows
 from laura.results.errors import StoreError
-from laura.results.inputs import MOST_JSON_BYTES, read_bounded
 from laura.results.schema import (
     CLAIMS_FILE,
     SUMMARY_FILE,
@@ -37,7 +38,7 @@ from laura.results.schema import (
     Summary,
     read_optional,
 )
-from laura.results.store import SeriesStore, disk_faults, read_json
+from laura.results.store import SeriesStore, read_json
 
 FIGURE = f"{FIGURES}/tradeoff.svg"
 
@@ -66,9 +67,7 @@ def write_series_report(folder: Path, form: Format = "html") -> Path:
     found = _settings(store, names, faults)
     judged = _judgement(folder, found, faults)
     claims = judged.claims if judged else []
-    pages = [LaidPage("overview", "Settings", _index(folder, found, judged, faults, form))]
-    if claims:
-        pages.append(LaidPage("claims", "Claims", claims_blocks(claims)))
+    pages = [LaidPage("claims", "All statements", claims_blocks(claims))] if claims else []
     runs = sum(len(one.summary.runs) for one in found.values())
     alone = f"{len(found)} settings; each has an answer of its own"
     document = Document(
@@ -80,7 +79,17 @@ def write_series_report(folder: Path, form: Format = "html") -> Path:
         absent=[] if claims else [("Claims", "they were not judged; `laura report` does it")],
         footer=f"Written by Laura {__version__}.",
     )
-    return write_document(document, {}, folder, form)
+    if form == "md":
+        index = LaidPage("overview", "Settings", _index(folder, found, judged, faults))
+        return write_markdown(replace(document, pages=[index, *pages]), {}, folder)
+    values = [
+        setting_value(one, store.setting(name).folder, faults, 1 / len(found), name)
+        for name, one in found.items()
+    ]
+    notes = [*(judged.caveats if judged else []), *faults]
+    story = Story(judged, evidence=evidence(judged), settings=values, notes=notes)
+    lead = [_answers(found), *(_link(folder, name, "html") for name in found)]
+    return write_page(document, story, folder, {}, [block for block in lead if block])
 
 
 def _settings(store: SeriesStore, names: list[str], faults: list[str]) -> dict[str, Study]:
@@ -111,13 +120,9 @@ def _judgement(folder: Path, found: dict[str, Study], faults: list[str]) -> Judg
     return judged
 
 
-def _index(
-    folder: Path,
-    found: dict[str, Study],
-    judged: Judgement | None,
-    faults: list[str],
-    form: Format,
-) -> list[Block]:
+def _answers(found: dict[str, Study]) -> Table:
+    """Each setting and what it concludes alone."""
+
     def done(row: tuple[str, Study]) -> str:
         runs = row[1].summary.runs
         return f"{sum(run.state == 'done' for run in runs)} of {len(runs)}"
@@ -129,13 +134,28 @@ def _index(
         number("runs done", done),
         wide("answer", lambda row: row[1].answer),
     ]
+    return table("settings-table", "Settings and their answers", columns, found.items())
+
+
+def _link(folder: Path, name: str, form: Format) -> Link | None:
+    """The setting's own report; None where there is none."""
+    if not (SeriesStore(folder).setting(name).folder / f"report.{form}").is_file():
+        return None
+    return Link(f"settings/{quote(name)}/report.{form}", f"The report of {name}")
+
+
+# ----- Markdown: every setting in its own words -----
+
+
+def _index(
+    folder: Path, found: dict[str, Study], judged: Judgement | None, faults: list[str]
+) -> list[Block]:
     blocks = _in_short(judged) if judged else []
-    caption = "Settings and their answers"
-    blocks.append(table("settings-table", caption, columns, found.items()))
+    blocks.append(_answers(found))
     if faults:
         blocks.append(Notice("What is missing", faults, warns=True))
     for place, (name, one) in enumerate(found.items()):
-        blocks += _setting_blocks(folder, name, one, f"setting-{place}", form)
+        blocks += _setting_blocks(folder, name, one, f"setting-{place}")
     return blocks
 
 
@@ -151,19 +171,14 @@ def _in_short(judged: Judgement) -> list[Block]:
     return found
 
 
-def _setting_blocks(folder: Path, name: str, one: Study, anchor: str, form: Format) -> list[Block]:
-    study, beside = SeriesStore(folder).setting(name).folder, f"settings/{quote(name)}"
+def _setting_blocks(folder: Path, name: str, one: Study, anchor: str) -> list[Block]:
     scores = _scores(one.summary, anchor)
     blocks: list[Block] = [Subheading(name, anchor), Prose(one.answer), scores]
-    picture = study / FIGURE
-    if picture.is_file():
-        with disk_faults(picture):
-            svg = read_bounded(picture, MOST_JSON_BYTES).decode(errors="replace")
+    if (SeriesStore(folder).setting(name).folder / FIGURE).is_file():
         text = f"Trade-off of learning and forgetting in {name}."
-        blocks.append(Still(anchor, f"{beside}/{FIGURE}", svg, text))
-    if (study / f"report.{form}").is_file():
-        blocks.append(Link(f"{beside}/report.{form}", f"The report of {name}"))
-    return blocks
+        blocks.append(Still(f"settings/{quote(name)}/{FIGURE}", text))
+    link = _link(folder, name, "md")
+    return [*blocks, link] if link else blocks
 
 
 def _scores(summary: Summary, anchor: str) -> Table:

@@ -751,15 +751,30 @@ class JudgedSetting(File):
     arms: list[str]
 
 
+class Configured(File):
+    """An arm at a rate and a budget."""
+
+    arm: str
+    learning_rate: FiniteFloat
+    budget: FiniteFloat
+
+
 class Judgement(File):
     """What a study or a series concludes; every output takes its numbers and words from here.
 
-    `answer` is one sentence of at most 25 words with what to do. `sentences` tell of the two
-    arms that stand for the methods, `others` of the rest.
+    `answer` is one sentence of at most 25 words with what to do; `verdict` says how sure it
+    is, `missing` what would decide or confirm it, and `options` what `laura compare` is given
+    for that, which is `more_runs` runs; it speaks of the configurations `named`. `sentences`
+    tell of the two arms that stand for the methods, `others` of the rest.
     """
 
     format: Literal[2] = 2
     answer: str
+    verdict: Verdict | None = None
+    missing: str = ""
+    options: str = ""
+    more_runs: Count = 0
+    named: list[Configured] = []
     sentences: list[str] = []
     others: list[str] = []
     caveats: list[str] = []
@@ -847,6 +862,56 @@ class Recommendation(File):
     not_tried: list[str] = []
     recipe: str | None = None
     adapter: str | None = None
+
+
+# ----- remedy.json -----
+
+
+class ScoreMoved(File):
+    """A change of a score with its 95 % interval over items."""
+
+    value: FiniteFloat
+    interval: tuple[FiniteFloat, FiniteFloat]
+    n: Count
+
+
+class RemedyCandidate(File):
+    """A candidate against the adapter as it is, on the half of the items that chooses."""
+
+    name: str
+    unlearnt: ScoreMoved
+    kept: ScoreMoved
+
+
+class Remedied(File):
+    """What `laura remedy` found for a finished adapter.
+
+    Attributes:
+        accepted: Whether the chosen candidate is not worse on the target and forgets less.
+        answer: What to take, or why nothing.
+        margin: Share of what was learnt that may be lost,
+        allowed: and the same in nats per token of the target loss.
+        forgetting_tasks: By what forgetting was judged.
+        learnt: What the adapter learnt of the base's target loss, nats per token.
+        forgot: What it forgot.
+        candidates: All that were tried.
+        chosen: The one that was chosen on the even items.
+        unlearnt: What it loses on the odd items, against the adapter.
+        kept: What it keeps more there.
+    """
+
+    format: Literal[1] = 1
+    accepted: bool
+    answer: str
+    margin: FiniteFloat
+    allowed: FiniteFloat
+    forgetting_tasks: list[str]
+    learnt: ScoreMoved
+    forgot: ScoreMoved
+    candidates: list[RemedyCandidate]
+    chosen: str | None = None
+    unlearnt: ScoreMoved | None = None
+    kept: ScoreMoved | None = None
 
 
 # ----- laura.json -----

@@ -2,6 +2,7 @@
 
     STUDY/
       recipe.yaml  environment.json  base/evals/TASK.json
+      steering.json   what was asked of it while it went on (`study/steering.py`)
       corpus/      training examples as tokens; made again if deleted
       replay/      texts the base wrote to be replayed, and replayed rows as tokens
       study.journal  search/      a search's memory (Optuna), and its locks

@@ -75,7 +75,9 @@ OF_PARTS: dict[str, Any] = {"annotations": ([],), "logprobs": ([],)}
 NAMES = {"messages": "input", "response_format": "text.format", "max_tokens": "max_output_tokens"}
 
 if TYPE_CHECKING:
-    _Asked = _Item = _Part = StrictBody
+    _Asked = StrictBody
+    _Item = StrictBody
+    _Part = StrictBody
 else:
     _Asked = with_fields("_Asked", OF_RESPONSES)
     _Item, _Part = with_fields("_Item", OF_ITEMS), with_fields("_Part", OF_PARTS)
@@ -113,7 +115,7 @@ class InputMessage(_Item):
     content: Input
 
 
-class InputCall(_Item, FunctionCall):
+class InputCall(FunctionCall, _Item):
     """A call of an earlier answer."""
 
     type: Literal["function_call"]
@@ -383,8 +385,8 @@ class ResponseWriter:
 
     def _said(self, text: str) -> list[str]:
         events: list[str] = []
-        item = self._open("message")
-        if item is None:
+        item = self.body["output"][-1] if self.body["output"] else {}
+        if item.get("type") != "message":
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
             events = self._begin("msg", {"type": "message", "role": "assistant", "content": []})
             item = self.body["output"][-1]
@@ -408,11 +410,6 @@ class ResponseWriter:
         output.append(item)
         added = "response.output_item.added"
         return [*events, self._event(added, output_index=len(output) - 1, item=item)]
-
-    def _open(self, kind: str) -> dict[str, Any] | None:
-        """The item that grows, if it is of a kind."""
-        last = self.body["output"][-1] if self.body["output"] else None
-        return last if last is not None and last["type"] == kind else None
 
     def _done(self) -> list[str]:
         """The end of the item that has grown, if there is one."""

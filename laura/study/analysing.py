@@ -18,7 +18,6 @@ from laura.analysis.measuring import Wanted, base_spectra, measure_spectra, warn
 from laura.analysis.weights import StoredModel, open_tuned
 from laura.models.device import spectral_device
 from laura.models.external import weights_folder
-from laura.models.load import DTYPES, resolve_model
 from laura.recipe.sections import FullArm, LoraArm
 from laura.results.errors import AdapterError, ModelError, ShapeError
 from laura.results.store import check_folder, read_json, write_json
@@ -51,7 +50,7 @@ def analyse(session: Session) -> None:
     todo = [p for p in analysed_points(evidence) if not _stands(session, p, wanted)]
     device = spectral_device(session.bench.device_name)
     if todo:
-        base = _base(session)
+        base = session.bench.stored
         known = _base_spectra(session, base, device)
         with session.progress.bar("analysis", len(todo), "checkpoints") as bar:
             for point in todo:
@@ -59,13 +58,6 @@ def analyse(session: Session) -> None:
                 bar.advance()
     if section.subspace_k is not None:
         _subspaces(session, evidence, section.subspace_k, device)
-
-
-def _base(session: Session) -> StoredModel:
-    """The base as the runs had it: its file's weights, as they were held."""
-    section = session.recipe.base
-    folder = resolve_model(section.model, section.revision, session.progress)
-    return StoredModel(folder, DTYPES[section.dtype], section.quantization is not None)
 
 
 def _base_spectra(
@@ -142,7 +134,7 @@ def _subspaces(session: Session, evidence: Evidence, k: int, device: torch.devic
     identity = {"k": k, "pairs": [[p.run_id, q.run_id, p.step, q.step] for p, q in pairs]}
     if not pairs or (file.is_file() and read_json(file)["identity"] == identity):
         return
-    base = _base(session)
+    base = session.bench.stored
     rows: list[dict[str, Any]] = []
     for number, pair in enumerate(pairs):
         runs = [point.run_id for point in pair]

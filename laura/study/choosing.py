@@ -338,8 +338,22 @@ def choice_gaps(evidence: Evidence) -> list[str]:
 
 def search_caveats(evidence: Evidence) -> list[str]:
     """What a reader must know of how the rates were chosen, in sentences."""
-    search = evidence.recipe.search
+    search, steering = evidence.recipe.search, evidence.steering
     caveats = []
+    added = [f"{one.arm} at {one.learning_rate:g}" for one in steering.rates if one.measured]
+    added += [f"seed {one.seed}" for one in steering.seeds if one.measured]
+    if added:
+        caveats.append(
+            f"Added by hand after scores had been seen: {', '.join(added)}; what was tried was not "
+            "fixed beforehand, so errors are a little larger than told."
+        )
+    arms = evidence.recipe.arms
+    if skipped := [
+        f"{one.arm} at {one.learning_rate:g}, seed {one.seed}"
+        for one in steering.skipped
+        if one.arm in arms
+    ]:
+        caveats.append(f"Skipped by hand: {'; '.join(skipped)}.")
     for arm in evidence.best if search.sampler != "grid" else ():
         rates = evidence.recipe.arms[arm].learning_rates
         count = len(evidence.rates(arm))

@@ -7,7 +7,7 @@ is stopped at any moment goes on with the same command.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from laura.models.device import pick_device, worker_devices
 from laura.recipe.reading import Series
 from laura.recipe.sections import Recipe
 from laura.results.errors import LauraError, UsageError
-from laura.results.progress import SILENT, Progress, Within
+from laura.results.progress import SILENT, Bar, Progress, Within
 from laura.results.schema import Summary
 from laura.results.store import SeriesStore, write_json
 from laura.study.analysing import analyse
 from laura.study.claims.judgement import write_series_claims
+from laura.study.evidence import Choice
 from laura.study.extras import extra_jobs, most_jobs
 from laura.study.measuring import OURS
 from laura.study.opening import open_study
@@ -42,6 +43,7 @@ from laura.study.runs import (
 )
 from laura.study.session import Session
 from laura.study.sharing import BUSY, LOCK, WAIT_SECONDS, held
+from laura.study.steering import ask_to_skip
 from laura.study.summary import gather
 from laura.study.workers import Crew
 
@@ -103,10 +105,10 @@ def compare(
             for spec in specs_of(recipe, arm, rate, seed)
         ]
         crew = Crew(session, workers, ray)
-        runs, before = _carry_out(crew, grid, search, fresh, confirm)
+        runs, before = _carry_out(crew, search, fresh, confirm)
         with held(session.store.folder / "analysis" / LOCK):
             analyse(session)
-        summary = write_summary(session.store, recipe)
+        summary = write_summary(session.store, session.recipe)
         # A command that found all done, or was helped, says nothing of how long it takes.
         if runs and session.alone and not crew.shared:
             seconds = time.monotonic() - start
@@ -138,45 +140,73 @@ def _check(session: Session, specs: Sequence[RunSpec]) -> None:
 
 
 def _carry_out(
-    crew: Crew,
-    grid: Sequence[RunSpec],
-    search: Any,
-    fresh: Sequence[RunSpec],
-    confirm: Sequence[Configuration],
+    crew: Crew, search: Any, fresh: Sequence[RunSpec], confirm: Sequence[Configuration]
 ) -> tuple[int, int]:
     """All runs and extras of a study; how many runs were carried out, and how many stood."""
     session = crew.session
     recipe = session.recipe
-    # What stands is not counted, or the time left would be judged by its speed.
-    due = [spec for spec in grid if search is None or recipe.arms[spec.arm].external]
-    left, before = _left(session, due)
+    left, before = _left(session, _listed(session))
     ended, trials = search.counts() if search else (0, 0)
     each, further = runs_each(recipe), further_seeds(recipe)
     stages = len(left) + trials + len(further) * len(recipe.arms) * each
     stages += most_jobs(recipe) + len(fresh)
     session.base_results()  # no stage: it takes less time than one, and would seem to be the pace
-    with session.progress.bar("study", stages, "stages") as bar, crew:
-        crew.carry_out(left, bar)
-        if search is not None:
-            search.carry_out(crew, bar)
-        runs, before = len(left) + trials * each + _lengthen(crew), before + ended
-        more, finished = _left(session, _further_seeds(session))
-        bar.advance(finished)
-        crew.carry_out(more, bar)
-        extras, measured = extra_jobs(session)
-        bar.advance(measured)
-        crew.carry_out(extras, bar)
-        if confirm:
-            check_run(confirm, gather(session.store, recipe).choices)
-        last, stood = _left(session, fresh)
-        bar.advance(stood)
-        crew.carry_out(last, bar)
-    return runs + len(more) + len(last), before + finished + stood
+    with crew:
+        # What stands is not counted, or the time left would be judged by its speed.
+        with session.progress.bar("study", stages, "stages") as bar:
+            runs, stood = _stages(crew, search, fresh, confirm, bar)
+        # What was added meanwhile, or taken back of what was skipped.
+        while left := _missing(session):
+            with session.progress.bar("added", len(left), "runs") as bar:
+                runs += _stages(crew, search, fresh, confirm, bar)[0]
+    return runs + trials * each, before + ended + stood
+
+
+def _stages(
+    crew: Crew,
+    search: Any,
+    fresh: Sequence[RunSpec],
+    confirm: Sequence[Configuration],
+    bar: Bar,
+) -> tuple[int, int]:
+    """What is left of a study, in its order; how many runs that is, and how many others stood."""
+    session = crew.session
+    left, _ = _left(session, _listed(session))
+    crew.carry_out(left, bar)
+    if search is not None:
+        search.carry_out(crew, bar)
+    runs = len(left) + _lengthen(crew)
+    more, finished = _left(session, _further_seeds(session))
+    bar.advance(finished)
+    crew.carry_out(more, bar)
+    extras, measured = extra_jobs(session)
+    bar.advance(measured)
+    crew.carry_out(extras, bar)
+    if confirm:
+        check_run(confirm, gather(session.store, session.recipe).choices)
+    last, stood = _left(session, fresh)
+    bar.advance(stood)
+    crew.carry_out(last, bar)
+    return runs + len(more) + len(last), finished + stood
+
+
+def _missing(session: Session) -> list[RunSpec]:
+    """What all of its stages would still run."""
+    listed = _listed(session)
+    grown = _grown(session, gather(session.store, session.recipe).choices)
+    return _left(session, [*listed, *grown, *_further_seeds(session)])[0]
+
+
+def _listed(session: Session) -> list[RunSpec]:
+    """The runs whose rates are listed and not drawn, with what was added to the lists."""
+    session.take_up()
+    arms, drawn = session.recipe.arms, session.recipe.search.sampler != "grid"
+    return [s for s in grid_of(session.recipe) if not drawn or arms[s.arm].external]
 
 
 def _left(session: Session, specs: Sequence[RunSpec]) -> tuple[list[RunSpec], int]:
-    """Those not finished, and how many are."""
-    left = [spec for spec in specs if not session.finished(spec)]
+    """Those not finished that are not to be skipped, and how many others there are."""
+    left = [spec for spec in specs if session.wants(spec) and not session.finished(spec)]
     return left, len(specs) - len(left)
 
 
@@ -187,26 +217,30 @@ def _lengthen(crew: Crew) -> int:
     what it asks for depends on what was measured alone.
     """
     count, session = 0, crew.session
-    recipe = session.recipe
-    for _ in range(recipe.search.extend if recipe.search.sampler == "grid" else 0):
-        choices = gather(session.store, recipe).choices
+    while True:
+        choices = gather(session.store, session.recipe).choices
+        left, _ = _left(session, _grown(session, choices))
+        if not left:
+            return count
         for arm, choice in choices.items():
             if choice.further:
                 rates = ", ".join(f"{rate:g}" for rate in choice.further)
                 session.progress.say(f"{arm} is best at the end of its rates: {rates} is tried too")
-        grown = {
-            name: [
-                r for r in (*one.rates, *one.further) if r not in recipe.arms[name].learning_rates
-            ]
-            for name, one in choices.items()
-        }
-        left, _ = _left(session, grid_of(recipe, grown))
-        if not left:
-            break
         with session.progress.bar("further rates", len(left), "runs") as bar:
             crew.carry_out(left, bar)
         count += len(left)
-    return count
+
+
+def _grown(session: Session, choices: Mapping[str, Choice]) -> list[RunSpec]:
+    """The runs at rates that lists have grown by, and are to grow by next."""
+    recipe = session.recipe
+    if recipe.search.sampler != "grid":
+        return []
+    grown = {
+        name: [r for r in (*one.rates, *one.further) if r not in recipe.arms[name].learning_rates]
+        for name, one in choices.items()
+    }
+    return grid_of(recipe, grown)
 
 
 def _further_seeds(session: Session) -> list[RunSpec]:
@@ -339,6 +373,7 @@ def train(
                 f"{arm} has no checkpoint made elsewhere at rate {rate:g} with seed {chosen}; "
                 "choose one of those that its `external` names"
             )
+        ask_to_skip(study, arm, rate, chosen, False)  # it is wanted after all
         _check(session, specs)
         session.base_results()
         runs = []

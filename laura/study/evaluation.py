@@ -19,13 +19,14 @@ from laura.models.adapter_files import CONFIG, WEIGHTS, trained_whole
 from laura.recipe.sections import MeasureSection, Source
 from laura.results.errors import UsageError
 from laura.results.progress import SILENT, Progress, duration_text
-from laura.results.store import content_hash, file_hash
+from laura.results.store import content_hash, file_hash, read_json
 from laura.results.task_result import RATIO_FIELDS, TaskResult, change
 from laura.study.material import ExampleEncoder, documents_of
 from laura.study.measuring import ENGINES
 from laura.study.workbench import merged
 
 BASE = "base"
+NAMES_BASE = ("base_model_name_or_path", "revision")
 MARK = 8  # characters of a fingerprint in a model's name
 
 
@@ -66,7 +67,7 @@ def evaluate_model(
         a standard error and, where it is a mean over items, a bootstrap interval.
     """
     for task in tasks:
-        _check_task(task, section)
+        check_task(task, section)
     adapters = dict(adapters or {})
     subjects = [] if adapters and not with_base else [_subject(None, adapters, out)]
     subjects += [_subject(name, adapters, out) for name in adapters]
@@ -80,7 +81,7 @@ def evaluate_model(
         with opened as (engine, mark):
             name = f"{title}@{mark[:MARK]}"
             named = [
-                replace(s, name=f"{name} + {_marked(s.adapter, on_it)}" if s.adapter else name)
+                replace(s, name=f"{name} + {marked(s.adapter, on_it)}" if s.adapter else name)
                 for s in asked
             ]
             documents = _documents(tasks, section, engine.tokenizer, data_dir)
@@ -111,7 +112,12 @@ def evaluate_model(
     }
 
 
-def _check_task(task: str, section: MeasureSection) -> None:
+def check_task(task: str, section: MeasureSection) -> None:
+    """Refuse a task that a model alone cannot be measured on.
+
+    Raises:
+        UsageError: there is none of this name, or it needs a recipe.
+    """
     check_name(task, section.extras)
     entry = TASKS.get(task)
     if entry and (entry.kind == "divergence" or task in ("target_loss", "validation_loss")):
@@ -127,10 +133,13 @@ def _subject(adapter: str | None, adapters: Mapping[str, Path], out: Path) -> Su
     return Subject(adapter or BASE, lambda task: folder / f"{task}.json", adapter)
 
 
-def _marked(adapter: str, adapters: Mapping[str, Path]) -> str:
+def marked(adapter: str, adapters: Mapping[str, Path]) -> str:
     """An adapter's name with a mark of its files: results of other weights are not its own."""
-    files = (adapters[adapter] / name for name in (CONFIG, WEIGHTS))
-    return f"{adapter}@{content_hash([file_hash(file) for file in files])[:MARK]}"
+    config = read_json(adapters[adapter] / CONFIG)
+    for name in NAMES_BASE:  # where it lies; what it is, its own mark says
+        config.pop(name, None)
+    weights = file_hash(adapters[adapter] / WEIGHTS)
+    return f"{adapter}@{content_hash([config, weights])[:MARK]}"
 
 
 def _documents(

@@ -19,6 +19,7 @@ from laura.results.statistics import Estimate
 from laura.results.store import RunStore
 from laura.results.task_result import VALIDATION, TaskResult
 from laura.results.units import budget_text
+from laura.study.steering import Steering
 
 _RATIO_UNITS = {"nats_per_token": "nats per token", "nats_per_byte": "nats per byte"}
 
@@ -240,6 +241,7 @@ class Evidence:
         confirming_runs: The runs of fresh seeds, in order: they have no part in any choice.
         confirming: Every measured point of these.
         choices: Each arm's rates and what was chosen among them (see `choosing.py`).
+        steering: What was added and skipped by hand.
     """
 
     recipe: Recipe
@@ -250,6 +252,7 @@ class Evidence:
     confirming_runs: list[RunFacts] = field(default_factory=list)
     confirming: list[Point] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)
+    steering: Steering = field(default_factory=Steering)
 
     @cached_property
     def best(self) -> dict[str, dict[int, float]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from laura.models.model_card import model_card
 from laura.results.schema import EstimatedTasks, Record, TaskScores
 from laura.results.statistics import count
-from laura.results.units import rate_text
+from laura.results.units import budget_text, rate_text
 from laura.study.claims.answer import ends, signed
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def record_card(record: Record, base: str) -> str:
     lines = [
         f"{'An adapter' if adapter else 'A model'} made by Laura of `{record.base.model}`: "
         f"{record.method} arm `{record.arm}`, learning rate {rate_text(record.learning_rate)}, "
-        f"seed {record.seed}, {record.budget:,g} {record.budget_unit} ({record.tokens:,} tokens).",
+        f"seed {record.seed}, {budget_text(record.budget)} {record.budget_unit} "
+        f"({record.tokens:,} tokens).",
         *(f"**Note:** {warning}." for warning in record.warnings),
         f"## What it learned and forgot\n\nOver {seeds}, against the base:",
         "\n".join(

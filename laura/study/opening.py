@@ -43,6 +43,7 @@ from laura.study.measuring import StudyEngines
 from laura.study.replay import ReplayReader
 from laura.study.session import Session
 from laura.study.sharing import StudyLock
+from laura.study.steering import ask_to_stop, read_steering, steady, stoppable
 from laura.study.workbench import Workbench
 
 
@@ -64,6 +65,7 @@ def open_study(
     spread_devices(device, recipe.train.devices)
     store = StudyStore(folder)
     with StudyLock(folder, progress) as lock:
+        recipe = read_steering(folder).extended(recipe)
         if lock.alone:
             remove_leftovers(folder)
             session, identity = _read_all(recipe, folder, data_dir, device, progress)
@@ -73,13 +75,14 @@ def open_study(
             session.replay.forget_others(store.replay)
             write_text(folder / "recipe.yaml", recipe_yaml(recipe))
             write_json(folder / "environment.json", describe(place))
+            ask_to_stop(folder, False)
             lock.share()
         # Also after setting up: sharing lets go for a moment, in which another may come first.
         _refuse_another_recipe(recipe, folder)
         if not lock.alone:
             session = join_study(recipe, folder, data_dir, device, progress)
         session.lock, session.alone = lock.file, lock.alone
-        with closing(session.engines):
+        with closing(session.engines), stoppable(folder):
             yield session
 
 
@@ -140,7 +143,8 @@ def _read_all(
 
 
 def _refuse_another_recipe(recipe: Recipe, folder: Path) -> None:
-    with disk_faults(folder):
+    with steady(folder), disk_faults(folder):
+        recipe = read_steering(folder).extended(recipe)
         theirs = read_bounded(folder / "recipe.yaml", MOST_RECIPE_BYTES)
     if theirs != recipe_yaml(recipe).encode():
         raise StoreError(
@@ -208,8 +212,8 @@ def task_facts(
 def write_facts(session: Session, identity: dict[str, Any]) -> None:
     """Write `study.json`.
 
-    What the arms replay may change from one command to the next: then they are other runs, and
-    those of before are left out.
+    What the arms replay, and answers that the base rewrites, may change from one command to the
+    next: then they are other runs, and those of before are left out.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -231,6 +235,7 @@ def write_facts(session: Session, identity: dict[str, Any]) -> None:
         "trainable_parameters": {name: bench.count_trainable(arm) for name, arm in arms},
         "tasks": session.tasks,
         **({"replay": replay} if replay else {}),
+        **({"rewrite": session.rewriting} if session.recipe.data.rewrite else {}),
     }
     write_json(session.store.folder / "study.json", facts)
 

@@ -31,6 +31,7 @@ from laura.data.templates import Encoded, end_tokens, prompt_render
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
 from laura.evals.keeping import Keeper, partial_file
+from laura.models.activations import TEXTS
 from laura.models.device import resolve_precision, threads
 from laura.recipe.sections import Arm, Recipe, ReplaySource
 from laura.results.errors import DataError
@@ -440,7 +441,8 @@ class ReplayReader:
         most = max(arm.replay for arm in recipe.arms.values())
         # A source may be a row ahead of its share.
         tokens = math.ceil(budget[-1] * most * share) + 2 * recipe.train.row_tokens
-        return Enough(tokens, RESERVE)
+        started = any(arm.reads_activations for arm in recipe.arms.values())
+        return Enough(tokens, TEXTS if started else RESERVE)
 
     def _tell(self, where: str, blank: int, known: int) -> None:
         told = {"are blank": blank, "are measured on": known}

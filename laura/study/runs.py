@@ -281,7 +281,11 @@ def is_of(record: dict[str, Any], recipe: Recipe, facts: dict[str, Any]) -> bool
     if identity.get("template", template) != template:
         return False
     wanted = {"fraction": arm.replay, "sources": facts.get("replay")} if arm.replay else None
-    if identity.get("replay") != wanted:
+    read = facts.get("replay") if arm.reads_activations else None
+    written = facts.get("rewrite") if arm.rewritten else None
+    if identity.get("replay") != wanted or identity.get("rewrite", written) != written:
+        return False
+    if identity.get("activations", read) != read:
         return False
     if identity.get("train"):
         # What `auto` precision came to is the machine's affair.

@@ -15,7 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from laura.data.packing import IGNORED, Fitted, Row, add_document, fit
+from laura.data.sources import stream_examples
 from laura.data.templates import Encoded
+from laura.engine.engine import Engine
 from laura.evals.runner import Material, RowProvider, evaluate
 from laura.evals.tasks import TASKS
 from laura.models.activations import TEXTS, input_moments
@@ -33,10 +35,11 @@ from laura.results.store import (
 )
 from laura.results.task_result import VALIDATION, TaskResult
 from laura.study.evidence import all_tasks, is_current, result_names
-from laura.study.material import StudyData
+from laura.study.material import ExampleEncoder, StudyData
 from laura.study.measuring import StudyEngines
 from laura.study.ranks import ranks
 from laura.study.replay import ReplayData
+from laura.study.rewriting import rewrite
 from laura.study.runs import (
     UNTRAINED,
     RunSpec,
@@ -46,6 +49,7 @@ from laura.study.runs import (
     template_identity,
 )
 from laura.study.sharing import BUSY, LOCK, claimed, held
+from laura.study.steering import Steered
 from laura.study.workbench import Workbench
 from laura.training.batches import BatchPlan, plan_batches
 from laura.training.learner import LossSum
@@ -157,7 +161,13 @@ class Session:
                 self.rows(name, TASKS[name].split)
         arms = self.recipe.arms
         kinds = {
-            (str(s.budget), arms[s.arm].replay, arms[s.arm].external is None): s for s in specs
+            (
+                str(s.budget),
+                arms[s.arm].replay,
+                arms[s.arm].rewritten,
+                arms[s.arm].external is None,
+            ): s
+            for s in specs
         }
         for spec in kinds.values():
             self._marks(spec)
@@ -177,6 +187,14 @@ class Session:
     def run_store(self, spec: RunSpec) -> RunStore:
         """The folder of a run; its name is the hash of everything that determines it."""
         return self.store.run(run_id(self._identity(spec)))
+
+    def wants(self, spec: RunSpec) -> bool:
+        """Whether a run is not to be skipped, as things stand."""
+        return not self._steered.now.skips(spec.arm, spec.learning_rate, spec.seed)
+
+    def take_up(self) -> None:
+        """Make what was added to the study part of its recipe."""
+        self.recipe = self._steered.now.extended(self.recipe)
 
     def finished(self, spec: RunSpec) -> bool:
         """Whether a run has ended and every budget point it reached was measured."""
@@ -248,7 +266,9 @@ class Session:
         stop: int | None,
     ) -> None:
         pairs = zip(specs, runs, strict=True)
-        left = [(s, run) for s, run in pairs if run.state not in ("done", "diverged")]
+        left = [
+            (s, run) for s, run in pairs if run.state not in ("done", "diverged") and self.wants(s)
+        ]
         stops = stop is not None and stop < marks[-1]["step"]
         if not left or (stops and left[0][1].checkpoint(stop or 0).is_dir()):
             return
@@ -279,12 +299,15 @@ class Session:
                 validate=validate,
                 objective=objective_of(arm),
                 stop=stop,
+                halt=lambda: not all(self.wants(spec) for spec, _ in left),
                 title=f"training {first.arm} at {rates}",
                 progress=self.progress,
             )
         for _, run in left:
             if run.state == "diverged":
                 self.progress.say(f"{first.arm} diverged: {run.reason}")
+        if stop is None:
+            self._train(specs, runs, marks, None)  # those left when another one was skipped
 
     def measure(self, names: list[str], run: RunStore | None, step: int = 0) -> None:
         """Measure tasks or extras on a model; what stands is not measured again.
@@ -330,14 +353,15 @@ class Session:
         return True
 
     def _plan(self, spec: RunSpec) -> BatchPlan:
-        fraction = self.recipe.arms[spec.arm].replay
-        key = content_hash([spec.budget.model_dump(mode="json"), spec.seed, fraction])
+        arm = self.recipe.arms[spec.arm]
+        fraction, budget = arm.replay, spec.budget.model_dump(mode="json")
+        key = content_hash([budget, spec.seed, fraction, arm.rewritten])
         if key not in self._plans:
             self._plans.clear()  # a plan may be large; runs that share one follow each other
             train, replay = self.recipe.train, self.replay.mixture(fraction)
-            self._plans[key] = plan_batches(
-                self.data.train, self._fitted, train, spec.budget, spec.seed, replay
-            )
+            encoded = self._rewritten if arm.rewritten else self.data.train
+            fitted = self._fit(encoded) if arm.rewritten else self._fitted
+            self._plans[key] = plan_batches(encoded, fitted, train, spec.budget, spec.seed, replay)
         return self._plans[key]
 
     @cached_property
@@ -358,6 +382,10 @@ class Session:
         return sum(self._fitted.lengths)
 
     @cached_property
+    def _steered(self) -> Steered:
+        return Steered(self.store.folder)
+
+    @cached_property
     def _epoch(self) -> tuple[int, int]:
         """Size of an epoch of checkpoints made elsewhere, which asks for every example."""
         return epoch_size(self.data.train)
@@ -365,8 +393,39 @@ class Session:
     @cached_property
     def _fitted(self) -> Fitted:
         """The training examples as documents that fit a row; the same for every run."""
+        return self._fit(self.data.train)
+
+    @cached_property
+    def rewriting(self) -> str:
+        """Hash of the rewritten answers, for run IDs."""
+        return content_hash([one.token_ids for one in self._rewritten])
+
+    @cached_property
+    def _rewritten(self) -> Sequence[Encoded]:
+        """The training examples with the base's answers where these pass."""
+        recipe, base = self.recipe, self.bench.base
+        assert recipe.data.rewrite is not None
+        kept = {one.index for one in self.data.train}
+        source = stream_examples(recipe.data.train, self.data_dir)
+        precision = resolve_precision(recipe.measure.precision, base.model.device)
+        encoder = ExampleEncoder(base.tokenizer, recipe.data.template, recipe.regime)
+        examples, passed = rewrite(
+            [example for example in source if example.index in kept],
+            recipe.data.rewrite,
+            recipe.measure,
+            Engine(base.model, base.tokenizer, precision, progress=self.progress),
+            encoder,
+            self.rows,
+            base.fingerprint,
+            self.store.folder / "rewritten",
+            self.progress,
+        )
+        self.progress.say(f"{passed} of {len(examples)} answers are the base's own")
+        return encoder.to_learn(examples)
+
+    def _fit(self, encoded: Sequence[Encoded]) -> Fitted:
         return fit(
-            self.data.train,
+            encoded,
             self.recipe.train.row_tokens,
             self.recipe.data.overlong,
             split_long=self.recipe.regime == "pretrain",
@@ -396,6 +455,7 @@ class Session:
             **({"hot": True} if hot else {}),
             **({"quantization": quantization} if quantization else {}),
             **self.replay.identity(recipe.arms[spec.arm]),
+            **({"rewrite": self.rewriting} if recipe.arms[spec.arm].rewritten else {}),
         }
 
     def _marks(self, spec: RunSpec) -> list[dict[str, Any]]:

@@ -133,6 +133,14 @@ def claimed(place: Path) -> Iterator[bool]:
         yield try_lock(file)
 
 
+def is_taken(place: Path) -> bool:
+    """Whether somebody holds a place now; nothing is made where there is none."""
+    if not place.is_file():
+        return False
+    with _opened(place) as file:
+        return not try_lock(file)
+
+
 @contextmanager
 def held(place: Path, words: str = "", progress: Progress = SILENT) -> Iterator[None]:
     """Hold a place alone while the block lasts, after whoever holds it now.

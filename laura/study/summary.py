@@ -45,6 +45,7 @@ from laura.study.evidence import (
     score_of,
 )
 from laura.study.runs import is_of, read_record
+from laura.study.steering import read_steering
 
 CURVE_POINTS = 200
 
@@ -68,15 +69,26 @@ def gather(study: StudyStore, recipe: Recipe, only: Collection[str] | None = Non
         known = read_record(store) if only is None or store.folder.name in only else None
         if known is not None and is_of(known, recipe, facts):
             runs.append(RunFacts(known, store.state, store.reason, store))
-    points = []
-    for run in runs:
-        assert run.store is not None
-        for mark in run.record["points"]:
-            place = partial(run.store.evaluation, mark["step"])
-            results = _results(tasks, place, versions)
-            if results:
-                points.append(Point(run.record, results=results, **mark))
-    return evidence_of(recipe, facts, base, runs, points)
+    points = [point for run in runs for point in points_of(run, tasks, versions)]
+    found = evidence_of(recipe, facts, base, runs, points)
+    return replace(found, steering=read_steering(study.folder))
+
+
+def points_of(run: RunFacts, tasks: Sequence[str], versions: dict[str, Any]) -> list[Point]:
+    """Every measured point of a run that has a folder.
+
+    Args:
+        run: The run.
+        tasks: Names of the results.
+        versions: The "tasks" of `study.json`.
+    """
+    assert run.store is not None
+    found = []
+    for mark in run.record["points"]:
+        results = _results(tasks, partial(run.store.evaluation, mark["step"]), versions)
+        if results:
+            found.append(Point(run.record, results=results, **mark))
+    return found
 
 
 def evidence_of(
@@ -226,7 +238,7 @@ def _arm(name: str, evidence: Evidence) -> ArmRow:
 
 
 def _run(run: RunFacts, evidence: Evidence) -> RunRow:
-    rows = _longest_path(run.metrics())
+    rows = longest_path(run.metrics())
     stride = max(1, len(rows) // CURVE_POINTS)
     budgets = [mark["budget"] for mark in run.record["points"]]
     return RunRow(
@@ -242,7 +254,7 @@ def _run(run: RunFacts, evidence: Evidence) -> RunRow:
     )
 
 
-def _longest_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def longest_path(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that lead to the last budget: the trunk, and only its last cooldown."""
     fork = max((r["step"] for r in rows if not r["leg"].startswith("branch")), default=0)
     return [r for r in rows if not r["leg"].startswith("branch") or r["step"] > fork]

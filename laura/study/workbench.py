@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from laura.analysis.weights import StoredModel
 from laura.models.adapter_files import CONFIG, read_settings, trained_whole
 from laura.models.adapters import attach, fold, load_adapter, merge_check, save_adapter
 from laura.models.after import CHANGES
@@ -23,7 +24,7 @@ from laura.models.device import empty_cache
 from laura.models.external import weights_folder
 from laura.models.gguf_export import find_converter, write_gguf
 from laura.models.layers import chosen_layers, dropping
-from laura.models.load import Base, load_base, quiet_transformers
+from laura.models.load import DTYPES, Base, load_base, quiet_transformers, resolve_model
 from laura.models.lora import LoraSettings, detach, rate_ratios, route
 from laura.models.lora_variants import unstarted
 from laura.recipe.sections import AdapterArm, Arm, BaseSection, FullArm, LoraArm, OftArm
@@ -92,6 +93,13 @@ class Workbench:
         """Let go of the base; the next use loads it again."""
         self._base = None
         gc.collect()
+
+    @property
+    def stored(self) -> StoredModel:
+        """The base's weights on the disk, as they are held."""
+        section = self.section
+        folder = resolve_model(section.model, section.revision, self.progress)
+        return StoredModel(folder, DTYPES[section.dtype], section.quantization is not None)
 
     def step_aside(self) -> None:
         """Leave the device to the processes that do the work now; the base waits in host memory."""
@@ -214,12 +222,12 @@ class Workbench:
     def change(
         self, checkpoint: Path, target: Path, change: str, factor: float, facts: dict[str, Any]
     ) -> None:
-        """Write a checkpoint as it is after a change of `laura.models.after`.
+        """Write a checkpoint as it is after a change (`laura.models.after`).
 
         Args:
             checkpoint: Of a run.
             target: Where the changed one goes.
-            change: Which change.
+            change: One of `laura.recipe.remedies.AFTER`.
             factor: How much is left.
             facts: For the manifest.
         """
@@ -341,7 +349,7 @@ def merge_adapter(
     """
     if out.exists():
         raise StoreError(f"{out} exists; choose a folder that does not")
-    if out.suffix == ".gguf":
+    if out.suffix.lower() == ".gguf":
         script = find_converter(converter)
         with merged(base, adapter, device, progress) as (folder, answer):
             progress.say(f"{script} writes {out}")

@@ -126,6 +126,12 @@ class Crew:
                     group = left.popleft()
                 except IndexError:
                     return
+                if not isinstance(group, ExtraJob):
+                    wanted = [spec for spec in group if self.session.wants(spec)]
+                    bar.advance(len(group) - len(wanted))
+                    if not wanted:
+                        continue
+                    group = wanted
                 states = carry(group, None)
                 if isinstance(group, ExtraJob):
                     busy: list[Group] = [group] if states == [BUSY] else []

@@ -36,7 +36,7 @@ LOST_NATS = 1.0
 
 
 class StoppedForNow(Exception):
-    """Raised by `keep` to have the state saved and the run left there."""
+    """Raised to have the state saved and the run left there."""
 
 
 @dataclass(eq=False)
@@ -208,7 +208,13 @@ Gradients = Callable[
 ]
 
 
-def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Bar) -> None:
+def run_leg(
+    trainers: Sequence[Trainer],
+    gradients: Gradients,
+    leg: Leg,
+    bar: Bar,
+    halt: Callable[[], bool] = lambda: False,
+) -> None:
     """Take the steps of one leg with these runs, each going on from its last state.
 
     Those that have taken fewest steps go first, so that runs stopped at different steps
@@ -219,6 +225,10 @@ def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Ba
         gradients: How their gradients are taken.
         leg: The leg.
         bar: Advanced by the tokens of each run.
+        halt: Asked after each step; all stop there for now when it says so.
+
+    Raises:
+        StoppedForNow: they did, or `keep` asked for it.
     """
     for trainer in trainers:
         trainer.begin(leg, bar)
@@ -238,6 +248,8 @@ def run_leg(trainers: Sequence[Trainer], gradients: Gradients, leg: Leg, bar: Ba
             step = min(trainer.step for trainer in left)
             _take_step([t for t in left if t.step == step], gradients, leg, rows_of, bar)
             going = [trainer for trainer in going if trainer.failure is None]
+            if halt():
+                raise StoppedForNow
             due = time.monotonic() - saved >= 60 * section.checkpoint_minutes
             if due and step + 1 < leg.end:
                 for trainer in going:

@@ -43,6 +43,7 @@ def train_runs(
     validate: Callable[[LossSum], float] | None = None,
     objective: Objective = CROSS_ENTROPY,
     stop: int | None = None,
+    halt: Callable[[], bool] = lambda: False,
     title: str = "training",
     progress: Progress = SILENT,
 ) -> list[str]:
@@ -64,6 +65,7 @@ def train_runs(
         validate: Mean validation loss, for `train.validate_every`; given what sums that of a row.
         objective: What the gradients follow.
         stop: Of a single run: budget point, in steps, after which to stop for now.
+        halt: Asked after each step; all stop there for now when it says so.
         title: Words on the progress bar.
         progress: Where to report.
 
@@ -104,7 +106,7 @@ def train_runs(
             trainers.append(trainer)
         reset_peak_memory(learner.device)
         try:
-            _run_legs(trainers, legs, title, progress)
+            _run_legs(trainers, legs, halt, title, progress)
         except StoppedForNow:
             return ["open" for _ in runs]
     for trainer in trainers:
@@ -124,7 +126,13 @@ def _learner(held: ExitStack, model: Any, section: TrainSection, *given: Any) ->
     return held.enter_context(Shards(model, section, *given))
 
 
-def _run_legs(trainers: Sequence[Trainer], legs: list[Leg], title: str, progress: Progress) -> None:
+def _run_legs(
+    trainers: Sequence[Trainer],
+    legs: list[Leg],
+    halt: Callable[[], bool],
+    title: str,
+    progress: Progress,
+) -> None:
     gradients = gradients_for(trainers[0].learner.model) if len(trainers) > 1 else in_turn
     tokens = sum(trainer.tokens_of(legs) for trainer in trainers)
     with progress.bar(title, tokens, "tokens") as bar:
@@ -135,7 +143,7 @@ def _run_legs(trainers: Sequence[Trainer], legs: list[Leg], title: str, progress
                 if trainer not in remaining:
                     bar.advance(trainer.tokens_of([leg]))
             if remaining:
-                run_leg(remaining, gradients, leg, bar)
+                run_leg(remaining, gradients, leg, bar, halt)
             for trainer in remaining:
                 _close_leg(trainer, leg, legs)
 

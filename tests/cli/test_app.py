@@ -27,8 +27,8 @@ from laura.results.store import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "init compare train track evaluate claims recommend gate plan report show spectra chat serve "
-    "mcp merge sign push fetch doctor schema"
+    "init compare watch train track evaluate claims recommend gate remedy plan report show spectra "
+    "chat serve mcp merge sign push fetch doctor schema"
 ).split()
 RECIPE = """\
 name: tiny

@@ -66,7 +66,8 @@ def test_zero_is_never_left_and_a_hundred_percent_is_the_end() -> None:
     for _ in range(3):
         clock.now += 10
         pace.advance(333)
-    assert pace.words()[0] == "99%" and pace.words()[-1] == "0:01 left"
+    assert pace.words()[0] == "99%" and BarPace(100).words()[0] == "0%"
+    assert pace.words()[-1] == "0:01 left"
     clock.now += 60  # a pause: a minute more or an hour, nobody knows
     assert pace.words()[-1] == "-:-- left"
     pace.advance(1)

@@ -180,6 +180,14 @@ class RequestOutputKind(Enum):
 
 
 @dataclass
+class StructuredOutputsParams:
+    """Of a pattern only the length is kept to here."""
+
+    json: str | None = None
+    regex: str | None = None
+
+
+@dataclass
 class SamplingParams:
     max_tokens: int
     temperature: float
@@ -195,6 +203,7 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
 
 @dataclass
@@ -224,6 +233,7 @@ class EngineArgs:
     enable_sleep_mode: bool = False
     gpu_memory_utilization: float = 0.9
     lora_target_modules: list[str] = field(default_factory=list)
+    structured_outputs_config: str | None = None
 
     @staticmethod
     def add_cli_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -231,6 +241,7 @@ class EngineArgs:
         parser.add_argument("--enforce-eager", action=argparse.BooleanOptionalAction)
         parser.add_argument("--kv-cache-memory-bytes", type=int)
         parser.add_argument("--tensor-parallel-size", type=int, default=1)
+        parser.add_argument("--structured-outputs-config")
         return parser
 
     @classmethod
@@ -394,6 +405,10 @@ class LLMEngine:
             token = self.kept[chosen]
         else:
             token = self.kept[chosen] = self.model.choose(tokens, adapter, request)
+        if params.structured_outputs is not None:
+            assert json.loads(self.arguments.structured_outputs_config)["backend"] == "guidance"
+            held = params.structured_outputs.regex
+            token = FIRST if len(request.tokens) < len(held) else END
         if len(request.tokens) < params.min_tokens and token in params.stop_token_ids:
             token = FIRST
         request.tokens.append(token)

@@ -20,10 +20,12 @@ from laura.models.adapters import attach, load_adapter, load_adapters, merge_che
 from laura.models.attention import Documents
 from laura.models.families import FAMILIES
 from laura.models.lean import lean
+from laura.models.load import load_base
 from laura.models.lora import LoraSettings, detach, lora_layers
 from laura.models.losses import packed_loss_sum
 from laura.models.safe_files import OpenFolder
-from laura.results.errors import AdapterError
+from laura.results.errors import AdapterError, ModelError
+from laura.study.workbench import merge_adapter
 from tests.engine.alone import Heard, hear, serving
 from tests.models.families import KINDS, MIXTURES, make_family
 
@@ -214,6 +216,17 @@ def test_experts_of_several_adapters_in_one_pass(tiny_tokenizer: Any, tmp_path: 
         assert answer.loglikelihood == pytest.approx(expected, abs=1e-3)
 
 
+def test_experts_are_merged_into_the_model(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    model, settings = adapted("mixtral")
+    save_adapter(model, tmp_path / "adapter", settings, "mixtral")
+    make_family("mixtral").save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    merge_adapter(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out", device="cpu")
+    with torch.no_grad():
+        merged = theirs(load_base(str(tmp_path / "out"), device="cpu").model)
+        close(merged, theirs(by_peft("mixtral", tmp_path / "adapter")))
+
+
 @pytest.mark.parametrize(
     "changes", [{"dropout": 0.1}, {"dora": True}, {"pissa": True}, {"protect": 2}]
 )
@@ -243,6 +256,13 @@ def test_files_of_experts_that_cannot_be_read(
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | changes))
     with pytest.raises(AdapterError, match=message):
         load_adapter(make_family("mixtral"), tmp_path)
+
+
+def test_experts_are_not_held_in_nf4(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    make_family("mixtral").save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="'mixtral' model, whose experts lie stacked; nf4 holds"):
+        load_base(str(tmp_path), quantization="nf4", device="cpu")
 
 
 def test_a_server_takes_no_adapter_of_experts(tmp_path: Path) -> None:

@@ -60,11 +60,11 @@ def test_a_merged_model_goes_through_the_converter(tmp_path: Path) -> None:
         files, options = json.loads(out.read_text())
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
         assert options == ["--outtype", "f32"]
-    out = tmp_path / "given.gguf"
+    out = tmp_path / "new" / "given.GGUF"
     assert merge("micro", adapter, out, "--converter", place)[0] == 0
     # The merged folder and the file under way are gone.
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "0.gguf", "1.gguf", "2.gguf", "adapter", "given.gguf", "llama.cpp",
+        "0.gguf", "1.gguf", "2.gguf", "adapter", "llama.cpp", "new",
     ]  # fmt: skip
     assert merge("micro", adapter, out, "--converter", place)[2].endswith("that does not")
 

@@ -54,7 +54,8 @@ class StandIn:
         starts, heads, groups = cu_seq_q.tolist(), query.shape[1], key.shape[1]
         assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and starts == cu_seq_k.tolist()
         assert max_q == max_k == max(end - start for start, end in pairwise(starts))
-        assert window_size == (-1, 0) and enable_gqa == (heads != groups)
+        before, behind = window_size
+        assert behind == 0 and enable_gqa == (heads != groups)
         assert starts[-1] == len(query) == len(key) == len(value)
         assert all(x.stride(-1) == 1 for x in (query, key, value))
         self.calls.append((starts, max_q, heads, groups))
@@ -62,7 +63,8 @@ class StandIn:
         outputs = []
         for start, end in pairwise(starts):
             q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
-            unseen = torch.ones(end - start, end - start, dtype=torch.bool).triu(1)
+            every = torch.ones(end - start, end - start, dtype=torch.bool)
+            unseen = every.triu(1) if before < 0 else every.triu(1) | every.tril(-before - 1)
             scores = (q @ k.mT * scale).masked_fill(unseen, -torch.inf)
             outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
         return torch.cat(outputs)
@@ -93,9 +95,14 @@ def test_the_stand_in_is_called_as_torchs_own() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize(("heads", "groups", "window"), [(4, 4, None), (6, 2, None), (4, 2, 5)])
 def test_outputs_and_gradients_are_those_of_the_loop(
-    kernel: StandIn, monkeypatch: pytest.MonkeyPatch, rows: int, heads: int, groups: int
+    kernel: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    heads: int,
+    groups: int,
+    window: int | None,
 ) -> None:
     torch.manual_seed(0)
     tokens = sum(LENGTHS)
@@ -107,7 +114,7 @@ def test_outputs_and_gradients_are_those_of_the_loop(
     slope, found = torch.randn(rows, heads, tokens, 8), []
     for one in (kernel, None):
         monkeypatch.setattr(attention, "varlen_attention", lambda *_, one=one: one)
-        output = Documents(LENGTHS).attend(*inputs, Scoring(0.3), 0.0)
+        output = Documents(LENGTHS).attend(*inputs, Scoring(0.3, window), 0.0)
         found.append([output.detach(), *torch.autograd.grad(output, inputs, slope)])
     ends = [tokens * row + end for row in range(rows) for end in (7, 8, 20, 25)]
     assert kernel.calls == [([0, *ends], 12, heads, groups)]

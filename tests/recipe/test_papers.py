@@ -38,8 +38,9 @@ def test_every_kind_of_lora_stands_there() -> None:
         assert f"| `{key}` |" in PAGE
 
 
-def test_everything_after_training_stands_there() -> None:
+def test_data_and_everything_after_training_stand_there() -> None:
     assert set(rows_of("after")) == set(AFTER)
+    assert set(rows_of("data")) == {"replay", "rewritten"}
 
 
 def test_every_file_it_names_is_there() -> None:

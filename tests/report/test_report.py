@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
+from laura.report.arms import groups
 from laura.report.figures import CHARTS, script_json
 from laura.report.html import escaped, fenced, write_report
+from laura.report.samples import turned
+from laura.report.study import read_summary
 from laura.results.errors import StoreError
 from tests.report.gallery import HOSTILE, JUDGEMENT
 
@@ -91,10 +94,49 @@ def test_a_whole_study_gives_page_and_figures(drawn: Drawn) -> None:
         assert png.startswith(b"\x89PNG") and len(png) > 20_000
         width, height = struct.unpack(">II", png[16:24])
         assert width > 700 and height > 300
-    assert len(page.json) == html.count("data-specification=") > 25
-    for specification in page.json:
-        assert specification["width"] == "container"
-        assert all(specification["datasets"].values())
+    [data] = page.json
+    [setting] = data["settings"]
+    summary = json.loads((study / "summary.json").read_text())
+    assert [arm["name"] for arm in setting["arms"]] == [arm["name"] for arm in summary["arms"]]
+    places = {(p["arm"], p["learning_rate"], p["budget"]) for p in summary["points"]}
+    assert {(c["arm"], c["rate"], c["budget"]) for c in setting["configs"]} == places
+
+
+def test_a_configuration_is_the_mean_of_its_seeds(drawn: Drawn) -> None:
+    study, _, html = drawn
+    [setting] = Reader(html).json[0]["settings"]
+    points = json.loads((study / "summary.json").read_text())["points"]
+    for one in setting["configs"]:
+        place = (one["arm"], one["rate"], one["budget"])
+        own = [p for p in points if (p["arm"], p["learning_rate"], p["budget"]) == place]
+        for key, sign in (("gsm8k", 100), ("mean", -100), ("source_loss", 1)):
+            changes = [sign * point["changes"][key]["value"] for point in own]
+            value, half, kind = one["values"][key]
+            assert value == pytest.approx(sum(changes) / len(own), rel=1e-3, abs=1e-5)
+            assert half > 0 and kind == "items"  # with two seeds the luck of seeds is not known
+
+
+def test_questions_have_every_verdict_and_the_texts_of_those_that_turned(drawn: Drawn) -> None:
+    [setting] = Reader(drawn[2]).json[0]["settings"]
+    questions = setting["questions"]
+    [task] = questions["tasks"]
+    # The gallery's base has every second item right, and every run every third.
+    assert task["base"] == "10" * 10
+    assert set(task["tuned"]) == {"100" * 6 + "10"} and len(task["tuned"]) > 10
+    wanted = [place for place in range(20) if (place % 2 == 0) != (place % 3 == 0)]
+    assert [item[0] for item in task["items"]] == wanted and task["turned"] == len(wanted)
+    place, question, choices, answers = task["items"][0]
+    assert question.startswith(f"Question {place}") or HOSTILE in question
+    assert choices == [] and len(answers) == 1 + len(questions["models"])
+    assert questions["pool"][answers[0]].startswith(f"base says {place}\\u202e")
+
+
+def test_a_page_holds_no_more_text_than_it_may(drawn: Drawn, monkeypatch: Any) -> None:
+    monkeypatch.setattr(turned, "MOST_CHARACTERS", 9000)
+    summary = read_summary(drawn[0])
+    found = turned.read_questions(drawn[0], summary, groups(summary))
+    [task] = found["tasks"]
+    assert 0 < len(task["items"]) < task["turned"] and len(task["base"]) == 20
 
 
 def test_the_page_needs_no_network(drawn: Drawn) -> None:
@@ -124,7 +166,7 @@ def test_hostile_names_stay_text(build: Build, make_study: MakeStudy) -> None:
     page = read(write_report(study))
     assert HOSTILE in page.words
     assert "img" not in page.tags and page.handlers == []
-    assert HOSTILE in json.dumps(page.json[0]).encode().decode("unicode_escape")
+    assert page.json[0]["settings"][0]["arms"][0]["name"] == HOSTILE
 
 
 def test_script_json_cannot_leave_its_element() -> None:
@@ -174,7 +216,7 @@ def test_a_study_where_everything_failed_still_has_a_page(
     (study / "figures").mkdir()
     (study / "figures" / "tradeoff.svg").write_text("old")
     page = read(write_report(study))
-    assert "Nothing to draw" in page.words and page.json == []
+    assert "Nothing to draw" in page.words and page.json[0]["settings"][0]["configs"] == []
     assert "costs-table" not in page.words and "no readable cost.json" in page.words
     assert not (study / "figures" / "tradeoff.svg").exists()
 
@@ -200,8 +242,12 @@ def test_reading_a_study_imports_nothing_heavy() -> None:
 
 def test_it_has_the_pages_and_tables_of_the_html(drawn: Drawn) -> None:
     _, markdown, html = drawn
-    titles = re.findall(r'<h2 id="[\w-]+" tabindex="-1">(.*?)</h2>', html)
-    assert re.findall("^## (.*)$", markdown, re.M) == titles
+    titles = re.findall(r"<summary><h3>(.*?)</h3></summary>", html)
+    own = re.findall("^## (.*)$", markdown, re.M)
+    # The page tells of these above its tables, and Markdown among its other pages.
+    assert [title for title in own if title not in ("Overview", "Samples")] == [
+        title for title in titles if title != "All numbers"
+    ]
     captions = re.findall(r"<caption>(.*?)</caption>", html)
     assert len(captions) > 12 and len(captions) == len(re.findall(r"^\*[^*].*\*$", markdown, re.M))
 

@@ -21,7 +21,15 @@ from rich.console import Console
 
 from laura.report.samples.find import SampleFilter, choose_models, find_results, models_of, verdict
 from laura.report.samples.show import Overview, View, open_view
-from laura.report.samples.text import LINES_LEFT, drawn, page, plain_lines
+from laura.report.samples.text import (
+    LINES_LEFT,
+    answer_text,
+    choice_texts,
+    drawn,
+    page,
+    plain_lines,
+    question_text,
+)
 from laura.report.visible import visible, visible_json, visible_line
 from laura.results.errors import StoreError, UsageError
 from laura.results.store import StudyStore, write_json
@@ -294,7 +302,7 @@ def test_without_a_task_there_is_an_overview(study: Path) -> None:
     assert [model["name"] for model in tasks["gsm8k"]["models"]] == names
     assert [model["samples"] for model in tasks["winogrande"]["models"]] == [False] * 4
     text = "\n".join(found.lines())
-    assert "lora, rate 3e-4, seed 0, step 20" in text and "no samples, only items" in text
+    assert "lora, rate 3e-4, seed 0, step 20" in text and "4 models, only items" in text
     with pytest.raises(UsageError, match=r"which task.*gsm8k, humaneval"):
         open_view(study, wanted=SampleFilter(outcome="failed"))
     # What a killed process left half-written is not looked at.
@@ -564,3 +572,26 @@ def test_nested_texts_keep_their_lines() -> None:
         '      - {"until": []}',
         '    responses: ["2"]',
     ]
+
+
+# ----- in a line or two -----
+
+
+def test_a_question_is_shown_as_it_is_asked() -> None:
+    facts = {"context": "Question: What does it eat?\nAnswer:", "choices": [" clams", " seeds"]}
+    assert question_text(facts) == "What does it eat?" and choice_texts(facts) == ["clams", "seeds"]
+    names = {"contexts": ["Ann saw Bea because Ann", "Ann saw Bea because Bea"],
+             "choices": [" was ill.", " was ill."]}  # fmt: skip
+    assert question_text(names) == "Ann saw Bea because ___ was ill."
+    assert choice_texts(names) == ["Ann", "Bea"]
+    assert question_text({"prompt": "a\x1b[2J"}) == "a\\x1b[2J"
+    assert question_text({"prompt": "x" * 5000 + "end"}).startswith("… x")
+
+
+def test_an_answer_is_the_choice_or_both_ends_of_a_text() -> None:
+    row = {"choices": [" a", " longer"], "loglikelihoods": [-3.0, -4.0],
+           "choice_characters": [1, 6]}  # fmt: skip
+    assert answer_text(row, "acc") == "a" and answer_text(row, "acc_norm") == "longer"
+    text = answer_text({"text": "begin" + "x" * 900 + "end"}, "exact_match")
+    assert text.startswith("begin") and text.endswith("end") and len(text) < 450
+    assert answer_text({}, "acc") == ""

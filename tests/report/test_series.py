@@ -13,8 +13,6 @@ from laura.results.errors import StoreError
 from laura.results.store import SeriesStore
 from tests.report.gallery import JUDGEMENT, claims_value
 
-DRAWN = '<svg><clipPath id="clip0"></clipPath><g clip-path="url(#clip0)"></g></svg>'
-
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> Path:
@@ -31,7 +29,7 @@ def series(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> Path:
         judged = {**JUDGEMENT, "answer": f"Verdict of {name}."}
         (study / "claims.json").write_text(json.dumps(judged))
         (study / "figures").mkdir()
-        (study / "figures/tradeoff.svg").write_text(DRAWN)
+        (study / "figures/tradeoff.svg").touch()
         for form in ("html", "md"):
             (study / f"report.{form}").touch()
     (folder / "claims.json").write_text(json.dumps(claims_value()))
@@ -40,11 +38,15 @@ def series(tmp_path_factory: pytest.TempPathFactory, builder: Any) -> Path:
 
 def test_every_setting_has_verdict_figure_and_link(series: Path) -> None:
     html = write_series_report(series).read_text(encoding="utf-8")
-    assert html.count("<svg") == 2 and "Verdict of code-instruct." in html
+    assert "Verdict of code-instruct." in html
+    data = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    assert [one["name"] for one in data["settings"]] == ["code-instruct", "math <b>"]
+    assert all(one["configs"] for one in data["settings"])
     assert 'href="settings/code-instruct/report.html"' in html
     assert "math &lt;b&gt;" in html and "math <b>" not in html
     assert "Setting late was not carried out yet" in html
-    assert "1 supported, 1 contradicted, 1 mixed, 1 suggested, 2 undecided" in html
+    markdown = write_series_report(series, "md").read_text(encoding="utf-8")
+    assert "1 supported, 1 contradicted, 1 mixed, 1 suggested, 2 undecided" in markdown
     assert "LoRA forgets less than full finetuning." in html
     identities = [part.split('"')[0] for part in html.split(' id="')[1:]]
     assert len(identities) == len(set(identities))

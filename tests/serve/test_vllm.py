@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from laura.engine.detokenizer import TextDelta
 from laura.engine.engine import Engine
-from laura.engine.requests import GenerateAnswer, GenerateRequest
+from laura.engine.requests import GenerateAnswer, GenerateRequest, Grammar
 from laura.models import adapters as peft_files
 from laura.models.adapters import attach
 from laura.models.load import load_base
@@ -188,6 +188,16 @@ async def test_no_end_comes_before_the_least_tokens(tiny_folder: Path, fake: Fak
     assert all(len(expected(one, None)) >= 30 for one in asked)
     async with serving(tiny_folder) as engine:
         await asyncio.gather(*(check(engine, one) for one in (*free, *asked)))
+
+
+async def test_a_grammar_is_handed_on(tiny_folder: Path, fake: Fake) -> None:
+    ask = ask_for(0, ignore_end=False, grammar=Grammar("regex", "abc"))
+    async with serving(tiny_folder) as engine:
+        events = await collect(engine, ask)
+        await check(engine, ask_for(1))
+    assert isinstance(events[-1], Ended) and (events[-1].finish, events[-1].new_tokens) == (
+        "stop", 4
+    )  # fmt: skip
 
 
 def batches(fake: Fake) -> list[list[str]]:

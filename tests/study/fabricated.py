@@ -61,13 +61,14 @@ def recipe(
 ) -> Recipe:
     """A recipe of these arms; those without rates get three."""
     whole = {name: {"learning_rates": list(RATES), **own} for name, own in arms.items()}
-    replayed = any(
-        "replay" in own or own.get("init") in ("corda", "lora_null") for own in arms.values()
-    )
+    starts = ("lora_null", "corda")
+    replayed = any("replay" in own or own.get("init") in starts for own in arms.values())
+    rewritten = any("rewritten" in own for own in arms.values())
     text = TEXT.format(
         domain=domain, regime=regime, budgets=list(budgets), seeds=list(seeds), search=search,
         arms=json.dumps(whole), learning=learning, forgetting=", ".join(forgetting),
-        replay=", replay: [{source: base_samples, count: 9}]" if replayed else "",
+        replay=", replay: [{source: base_samples, count: 9}]" * replayed
+        + ", rewrite: {task: gsm8k}" * rewritten,
     )  # fmt: skip
     return parse_recipe(text)
 

@@ -142,6 +142,12 @@ def test_what_is_asked_for_twice_stands(adapters: list[Path], tmp_path: Path) ->
     first = measured(tmp_path, adapters[:1])
     before = files_of(tmp_path)
     assert measured(tmp_path, adapters[:1]) == first
+    # Nor where its base lies now, which its configuration names.
+    moved = tmp_path / "moved" / adapters[0].name
+    shutil.copytree(adapters[0], moved)
+    config = moved / "adapter_config.json"
+    config.write_text(config.read_text().replace('"micro"', '"/elsewhere"'))
+    assert measured(tmp_path, [moved]) == first
     # Another adapter joins: what stands is not touched.
     joined = measured(tmp_path, adapters[:2])
     after = files_of(tmp_path)

@@ -21,11 +21,12 @@ from laura.models.lora import LoraSettings
 from laura.models.registry import MICRO_BASE
 from laura.recipe.reading import parse_recipe
 from laura.recipe.sections import Arm, FullArm, LoraArm, Recipe
+from laura.results.errors import RecipeError
 from laura.study import extras
 from laura.study.material import ExampleEncoder
 from laura.study.plan import work
 from laura.study.plan.memory import trainable_parameters
-from laura.study.plan.planning import announcement, plan
+from laura.study.plan.planning import announcement, plan, refuse_arms
 from laura.study.plan.shapes import shapes_from, shapes_of
 from laura.study.plan.text import paper_rows, plan_line, plan_text
 from laura.study.plan.work import (
@@ -142,6 +143,24 @@ def test_every_family_is_counted_as_it_stands(kind: str, targets: Any) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trainable_parameters(shapes, arm) == trained
     assert work_of(shapes, arm) == count_work(model)
+
+
+def test_what_experts_cannot_have_is_told_with_all_else() -> None:
+    arms = {
+        "plain": {"method": "lora", "rank": 4, "learning_rates": [1e-3]},
+        "dropped": {"method": "lora", "rank": 4, "learning_rates": [1e-3], "dropout": 0.1},
+        "lengths": {
+            "method": "lora", "rank": 4, "learning_rates": [1e-3], "dora": True,
+            "targets": "attention",
+        },
+    }  # fmt: skip
+    recipe = micro_recipe(arms=arms, base={"model": "micro", "quantization": "nf4"})
+    with pytest.raises(RecipeError) as told:
+        refuse_arms(recipe, shapes_from(settings_of("mixtral"), "mixtral"))
+    assert [fault.path for fault in told.value.faults] == [
+        "arms.dropped.targets",
+        "base.quantization",
+    ]
 
 
 def test_a_token_goes_through_some_experts() -> None:

@@ -271,7 +271,10 @@ def test_memory_is_checked_for_what_is_left_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(compare, "check_memory", lambda _, arms: seen.extend(arms))
     recipe = micro_recipe()
     session: Any = SimpleNamespace(
-        recipe=recipe, check=lambda specs: None, finished=lambda spec: spec.arm == "full"
+        recipe=recipe,
+        check=lambda specs: None,
+        finished=lambda spec: spec.arm == "full",
+        wants=lambda spec: True,
     )
     compare._check(session, grid_of(recipe))
     assert seen == ["lora"]

@@ -42,6 +42,7 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "oplora-forgets-less": ({**LORA, "protect": 8}, LORA),
     "corda-forgets-less": ({**LORA, "init": "corda"}, LORA),
     "oft-forgets-less": ({"method": "oft"}, LORA),
+    "sdft-forgets-less": ({**LORA, "rewritten": True}, LORA),
 }
 NULL = {"null": {**LORA, "init": "lora_null"}, "corda": {**LORA, "init": "corda"},
         "milora": {**LORA, "init": "milora"}}  # fmt: skip

@@ -22,6 +22,7 @@ from laura.report.html import document_text, lay_out
 from laura.report.study import Study
 from laura.report.tables import summary_table
 from laura.results.schema import Constraint, Judgement, Recommendation
+from laura.results.units import rate_text
 from laura.study.claims.judgement import judge
 from laura.study.claims.settings import Setting
 from laura.study.recommend import answer_of as advice_of
@@ -114,7 +115,7 @@ def shown(renderable: Any) -> str:
 def report_text(one: Setting, judged: Judgement, advice: Recommendation | None) -> str:
     """Page and terminal table of a study, as the commands draw them, but for the charts."""
     study = Study(build_summary(filled(one).evidence), judgement=judged, recommendation=advice)
-    pages, absent = lay_out(study)
+    pages, absent = lay_out(study, "md")
     pages = [replace(page, blocks=[block for block in page.blocks if not isinstance(block, Figure)])
              for page in pages]  # fmt: skip
     page = document_text(Document("study", "", study.answer, [], pages, absent, ""), {})
@@ -171,6 +172,14 @@ ANSWERS: list[tuple[str, str]] = [
 ]  # fmt: skip
 
 
+# How sure each branch is; of the others nothing was compared.
+CERTAIN = {
+    "LoRA": "supported", "full": "supported", "same": "supported", "pair": "supported",
+    "mixed": "mixed", "gentler": "suggested", "suggested": "suggested", "run": "undecided",
+    "undecided": "undecided", "missing": "undecided", "cost": "undecided",
+}  # fmt: skip
+
+
 def branch(answer: str) -> str:
     """Which of its branches an answer is from; all of its words are known."""
     assert len(answer.split()) <= 25, answer
@@ -192,6 +201,8 @@ def read_answer(answer: str, found: Judgement, said: Said) -> str:
     elif kind in ("same", "run", "undecided", "missing"):
         assert matched == "undecided", answer
         assert (claims["same-tradeoff"].verdict == "supported") == (kind == "same"), answer
+    assert found.verdict == CERTAIN.get(kind), answer
+    read_next_step(kind, found)
     if kind in ("pair", "cost"):
         first, second = re.findall(r"(?:Choose |between |learning |and )(\S+?):? ", answer)[:2]
         pair = frozenset((first, second))
@@ -200,6 +211,21 @@ def read_answer(answer: str, found: Judgement, said: Said) -> str:
         more = second if kind == "pair" else ""
         said.setdefault(("At equal learning", "forgot", pair), set()).add(more)
     return kind
+
+
+def read_next_step(kind: str, found: Judgement) -> None:
+    """What would decide the answer: what it names once more, or as many seeds as it says."""
+    if kind == "gentler":
+        [one] = found.named
+        assert f"{one.arm} at {rate_text(one.learning_rate)} forgot" in found.answer
+        assert found.options == f"--confirm {one.arm}@{one.learning_rate:g}"
+        assert found.more_runs >= 3 and "fresh seeds" in found.missing
+    elif found.options:
+        seeds = found.options.removeprefix("--set seeds=[").removesuffix("]").split(",")
+        assert len(seeds) == len({*seeds}) == int(re.findall(r"\d+", found.missing)[0])
+        assert found.more_runs > 0 and kind in ("run", "suggested")
+    else:
+        assert found.more_runs == 0 and not found.named
 
 
 def read_claims(found: Judgement, said: Said) -> None:

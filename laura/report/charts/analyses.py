@@ -28,12 +28,6 @@ from laura.results.schema import (
 )
 from laura.results.statistics import Estimate, over_seeds
 
-TOOLTIPS = {
-    "module": "module", "layer": "layer", "arm": "arm", "budget_text": "budget",
-    "rank_text": "rank at 90 %", "noise_text": "of iid noise", "shape_text": "shape",
-    "rate": "learning rate", "seeds": "seeds",
-}  # fmt: skip
-INTRUDER_TOOLTIPS = {"arm": "arm", "x": "layer", "value": "intruders a matrix", "n": "matrices"}
 TABLE = "Size and rank of the updates"
 HEIGHT = 230
 # Of the attention, then of the MLP, as in the layer.
@@ -81,30 +75,23 @@ def spectra(study: Study) -> list[ChartPanel]:
 
 def _rows(summary: Summary, found: list[CheckpointSpectra]) -> list[Row]:
     """One row an arm, budget, module and layer: means over the seeds."""
-    cells: dict[
-        tuple[str, float, str, int], list[tuple[CheckpointSpectra, MatrixSpectra, int]]
-    ] = {}
+    cells: dict[tuple[str, float, str, int], list[tuple[MatrixSpectra, int]]] = {}
     for one in found:
         for matrix in one.matrices:
             if matrix.layer is not None and matrix.rank_kept is not None:
                 key = (one.arm, one.budget, matrix.module, matrix.layer)
-                cells.setdefault(key, []).append((one, matrix, matrix.rank_kept))
+                cells.setdefault(key, []).append((matrix, matrix.rank_kept))
     known = {name: place for place, name in enumerate(ORDER)}
     names = sorted({key[2] for key in cells}, key=lambda name: (known.get(name, len(ORDER)), name))
     last = max((layer for *_, layer in cells), default=0)
     rows = []
     for (arm, budget, module, layer), own in sorted(cells.items(), key=lambda cell: cell[0]):
-        mean, matrix = fmean(rank for *_, rank in own), own[0][1]
         rows.append(
             {
                 "arm": arm, "module": module, "layer": str(layer),
                 "x": names.index(module) + (layer + 0.5) / (last + 1),
                 "budget": budget, "budget_text": formats.budget_of(summary, budget),
-                "y": mean, "rank_text": f"{mean:g}",
-                "noise": matrix.noise_kept, "noise_text": formats.count(matrix.noise_kept),
-                "shape_text": f"{matrix.shape[0]} × {matrix.shape[1]}",
-                "rate": formats.rates([one.learning_rate for one, *_ in own]),
-                "seeds": formats.seeds(sorted({one.seed for one, *_ in own})),
+                "y": fmean(rank for _, rank in own), "noise": own[0][0].noise_kept,
             }
         )  # fmt: skip
     return rows
@@ -126,7 +113,7 @@ def _panel(summary: Summary, place: int, arm: str, every: list[Row]) -> ChartPan
         layers.append(dashed.encode(x="x:Q", y="noise:Q", detail="module:N"))
     layers += [
         line.encode(x=x, y=y, color=color, detail="module:N", order=altair.Order("x:Q")),
-        point.encode(x=x, y=y, color=color, tooltip=style.tooltips(TOOLTIPS)),
+        point.encode(x=x, y=y, color=color),
     ]
     told = "Colour: budget." + (" Dashed: iid noise." if noise else "")
     return ChartPanel(
@@ -187,8 +174,7 @@ def intruders(study: Study) -> list[ChartPanel]:
             if matrix.intruders is not None and matrix.layer is not None:
                 counts.setdefault((arm, matrix.layer), []).append(matrix.intruders)
     rows: list[Row] = [
-        {"arm": arm, "x": layer, "y": fmean(own), "value": f"{fmean(own):.2f}", "n": str(len(own))}
-        for (arm, layer), own in sorted(counts.items())
+        {"arm": arm, "x": layer, "y": fmean(own)} for (arm, layer), own in sorted(counts.items())
     ]
     if not rows:
         return []
@@ -198,7 +184,7 @@ def intruders(study: Study) -> list[ChartPanel]:
     y = altair.Y("y:Q", title="intruder dimensions a matrix, mean")
     apart = style.arms_apart(study.summary, {row["arm"] for row in rows})
     drawing = style.titled(
-        style.lines(rows, x, y, *apart, INTRUDER_TOOLTIPS),
+        style.lines(rows, x, y, *apart),
         "Intruder dimensions",
         "Mean over the layer's matrices and seeds.",
     )
@@ -215,9 +201,6 @@ Sampled = dict[str, dict[str, list[S]]]
 
 KINDS = {"distinct": "all", "distinct_passed": "of those that pass",
          "distinct_failed": "of those that fail"}  # fmt: skip
-DIVERSITY_TOOLTIPS = {"arm": "model", "kind": "samples", "value": "distinct outputs a prompt",
-            "seeds": "seeds", "n": "prompts"}  # fmt: skip
-PASS_TOOLTIPS = {"series": "model", "x_text": "k", "value": "pass@k", "seeds": "seeds", "n": "n"}
 
 
 def by_model(found: Sequence[S]) -> Sampled[S]:
@@ -265,8 +248,7 @@ def diversity(study: Study) -> list[ChartPanel]:
     panels = []
     for extra, models in by_model(study.analysis.diversity).items():
         rows: list[Row] = [
-            {"arm": model, "kind": kind, **style.spread("x", found), "seeds": str(len(seeds)),
-             "value": f"{found.value:.2f} ± {found.stderr:.2f}", "n": str(found.n)}
+            {"arm": model, "kind": kind, **style.spread("x", found)}
             for model, seeds in models.items()
             for name, kind in KINDS.items()
             if (found := count(seeds, name)) is not None
@@ -281,7 +263,7 @@ def diversity(study: Study) -> list[ChartPanel]:
         x = altair.X("x:Q", title=f"distinct outputs among {first.samples} samples of a prompt")
         y = style.rows_axis("arm", models, 0.3)
         offset = altair.YOffset("kind:N", scale=altair.Scale(domain=kinds))
-        layers = style.dots(rows, x, y, offset, *apart, DIVERSITY_TOOLTIPS)
+        layers = style.dots(rows, x, y, offset, *apart)
         title = f"{study.summary.task(first.task).short_title}: distinct outputs"
         drawing = style.titled(layers, title, _drawn(first), style.BARS)
         words = f"Distinct outputs a prompt of {', '.join(models)}, all, passing and failing."
@@ -303,26 +285,24 @@ def pass_at_k(study: Study) -> list[ChartPanel]:
     """
     # One panel for each extra that has more than one k: the base and one line an arm.
     summary, panels = study.summary, []
-    places = {name: place for place, name in enumerate(style.coloured(summary))}
+    hues = {name: style.arm_hues(summary)[name] for name in style.coloured(summary)}
     found = [
         one
         for one in study.analysis.pass_at_k
-        if len(one.at_k) > 1 and (one.arm is None or one.arm in places)
+        if len(one.at_k) > 1 and (one.arm is None or one.arm in hues)
     ]
     for extra, models in by_model(found).items():
         rows = [
-            {"series": model, "x": k, "x_text": f"{k:g}", **style.spread("y", found, 100.0),
-             "value": f"{100 * found.value:.1f} ± {100 * found.stderr:.1f} %",
-             "seeds": str(len(seeds)), "n": f"{found.n} prompts"}
+            {"series": model, "x": k, **style.spread("y", found, 100.0)}
             for model, seeds in models.items()
             for k, found in at_k(seeds).items()
         ]  # fmt: skip
         first = next(iter(models.values()))[0]
-        colors = [style.GREY if model == BASE else style.hue(places[model]) for model in models]
+        colors = [style.GREY if model == BASE else hues[model] for model in models]
         color, shape = style.told_apart("series", {m: at for at, m in enumerate(models)}, colors)
         x = style.listed_axis("k (log scale)", [row["x"] for row in rows])
         y = altair.Y("y:Q", title="pass@k (%)", scale=altair.Scale(zero=False, padding=10))
-        layers = style.lines(rows, x, y, color, shape, PASS_TOOLTIPS)
+        layers = style.lines(rows, x, y, color, shape)
         title = f"{summary.task(first.task).short_title}: pass@k"
         drawing = style.titled(layers, title, f"{_drawn(first)} {style.BARS}")
         words = f"pass@k against k on a logarithmic axis, of {', '.join(models)}."

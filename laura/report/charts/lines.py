@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import altair
 
 from laura.recipe.tasks import DRIFT
-from laura.report import formats
 from laura.report.arms import (
     Group,
     adapted,
@@ -27,34 +26,16 @@ from laura.results.task_result import VALIDATION
 
 # A study of a hundred runs must not make a page of a hundred megabytes.
 POINTS_OF_A_CURVE = 150
-FACTS = {
-    "value": "score", "change": "change from base", "rate": "learning rate", "chosen": "chosen",
-    "seeds": "seeds", "budget": "budget", "run": "run", "n": "n",
-}  # fmt: skip
-TOKEN_TIPS = {"arm": "arm", "tokens": "tokens"}
-RATE_TIPS = {"arm": "arm", "rate": "learning rate"}
-RANK_TIPS = {"series": "modules", "arm": "arm", "x_text": "rank", "alpha": "alpha"}
-REPLAY_TIPS = {"series": "arms", "arm": "arm", "x_text": "replay"}
-LOST_TIPS = {"arm": "arm", "rate": "learning rate", "state": "state", "reason": "reason",
-             "seeds": "seed", "run": "run"}  # fmt: skip
-LOSS_TIPS = {"arm": "arm", "loss": "training loss", "tokens": "tokens", "rate": "learning rate",
-             "seed": "seed", "budget": "budget", "state": "state", "run": "run"}  # fmt: skip
 LOST_STATES = ("diverged", "failed")
 
 
 def score_rows(groups: Iterable[Group], name: str, x: Callable[[Group], Row]) -> list[Row]:
-    """A marker a group that has the measure; `x` says where it lies, and what else is told."""
+    """A marker a group that has the measure; `x` says where it lies."""
     rows = []
     for group in groups:
         task, score = group.summary.task(name), group.value(name)
         if score is not None:
-            told = {
-                "value": formats.value(score, task, True),
-                "change": formats.change(group.change(name), task, True),
-                "n": f"{score.n} {task.items}" if score.n else formats.ABSENT,
-            }
-            place = {**x(group), **style.spread("y", score, task.scale)}
-            rows.append({**group.facts, **place, **told})
+            rows.append({**group.facts, **x(group), **style.spread("y", score, task.scale)})
     return rows
 
 
@@ -63,7 +44,6 @@ def score_panel(
     name: str,
     rows: list[Row],
     x: altair.X,
-    tips: Mapping[str, str],
     words: tuple[str, str],
     *,
     arms: Collection[str] | None = None,
@@ -80,7 +60,6 @@ def score_panel(
         name: The measure.
         rows: From `score_rows`, at least one.
         x: The axis.
-        tips: Field to label of what tooltips tell before the facts.
         words: End of the title (empty for the task's whole title) and of the description.
         arms: The only arms drawn, all of them in colours; None for every arm, in colours as
             far as these go.
@@ -91,8 +70,6 @@ def score_panel(
         above: Further layers.
     """
     task, y = summary.task(name), style.value_axis(summary.task(name), padding)
-    told = {field: label for field, label in FACTS.items() if label not in tips.values()}
-    told = {**tips, **{field: label for field, label in told.items() if field in rows[0]}}
     others: list[Row] = []
     color, shape = style.series_apart(series or ())
     if series is None:
@@ -103,9 +80,9 @@ def score_panel(
         circle = style.chart(ring).mark_point(size=260, strokeWidth=2, opacity=0.9, shape="circle")
         between.append(circle.encode(x=x, y=y, color=color))
     layers = [
-        *style.grey_lines(others, x, y, told),
+        *style.grey_lines(others, x, y),
         *style.base_layers(summary, name),
-        *style.lines(rows, x, y, color, shape, told, between),
+        *style.lines(rows, x, y, color, shape, between),
         *above,
     ]
     side = "Learning" if name in summary.measure.learning else "Forgetting"
@@ -137,10 +114,10 @@ def over_tokens(
     words = ("", "tokens trained on, one line an arm, the base dashed")
     panels = []
     for name in names:
-        rows = score_rows(found, name, lambda g: {"x": g.tokens, "tokens": formats.count(g.tokens)})
+        rows = score_rows(found, name, lambda g: {"x": g.tokens})
         if rows:
-            x, tips = style.token_axis(max(row["x"] for row in rows)), TOKEN_TIPS
-            panels.append(score_panel(summary, name, rows, x, tips, words, arms=arms, padding=10))
+            x = style.token_axis(max(row["x"] for row in rows))
+            panels.append(score_panel(summary, name, rows, x, words, arms=arms, padding=10))
     return panels
 
 
@@ -206,18 +183,16 @@ def learning_rates(study: Study) -> list[ChartPanel]:
             told = [f"{better}. Ring: chosen rate. {style.BARS}"]
             if crosses:
                 told.append("× at the lower edge: a run at this rate diverged or failed.")
-            ring = [row for row in rows if row["chosen"] != "no" and row["arm"] in coloured]
+            ring = [row for row in rows if row["chosen"] and row["arm"] in coloured]
             panels.append(
-                score_panel(summary, name, rows, x, RATE_TIPS, words,
+                score_panel(summary, name, rows, x, words,
                             subtitle=told, ring=ring, above=crosses)
             )  # fmt: skip
     return panels
 
 
 def _rate(group: Group) -> Row:
-    chosen = sum(point.selected for point in group.points)
-    told = f"with {chosen} of {len(group.points)} seeds" if chosen else "no"
-    return {"x": group.learning_rate, "chosen": told}
+    return {"x": group.learning_rate, "chosen": any(point.selected for point in group.points)}
 
 
 def _rate_axis(rates: set[float]) -> altair.X:
@@ -229,17 +204,14 @@ def _rate_axis(rates: set[float]) -> altair.X:
 def _crosses(summary: Summary, x: altair.X) -> list[altair.Chart]:
     """Runs that were lost as crosses at the lower edge, in the arm's colour or in grey."""
     lost = [
-        {"arm": run.arm, "x": run.learning_rate, "rate": formats.rate(run.learning_rate),
-         "state": run.state, "reason": run.reason or formats.ABSENT, "seeds": str(run.seed),
-         "run": run.id}
-        for run in summary.runs if run.state in LOST_STATES
-    ]  # fmt: skip
+        {"arm": run.arm, "x": run.learning_rate} for run in summary.runs if run.state in LOST_STATES
+    ]
     coloured, grey = style.of_arms(lost, style.coloured(summary))
     sides = ((grey, altair.value(style.GREY)), (coloured, style.arms_apart(summary)[0]))
     return [
         style.chart(rows)
         .mark_point(**style.CROSS, yOffset=-9)
-        .encode(x=x, y=altair.value("height"), color=tint, tooltip=style.tooltips(LOST_TIPS))
+        .encode(x=x, y=altair.value("height"), color=tint)
         for rows, tint in sides
         if rows
     ]
@@ -261,14 +233,12 @@ def ranks(study: Study) -> list[ChartPanel]:
     words = ("rank and modules", "the rank of LoRA, one line a choice of modules")
 
     def place(group: Group) -> Row:
-        rank, alpha = (setting(arms[group.arm], name) for name in ("rank", "alpha"))
-        told = {"x_text": f"{rank:g}", "alpha": f"{alpha:g}"}
-        return {"series": series[group.arm], "x": rank, **told}
+        return {"series": series[group.arm], "x": setting(arms[group.arm], "rank")}
 
     return [
         score_panel(
             summary, name, rows, style.listed_axis("rank (log scale)", [r["x"] for r in rows]),
-            RANK_TIPS, words, series=dict.fromkeys(series.values()),
+            words, series=dict.fromkeys(series.values()),
             subtitle=[f"{_better(summary.task(name)).capitalize()}. {style.BARS}"],
         )
         for name in leading(summary)
@@ -290,14 +260,13 @@ def replay(study: Study) -> list[ChartPanel]:
 
     def place(group: Group) -> Row:
         family, arm = of_arm[group.arm]
-        share = setting(arm, "replay")
-        return {"series": family, "x": share, "x_text": f"{100 * share:g} % of tokens"}
+        return {"series": family, "x": setting(arm, "replay")}
 
     return [
         score_panel(
             summary, name, rows,
             style.listed_axis("share of replayed tokens", [r["x"] for r in rows], "%"),
-            REPLAY_TIPS, words, series=named,
+            words, series=named,
         )
         for name in leading(summary, None)
         if (rows := score_rows(found, name, place))
@@ -336,20 +305,21 @@ def loss_curves(study: Study) -> list[ChartPanel]:
     x = style.token_axis(max(tokens for run in runs for tokens, _ in run.loss_curve))
     scale = altair.Scale(zero=False, domainMax=ceiling, nice=False)
     y = altair.Y("y:Q", title="training loss (nats per supervised token)", scale=scale)
-    color, tips = style.arms_apart(summary)[0], style.tooltips(LOSS_TIPS)
+    color = style.arms_apart(summary)[0]
     layers = []
     for selected, opacity, width in ((False, 0.3, 1.0), (True, 0.95, 1.8)):
         curves = [run for run in runs if run.selected == selected]
-        rows = [_loss(summary, run, *at) for run in curves for at in _thin(run.loss_curve)]
-        line = style.chart(rows).mark_line(clip=True, opacity=opacity, strokeWidth=width)
-        layers += [line.encode(x=x, y=y, color=color, strokeDash=style.dash(arms), detail="run:N",
-                               tooltip=tips)] if rows else []  # fmt: skip
+        rows = [_loss(run, *at) for run in curves for at in _thin(run.loss_curve)]
+        if rows:
+            line = style.chart(rows).mark_line(clip=True, opacity=opacity, strokeWidth=width)
+            dash = style.dash(arms)
+            layers.append(line.encode(x=x, y=y, color=color, strokeDash=dash, detail="run:N"))
     lost = [run for run in runs if run.state in LOST_STATES]
     if lost:
-        rows = [_loss(summary, run, *run.loss_curve[-1]) for run in lost]
+        rows = [_loss(run, *run.loss_curve[-1]) for run in lost]
         ends = style.chart([{**row, "y": min(row["y"], ceiling)} for row in rows])
         cross = ends.mark_point(**style.CROSS)
-        layers.append(cross.encode(x=x, y=y, color=color, tooltip=tips))
+        layers.append(cross.encode(x=x, y=y, color=color))
     told = ["Strong lines: best learning rate; pale lines: the other rates tried."]
     if any(loss > ceiling for run in runs for _, loss in run.loss_curve):
         told.append(f"Cut at {ceiling:.3g}; × marks the end of a run that diverged or failed.")
@@ -362,10 +332,5 @@ def _thin(curve: list[Any]) -> list[Any]:
     return kept if kept[-1] == curve[-1] else [*kept, curve[-1]]
 
 
-def _loss(summary: Summary, run: RunRow, tokens: float, loss: float) -> Row:
-    return {
-        "arm": run.arm, "run": run.id, "x": tokens, "y": loss, "loss": f"{loss:.3f} nats",
-        "tokens": formats.count(tokens), "rate": formats.rate(run.learning_rate),
-        "seed": str(run.seed), "budget": formats.budget_of(summary, run.budget),
-        "state": run.state,
-    }  # fmt: skip
+def _loss(run: RunRow, tokens: float, loss: float) -> Row:
+    return {"arm": run.arm, "run": run.id, "x": tokens, "y": loss}

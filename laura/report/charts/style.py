@@ -1,15 +1,17 @@
 """What a chart is, and how every chart looks: colour and shape, error bars, titles, the base.
 
-Colours are those of Okabe and Ito (2008), made to be told apart with any kind
-of colour vision; yellow and black are left out, since one cannot be seen on
-white and the other not in the dark. Shapes differ as well, so that a print in
-grey still tells arms apart. Seven colours are all there are: of more arms, lines
-are coloured for those that stand for all, and grey for the others.
+A method has one hue in every figure of every study, the page's (`templates/chart.css`), and
+its arms differ in shade. What is no arm has the colours of Okabe and Ito (2008), made to be
+told apart with any kind of colour vision; yellow and black are left out, since one cannot be
+seen on white and the other not in the dark. Shapes differ as well, so that a print in grey
+still tells arms apart. Of more than seven arms, lines are coloured for those that stand for
+all, and grey for the others.
 """
 
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,10 @@ from laura.results.schema import Summary, TaskFacts
 from laura.results.statistics import Estimate
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7A2E")
+METHOD_PALETTES = {
+    "full": ("#C2500A", "#8F3A12", "#8A5A00", "#B5382A"),
+    "lora": ("#0A69B0", "#4556C7", "#00707D", "#1F4E79"),
+}
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 3])
 GREY = "#7A7A7A"
@@ -108,14 +114,25 @@ def coloured(summary: Summary) -> list[str]:
 
 def colour_note(study: Study) -> str:
     """Which arms have a colour of their own; empty where every arm has one."""
-    whole = "The others are grey and told by their tooltips; the first page's table has"
+    whole = "The others are grey; the table of all arms has"
     return who_is_drawn(coloured(study.summary), places(study.summary), whole, "In colour are")
 
 
-def hue(place: int) -> str:
-    """Colour of a place: after seven the same ones darker, then lighter."""
-    shade = [None, (0.62, 0), (0.62, 255)][place // len(PALETTE) % 3]
-    color = PALETTE[place % len(PALETTE)]
+def arm_hues(summary: Summary) -> dict[str, str]:
+    """Colour of each arm, by its method."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for arm in summary.arms:
+        method = "full" if arm.method == "full" else "lora"
+        found[arm.name] = hue(seen[method], METHOD_PALETTES[method])
+        seen[method] += 1
+    return found
+
+
+def hue(place: int, palette: Sequence[str] = PALETTE) -> str:
+    """Colour of a place: after the last one the same darker, then lighter."""
+    shade = [None, (0.62, 0), (0.62, 255)][place // len(palette) % 3]
+    color = palette[place % len(palette)]
     if shade is None:
         return color
     share, end = shade
@@ -152,7 +169,8 @@ def arms_apart(
     first = coloured(summary)
     order = [*first, *(name for name in places(summary) if name not in first)]
     wanted = first if arms is None else arms
-    return told_apart("arm", {name: at for at, name in enumerate(order) if name in wanted})
+    named, hues = {name: at for at, name in enumerate(order) if name in wanted}, arm_hues(summary)
+    return told_apart("arm", named, [hues[name] for name in named])
 
 
 def series_apart(names: Collection[str]) -> tuple[altair.Color, altair.Shape]:
@@ -187,14 +205,9 @@ def chart(rows: list[Row]) -> altair.Chart:
     return altair.Chart(altair.InlineData(values=tuple(rows)))
 
 
-def tooltips(names: Mapping[str, str]) -> list[altair.Tooltip]:
-    """Tooltip lines, field to label; every field is text already."""
-    return [altair.Tooltip(f"{field}:N", title=label) for field, label in names.items()]
-
-
 def lines(
     rows: list[Row], x: altair.X, y: altair.Y, color: altair.Color, shape: altair.Shape,
-    tips: Mapping[str, str], between: Sequence[altair.Chart] = (),
+    between: Sequence[altair.Chart] = (),
 ) -> list[altair.Chart]:  # fmt: skip
     """Lines with markers, and error bars where rows have them; `between` lies below the markers."""
     drawn = chart(rows)
@@ -203,13 +216,11 @@ def lines(
         bars = drawn.mark_rule(strokeWidth=1.2, opacity=0.65)
         layers.append(bars.encode(x=x, y="y_low:Q", y2="y_high:Q", color=color))
     points = drawn.mark_point(filled=True, opacity=1, size=70)
-    marked = points.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltips(tips))
+    marked = points.encode(x=x, y=y, color=color, shape=shape)
     return [*layers, *between, marked]
 
 
-def grey_lines(
-    rows: list[Row], x: altair.X, y: altair.Y, tips: Mapping[str, str], order: str = "x"
-) -> list[altair.Chart]:
+def grey_lines(rows: list[Row], x: altair.X, y: altair.Y, order: str = "x") -> list[altair.Chart]:
     """Thin lines of the arms that have no colour; none without rows."""
     if not rows:
         return []
@@ -218,7 +229,7 @@ def grey_lines(
     point = drawn.mark_point(filled=True, size=28, opacity=0.6, color=GREY, shape="circle")
     return [
         line.encode(x=x, y=y, detail="arm:N", order=altair.Order(f"{order}:Q")),
-        point.encode(x=x, y=y, tooltip=tooltips(tips)),
+        point.encode(x=x, y=y),
     ]
 
 
@@ -227,18 +238,18 @@ def base_layers(summary: Summary, name: str) -> list[altair.Chart]:
     task, score = summary.task(name), summary.base.scores.get(name)
     if score is None:
         return []
-    here = chart([{"y": score.value * task.scale, "value": formats.value(score, task, True)}])
+    here = chart([{"y": score.value * task.scale}])
     line = here.mark_rule(color=GREY, strokeDash=[5, 4], strokeWidth=1.5)
     word = here.mark_text(text="base", align="right", dx=-2, dy=-6, fontSize=11.5)
     return [
-        line.encode(y="y:Q", tooltip=tooltips({"value": "base"})),
+        line.encode(y="y:Q"),
         word.encode(x=altair.value("width"), y="y:Q"),
     ]
 
 
 def dots(
     rows: list[Row], x: altair.X, y: altair.Y, offset: altair.YOffset,
-    color: altair.Color, shape: altair.Shape, tips: Mapping[str, str],
+    color: altair.Color, shape: altair.Shape,
 ) -> list[altair.Chart]:  # fmt: skip
     """Points with horizontal error bars, side by side within a row."""
     drawn = chart(rows)
@@ -246,7 +257,7 @@ def dots(
     points = drawn.mark_point(filled=True, opacity=1, size=85)
     return [
         bars.encode(x="x_low:Q", x2="x_high:Q", y=y, yOffset=offset, color=color),
-        points.encode(x=x, y=y, yOffset=offset, color=color, shape=shape, tooltip=tooltips(tips)),
+        points.encode(x=x, y=y, yOffset=offset, color=color, shape=shape),
     ]
 
 

@@ -14,16 +14,6 @@ from laura.report.charts.style import GREY, ChartPanel, Row, chart_of
 from laura.report.study import Study
 from laura.results.schema import MEAN, Summary, TaskFacts
 
-TOOLTIPS = {
-    "arm": "arm", "learning": "learning", "learning_change": "against the base",
-    "forgetting": "source", "forgetting_change": "against the base ", "rate": "learning rate",
-    "seeds": "seeds", "budget": "budget", "tokens": "tokens", "run": "run", "n": "n",
-}  # fmt: skip
-TASK_TOOLTIPS = {
-    "arm": "arm", "task": "task", "change": "against the base", "value": "score", "base": "base",
-    "rate": "learning rate", "seeds": "seeds", "budget": "budget", "run": "run", "n": "n",
-}  # fmt: skip
-
 
 def pairs(summary: Summary) -> list[tuple[str, str]]:
     """Pairs (learning, forgetting) that make sense beside each other.
@@ -82,21 +72,11 @@ def tradeoff(study: Study) -> list[ChartPanel]:
 def _rows(found: Iterable[Group], up: TaskFacts, right: TaskFacts) -> list[Row]:
     rows = []
     for group in found:
-        moved, lost_of = group.change(up.name), group.change(right.name)
-        learnt = formats.turned(moved, up, learnt=True)
-        lost = formats.turned(lost_of, right, learnt=False)
+        learnt = formats.turned(group.change(up.name), up, learnt=True)
+        lost = formats.turned(group.change(right.name), right, learnt=False)
         if learnt is None or lost is None:
             continue
-        score, kept = group.value(up.name), group.value(right.name)
-        told = {
-            "learning": f"{up.title}: {formats.value(score, up, True)}",
-            "learning_change": formats.moved_words(moved, up, learnt=True),
-            "forgetting": f"{right.title}: {formats.value(kept, right, True)}",
-            "forgetting_change": formats.moved_words(lost_of, right, learnt=False),
-            "size": formats.count(group.budget),
-            "tokens": formats.count(group.tokens),
-            "n": f"{learnt.n} {up.items}, {lost.n} {right.items}",
-        }
+        told = {"size": formats.count(group.budget)}
         place = style.spread("y", learnt, up.scale) | style.spread("x", lost, right.scale)
         rows.append({**group.facts, **place, "order": group.budget, **told})
     return rows
@@ -129,7 +109,7 @@ def _layers(
 ) -> list[altair.Chart]:
     x = style.forgotten_axis(style.moved_title(right, learnt=False))
     y = style.learnt_axis(style.moved_title(up, learnt=True))
-    arms, tips = style.coloured(summary), style.tooltips(TOOLTIPS)
+    arms = style.coloured(summary)
     color, shape = style.arms_apart(summary)
     means, others = style.of_arms(means, arms)
     singles, _ = style.of_arms(singles, arms)
@@ -139,19 +119,19 @@ def _layers(
     layers = [
         *_origin(),
         *_front_layers(front),
-        *style.grey_lines(others, x, y, TOOLTIPS, order="order"),
+        *style.grey_lines(others, x, y, order="order"),
         bars.encode(x="x_low:Q", x2="x_high:Q", y="y:Q", color=color),
         bars.encode(x="x:Q", y="y_low:Q", y2="y_high:Q", color=color),
     ]
     if len(singles) > len(means):
         small = style.chart(singles).mark_point(filled=True, size=22, opacity=0.4)
-        layers.append(small.encode(x="x:Q", y="y:Q", color=color, shape=shape, tooltip=tips))
+        layers.append(small.encode(x="x:Q", y="y:Q", color=color, shape=shape))
     points = drawn.mark_point(filled=True, opacity=1)
     size = _size(summary, means)
     return [
         *layers,
         line.encode(x=x, y=y, color=color, order=altair.Order("order:Q")),
-        points.encode(x=x, y=y, color=color, shape=shape, size=size, tooltip=tips),
+        points.encode(x=x, y=y, color=color, shape=shape, size=size),
         *_words(),
         *_front_names(front),
     ]
@@ -184,7 +164,7 @@ def _words() -> list[altair.Chart]:
     name = here.mark_text(text="base", dx=-10, dy=12, align="right", fontSize=11.5)
     word = corner.mark_text(align="right", baseline="top", dx=-4, dy=4, fontSize=11.5)
     return [
-        base.encode(x="x:Q", y="y:Q", tooltip=style.tooltips({"arm": "model"})),
+        base.encode(x="x:Q", y="y:Q"),
         name.encode(x="x:Q", y="y:Q"),
         word.encode(text="text:N", x=altair.value("width"), y=altair.value(0)),
     ]
@@ -198,7 +178,7 @@ def _front_layers(rows: list[Row]) -> list[altair.Chart]:
     ring = drawn.mark_point(shape="circle", size=330, strokeWidth=1.6, color=GREY, opacity=1)
     return [
         line.encode(x="x:Q", y="y:Q", order=altair.Order("x:Q")),
-        ring.encode(x="x:Q", y="y:Q", tooltip=style.tooltips(TOOLTIPS)),
+        ring.encode(x="x:Q", y="y:Q"),
     ]
 
 
@@ -256,19 +236,11 @@ def _label(task: TaskFacts) -> str:
 def _by_task(summary: Summary, name: str, title: str, tasks: list[TaskFacts]) -> ChartPanel | None:
     rows = []
     for task in tasks:
-        base = formats.value(summary.base.scores.get(task.name), task, True)
         for group in final_groups(summary).values():
-            change = group.change(task.name)
-            lost = formats.turned(change, task, learnt=False)
+            lost = formats.turned(group.change(task.name), task, learnt=False)
             if lost is not None:
-                told = {
-                    "task": _label(task),
-                    "change": formats.moved_words(change, task, learnt=False),
-                    "value": formats.value(group.value(task.name), task, True),
-                    "base": base,
-                    "n": f"{lost.n} {task.items}",
-                }
-                rows.append({**group.facts, **style.spread("x", lost, task.scale), **told})
+                place = style.spread("x", lost, task.scale)
+                rows.append({**group.facts, **place, "task": _label(task)})
     if not rows:
         return None
     labels, arms = [_label(task) for task in tasks], [arm.name for arm in summary.arms]
@@ -277,7 +249,7 @@ def _by_task(summary: Summary, name: str, title: str, tasks: list[TaskFacts]) ->
     offset = altair.YOffset("arm:N", scale=altair.Scale(domain=arms))
     zero = style.chart([{"x": 0}]).mark_rule(color=GREY, strokeDash=[4, 3])
     apart = style.arms_apart(summary, arms)
-    layers = [zero.encode(x="x:Q"), *style.dots(rows, x, y, offset, *apart, TASK_TOOLTIPS)]
+    layers = [zero.encode(x="x:Q"), *style.dots(rows, x, y, offset, *apart)]
     counted = ", ".join(f"{_label(task)} {task.n}" for task in tasks if task.n)
     below = (f"Dashed: base. {style.BARS}", f"n: {counted}")
     return ChartPanel(

@@ -56,28 +56,36 @@ EDGE = "edge: a best rate lies at the end of its list"
 
 def overview(study: Study) -> list[Block]:
     """What stands under the answer."""
-    summary, judged, tradeoff = study.summary, study.judgement, study.analysis.tradeoff
+    judged = study.judgement
     found: list[Block] = [] if judged is None else _judged(judged)
     if study.gaps:
         found.append(Notice("What is missing", study.gaps, warns=True))
-    if study.recommendation is not None:
-        found += _recommended(study.recommendation, summary)
     if judged is not None and judged.claims:
         found += _claims_in_short(judged.claims)
-    found.append(Figure("tradeoff"))
+    return [*found, Figure("tradeoff"), *numbers(study)]
+
+
+def numbers(study: Study) -> list[Block]:
+    """What was recommended, the front, the items that turned, every arm at its best rate."""
+    tradeoff, judged, found = study.analysis.tradeoff, study.judgement, list[Block]()
+    if judged is not None and judged.others:
+        found.append(Fold("The other arms, one by one", list(map(Prose, judged.others))))
+    if study.recommendation is not None:
+        found += _recommended(study.recommendation, study.summary)
     if tradeoff is not None and tradeoff.front:
-        found.append(_front(tradeoff, summary))
+        found.append(_front(tradeoff, study.summary))
     found += _turned(study, final=True)
     if study.analysis.gaps:
         unsaid = Notice("Gaps", study.analysis.gaps)
         found.append(Fold("What the analyses could not say", [unsaid]))
-    return [*found, Subheading("Arms at their best learning rate", "arms"), *_arms(summary)]
+    arms = Subheading("Arms at their best learning rate", "arms")
+    return [*found, arms, *_arms(study.summary)]
 
 
 def _judged(judged: Judgement) -> list[Block]:
     found: list[Block] = [Prose(sentence) for sentence in judged.sentences]
-    if judged.others:
-        found.append(Fold("The other arms, one by one", list(map(Prose, judged.others))))
+    if judged.missing:
+        found.append(Prose(f"{judged.missing[0].upper()}{judged.missing[1:]}."))
     if judged.caveats:
         found.append(Notice("Caveats", judged.caveats))
     return found

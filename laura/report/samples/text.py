@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from laura.report.formats import ABSENT
@@ -204,12 +205,7 @@ def _choices(row: Item, metric: str) -> SampleText | None:
     scores = row.get("loglikelihoods")
     if not _is_numbers(scores):
         return None
-    characters, gold = row.get("choice_characters"), row.get("gold")
-    shares = None
-    if _is_numbers(characters) and len(characters) == len(scores) and 0 not in characters:
-        shares = [score / size for score, size in zip(scores, characters, strict=True)]
-    led = shares if shares and metric == "acc_norm" else scores
-    chosen = max(range(len(scores)), key=led.__getitem__)
+    shares, gold, chosen = _shares(row, scores), row.get("gold"), chosen_place(row, metric)
     lines = []
     for place, score in enumerate(scores):
         marks = (">" if place == chosen else " ") + (" right" if place == gold else " " * 6)
@@ -217,6 +213,24 @@ def _choices(row: Item, metric: str) -> SampleText | None:
         text = _choice_text(row, place, len(scores))
         lines.append(f"{marks}  {score:9.3f} nats{share}  {text}".rstrip())
     return SampleText("Choices (> the model's)", "\n".join(lines))
+
+
+def _shares(row: Item, scores: list[float]) -> list[float] | None:
+    """The log-likelihood of each choice a character; None where its size is not known."""
+    sizes = row.get("choice_characters")
+    if _is_numbers(sizes) and len(sizes) == len(scores) and 0 not in sizes:
+        return [score / size for score, size in zip(scores, sizes, strict=True)]
+    return None
+
+
+def chosen_place(row: Item, metric: str) -> int | None:
+    """Place of the model's choice; None where the row has none."""
+    scores = row.get("loglikelihoods")
+    if not _is_numbers(scores):
+        return None
+    shares = _shares(row, scores)
+    led = shares if shares and metric == "acc_norm" else scores
+    return max(range(len(scores)), key=led.__getitem__)
 
 
 def _choice_text(row: Item, place: int, count: int) -> str:
@@ -227,6 +241,52 @@ def _choice_text(row: Item, place: int, count: int) -> str:
         if isinstance(texts, list) and len(texts) == count and isinstance(texts[place], str):
             parts.append(visible(texts[place]).replace("\n", "\n" + " " * 10))
     return " | ".join(dict.fromkeys(parts))
+
+
+# ----- in a line or two, for the page on which readers look through the items -----
+
+QUESTION_LEFT, ANSWER_LEFT, ANSWER_END = 600, 320, 100
+
+
+def question_text(row: Item) -> str:
+    """What is asked: its end where it is long, a gap where the choices differ in the middle."""
+    contexts, choices = _strings(row.get("contexts")), _strings(row.get("choices"))
+    if len(contexts) > 1:
+        text = f"{_shared(contexts)}___{choices[0] if choices else ''}"
+    else:
+        known = [value_text(row[name]) for name in QUESTION if name in row]
+        text = (known or contexts or [""])[0]
+    text = text.strip().removeprefix("Question: ").removesuffix("Answer:").strip()
+    return visible(text if len(text) <= QUESTION_LEFT else "… " + text[-QUESTION_LEFT:])
+
+
+def choice_texts(row: Item) -> list[str]:
+    """What may be answered; empty where the model writes its own."""
+    contexts, choices = _strings(row.get("contexts")), _strings(row.get("choices"))
+    if len(contexts) > 1:
+        choices = [text.removeprefix(_shared(contexts)) for text in contexts]
+    return [visible(text.strip()) for text in choices]
+
+
+def _shared(texts: Sequence[str]) -> str:
+    """The whole words with which all begin."""
+    letters = takewhile(lambda alike: len(set(alike)) == 1, zip(*texts, strict=False))
+    return texts[0][: texts[0].rfind(" ", 0, len(list(letters))) + 1]
+
+
+def answer_text(row: Item, metric: str) -> str:
+    """What a model answered: the choice it made, or the beginning and end of what it wrote."""
+    chosen, choices = chosen_place(row, metric), choice_texts(row)
+    if chosen is not None and chosen < len(choices):
+        return choices[chosen]
+    text = next((value_text(row[name]) for name in ANSWER if name in row), "").strip()
+    if len(text) > ANSWER_LEFT + ANSWER_END:
+        text = f"{text[:ANSWER_LEFT]} … {text[-ANSWER_END:]}"
+    return visible(text)
+
+
+def _strings(value: Any) -> list[str]:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _is_numbers(value: Any) -> TypeGuard[list[float]]:

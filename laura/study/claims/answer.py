@@ -6,9 +6,11 @@ only where the joint verdict of the statement that says so allows it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from laura.results.schema import Claim, Comparison, Estimated
+from laura.results.schema import Claim, Comparison, Configured, Estimated, Verdict
 from laura.results.statistics import ALPHA, LEVEL, MARGIN, TooThin, cached_quantile, count
 from laura.results.units import budget_text, rate_text
 from laura.study.choosing import search_caveats, why_none
@@ -18,6 +20,7 @@ from laura.study.claims.settings import FORGETTING, LEARNING, Kind, Setting
 from laura.study.evidence import Point
 from laura.study.runs import repeat_caveats
 
+CONFIRM_SEEDS = 3  # the default of --confirm-seeds
 STILL_LEARNT = 0.9  # of what the tuned configuration learnt
 SHORT_REASON = 20  # words
 # Statements whose parts are each of two arms, tuned, of which the first does more if they hold.
@@ -122,12 +125,32 @@ def compare_pair(
 # ----- the answer -----
 
 
+class Advice(NamedTuple):
+    """What to do, and how sure that is.
+
+    Attributes:
+        text: One sentence of at most 25 words.
+        verdict: What it rests on; None where nothing could be compared.
+        missing: What would decide or confirm it, in words.
+        options: What `laura compare` is given for that; "" where no runs would do.
+        runs: How many more runs these are.
+        named: Configurations that the sentence names.
+    """
+
+    text: str
+    verdict: Verdict | None = None
+    missing: str = ""
+    options: str = ""
+    runs: int = 0
+    named: tuple[Configured, ...] = ()
+
+
 def answer_of(
     settings: Sequence[Setting],
     claims: Mapping[str, Claim],
     comparisons: Sequence[Comparison],
-) -> str:
-    """One sentence of at most 25 words with what to do.
+) -> Advice:
+    """What to do, in one sentence, with its certainty.
 
     Args:
         settings: What was judged.
@@ -135,9 +158,9 @@ def answer_of(
         comparisons: Of a single study, the main pair first; empty for several.
     """
     if not settings:
-        return "Nothing was judged: no study could be read; see what is missing."
+        return Advice("Nothing was judged: no study could be read; see what is missing.")
     if len(settings) == 1 and not comparisons:
-        return _alone(settings[0])
+        return Advice(_alone(settings[0]))
     if len(settings) == 1 and not _methods_differ(settings[0]):
         return _of_pair(settings[0], comparisons[0], len(comparisons))
     return _of_methods(settings, claims)
@@ -158,9 +181,17 @@ def _alone(setting: Setting) -> str:
     return "Give the same command again: no arm has finished all of its rates with any seed."
 
 
-def _of_methods(settings: Sequence[Setting], claims: Mapping[str, Claim]) -> str:
+def _of_methods(settings: Sequence[Setting], claims: Mapping[str, Claim]) -> Advice:
     """By the joint verdicts of the two statements at equal learning."""
     matched, same = claims["forgets-less-matched"], claims["same-tradeoff"]
+    if matched.verdict in ("undecided", "suggested") and same.verdict != "supported":
+        gentle = _gentler(settings[0]) if len(settings) == 1 else None
+        return gentle or _more_seeds(settings, matched)
+    sure: Verdict = "mixed" if matched.verdict == "mixed" else "supported"
+    return Advice(_decided(settings, matched, same), sure)
+
+
+def _decided(settings: Sequence[Setting], matched: Claim, same: Claim) -> str:
     size = amount(matched.effect.value, matched.effect.unit) if matched.effect else ""
     at = f"at equal learning{_everywhere(settings)}"
     if matched.verdict == "supported":
@@ -172,15 +203,28 @@ def _of_methods(settings: Sequence[Setting], claims: Mapping[str, Claim]) -> str
             "Choose for each domain: at equal learning LoRA forgot less in some settings, more "
             "in others."
         )
-    if same.verdict == "supported":
-        margin = f"{100 * MARGIN:g} points"
-        return f"Choose by cost: {at} LoRA and full finetuning forgot the same within {margin}."
-    gentle = _gentler(settings[0]) if len(settings) == 1 else ""
-    if gentle:
-        return gentle
+    return (
+        f"Choose by cost: {at} LoRA and full finetuning forgot the same within "
+        f"{100 * MARGIN:g} points."
+    )
+
+
+def _more_seeds(settings: Sequence[Setting], matched: Claim) -> Advice:
+    """The answer where nothing is decided, with the seeds that would decide it."""
+    text = _undecided(matched)
     if matched.verdict == "suggested":
-        return f"Try LoRA first and confirm it: {at} full finetuning seems to forget {size} more."
-    return _undecided(matched)
+        size = amount(matched.effect.value, matched.effect.unit) if matched.effect else ""
+        at = f"at equal learning{_everywhere(settings)}"
+        text = f"Try LoRA first and confirm it: {at} full finetuning seems to forget {size} more."
+    needed = re.match(r"about (\d+) seeds instead of", matched.would_decide)
+    if needed is None or len(settings) > 1:
+        return Advice(text, matched.verdict, matched.would_decide)
+    recipe, seeds = settings[0].evidence.recipe, range(int(needed[1]))
+    wanted = [*recipe.seeds, *(seed for seed in seeds if seed not in recipe.seeds)][: len(seeds)]
+    each = sum(run.seed == recipe.seeds[0] for run in settings[0].evidence.runs)
+    runs = max(0, len(wanted) - len(recipe.seeds)) * each
+    options = f"--set seeds=[{','.join(map(str, wanted))}]" if runs else ""
+    return Advice(text, matched.verdict, matched.would_decide, options, runs)
 
 
 def _undecided(matched: Claim) -> str:
@@ -202,30 +246,53 @@ def _everywhere(settings: Sequence[Setting]) -> str:
     return "" if len(settings) == 1 else f", over {count(len(settings), 'setting')},"
 
 
-def _gentler(setting: Setting) -> str:
-    """A lower rate at which a method kept its learning and forgot less by its mean, or ""."""
+class _Gentle(NamedTuple):
+    """A lower rate: whether it is sure that it forgot less, how much less, and the words."""
+
+    sure: bool
+    saved: float
+    words: str
+    place: Configured
+
+
+def _gentler(setting: Setting) -> Advice | None:
+    """A lower rate at which a method kept its learning and forgot less by its mean."""
     pair = main_pair(setting)
     if pair is None or setting.suggests_only:
-        return ""
+        return None
     if {setting.unit(FORGETTING), setting.unit(LEARNING)} != {"share"}:
-        return ""
-    found: list[tuple[bool, float, str]] = []
+        return None
+    found: list[_Gentle] = []
     for arm in pair:
         try:
             found += _gentler_points(setting, arm)
         except TooThin:
             continue
     if not found:
-        return ""
-    sure, saved, words = max(found)
-    if saved <= MARGIN:
-        return ""
-    lead = "Lower the rate before you change the method" if sure else "Method undecided; try this"
-    return f"{lead}: {words}."
+        return None
+    best = max(found, key=lambda one: one[:3])
+    if best.saved <= MARGIN:
+        return None
+    lead = "Method undecided; try this"
+    if best.sure:
+        lead = "Lower the rate before you change the method"
+    name, rate, seed = best.place.arm, best.place.learning_rate, setting.evidence.recipe.seeds[0]
+    each = sum(
+        (run.arm, run.learning_rate, run.seed) == (name, rate, seed)
+        for run in setting.evidence.runs
+    )
+    return Advice(
+        f"{lead}: {best.words}.",
+        "suggested",
+        f"The rate was picked after its score was seen: {CONFIRM_SEEDS} fresh seeds would tell",
+        f"--confirm {name}@{rate:g}",
+        CONFIRM_SEEDS * each,
+        (best.place,),
+    )
 
 
-def _gentler_points(setting: Setting, arm: Kind) -> list[tuple[bool, float, str]]:
-    """Whether it is sure, how much less was forgotten, and the words, of each lower rate."""
+def _gentler_points(setting: Setting, arm: Kind) -> list[_Gentle]:
+    """Each lower rate that kept what was learnt."""
     budget = setting.common_budget(arm)
     tuned = {m: setting.arm_scores(arm, budget, m) for m in (LEARNING, FORGETTING)}
     gain, lost = setting.gain(arm, LEARNING, budget), setting.gain(arm, FORGETTING, budget)
@@ -248,25 +315,28 @@ def _gentler_points(setting: Setting, arm: Kind) -> list[tuple[bool, float, str]
                 f"{arm.name} at {rate_text(learning_rate)} forgot {amount(forgot, 'share')} "
                 f"instead of {points(lost.value)} and still learnt {points(learning.value)}"
             )
-            found.append((saved.interval(level)[0] > 0, saved.value, words))
+            place = Configured(arm=arm.name, learning_rate=learning_rate, budget=at)
+            found.append(_Gentle(saved.interval(level)[0] > 0, saved.value, words, place))
     return found
 
 
-def _of_pair(setting: Setting, found: Comparison, pairs: int) -> str:
+def _of_pair(setting: Setting, found: Comparison, pairs: int) -> Advice:
     """Two arms of one method, or of others: by their own intervals, corrected for how many."""
     first, second = found.arms
     effect = found.equal_learning
     if effect is None:
-        return f"Run more before you choose between {first} and {second}; see what is missing."
+        text = f"Run more before you choose between {first} and {second}; see what is missing."
+        return Advice(text, missing=found.reason)
     word = _direction(effect, pairs)
     if setting.suggests_only or word == 0:
-        return (
+        text = (
             f"Choose between {first} and {second} by cost: at equal learning no difference in "
             "forgetting was shown."
         )
+        return Advice(text, "undecided", found.reason)
     better, worse = (second, first) if word > 0 else (first, second)
     size = amount(effect.value, effect.unit)
-    return f"Choose {better}: at equal learning {worse} forgot {size} more."
+    return Advice(f"Choose {better}: at equal learning {worse} forgot {size} more.", "supported")
 
 
 def _direction(effect: Estimated, pairs: int) -> int:

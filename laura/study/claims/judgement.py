@@ -56,8 +56,14 @@ def judge(settings: Sequence[Setting], missing: Sequence[str] = ()) -> Judgement
     pairs = pairs_of(alone) if alone else []
     comparisons = [compare_pair(alone, *pair, together=len(pairs)) for pair in pairs if alone]
     sentences, others = sentences_of(alone, by_id, comparisons) if alone else ([], [])
+    answer = answer_of(settings, by_id, comparisons)
     return Judgement(
-        answer=answer_of(settings, by_id, comparisons),
+        answer=answer.text,
+        verdict=answer.verdict,
+        missing=answer.missing,
+        options=answer.options,
+        more_runs=answer.runs,
+        named=list(answer.named),
         sentences=sentences,
         others=others,
         caveats=caveats_of(alone) if alone else [],

@@ -231,4 +231,7 @@ REMEDY_CLAIMS = (
            "At the same learning scaled intruder dimensions forget less than the whole ones.",
            "Shuttleworth et al. 2024, arXiv:2410.21228", forgets_less,
            {"of": ANY, "change": "intruders"}),
+    _claim("sdft-forgets-less",
+           "At the same learning answers in the base's own words forget less than the data's.",
+           "Yang et al. 2024, arXiv:2402.13669", forgets_less, {"rewritten": True}),
 )  # fmt: skip

@@ -37,7 +37,8 @@ DROPOUTS = ("attention_dropout", "residual_dropout")
 # What makes an arm more than plain LoRA or plain full finetuning, and the value that means
 # "not used". A recipe written before a key existed lacks it, which means the same.
 UNUSED: dict[str, Any] = {
-    "of": None, "replay": 0, "layers": None, "dora": False, "init": "default", "protect": 0,
+    "of": None, "rewritten": False, "replay": 0, "layers": None, "dora": False,
+    "init": "default", "protect": 0,
     "lora_plus_ratio": 1, "weight_decay_toward": "zero", **dict.fromkeys(DROPOUTS, 0),
     **dict.fromkeys(PLACES),
 }  # fmt: skip

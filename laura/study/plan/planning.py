@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from laura.data.corpus import MOST_WORKERS
 from laura.models.cache import model_entry
+from laura.models.families import expert_of
 from laura.models.registry import MODELS, PackagedModel
 from laura.models.targets import is_named
 from laura.recipe.reading import Series
@@ -168,6 +169,11 @@ def _misfits(arm: Arm, shapes: Shapes) -> Iterator[tuple[str, str]]:
         yield "targets", f"names {', '.join(absent)}, which the base lacks; it has {kinds}"
     elif not adapted and arm.external is None:
         yield "layers", f"is {arm.layers}, where none of the targets lies"
+    plain = isinstance(arm, LoraArm) and not (
+        arm.dropout or arm.dora or arm.protect or arm.init != "default"
+    )
+    if not plain and any(map(expert_of, (full for full, _ in adapted))):
+        yield "targets", "has experts, which take plain LoRA without dropout; give attention"
     if isinstance(arm, OftArm):
         odd = {full.rsplit(".", 1)[1]: i for full, (_, i) in adapted if i % arm.block_size}
         if odd:
@@ -247,6 +253,7 @@ def _arm(
         "arm": name,
         "method": arm.method,
         "external": arm.external is not None,
+        "of": arm.of,
         "trained_parameters": trained,
         "share": trained / shapes.parameters,
         "lockstep": one.runs,

@@ -390,6 +390,8 @@ def answers_of(recipe: Recipe, models: int) -> tuple[int, int]:
     for extra in section.extras.values():
         drawn = _extra_models(recipe, extra.at) * extra.samples
         found.append(_answers(section, extra.task, drawn, extra.limit or section.limit))
+    if recipe.data.rewrite and (count := recipe.data.train.limit):
+        found.append((count, count * recipe.data.rewrite.tokens))
     for source in recipe.data.replay:
         if source.is_sampled and source.count:
             found.append((source.count, source.count * source.tokens))
