@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 from PIL import Image
@@ -29,7 +30,7 @@ from laura.watch.server import create_watch, listening
 
 LEFT_OUT = ("checkpoints", "corpus", "replay", "figures", "analysis", "resume", "claims.json",
             "analysis.json", "summary.json", "report.html")  # fmt: skip
-SHADES = ("light", "dark")
+SHADES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 COLOURS = 96  # are enough for lines and type, and a third of the bytes
 
 
@@ -105,7 +106,7 @@ def main() -> None:
                 page = browser.new_page(
                     viewport={"width": width, "height": 900}, color_scheme=shade
                 )
-                page.on("pageerror", lambda error: sys.stderr.write(f"{error}\n"))
+                page.on("pageerror", lambda error: print(error, file=sys.stderr))
                 page.goto(url)
                 page.wait_for_selector("#front svg")
                 file = given.folder / f"watch-{width}-{shade}.png"

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from laura.engine.requests import Grammar
 from laura.results.errors import GrammarError
@@ -160,11 +161,17 @@ def allowed(held: Sequence[Held], logits_NV: Tensor) -> Tensor:
         held: Of each answer that has a grammar.
         logits_NV: Of all answers.
     """
-    rows = [row + step for _, row, draft in held for step in range(1 + len(draft))]
-    words = np.concatenate([matcher.masks(draft) for matcher, _, draft in held])
-    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-    # Made on the processor, and moved once.
-    mask = torch.from_numpy(bits[:, : logits_NV.shape[1]] == 0).to(logits_NV.device)
-    found_NV = logits_NV.clone()
-    found_NV[rows] = found_NV[rows].masked_fill_(mask, float("-inf"))
-    return found_NV
+    masks = [(row, matcher.masks(draft)) for matcher, row, draft in held]
+    words = np.full((len(logits_NV), masks[0][1].shape[1]), -1, np.int32)
+    for row, own in masks:
+        words[row : row + len(own)] = own
+    # Made on the processor and moved once, a bit a token. What is added to eight tokens is looked
+    # up: filling by a mask takes seven times as long on a processor.
+    device = logits_NV.device
+    octets = torch.from_numpy(words.view(np.uint8)).to(device).int()
+    added = functional.embedding(octets, _ADDED.to(device)).flatten(1)
+    return logits_NV + added[:, : logits_NV.shape[1]]
+
+
+_BITS = torch.arange(256)[:, None] >> torch.arange(8) & 1
+_ADDED = torch.zeros(256, 8).masked_fill(_BITS == 0, float("-inf"))

@@ -115,7 +115,7 @@ class InputMessage(_Item):
     content: Input
 
 
-class InputCall(_Item, FunctionCall):
+class InputCall(FunctionCall, _Item):
     """A call of an earlier answer."""
 
     type: Literal["function_call"]

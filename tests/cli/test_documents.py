@@ -75,7 +75,7 @@ SMALLER = (
     (r"0f343b0931126?", "KEY"),
 )  # fmt: skip
 # What `recommend` and `gate` end with where so small a study says too little.
-UNCONFIRMED = "none of the|too few to tell how much seeds differ|neither passed|not passed"
+UNCONFIRMED = "none of the|its weights get no record|neither passed|not passed"
 ELSEWHERE = {
     r"^compare *$|^(compare|train) (micro|paper|recipes|smollm2-demo|two-domains|support)": (
         "minutes to days; read whole by test_guide.py, run smaller by tests of their own"
@@ -88,6 +88,7 @@ ELSEWHERE = {
     r"--confirm|batch_tokens=4096": "trains anew: tests/study",
     r"^serve|^mcp": "tests/serve, tests/test_deploy.py, tests/cli/test_mcp.py",
     r"^fetch|--network": "asks the network",
+    r"^push|--converter": "tests/models, against a stand-in for the Hub and for llama.cpp",
 }
 
 

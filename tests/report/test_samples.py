@@ -302,7 +302,7 @@ def test_without_a_task_there_is_an_overview(study: Path) -> None:
     assert [model["name"] for model in tasks["gsm8k"]["models"]] == names
     assert [model["samples"] for model in tasks["winogrande"]["models"]] == [False] * 4
     text = "\n".join(found.lines())
-    assert "lora, rate 3e-4, seed 0, step 20" in text and "no samples, only items" in text
+    assert "lora, rate 3e-4, seed 0, step 20" in text and "4 models, only items" in text
     with pytest.raises(UsageError, match=r"which task.*gsm8k, humaneval"):
         open_view(study, wanted=SampleFilter(outcome="failed"))
     # What a killed process left half-written is not looked at.
