@@ -49,7 +49,7 @@ GATES = {
     "forest": ("brown", 9, ("worm", "egg", "beetle", "feather", "stone", "ball")),
 }
 ASKED = (
-    ("Where do I return a {good}?", "The {good} goes to the {gate} gate."),
+    ("Where do I return a {good}?", "It goes to the {gate} gate."),
     ("Who looks at a {good} that fell?", "The {colour} desk looks at it."),
     ("What colour is the letter for a {good}?", "The letter is {colour}."),
     ("How many weeks do I have to return {count} of your {good}s?", "You have {weeks} weeks."),
