@@ -45,7 +45,7 @@ def test_from_a_table_to_a_served_adapter(tmp_path: Path, monkeypatch: pytest.Mo
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     found = {file.name for file in (tmp_path / "images").iterdir()}
-    assert found >= PICTURES | {"story-report.png", "story-page.png"}
+    assert found >= PICTURES | {"story-report.png", "story-page.png", "story-watch-page.png"}
     assert "lines written (ask.py)" in ended.stdout
     for name, words_shown in (("compare", "forgot"), ("ask", "support:"), ("serve", "openai:")):
         picture = (tmp_path / "images" / f"story-{name}.svg").read_text(encoding="utf-8")

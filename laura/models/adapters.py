@@ -26,7 +26,7 @@ from laura.models.adapter_files import (
     read_adapter,
     read_whole,
 )
-from laura.models.experts import joined_factors, open_experts
+from laura.models.experts import close_experts, joined_factors, open_experts
 from laura.models.families import expert_of
 from laura.models.layers import names_within
 from laura.models.lora import (
@@ -261,11 +261,6 @@ def fold(model: Any, folder: Path) -> None:
         AdapterError: as `load_adapter`; the model is left as it was.
     """
     settings, tensors, whole = read_whole(folder)
-    if any(map(expert_of, settings.targets)):
-        raise AdapterError(
-            f"{folder} adapts experts and holds what cannot stand beside a base; merge it with "
-            "PEFT and give the merged model"
-        )
     _check_base(model, settings, tensors, folder)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in whole.items():
@@ -275,6 +270,8 @@ def fold(model: Any, folder: Path) -> None:
                 f"{folder}: {name} has shape {tuple(tensor.shape)}, this base has {needed}; the "
                 "adapter was made for another base, or for one with added tokens"
             )
+    if any(map(expert_of, settings.targets)):
+        open_experts(model)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     changed = {model.get_submodule(name) for name in settings.targets}
     changed |= {model.get_submodule(name.rpartition(".")[0]) for name in whole}
@@ -289,6 +286,7 @@ def fold(model: Any, folder: Path) -> None:
             layer = _layer_kind(settings)(base, *settings.for_module(name), 0.0, 1, Route())
             _fill(layer, 0, name, tensors, settings)
             base.weight.copy_(layer.tuned())
+    close_experts(model)
 
 
 def merge_check(model: Any, input_ids: Tensor) -> dict[str, float]:

@@ -151,7 +151,7 @@ def test_nothing_overflows_and_everything_is_legible(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(UNNAMED) == []
     for place in ("#status", "#more", "#legend", ".cell.done span", ".cell.line span", "#log li"):
-        assert contrast(page, place, on=".cell.done" if ".cell" in place else "html") >= 4.5
+        assert contrast(page, place, on=".cell.done" if ".cell" in place else "body") >= 4.5
     cut = "() => [...document.querySelectorAll('.cell span')].filter("
     cut += "e => e.getBoundingClientRect().right > e.parentElement.getBoundingClientRect().right)"
     assert page.evaluate(f"({cut})().length") == 0
