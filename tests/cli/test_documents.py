@@ -56,8 +56,8 @@ ADAPTERS = (
     "studies/demo/runs/ID/checkpoints/STEP",
 )  # fmt: skip
 STUDIES = (
-    "STUDY", "studies/mine", "studies/demo", "studies/micro-math", "studies/smollm2-demo",
-    "studies/micro-code-instruct", "studies/paper-code-instruct",
+    "STUDY", "studies/mine", "studies/support", "studies/demo", "studies/micro-math",
+    "studies/smollm2-demo", "studies/micro-code-instruct", "studies/paper-code-instruct",
 )  # fmt: skip
 # What is smaller than written: tasks whose rows are on the Hub, items, samples.
 SMALLER = (
@@ -89,6 +89,8 @@ ELSEWHERE = {
     r"^serve|^mcp": "tests/serve, tests/test_deploy.py, tests/cli/test_mcp.py",
     r"^fetch|--network": "asks the network",
     r"^push|--converter": "tests/models, against a stand-in for the Hub and for llama.cpp",
+    r"^watch": "tests/watch",
+    r"^remedy": "trains for longer: tests/study/test_remedy.py",
 }
 
 
