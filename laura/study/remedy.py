@@ -254,12 +254,13 @@ def decide(
             f"refused: on the half that told, {name} does not surely forget less; give more text",
             **figures,
         )
-    share = 100 * second.kept.value / -forgot.value
-    lost = 100 * second.target.value / -learnt.value
-    answer = f"take {name}: it wins back {share:.0f} % of what was forgotten and " + (
-        f"loses {lost:.1f} % of what was learnt" if lost > 0 else "learnt no less"
-    )
-    return Remedied(accepted=True, answer=answer, **told, **figures)
+    return Remedied(accepted=True, answer=_taken(name, second, learnt, forgot), **told, **figures)
+
+
+def _taken(name: str, moved: _Moved, learnt: Estimate, forgot: Estimate) -> str:
+    share, lost = (100 * moved.kept.value / -forgot.value, 100 * moved.target.value / -learnt.value)
+    unlearnt = f"loses {lost:.1f} % of what was learnt" if lost > 0 else "learnt no less"
+    return f"take {name}: it wins back {share:.0f} % of what was forgotten and {unlearnt}"
 
 
 def _moved(
