@@ -32,11 +32,11 @@ from laura.results.errors import GrammarError
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 50_000,
-    "max_lexer_states": 50_000,
+    "max_lexer_states": 20_000,
     "verbose_errors": False,
 }
 STACK_BYTES = 64 << 20
-MOST_KEPT = 32
+MOST_KEPT = 8
 TOO_COMPLEX = "its grammar became too complex"
 
 

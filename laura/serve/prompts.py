@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -118,7 +119,7 @@ class Prompter:
         # Apart: a template that takes its time must not hold up who needs none.
         self._rendering = FairThread("laura-templates")
         self._compiling = FairThread("laura-schemas")
-        self._known = set[Grammar]()
+        self._known = set[bytes]()
         self._template: TemplateProcess | None = None
         with suppress(DataError):  # then nobody can chat, but everything else can be asked
             special, text = json.dumps(tokenizer.special_tokens_map), chat_template(tokenizer)
@@ -168,7 +169,8 @@ class Prompter:
         Raises:
             ApiError: it cannot be used.
         """
-        if grammar in self._known:
+        digest = sha256(f"{grammar.kind} {grammar.text}".encode()).digest()
+        if digest in self._known:
             return
 
         def compile() -> None:
@@ -180,7 +182,7 @@ class Prompter:
             raise bad_request(f"{words}: {fault}", field) from None
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
-        self._known.add(grammar)
+        self._known.add(digest)
 
     async def chat(
         self, messages: list[ChatMessage], tenant: Tenant, tools: Sequence[FunctionTool] = ()
