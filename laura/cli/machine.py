@@ -90,7 +90,7 @@ class PushOptions:
 
 
 def push(console: Console, options: PushOptions) -> None:
-    """Put an adapter or a model onto the Hub, with its card and record.
+    """Put an adapter or a model onto the Hub, with its card.
 
     \b
     Example:

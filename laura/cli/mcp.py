@@ -44,7 +44,7 @@ class McpOptions:
 
 
 def mcp(console: Console, options: McpOptions) -> None:
-    """Serve an agent: from data to verdict, by the Model Context Protocol on standard input.
+    """Serve an agent: the Model Context Protocol on standard input.
 
     Its tools look at data, write a recipe, plan it, start a comparison, and tell how it stands,
     what it concludes, what was forgotten and what to take. Needs the extra 'laura-lab[mcp]'.

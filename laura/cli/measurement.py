@@ -95,7 +95,7 @@ class RemedyOptions(MeasureOptions):
 
 
 def remedy(console: Console, options: RemedyOptions) -> int | None:
-    """Make a finished adapter forget less, without training it, or say why not.
+    """Make a finished adapter forget less without training it.
 
     Scales of the adapter and of its intruder dimensions are measured; one is chosen on one half
     of the items and accepted where the other half shows that it is not worse on the target, by a

@@ -134,7 +134,7 @@ class WatchOptions:
 
 
 def watch(console: Console, options: WatchOptions) -> None:
-    """Show a study while it goes on, and steer it: a page for a browser on this machine.
+    """Show a study while it goes on, and steer it, in a browser.
 
     Runs as they go, the trade-off as it grows, the time left; stop, skip a run, add a rate or a
     seed. It reads and writes the study folder alone, so it may be closed and opened at any time,
