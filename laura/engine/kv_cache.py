@@ -298,8 +298,11 @@ class BatchAttention:
             self.back = torch.tensor(joined, device=device).argsort()
         tokens = [row for row, drafted in running for _ in range(1 + drafted)]
         self.prefixes = _prefixes(tokens, device)
-        at = [row.start + row.tokens + k for row, drafted in running for k in range(1 + drafted)]
-        self.positions = torch.tensor(at if self.prefixes else [], device=device)
+        # Places of the tokens, for layers with a window; of no use where no prefix is shared.
+        self.positions: Tensor | None = None
+        if self.prefixes:
+            at = [row.start + row.tokens + k for row, more in running for k in range(1 + more)]
+            self.positions = torch.tensor(at, device=device)
         self.parts = [_PromptPart(rows, tokens, device) for rows, tokens in _together(parts)]
 
     def attend(
@@ -343,7 +346,7 @@ class BatchAttention:
             for prefix, places in self.prefixes:
                 key, value = _held(prefix, layer).unbind(1)
                 near: Tensor | None = None
-                if scores.window is not None:
+                if scores.window is not None and self.positions is not None:
                     whole = query.new_zeros(1, 1, 1, prefix.tokens)
                     near = _within(whole, self.positions[places], scores.window)
                 found = prefix_attention(query[places], key, value, scores, near)

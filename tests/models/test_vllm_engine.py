@@ -310,7 +310,7 @@ def test_adapters_answer_by_name(
     ("target", "rank", "words"),
     [
         ("model.layers.0.self_attn.q_proj", 513, "rank 513, vLLM takes at most 512"),
-        ("lm_head", 4, "lm_head, vLLM takes the layers' maps"),
+        ("model.layers.0.mlp.router", 4, "router, vLLM takes the layers' maps"),
     ],
 )
 def test_adapters_that_vllm_does_not_take(

@@ -314,10 +314,10 @@ def test_what_is_missing_is_named_and_nothing_crashes(made: Made) -> None:
     for words in (
         "full at 0.001, seed 1 (run full-0.001-1) is diverged, not done",
         "gsm8k is missing, not whole, or of other items than the base's, for full at 0.001, "
-        "seed 2, budget 4000 (run full-0.001-2)",
+        "seed 2, budget 4,000 (run full-0.001-2)",
         "target_loss is missing, not whole, or of other items than the base's, for lora at 0.01, "
-        "seed 1, budget 4000",
-        "lora at 0.01, seed 2 (run lora-0.01-2) was not measured at budget 1000",
+        "seed 1, budget 4,000",
+        "lora at 0.01, seed 2 (run lora-0.01-2) was not measured at budget 1,000",
         "gsm8k was measured at different budgets: full at 1000, 2000, 4000; lora at 4000",
         "drawn was not measured on the base",
         "drawn was not measured on lora at 0.01, seed 2",

@@ -87,7 +87,9 @@ def adapted(arm: Arm, stack: ExitStack, quantised: bool = False) -> tuple[Any, A
     if quantised:
         hold_in_nf4(model, torch.device("cpu"))
     bench = Workbench(BaseSection(model="tiny"), "cpu")
-    bench._base = SimpleNamespace(model=model, name="tiny")  # type: ignore[assignment]
+    bench._base = SimpleNamespace(  # type: ignore[assignment]
+        model=model, name="tiny", source=lambda: ("tiny", None)
+    )
     shapes = shapes_from(model.config.to_dict(), "tiny")
     stack.enter_context(bench.adapted(arm, seed=0))
     return model, shapes

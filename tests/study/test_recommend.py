@@ -468,7 +468,7 @@ def test_weights_of_a_one_seed_candidate_get_no_record(study: Any, tmp_path: Pat
     checkpoint(folder, made)
     out = tmp_path / "adapter"
     told = run("recommend", folder, "--max-forgetting", 0.1, "--adapter", out)
-    assert told.exit_code == 2 and "confirm it first" in " ".join(told.stderr.split())
+    assert told.exit_code == 2 and "Confirm it first" in " ".join(told.stderr.split())
     assert not out.exists() and not (tmp_path / "recommended.yaml").exists()
 
 

@@ -388,6 +388,7 @@ def _compared(rows: list[Comparison]) -> list[Block]:
         number("forgot", lambda row: effect_cell(row.forgetting), "each at its best rate"),
         number("forgot at equal learning", lambda row: effect_cell(row.equal_learning),
                "over all rates and budgets"),
+        number("interval with all others", _joint, "at which those of all rows hold together"),
         number("levels of learning", _levels, "that both reach"),
         number("seeds", partial(_fewest, "seeds")),
         number("n", partial(_fewest, "n")),
@@ -403,6 +404,13 @@ def _compared(rows: list[Comparison]) -> list[Block]:
     caption = "Two arms beside one another"
     compared = table("compared-table", caption, columns, rows, sorts=True)
     return [Subheading(caption, "compared"), compared, Prose(text, soft=True)]
+
+
+def _joint(row: Comparison) -> str:
+    if row.joint is None or row.equal_learning is None:
+        return formats.ABSENT
+    unit = row.equal_learning.unit
+    return formats.ends(row.joint, lambda end: formats.points(end, unit, with_unit=False))
 
 
 def _levels(row: Comparison) -> str:
