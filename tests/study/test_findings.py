@@ -318,7 +318,7 @@ def test_what_is_missing_is_named_and_nothing_crashes(made: Made) -> None:
         "target_loss is missing, not whole, or of other items than the base's, for lora at 0.01, "
         "seed 1, budget 4,000",
         "lora at 0.01, seed 2 (run lora-0.01-2) was not measured at budget 1,000",
-        "gsm8k was measured at different budgets: full at 1000, 2000, 4000; lora at 4000",
+        "gsm8k was measured at different budgets: full at 1,000, 2,000, 4,000; lora at 4,000",
         "drawn was not measured on the base",
         "drawn was not measured on lora at 0.01, seed 2",
         "samples of drawn on lora at 0.01, seed 1",
