@@ -5,6 +5,8 @@ const $ = (id) => document.getElementById(id);
 const shown = { picked: location.hash.slice(1), painted: new Map(), state: null, timer: 0 };
 const minutes = (seconds) => seconds < 50 ? "under a minute" : seconds < 5400 ? `${Math.ceil(seconds / 60)} min`
   : `${Math.floor(seconds / 3600)} h ${String(Math.round(seconds % 3600 / 60)).padStart(2, "0")}`;
+const spread = (low, high) => minutes(low) === minutes(high) ? minutes(low).replace(/^u/, "U")
+  : `Between ${minutes(low)} and ${minutes(high)}`;
 const clock = (seconds) => {
   const at = new Date(seconds * 1000), day = Math.abs(Date.now() - at) > 20 * 3600e3;
   return at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false, ...(day ? { day: "numeric", month: "short" } : {}) });
@@ -59,7 +61,7 @@ function status(s) {
   const runs = `${done} of ${plural(s.cells.length, "run")} done${live ? `, ${live} running` : ""}${skipped ? `, ${skipped} skipped` : ""}`;
   const grows = s.growing.length && left ? ` A list whose best rate lies at its end grows: about ${minutes(s.run_seconds * s.lists[s.growing[0]].runs / left.workers)} more for each rate.` : "";
   const when = s.finished ? "" : s.stopping ? "Each run is being saved where it is; the same laura compare continues. " : !s.running ? "Nobody is at it: the same laura compare continues. "
-    : left ? `Between ${minutes(left.low)} and ${minutes(left.high)}, done about ${clock(s.now + left.seconds)}. ` : "How long it takes is known once a run has begun. ";
+    : left ? `${spread(left.low, left.high)}, done about ${clock(s.now + left.seconds)}. ` : "How long it takes is known once a run has begun. ";
   $("more").replaceChildren(node("span", {}, `${when}${runs}.`), node("span", { class: "soft" }, grows));
   $("about").textContent = `Study ${s.name}, base ${s.base}${s.began ? `, began ${clock(s.began)}` : ""}`;
   document.title = `${$("status").textContent} · ${s.name}`;
