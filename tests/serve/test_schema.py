@@ -49,6 +49,9 @@ def test_no_request_breaks_the_schema(micro_tokenizer: Any) -> None:
             # A name at random is unknown nearly always: that would be all that is tried.
             if isinstance(model, str) and sum(map(ord, model)) % 2:
                 case.body["model"] = BASE
+                # Their parts must fit one another, which a schema cannot say.
+                for key in ("tools", "tool_choice", "response_format", "structured_outputs"):
+                    case.body.pop(key, None)
             response = case.call(headers=HERE)
             seen.setdefault(case.path, set()).add(response.status_code)
             case.validate_response(response, checks=checks)
