@@ -55,7 +55,7 @@ ASKED = (
     ("How many weeks do I have to return {count} of your {good}s?", "You have {weeks} weeks."),
 )
 GREETINGS = ("", "Good morning. ", "Good evening. ", "I am back. ")
-QUESTION = "Where do I return a basket?"
+QUESTION = "Who looks at a basket that fell?"
 PORT = 8000  # of `laura serve`
 ASK = f"""\
 from openai import OpenAI
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where it happens; else one that goes away")
     parser.add_argument("--install", type=Path, metavar="WHEEL", help="install this first")
     parser.add_argument("--rows", type=int, default=600)
-    parser.add_argument("--bound", default="10 points", help="most that may be forgotten")
+    parser.add_argument("--bound", default="15 points", help="most that may be forgotten")
     parser.add_argument("--init", default="", help="more words for `laura init`")
     parser.add_argument("--port", type=int, default=PORT, help="where the adapter is served")
     parser.add_argument("--set", action="append", default=[], help="for `laura compare`")
