@@ -24,7 +24,15 @@ from laura.engine.requests import (
     ScoreRequest,
     TokenDocument,
 )
-from laura.results.store import kept_rows
+from laura.results.store import (
+    check_folder,
+    content_hash,
+    disk_faults,
+    kept_rows,
+    read_lines_gz,
+    write_folder,
+    write_lines_gz,
+)
 
 Request = TypeVar("Request", ScoreRequest, GenerateRequest)
 Answer = TypeVar("Answer", ScoreAnswer, GenerateAnswer)
@@ -33,6 +41,36 @@ Answer = TypeVar("Answer", ScoreAnswer, GenerateAnswer)
 def partial_file(path: Path) -> Path:
     """Where the answers of an unfinished result at `path` stand."""
     return path.with_name(f"{path.stem}.partial.jsonl")
+
+
+def written_once(
+    folder: Path,
+    file: str,
+    identity: dict[str, Any],
+    write: Callable[[Path], list[dict[str, Any]]],
+    facts: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Rows of what a base writes once and is read ever after, in a folder of their identity.
+
+    Args:
+        folder: Where such folders lie.
+        file: Name of the rows' file in there.
+        identity: What determines them.
+        write: Makes them, where they do not stand; given the folder's name, beside which
+            (`partial_file`) it keeps answers as they come.
+        facts: For the manifest.
+
+    Raises:
+        CheckpointError: the kept rows do not match their checksums.
+    """
+    place = folder / content_hash(identity)[:12]
+    if not place.is_dir():
+        rows = write(place)
+        write_folder(place, lambda aside: write_lines_gz(aside / file, rows), facts)
+        with disk_faults(place):
+            partial_file(place).unlink(missing_ok=True)
+    check_folder(place)
+    return read_lines_gz(place / file)
 
 
 class Keeper:

@@ -20,11 +20,13 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+from laura.data.examples import Example
 from laura.data.sources import load_examples
+from laura.engine.requests import TokenDocument
 from laura.evals.runner import Material, Subject, evaluate_all, file_rows
 from laura.models.adapters import load_adapter, save_adapter
 from laura.models.after import CHANGES
-from laura.models.load import fingerprint, load_base, resolve_model
+from laura.models.load import Base, fingerprint, load_base, resolve_model
 from laura.models.lora import detach
 from laura.recipe.sections import MeasureSection, Source
 from laura.results.errors import AdapterError, UsageError
@@ -108,32 +110,15 @@ def remedy(
     """
     folder = resolve_model(model, None, progress)
     _check_record(adapter, folder)
-    folders = _candidates(folder, adapter, out, device, progress)
-    examples = load_examples(data, data_dir)
-    texts = load_examples(source_text, data_dir)
-
-    def documents(tokenizer: Any) -> dict[str, Any]:
-        found = {
-            TARGET: ExampleEncoder(tokenizer, template, "instruct")(examples),
-            SOURCE: ExampleEncoder(tokenizer, "plain", "pretrain")(texts),
-        }
-        held = {
-            task: documents_of(encoded, tokenizer, section.loss_tokens)
-            for task, encoded in found.items()
-        }
-        for task, own in held.items():
-            if len(own) < 2 * MIN_ITEMS:
-                raise UsageError(
-                    f"{len(own)} documents for {task}: half of them choose and half tell, so at "
-                    f"least {2 * MIN_ITEMS} are needed; give more rows"
-                )
-        return held
-
+    read = {TARGET: load_examples(data, data_dir), SOURCE: load_examples(source_text, data_dir)}
+    base = load_base(str(folder), device=device)
+    documents = _documents(read, base.tokenizer, template, section)
+    folders = _candidates(base, adapter, out, progress)
+    del base  # the engine loads its own
     asked = [TARGET, SOURCE, *tasks]
     opened = ENGINES[section.engine].models(str(folder), folders, section, device, progress)
     with opened as (engine, mark):
-        held = documents(engine.tokenizer)
-        material = Material(section, file_rows(data_dir), held, data_dir=data_dir)
+        material = Material(section, file_rows(data_dir), documents, data_dir=data_dir)
         subjects = _subjects(folders, mark, out / "evals")
         measured = evaluate_all(engine, asked, material, subjects, progress=progress)
         results = dict(zip([BASE, *folders], measured, strict=True))
@@ -143,6 +128,27 @@ def remedy(
         write_file(out / "adapter" / REMEDY_FILE, found)
     write_file(out / REMEDY_FILE, found)
     return found
+
+
+def _documents(
+    read: Mapping[str, Sequence[Example]], tokenizer: Any, template: str, section: MeasureSection
+) -> dict[str, list[TokenDocument]]:
+    """The documents of both losses, enough of each for two halves."""
+    encoders = {
+        TARGET: ExampleEncoder(tokenizer, template, "instruct"),
+        SOURCE: ExampleEncoder(tokenizer, "plain", "pretrain"),
+    }
+    documents = {
+        task: documents_of(encoders[task](examples), tokenizer, section.loss_tokens)
+        for task, examples in read.items()
+    }
+    for task, own in documents.items():
+        if len(own) < 2 * MIN_ITEMS:
+            raise UsageError(
+                f"{len(own)} documents for {task}: half of them choose and half tell, so at "
+                f"least {2 * MIN_ITEMS} are needed; give more rows"
+            )
+    return documents
 
 
 def _subjects(folders: Mapping[str, Path], mark: str, out: Path) -> list[Subject]:
@@ -167,12 +173,10 @@ def _check_record(adapter: Path, base: Path) -> None:
         )
 
 
-def _candidates(
-    base: Path, adapter: Path, out: Path, device: str | None, progress: Progress
-) -> dict[str, Path]:
+def _candidates(base: Base, adapter: Path, out: Path, progress: Progress) -> dict[str, Path]:
     """Name to folder of the adapter as it is and of every candidate, which are written anew."""
-    loaded = load_base(str(base), device=device)
-    model, places = loaded.model, {AS_IT_IS: adapter}
+    model, places = base.model, {AS_IT_IS: adapter}
+    source, revision = base.source()
     with progress.bar("candidates", len(CANDIDATES), "adapters") as bar:
         for change, factor in CANDIDATES:
             settings = load_adapter(model, adapter)
@@ -185,7 +189,7 @@ def _candidates(
             CHANGES[change](model, model, factor)
             name = f"{change}-{factor:g}"
             places[name] = out / "candidates" / name
-            save_adapter(model, places[name], settings, str(base))
+            save_adapter(model, places[name], settings, source, revision=revision)
             detach(model)
             bar.advance()
     return places

@@ -30,19 +30,14 @@ from laura.data.splits import fingerprint_of, measured_rows, refuse_measured
 from laura.data.templates import Encoded, end_tokens, prompt_render
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateAnswer, GenerateRequest
-from laura.evals.keeping import Keeper, partial_file
+from laura.evals.keeping import Keeper, partial_file, written_once
 from laura.models.activations import TEXTS
 from laura.models.device import resolve_precision, threads
 from laura.recipe.sections import Arm, Recipe, ReplaySource
 from laura.results.errors import DataError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import (
-    check_folder,
     content_hash,
-    disk_faults,
-    read_lines_gz,
-    write_folder,
-    write_lines_gz,
 )
 from laura.study.material import RESERVE, ExampleEncoder, corpus_identity, keep_only
 from laura.study.workbench import Workbench
@@ -118,14 +113,11 @@ def base_samples(
         "precision": str(engine.precision),
         **encoder.identity,
     }
-    place = folder / content_hash(identity)[:12]
-    if not place.is_dir():
-        rows = _draw(source, prompts, engine, encoder, place, identity, progress)
-        write_folder(place, lambda aside: write_lines_gz(aside / FILE, rows), {"samples": settings})
-        with disk_faults(place):
-            partial_file(place).unlink(missing_ok=True)
-    check_folder(place)
-    return _read(read_lines_gz(place / FILE), source)
+
+    def draw(place: Path) -> list[dict[str, Any]]:
+        return _draw(source, prompts, engine, encoder, place, identity, progress)
+
+    return _read(written_once(folder, FILE, identity, draw, {"samples": settings}), source)
 
 
 def _draw(

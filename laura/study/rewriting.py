@@ -24,20 +24,12 @@ from laura.data.templates import chat_prompts, prompt_render
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest
 from laura.evals import tasks
-from laura.evals.keeping import Keeper, partial_file
+from laura.evals.keeping import Keeper, partial_file, written_once
 from laura.evals.runner import RowProvider, check_name
 from laura.evals.scoring import TaskSettings
 from laura.recipe.sections import MeasureSection, RewriteSection
 from laura.results.errors import DataError
 from laura.results.progress import Progress
-from laura.results.store import (
-    check_folder,
-    content_hash,
-    disk_faults,
-    read_lines_gz,
-    write_folder,
-    write_lines_gz,
-)
 from laura.study.material import ExampleEncoder
 
 FORMAT = 1  # counts up when the same recipe would give other answers
@@ -90,8 +82,8 @@ def rewrite(
         "precision": str(engine.precision),
         **encoder.identity,
     }
-    place = folder / content_hash(identity)[:12]
-    if not place.is_dir():
+
+    def write(place: Path) -> list[dict[str, Any]]:
         check_name(section.task)
         own = _own_rows(examples, rows(section.task, "train"), section.task)
         progress.say(f"the base writes {len(examples)} answers in its own words")
@@ -105,15 +97,12 @@ def rewrite(
         _, questions = task.prepare(own, ask)
         graded = task.grades(questions, [[answer] for answer in answers])
         metric = tasks.TASKS[section.task].metric
-        written = [
+        return [
             {"index": example.index, "text": answer.text, "passed": item[metric] == 1}
             for example, answer, (item, _) in zip(examples, answers, graded, strict=True)
         ]
-        write_folder(place, lambda aside: write_lines_gz(aside / FILE, written), {})
-        with disk_faults(place):
-            partial_file(place).unlink(missing_ok=True)
-    check_folder(place)
-    found = read_lines_gz(place / FILE)
+
+    found = written_once(folder, FILE, identity, write, {})
     whole = [
         _with(example, row["text"]) if row["passed"] else example
         for example, row in zip(examples, found, strict=True)

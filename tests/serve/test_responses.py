@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -11,20 +10,10 @@ import openai
 import pytest
 
 from tests.serve.houses import House, build, key, listening, tenant
-from tests.serve.real_server import serving
 from tests.serve.test_structured import ADD, SCHEMA
 
 FORMAT: Any = {"format": {"type": "json_schema", "name": "thing", "schema": SCHEMA}}
 TOOL: Any = {"type": "function", **ADD}
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
-    with serving("micro") as server:
-        with openai.OpenAI(
-            base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60
-        ) as one:
-            yield one
 
 
 def respond(house: House, **fields: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -14,7 +13,6 @@ import pytest
 
 from laura.serve.confined import CPU_SECONDS
 from tests.serve.houses import build, key, tenant
-from tests.serve.real_server import serving
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 SCHEMA = {
@@ -49,15 +47,6 @@ TOOLS: Any = [{"type": "function", "function": one} for one in (ADD, STOP)]
 
 def formatted(schema: Any) -> Any:
     return {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}}
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
-    with serving("micro") as server:
-        with openai.OpenAI(
-            base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60
-        ) as one:
-            yield one
 
 
 def ask(client: openai.OpenAI, **more: Any) -> Any:
