@@ -143,8 +143,8 @@ def remedy_text(found: Remedied, out: Path) -> str:
         second = f"  {found.chosen:<26} {told(found.unlearnt):<26} {told(found.kept)}"
         lines += ["", "On the half that tells", second]
     if (done := found.polish) is not None:
-        trained = f"{min(done.tokens.values(), default=0):,} tokens each from {done.start}"
-        lines += ["", f"Polish: {done.left_out or f'{trained}, {done.seconds:.0f} s'}."]
+        trained = ", ".join(f"{name} {tokens:,}" for name, tokens in done.tokens.items())
+        lines += ["", f"Polish: {done.left_out or f'{trained} tokens from {done.start}'}."]
     if found.accepted:
         lines += ["", f"Adapter: {out / 'adapter'}"]
     return "\n".join(lines)

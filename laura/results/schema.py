@@ -889,8 +889,8 @@ class Polish(File):
     Attributes:
         start: The candidate that it began with.
         minutes: What it was given, for texts and training together,
-        seconds: and what drawing them and the steps took.
-        tokens: What each candidate was trained on,
+        seconds: and what each candidate had of that to train.
+        tokens: What each was trained on,
         replay: the share of them that the base wrote,
         texts: and how many of its texts there were.
         learning_rate: Its peak.
@@ -904,7 +904,7 @@ class Polish(File):
     replay: FiniteFloat
     texts: Count
     learning_rate: FiniteFloat
-    left_out: str | None = None
+    left_out: str | None
 
 
 class Remedied(File):

@@ -5,19 +5,20 @@ is added to the loss (`penalty: kl`), once in each strength that there is time f
 the minutes at most goes to the texts; the pace of a few steps, which are thrown away, tells how
 many tokens fit into the rest. That is written down: a polish that was stopped goes on as the same.
 
-    OUT/polish/HASH/plan.json    texts, tokens and strengths that fit
+    OUT/polish/HASH/plan.json    what fits
     OUT/polish/HASH/samples      the texts
     OUT/polish/HASH/NAME         the run of each strength
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from math import inf
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -27,20 +28,10 @@ from laura.data.packing import Fitted, fit
 from laura.data.templates import Encoded
 from laura.models.adapters import load_adapter, save_adapter
 from laura.models.lora import detach
-from laura.recipe.sections import (
-    BASE_SAMPLES,
-    BudgetSection,
-    DataSection,
-    LoraArm,
-    MeasureSection,
-    Recipe,
-    ReplaySource,
-    Source,
-    TrainSection,
-)
-from laura.results.progress import SILENT, Progress
-from laura.results.schema import Polish
-from laura.results.store import RunStore, content_hash, read_json, write_json
+from laura.recipe.sections import BASE_SAMPLES, BudgetSection, MeasureSection, Recipe, TrainSection
+from laura.results.progress import Progress
+from laura.results.schema import Polish, write_file
+from laura.results.store import RunStore, content_hash, read_json
 from laura.study.evaluation import marked
 from laura.study.material import ExampleEncoder
 from laura.study.replay import ReplayReader
@@ -82,7 +73,7 @@ class Polisher:
     template: Any
     section: MeasureSection
     out: Path
-    progress: Progress = SILENT
+    progress: Progress
 
     def polish(self) -> tuple[dict[str, Path], Polish]:
         """Train, or go on; name to folder of each polished adapter, and what was done.
@@ -91,119 +82,90 @@ class Polisher:
             DataError: no row fits, or the base writes nothing that could be replayed.
         """
         file = self.folder / "plan.json"
-        if not file.is_file():
-            write_json(file, self._planned())
-        plan = read_json(file)
-        replay, found, trained, seconds = self._replay(plan["texts"]), {}, {}, plan["drawing"]
-        for strength in plan["strengths"]:
-            name = f"polish-kl-{strength:g}"
+        plan = Polish.model_validate(read_json(file)) if file.is_file() else self._planned()
+        write_file(file, plan)
+        replay, found, trained = self._replay(plan.texts), {}, {}
+        for name, tokens in plan.tokens.items():
             run = RunStore(self.folder / name)
-            end = self._train(run, strength, plan["tokens"], replay, name, plan["seconds"])
-            trained[name] = run.metrics()[-1]["tokens"]
-            seconds += sum(row["seconds"] for row in run.metrics())
+            end = self._train(run, name, tokens, replay, plan.seconds)
             if run.state == "done":
-                found[name] = run.checkpoint(end)
+                found[name], trained[name] = run.checkpoint(end), run.metrics()[-1]["tokens"]
             else:
                 self.progress.say(f"{name} diverged: {run.reason}")
-        done = Polish(
-            start=self.name, minutes=self.minutes, seconds=seconds, learning_rate=RATE,
-            replay=REPLAY, texts=plan["texts"], tokens=trained, left_out=plan["left_out"],
-        )  # fmt: skip
-        return found, done
+        return found, plan.model_copy(update={"tokens": trained})
 
     @cached_property
     def folder(self) -> Path:
         """Named by everything that determines the runs but the machine's pace."""
         rows = [example.digest for example in self.examples]
-        settings = [RATE, STRENGTHS, REPLAY, EPOCHS, TRAIN.identity(), self.template, self.minutes]
-        start = marked(self.name, {self.name: self.start})
-        identity = [self.bench.base.fingerprint, start, rows, settings, str(self.section.precision)]
-        return self.out / "polish" / content_hash(identity)[:12]
+        start, own = marked(self.name, {self.name: self.start}), self._recipe(1)
+        given = [RATE, self.minutes, own.model_dump(mode="json"), rows]
+        place = content_hash([self.bench.base.fingerprint, start, given])[:12]
+        return self.out / "polish" / place
 
-    def _planned(self) -> dict[str, Any]:
+    def _planned(self) -> Polish:
         """What fits into the minutes, from now on."""
         begun = time.monotonic()
         self._replay(FEW_TEXTS)
-        quarter, took = 15 * self.minutes, time.monotonic() - begun
-        texts = min(MOST_TEXTS, max(FEW_TEXTS, int(FEW_TEXTS * (quarter - took) / took)))
-        replay = self._replay(texts)
-        drawn = time.monotonic() - begun
+        often = 15 * self.minutes / (time.monotonic() - begun) - 1
+        texts = min(MOST_TEXTS, max(FEW_TEXTS, int(FEW_TEXTS * often)))
+        replay, arms = self._replay(texts), [*self._recipe(1).arms]
         with TemporaryDirectory() as place:
-            run = RunStore(Path(place))
-            self._train(run, STRENGTHS[0], PACE_STEPS * TRAIN.batch_tokens, replay, "pace")
-            first, *rows = run.metrics()
-        pace = sum(row["seconds"] for row in rows) / (rows[-1]["tokens"] - first["tokens"])
+            run = RunStore(Path(place) / "pace")
+            self._train(run, arms[0], PACE_STEPS * TRAIN.batch_tokens, replay)
+            pace = median([row["tokens_per_second"] for row in run.metrics()] or [0.0])
         left = max(0.0, 60 * self.minutes - (time.monotonic() - begun))
-        few = pace * FEW_STEPS * TRAIN.batch_tokens
-        strengths = STRENGTHS[: int(left / few)]
-        each = left / max(1, len(strengths))
-        enough = EPOCHS * sum(self._fitted.lengths) / (1 - REPLAY)
-        why = (
-            f"{FEW_STEPS} steps do not fit into {self.minutes:g} minutes on this machine; give "
-            f"{(drawn + 1.5 * few) / 60:.1f}"
-        )
-        return {
-            "texts": texts,
-            "drawing": drawn,
-            "strengths": strengths,
-            "tokens": int(min(enough, each / pace)),
-            "seconds": each,
-            "left_out": None if strengths else why,
-        }
+        arms = arms[: int(left * pace / (FEW_STEPS * TRAIN.batch_tokens))]
+        each, most = left / max(1, len(arms)), EPOCHS * sum(self._rows[1].lengths) / (1 - REPLAY)
+        why = f"{FEW_STEPS} steps do not fit into {self.minutes:g} minutes here; give more"
+        return Polish(
+            start=self.name, minutes=self.minutes, seconds=each, learning_rate=RATE, texts=texts,
+            replay=REPLAY, tokens=dict.fromkeys(arms, int(min(most, each * pace))),
+            left_out=None if arms else why,
+        )  # fmt: skip
+
+    def _recipe(self, texts: int) -> Recipe:
+        arm = {"method": "lora", "replay": REPLAY, "penalty": "kl"}
+        source = {"source": BASE_SAMPLES, "count": texts, "tokens": TEXT_TOKENS}
+        return Recipe.model_validate({
+            "name": "polish", "base": {"model": "given"}, "budget": {"epochs": [EPOCHS]},
+            "data": {"train": "given", "template": self.template, "replay": [source]},
+            "arms": {f"polish-kl-{one:g}": {**arm, "penalty_strength": one} for one in STRENGTHS},
+            "train": TRAIN, "measure": self.section,
+        })  # fmt: skip
 
     @cached_property
     def _encoder(self) -> ExampleEncoder:
         return ExampleEncoder(self.bench.base.tokenizer, self.template, "instruct")
 
     @cached_property
-    def _encoded(self) -> list[Encoded]:
-        return self._encoder.to_learn(self.examples)
-
-    @cached_property
-    def _fitted(self) -> Fitted:
-        return fit(self._encoded, TRAIN.row_tokens, "drop", progress=self.progress)
+    def _rows(self) -> tuple[list[Encoded], Fitted]:
+        encoded = self._encoder.to_learn(self.examples)
+        return encoded, fit(encoded, TRAIN.row_tokens, "drop", progress=self.progress)
 
     def _replay(self, texts: int) -> Replay | None:
         """So many texts, drawn or read, ready to be mixed."""
-        recipe = Recipe(
-            name="polish",
-            base=self.bench.section,
-            data=DataSection(
-                train=Source(source="given"),
-                replay=[ReplaySource(source=BASE_SAMPLES, count=texts, tokens=TEXT_TOKENS)],
-            ),
-            budget=BudgetSection(epochs=[EPOCHS]),
-            arms={"polish": LoraArm(method="lora", replay=REPLAY)},
-            train=TRAIN,
-            measure=self.section,
-        )
-        given = (recipe, self.bench, self._encoder, self.measured, self.folder, None, self.progress)
-        return ReplayReader(*given).read().mixture(REPLAY)
+        given = (self.bench, self._encoder, self.measured, self.folder, None, self.progress)
+        return ReplayReader(self._recipe(texts), *given).read().mixture(REPLAY)
 
     def _train(
-        self,
-        run: RunStore,
-        strength: float,
-        tokens: int,
-        replay: Replay | None,
-        title: str,
-        seconds: float = math.inf,
+        self, run: RunStore, name: str, tokens: int, replay: Replay | None, seconds: float = inf
     ) -> int:
         """Train the adapter, or go on, no longer than so many seconds; the last step."""
-        base, budget = self.bench.base, BudgetSection(tokens=[tokens])
-        arm = LoraArm(method="lora", penalty="kl", penalty_strength=strength)
-        plan = plan_batches(self._encoded, self._fitted, TRAIN, budget, 0, replay)
-        settings, (source, revision) = load_adapter(base.model, self.start), base.source()
-        write = partial(save_adapter, settings=settings, base_name=source, revision=revision)
+        base, arm = self.bench.base, self._recipe(1).arms[name]
+        plan = plan_batches(*self._rows, TRAIN, BudgetSection(tokens=[tokens]), 0, replay)
         until = time.monotonic() + seconds - sum(row["seconds"] for row in run.metrics())
+        settings, (source, revision) = load_adapter(base.model, self.start), base.source()
         train = partial(
             train_runs, base.model, [(run, RATE)], TRAIN, rule=rule_of(arm, StepRule()), seed=0,
-            write_weights=partial(write, base.model), objective=objective_of(arm), title=title,
-            progress=self.progress,
+            write_weights=lambda folder: save_adapter(
+                base.model, folder, settings, source, revision=revision
+            ),
+            objective=objective_of(arm), title=run.folder.name, progress=self.progress,
         )  # fmt: skip
         try:
             if train(plan, halt=lambda: time.monotonic() >= until) == ["open"]:
-                # The machine became slower: what it has learnt by now is kept.
+                # The machine became slower: what was learnt until now is kept.
                 plan = replace(plan, points=[len(run.metrics())])
                 train(plan)
         finally:

@@ -28,8 +28,9 @@ from laura.models.oft import OftLinear
 from laura.models.registry import MICRO_BASE
 from laura.recipe.sections import BaseSection, MeasureSection, Source, TrainSection
 from laura.results.errors import AdapterError, DataError, UsageError
-from laura.results.progress import Silent
-from laura.results.store import read_json, write_json
+from laura.results.progress import SILENT, Silent
+from laura.results.schema import Polish, write_file
+from laura.results.store import read_json
 from laura.results.task_result import Metric, TaskResult
 from laura.study import polish
 from laura.study.polish import Polisher
@@ -114,15 +115,20 @@ def adapter(folder: Path, std: float, model: str = "micro", block: int = 0) -> P
     return folder
 
 
-def polisher(out: Path, start: Path, minutes: float = 1.0, **plan: Any) -> Polisher:
+def polisher(
+    out: Path, start: Path, minutes: float = 1.0, tokens: int = 0, seconds: float = 600.0
+) -> Polisher:
     """One on the micro base; with a plan that stands, nothing is timed."""
     rows = load_examples(Source(source="micro-code", split="train", limit=60))
     section = MeasureSection(precision="fp32")
     bench = Workbench(BaseSection(model="micro"), "cpu")
-    made = Polisher(bench, "as-it-is", start, rows, {}, minutes, "chat", section, out)
-    own = {"texts": 4, "drawing": 0.0, "strengths": [0.1], "left_out": None, "seconds": 600, **plan}
-    if plan:
-        write_json(made.folder / "plan.json", own)
+    made = Polisher(bench, "as-it-is", start, rows, {}, minutes, "chat", section, out, SILENT)
+    if tokens:
+        plan = Polish(
+            start="as-it-is", minutes=1, seconds=seconds, tokens={"polish-kl-0.1": tokens},
+            replay=0.25, texts=4, learning_rate=polish.RATE, left_out=None,
+        )  # fmt: skip
+        write_file(made.folder / "plan.json", plan)
     return made
 
 
@@ -230,8 +236,8 @@ def test_a_polish_ends_with_its_minutes(tmp_path: Path, monkeypatch: pytest.Monk
     given = polisher(tmp_path / "c", start, minutes=2)
     made, done = given.polish()
     assert list(made) == ["polish-kl-0.03", "polish-kl-0.1"] and done.texts == 8
-    plan = read_json(given.folder / "plan.json")
-    assert 20 < plan["seconds"] < 60 and plan["tokens"] <= min(done.tokens.values())
+    plan = Polish.model_validate(read_json(given.folder / "plan.json"))
+    assert 20 < plan.seconds < 60 and plan.tokens["polish-kl-0.1"] <= min(done.tokens.values())
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess[str]:
