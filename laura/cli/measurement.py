@@ -101,10 +101,10 @@ class RemedyOptions(MeasureOptions):
 def remedy(console: Console, options: RemedyOptions) -> int | None:
     """Make a finished adapter forget less.
 
-    Scales of the adapter and of its intruder dimensions are measured, and with --minutes
-    adapters that were trained a little more. One is chosen on one half
-    of the items and accepted where the other half shows that it is not worse on the target, by a
-    margin, and forgets less. Exit code 4: nothing was accepted.
+    Scales of the adapter and of its intruder dimensions are measured, and with --minutes what a
+    little more training makes of the best. One is chosen on one half of the items and accepted
+    where the other half shows that it is not worse on the target, by a margin, and forgets less.
+    Exit code 4: nothing was accepted.
 
     \b
     Example:

@@ -1,11 +1,11 @@
 """`laura remedy`: make a finished adapter forget less, or say why not.
 
-Every candidate (the adapter scaled, or its intruders; polished by a little training, where
-minutes are given) is measured on the same items as base and
-adapter. One is chosen on one half of the items and told on the other, so that the choice among
-them cannot flatter it. It is accepted where the other half shows, each with 95 %, that it is not
-worse on the target by more than a margin (non-inferiority) and that it forgets less. This speaks
-of the one adapter, so its items are what is random; there are no seeds.
+Every candidate (the adapter scaled, or its intruders; where minutes are given, trained a little
+more from the best of these) is measured on the same items as base and adapter. One is chosen on
+one half of the items and told on the other, so that the choice among them cannot flatter it. It
+is accepted where the other half shows, each with 95 %, that it is not worse on the target by more
+than a margin (non-inferiority) and that it forgets less. This speaks of the one adapter, so its
+items are what is random; there are no seeds.
 
     OUT/remedy.json              what was measured and decided
     OUT/candidates/NAME          each candidate, a PEFT adapter
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import Any
 
 from laura.data.examples import Example
@@ -148,8 +148,9 @@ def remedy(
         del bench
         folders |= polished
         found = (judged() if polished else found).model_copy(update={"polish": done})
+    rmtree(out / "adapter", ignore_errors=True)  # of an earlier answer
     if found.chosen is not None and found.accepted:
-        copytree(folders[found.chosen], out / "adapter", dirs_exist_ok=True)
+        copytree(folders[found.chosen], out / "adapter")
         write_file(out / "adapter" / REMEDY_FILE, found)
     write_file(out / REMEDY_FILE, found)
     return found

@@ -287,8 +287,10 @@ def test_faults_are_told_before_anything_is_measured(tiny_folder: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_an_overshot_adapter_is_mended(tmp_path: Path) -> None:
+def test_an_overshot_adapter_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained at a rate at which it forgets; its mended self keeps more on items never seen."""
+    monkeypatch.setattr(polish, "EPOCHS", 0.03)
+    monkeypatch.setattr(polish, "FEW_STEPS", 1)
     training = laura.train(
         "micro-small", "lora-r4", learning_rate=5e-3, seed=0, out=tmp_path / "study",
         overrides=["budget.tokens=[40000]", "arms.lora-r4.rank=16"],
