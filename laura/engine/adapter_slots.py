@@ -567,7 +567,7 @@ class LoraBatch:
     ) -> Tensor:
         """A group's product of every token of the pass, inputs rotated as its adapter has it.
 
-        Where a token stands, it goes through as its first map reads it, for the others behind.
+        A token's row is what its first map reads; what the others read goes through behind all.
         """
         found = [(run.tokens, run.turned(group, x_TI)) for run in self.rotated]
         turned = [
