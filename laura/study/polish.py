@@ -41,6 +41,7 @@ from laura.training.optimisers import StepRule
 from laura.training.remedies import objective_of, rule_of
 from laura.training.run import train_runs
 
+# The middle of LoRA's rates; 0.3 and more of the divergence unlearn (LOG.md).
 RATE, STRENGTHS, REPLAY, EPOCHS = 3e-4, (0.03, 0.1), 0.25, 3
 TRAIN = TrainSection(batch_tokens=1024, row_tokens=1024)
 FEW_STEPS, PACE_STEPS = 10, 4
@@ -117,6 +118,7 @@ class Polisher:
         left = max(0.0, 60 * self.minutes - (time.monotonic() - begun))
         arms = arms[: int(left * pace / (FEW_STEPS * TRAIN.batch_tokens))]
         each, most = left / max(1, len(arms)), EPOCHS * sum(self._rows[1].lengths) / (1 - REPLAY)
+        # A few steps are no training, and no reason to measure another adapter.
         why = f"{FEW_STEPS} steps do not fit into {self.minutes:g} minutes here; give more"
         return Polish(
             start=self.name, minutes=self.minutes, seconds=each, learning_rate=RATE, texts=texts,
