@@ -105,11 +105,12 @@ class Fitted:
         return "; ".join(f"{count} examples {what}" for what, count in parts.items() if count)
 
     def times(self, answers: int) -> Fitted:
-        """The same where so many answers to each question are learnt, by numbers that count."""
+        """The same, each document counted as so many: a question with several answers."""
         if answers == 1:
             return self
-        many = (array("q", (answers * n for n in one)) for one in (self.lengths, self.labels))
-        lengths, labels = many
+        lengths, labels = (
+            array("q", (answers * n for n in one)) for one in (self.lengths, self.labels)
+        )
         return replace(self, lengths=lengths, labels=labels)
 
     def row(self, encoded: Sequence[Encoded], documents: Sequence[int]) -> Row:

@@ -430,8 +430,10 @@ class Session:
             self.bench.base.tokenizer,
             grader_of(self.recipe, arm),
         )
-        grader = task and Grader(task, self._examples, recipe.measure, tokenizer, self.rows)
-        return questions_of(arm, self._examples, self._encoder, grader or None)
+        grader = None
+        if task is not None:
+            grader = Grader(task, self._examples, recipe.measure, tokenizer, self.rows)
+        return questions_of(arm, self._examples, self._encoder, grader)
 
     @cached_property
     def _rewritten(self) -> Sequence[Encoded]:
