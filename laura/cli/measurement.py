@@ -86,6 +86,10 @@ class RemedyOptions(MeasureOptions):
     """Tasks by whose mean forgetting is judged instead: hellaswag, arc_challenge, ..."""
     margin: float = option(default=0.05, metavar="SHARE")
     """How much of what it learnt may be lost."""
+    minutes: float = option(default=0.0, metavar="M")
+    """Polish it too, for so long: train it on --train a little more, held to the base."""
+    train: str | None = option(metavar="DATA")
+    """Rows for that, none of --data: a file, or a data set as NAME or NAME:SPLIT."""
     template: str = option(default="chat", metavar="NAME")
     """chat or plain: what it was trained with."""
     limit: int = option(default=400, min=2, metavar="N")
@@ -95,15 +99,17 @@ class RemedyOptions(MeasureOptions):
 
 
 def remedy(console: Console, options: RemedyOptions) -> int | None:
-    """Make a finished adapter forget less without training it.
+    """Make a finished adapter forget less.
 
-    Scales of the adapter and of its intruder dimensions are measured; one is chosen on one half
-    of the items and accepted where the other half shows that it is not worse on the target, by a
-    margin, and forgets less. Exit code 4: nothing was accepted.
+    Scales of the adapter and of its intruder dimensions are measured, and with --minutes what a
+    little more training makes of the best. One is chosen on one half of the items and accepted
+    where the other half shows that it is not worse on the target, by a margin, and forgets less.
+    Exit code 4: nothing was accepted.
 
     \b
     Example:
       laura remedy BASE --adapter DIR --data heldout.jsonl --source-text wiki.jsonl
+      laura remedy BASE --adapter DIR --data heldout.jsonl --train train.jsonl --minutes 10
     """
     given = dict(vars(options))
     named = given.pop("tasks")
@@ -136,6 +142,9 @@ def remedy_text(found: Remedied, out: Path) -> str:
     if found.unlearnt is not None and found.kept is not None:
         second = f"  {found.chosen:<26} {told(found.unlearnt):<26} {told(found.kept)}"
         lines += ["", "On the half that tells", second]
+    if (done := found.polish) is not None:
+        trained = ", ".join(f"{name} {tokens:,}" for name, tokens in done.tokens.items())
+        lines += ["", f"Polish: {done.left_out or f'{trained} tokens from {done.start}'}."]
     if found.accepted:
         lines += ["", f"Adapter: {out / 'adapter'}"]
     return "\n".join(lines)

@@ -883,6 +883,30 @@ class RemedyCandidate(File):
     kept: ScoreMoved
 
 
+class Polish(File):
+    """How an adapter was trained on a little.
+
+    Attributes:
+        start: The candidate that it began with.
+        minutes: What it was given, for texts and training together,
+        seconds: and what each candidate had of that to train.
+        tokens: What each was trained on,
+        replay: the share of them that the base wrote,
+        texts: and how many of its texts there were.
+        learning_rate: Its peak.
+        left_out: Why nothing was trained.
+    """
+
+    start: str
+    minutes: FiniteFloat
+    seconds: FiniteFloat
+    tokens: dict[str, Count]
+    replay: FiniteFloat
+    texts: Count
+    learning_rate: FiniteFloat
+    left_out: str | None
+
+
 class Remedied(File):
     """What `laura remedy` found for a finished adapter.
 
@@ -898,6 +922,7 @@ class Remedied(File):
         chosen: The one that was chosen on the even items.
         unlearnt: What it loses on the odd items, against the adapter.
         kept: What it keeps more there.
+        polish: How candidates of that name were trained; None where nothing was to be.
     """
 
     format: Literal[1] = 1
@@ -912,6 +937,7 @@ class Remedied(File):
     chosen: str | None = None
     unlearnt: ScoreMoved | None = None
     kept: ScoreMoved | None = None
+    polish: Polish | None = None
 
 
 # ----- laura.json -----

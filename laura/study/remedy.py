@@ -1,14 +1,16 @@
-"""`laura remedy`: make a finished adapter forget less without training it, or say why not.
+"""`laura remedy`: make a finished adapter forget less, or say why not.
 
-Every candidate (the adapter scaled, or its intruders) is measured on the same items as base and
-adapter. One is chosen on one half of the items and told on the other, so that the choice among
-them cannot flatter it. It is accepted where the other half shows, each with 95 %, that it is not
-worse on the target by more than a margin (non-inferiority) and that it forgets less. This speaks
-of the one adapter, so its items are what is random; there are no seeds.
+Every candidate (the adapter scaled, or its intruders; where minutes are given, trained a little
+more from the best of these) is measured on the same items as base and adapter. One is chosen on
+one half of the items and told on the other, so that the choice among them cannot flatter it. It
+is accepted where the other half shows, each with 95 %, that it is not worse on the target by more
+than a margin (non-inferiority) and that it forgets less. This speaks of the one adapter, so its
+items are what is random; there are no seeds.
 
     OUT/remedy.json              what was measured and decided
     OUT/candidates/NAME          each candidate, a PEFT adapter
-    OUT/evals/NAME/TASK.json     its results; those that stand are not measured again
+    OUT/polish                   see `polish.py`
+    OUT/evals/NAME@HASH          its results; those that stand are not measured again
     OUT/adapter                  the accepted one
 """
 
@@ -17,18 +19,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import Any
 
 from laura.data.examples import Example
 from laura.data.sources import load_examples
+from laura.data.splits import refuse_measured
 from laura.engine.requests import TokenDocument
 from laura.evals.runner import Material, Subject, evaluate_all, file_rows
 from laura.models.adapters import load_adapter, save_adapter
 from laura.models.after import CHANGES
 from laura.models.load import Base, fingerprint, load_base, resolve_model
 from laura.models.lora import detach
-from laura.recipe.sections import MeasureSection, Source
+from laura.recipe.sections import BaseSection, MeasureSection, Source
 from laura.results.errors import AdapterError, UsageError
 from laura.results.progress import SILENT, Progress
 from laura.results.schema import (
@@ -45,6 +48,8 @@ from laura.study.evaluation import BASE, marked
 from laura.study.evidence import leading
 from laura.study.material import ExampleEncoder, documents_of
 from laura.study.measuring import ENGINES
+from laura.study.polish import Polisher
+from laura.study.workbench import Workbench
 
 TARGET, SOURCE = "target_loss", "source_loss"
 AS_IT_IS = "as-it-is"
@@ -77,6 +82,8 @@ def remedy(
     source_text: Source,
     tasks: Sequence[str] = (),
     margin: float = 0.05,
+    train: Source | None = None,
+    minutes: float = 0.0,
     template: str = "chat",
     section: MeasureSection,
     data_dir: Path | None = None,
@@ -84,7 +91,7 @@ def remedy(
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> Remedied:
-    """Search the scale of a finished adapter, and of its intruder dimensions; nothing is trained.
+    """Search the scale of a finished adapter and of its intruder dimensions, and polish it.
 
     Args:
         model: Its base: registry name, Hub id, folder or GGUF file.
@@ -94,6 +101,8 @@ def remedy(
         tasks: Tasks of choices by whose mean forgetting is judged; none: by the loss on
             `source_text`.
         margin: How much of what it learnt may be lost, as a share.
+        train: Rows to polish it on; None for no training.
+        minutes: How long that may take.
         template: As in a recipe's `data`.
         section: Limits and precision.
         data_dir: Folder of data sets that wins over the Hub.
@@ -106,25 +115,42 @@ def remedy(
 
     Raises:
         AdapterError: the adapter cannot be read, or is of another base.
+        DataError: a row to polish it on is one that is measured on.
         UsageError: too few examples.
     """
     folder = resolve_model(model, None, progress)
     _check_record(adapter, folder)
     read = {TARGET: load_examples(data, data_dir), SOURCE: load_examples(source_text, data_dir)}
+    rows = load_examples(train, data_dir) if train else []
+    if train and len(rows) < MIN_ITEMS:
+        raise UsageError(f"{len(rows)} rows to polish on; give at least {MIN_ITEMS}")
+    refuse_measured("train", rows, read)
     base = load_base(str(folder), device=device)
     documents = _documents(read, base.tokenizer, template, section)
     folders = _candidates(base, adapter, out, progress)
     del base  # the engine loads its own
-    asked = [TARGET, SOURCE, *tasks]
-    opened = ENGINES[section.engine].models(str(folder), folders, section, device, progress)
-    with opened as (engine, mark):
-        material = Material(section, file_rows(data_dir), documents, data_dir=data_dir)
-        subjects = _subjects(folders, mark, out / "evals")
-        measured = evaluate_all(engine, asked, material, subjects, progress=progress)
+
+    def judged() -> Remedied:
+        opened = ENGINES[section.engine].models(str(folder), folders, section, device, progress)
+        with opened as (engine, mark):
+            material = Material(section, file_rows(data_dir), documents, data_dir=data_dir)
+            subjects = _subjects(folders, mark, out / "evals")
+            asked = [TARGET, SOURCE, *tasks]
+            measured = evaluate_all(engine, asked, material, subjects, progress=progress)
         results = dict(zip([BASE, *folders], measured, strict=True))
-    found = decide(results, list(tasks) or [SOURCE], margin)
+        return decide(results, list(tasks) or [SOURCE], margin)
+
+    found = judged()
+    if train and found.learnt.interval[0] > 0 and found.forgot.interval[0] > 0:
+        name, bench = found.chosen or AS_IT_IS, Workbench(BaseSection(model=str(folder)), device)
+        given = (rows, read, minutes, template, section, out, progress)
+        polished, done = Polisher(bench, name, folders[name], *given).polish()
+        del bench
+        folders |= polished
+        found = (judged() if polished else found).model_copy(update={"polish": done})
+    rmtree(out / "adapter", ignore_errors=True)  # of an earlier answer
     if found.chosen is not None and found.accepted:
-        copytree(folders[found.chosen], out / "adapter", dirs_exist_ok=True)
+        copytree(folders[found.chosen], out / "adapter")
         write_file(out / "adapter" / REMEDY_FILE, found)
     write_file(out / REMEDY_FILE, found)
     return found
@@ -157,7 +183,8 @@ def _subjects(folders: Mapping[str, Path], mark: str, out: Path) -> list[Subject
     def file(name: str) -> Callable[[str], Path]:
         return lambda task: out / name / f"{task}.json"
 
-    adapters = [Subject(f"{mark} + {marked(n, folders)}", file(n), n) for n in folders]
+    names = {name: marked(name, folders) for name in folders}
+    adapters = [Subject(f"{mark} + {own}", file(own), name) for name, own in names.items()]
     return [Subject(mark, file(BASE)), *adapters]
 
 
