@@ -228,6 +228,8 @@ class SpectraOptions:
     """Leading directions looked at for them."""
     eps: float = option(default=0.5, metavar="X", min=0.0, max=1.0)
     """Less alike than this is an intruder."""
+    leading: int = option(default=0, metavar="N", min=0)
+    """Also the update's energy in so many leading directions of the base; takes longer."""
     values: list[str] | None = option(metavar="NAME")
     """Keep all singular values of this matrix, for a curve. Repeatable."""
     device: str | None = option(**DEVICE)
@@ -255,7 +257,7 @@ def spectra(console: Console, options: SpectraOptions) -> None:
         options.base,
         options.tuned,
         out=options.out,
-        wanted=Wanted(options.intruders, options.k, options.eps, values),
+        wanted=Wanted(options.intruders, options.k, options.eps, options.leading, values),
         device=options.device,
         progress=console.progress,
     )

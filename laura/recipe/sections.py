@@ -1120,15 +1120,23 @@ class AnalysisSection(Section):
     subspace_k: Count | None = 8
     """Leading directions of the updates of the best lora and the best full arm that are compared,
     matrix by matrix; null for no comparison."""
+    leading_k: Count | None = None
+    """Leading singular directions of the base in which the energy of every update is told (OPLoRA);
+    takes longer. Null for none."""
+    movement: bool = False
+    """Also how far hidden states moved from the base's, on the test's and the source's texts: CKA
+    and Procrustes distance of every layer, CSD of every map."""
 
     def faults(self) -> Iterable[tuple[str, str]]:
-        """Intruders that would be counted nowhere."""
-        if self.intruders and self.spectra == "none":
-            yield (
-                "intruders",
-                "are counted where spectra are taken, and analysis.spectra is none; set it to "
-                "final or all",
-            )
+        """What would be told nowhere."""
+        for key in ("intruders", "leading_k", "movement") if self.spectra == "none" else ():
+            if getattr(self, key):
+                problem = "are counted" if key == "intruders" else "is measured"
+                yield (
+                    key,
+                    f"{problem} where spectra are taken, and analysis.spectra is none; set it to "
+                    "final or all",
+                )
 
 
 class Recipe(Section):
