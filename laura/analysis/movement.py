@@ -26,9 +26,9 @@ Shapes: N tokens, W hidden width, I in, O out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -53,42 +53,37 @@ class Moments:
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
-        self.tokens = 0
-        self._sums = torch.zeros(2, width, dtype=torch.float64, device=device)
-        self._products = torch.zeros(3, width, width, dtype=torch.float64, device=device)
+        # Of states with a one before them: their number and their sums are products too.
+        shape = (3, 1 + width, 1 + width)
+        self._products = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    @property
+    def tokens(self) -> int:
+        """How many were taken in."""
+        return int(self._products[0, 0, 0])
 
     def add(self, x_NW: Tensor, y_NW: Tensor) -> None:
         """Take in more tokens."""
-        x_NW, y_NW = (states.to(self._sums.device, torch.float64) for states in (x_NW, y_NW))
-        self.tokens += len(x_NW)
-        for place, states in enumerate((x_NW, y_NW)):
-            self._sums[place] += states.sum(0)
-        for place, pair in enumerate(((x_NW, x_NW), (y_NW, y_NW), (x_NW, y_NW))):
-            self._products[place].addmm_(pair[0].T, pair[1])
+        x, y = (functional.pad(s.to(self._products), (1, 0), value=1.0) for s in (x_NW, y_NW))
+        for product, one, other in zip(self._products, (x, y, x), (x, y, y), strict=True):
+            product.addmm_(one.T, other)
 
     def likeness(self, name: str) -> dict[str, float]:
-        """ "cka" and "procrustes" of the representations.
+        """The "cka" and "procrustes" of both.
 
         Raises:
             ModelError: they are not finite, or the same for every token.
         """
-        x_W, y_W = self._sums
-        pairs = ((x_W, x_W), (y_W, y_W), (x_W, y_W))
-        xx, yy, xy = (
-            product - torch.outer(*pair) / self.tokens
-            for product, pair in zip(self._products, pairs, strict=True)
-        )
-        sizes = [float(product.diagonal().sum()) for product in (xx, yy)]
-        whole = sizes[0] * sizes[1]
-        if not 0 < whole < float("inf"):
+        xx, yy, xy = (p[1:, 1:] - torch.outer(p[1:, 0], p[0, 1:]) / p[0, 0] for p in self._products)
+        sizes = [float(product.trace()) for product in (xx, yy)]
+        size = math.sqrt(max(0.0, sizes[0] * sizes[1]))
+        if not 0 < size < math.inf:
             raise ModelError(f"{name} are not finite, or alike for all tokens; nothing can be told")
         # Of equal states nothing is to be turned, and rounding shall not say so either.
-        turned = xx.trace() if torch.equal(xx, xy) else torch.linalg.svdvals(xy).sum()
+        turned = sizes[0] if torch.equal(xx, xy) else float(torch.linalg.svdvals(xy).sum())
         squares = [float(product.square().sum()) for product in (xx, yy, xy)]
-        return {
-            "cka": squares[2] / (squares[0] * squares[1]) ** 0.5,
-            "procrustes": max(0.0, 2 - 2 * float(turned) / whole**0.5),
-        }
+        cka = squares[2] / math.sqrt(squares[0] * squares[1])
+        return {"cka": cka, "procrustes": max(0.0, 2 - 2 * turned / size)}
 
 
 def measure_movement(
@@ -113,11 +108,7 @@ def measure_movement(
     """
     base = reference if isinstance(reference, nn.Module) else engine.model
     switch = nullcontext if isinstance(reference, nn.Module) else reference
-    marks = [[i > 1 and mark for i, mark in enumerate(one.supervised)] for one in documents]
-    texts = [
-        supervised(replace(document, supervised=own), None)
-        for document, own in zip(documents, marks, strict=True)
-    ]
+    texts = [supervised(document, None) for document in documents]
     passes = plan(texts, engine.row_tokens, share=False)
     layers = list(zip(decoder_layers(base), decoder_layers(engine.model), strict=True))
     moments = [Moments(engine.model.config.hidden_size, device) for _ in layers]
@@ -128,7 +119,8 @@ def measure_movement(
         engine.progress.bar("measuring movement", tokens, "tokens") as bar,
     ):
         for one, inputs in inputs_of(texts, passes, engine.device):
-            places = torch.tensor([place for _, _, place in one.asks], device=engine.device)
+            asked = [place for text, number, place in one.asks if texts[text].asked[number]]
+            places = torch.tensor(asked, dtype=torch.long, device=engine.device)
             after = _states(engine, engine.model, inputs, places)
             with switch(), _updates(layers, sums, places, one.tokens):
                 before = _states(engine, base, inputs, places)

@@ -36,7 +36,7 @@ class EvaluateOptions(MeasureOptions):
     """Registry name, folder, GGUF file or Hub id."""
     tasks: str = option(default=MISSING, metavar="A,B")
     """Tasks, with commas: hellaswag, arc_challenge, winogrande, gsm8k, humaneval, mbpp,
-    source_loss, lm_eval:NAME, or your own file.yaml or file.py."""
+    source_loss, ifeval, refusals, lm_eval:NAME, or your own file.yaml or file.py."""
     out: Path = option(default=Path("evals"), metavar="DIR")
     """Folder for one TASK.json each."""
     adapter: list[str] | None = option(**ADAPTER)

@@ -619,6 +619,8 @@ class Extra(Section):
 class MeasureSection(Section):
     """What is measured at every budget point, on the base first."""
 
+    later = frozenset({"lm_eval_prompt"})
+
     preset: Literal["paper", "quick"] | None = None
     """Values for the keys below that are not given. `paper`: whole benchmarks; HumanEval 50
     samples at T=0.2, top-p 0.95; GSM8K 5-shot greedy; forgetting is the mean of HellaSwag,
@@ -679,6 +681,9 @@ class MeasureSection(Section):
     """Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats. auto: bf16 where the
     processor has bf16 arithmetic. Null: so on a GPU (CUDA), fp32 elsewhere. A study is measured in
     one; where it would be another, its folder is refused."""
+    lm_eval_prompt: Literal["plain", "chat"] = "plain"
+    """How lm-eval's tasks, ifeval and refusals are asked. `plain`: lm-eval's prompts; `chat`: these
+    in the model's chat template, which instruct models need there."""
     lm_eval_include: str | None = None
     """Folder of your own lm-eval task files, for tasks named `lm_eval:NAME`; they win over
     lm-eval's."""

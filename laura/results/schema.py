@@ -570,8 +570,8 @@ class MatrixSpectra(SpectrumFacts):
         return {kind: own.values for kind, own in kinds.items() if own and own.values is not None}
 
 
-class CheckpointSpectra(File):
-    """The matrices of one checkpoint; `settings` say how intruders were counted."""
+class AnalysedCheckpoint(File):
+    """Which checkpoint a part of the analysis is of."""
 
     run: str
     arm: str
@@ -579,6 +579,11 @@ class CheckpointSpectra(File):
     learning_rate: float
     budget: Amount
     step: Count
+
+
+class CheckpointSpectra(AnalysedCheckpoint):
+    """The matrices of one checkpoint; `settings` say how intruders were counted."""
+
     settings: dict[str, Any] = {}
     warnings: list[str] = []
     matrices: list[MatrixSpectra]
@@ -615,15 +620,9 @@ class LayerMovement(File):
     csd: dict[str, Rounded]
 
 
-class TextMovement(File):
+class TextMovement(AnalysedCheckpoint):
     """How far one checkpoint moved on one text, `target` or `source`, over so many tokens."""
 
-    run: str
-    arm: str
-    seed: int
-    learning_rate: float
-    budget: Amount
-    step: Count
     text: Literal["target", "source"]
     tokens: Count
     layers: list[LayerMovement]

@@ -81,6 +81,7 @@ def _move(session: Session, point: Point, device: torch.device) -> None:
     entry: dict[str, Any] = {"format": FORMAT, "identity": identity, "texts": []}
     try:
         with session.bench.tuned(checkpoint) as (model, base):
+            assert base is not None, "a checkpoint has a base"
             engine = Engine(model, session.bench.base.tokenizer, progress=session.progress)
             for name, documents in texts.items():
                 found = measure_movement(engine, base, documents, device)

@@ -70,7 +70,8 @@ def test_rotation_shift_and_scale_change_neither_and_equal_states_are_exact() ->
     plain = likeness(x, y)
     for other in (y @ turn, y + 7, 4 * y):
         assert likeness(x, other) == pytest.approx(plain, rel=1e-5)
-    assert likeness(x, x.clone()) == {"cka": 1.0, "procrustes": 0.0}
+    for same in (x, drawn(4, 700, 577, 50.0)):
+        assert likeness(same, same.clone()) == {"cka": 1.0, "procrustes": 0.0}
     turned = likeness(x, x @ turn)
     assert turned["cka"] == pytest.approx(1) and turned["procrustes"] < 1e-6
     with pytest.raises(ModelError, match="states are not finite, or alike"):
