@@ -64,7 +64,9 @@ class Moments:
 
     def add(self, x_NW: Tensor, y_NW: Tensor) -> None:
         """Take in more tokens."""
-        x, y = (functional.pad(s.to(self._products), (1, 0), value=1.0) for s in (x_NW, y_NW))
+        device = self._products.device  # first: MPS has no float64
+        sides = (states.to(device).double() for states in (x_NW, y_NW))
+        x, y = (functional.pad(side, (1, 0), value=1.0) for side in sides)
         for product, one, other in zip(self._products, (x, y, x), (x, y, y), strict=True):
             product.addmm_(one.T, other)
 
