@@ -47,6 +47,8 @@ HEAVY = (
 # What an extra brings, and the only files that may import it.
 EXTRAS = {
     "lm_eval": {"evals/lm_eval/model.py", "evals/lm_eval/tasks.py"},
+    "langdetect": {"evals/lm_eval/tasks.py"},
+    "nltk": {"evals/lm_eval/tasks.py"},
     "pandas": {"api.py"},
     "cryptography": {"models/signatures.py"},
     "bitsandbytes": {"models/nf4.py"},

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from laura.analysis.spectra import ENERGIES, noise_rank, product_spectrum, spectrum
-from laura.analysis.subspaces import count_intruders
+from laura.analysis.subspaces import count_intruders, leading_energy
 from laura.analysis.weights import Matrix, StoredModel, Tuned
 from laura.results.progress import SILENT, Progress
 from laura.results.store import kept_rows
@@ -26,18 +26,21 @@ class Wanted:
         intruders: Whether intruder dimensions are counted.
         k: Leading directions of the tuned matrix that are looked at.
         eps: A direction less alike than this to every base direction is an intruder.
+        leading: Leading directions of the base in which the update's energy is told; 0 for none.
         values: Names of matrices whose singular values are kept, all of them.
     """
 
     intruders: bool = False
     k: int = 10
     eps: float = 0.5
+    leading: int = 0
     values: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the numbers depend on, as a JSON value."""
-        return {"intruders": self.intruders, "k": self.k, "eps": self.eps}
+        told = {"intruders": self.intruders, "k": self.k, "eps": self.eps}
+        return {**told, "leading": self.leading} if self.leading else told
 
 
 SPECTRA_ALONE = Wanted()
@@ -185,6 +188,10 @@ def _measure(
         if changed:
             pair = base.read(name, device), tuned.read(name, device)
             intruders = count_intruders(*pair, wanted.k, wanted.eps)
+    energy = None
+    if wanted.leading and changed:
+        pair = base.read(name, device), tuned.read_update(name, device)
+        energy = leading_energy(*pair, wanted.leading)
     return {
         "name": name,
         "layer": one.layer,
@@ -197,6 +204,7 @@ def _measure(
         "base": known,
         "tuned": after,
         "intruders": intruders,
+        "leading_energy": energy,
     }
 
 

@@ -130,6 +130,35 @@ def count_intruders(base_OI: Tensor, tuned_OI: Tensor, k: int, eps: float) -> in
     return int((similarities(base_OI, tuned_OI, k) < eps).sum())
 
 
+def leading_energy(base_OI: Tensor, update_OI: Tensor, k: int) -> dict[str, float]:
+    """How much of an update lies in the leading singular directions of its base.
+
+    Of W = U S Vᵀ the k first are taken; of a base of lower rank as many as it has. What an
+    update has there changes what the base does most; OPLoRA lets it have nothing there.
+
+    Args:
+        base_OI: Shape (O, I), float32.
+        update_OI: dW, the same shape; not zero.
+        k: Leading directions.
+
+    Returns:
+        Shares of ||dW||², 0 to 1: "left" ||U_kᵀ dW||², "right" ||dW V_k||², "both"
+        ||U_kᵀ dW V_k||². Noise has k / O, k / I and their product.
+
+    Source:
+        arXiv:2510.13003 (OPLoRA); which of the three its measure is was not open to us, so all
+        three are told.
+    """
+    whole = float(torch.linalg.vector_norm(update_OI, dtype=torch.float64))
+    left_Ok = leading_directions(base_OI, k)
+    # Wᵀ u_i = s_i v_i: orthogonal but for rounding, which QR takes out.
+    right_Ik = torch.linalg.qr((base_OI.T @ left_Ok.float()).double()).Q.float()
+    rows_kI = left_Ok.float().T @ update_OI
+    parts = {"left": rows_kI, "right": update_OI @ right_Ik, "both": rows_kI @ right_Ik}
+    norms = {name: torch.linalg.vector_norm(p, dtype=torch.float64) for name, p in parts.items()}
+    return {name: min(1.0, float(norm / whole) ** 2) for name, norm in norms.items()}
+
+
 def leading_directions(matrix_OI: Tensor, k: int) -> Tensor:
     """The first k left singular vectors, shape (O, k), float64, orthonormal.
 

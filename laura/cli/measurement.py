@@ -36,7 +36,7 @@ class EvaluateOptions(MeasureOptions):
     """Registry name, folder, GGUF file or Hub id."""
     tasks: str = option(default=MISSING, metavar="A,B")
     """Tasks, with commas: hellaswag, arc_challenge, winogrande, gsm8k, humaneval, mbpp,
-    source_loss, lm_eval:NAME, or your own file.yaml or file.py."""
+    source_loss, ifeval, refusals, lm_eval:NAME, or your own file.yaml or file.py."""
     out: Path = option(default=Path("evals"), metavar="DIR")
     """Folder for one TASK.json each."""
     adapter: list[str] | None = option(**ADAPTER)
@@ -237,6 +237,8 @@ class SpectraOptions:
     """Leading directions looked at for them."""
     eps: float = option(default=0.5, metavar="X", min=0.0, max=1.0)
     """Less alike than this is an intruder."""
+    leading: int = option(default=0, metavar="N", min=0)
+    """Also the update's energy in so many leading directions of the base; takes longer."""
     values: list[str] | None = option(metavar="NAME")
     """Keep all singular values of this matrix, for a curve. Repeatable."""
     device: str | None = option(**DEVICE)
@@ -264,7 +266,7 @@ def spectra(console: Console, options: SpectraOptions) -> None:
         options.base,
         options.tuned,
         out=options.out,
-        wanted=Wanted(options.intruders, options.k, options.eps, values),
+        wanted=Wanted(options.intruders, options.k, options.eps, options.leading, values),
         device=options.device,
         progress=console.progress,
     )

@@ -326,7 +326,8 @@ def _plan(engine: MeasuringEngine, name: str, material: Material) -> TaskPlan:
         from laura.evals.lm_eval.tasks import plan
 
         folder = Path(section.lm_eval_include) if section.lm_eval_include else None
-        return plan(str(path or name), section.limit, folder)
+        chat = engine if section.lm_eval_prompt == "chat" else None
+        return plan(str(path or name), section.limit, folder, chat)
     if path is not None:
         own = user_task.UserTask.load(path, material.data_dir)
         given = _Given(engine, path.stem, own.entry, own, own.rows(), material)

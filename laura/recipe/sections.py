@@ -659,6 +659,8 @@ class Extra(Section):
 class MeasureSection(Section):
     """What is measured at every budget point, on the base first."""
 
+    later = frozenset({"lm_eval_prompt"})
+
     preset: Literal["paper", "quick"] | None = None
     """Values for the keys below that are not given. `paper`: whole benchmarks; HumanEval 50
     samples at T=0.2, top-p 0.95; GSM8K 5-shot greedy; forgetting is the mean of HellaSwag,
@@ -719,6 +721,9 @@ class MeasureSection(Section):
     """Arithmetic of the evaluation; fp32 matches lm-eval to 1e-3 nats. auto: bf16 where the
     processor has bf16 arithmetic. Null: so on a GPU (CUDA), fp32 elsewhere. A study is measured in
     one; where it would be another, its folder is refused."""
+    lm_eval_prompt: Literal["plain", "chat"] = "plain"
+    """How lm-eval's tasks, ifeval and refusals are asked. `plain`: lm-eval's prompts; `chat`: these
+    in the model's chat template, which instruct models need there."""
     lm_eval_include: str | None = None
     """Folder of your own lm-eval task files, for tasks named `lm_eval:NAME`; they win over
     lm-eval's."""
@@ -1160,15 +1165,23 @@ class AnalysisSection(Section):
     subspace_k: Count | None = 8
     """Leading directions of the updates of the best lora and the best full arm that are compared,
     matrix by matrix; null for no comparison."""
+    leading_k: Count | None = None
+    """Leading singular directions of the base in which the energy of every update is told (OPLoRA);
+    takes longer. Null for none."""
+    movement: bool = False
+    """Also how far hidden states moved from the base's, on the test's and the source's texts: CKA
+    and Procrustes distance of every layer, CSD of every map."""
 
     def faults(self) -> Iterable[tuple[str, str]]:
-        """Intruders that would be counted nowhere."""
-        if self.intruders and self.spectra == "none":
-            yield (
-                "intruders",
-                "are counted where spectra are taken, and analysis.spectra is none; set it to "
-                "final or all",
-            )
+        """What would be told nowhere."""
+        for key in ("intruders", "leading_k", "movement") if self.spectra == "none" else ():
+            if getattr(self, key):
+                problem = "are counted" if key == "intruders" else "is measured"
+                yield (
+                    key,
+                    f"{problem} where spectra are taken, and analysis.spectra is none; set it to "
+                    "final or all",
+                )
 
 
 class Recipe(Section):

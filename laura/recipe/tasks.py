@@ -19,21 +19,25 @@ BENCHMARKS = (
 # Divergences from the base, on target inputs and on source text.
 DRIFT = ("kl", "kl_reverse", "kl_source", "kl_reverse_source")
 LOSSES = ("target_loss", "source_loss", *DRIFT)
-LEARNING = ("gsm8k", "humaneval", "mbpp", "micro_math", "micro_code", "target_loss")
+# Tasks of lm-eval, or in its words (evals/lm_eval/presets), that have a name of their own.
+LM_EVAL_PRESETS = {"ifeval": "ifeval", "refusals": "laura_refusals"}
+LEARNING = (
+    "gsm8k", "humaneval", "mbpp", "micro_math", "micro_code", "target_loss", *LM_EVAL_PRESETS,
+)  # fmt: skip
 FORGETTING = (
     "hellaswag", "arc_challenge", "winogrande", "micro_facts", "micro_events", "micro_pronouns",
-    "source_loss", *DRIFT,
+    "source_loss", *DRIFT, *LM_EVAL_PRESETS,
 )  # fmt: skip
 LM_EVAL = "lm_eval:"
 FILE_ENDINGS = (".yaml", ".yml", ".py")
-TAKEN = (*BENCHMARKS, *LOSSES, "validation_loss")
+TAKEN = (*BENCHMARKS, *LOSSES, *LM_EVAL_PRESETS, "validation_loss")
 _LM_EVAL_PATTERN = rf"^{LM_EVAL}[^/\\\s]+$"
 _FILE_PATTERN = r"\.(yaml|yml|py)$"
 
 
 def is_lm_eval(name: str) -> bool:
-    """Whether a task's name means one of lm-eval's."""
-    return name.startswith(LM_EVAL)
+    """Whether a task's name means one of lm-eval's, or a preset."""
+    return name.startswith(LM_EVAL) or name in LM_EVAL_PRESETS
 
 
 def is_task_file(name: str) -> bool:
@@ -75,7 +79,9 @@ def check_task(task: str, known: tuple[str, ...]) -> str:
     Raises:
         ValueError: with what is wrong and what is allowed, in words.
     """
-    if is_lm_eval(task):
+    if task in known:
+        return task
+    if task.startswith(LM_EVAL):
         if not re.fullmatch(_LM_EVAL_PATTERN, task):
             raise ValueError(f"must be lm_eval:NAME with a name of lm-eval's, came {task!r}")
         return task
@@ -83,8 +89,6 @@ def check_task(task: str, known: tuple[str, ...]) -> str:
         fault = file_name_fault(task)
         if fault:
             raise ValueError(fault)
-        return task
-    if task in known:
         return task
     raise ValueError(
         f"is no task that can stand here, came {task[:60]!r}; {allowed_names(task, known)}, "

@@ -223,7 +223,8 @@ Matrices = Sequence[dict[str, Any]]
 SPECTRA_NOTES = (
     "rank: directions that hold 90 % of the update's squared singular values; noise: that as a "
     "share of what independent noise of this shape needs; effective: Roy and Vetterli's rank; "
-    "stable: energy over that of the first direction; norm: Frobenius, update over base. Means "
+    "stable: energy over that of the first direction; norm: Frobenius, update over base; "
+    "leading: share of the update's energy in the base's leading directions, left and right. Means "
     "over layers."
 )
 
@@ -237,8 +238,12 @@ def _rank(one: dict[str, Any]) -> float:
     return float(one["rank"][ENERGY])
 
 
+def _leading(one: dict[str, Any]) -> float | None:
+    return one["leading_energy"] and float(one["leading_energy"]["both"])
+
+
 def module_table(tuned: str, matrices: Matrices, counted: bool) -> Table:
-    """One row a module type, means over its layers; intruders last, where they were counted."""
+    """One row a module type, means over its layers; what was asked beside the spectra last."""
     modules: dict[str, list[dict[str, Any]]] = {}
     for one in matrices:
         modules.setdefault(one["module"], []).append(one)
@@ -257,10 +262,15 @@ def module_table(tuned: str, matrices: Matrices, counted: bool) -> Table:
         number("effective", lambda row: _mean((m["effective_rank"] for m in row[1]), ",.1f")),
         number("stable", lambda row: _mean((m["stable_rank"] for m in row[1]), ",.1f")),
         number("norm", lambda row: _mean((m["relative_frobenius"] for m in row[1]), ".2%")),
-        number("intruders", lambda row: _mean((m["intruders"] for m in row[1]), ".1f")),
     ]
+    if counted:
+        columns.append(
+            number("intruders", lambda row: _mean((m["intruders"] for m in row[1]), ".1f"))
+        )
+    if any(one.get("leading_energy") for one in matrices):
+        columns.append(number("leading", lambda row: _mean(map(_leading, row[1]), ".2%")))
     title = f"Updates of {tuned}, by module"
-    return table("modules", title, columns if counted else columns[:-1], modules.items())
+    return table("modules", title, columns, modules.items())
 
 
 def layer_table(matrices: Matrices) -> Table:

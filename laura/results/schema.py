@@ -537,6 +537,8 @@ class MatrixSpectra(SpectrumFacts):
         noise_rank: Ranks of iid noise of this shape.
         relative_frobenius: Norm of the update as a share of the base matrix's.
         intruders: Intruder dimensions; None where they were not counted.
+        leading_energy: Shares of the update's energy in the leading directions of the base:
+            `left`, `right`, `both`; None where that was not asked, or nothing changed.
     """
 
     name: str
@@ -549,6 +551,7 @@ class MatrixSpectra(SpectrumFacts):
     base: SpectrumFacts | None = None
     tuned: SpectrumFacts | None = None
     intruders: Count | None = None
+    leading_energy: dict[str, float] | None = None
 
     @property
     def rank_kept(self) -> int | None:
@@ -567,8 +570,8 @@ class MatrixSpectra(SpectrumFacts):
         return {kind: own.values for kind, own in kinds.items() if own and own.values is not None}
 
 
-class CheckpointSpectra(File):
-    """The matrices of one checkpoint; `settings` say how intruders were counted."""
+class AnalysedCheckpoint(File):
+    """Which checkpoint a part of the analysis is of."""
 
     run: str
     arm: str
@@ -576,6 +579,11 @@ class CheckpointSpectra(File):
     learning_rate: float
     budget: Amount
     step: Count
+
+
+class CheckpointSpectra(AnalysedCheckpoint):
+    """The matrices of one checkpoint; `settings` say how intruders were counted."""
+
     settings: dict[str, Any] = {}
     warnings: list[str] = []
     matrices: list[MatrixSpectra]
@@ -597,6 +605,29 @@ class SubspaceOverlap(File):
     angles: list[float] | None = None
 
 
+class LayerMovement(File):
+    """How far one layer moved; see `laura.analysis.movement`.
+
+    Attributes:
+        cka: Linear CKA of its hidden states, base and tuned; 1 where nothing moved.
+        procrustes: Squared distance after the best rotation, 0 to 2.
+        csd: By module, what the update adds to the output, as a share of it.
+    """
+
+    layer: Count
+    cka: Rounded
+    procrustes: Rounded
+    csd: dict[str, Rounded]
+
+
+class TextMovement(AnalysedCheckpoint):
+    """How far one checkpoint moved on one text, `target` or `source`, over so many tokens."""
+
+    text: Literal["target", "source"]
+    tokens: Count
+    layers: list[LayerMovement]
+
+
 class Analysis(File):
     """What scores, samples and weights say together; every part may be empty.
 
@@ -616,6 +647,7 @@ class Analysis(File):
     spikes: list[RunSpikes] = []
     spectra: list[CheckpointSpectra] = []
     subspaces: list[SubspaceOverlap] = []
+    movement: list[TextMovement] = []
     gaps: list[str] = []
 
 

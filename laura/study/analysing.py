@@ -1,4 +1,4 @@
-"""Analysis of the weights a study has saved, after its last run: spectra and subspaces.
+"""Analysis of the weights a study has saved, after its last run: spectra, subspaces, movement.
 
 Each result is a file; what stands is not done again, and within a checkpoint the
 matrices are kept as they come. A checkpoint that cannot be analysed (a diverged run's)
@@ -15,17 +15,20 @@ import torch
 
 from laura.analysis.comparison import compare_subspaces
 from laura.analysis.measuring import Wanted, base_spectra, measure_spectra, warnings
+from laura.analysis.movement import measure_movement
 from laura.analysis.weights import StoredModel, open_tuned
+from laura.engine.engine import Engine
 from laura.models.device import spectral_device
 from laura.models.external import weights_folder
 from laura.recipe.sections import FullArm, LoraArm
 from laura.results.errors import AdapterError, ModelError, ShapeError
-from laura.results.store import check_folder, read_json, write_json
+from laura.results.store import check_folder, content_hash, read_json, write_json
 from laura.study.evidence import Evidence, Point
 from laura.study.findings import (
     FORMAT,
     analysed_points,
     base_spectra_file,
+    movement_file,
     spectra_file,
     subspaces_file,
 )
@@ -36,7 +39,7 @@ UNUSABLE = (ModelError, AdapterError, ShapeError)
 
 
 def analyse(session: Session) -> None:
-    """Write the spectra and subspaces that the recipe's `analysis` asks for.
+    """Write the spectra, subspaces and movement that the recipe's `analysis` asks for.
 
     Raises:
         CheckpointError: a checkpoint does not match its checksums.
@@ -46,7 +49,8 @@ def analyse(session: Session) -> None:
     if section.spectra == "none":
         return
     evidence = gather(session.store, session.recipe)
-    wanted = Wanted(section.intruders, section.intruder_k, section.intruder_eps)
+    counted = (section.intruders, section.intruder_k, section.intruder_eps)
+    wanted = Wanted(*counted, leading=section.leading_k or 0)
     todo = [p for p in analysed_points(evidence) if not _stands(session, p, wanted)]
     device = spectral_device(session.bench.device_name)
     if todo:
@@ -58,6 +62,34 @@ def analyse(session: Session) -> None:
                 bar.advance()
     if section.subspace_k is not None:
         _subspaces(session, evidence, section.subspace_k, device)
+    for point in analysed_points(evidence) if section.movement else ():
+        _move(session, point, device)
+
+
+def _move(session: Session, point: Point, device: torch.device) -> None:
+    """How far a point's hidden states moved on both texts, where that is not told yet."""
+    texts = {
+        name: session.data.documents[f"{name}_loss"]
+        for name in ("target", "source")
+        if f"{name}_loss" in session.data.documents
+    }
+    identity = content_hash([[one.token_ids for one in own] for own in texts.values()])
+    file = movement_file(session.store, point)
+    checkpoint = session.store.run(point.run_id).checkpoint(point.step)
+    if not checkpoint.is_dir() or (file.is_file() and read_json(file).get("identity") == identity):
+        return
+    entry: dict[str, Any] = {"format": FORMAT, "identity": identity, "texts": []}
+    try:
+        with session.bench.tuned(checkpoint) as (model, base):
+            assert base is not None, "a checkpoint has a base"
+            engine = Engine(model, session.bench.base.tokenizer, progress=session.progress)
+            for name, documents in texts.items():
+                found = measure_movement(engine, base, documents, device)
+                entry["texts"].append({**point.whose, "step": point.step, "text": name, **found})
+    except UNUSABLE as error:
+        entry["fault"] = str(error)
+        session.progress.say(f"No movement of {point.arm}, seed {point.seed}: {error}")
+    write_json(file, entry)
 
 
 def _base_spectra(

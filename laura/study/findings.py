@@ -7,6 +7,7 @@ The spectra and subspaces of its weights lie in
 
 base/analysis/spectra.json             of the base, once
 runs/ID/analysis/STEP/spectra.json     of one checkpoint
+runs/ID/analysis/STEP/movement.json    how far its hidden states moved
 analysis/subspaces.json                of the best lora and the best full arm
 
 Curves of learning and forgetting are told under the bootstrap: items and seeds are drawn anew,
@@ -18,7 +19,7 @@ the first as measured.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from laura.results.schema import (
     NeededRow,
     RunSpikes,
     SubspaceOverlap,
+    TextMovement,
     Tradeoff,
     TransitionRow,
     faults_of,
@@ -82,6 +84,7 @@ def build_findings(evidence: Evidence, store: StudyStore) -> Analysis:
         spikes=read_spikes(evidence),
         spectra=read_spectra(store, evidence, gaps),
         subspaces=read_subspaces(store, evidence, gaps),
+        movement=read_movement(store, evidence, gaps),
         # Whoever moves the folder must find the same words.
         gaps=[gap.replace(f"{store.folder}/", "") for gap in dict.fromkeys(gaps)],
     )
@@ -257,6 +260,11 @@ def spectra_file(store: StudyStore, point: Point) -> Path:
     return store.run(point.run_id).analysis(point.step, "spectra")
 
 
+def movement_file(store: StudyStore, point: Point) -> Path:
+    """Where it lies how far a run at a budget point moved."""
+    return store.run(point.run_id).analysis(point.step, "movement")
+
+
 def subspaces_file(store: StudyStore) -> Path:
     """Where the comparison of directions lies."""
     return store.folder / "analysis" / "subspaces.json"
@@ -277,18 +285,36 @@ def read_spectra(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list
         gaps: Gets a sentence for each checkpoint that could not be analysed, and for
             each file that is damaged.
     """
-    found = []
+    entries = _entries(store, evidence, spectra_file, "spectra", gaps)
+    return [one for file, e in entries for one in _checked(CheckpointSpectra, [e], file, gaps)]
+
+
+def read_movement(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[TextMovement]:
+    """The `movement` part of a study's analysis, one entry a text; `gaps` as in `read_spectra`."""
+    if not evidence.recipe.analysis.movement:
+        return []
+    entries = _entries(store, evidence, movement_file, "movement", gaps)
+    return [
+        one for file, e in entries for one in _checked(TextMovement, e.get("texts"), file, gaps)
+    ]
+
+
+def _entries(
+    store: StudyStore,
+    evidence: Evidence,
+    place: Callable[[StudyStore, Point], Path],
+    what: str,
+    gaps: list[str],
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files of the analysed points, without those that hold a fault."""
     for point in analysed_points(evidence):
-        file = spectra_file(store, point)
+        file = place(store, point)
         entry = _stored(file, gaps)
-        if entry is None:
-            continue
-        if "fault" in entry:
+        if entry is not None and "fault" in entry:
             told = f"{point.arm}, seed {point.seed}, step {point.step}"
-            gaps.append(f"no spectra of {told}: {entry['fault']}")
-            continue
-        found += _checked(CheckpointSpectra, [entry], file, gaps)
-    return found
+            gaps.append(f"no {what} of {told}: {entry['fault']}")
+        elif entry is not None:
+            yield file, entry
 
 
 def read_subspaces(store: StudyStore, evidence: Evidence, gaps: list[str]) -> list[SubspaceOverlap]:
@@ -298,13 +324,14 @@ def read_subspaces(store: StudyStore, evidence: Evidence, gaps: list[str]) -> li
         return []
     file = subspaces_file(store)
     rows = (_stored(file, gaps) or {}).get("matrices", [])
-    return _checked(SubspaceOverlap, rows if isinstance(rows, list) else [rows], file, gaps)
+    return _checked(SubspaceOverlap, rows, file, gaps)
 
 
-def _checked(kind: type[F], rows: list[Any], file: Path, gaps: list[str]) -> list[F]:
+def _checked(kind: type[F], rows: Any, file: Path, gaps: list[str]) -> list[F]:
     """Rows of a file of the weights' analysis; `gaps` gets the faults of a damaged one."""
     try:
-        return [kind.model_validate(_without_format(row)) for row in rows]
+        every = rows if isinstance(rows, list) else [rows]
+        return [kind.model_validate(_without_format(row)) for row in every]
     except ValidationError as error:
         gaps.append(f"{file} is damaged: {faults_of(error)}; delete it and give the command again")
         return []

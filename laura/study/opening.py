@@ -114,7 +114,7 @@ def _read_all(
     store, bench = StudyStore(folder), Workbench(recipe.base, device, progress)
     engines = StudyEngines(bench, recipe, progress)
     low = resolve_precision(recipe.measure.precision, pick_device(device)) == torch.bfloat16
-    measure = recipe.measure.model_dump(mode="json", exclude={"extras"})  # these may come later
+    measure = recipe.measure.identity({"extras"})  # these may come later
     encoder = ExampleEncoder(bench.base.tokenizer, recipe.data.template, recipe.regime)
     identity = {
         "base": bench.base.fingerprint,

@@ -10,6 +10,7 @@ from laura.analysis.subspaces import (
     count_intruders,
     factor_directions,
     leading_directions,
+    leading_energy,
     overlap,
     similarities,
     update_directions,
@@ -69,6 +70,27 @@ def test_leading_directions_span_what_the_svd_spans(rows: int, columns: int) -> 
         found = leading_directions(matrix, k)
         assert torch.allclose(found.T @ found, torch.eye(k, dtype=torch.float64), atol=1e-10)
         assert float(subspace_angles(found.numpy(), left(matrix)[:, :k].numpy()).max()) < 1e-4
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+@pytest.mark.parametrize("k", [1, 7, 500])
+def test_energy_in_the_leading_directions_is_that_of_a_full_svd(
+    rows: int, columns: int, k: int
+) -> None:
+    base = weight(rows, columns)
+    u, _, v = torch.linalg.svd(base.double(), full_matrices=False)
+    u, v = u[:, :k], v[:k]
+    low = gaussian(rows, 3, 7) @ gaussian(3, columns, 8)
+    for update in (gaussian(rows, columns, 2), low, 1e-4 * base):
+        dense = update.double()
+        inside = {"left": u.T @ dense, "right": dense @ v.T, "both": u.T @ dense @ v.T}
+        whole = float(dense.square().sum())
+        expected = {name: float(part.square().sum()) / whole for name, part in inside.items()}
+        assert leading_energy(base, update, k) == pytest.approx(expected, abs=1e-4)
+    # What OPLoRA trains has nothing there.
+    outside = low.double() - u @ (u.T @ low.double())
+    if k < 500:
+        assert leading_energy(base, outside.float(), k)["left"] < 1e-6
 
 
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)

@@ -99,6 +99,8 @@ def analysis_of(summary: dict[str, Any]) -> dict[str, Any]:
              "angles": None}
             for layer in range(3)
         ],
+        "movement": [_moved(p, text) for p in last if p["arm"] in analysed
+                     for text in ("target", "source")],
         "gaps": ["lora-r64 was sampled at no budget"],
     }  # fmt: skip
 
@@ -179,6 +181,13 @@ def _spectra(point: dict[str, Any], most: int | None) -> dict[str, Any]:
             matrices.append(facts)
     keys = ("run", "arm", "seed", "learning_rate", "budget", "step")
     return {**{key: point[key] for key in keys}, "warnings": [], "matrices": matrices}
+
+
+def _moved(point: dict[str, Any], text: str) -> dict[str, Any]:
+    keys = ("run", "arm", "seed", "learning_rate", "budget", "step")
+    layers = [{"layer": layer, "cka": 1 - 0.01 * layer, "procrustes": 0.02 * layer,
+               "csd": {"q_proj": 0.001, "up_proj": 0.003}} for layer in range(4)]  # fmt: skip
+    return {**{key: point[key] for key in keys}, "text": text, "tokens": 900, "layers": layers}
 
 
 def claims_value() -> dict[str, Any]:

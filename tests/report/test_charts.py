@@ -380,6 +380,16 @@ def test_charts_of_weights_say_whom_they_leave_to_the_table(crowd_study: Study) 
     assert f"“{table.caption}” has" in spectra.caption(crowd_study)
 
 
+def test_movement_is_told_by_arm_and_text(crowd_study: Study) -> None:
+    [table] = [
+        block for block in spectra_page(crowd_study)
+        if isinstance(block, Table) and block.name == "movement"
+    ]  # fmt: skip
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert [row[2] for row in rows] == ["target", "source"] * 12
+    assert {tuple(row[3:]) for row in rows} == {("0.98500", "0.97000", "0.03", "0.20%")}
+
+
 def test_grey_lines_keep_every_arm(crowd_study: Study) -> None:
     names = {arm.name for arm in crowd_study.summary.arms}
     for chart in CHARTS:

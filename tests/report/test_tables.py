@@ -117,6 +117,11 @@ def test_means_by_module_and_ranks_by_layer() -> None:
         ["down_proj", "4096x11008", "1,500", "75%", "1,000.5", "30.0", "1.00%"],
         ["q_proj", "4096x11008", "5", "0%", "1,000.0", "30.0", "–"],
     ]
+    energy = {"left": 0.3, "right": 0.2, "both": 0.125}
+    asked = [{**one, "leading_energy": energy} for one in MATRICES]
+    assert [row[-1] for row in texts(module_table("folder", asked, counted=False))] == [
+        "12.50%"
+    ] * 2
     layers = layer_table(MATRICES)
     assert [column.heading for column in layers.columns] == ["layer", "down_proj", "q_proj"]
     assert texts(layers) == [["0", "1,000", "5"], ["1", "2,000", "–"]]

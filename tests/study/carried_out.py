@@ -43,6 +43,11 @@ def read_subspaces(*given: Any) -> list[dict[str, Any]]:
     return [one.model_dump(mode="json") for one in findings.read_subspaces(*given)]
 
 
+def read_movement(*given: Any) -> list[dict[str, Any]]:
+    """`read_movement`, as values of analysis.json."""
+    return [one.model_dump(mode="json") for one in findings.read_movement(*given)]
+
+
 def judgement(study: Path) -> Judgement:
     """What a study concludes."""
     return read_file(Judgement, study / CLAIMS_FILE)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,13 @@ from laura.results.store import MANIFEST, StudyStore, file_hash, read_json, writ
 from laura.study.findings import base_spectra_file, subspaces_file
 from laura.study.summary import gather
 from tests.analysis.test_weights import layer_maps, ranks
-from tests.study.carried_out import compare, read_spectra, read_subspaces, write_summary
+from tests.study.carried_out import (
+    compare,
+    read_movement,
+    read_spectra,
+    read_subspaces,
+    write_summary,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
@@ -37,7 +44,8 @@ def analysed(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_d
     from tests.study.conftest import RECIPE
 
     text = RECIPE.format(model=tiny_folder, folder=tiny_data)
-    recipe = with_analysis(text, "{spectra: all, intruders: true, subspace_k: 3}")
+    wanted = "{spectra: all, intruders: true, subspace_k: 3, leading_k: 2, movement: true}"
+    recipe = with_analysis(text, wanted)
     folder = tmp_path_factory.mktemp("analysed") / "tiny"
     compare(recipe, study=folder)
     store = StudyStore(folder)
@@ -72,6 +80,10 @@ def test_every_point_at_the_best_rate_is_analysed(analysed: Any, tiny_folder: Pa
             assert one["frobenius"] == pytest.approx(float(torch.linalg.norm(delta)), rel=1e-4)
             assert one["base"]["rank"] == ranks(before[one["name"]])
             assert one["intruders"] in range(11)
+            u, _, v = torch.linalg.svd(before[one["name"]].double())
+            inside = u[:, :2].T @ delta.double() @ v[:2].T
+            share = float(inside.square().sum() / delta.double().square().sum())
+            assert one["leading_energy"]["both"] == pytest.approx(share, abs=1e-4)
             if entry["arm"] == "lora":
                 assert one["rank"]["99"] <= 4
     assert any(m["rank"]["90"] > 4 for e in entries for m in e["matrices"] if e["arm"] == "full")
@@ -108,6 +120,49 @@ def test_directions_of_lora_and_full_are_compared_seed_by_seed(
             assert row["noise_overlap"] == 3 / before[row["name"]].shape[0]
 
 
+def test_movement_is_that_of_the_models_that_transformers_reads(
+    analysed: Any, tiny_folder: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def read(folder: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    recipe, store, evidence = analysed
+    rows = read_movement(store, evidence, [])
+    assert [(row["arm"], row["seed"], row["budget"], row["text"]) for row in rows] == [
+        (arm, seed, budget, text)
+        for arm in ("full", "lora") for seed in (0, 1) for budget in (600, 1200)
+        for text in ("target", "source")
+    ]  # fmt: skip
+    tokenizer, base = AutoTokenizer.from_pretrained(tiny_folder), read(tiny_folder)
+    lines = Path(recipe.data.source_text.source).read_text().splitlines()[:10]
+    texts = [tokenizer.encode(json.loads(line)["text"]) for line in lines]
+    documents = [[*ids, tokenizer.eos_token_id] for ids in texts]
+    for row in (one for one in rows if one["text"] == "source" and one["seed"] == 0):
+        checkpoint = store.run(row["run"]).checkpoint(row["step"])
+        if row["arm"] == "full":
+            tuned = read(checkpoint)
+        else:
+            tuned = PeftModel.from_pretrained(read(tiny_folder), checkpoint).merge_and_unload()
+        sides = []
+        for model in (base, tuned):
+            with torch.no_grad():
+                passes = [model(torch.tensor([d]), output_hidden_states=True) for d in documents]
+            # Behind the first layer, at all tokens but the first and the last, which predicts none.
+            states = torch.cat([one.hidden_states[1][0, 1:-1] for one in passes]).double().numpy()
+            sides.append(states - states.mean(0))
+        x, y = sides
+        norm = np.linalg.norm
+        cka = norm(x.T @ y) ** 2 / (norm(x.T @ x) * norm(y.T @ y))
+        distance = 2 - 2 * norm(x.T @ y, "nuc") / (norm(x) * norm(y))
+        assert row["tokens"] == len(x)
+        assert row["layers"][0]["cka"] == pytest.approx(cka, abs=1e-5)
+        assert row["layers"][0]["procrustes"] == pytest.approx(distance, abs=1e-5)
+        assert all(share > 0 for layer in row["layers"] for share in layer["csd"].values())
+
+
 def test_what_stands_is_not_analysed_again_and_the_summary_does_not_change(
     analysed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,8 +171,9 @@ def test_what_stands_is_not_analysed_again_and_the_summary_does_not_change(
     recipe, store, _ = analysed
     files = [*store.folder.rglob("analysis/**/*.json")]
     before = {path: path.stat().st_mtime_ns for path in files}
-    assert len(files) == 8 + 1 + 1
-    for name in ("measure_spectra", "compare_subspaces", "base_spectra"):
+    assert len(files) == 8 + 8 + 1 + 1
+    measures = ("measure_spectra", "measure_movement", "compare_subspaces", "base_spectra")
+    for name in measures:
         monkeypatch.setattr(analysing, name, lambda *_, **__: pytest.fail("analysed again"))
     summary = compare(recipe, study=store.folder)
     assert before == {path: path.stat().st_mtime_ns for path in files}
@@ -165,12 +221,19 @@ def test_weights_that_are_not_finite_are_a_gap_and_the_rest_is_analysed(
     manifest = read_json(checkpoint / MANIFEST)
     manifest["sha256"]["model.safetensors"] = file_hash(file)
     write_json(checkpoint / MANIFEST, manifest)
-    run.analysis(entry["step"], "spectra").unlink()
+    for kind in ("spectra", "movement"):
+        run.analysis(entry["step"], kind).unlink()
     compare(recipe, study=copy.folder)
     evidence = gather(copy, recipe)
     assert len(read_spectra(copy, evidence, [])) == 7
     (gap,) = _gaps(copy, evidence)
     assert "the update of model.layers.1.mlp.up_proj is not finite" in gap and "full, seed 0" in gap
+    gaps: list[str] = []
+    assert len(read_movement(copy, evidence, gaps)) == 14
+    assert "hidden states after layer 1 are not finite" in gaps[0] and "full, seed 0" in gaps[0]
+    run.analysis(entry["step"], "movement").write_text("{}")
+    assert len(read_movement(copy, evidence, gaps)) == 14
+    assert "is damaged" in gaps[-1]
 
 
 def test_an_interrupted_analysis_goes_on_at_the_next_matrix(
@@ -209,6 +272,8 @@ def test_an_interrupted_analysis_goes_on_at_the_next_matrix(
 def test_intruders_without_spectra_are_a_fault(recipe_text: str) -> None:
     with pytest.raises(RecipeError, match=r"analysis.intruders.*: are counted where spectra"):
         with_analysis(recipe_text, "{intruders: true}")
+    with pytest.raises(RecipeError, match=r"analysis.movement.*: is measured where spectra"):
+        with_analysis(recipe_text, "{movement: true}")
     with pytest.raises(RecipeError, match=r"analysis.spectra.*: must be 'none', 'final' or 'all'"):
         with_analysis(recipe_text, "{spectra: every}")
 

@@ -116,11 +116,15 @@ class LauraLM(LM):  # type: ignore[misc]
         return {"model_name_laura": self.name, "adapter": self.adapter}
 
     def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        self,
+        chat_history: list[dict[str, str]],
+        add_generation_prompt: bool = True,
+        template: str | None = None,
     ) -> str:
         """A conversation as the text after which the model writes; a last turn may be begun."""
         text: str = self.tokenizer.apply_chat_template(
             chat_history,
+            chat_template=template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,

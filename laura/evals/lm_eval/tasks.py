@@ -1,6 +1,7 @@
 """Any task of lm-eval as one of Laura's: `lm_eval:NAME`, such as `lm_eval:piqa`.
 
-A user's own is lm-eval's YAML file, named by its path; files it names lie relative to it.
+A user's own is lm-eval's YAML file, named by its path; files it names lie relative to it. Presets
+(`ifeval`, `refusals`) have names of their own; those that lm-eval lacks lie in `presets/`.
 
 lm-eval's own task object makes the prompts, filters the answers and grades them;
 Laura's engine answers, and the result stands in TASK.json as every other. Importing
@@ -26,6 +27,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -35,19 +37,25 @@ import numpy as np
 # Before anything of lm-eval: it says what to install where lm-eval is missing.
 from laura.evals.lm_eval.model import LauraLM  # isort: split
 
+import lm_eval.tasks
 from lm_eval.api.metrics import mean, nanmean
 from lm_eval.tasks import TaskManager
 
+from laura.data.templates import chat_template
 from laura.evals.scoring import Adapters, TaskMeasurement, TaskPlan, require_finite
-from laura.recipe.tasks import LM_EVAL, result_name
-from laura.results.errors import DataError, LauraError, UsageError
+from laura.recipe.tasks import LM_EVAL, LM_EVAL_PRESETS, is_lm_eval, result_name
+from laura.results.errors import DataError, LauraError, MissingExtraError, UsageError
 from laura.results.task_result import Item
 
 FEWSHOT_SEED = 1234  # what lm-eval's evaluator sets unless told otherwise
 BYTE_METRICS = ("bits_per_byte", "byte_perplexity")
+PRESETS = Path(__file__).parent / "presets"
+IFEVAL = Path(lm_eval.tasks.__file__).parent / "ifeval"
 
 
-def plan(name: str, limit: int | None = None, include: Path | None = None) -> TaskPlan:
+def plan(
+    name: str, limit: int | None = None, include: Path | None = None, chat: Any = None
+) -> TaskPlan:
     """Find a task of lm-eval, read its data and build its prompts.
 
     Its version changes with lm-eval, the task, its examples and every prompt. A sample is
@@ -55,13 +63,16 @@ def plan(name: str, limit: int | None = None, include: Path | None = None) -> Ta
     and the metrics}.
 
     Args:
-        name: `lm_eval:NAME`, or the path of a YAML file.
+        name: `lm_eval:NAME`, a preset, or the path of a YAML file.
         limit: Take the first so many documents; None for all.
         include: Folder of the user's own lm-eval task files; they win over lm-eval's.
+        chat: The engine, where it is asked in its model's chat template; worked examples are
+            earlier turns then.
 
     Raises:
         UsageError: no such task, a group of tasks, or one that cannot be measured here.
-        DataError: its data cannot be read.
+        MissingExtraError: it needs a package that is not there.
+        DataError: its data cannot be read, or the model has no chat template.
     """
     task = _load(name, include)
     if getattr(task, "UNSAFE_CODE", False):
@@ -74,8 +85,12 @@ def plan(name: str, limit: int | None = None, include: Path | None = None) -> Ta
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    asked: dict[str, Any] = {}
+    if chat is not None:
+        form = partial(LauraLM(chat).apply_chat_template, template=chat_template(chat.tokenizer))
+        asked = {"apply_chat_template": True, "fewshot_as_multiturn": True, "chat_template": form}
     with _quiet(), _told(name):
-        task.build_all_requests(limit=limit)
+        task.build_all_requests(limit=limit, **asked)
     covers = [(index, None) for index in sorted({one.doc_id for one in task.instances})]
     title = f"{task.get_config('task_alias') or task.task_name} (lm-eval)"
 
@@ -184,27 +199,46 @@ def _load(name: str, include: Path | None) -> Any:
     if include is not None and not include.is_dir():
         raise UsageError(f"{include} is not a folder; name the folder of your lm-eval task files")
     with _quiet(), _told(name):
-        if not name.startswith(LM_EVAL):
+        if not is_lm_eval(name):
             path = Path(name).resolve()
             with contextlib.chdir(path.parent):  # from where lm-eval looks for its data
                 found = list(_manager(None, False).load([str(path)])["tasks"].values())
             if len(found) != 1:
                 raise UsageError(f"{name} is a group of tasks; a result is of one, name its file")
             return found[0]
-        name = name.removeprefix(LM_EVAL)
-        # Reading the user's own files is quick, reading lm-eval's thousands is not.
-        manager = _manager(include, False) if include else None
-        if manager is None or name not in manager.all_subtasks:
+        name = LM_EVAL_PRESETS.get(name) or name.removeprefix(LM_EVAL)
+        # Reading the user's own files and presets is quick, reading lm-eval's thousands is not.
+        manager = _manager(include, False)
+        if name not in manager.all_subtasks:
             manager = _manager(include, True)
         if name not in manager.all_subtasks:
             raise UsageError(_name_fault(name, manager))
         (task,) = manager.load([name])["tasks"].values()
+        if name.endswith("ifeval"):
+            _ready_ifeval(name)
     return task
+
+
+def _ready_ifeval(name: str) -> None:
+    """What grading IFEval needs beside lm-eval, which tells of it only at the first such answer."""
+    import langdetect
+    import nltk
+
+    langdetect.DetectorFactory.seed = 0  # it draws, and the same answer has to be graded alike
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        raise DataError(
+            f"{name} counts sentences with NLTK's punkt_tab, which is not there and could not be "
+            "downloaded; where there is a network, give: python -m nltk.downloader punkt_tab "
+            "(NLTK_DATA names its folder)"
+        ) from None
 
 
 @functools.cache
 def _manager(include: Path | None, with_lm_evals: bool) -> TaskManager:
-    return TaskManager(include_path=include, include_defaults=with_lm_evals)
+    paths = [None if with_lm_evals else IFEVAL, PRESETS, include]
+    return TaskManager(include_path=[*filter(None, paths)], include_defaults=with_lm_evals)
 
 
 def _name_fault(name: str, manager: TaskManager) -> str:
@@ -240,8 +274,9 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without lm-eval's own bars, which cannot be switched off."""
-    with contextlib.redirect_stderr(io.StringIO()):
+    """Without lm-eval's own bars and words, which cannot be switched off."""
+    silent = io.StringIO()
+    with contextlib.redirect_stderr(silent), contextlib.redirect_stdout(silent):
         yield
 
 
@@ -252,6 +287,11 @@ def _told(name: str) -> Iterator[None]:
         yield
     except LauraError:
         raise
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{name} needs {error.name}, which is not there: pip install {error.name} (what "
+            f"{' and '.join(LM_EVAL_PRESETS)} need comes with: pip install 'laura-lab[lm-eval]')"
+        ) from error
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0][:300]
         raise DataError(

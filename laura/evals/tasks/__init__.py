@@ -21,6 +21,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from laura.recipe.tasks import LM_EVAL_PRESETS
 from laura.results.errors import UsageError
 
 Kind = Literal["choice", "generation", "loss", "divergence"]
@@ -99,9 +100,10 @@ def find(name: str) -> TaskEntry:
     """
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(name.strip().lower().replace("-", "_"), TASKS, n=1, cutoff=0.5)
+    known = [*TASKS, *LM_EVAL_PRESETS]
+    near = difflib.get_close_matches(name.strip().lower().replace("-", "_"), known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UsageError(f"there is no task {name!r}.{hint} Tasks: {', '.join(TASKS)}")
+    raise UsageError(f"there is no task {name!r}.{hint} Tasks: {', '.join(known)}")
 
 
 def load(name: str) -> Any:

@@ -32,6 +32,7 @@ from laura.report.study import Study
 from laura.results.schema import (
     CheckpointSpectra,
     Costs,
+    LayerMovement,
     MatrixSpectra,
     NeededRow,
     SubspaceOverlap,
@@ -49,7 +50,7 @@ COUNTS = {
 
 
 def spectra(study: Study) -> list[Block] | str:
-    """Ranks, spectra, intruders, shared subspaces."""
+    """Ranks, spectra, intruders, shared subspaces, movement."""
     if not study.analysis.spectra:
         return (
             "the weights were not analysed; give the recipe `analysis: {spectra: final}` (or `all` "
@@ -62,7 +63,7 @@ def spectra(study: Study) -> list[Block] | str:
         every.append(Notice("To bear in mind", warnings))
     if any(matrix.intruders is not None for one in found for matrix in one.matrices):
         every.append(Figure("intruders"))
-    return [*every, *_overlaps(study)]
+    return [*every, *_overlaps(study), *_movement(study)]
 
 
 def _sizes(summary: Summary, found: list[CheckpointSpectra]) -> Block:
@@ -87,6 +88,9 @@ def _sizes(summary: Summary, found: list[CheckpointSpectra]) -> Block:
         number("norm", lambda row: _median(m.relative_frobenius for m in row[1]),
                "of the base’s, median"),
         number("intruders", lambda row: _mean(m.intruders for m in row[1]), "a matrix, mean"),
+        number("in the base’s leading directions",
+               lambda row: _mean((m.leading_energy or {}).get("both") for m in row[1]),
+               "share of its energy, mean"),
     ]  # fmt: skip
     return table("update-sizes", TABLE, columns, cells.items())
 
@@ -126,6 +130,32 @@ def _overlaps(study: Study) -> list[Block]:
     caption = "Share of the leading directions that two updates have in common"
     found = table("overlaps", caption, columns, cells.items())
     return [Subheading("Shared subspaces", "subspaces"), found]
+
+
+def _movement(study: Study) -> list[Block]:
+    order = places(study.summary)
+    best = {(one.run, one.step) for one in at_best_rates(study)}
+    cells: dict[tuple[str, float, str], list[LayerMovement]] = {}
+    for one in sorted(
+        study.analysis.movement, key=lambda one: (order.get(one.arm, len(order)), one.budget)
+    ):
+        if (one.run, one.step) in best:
+            cells.setdefault((one.arm, one.budget, one.text), []).extend(one.layers)
+    if not cells:
+        return []
+    columns = [
+        Column("arm", lambda row: row[0][0]),
+        number("budget", lambda row: formats.budget_of(study.summary, row[0][1])),
+        Column("text", lambda row: row[0][2]),
+        number("CKA", lambda row: f"{fmean(one.cka for one in row[1]):.5f}", "mean"),
+        number("least", lambda row: f"{min(one.cka for one in row[1]):.5f}", "CKA of a layer"),
+        number("Procrustes", lambda row: f"{fmean(one.procrustes for one in row[1]):.3g}", "mean"),
+        number("CSD", lambda row: f"{fmean(v for one in row[1] for v in one.csd.values()):.2%}",
+               "mean over maps"),
+    ]  # fmt: skip
+    caption = "How far hidden states moved from the base’s, over layers and seeds"
+    found = table("movement", caption, columns, cells.items())
+    return [Subheading("Movement of representations", "movement"), found]
 
 
 # ----- many samples of a prompt -----
