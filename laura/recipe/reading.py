@@ -58,7 +58,7 @@ def recipe_of(
     """Check a document that is a recipe; see `read_recipe`."""
     document.override(overrides)
     recipe, found = check_recipe(document.data, data_dir)
-    return document.accepted(recipe, [*found, *stage_faults(recipe, {})])
+    return document.accepted(recipe, found)
 
 
 def stored_recipe(path: Path) -> Recipe:

@@ -28,13 +28,13 @@ def stage_faults(recipe: Recipe | None, before: Mapping[str, Recipe | None]) -> 
         listed = ", ".join(before) or "there is none"
         problem = f"names {recipe.continues}, but the settings of the series before it are"
         return [Fault("continues", f"{problem}: {listed}; name one of these, or leave it out")]
-    stages = [recipe]
-    while (name := stages[0].continues) is not None:
-        earlier = before[name]
-        if earlier is None:
-            return []
+    last = before[recipe.continues]
+    if last is None:
+        return []
+    stages = [last, recipe]
+    while (earlier := before.get(stages[0].continues or "")) is not None:
         stages.insert(0, earlier)
-    return list(dict.fromkeys([*_unlike(recipe, stages[-2]), *_task_faults(stages)]))
+    return list(dict.fromkeys([*_unlike(recipe, last), *_task_faults(stages)]))
 
 
 def _unlike(recipe: Recipe, last: Recipe) -> Iterator[Fault]:

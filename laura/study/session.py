@@ -23,8 +23,10 @@ from laura.evals.tasks import TASKS
 from laura.models.activations import TEXTS, input_moments
 from laura.models.device import pick_device, resolve_precision
 from laura.models.external import find_external, write_note
+from laura.recipe.reading import stored_recipe
 from laura.recipe.sections import Arm, BudgetSection, Recipe, TrainSection
-from laura.results.errors import StoreError
+from laura.recipe.stages import stage_faults
+from laura.results.errors import RecipeError, StoreError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import (
     RunStore,
@@ -185,17 +187,24 @@ class Session:
 
         Raises:
             StoreError: there are some; all are named.
+            RecipeError: the recipe there does not go with this one.
         """
-        before, runs = self.recipe.continues, [(spec.arm, spec.seed) for spec in specs]
+        if self._before is None:
+            return
+        before, runs = self._before.name, [(spec.arm, spec.seed) for spec in specs]
         missing = [
             f"{arm} with seed {seed}" for arm, seed in runs if (arm, seed) not in self.starts
         ]
-        if before is not None and missing:
+        if missing:
             raise StoreError(
                 f"{self.recipe.name} cannot begin: {before} has no chosen checkpoint of "
                 f"{', '.join(dict.fromkeys(missing))}. The report of {before} says why; carry it "
                 "out to its end, or leave these arms or seeds out"
             )
+        # Of a series this was told when it was read; a setting may also be given by itself.
+        known = stored_recipe(self._before / "recipe.yaml")
+        if faults := stage_faults(self.recipe, {before: known}):
+            raise RecipeError(faults, self.recipe.name)
 
     @cached_property
     def starts(self) -> dict[tuple[str, int], Point]:

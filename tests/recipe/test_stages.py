@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from laura.recipe.reading import Series, parse_recipe, read_study
+from laura.recipe.reading import Series, parse_recipe, read_study, recipe_yaml
 from laura.results.errors import RecipeError
 
 TEXT = """\
@@ -58,11 +58,8 @@ def test_a_setting_continues_an_earlier_one_of_its_series(tmp_path: Path) -> Non
     told = faults(tmp_path, ("  first:\n", "  first:\n    continues: second\n"))
     assert list(told) == ["settings.first.continues"], "one that is wrong is not told twice"
     assert "there is none" in told["settings.first.continues"], "two stages, or more"
-    alone = TEXT[TEXT.index("  base") : TEXT.index("settings")].replace("\n  ", "\n").strip()
-    alone = f"name: x\n{alone}\ndata: {{train: micro-code, test: micro-code}}\n"
-    parse_recipe(alone)
-    with pytest.raises(RecipeError, match=r"continues .*names y.*there is none"):
-        parse_recipe(f"{alone}continues: y\n")
+    second = series.settings["second"]
+    assert parse_recipe(recipe_yaml(second)) == second, "by itself it is a recipe"
 
 
 def test_all_that_keeps_stages_apart_is_told_together(tmp_path: Path) -> None:

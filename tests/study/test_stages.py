@@ -16,7 +16,7 @@ from laura.recipe.reading import Series, parse_recipe, read_study
 from laura.recipe.sections import BaseSection
 from laura.report.pages.overview import overview
 from laura.report.study import Study
-from laura.results.errors import CheckpointError, StoreError
+from laura.results.errors import CheckpointError, RecipeError, StoreError
 from laura.results.statistics import crossed
 from laura.results.store import SeriesStore
 from laura.results.task_result import VALIDATION, Metric, TaskResult
@@ -147,6 +147,9 @@ def test_a_stage_does_not_begin_without_the_one_before(
     more = second.model_copy(update={"seeds": [0, 7]})
     with pytest.raises(StoreError, match=r"of full with seed 7, held with seed 7, lora with .*7"):
         compare(more, study=store.setting("second").folder)
+    arms = {**second.arms, "lora": second.arms["lora"].model_copy(update={"rank": 2})}
+    with pytest.raises(RecipeError, match=r"arms\.lora\.rank: is 2, in first 4"):
+        compare(second.model_copy(update={"arms": arms}), study=store.setting("second").folder)
     start = checkpoint(store, "first", "lora")
     (file,) = start.glob("*.safetensors")
     whole = file.read_bytes()
