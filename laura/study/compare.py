@@ -104,7 +104,7 @@ def compare(
             for arm, rate in confirm
             for spec in specs_of(recipe, arm, rate, seed)
         ]
-        session.check_starts([*grid, *fresh])
+        session.check_starts([spec for spec in (*grid, *fresh) if session.wants(spec)])
         crew = Crew(session, workers, ray)
         runs, before = _carry_out(crew, search, fresh, confirm)
         with held(session.store.folder / "analysis" / LOCK):

@@ -28,6 +28,7 @@ from laura.study.evidence import Evidence, Point, RunFacts
 from laura.study.findings import build_findings
 from laura.study.summary import build_summary, evidence_of
 from tests.study.conftest import one_thread
+from tests.study.fabricated import claims, rebuilt, setting
 
 TEXT = """
 name: tasks
@@ -254,6 +255,21 @@ def test_it_is_told_in_sentences_and_in_the_report(tmp_path: Path) -> None:
     study = Study(build_summary(evidence), found)
     text = repr(overview(study))
     assert "BWT, points" in text and "'−30.0'" in text and "after stage1" in text
+
+
+def test_runs_of_stages_are_not_taken_for_independent() -> None:
+    """What both settings say together has a wider interval where one continues the other."""
+    own = {"seeds": range(3), "domain": "code"}
+    one, other = (
+        setting({"full": 0.6, "lora": 0.4}, number=n, name=f"stage{n}", own=own) for n in (0, 1)
+    )
+    changed = other.evidence.recipe.model_copy(update={"continues": "stage0"})
+    apart, after = (
+        claims(one, second)["learns-less-code"].effect
+        for second in (other, rebuilt(other, recipe=changed))
+    )
+    assert apart is not None and after is not None and apart.value == after.value
+    assert after.stderr > apart.stderr
 
 
 @pytest.mark.usefixtures("beside")
