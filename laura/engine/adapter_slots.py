@@ -27,16 +27,21 @@ not depend on its neighbours. Neighbours of one slot still share what a processo
 holds. That is why A lies with its input first: its rows are what a lookup sums, and MKL's
 product of several tokens sums each in the same order, however many there are.
 
+OFT changes what a map reads, of each map by a rotation of its own: a token of such a slot goes
+through the group's product once for every map of it, and the map's columns are taken. Its
+rotations, R - I of all maps of a group (oft.py), lie in an array of the same modules and block
+size, (slots, blocks, b, maps * b), and go through the same two ways: x (R - I) is a lookup too.
+
 Shapes: T tokens, I in, O out and r rank of one map, R ranks of a group together, K slots, m maps
 of a stack, N rows of a table that a token sums, M sums of a token or tokens of each slot, P tokens
-of all padded runs, filling included, o width of a stack's maps.
+of all padded runs, filling included, o width of a stack's maps, n blocks and b their size (OFT).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -48,6 +53,7 @@ from torch.nn import functional
 from laura.models.adapter_files import PREFIX, check_fit, peak
 from laura.models.device import looks_up_adapters
 from laura.models.lora import LoraSettings
+from laura.models.oft import OFT_TURN
 from laura.results.errors import AdapterError
 
 # torch computes a product of fewer multiplications in a loop of its own, whose last bit may be
@@ -166,9 +172,10 @@ class SlotArray:
     """Adapters of the same modules and ranks, stacked.
 
     Attributes:
-        stacks: The stacks of every group that is changed, by the name of its first map.
+        stacks: The stacks of every group that is changed, by the name of its first map; none
+            where inputs are rotated.
         shapes: Of one slot: A of every such group, by that name, and B of every stack, by the
-            name of its first map and ":B".
+            name of its first map and ":B"; or the rotations of every such group.
         slots: Who lies where; at most a fifth of them is None.
         tensors: All matrices of a shape, (slots, *shape).
         views: What was looked up by `factors` in the passes of one plan.
@@ -187,15 +194,19 @@ class SlotArray:
         cls,
         groups: Sequence[LinearGroup],
         ranks: Mapping[str, int],
+        block_size: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> SlotArray:
-        """An empty one, for adapters that change these modules with these ranks."""
+        """An empty one, for adapters that change these modules with these ranks or blocks."""
         stacks: dict[str, list[Stack]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for group in groups:
             found = stacks_of(group, ranks)
             if not found:
+                continue
+            if b := block_size:
+                shapes[group.names[0]] = (group.inputs // b, b, len(group.names) * b)
                 continue
             stacks[group.names[0]] = found
             shapes[group.names[0]] = (group.inputs, found[-1].ranks.stop)
@@ -269,7 +280,7 @@ class Slots:
             for group in groups
             for name, out in zip(group.names, group.outputs, strict=True)
         }
-        self._arrays: dict[tuple[tuple[str, int], ...], SlotArray] = {}
+        self._arrays: dict[tuple[object, ...], SlotArray] = {}
         self._clock = itertools.count(1)
 
     @property
@@ -315,7 +326,7 @@ class Slots:
             name: Its name.
             digest: What its bytes are.
             settings: Its settings, with full module names as targets.
-            tensors: Its weights, by their names in the file.
+            tensors: Its weights, by their names in the file, `oft.with_turns`.
 
         Raises:
             AdapterError: it does not fit this model, or every place is in use or pinned.
@@ -327,13 +338,15 @@ class Slots:
                 "unpin one, or start with more slots"
             )
         ranks = {module: settings.for_module(module)[0] for module in settings.targets}
-        key = tuple(sorted(ranks.items()))
+        key = (settings.block_size, *sorted(ranks.items()))
         leaver = self.held.get(name) or (self._oldest() if len(self.held) >= self.most else None)
         array = self._arrays.get(key)
         if leaver is not None:
             self._take_out(leaver, pack=leaver.array is not array)
         if array is None:
-            array = self._arrays[key] = SlotArray.of(self.groups, ranks, self.dtype, self.device)
+            array = self._arrays[key] = SlotArray.of(
+                self.groups, ranks, settings.block_size, self.dtype, self.device
+            )
         if None not in array.slots:
             array.pack(len(array.slots) + 1)
         index = array.slots.index(None)
@@ -356,17 +369,16 @@ class Slots:
         Raises:
             AdapterError: what does not fit.
         """
-        if settings.dora or settings.block_size:
-            kind = "OFT" if settings.block_size else "DoRA"
+        if settings.dora:
             raise AdapterError(
-                f"adapter {name} uses {kind}, which the server does not run; "
+                f"adapter {name} uses DoRA, which the server does not run; "
                 "merge it into a base of its own, or train plain LoRA"
             )
         label = Path(f"adapter {name}")
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         check_fit(settings, shapes, self._linears, label)
         for module in settings.targets:
-            rank = settings.for_module(module)[0]
+            rank = settings.block_size or settings.for_module(module)[0]
             if not 1 <= rank <= self.max_rank:
                 raise AdapterError(
                     f"{label} has rank {rank} at {module}; allowed are 1 to {self.max_rank}"
@@ -391,6 +403,8 @@ class Slots:
     @torch.no_grad()
     def _fill(self, slot: Slot, settings: LoraSettings, tensors: Mapping[str, Tensor]) -> None:
         array, index = slot.array, slot.index
+        if settings.block_size:
+            self._fill_rotations(slot, settings.targets, tensors)
         for group, stacks in array.stacks.items():
             down_IR = array.tensors[group][index]
             for stack in stacks:
@@ -401,6 +415,16 @@ class Slots:
                     a_rI, b_Or = (tensors[f"{PREFIX}{name}.lora_{x}.weight"] for x in "AB")
                     down_Ir.copy_(a_rI.T)
                     up_rO.copy_(b_Or.float().T * scale)
+
+    def _fill_rotations(
+        self, slot: Slot, targets: Collection[str], tensors: Mapping[str, Tensor]
+    ) -> None:
+        for group in self.groups:
+            for place, name in enumerate(group.names):
+                if name in targets:  # the others stay at zero, which rotates nothing
+                    turns_nbM = slot.array.tensors[group.names[0]][slot.index]
+                    turns_nbmb = turns_nbM.unflatten(2, (len(group.names), -1))
+                    turns_nbmb[:, :, place].copy_(tensors[f"{PREFIX}{name}.{OFT_TURN}"])
 
 
 def up_key(stack: Stack) -> str:
@@ -433,6 +457,15 @@ class Lookup:
             maps = len(stack.names)
             found = self._sums(up_KmrO.flatten(0, 2), inner_TR[:, stack.ranks], maps)
             y_TO[self.tokens, stack.columns] += found.view(len(inner_TR), -1)
+
+    def turned(self, group: LinearGroup, x_TI: Tensor) -> Tensor | None:
+        """What each map of a group reads of these tokens, (T, m, I); None where it reads x."""
+        turns_KnbM = self.array.tensors.get(group.names[0])
+        if turns_KnbM is None:
+            return None
+        x_TI = x_TI[self.tokens]
+        found = self._sums(turns_KnbM.flatten(0, 2), x_TI, turns_KnbM.shape[1])
+        return _added(x_TI, found.unflatten(0, (len(x_TI), -1)), group)
 
     def _sums(self, table: Tensor, weights_TN: Tensor, sums: int) -> Tensor:
         """Sums (T * M, width) of the rows of every token's slot, by the token's weights."""
@@ -489,6 +522,25 @@ class SlotRun:
             # Not baddbmm: into columns of a wider matrix it goes slot by slot.
             y_KMmo.add_(found.transpose(1, 2))
 
+    def turned(self, group: LinearGroup, x_TI: Tensor) -> Tensor | None:
+        """See `Lookup.turned`."""
+        turns_KnbM = self.array.tensors.get(group.names[0])
+        if turns_KnbM is None:
+            return None
+        turns_KnbM = turns_KnbM[self.first : self.first + self.count]
+        x_PI = x_TI[self.tokens]
+        x_KnMb = x_PI.view(self.count, self.each, *turns_KnbM.shape[1:3]).transpose(1, 2)
+        found = torch.bmm(x_KnMb.flatten(0, 1), turns_KnbM.flatten(0, 1))
+        found_KMnM = found.unflatten(0, (self.count, -1)).transpose(1, 2)
+        return _added(x_PI, found_KMnM.flatten(0, 1), group)
+
+
+def _added(x_TI: Tensor, found_TnM: Tensor, group: LinearGroup) -> Tensor:
+    """x and what a rotation adds to it for every map of a group, (T, m, I)."""
+    found_Tmnb = found_TnM.unflatten(2, (len(group.names), -1)).transpose(1, 2)
+    turned_TmI: Tensor = found_Tmnb.flatten(2) + x_TI[:, None]
+    return turned_TmI
+
 
 @dataclass
 class LoraBatch:
@@ -500,6 +552,7 @@ class LoraBatch:
         padded: Runs whose tokens are gathered.
         gather: For these, one run after another: which token of the pass; (P,).
         back: For every token of the pass: which of the gathered it is; P for none.
+        rotated: Tokens whose inputs are rotated instead.
     """
 
     lookups: list[Lookup] = field(default_factory=list)
@@ -507,6 +560,31 @@ class LoraBatch:
     padded: list[SlotRun] = field(default_factory=list)
     gather: Tensor | None = None
     back: Tensor | None = None
+    rotated: list[Lookup | SlotRun] = field(default_factory=list)
+
+    def mapped(
+        self, group: LinearGroup, x_TI: Tensor, product: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """A group's product of every token of the pass, inputs rotated as its adapter has it.
+
+        A token's row is what its first map reads; what the others read goes through behind all.
+        """
+        found = [(run.tokens, run.turned(group, x_TI)) for run in self.rotated]
+        turned = [
+            (tokens, read_TmI.unbind(1)) for tokens, read_TmI in found if read_TmI is not None
+        ]
+        rows_NI = torch.cat([x_TI, *(read_TI for _, reads in turned for read_TI in reads[1:])])
+        for tokens, reads in turned:
+            rows_NI[tokens] = reads[0]
+        y_NO, row = product(rows_NI), len(x_TI)
+        y_TO = y_NO[:row]
+        for tokens, reads in turned:
+            column = group.outputs[0]
+            for read_TI, out in zip(reads[1:], group.outputs[1:], strict=True):
+                end, columns = row + len(read_TI), slice(column, column + out)
+                y_TO[tokens, columns] = y_NO[row:end, columns]
+                row, column = end, column + out
+        return y_TO
 
     def add(self, group: LinearGroup, x_TI: Tensor, y_TO: Tensor) -> None:
         """Add B (A x) of every token of the pass to y, for the maps of a group."""
@@ -584,9 +662,15 @@ def lora_batch_of(segments: Sequence[tuple[Slot | None, int]], device: torch.dev
         if slot is not None:
             entries.append(_BatchEntry(slot, list(range(start, start + tokens))))
         start += tokens
+    rotated = [entry for entry in entries if not entry.slot.array.stacks]
+    entries = [entry for entry in entries if entry.slot.array.stacks]
     if looks_up_adapters(device):
-        return _looked_up(entries, device)
-    return _gathered(entries, start, device)
+        batch, others = _looked_up(entries, device), _looked_up(rotated, device)
+        batch.rotated = [*others.lookups, *others.aligned]
+    else:
+        batch = _gathered(entries, start, device)
+        batch.rotated = list(_aligned(rotated))
+    return batch
 
 
 def _looked_up(entries: Sequence[_BatchEntry], device: torch.device) -> LoraBatch:

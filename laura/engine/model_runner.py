@@ -126,8 +126,9 @@ class FusedLinear:
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """Outputs of all maps side by side, (T, O), for x in their number format."""
-        y_TO = self.product(x_TI)
-        self.current.batch.add(self.group, x_TI, y_TO)
+        batch, product = self.current.batch, self.product
+        y_TO = batch.mapped(self.group, x_TI, product) if batch.rotated else product(x_TI)
+        batch.add(self.group, x_TI, y_TO)
         return y_TO
 
 

@@ -618,16 +618,17 @@ def _settings(
     _check_tensors(tensors, path)
     _check_patterns(config.get("alpha_pattern"), len(base.linears), label)
     settings = resolved(config, _shapes(tensors), label)
-    if settings.dora or settings.block_size:
-        what = "rotates inputs (OFT)" if settings.block_size else "has trained lengths (DoRA)"
+    if settings.dora:
         raise AdapterError(
-            f"{label} {what}, which this server's engine cannot serve; merge it into its base"
+            f"{label} has trained lengths (DoRA), which this server's engine cannot serve; merge "
+            "it into its base"
         )
+    word = "block size" if settings.block_size else "rank"
     for name in settings.targets:
-        rank, _ = settings.for_module(name)
+        rank = settings.block_size or settings.for_module(name)[0]
         if rank > bounds.max_rank:
             raise AdapterError(
-                f"{label}: rank {rank} of {name} is above this server's limit of "
+                f"{label}: {word} {rank} of {name} is above this server's limit of "
                 f"{bounds.max_rank}; lower the rank or raise the limit"
             )
     check_fit(settings, _shapes(tensors), base.linears, label)
@@ -715,12 +716,18 @@ def _check_sizes(peaks: dict[str, float], settings: LoraSettings, path: Path) ->
         if value > LARGEST:
             raise AdapterError(f"{path}: {name} reaches {value:.3g}, above {LARGEST:g}; {advice}")
     for name in settings.targets:
-        rank, scale = settings.for_module(name)
-        a, b = (peaks[f"{PREFIX}{name}.lora_{letter}.weight"] for letter in "AB")
-        if scale * rank * a * b > LARGEST:
+        if size := settings.block_size:
+            # Of PEFT's sum of powers; a rotation changes no length.
+            q = peaks[f"{PREFIX}{name}.{OFT_R}"]
+            reach = 2 * sum(size ** (k - 1) * q**k for k in range(1, settings.terms))
+        else:
+            rank, scale = settings.for_module(name)
+            a, b = (peaks[f"{PREFIX}{name}.lora_{letter}.weight"] for letter in "AB")
+            reach = scale * rank * a * b
+        if reach > LARGEST:
             raise AdapterError(
-                f"{path}: the update of {name} may reach {scale * rank * a * b:.3g} "
-                f"(alpha included), above {LARGEST:g}; {advice}"
+                f"{path}: the update of {name} may reach {reach:.3g} (alpha included), above "
+                f"{LARGEST:g}; {advice}"
             )
 
 
@@ -872,6 +879,11 @@ def check_fit(
             MAGNITUDE: (rows,),
         }
         if b := settings.block_size:
+            if columns % b:
+                raise AdapterError(
+                    f"{folder}: blocks of {b} do not fill the {columns} inputs of {name}; the "
+                    "adapter was made for another base"
+                )
             needed = {OFT_R: (columns // b, b * (b - 1) // 2)}
         for key, shape in needed.items():
             found = shapes.get(f"{PREFIX}{name}.{key}", shape)

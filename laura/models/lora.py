@@ -98,8 +98,8 @@ class LoraSettings:
 
     @property
     def largest_rank(self) -> int:
-        """Of settings whose targets are full module names: the largest rank of one."""
-        return max(self.for_module(name)[0] for name in self.targets)
+        """Of settings whose targets are full module names: the largest rank, or a block's size."""
+        return self.block_size or max(self.for_module(name)[0] for name in self.targets)
 
 
 @dataclass

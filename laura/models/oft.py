@@ -31,6 +31,9 @@ from laura.models.lora_variants import Mark
 from laura.results.errors import AdapterError
 
 OFT_R = "oft_R.weight"
+OFT_TURN = "oft_turn"
+# Of a stranger's sum, which takes a product of matrices each; it is near the inverse long before.
+MOST_TERMS = 20
 
 
 class OftLinear(LoraLinear):
@@ -68,22 +71,7 @@ class OftLinear(LoraLinear):
         return turn
 
     def _turned(self, slot: int) -> Tensor:
-        b = self.block_size
-        upper = self.R.new_zeros(len(self.R[slot]), b, b, dtype=torch.float32)
-        rows, columns = torch.triu_indices(b, b, 1, device=upper.device)
-        upper[:, rows, columns] = self.R[slot].float() * self.scales[slot]
-        skew = upper - upper.mT
-        with exact(skew.device):
-            if not self.terms:
-                eye = torch.eye(b, device=skew.device)
-                exactly: Tensor = torch.linalg.solve(eye + skew, -2 * skew)
-                return exactly
-            power = skew @ skew
-            turn = 2 * skew + 2 * power
-            for _ in range(3, self.terms - 1):
-                power = power @ skew
-                turn = turn + 2 * power
-            return turn + power @ skew
+        return turn_of(self.R[slot].float() * self.scales[slot], self.block_size, self.terms)
 
     def update(self, slot: int = 0) -> Tensor:
         """Tuned minus base weight, W (R - I)ᵀ, (out, in), float32."""
@@ -103,6 +91,35 @@ class OftLinear(LoraLinear):
             part if slot is None else rotated(part, self.turn(slot)) for (slot, _), part in parts
         ]
         return self._mapped(torch.cat(turned).reshape(x.shape), self.base.bias)
+
+
+def turn_of(angles_nP: Tensor, b: int, terms: int) -> Tensor:
+    """R - I, (n, b, b), of the upper triangles of Q, float32; `terms` of PEFT's sum, or 0."""
+    upper = angles_nP.new_zeros(len(angles_nP), b, b)
+    rows, columns = torch.triu_indices(b, b, 1, device=upper.device)
+    upper[:, rows, columns] = angles_nP
+    skew = upper - upper.mT
+    with exact(skew.device):
+        if not terms:
+            eye = torch.eye(b, device=skew.device)
+            exactly: Tensor = torch.linalg.solve(eye + skew, -2 * skew)
+            return exactly
+        power = skew @ skew
+        turn = 2 * skew + 2 * power
+        for _ in range(3, terms - 1):
+            power = power @ skew
+            turn = turn + 2 * power
+        return turn + power @ skew
+
+
+def with_turns(settings: LoraSettings, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's weights by their names in the file, and of OFT each map's R - I, `OFT_TURN`."""
+    b, terms = settings.block_size, settings.terms
+    turns = {
+        f"{name.removesuffix(OFT_R)}{OFT_TURN}": turn_of(angles_nP.float(), b, terms)
+        for name, angles_nP in (tensors.items() if b else ())
+    }
+    return {**tensors, **turns}
 
 
 def rotated(x: Tensor, turn: Tensor) -> Tensor:
@@ -136,12 +153,13 @@ def oft_settings(
     """
     names = {name[len(prefix) :].removesuffix(f".{OFT_R}"): shapes[name] for name in shapes}
     numbers = {shape[-1] if len(shape) == 2 else 0 for shape in names.values()}
-    found = [round((1 + math.sqrt(1 + 8 * number)) / 2) for number in numbers]
+    b = round((1 + math.sqrt(1 + 8 * max(numbers))) / 2)
     terms = config.get("num_cayley_neumann_terms", 5) if config.get("use_cayley_neumann") else 0
-    if not all(name.endswith(f".{OFT_R}") for name in shapes) or len(found) != 1 or found[0] < 2:
+    ours = all(name.endswith(f".{OFT_R}") for name in shapes)
+    if not ours or numbers != {b * (b - 1) // 2} or b < 2:
         raise AdapterError(f"{folder} says OFT, and its weights are not {OFT_R} of one block size")
-    if type(terms) is not int or (terms and terms < 3):
-        raise AdapterError(f"{folder} has num_cayley_neumann_terms {terms!r:.40}; 3 or more")
-    return LoraSettings(
-        rank=1, alpha=1.0, targets=tuple(sorted(names)), block_size=found[0], terms=terms
-    )
+    if type(terms) is not int or (terms and not 3 <= terms <= MOST_TERMS):
+        raise AdapterError(
+            f"{folder} has num_cayley_neumann_terms {terms!r:.40}; 3 to {MOST_TERMS} are read"
+        )
+    return LoraSettings(rank=1, alpha=1.0, targets=tuple(sorted(names)), block_size=b, terms=terms)

@@ -42,6 +42,7 @@ from laura.models.device import cache_budget, keep_freed_memory, resolve_precisi
 from laura.models.encoding import Encoder
 from laura.models.load import load_base
 from laura.models.lora import LoraSettings
+from laura.models.oft import with_turns
 from laura.results.errors import AdapterError, GrammarError, UsageError
 from laura.serve.engines import (
     AdapterFiles,
@@ -611,6 +612,11 @@ class AdapterLoader:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
 
+def _read(files: AdapterFiles) -> Adapter:
+    settings, tensors = read_checked(files)
+    return settings, with_turns(settings, tensors)
+
+
 def open_inprocess(folder: Path, settings: EngineSettings) -> InProcess:
     """Load a base and make an engine of it, which is to be started.
 
@@ -633,7 +639,7 @@ def open_inprocess(folder: Path, settings: EngineSettings) -> InProcess:
         base.tokenizer,
         base.model.config,
         base.fingerprint,
-        read_checked,
+        _read,
         max_rank=settings.max_rank,
         most_waiting=settings.queue,
     )

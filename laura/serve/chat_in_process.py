@@ -15,6 +15,7 @@ from laura.models.adapter_files import read_adapter
 from laura.models.device import cache_budget, keep_freed_memory, resolve_precision
 from laura.models.encoding import Encoder
 from laura.models.load import Base, load_base
+from laura.models.oft import with_turns
 from laura.results.errors import UsageError
 from laura.results.interrupts import interrupts_postponed
 from laura.results.progress import SILENT, Progress
@@ -60,7 +61,8 @@ class LoadedPanel:
         self._scheduler = Scheduler(runner, base.tokenizer, cache_bytes=memory)
         self._slots: dict[str, Slot | None] = {BASE: None}
         for name, (settings, tensors) in read.items():
-            self._slots[name] = runner.slots.place(name, name, settings, tensors)
+            turned = with_turns(settings, tensors)
+            self._slots[name] = runner.slots.place(name, name, settings, turned)
         self._encoder = Encoder(base.tokenizer, base.model.config)
         self._has_template = bool(getattr(base.tokenizer, "chat_template", None))
         self.members = [Member(BASE, True)]

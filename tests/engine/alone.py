@@ -18,6 +18,7 @@ from laura.engine.model_runner import FusedRunner
 from laura.engine.scheduler import Scheduler, TokenSequence
 from laura.models.adapter_files import PREFIX
 from laura.models.lora import LoraSettings
+from laura.models.oft import OFT_R, with_turns
 from tests.conftest import make_tiny_model
 from tests.engine.test_many_adapters import lively
 
@@ -58,6 +59,23 @@ def made_adapter(
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b
     return LoraSettings(rank=rank, alpha=scale * rank, targets=tuple(names)), tensors
+
+
+def made_rotation(
+    seed: int, block_size: int, kinds: Sequence[str]
+) -> tuple[LoraSettings, dict[str, Tensor]]:
+    """A random OFT adapter of the tiny model, as a slot takes it."""
+    source = torch.Generator().manual_seed(seed)
+    model, b = make_tiny_model(), block_size
+    names = [f"model.layers.{layer}.{kind}" for layer in (0, 1) for kind in kinds]
+    tensors = {
+        f"{PREFIX}{name}.{OFT_R}": torch.randn(
+            model.get_submodule(name).in_features // b, b * (b - 1) // 2, generator=source
+        ) / b
+        for name in names
+    }  # fmt: skip
+    settings = LoraSettings(rank=1, alpha=1.0, targets=tuple(names), block_size=b)
+    return settings, with_turns(settings, tensors)
 
 
 def merged(

@@ -24,6 +24,7 @@ from tests.engine.alone import (
     alone,
     hear,
     made_adapter,
+    made_rotation,
     one_answer,
     serving,
     tiny,
@@ -33,6 +34,7 @@ from tests.engine.test_many_adapters import pytestmark
 __all__ = ["pytestmark"]
 
 KINDS = [(4, (*ATTENTION, *MLP)), (4, (*ATTENTION, *MLP)), (2, MLP), (16, ATTENTION[:3:2])]
+TURNS = [(16, (*ATTENTION, *MLP)), (16, (*ATTENTION, *MLP)), (32, MLP), (8, ATTENTION[:3:2])]
 TEXTS = ["the dog ran to the dog ran to ", "a cat", "question: how many cats? "]
 
 
@@ -54,10 +56,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def placed(engine: Any) -> list[Any]:
-    return [
-        engine.runner.slots.place(str(i), "", *made_adapter(i, *kind))
-        for i, kind in enumerate(KINDS)
-    ]
+    made = [made_adapter(i, *kind) for i, kind in enumerate(KINDS)]
+    made += [made_rotation(i, *kind) for i, kind in enumerate(TURNS)]
+    return [engine.runner.slots.place(str(i), "", *one) for i, one in enumerate(made)]
 
 
 def wishes(tokenizer: Any, slots: list[Any], seed: int) -> list[dict[str, Any]]:

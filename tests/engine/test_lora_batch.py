@@ -9,29 +9,41 @@ import torch
 from torch import Tensor
 
 from laura.engine import adapter_slots
-from laura.engine.adapter_slots import LoraBatch, Slot, Slots, lora_batch_of, slot_order
+from laura.engine.adapter_slots import (
+    Lookup,
+    LoraBatch,
+    Slot,
+    SlotRun,
+    Slots,
+    lora_batch_of,
+    slot_order,
+)
 from laura.engine.model_runner import FusedLinear, fuse_linears
 from laura.models.adapter_files import PREFIX
 from laura.models.lora import LoraSettings
-from tests.engine.alone import ATTENTION, MLP, made_adapter, tiny
+from laura.models.oft import OFT_TURN
+from tests.engine.alone import ATTENTION, MLP, made_adapter, made_rotation, tiny
 
 CPU = torch.device("cpu")
 KINDS = ((4, (*ATTENTION, *MLP)), (2, ATTENTION[:3:2]), (3, MLP), (5, ATTENTION[3:]))
+TURNS = ((16, (*ATTENTION, *MLP)), (16, (*ATTENTION, *MLP)), (4, MLP), (8, ATTENTION[1:4]))
 Segments = list[tuple[Slot | None, int]]
 Files = dict[Slot, tuple[LoraSettings, dict[str, Tensor]]]
 
 
 class Setting:
-    """Nine adapters in arrays of 6, 1, 1 and 1 slots."""
+    """Nine adapters in arrays of 6, 1, 1 and 1 slots, and four of OFT in 2, 1 and 1."""
 
     def __init__(self) -> None:
+        self.model = tiny()
         self.joined, self.current = fuse_linears(tiny(), torch.float32)
-        self.slots = Slots([one.group for one in self.joined], 9, 8, torch.float32, CPU)
+        self.slots = Slots([one.group for one in self.joined], 13, 16, torch.float32, CPU)
         kinds = [KINDS[max(0, number - 5)] for number in range(9)]
-        self.files: Files = {}
-        for i, kind in enumerate(kinds):
-            adapter = made_adapter(i, *kind)
-            self.files[self.slots.place(str(i), "", *adapter)] = adapter
+        made = [made_adapter(i, *kind) for i, kind in enumerate(kinds)]
+        made += [made_rotation(i, *kind) for i, kind in enumerate(TURNS)]
+        self.files: Files = {
+            self.slots.place(str(i), "", *adapter): adapter for i, adapter in enumerate(made)
+        }
         self.placed = list(self.files)
 
     def alone(self, joined: FusedLinear, slot: Slot | None, x_I: Tensor, plain_O: Tensor) -> Tensor:
@@ -40,7 +52,12 @@ class Setting:
         if slot is not None:
             settings, tensors = self.files[slot]
             for number, name in enumerate(joined.group.names):
-                if name in settings.targets:
+                if name in settings.targets and settings.block_size:
+                    turn_nbb = tensors[f"{PREFIX}{name}.{OFT_TURN}"].double()
+                    blocks = x_I.double().view(len(turn_nbb), 1, -1)
+                    weight = self.model.get_submodule(name).weight.double()
+                    parts[number] = parts[number] + weight @ (blocks @ turn_nbb).flatten()
+                elif name in settings.targets:
                     a, b = (tensors[f"{PREFIX}{name}.lora_{x}.weight"].double() for x in "AB")
                     scale = settings.for_module(name)[1]
                     parts[number] = parts[number] + scale * (b @ (a @ x_I.double()))
@@ -72,7 +89,7 @@ def looks_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_every_token_goes_through_its_adapter(looks_up: bool) -> None:
     torch.manual_seed(0)
-    setting, source = Setting(), random.Random(0)
+    setting, source, seen = Setting(), random.Random(0), set()
     for turn in range(12):
         some = [source.choice([None, *setting.placed]) for _ in range(source.choice([1, 3, 9, 30]))]
         if turn % 2:
@@ -82,6 +99,8 @@ def test_every_token_goes_through_its_adapter(looks_up: bool) -> None:
         plan = setting.check([*((slot, 1) for slot in some), *parts[: turn % 4]])
         assert bool(plan.lookups) <= looks_up
         assert looks_up <= (plan.gather is None)
+        seen |= {type(run) for run in plan.rotated}
+    assert seen == ({Lookup, SlotRun} if looks_up else {SlotRun})
 
 
 def test_a_plan_that_stays_follows_its_slots(looks_up: bool) -> None:

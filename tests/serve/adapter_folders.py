@@ -46,6 +46,7 @@ def key(module: str, part: str) -> str:
 
 
 A, B = key(MODULES[0], "lora_A.weight"), key(MODULES[0], "lora_B.weight")
+OFT = key(MODULES[0], "oft_R.weight")
 
 
 def tensors(
@@ -299,6 +300,36 @@ weights_case(
     r"the update of .*q_proj may reach 7.2e\+05 \(alpha included\)",
 )
 settings_case("alpha of 1e38", {"lora_alpha": 1e38}, "the update of .* may reach .* above 65504")
+
+
+# OFT
+@case("blocks above the limit", "block size 512 of .* is above this server's limit of 256")
+def _(folder: Path) -> None:
+    write(folder, save({OFT: torch.zeros(1, 512 * 511 // 2)}), peft_type="OFT")
+
+
+@case("blocks that do not fill", "blocks of 24 do not fill the 64 inputs of .*q_proj")
+def _(folder: Path) -> None:
+    write(folder, save({OFT: torch.zeros(2, 276)}), peft_type="OFT")
+
+
+@case("no number of a triangle", "says OFT, and its weights are not oft_R.weight of one block size")
+def _(folder: Path) -> None:
+    write(folder, save({OFT: torch.zeros(4, 121)}), peft_type="OFT")
+
+
+@case("a sum of a billion powers", "num_cayley_neumann_terms 1000000000; 3 to 20 are read")
+def _(folder: Path) -> None:
+    terms = {"use_cayley_neumann": True, "num_cayley_neumann_terms": 10**9}
+    write(folder, save({OFT: torch.zeros(4, 120)}), peft_type="OFT", **terms)
+
+
+@case("a sum that is far from a rotation", r"the update of .*q_proj may reach 1.31e\+09 .*above")
+def _(folder: Path) -> None:
+    weights = save({OFT: torch.full((4, 120), 20.0)})
+    write(folder, weights, peft_type="OFT", use_cayley_neumann=True)
+
+
 # Ranks and shapes
 weights_case("rank 257", lambda: save(tensors(rank=257)), "rank 257 of .* above this server's li")
 

@@ -19,11 +19,12 @@ ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 
 @dataclass(frozen=True)
 class Kind:
-    """What an adapter is like: its rank, what it changes, and how strongly."""
+    """What an adapter is like: its rank, or OFT's block size, what it changes, how strongly."""
 
     rank: int
     targets: tuple[str, ...] = ALL
     spread: float = 0.3
+    block_size: int = 0
 
 
 def write_adapters(base: Path, folder: Path, kinds: Mapping[str, Kind]) -> None:
@@ -33,9 +34,13 @@ def write_adapters(base: Path, folder: Path, kinds: Mapping[str, Kind]) -> None:
 
     for seed, (name, kind) in enumerate(kinds.items()):
         torch.manual_seed(seed)
-        config = peft.LoraConfig(
+        config: Any = peft.LoraConfig(
             r=kind.rank, lora_alpha=2 * kind.rank, target_modules=list(kind.targets)
         )
+        if kind.block_size:
+            config = peft.OFTConfig(
+                oft_block_size=kind.block_size, target_modules=list(kind.targets)
+            )
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PEFT's and transformers' own future
@@ -43,6 +48,8 @@ def write_adapters(base: Path, folder: Path, kinds: Mapping[str, Kind]) -> None:
             for key, value in tuned.named_parameters():
                 if "lora_B" in key:
                     torch.nn.init.normal_(value, std=kind.spread / kind.rank**0.5)
+                if "oft_R" in key:
+                    torch.nn.init.normal_(value, std=kind.spread / kind.block_size**0.5)
             tuned.save_pretrained(folder / name)
 
 

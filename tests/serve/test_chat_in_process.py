@@ -12,7 +12,7 @@ import torch
 
 from laura.engine.kv_cache import BatchAttention
 from laura.models.adapters import attach, save_adapter
-from laura.models.load import load_base
+from laura.models.load import Base, load_base
 from laura.models.lora import LoraSettings, lora_layers
 from laura.results.errors import AdapterError, UsageError
 from laura.results.schema import Record, write_record
@@ -43,7 +43,27 @@ def panel(adapter: Path) -> LoadedPanel:
 
 def test_answers_are_the_models_own(panel: LoadedPanel) -> None:
     turn = Chat(panel, Sampling(max_tokens=16)).ask("Where does Ada live?", lambda turn: None)
-    base = load_base("micro", device="cpu")
+    reply = turn.replies["base"]
+    assert reply.text == slowly(load_base("micro", device="cpu"))
+    assert reply.finish in ("stop", "length") and reply.tokens is not None
+    assert turn.replies["loud"].text != reply.text
+
+
+def test_rotated_inputs_are_served_too(tmp_path: Path) -> None:
+    base, settings = load_base("micro", device="cpu"), LoraSettings(1, 1.0, block_size=16)
+    attach(base.model, settings, seed=0)
+    for parameter in base.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    save_adapter(base.model, tmp_path / "turned", settings, "micro")
+    turned = LoadedPanel("micro", {"turned": tmp_path / "turned"}, "cpu")
+    chat = Chat(turned, Sampling(max_tokens=16))
+    replies = chat.ask("Where does Ada live?", lambda turn: None).replies
+    assert replies["turned"].text == slowly(base) != replies["base"].text
+
+
+def slowly(base: Base) -> str:
+    """The greedy answer, token by token."""
     prompt = "<|user|>Where does Ada live?<|end|><|assistant|>"
     ids = base.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
     reached = []
@@ -53,10 +73,7 @@ def test_answers_are_the_models_own(panel: LoadedPanel) -> None:
         if ids[0, -1] == base.tokenizer.eos_token_id:
             break
         reached.append(int(ids[0, -1]))
-    reply = turn.replies["base"]
-    assert reply.text == base.tokenizer.decode(reached, skip_special_tokens=True)
-    assert reply.finish in ("stop", "length") and reply.tokens is not None
-    assert turn.replies["loud"].text != reply.text
+    return str(base.tokenizer.decode(reached, skip_special_tokens=True))
 
 
 def test_the_record_is_told_and_another_base_warned_of(panel: LoadedPanel) -> None:

@@ -22,9 +22,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two adapters of different rank as PEFT writes them, and one that is broken."""
+    """LoRA of two ranks and OFT as PEFT writes them, and one that is broken."""
     folder = tmp_path_factory.mktemp("adapters")
-    write_adapters(MICRO_BASE, folder, {"low": Kind(2, TARGETS), "high": Kind(8, TARGETS)})
+    kinds = {"low": Kind(2, TARGETS), "high": Kind(8, TARGETS)}
+    kinds["turned"] = Kind(0, TARGETS, spread=0.2, block_size=32)
+    write_adapters(MICRO_BASE, folder, kinds)
     (folder / "broken").mkdir()
     (folder / "broken" / "adapter_config.json").write_text("{}")
     return folder
@@ -53,10 +55,10 @@ def test_a_base_and_its_adapters(adapters: Path, tmp_path: Path) -> None:
         httpx.Client(base_url=server.url) as client,
     ):
         told = server.told
-        assert told["base"] == "micro" and told["adapters"] == ["high", "low"]
+        assert told["base"] == "micro" and told["adapters"] == ["high", "low", "turned"]
         assert set(told["refused"]) == {"broken"}
         models = client.get("/v1/models").json()["data"]
-        assert [one["id"] for one in models] == ["micro", "high", "low"]
+        assert [one["id"] for one in models] == ["micro", "high", "low", "turned"]
         assert client.get("/v1/models", headers={"origin": SITE}).headers[ALLOWED] == SITE
         long = {"model": "low", "prompt": TEXT, "ignore_eos": True, "max_tokens": 64}
         used = client.post("/v1/completions", json=long).json()["usage"]
@@ -64,7 +66,7 @@ def test_a_base_and_its_adapters(adapters: Path, tmp_path: Path) -> None:
         assert (used["prompt_tokens"], used["completion_tokens"]) == (tokens["count"], 64)
         assert tokens["max_model_len"] == models[0]["max_model_len"]
         assert "laura.json" in models[1]["laura"]["warnings"][0]
-        for name in (None, "low", "high"):
+        for name in (None, "low", "high", "turned"):
             body = {"model": name or "micro", "prompt": TEXT, "echo": True, "logprobs": 1}
             answer = client.post("/v1/completions", json={**body, "max_tokens": 1}).json()
             found = answer["choices"][0]["logprobs"]["token_logprobs"]
@@ -76,10 +78,13 @@ def test_a_base_and_its_adapters(adapters: Path, tmp_path: Path) -> None:
         pinned = client.post("/admin/adapters/low/pin")
         assert pinned.json() == {"adapter": "low", "pinned": True}
         assert client.post("/admin/adapters/low/unpin").status_code == 200
-        slots = {
-            one["adapter"]: one["pinned"] for one in client.get("/admin/state").json()["slots"]
-        }
-        assert slots == {"low": False, "high": False}
+        slots = client.get("/admin/state").json()["slots"]
+        pinned = {one["adapter"]: one["pinned"] for one in slots}
+        assert pinned == {"low": False, "high": False, "turned": False}
+        assert slots[2]["bytes"] == 4 * 4 * 32 * (3 * 128 + 352)  # q, k and v; down
+        for left in (True, False):
+            gone = client.post("/admin/adapters/turned/unload").json()
+            assert gone == {"adapter": "turned", "unloaded": left}
         assert client.get("/").status_code == 200
     assert server.child.returncode == 0
     logged = [json.loads(line) for line in server.log if line.startswith("{")]
