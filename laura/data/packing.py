@@ -15,7 +15,7 @@ import random
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from math import inf
@@ -103,6 +103,15 @@ class Fitted:
             "without anything to learn and dropped": self.unlearnable,
         }
         return "; ".join(f"{count} examples {what}" for what, count in parts.items() if count)
+
+    def times(self, answers: int) -> Fitted:
+        """The same, each document counted as so many: a question with several answers."""
+        if answers == 1:
+            return self
+        lengths, labels = (
+            array("q", (answers * n for n in one)) for one in (self.lengths, self.labels)
+        )
+        return replace(self, lengths=lengths, labels=labels)
 
     def row(self, encoded: Sequence[Encoded], documents: Sequence[int]) -> Row:
         """The row that holds these documents, by their numbers here."""

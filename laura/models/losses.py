@@ -14,7 +14,7 @@ Shapes: N labelled positions, C hidden width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,6 +104,8 @@ Slope = Callable[[Tensor, Tensor], Tensor]
 """The model's probabilities and the base's log-probabilities, (N, V), to a divergence's slope.
 
 The latter may be written over."""
+Advantages = Callable[[Tensor], Tensor]
+"""Rewards of S answers to each of Q questions, (Q, S), to what each counts in the gradient."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,9 @@ class Objective:
         strength: Factor of the divergence.
         reference: The base, where either reads it.
         median: See `BaseLosses`.
+        advantages: Where the model's own answers are graded: what each then counts.
+        factors_N: Of one pass: by which each label's gradient is multiplied.
+        told: Of one pass: what the base reads instead of what the model does, and as many labels.
     """
 
     token_weights: TokenWeights | None = None
@@ -127,6 +132,13 @@ class Objective:
     strength: float = 0.0
     reference: BaseBeside | None = None
     median: float = 1.0
+    advantages: Advantages | None = None
+    factors_N: Tensor | None = None
+    told: tuple[dict[str, Any], Tensor] | None = None
+
+    def part(self, place: slice) -> Objective:
+        """Of some of the labels."""
+        return self if self.factors_N is None else replace(self, factors_N=self.factors_N[place])
 
     @property
     def reads_base(self) -> bool:
@@ -164,7 +176,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 continue
             own = None if base is None else base.part(part)
             logits = hidden[part] @ weight.T
-            loss, exact = _loss_and_slope(logits, labels_N[part], objective, own, softcap)
+            followed = objective.part(part)
+            loss, exact = _loss_and_slope(logits, labels_N[part], followed, own, softcap)
             total += loss
             first = start % group
             place = None if slopes is None else slopes[first : first + len(exact)]
@@ -216,7 +229,7 @@ def _loss_and_slope(
     weights = logits.sub_(highest).exp_()
     norm = weights.sum(dim=-1, keepdim=True)
     slope = weights.div_(norm)
-    factors = pull = None
+    factors, pull = objective.factors_N, None
     if objective.token_weights is not None:
         known = None if base is None else base.losses
         factors = objective.token_weights(Tokens(slope, labels_N, known))
@@ -356,7 +369,7 @@ def packed_loss_sums(
     base = None
     objectives = objectives or [CROSS_ENTROPY] * len(inputs["input_ids"])
     if torch.is_grad_enabled() and objectives[0].reads_base:
-        base = base_states(objectives[0], inputs, labels_T, dtype)
+        base = base_states(objectives[0], *(objectives[0].told or (inputs, labels_T)), dtype)
     hidden_BTC = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     places = (labels_T != IGNORED).nonzero().squeeze(1)
     labels, head = copy_to(labels_T[places], hidden_BTC.device), output_head(model)

@@ -29,6 +29,7 @@ from laura.recipe.sections import (
     OftArm,
     Place,
     Recipe,
+    RewriteSection,
     Section,
     short,
 )
@@ -188,7 +189,7 @@ def _remedy_faults(recipe: Recipe) -> Iterable[Fault]:
             )
         for place in PLACES if arm.external is None else ():
             remedy, where = arm.remedy(place), f"arms.{name}.{place}"
-            if remedy and remedy[0].reads_base and train.devices > 1:
+            if remedy and remedy[0].reads_base and place != "policy" and train.devices > 1:
                 yield Fault(
                     where,
                     f"is {getattr(arm, place)}, which asks the base of the same tokens, and that "
@@ -501,6 +502,29 @@ def _rewrite_faults(recipe: Recipe) -> Iterable[Fault]:
     ):
         if wrong and recipe.data.rewrite:
             yield Fault(key, f"{wrong} that the base could rewrite; leave data.rewrite out")
+
+
+@_needs("arms", "data", "train", "measure")
+def _policy_faults(recipe: Recipe) -> Iterable[Fault]:
+    """What is needed where a model learns its own answers."""
+    graders = get_args(RewriteSection.model_fields["task"].annotation)
+    for name, arm in recipe.arms.items():
+        found, leading = arm.remedy("policy"), recipe.measure.learning[0]
+        if found is None or not arm.is_trained:
+            continue
+        for wrong, words in (
+            (recipe.regime != "instruct", f"regime is {recipe.regime}, which asks no questions"),
+            (recipe.data.train.streaming, "data.train.streaming is true, which has no end"),
+            (recipe.train.devices > 1, f"train.devices is {recipe.train.devices}; set it to 1"),
+            (
+                not found[0].reads_base and leading not in graders,
+                f"measure.learning begins with {leading}, which grades no answer to a training "
+                f"row; let it begin with one of {', '.join(graders)}, that of data.train",
+            ),
+        ):
+            if wrong:
+                problem = f"is {arm.policy}, for which the model answers questions, but {words}"
+                yield Fault(f"arms.{name}.policy", problem)
 
 
 # ----- what pydantic finds wrong: what came, what is allowed, what to do -----

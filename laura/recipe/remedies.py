@@ -28,6 +28,8 @@ class Remedy:
             more, and in full finetuning a copy of the trained weights as they began.
         normalised: Of a token weight: whether the mean over a step is made 1.
         lora_only: Whether it holds back LoRA's two factors.
+        samples: Of a policy: answers to each question where an arm gives none. One that reads no
+            base has them graded.
     """
 
     file: str
@@ -36,6 +38,7 @@ class Remedy:
     reads_base: bool = False
     normalised: bool = False
     lora_only: bool = False
+    samples: int = 1
 
 
 _HERE = "laura.training"
@@ -51,6 +54,10 @@ PENALTIES = {
     "kl_reverse": Remedy(f"{_HERE}.penalties.kl_reverse", 0.1, reads_base=True),
     "clora": Remedy(f"{_HERE}.penalties.clora", lora_only=True),
 }
+POLICIES = {
+    "sdft": Remedy(f"{_HERE}.penalties.kl_reverse", reads_base=True),
+    "grpo": Remedy(f"{_HERE}.policies.grpo", samples=8),
+}
 PACES = {"finch": Remedy(f"{_HERE}.paces.finch", 0.5, most=2)}
 AVERAGES = {
     "ema": Remedy(f"{_HERE}.averages.ema", 0.999, most=0.99999),
@@ -60,6 +67,7 @@ AVERAGES = {
 PLACES: Mapping[str, dict[str, Remedy]] = {
     "token_weight": TOKEN_WEIGHTS,
     "penalty": PENALTIES,
+    "policy": POLICIES,
     "pace": PACES,
     "average": AVERAGES,
 }

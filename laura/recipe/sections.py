@@ -87,6 +87,11 @@ PenaltyName = Annotated[
     AfterValidator(functools.partial(check_remedy, place="penalty")),
     WithJsonSchema(remedy_schema("penalty")),
 ]
+PolicyName = Annotated[
+    str,
+    AfterValidator(functools.partial(check_remedy, place="policy")),
+    WithJsonSchema(remedy_schema("policy")),
+]
 PaceName = Annotated[
     str,
     AfterValidator(functools.partial(check_remedy, place="pace")),
@@ -182,7 +187,7 @@ class AnyArm(Section):
 
     later = frozenset(
         {"external", "layers", "attention_dropout", "residual_dropout", "replay"}
-        | {"of", "change", "factor", "rewritten"}
+        | {"of", "change", "factor", "rewritten", "policy_samples", "policy_tokens"}
         | {key for place in PLACES for key in (place, f"{place}_strength")}
     )
 
@@ -231,6 +236,17 @@ class AnyArm(Section):
     nothing. Logged and measured losses do not hold it."""
     penalty_strength: NotNegative | None = None
     """Factor of the penalty, 0 for none; null: the paper's, docs/papers.md."""
+    policy: PolicyName | None = None
+    """Learn the answers that the model itself writes, as it stands before each step, instead of
+    the data's: `sdft`: at each token toward what the base says that is told the data's answer;
+    `grpo`: more, the better the grader of the leading learning task finds it among the answers to
+    one question; null: the data's. Never run on a GPU."""
+    policy_strength: NotNegative | None = None
+    """Factor of what is followed, 0 for the data's answers; null: 1."""
+    policy_samples: Count | None = None
+    """Answers to each question; null: 8 with `grpo`, 1 with `sdft`."""
+    policy_tokens: Count | None = None
+    """Most tokens of such an answer; null: 256."""
     pace: PaceName | None = None
     """Factor of the scheduled rate by the loss of the step: `finch`: the lower, the more a step
     surprises; null: none."""
@@ -293,6 +309,12 @@ class AnyArm(Section):
         return found, found.strength if strength is None else strength
 
     @property
+    def answers_each(self) -> int:
+        """Answers that are learnt to each question: the data's one, or the model's own."""
+        found = self.remedy("policy")
+        return 1 if found is None else self.policy_samples or found[0].samples
+
+    @property
     def reads_base(self) -> bool:
         """Whether training asks what the base makes of the same tokens."""
         used = [found[0] for found in map(self.remedy, PLACES) if found]
@@ -319,6 +341,24 @@ class AnyArm(Section):
             if name is not None and table[name].lora_only and not isinstance(self, LoraArm):
                 problem = f"is {name}, which holds LoRA's factors back; there are none"
                 yield place, f"{problem} in full finetuning and in OFT: leave it out"
+        yield from self._policy_faults()
+
+    def _policy_faults(self) -> Iterable[tuple[str, str]]:
+        """What says how the data's answers are learnt, beside a policy that learns others."""
+        for key in ("policy_samples", "policy_tokens") if self.policy is None else ():
+            if getattr(self, key) is not None:
+                yield key, "is given, but the arm has no policy; name one, or leave it out"
+        if (found := self.remedy("policy")) is None:
+            return
+        words = f"does not go with policy: {self.policy}, which learns the model's own answers"
+        for key in ("token_weight", "pace", "rewritten", "replay"):
+            if getattr(self, key):
+                yield key, f"{words}; leave one of the two out"
+        penalty = self.remedy("penalty")
+        if found[0].reads_base and penalty and penalty[0].reads_base:
+            yield "penalty", f"is {self.penalty}, but policy: {self.policy} is a divergence itself"
+        if not found[0].reads_base and self.answers_each < 2:
+            yield "policy_samples", "is 1, and an answer is graded against others; give 2 or more"
 
 
 class FullArm(AnyArm):

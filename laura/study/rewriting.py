@@ -15,22 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from laura.data.examples import Example
-from laura.data.templates import chat_prompts, prompt_render
+from laura.data.templates import prompt_render
 from laura.engine.engine import Engine
 from laura.engine.requests import GenerateRequest
-from laura.evals import tasks
 from laura.evals.keeping import Keeper, partial_file, written_once
-from laura.evals.runner import RowProvider, check_name
-from laura.evals.scoring import TaskSettings
+from laura.evals.runner import RowProvider
 from laura.recipe.sections import MeasureSection, RewriteSection
-from laura.results.errors import DataError
 from laura.results.progress import Progress
 from laura.study.material import ExampleEncoder
+from laura.study.questions import Grader
 
 FORMAT = 1  # counts up when the same recipe would give other answers
 FILE = "answers.jsonl.gz"
@@ -84,22 +81,16 @@ def rewrite(
     }
 
     def write(place: Path) -> list[dict[str, Any]]:
-        check_name(section.task)
-        own = _own_rows(examples, rows(section.task, "train"), section.task)
+        grader = Grader(section.task, examples, measure, engine.tokenizer, rows)
         progress.say(f"the base writes {len(examples)} answers in its own words")
         render = prompt_render(encoder.tokenizer, encoder.template)
         requests = [_request(example, render, section.tokens) for example in examples]
         with Keeper(engine, {None: partial_file(place)}, {None: identity}) as keeper:
             answers = keeper.generate(requests)
-        task = tasks.load(section.task)
-        others, chat = partial(rows, section.task), partial(chat_prompts, engine.tokenizer)
-        ask = TaskSettings(measure, others, chat)
-        _, questions = task.prepare(own, ask)
-        graded = task.grades(questions, [[answer] for answer in answers])
-        metric = tasks.TASKS[section.task].metric
+        rewards = grader([example.index for example in examples], answers)
         return [
-            {"index": example.index, "text": answer.text, "passed": item[metric] == 1}
-            for example, answer, (item, _) in zip(examples, answers, graded, strict=True)
+            {"index": example.index, "text": answer.text, "passed": reward == 1}
+            for example, answer, reward in zip(examples, answers, rewards, strict=True)
         ]
 
     found = written_once(folder, FILE, identity, write, {})
@@ -108,20 +99,6 @@ def rewrite(
         for example, row in zip(examples, found, strict=True)
     ]
     return whole, sum(row["passed"] for row in found)
-
-
-def _own_rows(
-    examples: Sequence[Example], rows: Sequence[dict[str, Any]], task: str
-) -> list[dict[str, Any]]:
-    for example in examples:
-        row = rows[example.index] if example.index < len(rows) else {}
-        roles = [role for role, _ in example.messages]
-        if roles != ["user", "assistant"] or example.messages[0][1] not in row.values():
-            raise DataError(
-                f"example {example.index} of data.train is not row {example.index} of {task}'s "
-                "training rows, by which its answer would be graded; name the benchmark of the data"
-            )
-    return [rows[example.index] for example in examples]
 
 
 def _request(example: Example, render: Any, tokens: int) -> GenerateRequest:

@@ -115,7 +115,9 @@ def cohorts(specs: Iterable[RunSpec], recipe: Recipe, workers: int = 1) -> list[
     alike: dict[tuple[str, int, str] | int, list[RunSpec]] = {}
     for number, spec in enumerate(specs):
         arm = recipe.arms[spec.arm]
-        adapter = isinstance(arm, AdapterArm) and arm.external is None
+        # What a model answers is its own.
+        alone = arm.external is not None or arm.remedy("policy") is not None
+        adapter = isinstance(arm, AdapterArm) and not alone
         shared = (spec.arm, spec.seed, spec.budget.model_dump_json())
         alike.setdefault(shared if adapter else number, []).append(spec)
     groups = []
@@ -285,6 +287,8 @@ def is_of(record: dict[str, Any], recipe: Recipe, facts: dict[str, Any]) -> bool
     written = facts.get("rewrite") if arm.rewritten else None
     if identity.get("replay") != wanted or identity.get("rewrite", written) != written:
         return False
+    if identity.get("grader") != grader_of(recipe, arm):
+        return False
     if identity.get("activations", read) != read:
         return False
     if recipe.continues or "continues" in identity:
@@ -298,6 +302,12 @@ def is_of(record: dict[str, Any], recipe: Recipe, facts: dict[str, Any]) -> bool
             return False
     _, trained = identity.get("arm", ("", None))
     return trained is None or _settings(trained) == _settings(arm.model_dump(mode="json"))
+
+
+def grader_of(recipe: Recipe, arm: Arm) -> str | None:
+    """The task by which an arm's own answers are graded; None where they are not."""
+    found = arm.remedy("policy")
+    return recipe.measure.learning[0] if found and not found[0].reads_base else None
 
 
 def template_identity(recipe: Recipe) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from laura.data.examples import Example
 from laura.data.packing import IGNORED, Fitted, Row, add_document, fit
 from laura.data.sources import stream_examples
 from laura.data.templates import Encoded
@@ -41,6 +42,7 @@ from laura.study.claims.judgement import stored_evidence
 from laura.study.evidence import Point, all_tasks, is_current, result_names
 from laura.study.material import ExampleEncoder, StudyData
 from laura.study.measuring import StudyEngines
+from laura.study.questions import Grader, questions_of
 from laura.study.ranks import ranks
 from laura.study.replay import ReplayData
 from laura.study.rewriting import rewrite
@@ -50,6 +52,7 @@ from laura.study.runs import (
     budget_marks,
     changed_arms,
     external_points,
+    grader_of,
     template_identity,
 )
 from laura.study.sharing import BUSY, LOCK, claimed, held
@@ -57,6 +60,7 @@ from laura.study.steering import Steered
 from laura.study.workbench import Workbench
 from laura.training.batches import BatchPlan, plan_batches
 from laura.training.learner import LossSum
+from laura.training.on_policy import PolicyQuestions
 from laura.training.remedies import objective_of
 from laura.training.run import train_runs
 from laura.training.schedules import refuse_long_warmup
@@ -169,6 +173,7 @@ class Session:
                 str(s.budget),
                 arms[s.arm].replay,
                 arms[s.arm].rewritten,
+                arms[s.arm].answers_each,
                 arms[s.arm].external is None,
             ): s
             for s in specs
@@ -179,6 +184,7 @@ class Session:
                 plan = self._plan(spec)
                 refuse_long_warmup(self.recipe.train, plan.points, plan.hot)
         for arm in arms.values():
+            self._questions(arm)
             for point in arm.external or []:
                 find_external(point, arm, self.bench.base.folder, self.progress)
 
@@ -335,6 +341,7 @@ class Session:
         train, rate = self.recipe.train, left[0][0].learning_rate
         moments = self._moments if arm.reads_activations else None
         start = self._start(first)
+        questions = self._questions(arm)
         with (
             ranks(self.bench, arm, first.seed, train, rate, start),
             self.bench.adapted(arm, first.seed, train.devices, moments, start) as adapted,
@@ -351,6 +358,7 @@ class Session:
                 validate=validate,
                 objective=objective_of(arm),
                 begin=adapted.begin,
+                questions=questions,
                 stop=stop,
                 halt=lambda: not all(self.wants(spec) for spec, _ in left),
                 title=f"training {first.arm} at {rates}",
@@ -408,12 +416,13 @@ class Session:
     def _plan(self, spec: RunSpec) -> BatchPlan:
         arm = self.recipe.arms[spec.arm]
         fraction, budget = arm.replay, spec.budget.model_dump(mode="json")
-        key = content_hash([budget, spec.seed, fraction, arm.rewritten])
+        key = content_hash([budget, spec.seed, fraction, arm.rewritten, arm.answers_each])
         if key not in self._plans:
             self._plans.clear()  # a plan may be large; runs that share one follow each other
             train, replay = self.recipe.train, self.replay.mixture(fraction)
             encoded = self._rewritten if arm.rewritten else self.data.train
             fitted = self._fit(encoded) if arm.rewritten else self._fitted
+            fitted = fitted.times(arm.answers_each)
             self._plans[key] = plan_batches(encoded, fitted, train, spec.budget, spec.seed, replay)
         return self._plans[key]
 
@@ -454,16 +463,40 @@ class Session:
         return content_hash([one.token_ids for one in self._rewritten])
 
     @cached_property
+    def _examples(self) -> list[Example]:
+        """What is trained on, as it was read."""
+        kept = {one.index for one in self.data.train}
+        source = stream_examples(self.recipe.data.train, self.data_dir)
+        return [example for example in source if example.index in kept]
+
+    @property
+    def _encoder(self) -> ExampleEncoder:
+        recipe = self.recipe
+        return ExampleEncoder(self.bench.base.tokenizer, recipe.data.template, recipe.regime)
+
+    def _questions(self, arm: Arm) -> PolicyQuestions | None:
+        """What an arm's model is asked while it is trained; None where it learns the data's."""
+        if arm.remedy("policy") is None or not arm.is_trained:
+            return None
+        recipe, tokenizer, task = (
+            self.recipe,
+            self.bench.base.tokenizer,
+            grader_of(self.recipe, arm),
+        )
+        grader = None
+        if task is not None:
+            grader = Grader(task, self._examples, recipe.measure, tokenizer, self.rows)
+        return questions_of(arm, self._examples, self._encoder, grader)
+
+    @cached_property
     def _rewritten(self) -> Sequence[Encoded]:
         """The training examples with the base's answers where these pass."""
         recipe, base = self.recipe, self.bench.base
         assert recipe.data.rewrite is not None
-        kept = {one.index for one in self.data.train}
-        source = stream_examples(recipe.data.train, self.data_dir)
         precision = resolve_precision(recipe.measure.precision, base.model.device)
-        encoder = ExampleEncoder(base.tokenizer, recipe.data.template, recipe.regime)
+        encoder = self._encoder
         examples, passed = rewrite(
-            [example for example in source if example.index in kept],
+            self._examples,
             recipe.data.rewrite,
             recipe.measure,
             Engine(base.model, base.tokenizer, precision, progress=self.progress),
@@ -510,6 +543,7 @@ class Session:
             **self.replay.identity(recipe.arms[spec.arm]),
             **({"rewrite": self.rewriting} if recipe.arms[spec.arm].rewritten else {}),
             **({"continues": begun and [begun.run_id, begun.step]} if recipe.continues else {}),
+            **({"grader": grader} if (grader := grader_of(recipe, recipe.arms[spec.arm])) else {}),
         }
 
     def _marks(self, spec: RunSpec) -> list[dict[str, Any]]:

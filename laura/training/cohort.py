@@ -26,7 +26,7 @@ from laura.models.device import autocast, gains_from_larger_passes
 from laura.models.layers import drops
 from laura.models.lora import LoraLinear, lora_layers, route
 from laura.models.losses import packed_loss_sums
-from laura.training.learner import model_inputs, passes
+from laura.training.learner import labels_of, model_inputs, passes
 from laura.training.loop import Gradients, Meanwhile, Trainer, in_turn
 
 
@@ -100,7 +100,7 @@ class Together:
                 for name, layer in self._layers.items()
                 for key in ("A", "B")
             ]
-        first, count, learnt = trainers[0].learner, len(trainers), trainers[0].labels
+        first, count, learnt = trainers[0].learner, len(trainers), labels_of(batch)
         self._set_scales(count)
         for adapters in self._adapters:
             adapters.lend()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laura.data.packing import Row
+from laura.data.packing import IGNORED, Row
 from laura.models.attention import Documents
 from laura.models.device import autocast, copy_to, resolve_precision
 from laura.models.losses import CROSS_ENTROPY, Objective, Tokens, TokenWeights, packed_loss_sum
@@ -40,6 +40,7 @@ class Learner:
         optimiser: Over those parameters.
         device: Where they are.
         dtype: Arithmetic of a pass.
+        facts: What is told of a step besides.
     """
 
     def __init__(
@@ -63,6 +64,16 @@ class Learner:
             self._mean = _MeanWeight(objective.token_weights, self.device)
             objective = replace(objective, token_weights=self._mean)
         self.objective = objective
+        self.facts: dict[str, float] = {}
+
+    def taken(self, batch: list[Row], seed: int) -> list[Row]:
+        """The rows that a step learns where these are due: themselves.
+
+        Args:
+            batch: Rows of the plan.
+            seed: Of the step.
+        """
+        return batch
 
     def gradients(self, batch: list[Row], labels: int) -> Tensor:
         """Take the gradients of a step's mean loss, without waiting until they are there.
@@ -198,6 +209,11 @@ class _MeanWeight:
         self._sums = torch.zeros_like(self._sums)
         mean: Tensor = total / count
         return mean.clamp_min(torch.finfo(mean.dtype).tiny)
+
+
+def labels_of(batch: list[Row]) -> int:
+    """How many tokens of a step are learnt."""
+    return sum(label != IGNORED for row in batch for label in row.labels)
 
 
 def passes(batch: list[Row], section: TrainSection) -> Iterator[list[Row]]:

@@ -26,7 +26,7 @@ from laura.results.progress import Bar
 from laura.results.store import RunStore, content_hash, write_json
 from laura.training.batches import BatchPlan
 from laura.training.flops import TrainingWork, step_flops
-from laura.training.learner import Learner, LossSum
+from laura.training.learner import Learner, LossSum, labels_of
 from laura.training.schedules import Leg, rate_factor
 
 # Training is lost when the loss stays, for this many steps, above that of guessing
@@ -132,14 +132,14 @@ class Trainer:
         started, step = time.perf_counter(), self.step
         rate = self.learning_rate * rate_factor(self.section, leg, step)
         norm = self.learner.clip()
-        loss_nats = loss_sum / self.labels
+        loss_nats = loss_sum / labels_of(batch)
         if self.learner.rule.pace:
             rate *= self.learner.rule.pace(loss_nats)
         self._check(loss_nats, norm, step)
         self.updating = True
         self.learner.step(rate)
         seconds += time.perf_counter() - started
-        tokens = self.plan.tokens[step + 1] - self.plan.tokens[step]
+        tokens = sum(len(row.token_ids) for row in batch)
         self.owed = {
             "leg": leg.name,
             "step": step + 1,
@@ -152,6 +152,7 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
             "flops": step_flops(self.work, batch),
             "peak_memory_bytes": peak_memory_bytes(self.learner.device),
+            **self.learner.facts,
         }
         if runs > 1:
             # Its time is a share of the cohort's, and the memory is that of all of them.
@@ -175,11 +176,6 @@ class Trainer:
             self.learner.model.train()
         self.run.append_metrics(self.owed)
         self.owed = None
-
-    @property
-    def labels(self) -> int:
-        """Supervised tokens of the coming step."""
-        return self.plan.supervised[self.step + 1] - self.plan.supervised[self.step]
 
     def _check(self, loss: float, norm: float, step: int) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -274,8 +270,9 @@ def _take_step(
     rows_of: Callable[[int], list[Row]],
     bar: Bar,
 ) -> None:
-    step, started = trainers[0].step, time.perf_counter()
-    batch, following = rows_of(step), min(step + 1, leg.end - 1)
+    first, started = trainers[0], time.perf_counter()
+    step, following = first.step, min(first.step + 1, leg.end - 1)
+    batch = first.learner.taken(rows_of(step), step_seed(first.seed, step))
     share = (time.perf_counter() - started) / len(trainers)
     losses: list[float] = []
     for trainer, loss_sum, seconds in gradients(trainers, batch, lambda: rows_of(following)):
@@ -306,7 +303,7 @@ def in_turn(
         started = time.perf_counter()
         trainer.lend()
         torch.manual_seed(step_seed(trainer.seed, trainer.step))
-        total = trainer.learner.gradients(batch, trainer.labels)
+        total = trainer.learner.gradients(batch, labels_of(batch))
         meanwhile()
         loss_sum = float(total)  # waits for the device, which belongs to the time
         yield trainer, loss_sum, time.perf_counter() - started

@@ -1,7 +1,7 @@
 """The remedies that an arm names, opened: what its gradients follow, and how its steps are taken.
 
 A remedy is a file, and a line of its place's table in `recipe/remedies.py`; what a file holds
-says the package of its place: `token_weights`, `penalties`, `paces`, `averages`.
+says the package of its place: `token_weights`, `penalties`, `policies`, `paces`, `averages`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ def objective_of(arm: AnyArm) -> Objective:
         remedy, strength = found
         weights = partial(_opened(remedy.file, "weights"), strength=strength)
         objective = Objective(weights, remedy.normalised, remedy.reads_base)
-    if (found := arm.remedy("penalty")) and found[0].reads_base:
-        slope = _opened(found[0].file, "slope")
-        objective = replace(objective, slope=slope, strength=found[1])
+    for found in map(arm.remedy, ("penalty", "policy")):
+        if found and found[0].reads_base:
+            slope = _opened(found[0].file, "slope")
+            objective = replace(objective, slope=slope, strength=found[1])
+    if (found := arm.remedy("policy")) and not found[0].reads_base:
+        advantages = partial(_opened(found[0].file, "advantages"), strength=found[1])
+        objective = replace(objective, advantages=advantages)
     return objective
 
 

@@ -26,6 +26,7 @@ from laura.training.cohort import ParameterSet, gradients_for
 from laura.training.flops import count_work
 from laura.training.learner import Learner, LossSum
 from laura.training.loop import StoppedForNow, Trainer, in_turn, run_leg
+from laura.training.on_policy import OnPolicy, PolicyQuestions
 from laura.training.optimisers import STANDARD, StepRule
 from laura.training.remedies import beside_base
 from laura.training.schedules import Leg, plan_legs
@@ -43,6 +44,7 @@ def train_runs(
     validate: Callable[[LossSum], float] | None = None,
     objective: Objective = CROSS_ENTROPY,
     begin: Callable[[], None] | None = None,
+    questions: PolicyQuestions | None = None,
     stop: int | None = None,
     halt: Callable[[], bool] = lambda: False,
     title: str = "training",
@@ -66,6 +68,7 @@ def train_runs(
         validate: Mean validation loss, for `train.validate_every`; given what sums that of a row.
         objective: What the gradients follow; a base that it reads is the model before `begin`.
         begin: Puts in the weights of the first step; None where they are the model's.
+        questions: Of a single run: what the model answers, to learn that and not the plan's rows.
         stop: Of a single run: budget point, in steps, after which to stop for now.
         halt: Asked after each step; all stop there for now when it says so.
         title: Words on the progress bar.
@@ -93,8 +96,7 @@ def train_runs(
             remove_leftovers(run.folder)
             (run.folder / "failed.json").unlink(missing_ok=True)  # a search had given it up
             put_in()
-            learner = _learner(held, model, section, rate, rule, objective)
-            facts = {"learning_rate": rate, "seed": seed}
+            learner = _learner(held, questions, model, section, rate, rule, objective)
             trainer = Trainer(
                 learner=learner,
                 work=work,
@@ -103,7 +105,7 @@ def train_runs(
                 seed=seed,
                 plan=plan,
                 run=run,
-                keep=_keeper(run, learner, write_weights, facts, stop),
+                keep=_keeper(run, learner, write_weights, stop, learning_rate=rate, seed=seed),
                 validate=validate,
                 lend=put_in,
             )
@@ -118,8 +120,16 @@ def train_runs(
     return [run.state for run, _ in runs]
 
 
-def _learner(held: ExitStack, model: Any, section: TrainSection, *given: Any) -> Learner:
+def _learner(
+    held: ExitStack,
+    questions: PolicyQuestions | None,
+    model: Any,
+    section: TrainSection,
+    *given: Any,
+) -> Learner:
     """The learner of a run, on one device or over several; `held` as long as it learns."""
+    if questions is not None:
+        return OnPolicy(questions, model, section, *given)
     if section.devices == 1:
         return Learner(model, section, *given)
     from laura.training.sharded import Shards
@@ -157,8 +167,8 @@ def _keeper(
     run: RunStore,
     learner: Learner,
     write_weights: Callable[[Path], None],
-    facts: dict[str, Any],
     stop: int | None,
+    **facts: Any,
 ) -> Callable[[int], None]:
     def keep(step: int) -> None:
         with learner.averaged(), learner.whole():

@@ -64,6 +64,7 @@ def recipe(
     starts = ("lora_null", "corda")
     replayed = any("replay" in own or own.get("init") in starts for own in arms.values())
     rewritten = any("rewritten" in own for own in arms.values())
+    learning = "gsm8k" if any("policy" in own for own in arms.values()) else learning
     text = TEXT.format(
         domain=domain, regime=regime, budgets=list(budgets), seeds=list(seeds), search=search,
         arms=json.dumps(whole), learning=learning, forgetting=", ".join(forgetting),

@@ -415,6 +415,7 @@ def test_an_external_arm_is_measured_only() -> None:
 def test_replay_comes_on_top_of_epochs_and_within_tokens() -> None:
     epochs = micro_recipe(budget={"epochs": [1, 3]})
     assert budget_tokens(epochs, KNOWN, 0.25) == [133_333, 400_000]
+    assert budget_tokens(epochs, KNOWN, answers=8) == [800_000, 2_400_000]
     assert budget_tokens(micro_recipe(), KNOWN, 0.25) == [10_000, 40_000]
     arms = {
         "plain": {"method": "full", "learning_rates": [1e-4]},

@@ -43,6 +43,8 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "corda-forgets-less": ({**LORA, "init": "corda"}, LORA),
     "oft-forgets-less": ({"method": "oft"}, LORA),
     "sdft-forgets-less": ({**LORA, "rewritten": True}, LORA),
+    "on-policy-sdft-forgets-less": ({**LORA, "policy": "sdft"}, LORA),
+    "grpo-forgets-less": ({**FULL, "policy": "grpo", "policy_samples": 4}, FULL),
 }
 NULL = {"null": {**LORA, "init": "lora_null"}, "corda": {**LORA, "init": "corda"},
         "milora": {**LORA, "init": "milora"}}  # fmt: skip

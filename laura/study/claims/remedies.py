@@ -121,7 +121,7 @@ def _matches(arm: Kind, used: Used) -> bool:
 
 def _differ_alone(arm: Kind, other: Kind, used: Used, than: Used) -> bool:
     keys = used.keys() | than.keys()
-    strengths = {f"{key}_strength" for key in keys}
+    strengths = {f"{key}_{part}" for key in keys for part in ("strength", "samples", "tokens")}
     strengths |= {"weight_decay"} if "weight_decay_toward" in keys else set()
     strengths |= {"factor"} if "change" in keys else set()
     return _is_only(other, than) and arm.differs_in(other) <= keys | strengths
@@ -234,4 +234,9 @@ REMEDY_CLAIMS = (
     _claim("sdft-forgets-less",
            "At the same learning answers in the base's own words forget less than the data's.",
            "Yang et al. 2024, arXiv:2402.13669", forgets_less, {"rewritten": True}),
+    _claim("on-policy-sdft-forgets-less",
+           "At the same learning on-policy self-distillation forgets less than plain finetuning.",
+           "Shenfeld et al. 2026, arXiv:2601.19897", forgets_less, {"policy": "sdft"}),
+    _claim("grpo-forgets-less", "At the same learning GRPO forgets less than plain finetuning.",
+           "arXiv:2605.28819", forgets_less, {"policy": "grpo"}),
 )  # fmt: skip

@@ -418,7 +418,7 @@ def logits_bytes(shapes: Shapes, arm: Arm, one: Pass) -> int:
     total += 2 * chunk * FLOAT32 * shapes.capped
     if e != w:
         total += v * c * e
-    if (penalty := arm.remedy("penalty")) and penalty[0].reads_base:
+    if any(found and found[0].reads_base for found in map(arm.remedy, ("penalty", "policy"))):
         # The base's: as they come, in float32, their logarithm, and the slope made of it.
         total += chunk * (FLOAT32 * 3 + (e if e != FLOAT32 else 0))
     if arm.reads_base:

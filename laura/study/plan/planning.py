@@ -297,6 +297,8 @@ def _notes(
         time: True,
         "Checkpoints made elsewhere are measured, not trained; their files lie outside the "
         "study (a Hub download, or a folder of yours).": any(arm.external for arm in arms),
+        "What an arm's model answers (policy) is counted as it is learnt, not as it is "
+        "written.": any(arm.policy for arm in arms),
         "Replay is taken to be learnt on every token.": any(arm.replay for arm in arms),
         f"A search of {search.trials} trials is dealt evenly to the arms of a family; which it "
         "really takes, and which a pruner stops, it decides as it goes.": search.sampler != "grid",

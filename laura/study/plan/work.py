@@ -191,17 +191,19 @@ class ArmWork:
     resume_bytes: int
 
 
-def budget_tokens(recipe: Recipe, survey: Survey, replay: float = 0.0) -> list[int] | None:
+def budget_tokens(
+    recipe: Recipe, survey: Survey, replay: float = 0.0, answers: int = 1
+) -> list[int] | None:
     """The budget points in tokens; None where an epoch's tokens are not known.
 
-    Budgets in tokens count what is replayed; an epoch is a pass over the target, and replay
-    comes on top: 1/(1 - replay) as many.
+    Budgets in tokens count what is replayed, and every answer to a question; an epoch is a pass
+    over the target, with so many answers to each, and replay comes on top: 1/(1 - replay) as many.
     """
     if recipe.budget.tokens is not None:
         return list(recipe.budget.tokens)
     if survey.epoch_tokens is None:
         return None
-    each = survey.epoch_tokens / (1 - replay)
+    each = answers * survey.epoch_tokens / (1 - replay)
     return [round(epochs * each) for epochs in recipe.budget.epochs or []]
 
 
@@ -303,7 +305,7 @@ def arm_work(recipe: Recipe, name: str, shapes: Shapes, survey: Survey) -> ArmWo
     if arm.of is not None:
         models = times * len(recipe.budget.listed)
         return ArmWork(0, 0, models, None, 0, 0, models * checkpoint_numbers(shapes, arm) * kept, 0)
-    points = budget_tokens(recipe, survey, arm.replay)
+    points = budget_tokens(recipe, survey, arm.replay, arm.answers_each)
     count, each = len(recipe.budget.listed), runs_each(recipe)
     tokens = flops = steps = None
     if points is not None:
