@@ -250,6 +250,17 @@ def _fill(
             place[tuple(map(slice, own.shape))].copy_(own)
 
 
+def refill(model: nn.Module, folder: Path) -> None:
+    """Put the adapter in a PEFT folder into layers that were attached with its settings.
+
+    Raises:
+        AdapterError: as `load_adapter`.
+    """
+    settings, tensors = read_adapter(folder)
+    for name, layer in lora_layers(model).items():
+        _fill(layer, 0, name, tensors, settings)
+
+
 def fold(model: Any, folder: Path) -> None:
     """Write the adapter in a PEFT folder into a plain model's own weights.
 

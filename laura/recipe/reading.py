@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, WithJsonSchema
 from laura.recipe.checks import check_recipe, own_faults, validate
 from laura.recipe.document import MOST_VALUES, YamlDocument, yaml_text
 from laura.recipe.sections import MeasureSection, Recipe, Section, short
+from laura.recipe.stages import stage_faults
 from laura.recipe.tasks import NAME_PATTERN
 from laura.results.errors import Fault, RecipeError, StoreError
 
@@ -175,6 +176,7 @@ def read_study(
     file, found = validate(SeriesFile, data)
     found += own_faults(file)
     recipes: dict[str, Recipe] = {}
+    before: dict[str, Recipe | None] = {}
     values = 0
     for name, part in _mapping(data["settings"]).items():
         if not isinstance(part, dict | str):
@@ -192,6 +194,8 @@ def read_study(
         setting = YamlDocument(str(name), merged)
         setting.override([*each, *single.get(str(name), [])])
         recipe, wrong = check_recipe(setting.data, data_dir)
+        wrong += stage_faults(recipe, before)
+        before[str(name)] = None if wrong else recipe
         found += setting.faults
         found += [_moved(fault, setting, part, document.lines) for fault in wrong]
         if recipe is not None:

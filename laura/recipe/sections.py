@@ -1189,6 +1189,9 @@ class Recipe(Section):
 
     name: str = Field(pattern=NAME_PATTERN)
     """Name of the study and of its folder."""
+    continues: str | None = Field(None, pattern=NAME_PATTERN)
+    """Of a setting of a series: an earlier one, where each arm and seed goes on from the checkpoint
+    that was chosen there; null: every run begins from the base."""
     base: BaseSection
     domain: str = Field("target", min_length=1)
     """Target domain, used in words and charts."""

@@ -495,6 +495,26 @@ class TransitionRow(File):
     luck: Rounded | None = None
 
 
+class StagesRow(File):
+    """What an arm holds of the tasks of a series, at the rates that each stage chose.
+
+    Attributes:
+        settings: The stages, in order; this study is the last.
+        tasks: The task of each.
+        scores: After each stage, the mean score on the tasks up to it.
+        overall: OP, the mean score over all tasks after the last stage.
+        backward: BWT, the mean over the tasks but the last of the score after the last stage
+            minus that right after the task was learnt.
+    """
+
+    arm: str
+    settings: list[str]
+    tasks: list[str]
+    scores: list[list[Rounded]]
+    overall: Estimated
+    backward: Estimated
+
+
 class RunSpikes(File):
     """Loss spikes of one run: steps that stand far above those before them.
 
@@ -644,6 +664,7 @@ class Analysis(File):
     drift: list[DriftRow] = []
     drift_fit: list[DriftFit] = []
     transitions: list[TransitionRow] = []
+    stages: list[StagesRow] = []
     spikes: list[RunSpikes] = []
     spectra: list[CheckpointSpectra] = []
     subspaces: list[SubspaceOverlap] = []

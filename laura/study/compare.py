@@ -104,6 +104,7 @@ def compare(
             for arm, rate in confirm
             for spec in specs_of(recipe, arm, rate, seed)
         ]
+        session.check_starts([spec for spec in (*grid, *fresh) if session.wants(spec)])
         crew = Crew(session, workers, ray)
         runs, before = _carry_out(crew, search, fresh, confirm)
         with held(session.store.folder / "analysis" / LOCK):
@@ -375,6 +376,7 @@ def train(
             )
         ask_to_skip(study, arm, rate, chosen, False)  # it is wanted after all
         _check(session, specs)
+        session.check_starts(specs)
         session.base_results()
         runs = []
         for spec in specs:

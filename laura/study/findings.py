@@ -67,6 +67,7 @@ from laura.results.units import budget_text
 from laura.study.choosing import choice_gaps
 from laura.study.evidence import Evidence, Point, score_of
 from laura.study.extras import build_sampled
+from laura.study.stages import build_stages
 
 
 def build_findings(evidence: Evidence, store: StudyStore) -> Analysis:
@@ -81,6 +82,7 @@ def build_findings(evidence: Evidence, store: StudyStore) -> Analysis:
         drift=_drift(evidence),
         drift_fit=_drift_fit(evidence, curves.forgetting, curves.forgotten),
         transitions=list(_transitions(evidence)),
+        stages=build_stages(evidence, store.folder, gaps),
         spikes=read_spikes(evidence),
         spectra=read_spectra(store, evidence, gaps),
         subspaces=read_subspaces(store, evidence, gaps),

@@ -212,8 +212,8 @@ def task_facts(
 def write_facts(session: Session, identity: dict[str, Any]) -> None:
     """Write `study.json`.
 
-    What the arms replay, and answers that the base rewrites, may change from one command to the
-    next: then they are other runs, and those of before are left out.
+    What the arms replay, answers that the base rewrites, and where runs begin may change from one
+    command to the next: then they are other runs, and those of before are left out.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -224,6 +224,9 @@ def write_facts(session: Session, identity: dict[str, Any]) -> None:
     quantised = [m for m in base.model.modules() if isinstance(m, Nf4Linear)]
     parameters += sum(m.in_features * m.out_features for m in quantised)
     arms = session.recipe.arms.items()
+    begun: dict[str, dict[str, list[Any]]] = {}
+    for (arm, seed), point in session.starts.items():
+        begun.setdefault(arm, {})[str(seed)] = [point.run_id, point.step]
     facts = {
         "identity": identity,
         "base": {
@@ -236,6 +239,7 @@ def write_facts(session: Session, identity: dict[str, Any]) -> None:
         "tasks": session.tasks,
         **({"replay": replay} if replay else {}),
         **({"rewrite": session.rewriting} if session.recipe.data.rewrite else {}),
+        **({"continues": begun} if session.recipe.continues else {}),
     }
     write_json(session.store.folder / "study.json", facts)
 

@@ -37,7 +37,12 @@ READY = b"ready\n"
 
 @contextmanager
 def ranks(
-    bench: Workbench, arm: Arm, seed: int, train: TrainSection, learning_rate: float
+    bench: Workbench,
+    arm: Arm,
+    seed: int,
+    train: TrainSection,
+    learning_rate: float,
+    start: Path | None = None,
 ) -> Iterator[None]:
     """Within the block the processes of a run follow this one; on one device there are none.
 
@@ -47,6 +52,7 @@ def ranks(
         seed: Of the run.
         train: The recipe's `train`.
         learning_rate: Peak rate.
+        start: Checkpoint that the run goes on from; None for the base.
 
     Raises:
         StoreError: one of them has ended before its time.
@@ -62,7 +68,8 @@ def ranks(
     with tempfile.TemporaryDirectory(prefix="laura-") as folder, ExitStack() as held:
         store = Path(folder) / "store"
         setup = {"base": bench.section, "arm": arm, "seed": seed, "train": train,
-                 "learning_rate": learning_rate, "devices": devices, "store": store}  # fmt: skip
+                 "learning_rate": learning_rate, "devices": devices, "store": store,
+                 "start": start}  # fmt: skip
         others = [
             held.enter_context(_Rank({**setup, "rank": rank}, each))
             for rank in range(1, train.devices)
@@ -159,7 +166,8 @@ def main() -> None:
 
     arm, train, devices = setup["arm"], setup["train"], setup["devices"]
     bench = Workbench(setup["base"], devices[setup["rank"]])
-    with bench.adapted(arm, setup["seed"], train.devices) as adapted:
+    with bench.adapted(arm, setup["seed"], train.devices, start=setup["start"]) as adapted:
+        adapted.begin()
         answer.write(READY)
         answer.flush()
         with joined(setup["store"], setup["rank"], devices):

@@ -291,6 +291,10 @@ def is_of(record: dict[str, Any], recipe: Recipe, facts: dict[str, Any]) -> bool
         return False
     if identity.get("activations", read) != read:
         return False
+    if recipe.continues or "continues" in identity:
+        begun = facts.get("continues", {}).get(record["arm"], {}).get(str(record["seed"]))
+        if begun is None or identity.get("continues") != begun:
+            return False
     if identity.get("train"):
         # What `auto` precision came to is the machine's affair.
         known = {k: v for k, v in identity["train"].items() if k != "precision"}

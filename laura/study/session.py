@@ -24,7 +24,10 @@ from laura.evals.tasks import TASKS
 from laura.models.activations import TEXTS, input_moments
 from laura.models.device import pick_device, resolve_precision
 from laura.models.external import find_external, write_note
+from laura.recipe.reading import stored_recipe
 from laura.recipe.sections import Arm, BudgetSection, Recipe, TrainSection
+from laura.recipe.stages import stage_faults
+from laura.results.errors import RecipeError, StoreError
 from laura.results.progress import SILENT, Progress
 from laura.results.store import (
     RunStore,
@@ -35,7 +38,8 @@ from laura.results.store import (
     write_json,
 )
 from laura.results.task_result import VALIDATION, TaskResult
-from laura.study.evidence import all_tasks, is_current, result_names
+from laura.study.claims.judgement import stored_evidence
+from laura.study.evidence import Point, all_tasks, is_current, result_names
 from laura.study.material import ExampleEncoder, StudyData
 from laura.study.measuring import StudyEngines
 from laura.study.questions import Grader, questions_of
@@ -184,6 +188,53 @@ class Session:
             for point in arm.external or []:
                 find_external(point, arm, self.bench.base.folder, self.progress)
 
+    def check_starts(self, specs: Iterable[RunSpec]) -> None:
+        """Find runs that cannot begin where the setting before has ended.
+
+        Raises:
+            StoreError: there are some; all are named.
+            RecipeError: the recipe there does not go with this one.
+        """
+        if self._before is None:
+            return
+        before, runs = self._before.name, [(spec.arm, spec.seed) for spec in specs]
+        missing = [
+            f"{arm} with seed {seed}" for arm, seed in runs if (arm, seed) not in self.starts
+        ]
+        if missing:
+            raise StoreError(
+                f"{self.recipe.name} cannot begin: {before} has no chosen checkpoint of "
+                f"{', '.join(dict.fromkeys(missing))}. The report of {before} says why; carry it "
+                "out to its end, or leave these arms or seeds out"
+            )
+        # Of a series this was told when it was read; a setting may also be given by itself.
+        known = stored_recipe(self._before / "recipe.yaml")
+        if faults := stage_faults(self.recipe, {before: known}):
+            raise RecipeError(faults, self.recipe.name)
+
+    @cached_property
+    def starts(self) -> dict[tuple[str, int], Point]:
+        """Where the setting before has ended, by arm and seed; empty until it was carried out."""
+        folder = self._before
+        if folder is None or not (folder / "study.json").is_file():
+            return {}
+        ended = stored_evidence(folder).chosen_points(everywhere=False)
+        return {(point.arm, point.seed): point for point in ended}
+
+    @property
+    def _before(self) -> Path | None:
+        """The folder of the setting that this one continues."""
+        before = self.recipe.continues
+        return None if before is None else self.store.folder.parent / before
+
+    def _start(self, spec: RunSpec) -> Path | None:
+        """The checkpoint that a run begins from; None for the base."""
+        if self._before is None:
+            return None
+        self.check_starts([spec])
+        point = self.starts[spec.arm, spec.seed]
+        return StudyStore(self._before).run(point.run_id).checkpoint(point.step)
+
     def base_results(self) -> None:
         """Measure the base, before anything is trained."""
         words = "another laura process measures the base; waiting"
@@ -289,10 +340,11 @@ class Session:
         self.progress.say(f"{first.arm}, {word} {rates}, seed {first.seed}")
         train, rate = self.recipe.train, left[0][0].learning_rate
         moments = self._moments if arm.reads_activations else None
+        start = self._start(first)
         questions = self._questions(arm)
         with (
-            ranks(self.bench, arm, first.seed, train, rate),
-            self.bench.adapted(arm, first.seed, train.devices, moments) as adapted,
+            ranks(self.bench, arm, first.seed, train, rate, start),
+            self.bench.adapted(arm, first.seed, train.devices, moments, start) as adapted,
         ):
             validate = validator(adapted.model, train, self.data)
             train_runs(
@@ -305,6 +357,7 @@ class Session:
                 write_weights=adapted.write_weights,
                 validate=validate,
                 objective=objective_of(arm),
+                begin=adapted.begin,
                 questions=questions,
                 stop=stop,
                 halt=lambda: not all(self.wants(spec) for spec, _ in left),
@@ -470,7 +523,7 @@ class Session:
         arm = recipe.arms[spec.arm].identity({"learning_rates", "replay"})
         train = recipe.train.identity(UNTRAINED)
         hot = spec.budget.points == "hot" and recipe.train.schedule == "trapezoidal"
-        quantization = recipe.base.quantization
+        quantization, begun = recipe.base.quantization, self.starts.get((spec.arm, spec.seed))
         train["precision"] = self.arithmetic[0]
         return {
             "format": RUN_FORMAT,
@@ -489,6 +542,7 @@ class Session:
             **({"quantization": quantization} if quantization else {}),
             **self.replay.identity(recipe.arms[spec.arm]),
             **({"rewrite": self.rewriting} if recipe.arms[spec.arm].rewritten else {}),
+            **({"continues": begun and [begun.run_id, begun.step]} if recipe.continues else {}),
             **({"grader": grader} if (grader := grader_of(recipe, recipe.arms[spec.arm])) else {}),
         }
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from laura.analysis.weights import StoredModel
 from laura.models.adapter_files import CONFIG, read_settings, trained_whole
-from laura.models.adapters import attach, fold, load_adapter, merge_check, save_adapter
+from laura.models.adapters import attach, fold, load_adapter, merge_check, refill, save_adapter
 from laura.models.after import CHANGES
 from laura.models.device import empty_cache
 from laura.models.external import weights_folder
@@ -47,12 +48,14 @@ class Adapted:
         write_weights: Writes the current weights into a folder.
         trainable_parameters: How many numbers are trained.
         rule: How they are stepped.
+        begin: Puts in the weights that training begins with; before, they are the base's.
     """
 
     model: Any
     write_weights: Callable[[Path], None]
     trainable_parameters: int
     rule: StepRule
+    begin: Callable[[], None]
 
 
 class Workbench:
@@ -123,6 +126,7 @@ class Workbench:
         seed: int,
         devices: int = 1,
         moments: Mapping[str, torch.Tensor] | None = None,
+        start: Path | None = None,
     ) -> Iterator[Adapted]:
         """The base made ready to train one arm; untouched again afterwards.
 
@@ -131,7 +135,13 @@ class Workbench:
             seed: Decides how an adapter starts.
             devices: Over how many the model will be spread while it is trained.
             moments: Of the base's activations, where the arm starts from them.
+            start: Checkpoint of such an arm that training goes on from; None for the base.
+
+        Raises:
+            CheckpointError: the checkpoint does not match its checksums.
         """
+        if start is not None:
+            check_folder(start)
         dtype = self.section.dtype_under(arm)
         if dtype == self.section.dtype:
             base = self.base
@@ -149,7 +159,8 @@ class Workbench:
             rule = StepRule(arm.weight_decay, toward_base=arm.weight_decay_toward == "base")
         try:
             with dropping(base.model, arm.attention_dropout, arm.residual_dropout):
-                yield Adapted(base.model, write, _trainable(base.model), rule_of(arm, rule))
+                begin = partial(_begin, base.model, start)
+                yield Adapted(base.model, write, _trainable(base.model), rule_of(arm, rule), begin)
         finally:
             if isinstance(arm, AdapterArm) and devices == 1:
                 detach(base.model)
@@ -310,6 +321,16 @@ def _checkpoint_writer(base: Base) -> Callable[[Path], None]:
             base.tokenizer.save_pretrained(folder)
 
     return write
+
+
+def _begin(model: Any, start: Path | None) -> None:
+    if start is None:
+        return
+    if (start / CONFIG).is_file():
+        refill(model, start)
+        return
+    before = load_base(str(start), dtype="float32", device="cpu").model
+    model.load_state_dict(before.state_dict())
 
 
 def _trainable(model: torch.nn.Module) -> int:

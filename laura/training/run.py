@@ -43,6 +43,7 @@ def train_runs(
     write_weights: Callable[[Path], None],
     validate: Callable[[LossSum], float] | None = None,
     objective: Objective = CROSS_ENTROPY,
+    begin: Callable[[], None] | None = None,
     questions: PolicyQuestions | None = None,
     stop: int | None = None,
     halt: Callable[[], bool] = lambda: False,
@@ -57,7 +58,7 @@ def train_runs(
     group, of which the others `follow` (see `sharded.py`), and there is one run.
 
     Args:
-        model: As it is before the first step of every run.
+        model: As it is before the first step of every run, but for what `begin` changes.
         runs: Folder and peak rate of each.
         section: The recipe's `train`.
         plan: Batches and budget points in steps.
@@ -65,7 +66,8 @@ def train_runs(
         seed: Seed of the runs.
         write_weights: Writes the model's weights into a folder.
         validate: Mean validation loss, for `train.validate_every`; given what sums that of a row.
-        objective: What the gradients follow.
+        objective: What the gradients follow; a base that it reads is the model before `begin`.
+        begin: Puts in the weights of the first step; None where they are the model's.
         questions: Of a single run: what the model answers, to learn that and not the plan's rows.
         stop: Of a single run: budget point, in steps, after which to stop for now.
         halt: Asked after each step; all stop there for now when it says so.
@@ -82,6 +84,8 @@ def train_runs(
     legs = plan_legs(section, plan.points, plan.hot)
     precision = resolve_precision(section.precision, model.device)
     objective = beside_base(objective, model, plan, precision)
+    if begin is not None:
+        begin()
     work = count_work(model, objective.reads_base)
     trainers = []
     with ExitStack() as held:
@@ -112,10 +116,7 @@ def train_runs(
         except StoppedForNow:
             return ["open" for _ in runs]
     for trainer in trainers:
-        if trainer.failure is None:
-            done = {"steps": plan.points[-1], "points": plan.points}
-            write_json(trainer.run.folder / "done.json", done)
-        _forget(trainer.run, legs, legs)
+        _close_run(trainer, plan, legs)
     return [run.state for run, _ in runs]
 
 
@@ -191,6 +192,13 @@ def _close_leg(trainer: Trainer, leg: Leg, legs: list[Leg]) -> None:
     write_json(run.folder / "legs.json", {"complete": sorted(complete)})
     needed = {other.origin for other in legs if other.name not in complete}
     _forget(run, legs, [old for old in legs if old.name in complete - needed])
+
+
+def _close_run(trainer: Trainer, plan: BatchPlan, legs: list[Leg]) -> None:
+    if trainer.failure is None:
+        done = {"steps": plan.points[-1], "points": plan.points}
+        write_json(trainer.run.folder / "done.json", done)
+    _forget(trainer.run, legs, legs)
 
 
 def _forget(run: RunStore, legs: list[Leg], old: list[Leg]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from laura.models import lora
-from laura.models.adapters import attach, load_adapter, merge_check, save_adapter
+from laura.models.adapters import attach, load_adapter, merge_check, refill, save_adapter
 from laura.models.lora import LoraSettings, detach, lora_layers, merge, route, unmerge
 from laura.results.errors import AdapterError
 
@@ -232,3 +232,36 @@ def test_the_fused_product_has_the_gradients_of_the_written_out_formula(dtype: A
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LoraSettings(rank=4, alpha=8, rslora=True, layers=(1,)),
+        LoraSettings(rank=4, dora=True),
+        LoraSettings(rank=4, protect=3),
+        LoraSettings(rank=1, alpha=1, block_size=8),
+    ],
+    ids=["lora", "dora", "oplora", "oft"],
+)
+def test_a_saved_adapter_is_put_back_to_be_trained_on(
+    tiny_model: Any, settings: LoraSettings, tmp_path: Path
+) -> None:
+    attach(tiny_model, settings, seed=0)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    tuned = _logits(tiny_model)
+    save_adapter(tiny_model, tmp_path, settings, "tiny")
+    detach(tiny_model)
+    attach(tiny_model, settings, seed=1)
+    refill(tiny_model, tmp_path)
+    # OPLoRA's projections are taken once more of what they have been taken of.
+    rounding = 1e-5 if settings.protect else 0.0
+    torch.testing.assert_close(_logits(tiny_model), tuned, atol=rounding, rtol=0)
+    trained = {n.rsplit(".", 1)[-1] for n, p in tiny_model.named_parameters() if p.requires_grad}
+    assert trained == (
+        {"A", "B", "0"} if settings.dora else {"R"} if settings.block_size else {*"AB"}
+    )

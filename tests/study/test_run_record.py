@@ -92,3 +92,16 @@ def test_a_run_with_another_replay_is_left_out() -> None:
     assert not is_of(known, more, facts) and not is_of(known, recipe_with(), {})
     assert not is_of(known, half, {"replay": [[1.0, "of other rows"]]})
     assert not is_of(record(half), half, facts)
+
+
+def test_a_run_that_began_elsewhere_is_left_out() -> None:
+    stage = recipe_with("continues=first")
+    facts = {"continues": {"x": {"0": ["abc", 7]}}}
+    known = {**record(stage), "seed": 0}
+    known["identity"]["continues"] = ["abc", 7]
+    assert is_of(known, stage, facts)
+    assert not is_of(known, stage, {"continues": {"x": {"0": ["abc", 9]}}})
+    assert not is_of({**known, "seed": 1}, stage, facts)
+    assert not is_of(known, recipe_with(), {}) and not is_of(known, stage, {})
+    from_the_base = {**record(stage), "seed": 0}
+    assert not is_of(from_the_base, stage, facts) and is_of(from_the_base, recipe_with(), {})

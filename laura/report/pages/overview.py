@@ -74,6 +74,7 @@ def numbers(study: Study) -> list[Block]:
         found += _recommended(study.recommendation, study.summary)
     if tradeoff is not None and tradeoff.front:
         found.append(_front(tradeoff, study.summary))
+    found += _stages(study)
     found += _turned(study, final=True)
     if study.analysis.gaps:
         unsaid = Notice("Gaps", study.analysis.gaps)
@@ -153,6 +154,46 @@ def _arms(summary: Summary) -> list[Block]:
     return [table("arms-table", caption, columns, rows), Prose(text, soft=True)]
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share + 0.0:.1f}".replace("-", "−")
+
+
+def _share_cell(found: Estimated) -> TableCell:
+    """A share in percent, its interval below."""
+    return sorted_by(found.value, _percent, formats.ends(found.interval, _percent))
+
+
+def _stages(study: Study) -> list[Block]:
+    """Of a series of tasks: the scores after each stage, and what is left of them at the end."""
+    rows, summary = study.analysis.stages, study.summary
+    if not rows:
+        return []
+
+    names, settings = rows[0].tasks, rows[0].settings
+
+    def score(task: int, after: int) -> Column:
+        heading = f"{summary.task(names[task]).short_title}, %"
+        note = f"after {settings[after]}"
+        return number(heading, lambda row: sorted_by(row.scores[after][task], _percent), note)
+
+    columns = [
+        Column("arm", lambda row: row.arm),
+        *(score(i, t) for i in range(len(names)) for t in range(i, len(settings))),
+        number("OP, %", lambda row: _share_cell(row.overall), "all tasks at the end"),
+        number("BWT, points", lambda row: _share_cell(row.backward), "end minus when learnt"),
+        number("seeds", lambda row: sorted_by(row.overall.seeds)),
+    ]
+    caption = "The tasks of the series, each from when it was learnt"
+    text = (
+        "OP: overall performance, the mean score over all tasks after the last stage. BWT: "
+        "backward transfer, the mean over the tasks but the last of the score at the end minus "
+        "that right after the task was learnt; below 0 something was forgotten. Intervals: 95 %, "
+        "over seeds and items."
+    )
+    found = table("stages-table", caption, columns, rows)
+    return [Subheading(caption, "series"), found, Prose(text, soft=True)]
+
+
 def _turned(study: Study, final: bool) -> list[Block]:
     """Items that turned; `final` keeps one row an arm, the mean at the largest budget."""
     rows, summary = study.analysis.transitions, study.summary
@@ -162,19 +203,13 @@ def _turned(study: Study, final: bool) -> list[Block]:
     if not rows:
         return []
 
-    def percent(share: float) -> str:
-        return f"{100 * share:.1f}"
-
-    def shown(found: Estimated) -> TableCell:
-        return sorted_by(found.value, percent, formats.ends(found.interval, percent))
-
     columns = [
         Column("arm", lambda row: row.arm, filter=True),
         Column("task", lambda row: summary.task(row.task).short_title, filter=True),
         number("budget", lambda row: sorted_by(row.budget, partial(formats.budget_of, summary))),
-        number("forgotten, %", lambda row: shown(row.forgotten), "right, then wrong"),
-        number("gained, %", lambda row: shown(row.gained), "wrong, then right"),
-        number("luck, %", lambda row: sorted_by(row.luck, percent), "of either, by guessing"),
+        number("forgotten, %", lambda row: _share_cell(row.forgotten), "right, then wrong"),
+        number("gained, %", lambda row: _share_cell(row.gained), "wrong, then right"),
+        number("luck, %", lambda row: sorted_by(row.luck, _percent), "of either, by guessing"),
         number("n", lambda row: sorted_by(row.forgotten.n)),
         number("seeds", lambda row: sorted_by(row.forgotten.seeds)),
     ]

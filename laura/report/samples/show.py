@@ -26,7 +26,7 @@ from laura.report.samples.find import (
 from laura.report.samples.text import SamplePage, SampleText, loss_lines, page, plain_lines
 from laura.report.visible import visible_line
 from laura.results.errors import UsageError
-from laura.results.schema import Summary
+from laura.results.schema import ANALYSIS_FILE, Analysis, StagesRow, Summary, read_optional
 from laura.results.store import StudyStore
 
 
@@ -36,11 +36,13 @@ class Overview:
 
     folder: Path
     models: dict[str, list[MeasuredModel]]
+    stages: list[StagesRow]
 
     def to_json(self) -> dict[str, Any]:
-        """{"study", "tasks": {TASK: {"title", "models": [{"name", "title", "samples"}]}}}."""
+        """{"study", "stages", "tasks": {TASK: {"title", "models": [{"name", "title", ...}]}}}."""
         return {
             "study": str(self.folder),
+            "stages": [row.model_dump(mode="json") for row in self.stages],
             "tasks": {
                 task: {
                     "title": _title(task),
@@ -65,6 +67,10 @@ class Overview:
         yield "Models, for --model NAME:"
         every = {model.name: model for models in self.models.values() for model in models}
         yield model_lines(list(every.values()))
+        for row in self.stages:
+            yield f"{visible_line(row.arm)} after {', '.join(map(visible_line, row.settings))}:"
+            yield f"  OP  {formats.estimated(row.overall)}"
+            yield f"  BWT {formats.estimated(row.backward)}"
 
 
 @dataclass(frozen=True)
@@ -233,7 +239,8 @@ def open_view(
             )
         order = [*(name for name in TASKS if name in results), *sorted(results)]
         found = {name: models_of(folder, results[name]) for name in dict.fromkeys(order)}
-        return Overview(folder, found)
+        analysis = read_optional(Analysis, folder / ANALYSIS_FILE)
+        return Overview(folder, found, analysis.stages if analysis else [])
     name = choose_task(results, task or next(iter(results)), folder)
     there = models_of(folder, results[name])
     chosen = choose_models(there, models)

@@ -7,7 +7,7 @@ only where the joint verdict of the statement that says so allows it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from laura.results.schema import Claim, Comparison, Configured, Estimated, Verdict
@@ -358,10 +358,11 @@ def _direction(effect: Estimated, pairs: int) -> int:
 def sentences_of(
     setting: Setting, claims: Mapping[str, Claim], comparisons: Sequence[Comparison]
 ) -> tuple[list[str], list[str]]:
-    """What is said of the main pair, and of the other arms."""
+    """What is said of the main pair, and of the other arms; of a series of tasks of each arm."""
+    series = list(_series(setting))
     if not comparisons:
-        return [], []
-    told = [_figures(setting, comparisons[0])]
+        return series, []
+    told = [_figures(setting, comparisons[0]), *series]
     if _methods_differ(setting):
         learning = "learns-less-code" if setting.domain == "code" else "learns-less-elsewhere"
         told += [
@@ -375,6 +376,14 @@ def sentences_of(
     for one in comparisons[1:]:
         others += [_figures(setting, one), *_by_interval(setting, one, len(comparisons), claims)]
     return told, others
+
+
+def _series(setting: Setting) -> Iterator[str]:
+    """OP and BWT of each arm: numbers, no verdict."""
+    for row in setting.analysis.stages if setting.analysis else ():
+        found = row.overall, row.backward
+        overall, backward = (f"{signed(e.value, e.unit)} points ({ends(e)})" for e in found)
+        yield f"After {', '.join(row.settings)}: {row.arm} has OP {overall}, BWT {backward}."
 
 
 def _figures(setting: Setting, found: Comparison) -> str:

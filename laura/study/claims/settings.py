@@ -276,17 +276,31 @@ class Setting:
         Raises:
             TooThin: no seed has every task of the measure, or its items differ.
         """
-        tasks = self.tasks(measure)
+        return self.scores_on(self.tasks(measure), results, f"{measure} of {who}")
+
+    def scores_on(
+        self, tasks: Sequence[str], results: Mapping[int, Mapping[str, TaskResult]], what: str
+    ) -> Scores:
+        """The scores on tasks from results by seed and task; seeds with gaps are left out.
+
+        Args:
+            tasks: Names of the results.
+            results: By seed.
+            what: What it is, in words.
+
+        Raises:
+            TooThin: as `scores`.
+        """
         whole = {s: r for s, r in results.items() if all(task in r for task in tasks)}
         if not whole:
-            raise TooThin(f"{measure} of {who} was not measured ({', '.join(tasks)})")
+            raise TooThin(f"{what} was not measured ({', '.join(tasks)})")
         tables, items, bounded = {}, {}, set()
         for task in tasks:
             read = [self._items(own[task]) for own in whole.values()]
             if len({indices for indices, _, _ in read}) > 1:
                 raise TooThin(f"{task} was measured on different items; measure both on the same")
             if not read[0][0]:
-                raise TooThin(f"{task} of {who} holds no items; measure it again")
+                raise TooThin(f"{what} holds no items of {task}; measure it again")
             tables[task] = np.stack([values for _, values, _ in read])
             items[task] = read[0][0]
             if all(within for _, _, within in read):

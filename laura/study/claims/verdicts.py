@@ -134,8 +134,10 @@ def look_at(
     if not deciding:
         reason = "; ".join(dict.fromkeys(row.reason for row in silent)) or f"there is no {kind}"
         return Finding("undecided", reason, rows=rows, missing=[reason])
-    # Two pairs with a setting in common hold the same runs.
-    told = _judge(deciding, len({id(setting) for setting in spoken}) < len(spoken))
+    # Two pairs with a setting in common hold the same runs, and so do stages of one series.
+    shared = len({id(setting) for setting in spoken}) < len(spoken)
+    shared |= any(setting.evidence.recipe.continues for setting in spoken)
+    told = _judge(deciding, shared)
     verdict, toward, reason = told.verdict, told.toward, told.reason
     if silent:
         reason += f"; {len(silent)} of {len(groups)} settings cannot speak"
