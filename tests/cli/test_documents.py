@@ -58,6 +58,7 @@ ADAPTERS = (
 STUDIES = (
     "STUDY", "studies/mine", "studies/support", "studies/demo", "studies/micro-math",
     "studies/smollm2-demo", "studies/micro-code-instruct", "studies/paper-code-instruct",
+    "studies/micro-series/settings/problems",
 )  # fmt: skip
 # What is smaller than written: tasks whose rows are on the Hub, items, samples.
 SMALLER = (

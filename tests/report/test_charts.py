@@ -383,7 +383,7 @@ def test_charts_of_weights_say_whom_they_leave_to_the_table(crowd_study: Study) 
 def test_movement_is_told_by_arm_and_text(crowd_study: Study) -> None:
     [table] = [
         block for block in spectra_page(crowd_study)
-        if isinstance(block, Table) and block.name == "movement"
+        if isinstance(block, Table) and block.name == "movement-table"
     ]  # fmt: skip
     rows = [[cell.text for cell in row] for row in table.rows]
     assert [row[2] for row in rows] == ["target", "source"] * 12

@@ -154,7 +154,7 @@ def _movement(study: Study) -> list[Block]:
                "mean over maps"),
     ]  # fmt: skip
     caption = "How far hidden states moved from the base’s, over layers and seeds"
-    found = table("movement", caption, columns, cells.items())
+    found = table("movement-table", caption, columns, cells.items())
     return [Subheading("Movement of representations", "movement"), found]
 
 
