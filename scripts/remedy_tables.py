@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from laura.report import formats
 from laura.results.schema import (
     ANALYSIS_FILE,
     CLAIMS_FILE,
@@ -28,16 +29,6 @@ HEAD = (
 )  # fmt: skip
 
 
-def points(value: float) -> str:
-    """A share as signed points."""
-    return f"{100 * value:+.1f}"
-
-
-def ends(interval: tuple[float, float] | None) -> str:
-    """An interval of shares in points."""
-    return "–" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
-
-
 def told(row: Comparison) -> str:
     """What the two intervals tell of the second arm; below zero the first forgot less."""
     if row.equal_learning is None or row.joint is None:
@@ -50,12 +41,24 @@ def told(row: Comparison) -> str:
     return "not told apart"
 
 
-def cells(found: Estimated | None) -> str:
-    """A difference and its interval, turned to second minus first."""
+def turned(found: Estimated | None) -> str:
+    """A difference and its interval, as second minus first."""
     if found is None:
-        return "–"
-    low, high = found.interval
-    return f"{points(-found.value)} ({ends((-high, -low))})"
+        return formats.ABSENT
+    return f"{formats.points(-found.value, found.unit)} ({ends(found.interval, found.unit)})"
+
+
+def ends(interval: tuple[float, float], unit: str) -> str:
+    """Both ends of an interval, as second minus first."""
+    low, high = interval
+    return formats.ends((-high, -low), lambda end: formats.points(end, unit, with_unit=False))
+
+
+def area_text(area: Area | None) -> str:
+    """An area and its interval."""
+    if area is None:
+        return formats.ABSENT
+    return f"{area.value:.2f} ({formats.ends(area.interval, '{:.2f}'.format)})"
 
 
 def ranking(judged: Judgement, areas: dict[str, Area]) -> list[str]:
@@ -66,16 +69,14 @@ def ranking(judged: Judgement, areas: dict[str, Area]) -> list[str]:
         key=lambda row: -row.equal_learning.value if row.equal_learning else float("inf"),
     )
     for row in ranked:
-        joint = None if row.joint is None else (-row.joint[1], -row.joint[0])
-        area = areas.get(row.arms[1])
-        spread = "" if area is None or area.interval is None else (
-            f" ({area.interval[0]:.2f} to {area.interval[1]:.2f})"
+        joint = formats.ABSENT
+        if row.joint is not None and row.equal_learning is not None:
+            joint = ends(row.joint, row.equal_learning.unit)
+        cells = (
+            row.arms[1], row.arms[0], turned(row.learning), turned(row.forgetting),
+            turned(row.equal_learning), joint, area_text(areas.get(row.arms[1])), told(row),
         )  # fmt: skip
-        rows.append(
-            f"| {row.arms[1]} | {row.arms[0]} | {cells(row.learning)} | {cells(row.forgetting)} "
-            f"| {cells(row.equal_learning)} | {ends(joint)} "
-            f"| {'–' if area is None else f'{area.value:.2f}{spread}'} | {told(row)} |"
-        )
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
@@ -84,10 +85,7 @@ def claims(judged: Judgement) -> list[str]:
     rows = ["| claim | joint | alone | effect |", "|---|---|---|---|"]
     for claim in judged.claims:
         if claim.p is not None:
-            effect = "–" if claim.effect is None else (
-                f"{claim.effect.value:+.3g} ({claim.effect.interval[0]:+.3g} to "
-                f"{claim.effect.interval[1]:+.3g}) {claim.effect.unit}"
-            )  # fmt: skip
+            effect = formats.estimated(claim.effect) if claim.effect else formats.ABSENT
             said = f"{claim.statement} ({claim.source})"
             rows.append(f"| {said} | {claim.verdict} | {claim.alone} | {effect} |")
     return rows

@@ -7,7 +7,7 @@ is named in its file and leaves the others alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from laura.analysis.measuring import Wanted, base_spectra, measure_spectra, warn
 from laura.analysis.movement import measure_movement
 from laura.analysis.weights import StoredModel, open_tuned
 from laura.engine.engine import Engine
+from laura.engine.requests import TokenDocument
 from laura.models.device import spectral_device
 from laura.models.external import weights_folder
 from laura.recipe.sections import FullArm, LoraArm
@@ -62,21 +63,33 @@ def analyse(session: Session) -> None:
                 bar.advance()
     if section.subspace_k is not None:
         _subspaces(session, evidence, section.subspace_k, device)
-    for point in analysed_points(evidence) if section.movement else ():
-        _move(session, point, device)
+    if section.movement:
+        _movement(session, evidence, device)
 
 
-def _move(session: Session, point: Point, device: torch.device) -> None:
-    """How far a point's hidden states moved on both texts, where that is not told yet."""
+def _movement(session: Session, evidence: Evidence, device: torch.device) -> None:
+    """How far the points' hidden states moved on both texts, where that is not told yet."""
     texts = {
         name: session.data.documents[f"{name}_loss"]
         for name in ("target", "source")
         if f"{name}_loss" in session.data.documents
     }
     identity = content_hash([[one.token_ids for one in own] for own in texts.values()])
-    file = movement_file(session.store, point)
+    for point in analysed_points(evidence):
+        file = movement_file(session.store, point)
+        if not file.is_file() or read_json(file).get("identity") != identity:
+            _move(session, point, device, texts, identity)
+
+
+def _move(
+    session: Session,
+    point: Point,
+    device: torch.device,
+    texts: Mapping[str, Sequence[TokenDocument]],
+    identity: str,
+) -> None:
     checkpoint = session.store.run(point.run_id).checkpoint(point.step)
-    if not checkpoint.is_dir() or (file.is_file() and read_json(file).get("identity") == identity):
+    if not checkpoint.is_dir():
         return
     entry: dict[str, Any] = {"format": FORMAT, "identity": identity, "texts": []}
     try:
@@ -89,7 +102,7 @@ def _move(session: Session, point: Point, device: torch.device) -> None:
     except UNUSABLE as error:
         entry["fault"] = str(error)
         session.progress.say(f"No movement of {point.arm}, seed {point.seed}: {error}")
-    write_json(file, entry)
+    write_json(movement_file(session.store, point), entry)
 
 
 def _base_spectra(

@@ -36,9 +36,7 @@ from laura.models.device import resolve_precision, threads
 from laura.recipe.sections import Arm, Recipe, ReplaySource
 from laura.results.errors import DataError
 from laura.results.progress import SILENT, Progress
-from laura.results.store import (
-    content_hash,
-)
+from laura.results.store import content_hash
 from laura.study.material import RESERVE, ExampleEncoder, corpus_identity, keep_only
 from laura.study.workbench import Workbench
 

@@ -478,15 +478,10 @@ class Session:
         """What an arm's model is asked while it is trained; None where it learns the data's."""
         if arm.remedy("policy") is None or not arm.is_trained:
             return None
-        recipe, tokenizer, task = (
-            self.recipe,
-            self.bench.base.tokenizer,
-            grader_of(self.recipe, arm),
-        )
-        grader = None
-        if task is not None:
-            grader = Grader(task, self._examples, recipe.measure, tokenizer, self.rows)
-        return questions_of(arm, self._examples, self._encoder, grader)
+        examples, encoder, grader = self._examples, self._encoder, None
+        if (task := grader_of(self.recipe, arm)) is not None:
+            grader = Grader(task, examples, self.recipe.measure, encoder.tokenizer, self.rows)
+        return questions_of(arm, examples, encoder, grader)
 
     @cached_property
     def _rewritten(self) -> Sequence[Encoded]:

@@ -213,7 +213,7 @@ class _MeanWeight:
 
 def labels_of(batch: list[Row]) -> int:
     """How many tokens of a step are learnt."""
-    return sum(label != IGNORED for row in batch for label in row.labels)
+    return sum(len(row.labels) - row.labels.count(IGNORED) for row in batch)
 
 
 def passes(batch: list[Row], section: TrainSection) -> Iterator[list[Row]]:
