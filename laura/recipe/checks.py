@@ -124,7 +124,7 @@ def _as_written(faults: Iterable[Fault], recipe: Recipe, data: dict[str, Any]) -
             told.setdefault(path, replace(fault, path=path))
         else:
             told.setdefault(fault, fault)
-    return list(told.values())
+    return list(dict.fromkeys(told.values()))
 
 
 def _file_faults(data: dict[str, Any], data_dir: Path | None) -> Iterable[Fault]:

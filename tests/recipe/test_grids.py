@@ -244,3 +244,11 @@ def test_a_rotation_has_no_intruders_to_lessen() -> None:
     oft = "{method: oft, learning_rates: [1e-3, 1e-2], after: {intruders: [0.5]}}"
     found = faults_of(BASE.replace("{method: full, learning_rates: [1e-5, 1e-4]}", oft))
     assert "a rotation has no rank" in found["arms.full.after.intruders"][0]
+
+
+def test_what_an_arm_and_the_arms_made_of_it_share_is_told_once() -> None:
+    after = "{method: full, learning_rates: [1e-5], penalty_strength: 3, after: {scale: [0.4]}}"
+    text = BASE.replace("{method: full, learning_rates: [1e-5, 1e-4]}", after)
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(text)
+    assert [fault.path for fault in error.value.faults] == ["arms.full.penalty_strength"]
