@@ -1,6 +1,6 @@
 """Remedies of a study ranked by forgetting at equal learning, and the claims about them.
 
-    python scripts/remedy_tables.py studies/micro-arena studies/micro-arena-math > tables.md
+    python scripts/remedy_tables.py studies/micro-arena > tables.md     a study, or a series
 
 Every arm stands beside the plain arm of its own method, as the judge compares them; what follows
 from that it says itself (`claims.json`), this only sorts and prints.
@@ -22,6 +22,7 @@ from laura.results.schema import (
     Judgement,
     read_file,
 )
+from laura.results.store import SeriesStore, StudyStore
 
 HEAD = (
     "arm", "beside", "learnt, tuned", "forgot, tuned", "forgot at equal learning",
@@ -92,13 +93,15 @@ def claims(judged: Judgement) -> list[str]:
 
 
 def main() -> None:
-    """Print both tables of each study folder."""
-    for folder in map(Path, sys.argv[1:]):
-        judged = read_file(Judgement, folder / CLAIMS_FILE)
-        tradeoff = read_file(Analysis, folder / ANALYSIS_FILE).tradeoff
+    """Print a ranking of each setting, and the claims, which are judged over all of them."""
+    store = SeriesStore(Path(sys.argv[1]))
+    judged = read_file(Judgement, store.folder / CLAIMS_FILE)
+    for name, study in (store.settings() or {store.folder.name: StudyStore(store.folder)}).items():
+        alone = read_file(Judgement, study.folder / CLAIMS_FILE)
+        tradeoff = read_file(Analysis, study.folder / ANALYSIS_FILE).tradeoff
         areas = {} if tradeoff is None else tradeoff.area
-        print(f"### {folder.name}\n\n{judged.answer}\n")
-        print("\n".join([*ranking(judged, areas), "", *claims(judged)]) + "\n")
+        print("\n".join([f"### {name}", "", alone.answer, "", *ranking(alone, areas), ""]))
+    print("\n".join(["### Claims", "", judged.answer, "", *claims(judged)]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The scripts behind single rows of docs/evidence: pure noise, and the throughput table."""
+"""The scripts behind docs/evidence: pure noise, the throughput table, the remedies' tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from laura.analysis.spectra import noise_rank
+from laura.results.schema import Area, Comparison, Estimated, Judgement
 from laura.results.store import SeriesStore, write_json
-from scripts import noise_spectra, throughput_table
+from scripts import noise_spectra, remedy_tables, throughput_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,3 +111,43 @@ def test_the_lock_holds_every_package_by_hash_at_its_tested_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["signing"]]
     assert {canonicalize_name(Requirement(one).name) for one in wanted} <= locked.keys()
+
+
+def test_remedies_are_ranked_by_what_the_judge_says() -> None:
+    """Files hold the plain arm minus the remedy; the table turns that round, and sorts."""
+
+    def beside(arm: str, difference: float, alone: float, joint: float) -> Comparison:
+        interval = (difference - alone, difference + alone)
+        found = Estimated(
+            value=difference, unit="share", stderr=0.01, interval=interval, n=960, seeds=5
+        )
+        held = (difference - joint, difference + joint)
+        return Comparison(arms=("lora", arm), equal_learning=found, joint=held)
+
+    judged = Judgement(
+        answer="",
+        comparisons=[
+            beside("worse", -0.3, 0.02, 0.04),
+            Comparison(arms=("lora", "idle"), reason="idle has not surely learnt anything"),
+            beside("alone", 0.1, 0.02, 0.2),
+            beside("even", 0.01, 0.02, 0.04),
+            beside("sure", 0.2, 0.02, 0.04),
+        ],
+    )
+    areas = {"sure": Area(value=0.96, interval=(0.94, 0.98), seeds=5)}
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in remedy_tables.ranking(judged, areas)[2:]
+    ]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("sure", "**forgets less**"),
+        ("alone", "**forgets less, alone**"),
+        ("even", "not told apart"),
+        ("worse", "**forgets more**"),
+        ("idle", "nothing: idle has not surely learnt anything"),
+    ]
+    assert rows[0][4:7] == [
+        "−20.0 points (−22.0 to −18.0)",
+        "−24.0 to −16.0",
+        "0.96 (0.94 to 0.98)",
+    ]

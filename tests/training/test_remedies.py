@@ -36,6 +36,7 @@ from laura.training.optimisers import STANDARD
 from laura.training.penalties.clora import COLUMNS, pull
 from laura.training.remedies import objective_of, rule_of
 from laura.training.schedules import plan_legs, rate_factor
+from laura.training.token_weights.eaft import largest
 from tests.conftest import make_tiny_model
 from tests.models.test_losses import distance, material
 from tests.recipe.test_reading import GOOD, faults_of
@@ -577,3 +578,14 @@ def test_a_cohort_keeps_an_average_for_each_run(tmp_path: Path, name: str) -> No
     together(tmp_path / "together", section, plan, rule=rule)
     apart(tmp_path / "apart", section, plan, rule=rule)
     assert_equal(tmp_path / "together", tmp_path / "apart")
+
+
+@pytest.mark.parametrize("words", [1, 19, 512, 20 * 64 + 64, 5000, 49_152])
+def test_the_largest_of_a_long_row_are_those_of_topk(words: int) -> None:
+    drawn = torch.randn(7, words, generator=torch.Generator().manual_seed(0))
+    ties, crowded = (drawn * 2).round(), drawn.clone()
+    crowded[:, :20] = 9.0  # all in one stretch
+    for values in (drawn, ties, crowded):
+        count = min(20, words)
+        found = largest(values, count).sort(1, descending=True).values
+        assert torch.equal(found, values.topk(count).values)
