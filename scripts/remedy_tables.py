@@ -63,7 +63,7 @@ def area_text(area: Area | None) -> str:
 
 
 def ranking(judged: Judgement, areas: dict[str, Area]) -> list[str]:
-    """A row for each arm, what forgets least at equal learning first."""
+    """A row for each arm, what forgets least at equal learning first; plain arms last."""
     rows = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
     ranked = sorted(
         judged.comparisons,
@@ -78,6 +78,10 @@ def ranking(judged: Judgement, areas: dict[str, Area]) -> list[str]:
             turned(row.equal_learning), joint, area_text(areas.get(row.arms[1])), told(row),
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
+    remedies = {row.arms[1] for row in ranked}
+    for arm in sorted({row.arms[0] for row in ranked} - remedies):
+        empty = [formats.ABSENT] * 5
+        rows.append(f"| {' | '.join([arm, *empty, area_text(areas.get(arm)), 'the plain arm'])} |")
     return rows
 
 

@@ -145,6 +145,7 @@ def test_remedies_are_ranked_by_what_the_judge_says() -> None:
         ("even", "not told apart"),
         ("worse", "**forgets more**"),
         ("idle", "nothing: idle has not surely learnt anything"),
+        ("lora", "the plain arm"),
     ]
     assert rows[0][4:7] == [
         "−20.0 points (−22.0 to −18.0)",

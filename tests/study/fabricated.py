@@ -39,7 +39,7 @@ name: fabricated
 base: {{model: m}}
 domain: {domain}
 regime: {regime}
-data: {{train: gsm8k, source_text: wikitext{replay}}}
+data: {{train: gsm8k, test: {{source: gsm8k, split: test}}, source_text: wikitext{replay}}}
 budget: {{epochs: {budgets}}}
 arms: {arms}
 seeds: {seeds}

@@ -405,6 +405,12 @@ LACKING: dict[str, tuple[str, Settings, str]] = {
     "one side of four": ("four-epochs", lambda: learns(0.7, 0.4, budgets=(1, 2)), "both sides"),
     "at once": ("sample-efficiency-math", lambda: curves(EARLY, EARLY, domain="math"),
                 "add smaller budgets"),
+    "other measures": ("narrows-gap-math", lambda: [
+        setting({"full": 0.7, "lora": 0.4}, name=domain, number=number,
+                own={"domain": domain, "learning": learning}, **SURE)
+        for number, (domain, learning) in enumerate(
+            (("math", "target_loss"), ("code", "humaneval")))],
+        "in nats per token in math and in share in code"),
     "other bases": ("code-forgets-more", lambda: [
         rebuilt(one, facts={**one.evidence.facts, "base": {"fingerprint": str(i)}})
         for i, one in enumerate(two_losses(0.4, 0.7))], "different bases"),

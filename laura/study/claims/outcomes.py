@@ -209,8 +209,12 @@ def narrows_the_gap_in_math(math: Setting, code: Setting) -> list[Statement]:
 
     Contrast: gain(LoRA) / gain(full) in math minus the same in code, by the delta method:
     d(a / b) = (da - (a / b) db) / b. Needs full's gain to be surely above zero in both, or
-    the share means nothing.
+    the share means nothing; and learning led by measures of one unit, since a share of what
+    a loss can fall by is near one long before an accuracy rises.
     """
+    units = [setting.unit(LEARNING) for setting in (math, code)]
+    if units[0] != units[1]:
+        raise TooThin(f"learning is in {units[0]} in math and in {units[1]} in code")
     terms: list[tuple[float, Scores, str]] = []
     names: list[str] = []
     for setting, sign in ((math, 1.0), (code, -1.0)):
