@@ -98,6 +98,8 @@ def claims(judged: Judgement) -> list[str]:
 
 def main() -> None:
     """Print a ranking of each setting, and the claims, which are judged over all of them."""
+    if len(sys.argv) != 2:
+        raise SystemExit((__doc__ or "").strip())
     store = SeriesStore(Path(sys.argv[1]))
     judged = read_file(Judgement, store.folder / CLAIMS_FILE)
     for name, study in (store.settings() or {store.folder.name: StudyStore(store.folder)}).items():

@@ -583,9 +583,10 @@ def test_a_cohort_keeps_an_average_for_each_run(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("words", [1, 19, 512, 20 * 64 + 64, 5000, 49_152])
 def test_the_largest_of_a_long_row_are_those_of_topk(words: int) -> None:
     drawn = torch.randn(7, words, generator=torch.Generator().manual_seed(0))
-    ties, crowded = (drawn * 2).round(), drawn.clone()
+    ties, crowded, late = (drawn * 2).round(), drawn.clone(), drawn.clone()
     crowded[:, :20] = 9.0  # all in one stretch
-    for values in (drawn, ties, crowded):
+    late[:, -5:] = 9.0  # behind the last whole one
+    for values in (drawn, ties, crowded, late):
         count = min(20, words)
         found = largest(values, count).sort(1, descending=True).values
         assert torch.equal(found, values.topk(count).values)
