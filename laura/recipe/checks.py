@@ -59,8 +59,8 @@ def check_recipe(
 ) -> tuple[Recipe | None, list[Fault]]:
     """A recipe of values that were read, or every fault in them.
 
-    Sections with faults are stood in for, and checks that need them are left out, so that
-    one mistake does not hide another.
+    Sections with faults are stood in for, arms with faults left out, and checks that need
+    them are not made, so that one mistake does not hide another.
 
     Args:
         data: The values, which may hold anything.
@@ -68,26 +68,59 @@ def check_recipe(
             means `LAURA_DATA`, if set.
     """
     recipe, found = validate(Recipe, data)
-    faulty = {fault.path.split(".")[0] for fault in found}
     whole: Recipe | None = recipe
+    left = data
     while whole is None:
-        known = {key: data[key] for key in Recipe.model_fields if key in data and key not in faulty}
-        whole, more = validate(Recipe, {**STAND_IN, **known})
+        left = _without(left, found)
         # What grids make is found once nothing else is wrong.
-        found += more
-        faulty |= {fault.path.split(".")[0] for fault in more}
-    crossed = cross_faults(whole, faulty)
-    found += crossed if "arms" in faulty else _as_written(crossed, whole, data)
+        whole, more = validate(Recipe, {**STAND_IN, **left})
+        found += [fault for fault in more if fault not in found]
+    crossed = cross_faults(whole, _sections_of(found), "arms" in left)
+    found += _as_written(crossed, whole, left) if "arms" in left else crossed
     named = os.environ.get("LAURA_DATA")
     found += _file_faults(data, data_dir or (Path(named) if named else None))
     return recipe, found
 
 
-def cross_faults(recipe: Recipe, faulty: Collection[str] = ()) -> list[Fault]:
-    """Values that do not go together, but of what rests on sections with faults of their own."""
+def _sections_of(faults: Iterable[Fault]) -> set[str]:
+    return {fault.path.split(".")[0] for fault in faults}
+
+
+def _without(data: dict[str, Any], faults: Sequence[Fault]) -> dict[str, Any]:
+    """The sections without faults; of `arms` those arms, where it is theirs that are new."""
+    faulty, arms = _sections_of(faults), data.get("arms")
+    left = {k: data[k] for k in Recipe.model_fields if k in data and k not in faulty}
+    if "arms" in faulty and isinstance(arms, dict):
+        sound = {
+            name: arm
+            for name, arm in arms.items()
+            # What another arm's checkpoints are made into needs that one.
+            if isinstance(arm, dict) and not arm.get("of")
+            and not any(f"{fault.path}.".startswith(f"arms.{name}.") for fault in faults)
+        }  # fmt: skip
+        if sound and len(sound) < len(arms):
+            left["arms"] = sound
+    return left
+
+
+def cross_faults(
+    recipe: Recipe, faulty: Collection[str] = (), some_arms: bool = False
+) -> list[Fault]:
+    """Values that do not go together, but of what rests on sections with faults of their own.
+
+    Args:
+        recipe: What is checked.
+        faulty: Sections that have faults.
+        some_arms: Whether, where `arms` is one of them, the arms here are those that have none:
+            then what is wrong with one of these is told as well.
+    """
     found = [*own_faults(recipe)]
     for needed, check in _CHECKS:
-        found += check(recipe) if needed.isdisjoint(faulty) else ()
+        among = needed & {*faulty}
+        if not among:
+            found += check(recipe)
+        elif among == {"arms"} and some_arms:
+            found += [fault for fault in check(recipe) if fault.path.startswith("arms.")]
     return found
 
 
@@ -120,6 +153,8 @@ def _as_written(faults: Iterable[Fault], recipe: Recipe, data: dict[str, Any]) -
             member = max(inside, key=len)
             rest = fault.path.removeprefix(f"arms.{member}")
             within = ".grid" if rest[1:].split(".")[0] in grids.get(made[member], {}) else ""
+            if rest == ".of":
+                within, rest = ".after", ""
             path = f"arms.{made[member]}{within}{rest}"
             told.setdefault(path, replace(fault, path=path))
         else:

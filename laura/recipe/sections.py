@@ -34,7 +34,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from laura.recipe.remedies import PLACES, Remedy, check_remedy, remedy_schema
+from laura.recipe.remedies import PENALTIES, PLACES, Remedy, check_remedy, remedy_schema
 from laura.recipe.tasks import (
     FORGETTING,
     LEARNING,
@@ -341,6 +341,11 @@ class AnyArm(Section):
             if name is not None and table[name].lora_only and not isinstance(self, LoraArm):
                 problem = f"is {name}, which holds LoRA's factors back; there are none"
                 yield place, f"{problem} in full finetuning and in OFT: leave it out"
+        weight, penalty = self.remedy("token_weight"), self.remedy("penalty")
+        if weight and weight[0].normalised and penalty and penalty[0].reads_base:
+            problem = f"is {self.penalty}, which would be divided by the mean weight of a step "
+            problem += f"with token_weight: {self.token_weight}"
+            yield "penalty", f"{problem}; take dft, or leave one of the two out"
         yield from self._policy_faults()
 
     def _policy_faults(self) -> Iterable[tuple[str, str]]:
@@ -463,6 +468,9 @@ class LoraArm(AdapterArm):
                 f"is {self.init}, which does not go with dora: PEFT's conversion to an adapter on "
                 "the base loses the trained lengths; choose one of the two",
             )
+        if self.init != "default" and self.penalty and PENALTIES[self.penalty].lora_only:
+            problem = f"is {self.penalty}, which holds back A and B, but with init: {self.init}"
+            yield "penalty", f"{problem} these begin as parts of the weight; choose one of the two"
         if self.protect and (self.dora or self.init != "default"):
             other = "dora" if self.dora else f"init: {self.init}"
             yield (

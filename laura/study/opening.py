@@ -40,6 +40,8 @@ from laura.results.store import (
 from laura.study.evidence import all_tasks
 from laura.study.material import ExampleEncoder, keep_only, prepare
 from laura.study.measuring import StudyEngines
+from laura.study.plan.misfits import refuse_arms
+from laura.study.plan.shapes import shapes_from
 from laura.study.replay import ReplayReader
 from laura.study.session import Session
 from laura.study.sharing import StudyLock
@@ -112,6 +114,7 @@ def _read_all(
 ) -> tuple[Session, dict[str, Any]]:
     """Base and data, checked against what the folder holds, and the study's identity."""
     store, bench = StudyStore(folder), Workbench(recipe.base, device, progress)
+    refuse_arms(recipe, shapes_from(bench.base.model.config.to_dict(), recipe.base.model))
     engines = StudyEngines(bench, recipe, progress)
     low = resolve_precision(recipe.measure.precision, pick_device(device)) == torch.bfloat16
     measure = recipe.measure.identity({"extras"})  # these may come later

@@ -16,7 +16,7 @@ items are what is random; there are no seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copytree, rmtree
@@ -27,6 +27,7 @@ from laura.data.sources import load_examples
 from laura.data.splits import refuse_measured
 from laura.engine.requests import TokenDocument
 from laura.evals.runner import Material, Subject, evaluate_all, file_rows
+from laura.models.adapter_files import CONFIG
 from laura.models.adapters import load_adapter, save_adapter
 from laura.models.after import CHANGES
 from laura.models.load import Base, fingerprint, load_base, resolve_model
@@ -43,6 +44,7 @@ from laura.results.schema import (
     write_file,
 )
 from laura.results.statistics import MIN_ITEMS, Estimate, mean_of_tasks
+from laura.results.store import read_json
 from laura.results.task_result import TaskResult, change
 from laura.study.evaluation import BASE, marked
 from laura.study.evidence import leading
@@ -98,8 +100,8 @@ def remedy(
         adapter: Its folder, in PEFT's format.
         data: Held-out examples of what it learnt, which it has not seen.
         source_text: Text of what it should not forget.
-        tasks: Tasks of choices by whose mean forgetting is judged; none: by the loss on
-            `source_text`.
+        tasks: Tasks by whose mean forgetting is judged; none: by the loss on `source_text`, which
+            is measured in any case.
         margin: How much of what it learnt may be lost, as a share.
         train: Rows to polish it on; None for no training.
         minutes: How long that may take.
@@ -116,8 +118,11 @@ def remedy(
     Raises:
         AdapterError: the adapter cannot be read, or is of another base.
         DataError: a row to polish it on is one that is measured on.
-        UsageError: too few examples.
+        UsageError: too few examples, tasks of two units, or an adapter where `out` is written.
     """
+    if SOURCE in tasks and len(tasks) > 1:
+        raise UsageError(f"{SOURCE} is in nats per token, which have no mean with tasks; give one")
+    _refuse_own(adapter, out)
     folder = resolve_model(model, None, progress)
     _check_record(adapter, folder)
     read = {TARGET: load_examples(data, data_dir), SOURCE: load_examples(source_text, data_dir)}
@@ -128,6 +133,7 @@ def remedy(
     base = load_base(str(folder), device=device)
     documents = _documents(read, base.tokenizer, template, section)
     folders = _candidates(base, adapter, out, progress)
+    _say_unverified(adapter, {model, base.source()[0]}, progress)
     del base  # the engine loads its own
 
     def judged() -> Remedied:
@@ -135,7 +141,7 @@ def remedy(
         with opened as (engine, mark):
             material = Material(section, file_rows(data_dir), documents, data_dir=data_dir)
             subjects = _subjects(folders, mark, out / "evals")
-            asked = [TARGET, SOURCE, *tasks]
+            asked = list(dict.fromkeys([TARGET, SOURCE, *tasks]))
             measured = evaluate_all(engine, asked, material, subjects, progress=progress)
         results = dict(zip([BASE, *folders], measured, strict=True))
         return decide(results, list(tasks) or [SOURCE], margin)
@@ -188,6 +194,16 @@ def _subjects(folders: Mapping[str, Path], mark: str, out: Path) -> list[Subject
     return [Subject(mark, file(BASE)), *adapters]
 
 
+def _refuse_own(adapter: Path, out: Path) -> None:
+    """Refuse an adapter that lies where candidates and the answer are written anew."""
+    for name in ("adapter", "candidates", "polish"):
+        if adapter.resolve().is_relative_to((out / name).resolve()):
+            raise UsageError(
+                f"{adapter} lies in {out / name}, which is written anew; give another folder "
+                "as out, or copy the adapter"
+            )
+
+
 def _check_record(adapter: Path, base: Path) -> None:
     """Refuse an adapter whose record names another base; one of other shapes is refused later."""
     if not (adapter / RECORD_FILE).is_file():
@@ -197,6 +213,17 @@ def _check_record(adapter: Path, base: Path) -> None:
         raise AdapterError(
             f"{adapter} was made for another base: its {RECORD_FILE} names {named.model[:100]!r} "
             f"with hash {named.fingerprint[:12]}, {base.name} has {own[:12]}; give its own base"
+        )
+
+
+def _say_unverified(adapter: Path, names: Collection[str], progress: Progress) -> None:
+    """Say which base an adapter without a record names, where it is not this one by any name."""
+    named = read_json(adapter / CONFIG).get("base_model_name_or_path")
+    if not (adapter / RECORD_FILE).is_file() and named not in names:
+        told = f"its configuration names {str(named)[:100]!r}" if named else "it names none"
+        progress.say(
+            f"{adapter}: its base is not verified, as it has no {RECORD_FILE}: {told}, given is "
+            f"{' or '.join(sorted(names))}"
         )
 
 

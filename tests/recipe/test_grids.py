@@ -220,11 +220,11 @@ def test_what_is_done_after_training_makes_arms_of_arms() -> None:
     [
         ("0.4, 0.7", "0.4, 1.0", "arms.lora.after.scale.1", "less than 1", 9),
         ("0.4, 0.7", "0.4, 0.4", "arms.lora.after.scale", "cannot be: names 0.4 twice", 9),
-        ("0.4, 0.7", "0.0", "arms.lora.of", "which is the base itself", None),
+        ("0.4, 0.7", "0.0", "arms.lora.after", "which is the base itself", None),
         ("scale:", "squash:", "arms.lora.after.squash", "", None),
         ("    grid:", "    dora: true\n    grid:", "arms.lora.after.scale", "with dora", 9),
         ("  full:", "  lora-rank-4-scale-0.4:", "arms.lora.after", "another of that", None),
-        ("arms:", "search: {sampler: tpe, trials: 3}\narms:", "arms.lora.of", "is tpe", None),
+        ("arms:", "search: {sampler: tpe, trials: 3}\narms:", "arms.lora.after", "is tpe", None),
         ("  full: {", "  x: {of: lora, ", "arms.x.of", "all three", 12),
         ("  full: {", OF.format("y"), "arms.x.of", "no arm that is", 12),
         ("  full: {", OF.format("lora-rank-4"), "arms.x.of", "are others", 12),

@@ -58,6 +58,7 @@ def recipe(
     search: str = "all",
     learning: str = "humaneval",
     forgetting: Sequence[str] = ("hellaswag", "winogrande"),
+    replay: str = "{source: c4, limit: 9}",
 ) -> Recipe:
     """A recipe of these arms; those without rates get three."""
     whole = {name: {"learning_rates": list(RATES), **own} for name, own in arms.items()}
@@ -68,7 +69,7 @@ def recipe(
     text = TEXT.format(
         domain=domain, regime=regime, budgets=list(budgets), seeds=list(seeds), search=search,
         arms=json.dumps(whole), learning=learning, forgetting=", ".join(forgetting),
-        replay=", replay: [{source: base_samples, count: 9}]" * replayed
+        replay=f", replay: [{replay}]" * replayed
         + ", rewrite: {task: gsm8k}" * rewritten,
     )  # fmt: skip
     return parse_recipe(text)

@@ -437,6 +437,14 @@ def test_replay_that_was_not_tuned_is_not_compared_with_what_was() -> None:
     assert found.p is None and "mixed was run at 1 rate" in found.reason
 
 
+def test_what_the_base_wrote_is_no_source_data() -> None:
+    arms = {**PAIR, "mixed": {**FULL, "replay": 0.1}}
+    own = setting(dict.fromkeys(arms, 0.7), {"mixed": 0.8}, arms=arms,
+                  own={"replay": "{source: base_samples, count: 9}"})  # fmt: skip
+    found = claims(own)["replay-mitigates"]
+    assert found.p is None and "the base's own writing, not source data" in found.reason
+
+
 @pytest.mark.parametrize("apart", [1.0, 10.0])
 def test_no_list_of_rates_speaks_for_itself(apart: float) -> None:
     """Validation losses of pure noise: neither equal lists nor lists a decade apart decide."""

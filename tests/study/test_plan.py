@@ -26,7 +26,8 @@ from laura.study import extras
 from laura.study.material import ExampleEncoder
 from laura.study.plan import work
 from laura.study.plan.memory import trainable_parameters
-from laura.study.plan.planning import announcement, plan, refuse_arms
+from laura.study.plan.misfits import refuse_arms
+from laura.study.plan.planning import announcement, plan
 from laura.study.plan.shapes import shapes_from, shapes_of
 from laura.study.plan.text import paper_rows, plan_line, plan_text
 from laura.study.plan.work import (
@@ -508,11 +509,10 @@ def test_a_comparison_announces_what_is_trained_only() -> None:
         ({"method": "full", "layers": [1, 99]}, "layers", "names 99"),
         ({"method": "lora", "layers": [99]}, "layers", "numbered 0 to"),
         ({"method": "lora", "layers": [0], "targets": ["layers.1.mlp.up_proj"]}, "layers", "none"),
+        ({"method": "lora", "protect": 128}, "protect", "at most 127"),
     ],
 )
-def test_layers_that_the_base_lacks(
-    tmp_path: Path, arm: dict[str, Any], path: str, words: str
-) -> None:
+def test_what_the_base_lacks(tmp_path: Path, arm: dict[str, Any], path: str, words: str) -> None:
     file = tmp_path / "p.yaml"
     data = micro_recipe().model_dump(mode="json") | {"arms": {"x": arm}}
     file.write_text(json.dumps(data))
@@ -520,6 +520,24 @@ def test_layers_that_the_base_lacks(
     assert ended.exit_code == 2
     fault = json.loads(ended.stdout)["error"]["faults"][0]
     assert fault["path"] == f"arms.x.{path}" and words in fault["problem"]
+
+
+def test_nothing_is_drawn_or_trained_where_an_arm_does_not_fit(tmp_path: Path) -> None:
+    data = micro_recipe().model_dump(mode="json")
+    data["data"]["replay"] = [{"source": "base_samples", "count": 3000}]
+    data["arms"] = {
+        "good": {"method": "lora", "replay": 0.1},
+        "wide": {"method": "lora", "rank": 100_000},
+        "bare": {"method": "lora", "protect": 5000},
+        "odd": {"method": "oft", "block_size": 7},
+    }
+    file, out = tmp_path / "p.yaml", tmp_path / "out"
+    file.write_text(json.dumps(data))
+    ended = CliRunner().invoke(cli.app, ["compare", str(file), "--out", str(out), "--json"])
+    assert ended.exit_code == 2, ended.stderr
+    faults = {one["path"] for one in json.loads(ended.stdout)["error"]["faults"]}
+    assert faults == {"arms.wide.rank", "arms.bare.protect", "arms.odd.block_size"}
+    assert not (out / "replay").exists() and not (out / "runs").exists()
 
 
 def series_file(folder: Path) -> str:

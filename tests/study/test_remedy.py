@@ -246,11 +246,15 @@ def run(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 def test_a_broken_adapter_is_refused_and_what_stands_is_not_measured_again(tmp_path: Path) -> None:
     broken, out = adapter(tmp_path / "broken", 0.3), tmp_path / "out"
+    config = json.loads((broken / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "somebody/else"
+    (broken / "adapter_config.json").write_text(json.dumps(config))
     given = ["remedy", "micro", "--adapter", str(broken), "--data", "micro-code:test",
-             "--source-text", "micro-source", "--limit", "100", "--out", str(out),
-             "--json"]  # fmt: skip
+             "--source-text", "micro-source", "--tasks", "source_loss", "--limit", "100",
+             "--out", str(out), "--json"]  # fmt: skip
     first = run(given)
     assert first.returncode == 4, first.stderr
+    assert "not verified" in first.stderr and "'somebody/else'" in first.stderr
     answer = json.loads(first.stdout)
     assert not answer["accepted"] and "not surely learnt" in answer["answer"]
     assert len(answer["candidates"]) == 6 and not (out / "adapter").exists()
@@ -269,6 +273,10 @@ def test_faults_are_told_before_anything_is_measured(tiny_folder: Path, tmp_path
         laura.remedy("micro", good, **{**plain, "data": str(few)}, out=tmp_path / "a")
     with pytest.raises(UsageError, match="a share between 0 and 1"):
         laura.remedy("micro", good, **plain, margin=5, out=tmp_path / "b")
+    with pytest.raises(UsageError, match="no mean with tasks"):
+        laura.remedy(
+            "micro", good, **plain, tasks=["source_loss", "micro_facts"], out=tmp_path / "i"
+        )
     with pytest.raises(UsageError, match="no task"):
         laura.remedy("micro", good, **plain, tasks=["nothing"], out=tmp_path / "c")
     for minutes in (-1, 1441, float("nan")):
@@ -280,7 +288,12 @@ def test_faults_are_told_before_anything_is_measured(tiny_folder: Path, tmp_path
         laura.remedy("micro", good, **plain, train=str(few), minutes=1, out=tmp_path / "g")
     with pytest.raises(DataError, match=r"train holds \d+ rows that are measured on"):
         laura.remedy("micro", good, **plain, train="micro-code:test", minutes=1, out=tmp_path / "h")
-    assert not any((tmp_path / name).exists() for name in "abcefgh")
+    assert not any((tmp_path / name).exists() for name in "abcefghi")
+    for out in ("here", "good"):  # where the answer would be written over it
+        inside = adapter(tmp_path / out / "adapter", 0.01) if out == "here" else good / "candidates"
+        with pytest.raises(UsageError, match="is written anew; give another folder"):
+            laura.remedy("micro", inside, **plain, out=tmp_path / out)
+    assert weights(tmp_path / "here" / "adapter")
     other = adapter(tmp_path / "other", 0.01, str(tiny_folder))
     with pytest.raises(AdapterError, match="another base"):
         laura.remedy("micro", other, **plain, out=tmp_path / "d")

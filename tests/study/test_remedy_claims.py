@@ -51,7 +51,7 @@ NULL = {"null": {**LORA, "init": "lora_null"}, "corda": {**LORA, "init": "corda"
 OTHERS: Arms = {
     "l2sp": {**FULL, "weight_decay": 0.01, "weight_decay_toward": "base"},
     "lora": LORA,
-    "ema": {**FULL, "average": "ema"},
+    "full": {**FULL, "after": {"scale": [0.5]}},
     "flow": {**FULL, "token_weight": "flow"},
 }
 
@@ -75,12 +75,13 @@ def test_each_claim_on_a_remedy_can_be_supported_and_contradicted(claim: str) ->
 @pytest.mark.parametrize(("verdict", "kept"), [("supported", 0.75), ("contradicted", 0.3)])
 def test_one_that_beats_four_others_needs_them_all(verdict: str, kept: float) -> None:
     arms = {"talr": {**FULL, "token_weight": "talr"}, **OTHERS}
-    levels = {**dict.fromkeys(OTHERS, 1.05 - kept), "talr": kept}
-    found = judged(arms, dict.fromkeys(arms, 0.7), levels)["talr-beats-others"]
+    names = [*arms, "full-scale-0.5"]
+    levels = {**dict.fromkeys(names, 1.05 - kept), "talr": kept}
+    found = judged(arms, dict.fromkeys(names, 0.7), levels)["talr-beats-others"]
     assert found.verdict == verdict and len(found.evidence) == 4
-    fewer = {name: own for name, own in arms.items() if name != "ema"}
+    fewer = {name: own for name, own in arms.items() if name != "full"}
     silent = judged(fewer, dict.fromkeys(fewer, 0.7), levels)["talr-beats-others"]
-    assert silent.missing == ["no arm of weight averaging alone"]
+    assert silent.missing == ["no arm of WiSE-FT alone"]
 
 
 @pytest.mark.parametrize(("verdict", "kept"), [("supported", 0.75), ("contradicted", 0.3)])
@@ -142,11 +143,41 @@ def test_an_arm_that_differs_in_more_than_the_remedy_is_no_comparison() -> None:
     assert found.missing == ["no arm with token_weight dft beside the same arm without"]
 
 
-def test_of_several_strengths_the_largest_is_compared() -> None:
-    strong = {f"kl-{at}": {**LORA, "penalty": "kl", "penalty_strength": at} for at in (0.1, 0.3)}
+@pytest.mark.parametrize(
+    ("strengths", "taken"),
+    [((0.1, 0.3), "kl-0.3"), ((0.03, None), "kl-None"), ((None, 0), "kl-None")],
+)
+def test_of_several_strengths_the_largest_is_compared(
+    strengths: tuple[float | None, ...], taken: str
+) -> None:
+    """Where none is given it is the remedy's own, 0.1 here."""
+    strong = {f"kl-{at}": {**LORA, "penalty": "kl", "penalty_strength": at} for at in strengths}
     arms = {"lora": LORA, **strong}
     found = judged(arms, dict.fromkeys(arms, 0.7), {})["kl-forgets-less"]
-    assert [row.arms for row in found.evidence] == [["lora", "kl-0.3"]]
+    assert taken in {row.arms[1] for row in found.evidence}
+    assert {row.arms[1] for row in found.evidence} == {taken}
+
+
+def test_a_strength_of_0_is_the_plain_arm() -> None:
+    arms = {
+        "plain": {**LORA, "penalty": "kl", "penalty_strength": 0},
+        "kl": {**LORA, "penalty": "kl"},
+    }
+    found = judged(arms, dict.fromkeys(arms, 0.7), {"plain": 0.3, "kl": 0.75})["kl-forgets-less"]
+    assert found.verdict == "supported", found.reason
+    assert [row.arms for row in found.evidence] == [["plain", "kl"]]
+
+
+@pytest.mark.parametrize(("verdict", "kept"), [("supported", 0.75), ("contradicted", 0.3)])
+def test_replay_of_what_the_base_writes(verdict: str, kept: float) -> None:
+    arms: Arms = {"lora": LORA, "mixed": {**LORA, "replay": 0.1}}
+    levels = {"lora": 1.05 - kept, "mixed": kept}
+    ours = {**FIVE, "replay": "{source: base_samples, count: 9}"}
+    made = setting(dict.fromkeys(arms, 0.7), levels, arms=arms, **{**SURE, "own": ours})
+    found = claims(made)["own-replay-forgets-less"]
+    assert found.verdict == verdict, found.reason
+    theirs = setting(dict.fromkeys(arms, 0.7), levels, arms=arms, **SURE)
+    assert "own-replay-forgets-less" not in claims(theirs)
 
 
 def test_every_comparison_has_a_joint_interval_that_holds_its_own() -> None:
@@ -171,5 +202,5 @@ def test_every_remedy_has_a_claim_and_a_line_in_the_papers() -> None:
         assert f"`{claim.id}`" in text, claim.id
     assert {claim.id for claim in REMEDY_CLAIMS} == {
         *PAIRS, "talr-beats-others", "kl-predicts-forgetting", "lora-null-beats-others",
-        "scale-forgets-less", "intruders-forgets-less",
+        "scale-forgets-less", "intruders-forgets-less", "own-replay-forgets-less",
     }  # fmt: skip

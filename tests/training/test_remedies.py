@@ -386,7 +386,7 @@ def test_no_bit_changes_where_layers_are_passed_once_more(tmp_path: Path) -> Non
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, method: str) -> None:
     """What it compares with is the base as before its first step, whenever it goes on."""
-    arm = make_arm(method, token_weight="talr", penalty="kl", average="bema", pace="finch")
+    arm = make_arm(method, token_weight="stm", penalty="kl", average="bema", pace="finch")
     section = make_section(validate_every=2)
     plan = make_plan(section, (600, 1200))
     train_arm(tmp_path / "whole", arm, section, plan)
@@ -490,6 +490,29 @@ def test_faults_are_told_together_before_torch_is_needed() -> None:
     assert "at most 1 with token_weight: stm" in faults["arms.lora.token_weight_strength"]
     assert "train.devices: 2" in faults["arms.lora.token_weight"]
     assert "forks one trunk into branches" in faults["arms.lora.average"]
+
+
+def test_an_arm_that_is_wrong_hides_no_other() -> None:
+    """Not what pydantic finds, nor what a grid or `after` makes, nor what does not go together."""
+    faults = faults_of(
+        GOOD,
+        (
+            "arms.lora.after={'scale': [0.5, 0.5]}",
+            "arms.typo={'method': 'full', 'token_weigth': 'dft'}",
+            "arms.griddy={'method': 'lora', 'grid': {'rank': [4, 4]}}",
+            "arms.strong={'method': 'full', 'token_weight': 'stm', 'token_weight_strength': 2}",
+            "arms.spread={'method': 'full', 'average': 'ema'}",
+            "arms.changed={'method': 'lora', 'of': 'lora', 'change': 'scale', 'factor': 0.5}",
+            "arms.twice={'method': 'full', 'token_weight': 'talr', 'penalty': 'kl'}",
+            "arms.begun={'method': 'lora', 'init': 'milora', 'penalty': 'clora'}",
+            "train.schedule=trapezoidal",
+        ),
+    )
+    assert {path.split(".")[1] for path in faults} == {
+        "lora", "typo", "griddy", "strong", "spread", "twice", "begun",
+    }  # fmt: skip
+    assert "mean weight of a step" in faults["arms.twice.penalty"]
+    assert "begin as parts of the weight" in faults["arms.begun.penalty"]
 
 
 def test_a_grid_goes_over_a_strength() -> None:

@@ -189,6 +189,8 @@ def replay_mitigates(setting: Setting) -> list[Statement]:
 
     Of each method the largest fraction. Both must have learnt something.
     """
+    if setting.replays_itself:
+        raise TooThin("what is replayed is the base's own writing, not source data")
     parts = []
     for plain in (arm for arm in setting.arms if not arm.number("replay")):
         with_replay = [

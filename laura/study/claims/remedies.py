@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from laura.analysis.tradeoff import explained
-from laura.recipe.tasks import DRIFT
+from laura.recipe.remedies import PLACES
 from laura.results.statistics import MIN_SEEDS, TooThin, count, over_runs
 from laura.study.claims.claimed import FRONT, PARTS, SEEDS, Claimed, Question, Scope
 from laura.study.claims.outcomes import at_equal_learning, forgot_more, learnt_more
@@ -61,6 +61,11 @@ def beats_all(used: Used, others: Mapping[str, Used], setting: Setting) -> list[
             for name, (one, *_) in zip(others, rest, strict=True)]  # fmt: skip
 
 
+def own_replay_forgets_less(setting: Setting) -> list[Statement]:
+    """Forgetting without replay minus with what the base writes is above 0, at equal learning."""
+    return forgets_less({"replay": ANY}, {}, setting)
+
+
 def divergence_predicts(setting: Setting) -> list[Statement]:
     """The share of forgetting that KL from the base explains, over all points of a seed, is .7.
 
@@ -84,7 +89,7 @@ def _divergences(setting: Setting, seed: int) -> Iterator[tuple[float, float]]:
     """(nats, forgetting) of every point of a seed."""
     base = setting.base_scores(FORGETTING, [seed])
     for point in setting.evidence.points:
-        kl = next((point.results[name] for name in DRIFT if name in point.results), None)
+        kl = point.results.get("kl")
         if point.seed != seed or kl is None:
             continue
         try:
@@ -134,9 +139,12 @@ def _is_only(arm: Kind, used: Used) -> bool:
 
 
 def _strength(arm: Kind, used: Used) -> float:
-    return arm.number("factor") + sum(
-        arm.number(f"{key}_strength") + arm.number(key) for key in used
-    )
+    """How much of the remedy an arm has; where it names no strength, the remedy's own."""
+    total = arm.number("factor") + sum(map(arm.number, used))
+    for place in used.keys() & PLACES.keys():
+        given = arm.settings.get(f"{place}_strength")
+        total += PLACES[place][arm.settings[place]].strength if given is None else float(given)
+    return total
 
 
 def _words(used: Used) -> str:
@@ -166,7 +174,12 @@ def _having(used: Used) -> Scope:
     )
 
 
+_OWN_REPLAY = Scope(
+    "arm that replays what the base writes",
+    lambda setting: setting.replays_itself and any(arm.number("replay") for arm in setting.arms),
+)
 _DFT, _KL, _LORA = {"token_weight": "dft"}, {"penalty": "kl"}, {"method": "lora"}
+_WISE_FT = {"method": "full", "of": ANY, "change": "scale"}
 _EMA, _FLOW, _PISSA = {"average": "ema"}, {"token_weight": "flow"}, {"init": "pissa"}
 _CORDA, _MILORA = {"init": "corda"}, {"init": "milora"}
 _L2SP = {"weight_decay_toward": "base"}
@@ -176,9 +189,9 @@ REMEDY_CLAIMS = (
     _claim("eaft-forgets-less", "At the same learning EAFT forgets less than plain finetuning.",
            "arXiv:2601.02151", forgets_less, {"token_weight": "eaft"}),
     _claim("talr-beats-others",
-           "At the same learning TALR forgets less than L2-SP, LoRA, weight averaging and FLOW.",
+           "At the same learning TALR forgets less than L2-SP, LoRA, WiSE-FT and FLOW.",
            "Lin et al. 2025, arXiv:2509.20758", beats_all, {"token_weight": "talr"},
-           {"L2-SP": _L2SP, "LoRA": _LORA, "weight averaging": _EMA, "FLOW": _FLOW}),
+           {"L2-SP": _L2SP, "LoRA": _LORA, "WiSE-FT": _WISE_FT, "FLOW": _FLOW}),
     _claim("stm-forgets-less", "Tuned, STM forgets less than plain finetuning.",
            "arXiv:2501.14315", forgets_less_tuned, {"token_weight": "stm"}),
     _claim("flow-forgets-less", "Tuned, FLOW forgets less than plain finetuning.",
@@ -231,6 +244,9 @@ REMEDY_CLAIMS = (
            "At the same learning scaled intruder dimensions forget less than the whole ones.",
            "Shuttleworth et al. 2024, arXiv:2410.21228", forgets_less,
            {"of": ANY, "change": "intruders"}),
+    Claimed("own-replay-forgets-less",
+            "At the same learning replay of the base's own writing forgets less.",
+            "arXiv:2505.13811", "equal learning", FRONT, own_replay_forgets_less, _OWN_REPLAY),
     _claim("sdft-forgets-less",
            "At the same learning answers in the base's own words forget less than the data's.",
            "Yang et al. 2024, arXiv:2402.13669", forgets_less, {"rewritten": True}),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from laura.models.targets import group_of
 from laura.recipe.remedies import PLACES
+from laura.recipe.sections import BASE_SAMPLES
 from laura.results.schema import Analysis
 from laura.results.statistics import (
     MIN_ITEMS,
@@ -91,8 +92,13 @@ class Kind:
         return {key for key in keys if self.used(key) != other.used(key)}
 
     def used(self, key: str) -> Any:
-        """The value of a setting; None where it is absent, or has the value for "not used"."""
-        value = self.settings.get(key)
+        """The value of a setting; None where it is absent, or has the value for "not used".
+
+        A remedy of strength 0 is not used, and neither is its strength.
+        """
+        value, place = self.settings.get(key), key.removesuffix("_strength")
+        if place in PLACES and self.settings.get(f"{place}_strength") == 0:
+            return None
         return None if value == UNUSED.get(key) else value
 
 
@@ -164,6 +170,11 @@ class Setting:
             kept = {key: value for key, value in dumped.items() if key not in NOT_COMPARED}
             found.append(Kind(name, kept))
         return found
+
+    @property
+    def replays_itself(self) -> bool:
+        """Whether what is replayed is written by the base, some of it or all."""
+        return any(one.source == BASE_SAMPLES for one in self.evidence.recipe.data.replay)
 
     @property
     def tuned_arms(self) -> list[Kind]:

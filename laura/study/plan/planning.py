@@ -6,30 +6,28 @@ No torch but where this machine is measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laura.data.corpus import MOST_WORKERS
 from laura.models.cache import model_entry
-from laura.models.families import expert_of
 from laura.models.registry import MODELS, PackagedModel
-from laura.models.targets import is_named
 from laura.recipe.reading import Series
-from laura.recipe.sections import AdapterArm, Arm, BaseSection, LoraArm, OftArm, Recipe
-from laura.results.errors import Fault, ModelError, RecipeError, UsageError
+from laura.recipe.sections import BaseSection, Recipe
+from laura.results.errors import ModelError, UsageError
 from laura.results.progress import duration_text
 from laura.study.claims.simulated import could_decide
 from laura.study.plan.fitting import arm_parts, fit, opened
 from laura.study.plan.machine import Machine, absent_gpu, measure_machine
 from laura.study.plan.memory import (
-    adapted_maps,
     evaluation_parts,
     pass_of,
     trainable_parameters,
     training_parts,
 )
+from laura.study.plan.misfits import refuse_arms
 from laura.study.plan.shapes import Shapes, shapes_of
 from laura.study.plan.text import count_text, plan_line
 from laura.study.plan.work import (
@@ -133,59 +131,6 @@ def plan(
 def least_width(shapes: Shapes) -> int:
     """Fewest directions that a matrix of the base has."""
     return min(min(shape) for shape in shapes.maps.values())
-
-
-def refuse_arms(recipe: Recipe, shapes: Shapes) -> None:
-    """Check that the arms fit the base's matrices.
-
-    Raises:
-        RecipeError: a layer that the base lacks, a target that names no map, or a rank that
-            exceeds one; all are listed.
-    """
-    faults = []
-    for name, arm in recipe.arms.items():
-        faults += [Fault(f"arms.{name}.{key}", problem) for key, problem in _misfits(arm, shapes)]
-    if recipe.base.quantization is not None and shapes.experts:
-        faults.append(Fault("base.quantization", "holds linear maps, and experts lie stacked"))
-    if faults:
-        raise RecipeError(faults, f"{recipe.name} on {recipe.base.model}")
-
-
-def _misfits(arm: Arm, shapes: Shapes) -> Iterator[tuple[str, str]]:
-    strange = [number for number in arm.layers or () if number >= shapes.layers]
-    if strange:
-        problem = f"names {', '.join(map(str, strange))}, but the base's {shapes.layers} decoder"
-        yield "layers", f"{problem} layers are numbered 0 to {shapes.layers - 1}"
-        return
-    if not isinstance(arm, AdapterArm):
-        return
-    targets = () if isinstance(arm.targets, str) else arm.targets
-    full_names = [full for full, _ in shapes.named_maps()]
-    absent = [t for t in targets if not any(is_named(full, t) for full in full_names)]
-    adapted = adapted_maps(shapes, arm)
-    # What an adapter made elsewhere changes stands in its own file.
-    if absent and arm.external is None:
-        kinds = ", ".join(dict.fromkeys(part.rsplit(".", 1)[1] for part in shapes.maps))
-        yield "targets", f"names {', '.join(absent)}, which the base lacks; it has {kinds}"
-    elif not adapted and arm.external is None:
-        yield "layers", f"is {arm.layers}, where none of the targets lies"
-    plain = isinstance(arm, LoraArm) and not (
-        arm.dropout or arm.dora or arm.protect or arm.init != "default"
-    )
-    if not plain and any(map(expert_of, (full for full, _ in adapted))):
-        yield "targets", "has experts, which take plain LoRA without dropout; give attention"
-    if isinstance(arm, OftArm):
-        odd = {full.rsplit(".", 1)[1]: i for full, (_, i) in adapted if i % arm.block_size}
-        if odd:
-            maps = ", ".join(f"{kind} ({i})" for kind, i in odd.items())
-            yield "block_size", f"is {arm.block_size}, which does not divide the inputs of {maps}"
-        return
-    assert isinstance(arm, LoraArm)
-    small = {full.rsplit(".", 1)[1]: shape for full, shape in adapted if arm.rank > min(shape)}
-    if small:
-        maps = ", ".join(f"{kind} ({o} x {i})" for kind, (o, i) in small.items())
-        least = min(min(shape) for shape in small.values())
-        yield "rank", f"is {arm.rank}, more than {maps} can have; at most {least}"
 
 
 def check_devices(counts: Sequence[int]) -> list[int]:
