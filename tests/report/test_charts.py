@@ -220,6 +220,36 @@ def test_the_front_rings_the_points_that_were_found(full_study: Study) -> None:
     assert rings(tradeoff.draw(replace(full_study, analysis=analysis))[0]) == []
 
 
+def test_names_of_the_front_do_not_lie_over_one_another(full_study: Study) -> None:
+    found = full_study.analysis.tradeoff
+    assert found is not None
+    # Beside the front, one arm at two rates that ended where another one did.
+    points = list(full_study.summary.points)
+    crowd = [p.model_copy(update={"learning_rate": rate, "selected": False})
+             for p in points for rate in (1.1e-5, 1.2e-5)
+             if (p.arm, p.budget) == ("full", 80_000) and p.selected]  # fmt: skip
+    front = [found.front[0].model_copy(update={
+                "arm": "full", "learning_rate": rate, "budget": 80_000,
+                "runs": tuple(p.run for p in crowd if p.learning_rate == rate)})
+             for rate in (1.1e-5, 1.2e-5)]  # fmt: skip
+    summary = full_study.summary.model_copy(update={"points": (*points, *crowd)})
+    pareto = found.model_copy(update={"front": (*found.front, *front)})
+    analysis = full_study.analysis.model_copy(update={"tradeoff": pareto})
+    panel = tradeoff.draw(replace(full_study, summary=summary, analysis=analysis))[0]
+    [ring] = rings(panel)
+    everything = drawn(panel)
+    assert len(everything["datasets"][ring["data"]["name"]]) == 5
+    words = [layer for layer in everything["layer"] if layer["mark"]["type"] == "text"]
+    named = [row["front_label"] for layer in words
+             for row in everything["datasets"][layer["data"]["name"]]
+             if "front_label" in row]  # fmt: skip
+    assert sum(name.startswith("full ") for name in named) == 1
+    assert any(name.startswith("lora") for name in named)
+    assert f"{5 - len(named)} more names" in json.dumps(everything["title"])
+    # Who cannot see it hears of all five.
+    assert all(f"full {rate} 80k" in panel.description for rate in ("1.1e-5", "1.2e-5"))
+
+
 # ----- lines -----
 
 

@@ -57,7 +57,10 @@ def tradeoff(study: Study) -> list[ChartPanel]:
             word = right.short_title
             word = word if word[1:2].isupper() else word[:1].lower() + word[1:]
             told = ["Better is up and right; markers grow with budget.", style.BARS]
-            told += ["Dotted, with rings: Pareto front (arm, rate, budget)."] if front else []
+            if front:
+                told.append("Dotted, with rings: Pareto front (arm, rate, budget).")
+            if left_out := len(front) - len(_apart(front)):
+                told.append(f"{left_out} more names would lie over these; the table has all.")
             drawing = style.titled(layers, f"{up.short_title} against {word}", *told)
             words = (
                 f"Scatter of what was learnt ({up.title}) against what was forgotten "
@@ -187,11 +190,11 @@ def _front_names(rows: list[Row]) -> list[altair.Chart]:
 
     Near the right edge, where little was forgotten, they stand to the left.
     """
-    places = [row["x"] for row in rows]
+    places, named = [row["x"] for row in rows], _apart(rows)
     edge = 0.75 * min([0.0, *places]) + 0.25 * max(places, default=0.0)
     sides: tuple[tuple[Literal["left", "right"], int, list[Row]], ...] = (
-        ("left", 12, [row for row in rows if row["x"] >= edge]),
-        ("right", -12, [row for row in rows if row["x"] < edge]),
+        ("left", 12, [row for row in named if row["x"] >= edge]),
+        ("right", -12, [row for row in named if row["x"] < edge]),
     )
     return [
         style.chart(own)
@@ -200,6 +203,26 @@ def _front_names(rows: list[Row]) -> list[altair.Chart]:
         for align, dx, own in sides
         if own
     ]
+
+
+# Shares of the axes: a letter's width, a line's height.
+_LETTER, _LINE = 0.015, 0.045
+
+
+def _apart(rows: list[Row]) -> list[Row]:
+    """Points whose names do not lie over one another; those that learnt more go first."""
+    # The base, at zero, is always on the axes.
+    wide, high = (max(0.0, *found) - min(0.0, *found) for found in (
+        [row[axis] for row in rows] or [0.0] for axis in ("x", "y")))  # fmt: skip
+    named: list[Row] = []
+    for row in sorted(rows, key=lambda row: -row["y"]):
+        if not any(
+            abs(row["x"] - other["x"]) < _LETTER * len(row["front_label"]) * wide
+            and abs(row["y"] - other["y"]) < _LINE * high
+            for other in named
+        ):
+            named.append(row)
+    return named
 
 
 # ----- task by task -----
