@@ -1,4 +1,4 @@
-"""Remedies of a study ranked by forgetting at equal learning, and the claims about them.
+"""Remedies of a study ranked by forgetting at equal learning, their scores, and their claims.
 
     python scripts/remedy_tables.py studies/micro-arena > tables.md     a study, or a series
 
@@ -12,14 +12,17 @@ import sys
 from pathlib import Path
 
 from laura.report import formats
+from laura.report.arms import groups
 from laura.results.schema import (
     ANALYSIS_FILE,
     CLAIMS_FILE,
+    SUMMARY_FILE,
     Analysis,
     Area,
     Comparison,
     Estimated,
     Judgement,
+    Summary,
     read_file,
 )
 from laura.results.store import SeriesStore, StudyStore
@@ -85,6 +88,24 @@ def ranking(judged: Judgement, areas: dict[str, Area]) -> list[str]:
     return rows
 
 
+def scores(summary: Summary) -> list[str]:
+    """A row for each rate of each arm: means over seeds, beside the base, and which chose it."""
+    names = [*summary.measure.learning, *summary.forgetting_measures]
+    tasks = [summary.task(name) for name in names]
+    titles = [f"{task.title}, tuned minus base" for task in tasks]
+    head = ["arm", "rate", "budget", "best for seeds", "validation loss", *titles]
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for group in groups(summary):
+        best = ", ".join(str(point.seed) for point in group.points if point.selected)
+        cells = [
+            group.arm, group.rate, formats.count(group.budget), best or formats.ABSENT,
+            formats.value(group.value("validation_loss"), summary.task("validation_loss")),
+            *(formats.change(group.change(task.name), task) for task in tasks),
+        ]  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def claims(judged: Judgement) -> list[str]:
     """A row for each claim that could be judged."""
     rows = ["| claim | joint | alone | effect |", "|---|---|---|---|"]
@@ -97,7 +118,7 @@ def claims(judged: Judgement) -> list[str]:
 
 
 def main() -> None:
-    """Print a ranking of each setting, and the claims, which are judged over all of them."""
+    """Print a ranking and the scores of each setting, and the claims, judged over all of them."""
     if len(sys.argv) != 2:
         raise SystemExit((__doc__ or "").strip())
     store = SeriesStore(Path(sys.argv[1]))
@@ -107,6 +128,8 @@ def main() -> None:
         tradeoff = read_file(Analysis, study.folder / ANALYSIS_FILE).tradeoff
         areas = {} if tradeoff is None else tradeoff.area
         print("\n".join([f"### {name}", "", alone.answer, "", *ranking(alone, areas), ""]))
+        summary = read_file(Summary, study.folder / SUMMARY_FILE)
+        print("\n".join([f"### Every rate of {name}", "", *scores(summary), ""]))
     print("\n".join(["### Claims", "", judged.answer, "", *claims(judged)]))
 
 

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import io
 import re
+import statistics
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from laura.report import formats
 from laura.report.blocks import Table
 from laura.report.study import Study
 from laura.report.tables import layer_table, module_table, spectra_tables, summary_table
-from laura.results.schema import Judgement, Summary
+from laura.results.schema import Judgement, PointRow, Summary
+from scripts import remedy_tables
 from tests.report.gallery import JUDGEMENT
 
 Build = Callable[..., dict[str, Any]]
@@ -140,3 +143,25 @@ def test_a_terminal_shows_everything_whole() -> None:
     for word in ("module", "effective", "intruders", "4096x11008", "1,000.5", "3.0", "down_proj"):
         assert word in text
     assert "…" not in text
+
+
+def test_remedy_tables_hold_every_rate(full_study: Study) -> None:
+    """Means over seeds, from the points themselves."""
+    summary = full_study.summary
+    head, _, *rows = remedy_tables.scores(summary)
+    assert f"| {summary.task('source_loss').title}, tuned minus base |" in head
+    told = {}
+    for row in rows:
+        arm, rate, budget, best, validation, *_ = (c.strip() for c in row.strip("|").split("|"))
+        told[arm, rate, budget] = (best, validation.split(" ")[0])
+    wanted: dict[Any, list[PointRow]] = {}
+    for point in summary.points:
+        key = point.arm, formats.rate(point.learning_rate), formats.count(point.budget)
+        wanted.setdefault(key, []).append(point)
+    assert told == {
+        key: (
+            ", ".join(str(p.seed) for p in own if p.selected) or "–",
+            f"{statistics.fmean(p.scores['validation_loss'].value for p in own):.3f}",
+        )
+        for key, own in wanted.items()
+    }
