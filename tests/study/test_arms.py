@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from laura.models.registry import MICRO_BASE
 from laura.recipe.reading import parse_recipe
 from laura.recipe.sections import BaseSection, FullArm, LoraArm, TrainSection
-from laura.results.errors import ModelError
+from laura.results.errors import RecipeError
 from laura.results.store import StudyStore
 from laura.study.workbench import Workbench
 from tests.study.carried_out import compare
@@ -165,7 +165,7 @@ def test_an_arm_that_asks_for_a_layer_too_many_stops_before_anything_is_measured
     tmp_path: Path,
 ) -> None:
     recipe = parse_recipe(RECIPE.format(precision="fp32").replace("layers: [2]", "layers: [4]"))
-    with pytest.raises(ModelError, match="names 4, but this model's 4 decoder layers"):
+    with pytest.raises(RecipeError, match=r"arms\.full-layers\.layers: names 4, but the base's 4"):
         compare(recipe, study=tmp_path / "arms")
     assert not (tmp_path / "arms" / "base").exists()
     assert not (tmp_path / "arms" / "runs").exists()
