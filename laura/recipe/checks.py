@@ -87,7 +87,10 @@ def _sections_of(faults: Iterable[Fault]) -> set[str]:
 
 
 def _without(data: dict[str, Any], faults: Sequence[Fault]) -> dict[str, Any]:
-    """The sections without faults; of `arms` those arms, where it is theirs that are new."""
+    """The sections without faults; of `arms` those arms that have none, if some have.
+
+    Less is left with each call, down to nothing.
+    """
     faulty, arms = _sections_of(faults), data.get("arms")
     left = {k: data[k] for k in Recipe.model_fields if k in data and k not in faulty}
     if "arms" in faulty and isinstance(arms, dict):

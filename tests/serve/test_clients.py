@@ -182,7 +182,7 @@ def test_tokens_cost_a_request_and_are_bounded_like_a_chat(micro_tokenizer: Any)
     assert ask({"prompt": "a"}, **key("ann")) == (429, "rate_limit_exceeded") and encoded == ["a"]
     until(lambda: not house.used("ann").running)  # given back a moment after the answer
     usage = house.used("ann")
-    assert (usage.tokens, usage.tokens_left) == (0, 100)
+    assert (usage.running, usage.tokens, usage.tokens_left) == (0, 0, 100)
 
 
 def test_pages_of_chosen_sites_may_ask(micro_tokenizer: Any) -> None:

@@ -144,18 +144,21 @@ def test_an_arm_that_differs_in_more_than_the_remedy_is_no_comparison() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strengths", "taken"),
-    [((0.1, 0.3), "kl-0.3"), ((0.03, None), "kl-None"), ((None, 0), "kl-None")],
+    ("strengths", "pairs"),
+    [
+        ((0.1, 0.3), [["lora", "kl-0.3"]]),
+        ((0.03, None), [["lora", "kl-None"]]),
+        ((None, 0), [["lora", "kl-None"], ["kl-0", "kl-None"]]),
+    ],
 )
 def test_of_several_strengths_the_largest_is_compared(
-    strengths: tuple[float | None, ...], taken: str
+    strengths: tuple[float | None, ...], pairs: list[list[str]]
 ) -> None:
-    """Where none is given it is the remedy's own, 0.1 here."""
+    """Where none is given it is the remedy's own, 0.1 here; with 0 an arm is plain."""
     strong = {f"kl-{at}": {**LORA, "penalty": "kl", "penalty_strength": at} for at in strengths}
     arms = {"lora": LORA, **strong}
     found = judged(arms, dict.fromkeys(arms, 0.7), {})["kl-forgets-less"]
-    assert taken in {row.arms[1] for row in found.evidence}
-    assert {row.arms[1] for row in found.evidence} == {taken}
+    assert [row.arms for row in found.evidence] == pairs
 
 
 def test_a_strength_of_0_is_the_plain_arm() -> None:

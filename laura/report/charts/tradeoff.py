@@ -209,11 +209,15 @@ def _front_names(rows: list[Row]) -> list[altair.Chart]:
 _LETTER, _LINE = 0.015, 0.045
 
 
+def _extent(rows: list[Row], axis: str) -> float:
+    """How far the points reach, with the base, which is always on the axes."""
+    places = [0.0, *(row[axis] for row in rows)]
+    return float(max(places) - min(places))
+
+
 def _apart(rows: list[Row]) -> list[Row]:
     """Points whose names do not lie over one another; those that learnt more go first."""
-    # The base, at zero, is always on the axes.
-    wide, high = (max(0.0, *found) - min(0.0, *found) for found in (
-        [row[axis] for row in rows] or [0.0] for axis in ("x", "y")))  # fmt: skip
+    wide, high = _extent(rows, "x"), _extent(rows, "y")
     named: list[Row] = []
     for row in sorted(rows, key=lambda row: -row["y"]):
         if not any(

@@ -61,11 +61,6 @@ def beats_all(used: Used, others: Mapping[str, Used], setting: Setting) -> list[
             for name, (one, *_) in zip(others, rest, strict=True)]  # fmt: skip
 
 
-def own_replay_forgets_less(setting: Setting) -> list[Statement]:
-    """Forgetting without replay minus with what the base writes is above 0, at equal learning."""
-    return forgets_less({"replay": ANY}, {}, setting)
-
-
 def divergence_predicts(setting: Setting) -> list[Statement]:
     """The share of forgetting that KL from the base explains, over all points of a seed, is .7.
 
@@ -162,9 +157,10 @@ _ASKED: dict[Callable[..., Any], tuple[Question, str]] = {
 
 def _claim(
     id: str, statement: str, source: str, look: Callable[..., list[Statement]], used: Used,
-    than: Any = MappingProxyType({}),
+    than: Any = MappingProxyType({}), scope: Scope | None = None,
 ) -> Claimed:  # fmt: skip
-    return Claimed(id, statement, source, *_ASKED[look], partial(look, used, than), _having(used))
+    asked = partial(look, used, than)
+    return Claimed(id, statement, source, *_ASKED[look], asked, scope or _having(used))
 
 
 def _having(used: Used) -> Scope:
@@ -244,9 +240,9 @@ REMEDY_CLAIMS = (
            "At the same learning scaled intruder dimensions forget less than the whole ones.",
            "Shuttleworth et al. 2024, arXiv:2410.21228", forgets_less,
            {"of": ANY, "change": "intruders"}),
-    Claimed("own-replay-forgets-less",
-            "At the same learning replay of the base's own writing forgets less.",
-            "arXiv:2505.13811", "equal learning", FRONT, own_replay_forgets_less, _OWN_REPLAY),
+    _claim("own-replay-forgets-less",
+           "At the same learning replay of the base's own writing forgets less.",
+           "arXiv:2505.13811", forgets_less, {"replay": ANY}, scope=_OWN_REPLAY),
     _claim("sdft-forgets-less",
            "At the same learning answers in the base's own words forget less than the data's.",
            "Yang et al. 2024, arXiv:2402.13669", forgets_less, {"rewritten": True}),
