@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PHONE = {"width": 375, "height": 740}
@@ -21,6 +21,8 @@ UNNAMED = """() => [...document.querySelectorAll(
   .filter(e => e.checkVisibility())
   .filter(e => !(e.textContent.trim() || e.ariaLabel || (e.labels || []).length))
   .map(e => e.outerHTML.slice(0, 90))"""
+# The live page asks again after twenty times as long as reading its study took.
+expect.set_options(timeout=60_000)
 
 
 def chromium() -> str:

@@ -69,7 +69,7 @@ class Visit(browsing.Visit):
         return columns.filter(has=self.page.get_by_role("heading", name=name, exact=True))
 
     def status(self, text: str) -> None:
-        expect(self.page.locator("#status")).to_have_text(text, timeout=20_000)
+        expect(self.page.locator("#status")).to_have_text(text)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_a_rate_and_a_seed_are_added_once_that_was_meant(visit: Visit, running: 
     assert read_steering(running).seeds[0].seed == 2
     # What another page or command changes is seen here too.
     ask_for_seed(running, 5)
-    expect(cell(page, "full@0.001@5")).to_have_text("in line", timeout=10_000)
+    expect(cell(page, "full@0.001@5")).to_have_text("in line")
 
 
 def test_a_study_that_is_deleted_or_finished_says_so(
@@ -121,11 +121,11 @@ def test_a_study_that_is_deleted_or_finished_says_so(
 ) -> None:
     page = visit.page
     shutil.rmtree(running)
-    expect(page.locator("#status")).to_have_text("No study here", timeout=10_000)
+    expect(page.locator("#status")).to_have_text("No study here")
     expect(page.locator("#more")).to_contain_text("deleted or moved")
     assert not page.locator("#main").is_visible()
     shutil.copytree(finished[1], running)
-    expect(page.locator("#status")).to_have_text("Finished", timeout=10_000)
+    expect(page.locator("#status")).to_have_text("Finished")
     expect(page.locator("#more")).to_contain_text("8 of 8 runs done")
     assert page.locator("#sofar").inner_text() != ""
 
@@ -134,7 +134,7 @@ def test_the_page_says_when_its_own_server_has_ended(browser: Browser, running: 
     with served(running) as url:
         visit = Visit(browser, url)
         visit.page.wait_for_selector("#labs .cell")
-    expect(visit.page.locator("#status")).to_have_text("Nobody answers", timeout=10_000)
+    expect(visit.page.locator("#status")).to_have_text("Nobody answers")
     assert visit.page.locator("#labs .cell").count() == 8  # what was known stays
     visit.page.close()
 
