@@ -35,7 +35,7 @@ if sys.argv[1] == "kept":
     keep_freed_memory()
 def work():
     return [torch.ones(n * 2**18) for n in (1, 9, 17, 25, 3)]  # megabytes
-for _ in range(3):
+for _ in range(10):  # until the heap has found its shape
     pieces = work(); del pieces
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
