@@ -480,7 +480,7 @@ def runtime(smollm2_folder: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory of a process")
 # Then one on a quantised base, two that pass their layers once more, and one beside its base.
-@pytest.mark.parametrize("number", [*range(5), -6, -5, -4, -2])
+@pytest.mark.parametrize("number", [0, 1, 3, -6, -5, -4, -2])
 def test_peak_memory_is_predicted(
     benchmark: Any, runtime: int, tmp_path: Path, number: int
 ) -> None:
